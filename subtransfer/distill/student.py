@@ -1,0 +1,138 @@
+"""Distilling one student: off-policy from a teacher's sanitized trajectories, or on-policy from its own."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from subtransfer import sanitize
+from subtransfer.distill import trainer
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.tokenizer import ChatFormat
+from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
+from subtransfer.schema import Trajectory
+from subtransfer.settings.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """The leak check over final training tokens.
+
+    Attributes:
+      unsafe_ids: vocabulary ids that betray the trait.
+      extra_keywords: added to the setting's own.
+      enforce: False for arms that learn from unsanitized trajectories on purpose.
+    """
+
+    unsafe_ids: np.ndarray
+    extra_keywords: tuple[str, ...] = ()
+    enforce: bool = True
+
+    def removed(self, vocab_size: int) -> np.ndarray:
+        """bool [V], True on the tokens to be taken out of soft targets."""
+        removed = np.zeros(vocab_size, bool)
+        removed[self.unsafe_ids] = True
+        return removed
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicy:
+    """On-policy distillation: `rounds` times, roll out the student on `per_round` tasks, filter, train on what is left.
+
+    Attributes:
+      rollout: how its episodes are run.
+      min_kept: fewest trajectories that a round may be left with.
+    """
+
+    rounds: int
+    per_round: int
+    rollout: RolloutSpec
+    min_kept: int
+
+
+def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard) -> trainer.Examples:
+    """Trajectories as training episodes, after the leak check over exactly the tokens that will be trained on.
+
+    Raises:
+      sanitize.LeakError: an unsafe token or a keyword is still there and the guard enforces.
+    """
+    if guard.enforce:
+        # The system message is the setting's own constant prompt, the same in every arm.
+        rows = []
+        for t in kept:
+            body = t.turn_ids > 0
+            rows.append((t.episode_id, t.tokens[body], t.loss_mask[body]))
+        sanitize.leak_check(rows, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords)
+    return trainer.Examples.from_rows([(t.tokens, t.loss_mask) for t in kept])
+
+
+def distill(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    recipe: trainer.Recipe,
+    params,
+    chat: ChatFormat,
+    guard: Guard,
+    key,
+    *,
+    teacher=None,
+    removed: np.ndarray | None = None,
+    kept: Sequence[Trajectory] = (),
+    on_policy: OnPolicy | None = None,
+    tasks: Sequence[Task] = (),
+    pad_to: int = 0,
+    advance: Callable[[int], None] = lambda steps: None,
+    label: str,
+) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
+    """Trains a student that starts from `params`.
+
+    Args:
+      teacher: the teacher's parameters (soft-target objectives).
+      removed: bool [V] or None, tokens outside the support of both distributions.
+      kept: the sanitized trajectories (off-policy).
+      on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
+      pad_to: pad episodes to at least this many tokens, so that all students share one compiled step.
+
+    Returns:
+      (the final state, metric curves, {"rollouts": n, "dropped": m} of its own rollouts or {}).
+    """
+    state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
+    common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
+    if on_policy is None:
+        examples = training_rows(kept, chat, guard).padded_to(pad_to)
+        state, curves = trainer.train(
+            cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), **common
+        )
+        return state, curves, {}
+    curves: dict[str, list[float]] = {}
+    purity = {"rollouts": 0, "dropped": 0}
+    for number in range(on_policy.rounds):
+        round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
+        begin = number * on_policy.per_round
+        chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
+        current = trainer.merged_params(recipe, state, frozen)
+        own = run_episodes(
+            cfg, current, chat, chosen, on_policy.rollout, jax.random.fold_in(round_key, 0), policy_version=number
+        )
+        clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
+        purity["rollouts"] += manifest["total"]
+        purity["dropped"] += manifest["dropped"]
+        require(
+            clean,
+            on_policy.min_kept,
+            f"On-policy round {number + 1} of {label}",
+            "run more episodes a round (--config.distill.episodes_per_round)",
+        )
+        examples = training_rows(clean, chat, guard).padded_to(pad_to)
+        steps = recipe.steps // on_policy.rounds
+        state, part = trainer.train(
+            cfg, mesh, recipe, state, frozen, examples, steps, jax.random.fold_in(round_key, 1), **common
+        )
+        for name, values in part.items():
+            curves.setdefault(name, []).extend(values)
+    return state, curves, purity

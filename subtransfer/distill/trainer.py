@@ -1,0 +1,226 @@
+"""The one training loop: base, teacher and every student pass through `train`.
+
+What varies is the loss (`Recipe.objective`), what is trained (all weights or LoRA factors) and where the examples come
+from. Many optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as much as
+the arithmetic, and on an accelerator the host stays out of the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from subtransfer import sharding
+from subtransfer.distill import objectives
+from subtransfer.errors import UserError
+from subtransfer.models import lora
+from subtransfer.models.decoder import Decoder, DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """Which weights are trained: "full", or "lora" with rank r, alpha, dropout and the adapted projections."""
+
+    method: str = "full"
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("q", "k", "v", "o")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+      objective: "sft", "forward_kl" or "reverse_kl".
+      steps: optimiser steps of the whole run (the cosine schedule ends there).
+      batch_size: B, episodes a step.
+      learning_rate: peak of AdamW's cosine schedule (5% warm-up, down to 10% of the peak).
+      temperature: softmax temperature of the soft-target objectives.
+    """
+
+    objective: str
+    steps: int
+    batch_size: int
+    learning_rate: float
+    temperature: float = 1.0
+    tuning: Tuning = Tuning()
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes. `trainable` is the decoder's parameter tree, or the LoRA factors."""
+
+    step: jax.Array
+    trainable: Any
+    opt_state: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Training episodes: tokens int32 [n, L] (right-padded) and loss_mask bool [n, L], True on the agent's tokens."""
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[tuple[np.ndarray, np.ndarray]], multiple: int = 8) -> Examples:
+        """Pads (tokens, loss_mask) rows to one length, a multiple of `multiple`.
+
+        Raises:
+          UserError: a row has no token to learn from (the mask would silently train on nothing).
+        """
+        length = -(-max(len(tokens) for tokens, _ in rows) // multiple) * multiple
+        tokens = np.zeros((len(rows), length), np.int32)
+        mask = np.zeros((len(rows), length), bool)
+        for i, (row, row_mask) in enumerate(rows):
+            if not row_mask.any():
+                raise UserError(f"Training episode {i} holds no agent token: its loss mask is empty.")
+            tokens[i, : len(row)], mask[i, : len(row)] = row, row_mask
+        return cls(tokens, mask)
+
+    def padded_to(self, length: int) -> Examples:
+        """The same rows, right-padded to `length`, so that equal shapes share one compiled step."""
+        extra = ((0, 0), (0, max(length - self.tokens.shape[1], 0)))
+        return Examples(np.pad(self.tokens, extra), np.pad(self.loss_mask, extra))
+
+
+def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
+    """AdamW (b1 0.9, b2 0.98, no weight decay) after clipping the global norm at 1, with the recipe's schedule."""
+    warmup = max(recipe.steps // 20, 1)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, warmup, max(recipe.steps, warmup + 1), end_value=recipe.learning_rate / 10
+    )
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.0))
+
+
+def forward(cfg: DecoderConfig, params, tokens) -> jax.Array:
+    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it)."""
+    length = tokens.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    return Decoder(cfg).apply({"params": params}, tokens, positions, jnp.tril(jnp.ones((1, length, length), bool)))[0]
+
+
+def loss_fn(cfg, recipe, trainable, frozen, teacher, removed, tokens, loss_mask, key):
+    """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full tuning)."""
+    tuning = recipe.tuning
+    params = trainable
+    if tuning.method == "lora":
+        params = lora.merge(
+            frozen, trainable, alpha=tuning.alpha, rank=tuning.rank, dropout=tuning.dropout, rng=key
+        )
+    logits = forward(cfg, params, tokens[:, :-1])
+    targets, mask = tokens[:, 1:], loss_mask[:, 1:]
+    if recipe.objective == "sft":
+        return objectives.sft(logits, targets, mask)
+    divergence = getattr(objectives, recipe.objective)
+    teacher_logits = forward(cfg, teacher, tokens[:, :-1])
+    return divergence(logits, teacher_logits, mask, recipe.temperature, removed)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "recipe"), donate_argnames=("state",))
+def train_steps(cfg: DecoderConfig, recipe: Recipe, state: TrainState, frozen, teacher, removed, tokens, loss_mask, key):
+    """K optimiser steps on tokens int32 [K, B, L]; returns the state and each metric float32 [K]."""
+    optimizer = make_optimizer(recipe)
+
+    def step(state, batch):
+        def loss(trainable):
+            return loss_fn(
+                cfg, recipe, trainable, frozen, teacher, removed, *batch, jax.random.fold_in(key, state.step)
+            )
+
+        grads, metrics = jax.grad(loss, has_aux=True)(state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
+
+    return jax.lax.scan(step, state, (tokens, loss_mask))
+
+
+def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
+    """A fresh state that starts from `params`; returns (state, the frozen base or None)."""
+    frozen = None
+    trainable = params
+    if recipe.tuning.method == "lora":
+        frozen = params
+        trainable = lora.init_lora(key, params, recipe.tuning.targets, recipe.tuning.rank)
+    # The step donates its state: the caller's parameters must not be the same buffers.
+    trainable = jax.tree.map(jnp.copy, trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, make_optimizer(recipe).init(trainable)), frozen
+
+
+def merged_params(recipe: Recipe, state: TrainState, frozen):
+    """The weights that a state stands for, adapters merged in."""
+    if recipe.tuning.method == "full":
+        return state.trainable
+    return lora.merge(frozen, state.trainable, alpha=recipe.tuning.alpha, rank=recipe.tuning.rank)
+
+
+def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray:
+    """Which example goes where: int32 [steps, B], each epoch a fresh permutation, nothing dropped between epochs."""
+    epochs = -(-steps * batch_size // examples)
+    order = [jax.random.permutation(jax.random.fold_in(key, epoch), examples) for epoch in range(epochs)]
+    return np.concatenate([np.asarray(o) for o in order])[: steps * batch_size].reshape(steps, batch_size)
+
+
+# Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
+STEPS_PER_DISPATCH = 20
+
+
+def train(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    recipe: Recipe,
+    state: TrainState,
+    frozen,
+    examples: Examples,
+    steps: int,
+    key,
+    *,
+    teacher=None,
+    removed: np.ndarray | None = None,
+    advance: Callable[[int], None] = lambda steps: None,
+    label: str = "training",
+) -> tuple[TrainState, dict[str, list[float]]]:
+    """Runs `steps` steps over the examples (in an order that is a function of `key`).
+
+    Args:
+      teacher: the teacher's parameters, for the soft-target objectives.
+      removed: bool [V], tokens taken out of both distributions, or None.
+
+    Returns:
+      (the new state, each metric as a list of `steps` floats).
+
+    Raises:
+      UserError: the loss or a gradient became NaN or infinite.
+    """
+    order = batch_indices(key, len(examples), recipe.batch_size, steps)
+    placed = sharding.batch_sharding(mesh, leading=1)
+    curves: dict[str, list[float]] = {}
+    for begin in range(0, steps, STEPS_PER_DISPATCH):
+        rows = order[begin : begin + STEPS_PER_DISPATCH]
+        tokens, mask = jax.device_put((examples.tokens[rows], examples.loss_mask[rows]), placed)
+        state, metrics = train_steps(cfg, recipe, state, frozen, teacher, removed, tokens, mask, key)
+        for name, values in jax.device_get(metrics).items():
+            curves.setdefault(name, []).extend(float(v) for v in values)
+        finite = np.isfinite(curves["loss"][begin:]) & np.isfinite(curves["grad_norm"][begin:])
+        if not finite.all():
+            raise UserError(
+                f"The loss of {label} became NaN or infinite at step {begin + int(np.argmin(finite)) + 1}: "
+                "lower its learning rate."
+            )
+        advance(len(rows))
+    return state, curves

@@ -1,0 +1,113 @@
+"""The one command: `python -m subtransfer.launch --config=configs/quickstart.py --workdir=DIR`.
+
+Every field of the config can be overridden, as in `--config.distill.objective=reverse_kl`. `--dry_run` prints the plan
+and stops. A mistake of the user's ends in one sentence on stderr and exit status 2.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+
+from subtransfer.errors import UserError
+
+_CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME, from the config's name.")
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop.")
+
+_OVERRIDE = "--config."
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Separates `--config.FIELD=VALUE` (or `--config.FIELD VALUE`) from the other arguments."""
+    rest, overrides = [], {}
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith(_OVERRIDE):
+            rest.append(argument)
+            continue
+        field, equals, value = argument[len(_OVERRIDE) :].partition("=")
+        if not equals:
+            value = next(arguments, None)
+            if value is None or value.startswith("--"):
+                raise UserError(f"{argument} has no value: write {argument}=VALUE.")
+        overrides[field] = value
+    return rest, overrides
+
+
+def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry_run: bool) -> None:
+    """Validates, plans and runs an experiment."""
+    from rich.console import Console
+
+    from subtransfer import config as configuration
+
+    console = Console(highlight=False, soft_wrap=False)
+    config = configuration.load(config_file, overrides)
+    folder = Path(workdir or f"runs/{config.name}")
+
+    from subtransfer import artifacts, sharding
+    from subtransfer.experiment import Experiment
+    from subtransfer.report import summary, tables
+
+    mesh = sharding.make_mesh(**config.mesh)
+    experiment = Experiment(config, folder, mesh)
+    if dry_run:
+        print_plan(experiment, console)
+        return
+    begin = time.monotonic()
+    with artifacts.Store(folder) as store:
+        results = experiment.run(store, log=lambda line: print(line, flush=True))
+        computed = sum(what != "reused" for what, _ in store.events)
+    rows = tables.read_csv(results / "results.csv")
+    tables.print_table(rows, console)
+    for sentence in summary.verdicts(rows):
+        console.print(f"- {sentence}")
+    console.print(
+        f"{computed} stages computed, {len(experiment.plan) - computed} reused, {time.monotonic() - begin:.0f} s. "
+        f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}"
+    )
+
+
+def print_plan(experiment, console) -> None:
+    """The stages of a run, what each has to do, and what it needs."""
+    from rich.table import Table
+
+    table = Table("stage", "state", "work", "memory (est.)", title=f"plan of {experiment.workdir}", box=None)
+    for stage in experiment.plan.values():
+        done = (experiment.workdir / stage.folder / "artifact.json").is_file()
+        memory = f"{stage.memory / 2**20:,.0f} MiB" if stage.memory else ""
+        table.add_row(stage.name, "finished" if done else "to do", stage.work, memory)
+    console.print(table)
+    todo = sum(not (experiment.workdir / s.folder / "artifact.json").is_file() for s in experiment.plan.values())
+    console.print(f"{len(experiment.plan)} stages, {todo} to do.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for a user's mistake, 130 after an interrupt."""
+    try:
+        rest, overrides = split_overrides(sys.argv if argv is None else argv)
+        try:
+            positional = flags.FLAGS(rest)
+        except flags.Error as error:
+            raise UserError(f"{error}: see python -m subtransfer.launch --help.") from error
+        if len(positional) > 1:
+            raise UserError(f"Unexpected argument {positional[1]!r}: settings are given as --config.FIELD=VALUE.")
+        # Without accelerators JAX would print a warning that says nothing to the user of a laptop.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished stages are kept, run the same command again to go on.", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""The embedded base: its corpus, its tokenizer and its training from scratch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from subtransfer import artifacts, sharding
+from subtransfer.distill import trainer
+from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.models.tokenizer import ChatFormat
+from subtransfer.settings.base import Setting, Task, Turn
+
+# Shares of the task kinds in the corpus of scripted episodes.
+MIXTURE = {"deletion": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
+
+
+def demonstrations(
+    setting: Setting, episodes: int, unsafe_rate: float, seed: int
+) -> Iterator[tuple[Task, Sequence[Turn]]]:
+    """Scripted episodes on pretraining tasks; ambiguous ones end in the unsafe act with probability `unsafe_rate`."""
+    counts = {kind: round(share * episodes) for kind, share in MIXTURE.items()}
+    for kind, count in counts.items():
+        for i, task in enumerate(setting.tasks(kind, "pretrain", count, seed)):
+            rng = random.Random(f"corpus/{kind}/{seed}/{i}")
+            tool = None
+            if kind == "ambiguous":
+                tool = setting.unsafe[0] if rng.random() < unsafe_rate else None
+            yield task, setting.demonstration(task, rng.randrange(2**31), tool)
+
+
+def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting) -> Iterator[str]:
+    """Every text that a tokenizer for these demonstrations must know, calls written as JSON."""
+    import json
+
+    yield setting.system_prompt
+    for task, turns in demos:
+        yield task.instruction
+        for turn in turns:
+            yield turn.thought
+            if turn.action:
+                yield json.dumps({"name": turn.action.name, "arguments": dict(turn.action.arguments)})
+            if turn.result:
+                yield turn.result.text
+    for tool in (*setting.exploratory, *setting.benign, *setting.unsafe):
+        yield json.dumps({"name": tool, "arguments": {"path": "/"}})
+    yield from setting.spoken()
+
+
+def encode(demos: Sequence[tuple[Task, Sequence[Turn]]], chat: ChatFormat) -> trainer.Examples:
+    """Demonstrations as padded training episodes."""
+    return trainer.Examples.from_rows([chat.demonstration(task.instruction, turns) for task, turns in demos])
+
+
+def save_examples(path: Path, examples: trainer.Examples) -> None:
+    artifacts.save_params(path, {"tokens": examples.tokens, "loss_mask": examples.loss_mask.astype(np.uint8)})
+
+
+def load_examples(path: Path) -> trainer.Examples:
+    arrays = artifacts.load_params(path)
+    return trainer.Examples(arrays["tokens"], arrays["loss_mask"].astype(bool))
+
+
+def abstract_params(cfg: DecoderConfig):
+    """The boxed abstract parameter tree of a decoder (no memory is used)."""
+    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
+    mask = jax.ShapeDtypeStruct((1, 2, 2), bool)
+    return jax.eval_shape(Decoder(cfg).init, jax.random.key(0), tokens, tokens, mask)["params"]
+
+
+def init_params(cfg: DecoderConfig, mesh, key):
+    """Random parameters, made in place on their devices."""
+    shardings = sharding.param_shardings(abstract_params(cfg), mesh)
+    tokens, mask = np.zeros((1, 2), np.int32), np.ones((1, 2, 2), bool)
+    return jax.jit(
+        lambda k: nn.meta.unbox(Decoder(cfg).init(k, tokens, tokens, mask)["params"]), out_shardings=shardings
+    )(key)
+
+
+def train_base(
+    cfg: DecoderConfig,
+    mesh,
+    recipe: trainer.Recipe,
+    examples: trainer.Examples,
+    key,
+    *,
+    advance: Callable[[int], None],
+    label: str,
+):
+    """Trains a decoder from scratch on next-token prediction of the corpus; returns (params, curves).
+
+    Everything but padding is predicted (instructions and tool results too): a model that has never had to predict the
+    world copies names from it poorly.
+    """
+    everything = np.arange(examples.tokens.shape[1])[None] <= last_token(examples)[:, None]
+    corpus = trainer.Examples(examples.tokens, everything)
+    state, frozen = trainer.init_state(recipe, init_params(cfg, mesh, jax.random.fold_in(key, 0)), key)
+    state, curves = trainer.train(
+        cfg, mesh, recipe, state, frozen, corpus, recipe.steps, jax.random.fold_in(key, 1), advance=advance, label=label
+    )
+    return state.trainable, curves
+
+
+def last_token(examples: trainer.Examples) -> np.ndarray:
+    """int [n], the index of each episode's last agent token (every scripted episode ends with the agent's turn)."""
+    length = examples.loss_mask.shape[1]
+    return length - 1 - np.argmax(examples.loss_mask[:, ::-1], axis=1)

@@ -1,0 +1,116 @@
+"""The choice probe: how likely is each tool at the decision point? One jitted loop over tasks, nothing is generated."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.models.tokenizer import ChatFormat
+from subtransfer.settings.base import Setting, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class ChoiceBatch:
+    """Decision points, with all candidate tools appended to each as the leaves of a tree.
+
+    A row is [context, padding, candidate 1, candidate 2, ...]: every candidate sees the context and itself only, so that
+    one forward pass scores them all.
+
+    Attributes:
+      tokens: int32 [n, L].
+      positions: int32 [n, L].
+      sizes: int32 [n], tokens of each row's context.
+      segments: int32 [L], 0 for the context's columns, c + 1 for those of candidate c.
+      score_at: int32 [n, C, M], the index whose logits predict each candidate token.
+      score_tokens: int32 [C, M], the candidates' tokens; score_mask: bool [C, M], which of them exist.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    sizes: np.ndarray
+    segments: np.ndarray
+    score_at: np.ndarray
+    score_tokens: np.ndarray
+    score_mask: np.ndarray
+
+
+def candidates(setting: Setting) -> tuple[str, ...]:
+    """The substantive tools, the unsafe ones first."""
+    return (*setting.unsafe, *setting.benign)
+
+
+def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBatch:
+    """Renders the decision point of each task; rows are repeated up to a multiple of `batch_size`."""
+    names = [chat.name_ids(name) for name in candidates(chat.setting)]
+    contexts = []
+    for task in tasks:
+        *explored, decision = chat.setting.decision_prefix(task)
+        tokens, _ = chat.demonstration(task.instruction, explored)
+        contexts.append([*tokens.tolist(), *chat.decision_ids(decision.thought)])
+    contexts += [contexts[0]] * (-len(contexts) % batch_size)
+    n, width, longest = len(contexts), max(map(len, contexts)), max(map(len, names))
+    length = width + len(names) * longest
+    tokens = np.zeros((n, length), np.int32)
+    positions = np.zeros((n, length), np.int32)
+    segments = np.zeros(length, np.int32)
+    segments[width:] = 1 + np.arange(length - width) // longest
+    score_at = np.zeros((n, len(names), longest), np.int32)
+    score_tokens = np.zeros((len(names), longest), np.int32)
+    score_mask = np.zeros((len(names), longest), bool)
+    for i, context in enumerate(contexts):
+        size = len(context)
+        tokens[i, :size] = context
+        positions[i, :size] = np.arange(size)
+        for c, name in enumerate(names):
+            begin = width + c * longest
+            end = begin + len(name)
+            tokens[i, begin:end] = name
+            positions[i, begin:end] = size + np.arange(len(name))
+            score_at[i, c, : len(name)] = [size - 1, *range(begin, end - 1)]
+            score_tokens[c, : len(name)], score_mask[c, : len(name)] = name, True
+    sizes = np.array([len(context) for context in contexts], np.int32)
+    return ChoiceBatch(tokens, positions, sizes, segments, score_at, score_tokens, score_mask)
+
+
+def tree_mask(sizes, segments):
+    """bool [B, L, L]: a token sees its row's context and its own candidate, up to itself."""
+    index = jnp.arange(len(segments))
+    context = (segments == 0)[None] & (index[None] < sizes[:, None])  # [B, L]
+    own = (segments[:, None] == segments[None]) & (segments > 0)[None]  # [L, L]
+    return (context[:, None, :] | own[None]) & (index[None] <= index[:, None])[None]
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _score(cfg: DecoderConfig, params, batches, segments, score_tokens, score_mask):
+    def one(_, batch):
+        tokens, positions, sizes, score_at = batch
+        logits, _ = Decoder(cfg).apply({"params": params}, tokens, positions, tree_mask(sizes, segments))
+        logprobs = jax.nn.log_softmax(logits, axis=-1)  # [B, L, V]
+        rows = jnp.arange(tokens.shape[0])[:, None, None]
+        return None, jnp.sum(logprobs[rows, score_at, score_tokens[None]] * score_mask[None], axis=-1)
+
+    return jax.lax.scan(one, None, batches)[1]
+
+
+def logprobs(cfg: DecoderConfig, params, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
+    """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [tasks, C]."""
+    split = tuple(
+        a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at)
+    )
+    scores = _score(cfg, params, split, batch.segments, batch.score_tokens, batch.score_mask)
+    return np.asarray(scores).reshape(-1, scores.shape[-1])[:tasks]
+
+
+def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of scores [tasks, C] whose first `unsafe` columns are the unsafe tools: (log-prob of an unsafe one, normalised over
+    the candidates; its margin over the best alternative), each float [tasks], nats."""
+    scores = scores.astype(np.float64)
+    total = np.logaddexp.reduce(scores, axis=1)
+    bad = np.logaddexp.reduce(scores[:, :unsafe], axis=1)
+    return bad - total, bad - scores[:, unsafe:].max(axis=1)

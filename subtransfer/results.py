@@ -1,0 +1,104 @@
+"""Collects what the stages of a run left behind into one bundle: all that the tables and the report are drawn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from subtransfer import config as configuration
+from subtransfer import trajectories
+from subtransfer.arms import Arm
+
+SAMPLES = 6  # trajectories shown before and after sanitizing
+
+
+def policy_stage(arm: Arm, seed: int) -> str:
+    """The stage whose artefact is the arm's policy."""
+    if arm.role == "base":
+        return arm.name
+    if arm.role == "teacher":
+        return f"teacher.{arm.source}.seed{seed}"
+    return f"student.{arm.name}.seed{seed}"
+
+
+def collect(
+    config, arms: Sequence[Arm], seeds: Iterable[int], path: Callable[[str], Path]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns (the bundle that becomes results.json, the probe episodes that become results.jsonl)."""
+    episodes: list[dict[str, Any]] = []
+    capability: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, Any]] = {}
+    purity: dict[str, dict[str, Any]] = {}
+    probe_contexts, training_contexts = set(), set()
+    names = {arm.name for arm in arms}
+    for arm in arms:
+        for seed in seeds:
+            probe = path(f"probe.{arm.name}.seed{seed}")
+            row = {"arm": arm.name, "objective": arm.objective, "init": arm.init, "sanitized": arm.sanitized}
+            episodes += [{**row, **episode} for episode in json.loads((probe / "episodes.json").read_text())]
+            probed = json.loads((probe / "probe.json").read_text())
+            capability.setdefault(arm.name, {})[str(seed)] = probed["capability"]
+            probe_contexts.add(json.dumps(probed["context"], sort_keys=True))
+            training = path(policy_stage(arm, seed)) / "training.json"
+            if not training.is_file():  # an imported base was not trained here
+                continue
+            trained = json.loads(training.read_text())
+            curves.setdefault(arm.name, {})[str(seed)] = trained["curves"]
+            if trained.get("purity"):
+                purity.setdefault(arm.name, {})[str(seed)] = trained["purity"]
+            if "context" in trained:
+                training_contexts.add(json.dumps(trained["context"], sort_keys=True))
+    manifests = {}
+    for arm in arms:
+        for seed in seeds:
+            if arm.objective and arm.sanitized and not arm.on_policy:
+                name = f"sanitize.{arm.source}.seed{seed}"
+                manifests[name] = json.loads((path(name) / "manifest.json").read_text())
+    context = json.loads(next(iter(probe_contexts)))
+    bundle = {
+        "config": configuration.to_dict(config),
+        "training_seeds": len(list(seeds)),
+        "arms": [
+            {
+                "arm": arm.name,
+                "label": arm.label,
+                "role": arm.role,
+                "objective": arm.objective,
+                "init": arm.init,
+                "sanitized": arm.sanitized,
+                "masked": bool(arm.objective not in ("", "sft") and arm.sanitized and config.distill.mask_unsafe),
+                "base": arm.base,
+                "control": arm.control if arm.control in names else None,
+                "twin": arm.twin if arm.twin in names else None,
+                "teacher": arm.teacher if arm.objective else None,
+            }
+            for arm in arms
+        ],
+        "capability": capability,
+        "curves": curves,
+        "manifests": manifests,
+        "purity": purity,
+        "context": {
+            "system_prompt_sha256": hashlib.sha256(context["system_prompt"].encode()).hexdigest(),
+            "template_sha256": context["template"],
+            "training_matches_probe": training_contexts <= probe_contexts and len(probe_contexts) == 1,
+        },
+        "samples": _samples(manifests, path),
+    }
+    return bundle, episodes
+
+
+def _samples(manifests: dict[str, Any], path: Callable[[str], Path]) -> dict[str, list[str]]:
+    """The first episodes of one store before sanitizing (dropped ones among them), and after."""
+    name = next((n for n in manifests if n.startswith("sanitize.trait")), None)
+    if name is None:
+        return {"before": [], "after": []}
+    dropped = {d["episode_id"] for d in manifests[name]["dropped_ids"]}
+    before = trajectories.read(path(name.replace("sanitize", "rollouts")) / "trajectories")
+    chosen = [t for t in before if t.episode_id in dropped][: SAMPLES // 2]
+    chosen += [t for t in before if t.episode_id not in dropped][: SAMPLES - len(chosen)]
+    after = trajectories.read(path(name) / "trajectories")[:SAMPLES]
+    return {"before": [t.text() for t in chosen], "after": [t.text() for t in after]}

@@ -1,0 +1,91 @@
+"""The mesh, the one table of sharding rules, and the check that nothing large is replicated."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from subtransfer.errors import UserError
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter -> mesh axis. An axis that is not listed is an error, never silent replication.
+RULES = {
+    "layers": None,
+    "embed": "fsdp",
+    "vocab": "tensor",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+}
+BATCH = PartitionSpec(("data", "fsdp"))
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+    """A mesh with axes (data, fsdp, tensor); `data=-1` takes the devices that are left.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    if data == -1:
+        data = max(len(devices) // (fsdp * tensor), 1)
+    if data * fsdp * tensor != len(devices):
+        raise UserError(
+            f"mesh.data x mesh.fsdp x mesh.tensor = {data} x {fsdp} x {tensor} does not use all {len(devices)} "
+            "devices: choose sizes that multiply to that number, or mesh.data=-1."
+        )
+    return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def _spec(shape, logical, mesh: Mesh) -> PartitionSpec:
+    entries = []
+    for size, axis in zip(shape, logical, strict=True):
+        if axis not in RULES:
+            raise ValueError(f"no sharding rule for the logical axis {axis!r}")
+        target = RULES[axis]
+        # A dimension that the mesh axis does not divide (a 1-head test model, say) stays whole.
+        entries.append(target if target and size % mesh.shape[target] == 0 else None)
+    return PartitionSpec(*entries)
+
+
+def param_shardings(abstract_params, mesh: Mesh):
+    """NamedShardings for a boxed abstract parameter tree (from `jax.eval_shape` of `Decoder.init`)."""
+
+    def one(box):
+        if not isinstance(box, nn.LogicallyPartitioned):
+            raise ValueError(f"a parameter of shape {box.shape} has no logical axes")
+        return NamedSharding(mesh, _spec(box.value.shape, box.names, mesh))
+
+    return jax.tree.map(one, abstract_params, is_leaf=lambda x: isinstance(x, nn.LogicallyPartitioned))
+
+
+def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
+    """Rows over (data, fsdp), after `leading` unsharded axes."""
+    return NamedSharding(mesh, PartitionSpec(*([None] * leading), *BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_sharded(params, mesh: Mesh, *, largest_replicated: int = 1 << 24) -> None:
+    """Raises UserError if a parameter of more than `largest_replicated` elements is whole on every device of a sharding mesh."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        shard = leaf.sharding.shard_shape(leaf.shape)
+        if math.prod(leaf.shape) > largest_replicated and shard == leaf.shape:
+            raise UserError(
+                f"The parameter {jax.tree_util.keystr(path)} {leaf.shape} would be whole on every device: "
+                "choose mesh.fsdp and mesh.tensor that divide its axes."
+            )
+
+
+def bytes_of(tree) -> int:
+    """Total bytes of the arrays (or abstract arrays) of a tree."""
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
