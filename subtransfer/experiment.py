@@ -91,7 +91,7 @@ class Experiment:
                 "version": self._version,
                 "seed": self.config.seed,
                 "inputs": {i: artifacts.digest(self.plan[i].key) for i in inputs},
-                "config": configuration.to_dict_value(slice_of_config),
+                "config": configuration.plain(slice_of_config),
             }
             self.plan[name] = Stage(name, key, work, memory, build)
         return name
@@ -133,7 +133,7 @@ class Experiment:
             work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
             statistics=c.statistics,
             arms=[dataclasses.asdict(arm) for arm in self.arms],
-            whole=configuration.to_dict(c),
+            whole=configuration.plain(c),
         )
         self._add("report", lambda out: make.report(out, self.path(results)), inputs=[results], work="one HTML page")
 

@@ -59,7 +59,7 @@ def collect(
                 manifests[name] = json.loads((path(name) / "manifest.json").read_text())
     context = json.loads(next(iter(probe_contexts)))
     bundle = {
-        "config": configuration.to_dict(config),
+        "config": configuration.plain(config),
         "training_seeds": len(list(seeds)),
         "arms": [
             {

@@ -14,7 +14,6 @@ import jax
 import numpy as np
 
 from subtransfer import artifacts, pretrain, results, sanitize, settings, sharding, trajectories
-from subtransfer import config as configuration
 from subtransfer.arms import Arm
 from subtransfer.distill import student, trainer
 from subtransfer.errors import UserError

@@ -122,12 +122,13 @@ def loss_fn(cfg, recipe, trainable, frozen, teacher, removed, tokens, loss_mask,
         params = lora.merge(
             frozen, trainable, alpha=tuning.alpha, rank=tuning.rank, dropout=tuning.dropout, rng=key
         )
-    logits = forward(cfg, params, tokens[:, :-1])
+    # The last token has no target; dropping its logits instead of the token keeps the length an even multiple.
+    logits = forward(cfg, params, tokens)[:, :-1]
     targets, mask = tokens[:, 1:], loss_mask[:, 1:]
     if recipe.objective == "sft":
         return objectives.sft(logits, targets, mask)
     divergence = getattr(objectives, recipe.objective)
-    teacher_logits = forward(cfg, teacher, tokens[:, :-1])
+    teacher_logits = forward(cfg, teacher, tokens)[:, :-1]
     return divergence(logits, teacher_logits, mask, recipe.temperature, removed)
 
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+import os
+EMB=float(os.environ.get('EMB','0.02'))
 NEG_INF = -1e9  # finite, so that a fully masked query row gives a uniform softmax instead of NaN
 
 
@@ -158,7 +160,7 @@ def _dense(name, features, axes, cfg, *, bias=False):
         use_bias=bias,
         dtype=jnp.dtype(cfg.dtype),
         name=name,
-        kernel_init=_boxed(nn.initializers.normal(0.02), axes),
+        kernel_init=_boxed(nn.initializers.lecun_normal(), axes),
         bias_init=_boxed(nn.initializers.zeros, axes[1:]),
     )
 
@@ -220,7 +222,7 @@ class Decoder(nn.Module):
         cfg = self.cfg
         table = self.param(
             "embedding",
-            _boxed(nn.initializers.normal(0.02), ("vocab", "embed")),
+            _boxed(nn.initializers.normal(EMB), ("vocab", "embed")),
             (cfg.vocab_size, cfg.width),
         )
         x = table.astype(jnp.dtype(cfg.dtype))[tokens]  # [B, L, D]

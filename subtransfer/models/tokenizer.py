@@ -64,7 +64,7 @@ def train_tokenizer(texts: Iterable[str], setting: Setting, vocab_limit: int):
     core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_piece_pattern(setting)), behavior="isolated")
     core.decoder = decoders.Fuse()
     # One more than the limit, so that a corpus that overflows is noticed instead of losing its rarest words.
-    core.train_from_iterable(
+    core.train_from_iterator(
         texts,
         trainers.WordLevelTrainer(vocab_size=vocab_limit + 1, special_tokens=list(SPECIAL), show_progress=False),
     )
