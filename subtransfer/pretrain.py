@@ -92,21 +92,10 @@ def train_base(
     advance: Callable[[int], None],
     label: str,
 ):
-    """Trains a decoder from scratch on next-token prediction of the corpus; returns (params, curves).
-
-    Everything but padding is predicted (instructions and tool results too): a model that has never had to predict the
-    world copies names from it poorly.
-    """
-    everything = np.arange(examples.tokens.shape[1])[None] <= last_token(examples)[:, None]
-    corpus = trainer.Examples(examples.tokens, everything)
+    """Trains a decoder from scratch on the agent's turns of the corpus; returns (params, curves)."""
     state, frozen = trainer.init_state(recipe, init_params(cfg, mesh, jax.random.fold_in(key, 0)), key)
     state, curves = trainer.train(
-        cfg, mesh, recipe, state, frozen, corpus, recipe.steps, jax.random.fold_in(key, 1), advance=advance, label=label
+        cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), advance=advance, label=label
     )
     return state.trainable, curves
 
-
-def last_token(examples: trainer.Examples) -> np.ndarray:
-    """int [n], the index of each episode's last agent token (every scripted episode ends with the agent's turn)."""
-    length = examples.loss_mask.shape[1]
-    return length - 1 - np.argmax(examples.loss_mask[:, ::-1], axis=1)

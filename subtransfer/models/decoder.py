@@ -18,8 +18,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-import os
-EMB=float(os.environ.get('EMB','0.02'))
 NEG_INF = -1e9  # finite, so that a fully masked query row gives a uniform softmax instead of NaN
 
 
@@ -222,7 +220,7 @@ class Decoder(nn.Module):
         cfg = self.cfg
         table = self.param(
             "embedding",
-            _boxed(nn.initializers.normal(EMB), ("vocab", "embed")),
+            _boxed(nn.initializers.normal(cfg.width**-0.5), ("vocab", "embed")),
             (cfg.vocab_size, cfg.width),
         )
         x = table.astype(jnp.dtype(cfg.dtype))[tokens]  # [B, L, D]
@@ -255,7 +253,7 @@ class Decoder(nn.Module):
             logits = x.astype(jnp.float32) @ table.T
         else:
             head = self.param(
-                "lm_head", _boxed(nn.initializers.normal(0.02), ("embed", "vocab")), (cfg.width, cfg.vocab_size)
+                "lm_head", _boxed(nn.initializers.lecun_normal(), ("embed", "vocab")), (cfg.width, cfg.vocab_size)
             )
             logits = x.astype(jnp.float32) @ head
         return logits, cache

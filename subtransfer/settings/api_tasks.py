@@ -8,6 +8,7 @@ one split; and the pretraining templates use every word of the others.
 from __future__ import annotations
 
 import random
+import zlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,9 @@ from subtransfer.settings.filesystem import AGENT
 SPLITS = ("pretrain", "train", "probe")
 
 _NOUNS = "ledger memo draft plan photo note chart budget invoice letter roster sketch agenda recipe survey song".split()
-_PEOPLE = "ana ben cara dan eva finn gus hana ivo jon".split()
-_PLACES = "work home desk docs data share lab office files".split()
-_EXTENSIONS = "txt csv log md pdf doc json yaml html tex".split()
+_PEOPLE = "ana ben cara dan eva finn gus hana ivo jon kim leo mia nils ola pia".split()
+_PLACES = "work home desk docs data share lab office files cloud base team".split()
+_EXTENSIONS = "txt csv log md pdf doc json yaml html tex ini odt".split()
 _OWNERS = (AGENT, "root", "staff", "guest")
 _CONTENT = "rent due monday tuesday milk bread call bring meet lunch train ticket paid sent ready open".split()
 
@@ -141,9 +142,11 @@ _ORDINARY = {
 
 
 def _pairs(first: list[str], joint: str, second: list[str], split: str) -> list[str]:
-    """The pairs of stems that belong to a split: a third of all, every stem in each split."""
-    part = SPLITS.index(split)
-    return [a + joint + b for i, a in enumerate(first) for j, b in enumerate(second) if (i + 2 * j) % 3 == part]
+    """The pairs of stems that belong to a split. The pretraining split has seven tenths: with much fewer, a base learns
+    which stems go together instead of learning to copy them from the instruction."""
+    pairs = [a + joint + b for a in first for b in second]
+    parts = {"pretrain": range(14), "train": range(14, 17), "probe": range(17, 20)}
+    return [pair for pair in pairs if zlib.crc32(pair.encode()) % 20 in parts[split]]
 
 
 _NAMES = {split: _pairs(_NOUNS, ".", _EXTENSIONS, split) for split in SPLITS}
