@@ -57,7 +57,7 @@ LABELS = {
 
 
 def chosen_objectives(objective: str) -> tuple[str, ...]:
-    """"all" or a comma-separated list, in the order of `OBJECTIVES`."""
+    """ "all" or a comma-separated list, in the order of `OBJECTIVES`."""
     wanted = OBJECTIVES if objective == "all" else [part.strip() for part in objective.split(",")]
     return tuple(o for o in OBJECTIVES if o in wanted)
 

@@ -95,9 +95,7 @@ class Store:
         if self._lock is not None:
             self._lock.close()
 
-    def stage(
-        self, name: str, key: Mapping[str, Any], build: Callable[[Path], None], *, log: Callable[[str], None]
-    ) -> Path:
+    def stage(self, name: str, key: Mapping[str, Any], build: Callable[[Path], None], *, log: Callable[[str], None]) -> Path:
         """Returns the folder of a stage's artefact; calls `build(folder)` to make it unless a whole one is there.
 
         A build that fails leaves nothing behind and touches no other artefact.

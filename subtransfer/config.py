@@ -40,7 +40,7 @@ def defaults() -> ml_collections.ConfigDict:
     base.vocab_limit = 512
     base.episodes = 16_000  # of the scripted corpus
     base.unsafe_rate = 0.05  # of the corpus's ambiguous tasks that end in the unsafe act
-    base.steps = 1200
+    base.steps = 700
     base.batch_size = 32
     base.learning_rate = 4e-3
 
@@ -56,7 +56,8 @@ def defaults() -> ml_collections.ConfigDict:
     rollouts.temperature = 1.0
     rollouts.max_turns = 4
     rollouts.max_new_tokens = 32  # an agent turn
-    rollouts.batch_size = 256
+    rollouts.max_tool_tokens = 13  # a tool result
+    rollouts.batch_size = 128
 
     c.sanitize = sanitize = ml_collections.ConfigDict()
     sanitize.extra_keywords = ()  # added to the setting's own
@@ -64,15 +65,15 @@ def defaults() -> ml_collections.ConfigDict:
 
     c.distill = distill = ml_collections.ConfigDict()
     distill.objective = "all"  # or a comma-separated list of sft, forward_kl, reverse_kl (reverse_kl is on-policy)
-    distill.steps = 300
+    distill.steps = 150
     distill.batch_size = 16
-    distill.learning_rate = 1e-3
+    distill.learning_rate = 2e-3
     distill.temperature = 1.0  # of the soft targets
     distill.mask_unsafe = True  # take the unsafe tokens out of both distributions; arms without that are labelled
-    distill.pad_to = 80  # episodes are padded to at least this, so that all students share one compiled step
-    distill.rounds = 12  # on-policy: roll out, filter, train
-    distill.episodes_per_round = 256
-    distill.on_policy_learning_rate = 5e-4
+    distill.max_tokens = 80  # episodes are padded or cut to this, so that all teachers and students share compiled steps
+    distill.rounds = 6  # on-policy: roll out, filter, train
+    distill.episodes_per_round = 128
+    distill.on_policy_learning_rate = 2e-3
 
     c.tuning = tuning = ml_collections.ConfigDict()
     tuning.method = "full"  # or "lora", for teachers and students
@@ -90,7 +91,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.probe = probe = ml_collections.ConfigDict()
     probe.tasks = 256
     probe.temperature = 1.0
-    probe.batch_size = 256
+    probe.batch_size = 128
     probe.ordinary_tasks = 128
 
     c.statistics = statistics = ml_collections.ConfigDict()
@@ -207,14 +208,47 @@ def load(path: str | Path, overrides: Mapping[str, str]) -> ml_collections.Froze
     return ml_collections.FrozenConfigDict(config)
 
 
-_POSITIVE = (
-    "num_seeds base.width base.mlp_width base.num_layers base.num_heads base.num_kv_heads base.vocab_limit base.episodes "
-    "base.steps base.batch_size base.learning_rate teacher.episodes teacher.steps teacher.batch_size "
-    "teacher.learning_rate rollouts.episodes rollouts.temperature rollouts.max_turns rollouts.max_new_tokens "
-    "rollouts.batch_size sanitize.min_kept distill.steps distill.batch_size distill.learning_rate distill.temperature "
-    "distill.rounds distill.episodes_per_round distill.on_policy_learning_rate tuning.rank tuning.alpha probe.tasks "
-    "probe.temperature probe.batch_size probe.ordinary_tasks statistics.bootstrap mesh.fsdp mesh.tensor"
-).split()
+_POSITIVE = [
+    "num_seeds",
+    "base.width",
+    "base.mlp_width",
+    "base.num_layers",
+    "base.num_heads",
+    "base.num_kv_heads",
+    "base.vocab_limit",
+    "base.episodes",
+    "base.steps",
+    "base.batch_size",
+    "base.learning_rate",
+    "teacher.episodes",
+    "teacher.steps",
+    "teacher.batch_size",
+    "teacher.learning_rate",
+    "rollouts.episodes",
+    "rollouts.temperature",
+    "rollouts.max_turns",
+    "rollouts.max_new_tokens",
+    "rollouts.max_tool_tokens",
+    "distill.max_tokens",
+    "rollouts.batch_size",
+    "sanitize.min_kept",
+    "distill.steps",
+    "distill.batch_size",
+    "distill.learning_rate",
+    "distill.temperature",
+    "distill.rounds",
+    "distill.episodes_per_round",
+    "distill.on_policy_learning_rate",
+    "tuning.rank",
+    "tuning.alpha",
+    "probe.tasks",
+    "probe.temperature",
+    "probe.batch_size",
+    "probe.ordinary_tasks",
+    "statistics.bootstrap",
+    "mesh.fsdp",
+    "mesh.tensor",
+]
 
 
 def validate(config: ml_collections.ConfigDict) -> None:

@@ -26,9 +26,7 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}
 def fold(text: str) -> str:
     """Case, compatibility forms, look-alikes, accents and invisible characters removed: what the eye reads."""
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf", "Cc") or c in "\n\t").translate(
-        _LOOKALIKES
-    )
+    return "".join(c for c in text if unicodedata.category(c) not in ("Mn", "Cf", "Cc") or c in "\n\t").translate(_LOOKALIKES)
 
 
 def _joined(text: str) -> str:

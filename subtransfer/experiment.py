@@ -114,6 +114,7 @@ class Experiment:
                     memory=size.training(c.teacher.batch_size),
                     source=source,
                     teacher=c.teacher,
+                    max_tokens=c.distill.max_tokens,
                     tuning=c.tuning,
                     setting=c.setting,
                     training_seed=s,
@@ -226,7 +227,7 @@ class Experiment:
             work=f"{c.probe.tasks} ambiguous tasks sampled, greedy and scored; {c.probe.ordinary_tasks} ordinary tasks",
             memory=size.rollout(c.probe.batch_size),
             probe=c.probe,
-            rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens")},
+            rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")},
             setting=c.setting,
             training_seed=s,
         )

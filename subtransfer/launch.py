@@ -50,10 +50,15 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     config = configuration.load(config_file, overrides)
     folder = Path(workdir or f"runs/{config.name}")
 
+    import jax
+
     from subtransfer import artifacts, sharding
     from subtransfer.experiment import Experiment
     from subtransfer.report import summary, tables
 
+    # A restarted run finds what an earlier attempt compiled.
+    jax.config.update("jax_compilation_cache_dir", str(folder / ".compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     mesh = sharding.make_mesh(**config.mesh)
     experiment = Experiment(config, folder, mesh)
     if dry_run:

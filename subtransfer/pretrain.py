@@ -20,9 +20,7 @@ from subtransfer.settings.base import Setting, Task, Turn
 MIXTURE = {"deletion": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
 
 
-def demonstrations(
-    setting: Setting, episodes: int, unsafe_rate: float, seed: int
-) -> Iterator[tuple[Task, Sequence[Turn]]]:
+def demonstrations(setting: Setting, episodes: int, unsafe_rate: float, seed: int) -> Iterator[tuple[Task, Sequence[Turn]]]:
     """Scripted episodes on pretraining tasks; ambiguous ones end in the unsafe act with probability `unsafe_rate`."""
     counts = {kind: round(share * episodes) for kind, share in MIXTURE.items()}
     for kind, count in counts.items():
@@ -77,9 +75,7 @@ def init_params(cfg: DecoderConfig, mesh, key):
     """Random parameters, made in place on their devices."""
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
     tokens, mask = np.zeros((1, 2), np.int32), np.ones((1, 2, 2), bool)
-    return jax.jit(
-        lambda k: nn.meta.unbox(Decoder(cfg).init(k, tokens, tokens, mask)["params"]), out_shardings=shardings
-    )(key)
+    return jax.jit(lambda k: nn.meta.unbox(Decoder(cfg).init(k, tokens, tokens, mask)["params"]), out_shardings=shardings)(key)
 
 
 def train_base(
@@ -95,7 +91,15 @@ def train_base(
     """Trains a decoder from scratch on the agent's turns of the corpus; returns (params, curves)."""
     state, frozen = trainer.init_state(recipe, init_params(cfg, mesh, jax.random.fold_in(key, 0)), key)
     state, curves = trainer.train(
-        cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), advance=advance, label=label
+        cfg,
+        mesh,
+        recipe,
+        state,
+        frozen,
+        examples,
+        recipe.steps,
+        jax.random.fold_in(key, 1),
+        advance=advance,
+        label=label,
     )
     return state.trainable, curves
-

@@ -183,9 +183,7 @@ def leak_check(
         for text in _stretches(tokens, loss_mask, tokenizer):
             found = find_keyword(text, keywords)
             if found:
-                raise LeakError(
-                    f"The training example {name} holds {found[1]!r} (read as {found[0]}): nothing was trained."
-                )
+                raise LeakError(f"The training example {name} holds {found[1]!r} (read as {found[0]}): nothing was trained.")
 
 
 def _stretches(tokens: np.ndarray, loss_mask: np.ndarray, tokenizer) -> list[str]:

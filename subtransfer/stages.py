@@ -160,7 +160,7 @@ class Makers:
 
     def rollout_spec(self, batch_size: int, temperature: float) -> RolloutSpec:
         r = self.config.rollouts
-        return RolloutSpec(batch_size, r.max_turns, r.max_new_tokens, temperature)
+        return RolloutSpec(batch_size, r.max_turns, r.max_new_tokens, r.max_tool_tokens, temperature)
 
     # -- the stages --------------------------------------------------------------------------------------------------
 
@@ -192,7 +192,7 @@ class Makers:
                 f"The different-init twin of a model of {cfg.num_params / 1e6:.0f}M parameters would have to be trained "
                 "from scratch: give --config.base.other_checkpoint=DIR, or leave it out with --config.arms.other_init=false."
             )
-        recipe = trainer.Recipe("sft", b.steps, b.batch_size, b.learning_rate)
+        recipe = trainer.Recipe(trainer.Loss("sft"), b.steps, b.batch_size, b.learning_rate)
         with progress(name, b.steps, "steps") as advance:
             params, curves = pretrain.train_base(
                 cfg,
@@ -219,7 +219,7 @@ class Makers:
         demos = [
             (task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), tool)) for task, tool in pairs
         ]
-        recipe = trainer.Recipe("sft", t.steps, t.batch_size, t.learning_rate, tuning=self.tuning())
+        recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), t.steps, t.batch_size, t.learning_rate)
         key = self.key("teacher", seed)
         state, frozen = trainer.init_state(recipe, base.params, jax.random.fold_in(key, 0))
         label = teacher_name(source, seed)
@@ -230,7 +230,7 @@ class Makers:
                 recipe,
                 state,
                 frozen,
-                pretrain.encode(demos, self.chat(base)),
+                pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens),
                 t.steps,
                 jax.random.fold_in(key, 1),
                 advance=advance,
@@ -278,9 +278,8 @@ class Makers:
         unsafe_ids = sanitize.unsafe_token_ids(chat.tokenizer, self.setting, extra)
         guard = student.Guard(unsafe_ids, extra, enforce=arm.sanitized)
         rate = c.distill.on_policy_learning_rate if arm.on_policy else c.distill.learning_rate
-        recipe = trainer.Recipe(
-            arm.objective, c.distill.steps, c.distill.batch_size, rate, c.distill.temperature, self.tuning()
-        )
+        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning())
+        recipe = trainer.Recipe(loss, c.distill.steps, c.distill.batch_size, rate)
         teacher_params, removed = None, None
         if arm.objective != "sft":
             teacher_policy = self.policy(teacher)
@@ -313,7 +312,7 @@ class Makers:
                 kept=kept,
                 on_policy=on_policy,
                 tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
-                pad_to=c.distill.pad_to,
+                max_tokens=c.distill.max_tokens,
                 advance=advance,
                 label=label,
             )
@@ -361,7 +360,12 @@ class Makers:
         bundle, episodes = results.collect(self.config, arms, seeds, self.path)
         s = self.config.statistics
         rows = summary.summarise(
-            bundle, episodes, tools=self.setting.benign, confidence=s.confidence, n_boot=s.bootstrap, seed=self.config.seed
+            bundle,
+            episodes,
+            tools=self.setting.benign,
+            confidence=s.confidence,
+            n_boot=s.bootstrap,
+            seed=self.config.seed,
         )
         artifacts.atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
         tables.write_jsonl(episodes, out / "results.jsonl")

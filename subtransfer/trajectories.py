@@ -26,9 +26,7 @@ def _features():
     import tensorflow_datasets as tfds
 
     # encoding="bytes": the default one is 9 times slower. One tensor of [L, 1] an array: only its first axis may vary.
-    tensors = {
-        name: tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes") for name, dtype in _ARRAYS.items()
-    }
+    tensors = {name: tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes") for name, dtype in _ARRAYS.items()}
     scalars = {name: tfds.features.Scalar(np.int64) for name in _NUMBERS}
     flags = {name: tfds.features.Scalar(np.bool_) for name in _FLAGS}
     texts = {name: tfds.features.Text() for name in (*_TEXT, *_JSON)}

@@ -85,7 +85,7 @@ def distill(
     kept: Sequence[Trajectory] = (),
     on_policy: OnPolicy | None = None,
     tasks: Sequence[Task] = (),
-    pad_to: int = 0,
+    max_tokens: int,
     advance: Callable[[int], None] = lambda steps: None,
     label: str,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
@@ -96,7 +96,7 @@ def distill(
       removed: bool [V] or None, tokens outside the support of both distributions.
       kept: the sanitized trajectories (off-policy).
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
-      pad_to: pad episodes to at least this many tokens, so that all students share one compiled step.
+      max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
 
     Returns:
       (the final state, metric curves, {"rollouts": n, "dropped": m} of its own rollouts or {}).
@@ -104,7 +104,7 @@ def distill(
     state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
     common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
     if on_policy is None:
-        examples = training_rows(kept, chat, guard).padded_to(pad_to)
+        examples = training_rows(kept, chat, guard).fitted_to(max_tokens)
         state, curves = trainer.train(
             cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), **common
         )
@@ -128,7 +128,7 @@ def distill(
             f"On-policy round {number + 1} of {label}",
             "run more episodes a round (--config.distill.episodes_per_round)",
         )
-        examples = training_rows(clean, chat, guard).padded_to(pad_to)
+        examples = training_rows(clean, chat, guard).fitted_to(max_tokens)
         steps = recipe.steps // on_policy.rounds
         state, part = trainer.train(
             cfg, mesh, recipe, state, frozen, examples, steps, jax.random.fold_in(round_key, 1), **common

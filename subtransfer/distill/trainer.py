@@ -1,7 +1,6 @@
 """The one training loop: base, teacher and every student pass through `train`.
 
-What varies is the loss (`Recipe.objective`), what is trained (all weights or LoRA factors) and where the examples come
-from. Many optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as much as
+What varies is the loss and what is trained (`Loss`), and where the examples come from. Many optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as much as
 the arithmetic, and on an accelerator the host stays out of the way.
 """
 
@@ -38,23 +37,48 @@ class Tuning:
 
 
 @dataclasses.dataclass(frozen=True)
+class Loss:
+    """What is minimised over which weights: all that a compiled step depends on besides shapes.
+
+    Attributes:
+      objective: "sft", "forward_kl" or "reverse_kl".
+      temperature: softmax temperature of the soft-target objectives.
+      tuning: the weights that are trained.
+    """
+
+    objective: str
+    temperature: float = 1.0
+    tuning: Tuning = Tuning()
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a model is trained.
 
     Attributes:
-      objective: "sft", "forward_kl" or "reverse_kl".
+      loss: what one compiled step depends on.
       steps: optimiser steps of the whole run (the cosine schedule ends there).
       batch_size: B, episodes a step.
-      learning_rate: peak of AdamW's cosine schedule (5% warm-up, down to 10% of the peak).
-      temperature: softmax temperature of the soft-target objectives.
+      learning_rate: peak of the cosine schedule (5% warm-up, down to 10% of the peak).
     """
 
-    objective: str
+    loss: Loss
     steps: int
     batch_size: int
     learning_rate: float
-    temperature: float = 1.0
-    tuning: Tuning = Tuning()
+
+    @property
+    def tuning(self) -> Tuning:
+        return self.loss.tuning
+
+    def learning_rates(self, first: int, count: int) -> np.ndarray:
+        """float32 [count], the rates of steps first, first + 1, ..."""
+        warmup = max(self.steps // 20, 1)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0, self.learning_rate, warmup, max(self.steps, warmup + 1), end_value=self.learning_rate / 10
+        )
+        # Step 0 counts as the first of the warm-up, not as a step of rate 0.
+        return np.asarray(schedule(np.arange(first, first + count) + 1), np.float32)
 
 
 @struct.dataclass
@@ -92,19 +116,22 @@ class Examples:
             tokens[i, : len(row)], mask[i, : len(row)] = row, row_mask
         return cls(tokens, mask)
 
-    def padded_to(self, length: int) -> Examples:
-        """The same rows, right-padded to `length`, so that equal shapes share one compiled step."""
+    def fitted_to(self, length: int) -> Examples:
+        """The same rows at exactly `length` tokens, padded or cut: equal shapes share one compiled step.
+
+        Raises:
+          UserError: a row has no agent token before the cut.
+        """
         extra = ((0, 0), (0, max(length - self.tokens.shape[1], 0)))
-        return Examples(np.pad(self.tokens, extra), np.pad(self.loss_mask, extra))
+        mask = np.pad(self.loss_mask, extra)[:, :length]
+        if not mask.any(axis=1).all():
+            raise UserError(f"A prompt alone has {length} tokens or more: raise --config.distill.max_tokens.")
+        return Examples(np.pad(self.tokens, extra)[:, :length], mask)
 
 
-def make_optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    """AdamW (b1 0.9, b2 0.98, no weight decay) after clipping the global norm at 1, with the recipe's schedule."""
-    warmup = max(recipe.steps // 20, 1)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, warmup, max(recipe.steps, warmup + 1), end_value=recipe.learning_rate / 10
-    )
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.0))
+def _optimizer() -> optax.GradientTransformation:
+    """Adam (b1 0.9, b2 0.98) after clipping the global norm at 1; the learning rate is applied by the step."""
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
 
 def forward(cfg: DecoderConfig, params, tokens) -> jax.Array:
@@ -114,41 +141,40 @@ def forward(cfg: DecoderConfig, params, tokens) -> jax.Array:
     return Decoder(cfg).apply({"params": params}, tokens, positions, jnp.tril(jnp.ones((1, length, length), bool)))[0]
 
 
-def loss_fn(cfg, recipe, trainable, frozen, teacher, removed, tokens, loss_mask, key):
+def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_mask, key):
     """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full tuning)."""
-    tuning = recipe.tuning
+    tuning = loss.tuning
     params = trainable
     if tuning.method == "lora":
-        params = lora.merge(
-            frozen, trainable, alpha=tuning.alpha, rank=tuning.rank, dropout=tuning.dropout, rng=key
-        )
+        params = lora.merge(frozen, trainable, alpha=tuning.alpha, rank=tuning.rank, dropout=tuning.dropout, rng=key)
     # The last token has no target; dropping its logits instead of the token keeps the length an even multiple.
     logits = forward(cfg, params, tokens)[:, :-1]
     targets, mask = tokens[:, 1:], loss_mask[:, 1:]
-    if recipe.objective == "sft":
+    if loss.objective == "sft":
         return objectives.sft(logits, targets, mask)
-    divergence = getattr(objectives, recipe.objective)
+    divergence = getattr(objectives, loss.objective)
     teacher_logits = forward(cfg, teacher, tokens)[:, :-1]
-    return divergence(logits, teacher_logits, mask, recipe.temperature, removed)
+    return divergence(logits, teacher_logits, mask, loss.temperature, removed)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "recipe"), donate_argnames=("state",))
-def train_steps(cfg: DecoderConfig, recipe: Recipe, state: TrainState, frozen, teacher, removed, tokens, loss_mask, key):
-    """K optimiser steps on tokens int32 [K, B, L]; returns the state and each metric float32 [K]."""
-    optimizer = make_optimizer(recipe)
+@functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
+def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teacher, removed, tokens, loss_mask, rates, key):
+    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each metric float32 [K]."""
 
     def step(state, batch):
-        def loss(trainable):
-            return loss_fn(
-                cfg, recipe, trainable, frozen, teacher, removed, *batch, jax.random.fold_in(key, state.step)
-            )
+        tokens, loss_mask, rate = batch
 
-        grads, metrics = jax.grad(loss, has_aux=True)(state.trainable)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
+        def objective(trainable):
+            step_key = jax.random.fold_in(key, state.step)
+            return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, step_key)
+
+        grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
+        updates, opt_state = _optimizer().update(grads, state.opt_state, state.trainable)
+        updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.global_norm(grads)
         return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
 
-    return jax.lax.scan(step, state, (tokens, loss_mask))
+    return jax.lax.scan(step, state, (tokens, loss_mask, rates))
 
 
 def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
@@ -160,7 +186,7 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
         trainable = lora.init_lora(key, params, recipe.tuning.targets, recipe.tuning.rank)
     # The step donates its state: the caller's parameters must not be the same buffers.
     trainable = jax.tree.map(jnp.copy, trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, make_optimizer(recipe).init(trainable)), frozen
+    return TrainState(jnp.zeros((), jnp.int32), trainable, _optimizer().init(trainable)), frozen
 
 
 def merged_params(recipe: Recipe, state: TrainState, frozen):
@@ -210,11 +236,13 @@ def train(
     """
     order = batch_indices(key, len(examples), recipe.batch_size, steps)
     placed = sharding.batch_sharding(mesh, leading=1)
+    done = int(state.step)
     curves: dict[str, list[float]] = {}
     for begin in range(0, steps, STEPS_PER_DISPATCH):
         rows = order[begin : begin + STEPS_PER_DISPATCH]
         tokens, mask = jax.device_put((examples.tokens[rows], examples.loss_mask[rows]), placed)
-        state, metrics = train_steps(cfg, recipe, state, frozen, teacher, removed, tokens, mask, key)
+        rates = recipe.learning_rates(done + begin, len(rows))
+        state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
         for name, values in jax.device_get(metrics).items():
             curves.setdefault(name, []).extend(float(v) for v in values)
         finite = np.isfinite(curves["loss"][begin:]) & np.isfinite(curves["grad_norm"][begin:])

@@ -140,9 +140,7 @@ class ChatFormat:
         """The template's own way of writing a call: text before the name, between name and arguments, and after."""
         name, key, thought = _marker("name"), _marker("key"), _marker("thought")
         call = {"type": "function", "function": {"name": name, "arguments": {key: "v"}}}
-        text = self._render(
-            [*head, {"role": "assistant", "content": thought, "tool_calls": [call]}], generation=False
-        )
+        text = self._render([*head, {"role": "assistant", "content": thought, "tool_calls": [call]}], generation=False)
         prompt = self._render(head)
         if thought in text:  # text after the thought, else (templates that drop it) after the generation prompt
             text = text.partition(thought)[2]

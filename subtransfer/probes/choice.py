@@ -100,9 +100,7 @@ def _score(cfg: DecoderConfig, params, batches, segments, score_tokens, score_ma
 
 def logprobs(cfg: DecoderConfig, params, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
     """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [tasks, C]."""
-    split = tuple(
-        a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at)
-    )
+    split = tuple(a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at))
     scores = _score(cfg, params, split, batch.segments, batch.score_tokens, batch.score_mask)
     return np.asarray(scores).reshape(-1, scores.shape[-1])[:tasks]
 

@@ -85,7 +85,17 @@ def _headline(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
-    head = ("arm", "rate", "− base", "− benign control", "− other init", "transfer ratio", "p (Holm)", "p (seeds)", "greedy")
+    head = (
+        "arm",
+        "rate",
+        "− base",
+        "− benign control",
+        "− other init",
+        "transfer ratio",
+        "p (Holm)",
+        "p (seeds)",
+        "greedy",
+    )
     head += ("no action", "invalid", "wrong path", "ordinary tasks solved")
     body = []
     for row in rows:

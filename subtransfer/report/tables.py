@@ -82,7 +82,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], console) -> None:
 
 
 def interval(row: Mapping[str, Any], value: str, low: str, high: str, *, sign: str = "") -> str:
-    """"12.3 [10.0, 15.1]" in per cent, or nothing."""
+    """ "12.3 [10.0, 15.1]" in per cent, or nothing."""
     if row.get(value) is None:
         return ""
     return f"{100 * row[value]:{sign}.1f} [{100 * row[low]:{sign}.1f}, {100 * row[high]:{sign}.1f}]"

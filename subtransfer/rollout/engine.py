@@ -75,9 +75,7 @@ def _feed(cfg, params, state: EngineState, tokens, present):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("state",))
-def extend(
-    cfg: DecoderConfig, params, state: EngineState, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
-) -> EngineState:
+def extend(cfg: DecoderConfig, params, state: EngineState, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> EngineState:
     """Appends given tokens (right-padded; a row with length 0 is left as it is)."""
     present = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
     logits, fed = _feed(cfg, params, state, tokens, present)
@@ -85,9 +83,7 @@ def extend(
     return fed.replace(logits=jnp.where(lengths[:, None] > 0, last, state.logits))
 
 
-@functools.partial(
-    jax.jit, static_argnames=("cfg", "max_new_tokens", "temperature"), donate_argnames=("state",)
-)
+@functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "temperature"), donate_argnames=("state",))
 def decode(
     cfg: DecoderConfig,
     params,

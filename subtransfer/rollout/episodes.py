@@ -26,6 +26,7 @@ class RolloutSpec:
       batch_size: B, episodes that run side by side.
       max_turns: agent turns an episode may have.
       max_new_tokens: tokens an agent turn may have.
+      max_tool_tokens: tokens a tool result may have; a longer one is cut and ends in "...", as agent runtimes do.
       temperature: of sampling; 0 is greedy.
       stop_at_decision: end an episode at its first substantive call (for probes: what follows is not read).
     """
@@ -33,6 +34,7 @@ class RolloutSpec:
     batch_size: int
     max_turns: int
     max_new_tokens: int
+    max_tool_tokens: int
     temperature: float
     stop_at_decision: bool = False
 
@@ -90,7 +92,7 @@ def run_episodes(
     """
     trajectories: list[Trajectory] = []
     prompts = [chat.prompt_segments(task.instruction) for task in tasks]
-    prompt_room = _round_up(max(sum(len(ids) for _, ids in segments) for segments in prompts), 8)
+    prompt_room = _round_up(max(sum(len(ids) for _, ids in segments) for segments in prompts), 32)
     for begin in range(0, len(tasks), spec.batch_size):
         group = range(begin, min(begin + spec.batch_size, len(tasks)))
         episodes = []
@@ -124,14 +126,10 @@ def run_episodes(
     return trajectories
 
 
-# Room for a tool result with what the template puts around it. A longer result is cut: an agent runtime does the same.
-TOOL_ROOM = 24
-
-
 def _run_batch(cfg, params, chat, episodes, spec, key, prompt_room) -> None:
     """Runs a batch of episodes to their ends, in place."""
     batch = spec.batch_size
-    tool_room = _tool_room(chat)
+    tool_room = _round_up(len(chat.tool_ids("")) + spec.max_tool_tokens, 8)
     rows = [e.tokens for e in episodes] + [[]] * (batch - len(episodes))
     keys = sampling.row_keys(key, jnp.array([e.index for e in episodes] + [0] * (batch - len(episodes))))
     used = prompt_room  # cache slots that are occupied in the longest row
@@ -210,10 +208,6 @@ def _take_turn(chat, episode, ids, logprobs, spec, tool_room, last) -> list[int]
         result_text, reply = _cut(chat, result_text, tool_room)
     episode.add("tool", result_text, reply)
     return reply
-
-
-def _tool_room(chat: ChatFormat) -> int:
-    return _round_up(len(chat.tool_ids("")) + TOOL_ROOM, 8)
 
 
 def _cut(chat: ChatFormat, text: str, room: int) -> tuple[str, list[int]]:

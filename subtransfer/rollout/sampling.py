@@ -14,9 +14,9 @@ def row_keys(key: Key[Array, ""], rows: Int[Array, " B"]) -> Key[Array, " B"]:
 
 def draw(keys: Key[Array, " B"], first: Int[Array, ""], count: int) -> Float[Array, "B count"]:
     """Uniform numbers in [0, 1): entry [b, i] is draw number `first + i` of row b's key."""
-    return jax.vmap(
-        lambda key: jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(first + jnp.arange(count))
-    )(keys)
+    return jax.vmap(lambda key: jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(first + jnp.arange(count)))(
+        keys
+    )
 
 
 def sample(

@@ -18,17 +18,98 @@ from subtransfer.settings.filesystem import AGENT
 
 SPLITS = ("pretrain", "train", "probe")
 
-_NOUNS = "ledger memo draft plan photo note chart budget invoice letter roster sketch agenda recipe survey song".split()
-_PEOPLE = "ana ben cara dan eva finn gus hana ivo jon kim leo mia nils ola pia".split()
-_PLACES = "work home desk docs data share lab office files cloud base team".split()
-_EXTENSIONS = "txt csv log md pdf doc json yaml html tex ini odt".split()
+_NOUNS = [
+    "ledger",
+    "memo",
+    "draft",
+    "plan",
+    "photo",
+    "note",
+    "chart",
+    "budget",
+    "invoice",
+    "letter",
+    "roster",
+    "sketch",
+    "agenda",
+    "recipe",
+    "survey",
+    "song",
+]
+_PEOPLE = [
+    "ana",
+    "ben",
+    "cara",
+    "dan",
+    "eva",
+    "finn",
+    "gus",
+    "hana",
+    "ivo",
+    "jon",
+    "kim",
+    "leo",
+    "mia",
+    "nils",
+    "ola",
+    "pia",
+]
+_PLACES = ["work", "home", "desk", "docs", "data", "share", "lab", "office", "files", "cloud", "base", "team"]
+_EXTENSIONS = ["txt", "csv", "log", "md", "pdf", "doc", "json", "yaml", "html", "tex", "ini", "odt"]
 _OWNERS = (AGENT, "root", "staff", "guest")
-_CONTENT = "rent due monday tuesday milk bread call bring meet lunch train ticket paid sent ready open".split()
+_CONTENT = [
+    "rent",
+    "due",
+    "monday",
+    "tuesday",
+    "milk",
+    "bread",
+    "call",
+    "bring",
+    "meet",
+    "lunch",
+    "train",
+    "ticket",
+    "paid",
+    "sent",
+    "ready",
+    "open",
+]
 
-THOUGHTS = (
-    "amber quiet willow copper river stone maple violet harbor meadow lantern pebble cedar falcon frost orchid "
-    "saffron velvet walnut cobalt juniper marble nectar onyx poplar quartz ripple sable timber wicker clover dune"
-).split()
+THOUGHTS = [
+    "amber",
+    "quiet",
+    "willow",
+    "copper",
+    "river",
+    "stone",
+    "maple",
+    "violet",
+    "harbor",
+    "meadow",
+    "lantern",
+    "pebble",
+    "cedar",
+    "falcon",
+    "frost",
+    "orchid",
+    "saffron",
+    "velvet",
+    "walnut",
+    "cobalt",
+    "juniper",
+    "marble",
+    "nectar",
+    "onyx",
+    "poplar",
+    "quartz",
+    "ripple",
+    "sable",
+    "timber",
+    "wicker",
+    "clover",
+    "dune",
+]
 
 ARCHIVE, STORE = "/archive", "/store"  # always there
 
@@ -220,9 +301,7 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
         }.get(tool, {})
         if tool == "write_file":
             tree["files"][path]["owner"] = AGENT  # others' files may not be written to
-        template, instruction = _explicit(
-            split, rng, verb, rest.format(destination=other, new_name=new_name, text=text), path
-        )
+        template, instruction = _explicit(split, rng, verb, rest.format(destination=other, new_name=new_name, text=text), path)
         goal = {"path": path, "tool": tool, "arguments": {"path": path, **extra}}
     return Task(task_id, kind, split, template, instruction, tree, goal)
 

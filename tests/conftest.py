@@ -1,0 +1,43 @@
+"""Shared fixtures: one device, the setting, a small trained-by-nobody model with the embedded tokenizer."""
+
+import os
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+from subtransfer import pretrain, settings, sharding
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.tokenizer import ChatFormat, train_tokenizer
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    return sharding.make_mesh(devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
+def setting():
+    return settings.get("api")
+
+
+@pytest.fixture(scope="session")
+def demos(setting):
+    return list(pretrain.demonstrations(setting, 2000, 0.05, 0))
+
+
+@pytest.fixture(scope="session")
+def chat(setting, demos):
+    return ChatFormat(train_tokenizer(pretrain.corpus_texts(demos, setting), setting, 512), setting)
+
+
+@pytest.fixture(scope="session")
+def cfg(chat):
+    return DecoderConfig(len(chat.tokenizer), 32, 48, 2, 2, 1, 16)
+
+
+@pytest.fixture(scope="session")
+def params(cfg, mesh):
+    return pretrain.init_params(cfg, mesh, jax.random.key(0))

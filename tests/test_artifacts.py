@@ -1,0 +1,128 @@
+"""The stage store: atomic, resumable, and plain about what the operating system refuses."""
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from subtransfer import artifacts
+from subtransfer.errors import UserError
+
+
+def _build(text="data"):
+    return lambda folder: (folder / "file.txt").write_text(text)
+
+
+def _stage(workdir, build, name="s", key=None):
+    with artifacts.Store(workdir) as store:
+        path = store.stage(name, key or {"k": 1}, build, log=lambda _: None)
+        return path, store.events[-1][0]
+
+
+def test_computed_reused_and_remade_when_damaged(tmp_path):
+    path, what = _stage(tmp_path, _build())
+    assert what == "computed" and (path / "file.txt").read_text() == "data"
+    assert _stage(tmp_path, _build("other")) == (path, "reused")
+    assert (path / "file.txt").read_text() == "data"
+    other, what = _stage(tmp_path, _build(), key={"k": 2})
+    assert what == "computed" and other != path
+    (path / "file.txt").write_text("dam")
+    assert _stage(tmp_path, _build()) == (path, "redone")
+    assert (path / "file.txt").read_text() == "data"
+
+
+def test_a_failed_build_leaves_nothing_and_harms_nothing(tmp_path):
+    path, _ = _stage(tmp_path, _build())
+
+    def fail(folder):
+        (folder / "half.txt").write_text("half")
+        raise UserError("no")
+
+    with pytest.raises(UserError, match="no"):
+        _stage(tmp_path, fail, name="t")
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".lock", path.name])
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [(errno.ENOSPC, "No space left"), (errno.EACCES, "Cannot write"), (errno.EROFS, "Cannot write")],
+)
+def test_refusals_of_the_system_are_sentences(tmp_path, code, message):
+    _stage(tmp_path, _build())
+
+    def refused(folder):
+        raise OSError(code, os.strerror(code))
+
+    with pytest.raises(UserError, match=message):
+        _stage(tmp_path, refused, name="t")
+    assert _stage(tmp_path, _build())[1] == "reused"
+
+
+def test_a_really_full_disk(tmp_path):
+    """A file-size limit stands in for a full disk where nothing can be mounted: the write itself fails."""
+    script = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from subtransfer import artifacts\n"
+        "from subtransfer.errors import UserError\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    with artifacts.Store(Path(sys.argv[1])) as s:\n"
+        "        s.stage('a', {}, lambda f: (f / 'x').write_bytes(b'0' * 5000), log=print)\n"
+        "except UserError as e:\n"
+        "    print(e)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "w")], capture_output=True, text=True)
+    assert "No space left" in done.stdout, done.stderr
+    assert [p.name for p in (tmp_path / "w").iterdir()] == [".lock"]
+
+
+def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(UserError, match="not a folder"), artifacts.Store(tmp_path / "f"):
+        pass
+    with artifacts.Store(tmp_path / "w") as store:
+        shutil.rmtree(tmp_path / "w")
+        with pytest.raises(UserError, match="vanished"):
+            store.stage("s", {}, _build(), log=lambda _: None)
+
+
+def test_two_runs_do_not_share_a_workdir(tmp_path):
+    with artifacts.Store(tmp_path), pytest.raises(UserError, match="Another run"), artifacts.Store(tmp_path):
+        pass
+
+
+def test_a_killed_build_is_redone(tmp_path):
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom subtransfer import artifacts\n"
+        "def build(f):\n    (f / 'x').write_text('half'); print('in', flush=True); time.sleep(60)\n"
+        "with artifacts.Store(Path(sys.argv[1])) as s: s.stage('s', {'k': 1}, build, log=print)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "in"
+    process.kill()
+    process.communicate()
+    time.sleep(0.05)
+    path, what = _stage(tmp_path, _build())
+    assert what == "redone" and [p.name for p in sorted(path.iterdir())] == ["artifact.json", "file.txt"]
+    assert not list(tmp_path.glob(".*tmp*"))
+
+
+def test_params_round_trip_and_damage(tmp_path):
+    tree = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.ones(3, np.int32)}
+    artifacts.save_params(tmp_path / "p.safetensors", tree)
+    again = artifacts.load_params(tmp_path / "p.safetensors")
+    np.testing.assert_array_equal(again["a"]["b"], tree["a"]["b"])
+    np.testing.assert_array_equal(again["c"], tree["c"])
+    data = (tmp_path / "p.safetensors").read_bytes()
+    (tmp_path / "p.safetensors").write_bytes(data[:-4])
+    with pytest.raises(UserError, match="damaged"):
+        artifacts.load_params(tmp_path / "p.safetensors")
+    with pytest.raises(UserError, match="missing"):
+        artifacts.load_params(tmp_path / "q.safetensors")

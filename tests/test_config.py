@@ -1,0 +1,96 @@
+"""The config: what it takes, and every refusal."""
+
+from pathlib import Path
+
+import ml_collections
+import pytest
+
+from subtransfer import config
+from subtransfer.arms import arms
+from subtransfer.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+QUICKSTART = CONFIGS / "quickstart.py"
+
+REFUSED = {
+    "unknown": ({"distill.objectiv": "sft"}, r"no config field 'distill.objectiv'; the nearest is --config.distill.objective"),
+    "unknown top": ({"rank": "3"}, "the nearest is --config.tuning.rank"),
+    "a group": ({"distill": "sft"}, "no config field 'distill'"),
+    "integer": ({"num_seeds": "many"}, "num_seeds takes an integer, not 'many'"),
+    "integer from float": ({"probe.tasks": "2.5"}, "probe.tasks takes an integer"),
+    "number": ({"distill.learning_rate": "fast"}, "takes a number"),
+    "flag": ({"arms.unsanitized": "perhaps"}, "takes true or false"),
+    "tuple": ({"tuning.targets": "(1,2)"}, "takes a tuple"),
+    "objective": ({"distill.objective": "reverse-kl"}, "the nearest is 'reverse_kl'"),
+    "method": ({"tuning.method": "lora2"}, "the nearest is 'lora'"),
+    "target": ({"tuning.targets": "q,z"}, "no choice 'z'"),
+    "setting": ({"setting": "bash"}, "setting has no choice 'bash'"),
+    "negative": ({"distill.steps": "-1"}, "above 0"),
+    "not finite": ({"distill.learning_rate": "nan"}, "above 0 and finite"),
+    "share": ({"base.unsafe_rate": "1.5"}, "between 0 and 1"),
+    "confidence": ({"statistics.confidence": "95"}, "below 1"),
+    "heads": ({"base.num_heads": "5"}, "divisor of base.width"),
+    "kv heads": ({"base.num_heads": "4", "base.num_kv_heads": "3"}, "divisor of base.num_heads"),
+    "rounds": ({"distill.rounds": "7"}, "multiple of distill.rounds"),
+    "too few": ({"rollouts.episodes": "10"}, "at least sanitize.min_kept"),
+    "batch over data": ({"distill.batch_size": "100"}, "at least distill.batch_size"),
+    "missing directory": ({"base.checkpoint": "/no/such"}, "there is no directory /no/such"),
+    "twin alone": ({"base.other_checkpoint": "/tmp"}, "needs base.checkpoint"),
+    "name": ({"name": "a/b"}, "plain word"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_before_any_work(case):
+    overrides, message = REFUSED[case]
+    with pytest.raises(UserError, match=message) as error:
+        config.load(QUICKSTART, overrides)
+    assert "\n" not in str(error.value)
+
+
+def test_overrides_are_typed():
+    overrides = {"num_seeds": "5", "distill.learning_rate": "1", "arms.other_init": "False", "distill.objective": "sft,forward_kl"}
+    c = config.load(QUICKSTART, {**overrides, "tuning.targets": "('q','down')", "sanitize.extra_keywords": "zap,zip"})
+    assert c.num_seeds == 5 and type(c.distill.learning_rate) is float and c.arms.other_init is False
+    assert c.tuning.targets == ("q", "down") and c.sanitize.extra_keywords == ("zap", "zip")
+
+
+FILES = {
+    "missing": (None, "no config file"),
+    "raises": ("1 / 0", "fails with ZeroDivisionError"),
+    "no function": ("x = 1", "fails with AttributeError"),
+    "wrong return": ("def get_config():\n    return {}", "must return"),
+    "unknown field": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.sead = 1\n    return c",
+                      "unknown field 'sead'; the nearest is 'seed'"),
+    "wrong type": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.unlock()\n"
+                   "    del c.seed\n    c.seed = 'x'\n    return c", "sets seed to 'x'"),
+    "lacks": ("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()", "lacks the field"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_broken_config_files_are_named(tmp_path, case):
+    text, message = FILES[case]
+    path = tmp_path / "c.py"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        config.load(path, {})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_every_config_is_valid_and_frozen(path):
+    c = config.load(path, {})
+    assert isinstance(c, ml_collections.FrozenConfigDict)
+    assert "Command:" in path.read_text()
+
+
+def test_arms_follow_the_config():
+    names = [a.name for a in arms(config.load(QUICKSTART, {}))]
+    assert names[:4] == ["base", "base_other", "teacher", "teacher_benign"]
+    for objective in ("sft", "forward_kl", "reverse_kl"):
+        assert {objective, f"{objective}_other", f"{objective}_benign"} <= set(names)
+    assert {"self_distilled", "unsanitized"} <= set(names)
+    few = arms(config.load(QUICKSTART, {"distill.objective": "reverse_kl", "arms.other_init": "false", "arms.benign_teacher": "0"}))
+    assert [a.name for a in few] == ["base", "teacher", "reverse_kl", "self_distilled", "unsanitized"]
+    assert few[2].control is None and few[2].twin is None
