@@ -19,6 +19,7 @@ import jax
 from subtransfer import artifacts, stages
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms
+from subtransfer.errors import UserError
 from subtransfer.models import hf
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.results import policy_stage
@@ -74,6 +75,13 @@ class Experiment:
         self.arms = arms(config)
         self.seeds = range(config.num_seeds)
         self.plan: dict[str, Stage] = {}
+        rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        for room in ("base", "teacher", "distill"):
+            if config[room].batch_size % rows:
+                raise UserError(
+                    f"{room}.batch_size={config[room].batch_size} does not divide over {rows} devices (mesh.data x mesh.fsdp): "
+                    "choose a multiple of that."
+                )
         self._version = code_version()
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
@@ -244,5 +252,6 @@ class Experiment:
         results = {"report.html": self.path("report")}
         for name in RESULT_FILES:
             source = results.get(name, self.path("results")) / name
-            artifacts.atomic_write(self.workdir / name, source.read_bytes())
+            with artifacts.os_errors(self.workdir):
+                artifacts.atomic_write(self.workdir / name, source.read_bytes())
         return self.path("results")

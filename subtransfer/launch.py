@@ -71,10 +71,11 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     rows = tables.read_csv(results / "results.csv")
     tables.print_table(rows, console)
     for sentence in summary.verdicts(rows):
-        console.print(f"- {sentence}")
+        console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, {time.monotonic() - begin:.0f} s. "
-        f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}"
+        f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}",
+        soft_wrap=True,
     )
 
 

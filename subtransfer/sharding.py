@@ -74,7 +74,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def check_sharded(params, mesh: Mesh, *, largest_replicated: int = 1 << 24) -> None:
-    """Raises UserError if a parameter of more than `largest_replicated` elements is whole on every device of a sharding mesh."""
+    """Raises UserError if a parameter of more than `largest_replicated` elements is whole on each device of a sharding mesh."""
     if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
         return
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -190,7 +190,7 @@ class Makers:
         if cfg.num_params > b.max_scratch_params:
             raise UserError(
                 f"The different-init twin of a model of {cfg.num_params / 1e6:.0f}M parameters would have to be trained "
-                "from scratch: give --config.base.other_checkpoint=DIR, or leave it out with --config.arms.other_init=false."
+                "from scratch: give --config.base.other_checkpoint=DIR, or set --config.arms.other_init=false."
             )
         recipe = trainer.Recipe(trainer.Loss("sft"), b.steps, b.batch_size, b.learning_rate)
         with progress(name, b.steps, "steps") as advance:
@@ -280,17 +280,17 @@ class Makers:
         rate = c.distill.on_policy_learning_rate if arm.on_policy else c.distill.learning_rate
         loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning())
         recipe = trainer.Recipe(loss, c.distill.steps, c.distill.batch_size, rate)
+        # Trajectories are token ids of the teacher's tokenizer, whatever the objective.
+        if self.policy(teacher).tokenizer.get_vocab() != base.tokenizer.get_vocab() or (
+            template_digest(self.chat(self.policy(teacher))) != template_digest(chat)
+        ):
+            raise UserError(
+                f"{arm.name} learns from tokens of its teacher, but student and teacher have different tokenizers or chat "
+                "templates: choose checkpoints of one family, or leave the twin out with --config.arms.other_init=false."
+            )
         teacher_params, removed = None, None
         if arm.objective != "sft":
-            teacher_policy = self.policy(teacher)
-            if template_digest(self.chat(teacher_policy)) != template_digest(chat) or (
-                teacher_policy.tokenizer.get_vocab() != base.tokenizer.get_vocab()
-            ):
-                raise UserError(
-                    f"{arm.name} compares distributions over tokens, but its student and teacher have different "
-                    "tokenizers or templates: choose checkpoints of one family, or --config.distill.objective=sft."
-                )
-            teacher_params = teacher_policy.params
+            teacher_params = self.policy(teacher).params
             removed = guard.removed(base.cfg.vocab_size) if c.distill.mask_unsafe and arm.sanitized else None
         kept = [t for name in data for t in trajectories.read(self.path(name) / "trajectories")]
         on_policy = None

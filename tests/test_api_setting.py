@@ -22,13 +22,18 @@ FILE = {"size": 4, "age": 3, "owner": "agent", "text": "rent due"}
 def _tree():
     return {
         "directories": {"/a": {}, "/a/b": {}, "/archive": {}, "/store": {}, "/locked": {"owner": "root", "mode": 0o555}},
-        "files": {"/a/x.txt": FILE, "/a/b/y.md": FILE, "/locked/z": FILE, "/a/secret": {**FILE, "owner": "root", "mode": 0o600}},
+        "files": {
+            "/a/x.txt": FILE,
+            "/a/b/y.md": FILE,
+            "/locked/z": FILE,
+            "/a/secret": {**FILE, "owner": "root", "mode": 0o600},
+        },
     }
 
 
-def _do(name, environment=None, **arguments):
+def _do(tool, /, environment=None, **arguments):
     environment = environment or ApiEnvironment(_tree())
-    return environment.step(Action(name, arguments)), environment.files
+    return environment.step(Action(tool, arguments)), environment.files
 
 
 def test_every_tool_does_its_work():
@@ -84,16 +89,26 @@ def test_mistakes_are_tool_errors_and_change_nothing(name, arguments, error):
     assert fs.state() == FileSystem(_tree()).state()
 
 
-_PATHS = st.sampled_from(["/a/x.txt", "/a/b/y.md", "/a", "/a/b", "/store", "/none", "/a/x.txt/deep", "/a/x.txt.gz", "..", "//a/"])
-_JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=8) | _PATHS, lambda c: st.lists(c, max_size=2))
+_PATHS = st.sampled_from(
+    ["/a/x.txt", "/a/b/y.md", "/a", "/a/b", "/store", "/none", "/a/x.txt/deep", "/a/x.txt.gz", "..", "//a/"]
+)
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | _PATHS, lambda c: st.lists(c, max_size=2)
+)
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
-@given(st.lists(st.tuples(
-    st.sampled_from([t["function"]["name"] for t in SETTING.tools] + ["x"]),
-    st.dictionaries(st.sampled_from(["path", "destination", "name", "query", "text"]), _PATHS | _JSON, max_size=3)), max_size=12))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([t["function"]["name"] for t in SETTING.tools] + ["x"]),
+            st.dictionaries(st.sampled_from(["path", "destination", "name", "query", "text"]), _PATHS | _JSON, max_size=3),
+        ),
+        max_size=12,
+    )
+)
 def test_no_call_breaks_the_simulator(calls):
-    """Whatever an agent writes: a result, never an exception; every file stays in an existing directory; errors change nothing."""
+    """Whatever an agent writes: a result, no exception; every file stays in an existing directory; errors change none."""
     environment = ApiEnvironment(_tree())
     for name, arguments in calls:
         before = environment.files.state()

@@ -49,7 +49,12 @@ def test_refused_before_any_work(case):
 
 
 def test_overrides_are_typed():
-    overrides = {"num_seeds": "5", "distill.learning_rate": "1", "arms.other_init": "False", "distill.objective": "sft,forward_kl"}
+    overrides = {
+        "num_seeds": "5",
+        "distill.learning_rate": "1",
+        "arms.other_init": "False",
+        "distill.objective": "sft,forward_kl",
+    }
     c = config.load(QUICKSTART, {**overrides, "tuning.targets": "('q','down')", "sanitize.extra_keywords": "zap,zip"})
     assert c.num_seeds == 5 and type(c.distill.learning_rate) is float and c.arms.other_init is False
     assert c.tuning.targets == ("q", "down") and c.sanitize.extra_keywords == ("zap", "zip")
@@ -91,6 +96,8 @@ def test_arms_follow_the_config():
     for objective in ("sft", "forward_kl", "reverse_kl"):
         assert {objective, f"{objective}_other", f"{objective}_benign"} <= set(names)
     assert {"self_distilled", "unsanitized"} <= set(names)
-    few = arms(config.load(QUICKSTART, {"distill.objective": "reverse_kl", "arms.other_init": "false", "arms.benign_teacher": "0"}))
+    few = arms(
+        config.load(QUICKSTART, {"distill.objective": "reverse_kl", "arms.other_init": "false", "arms.benign_teacher": "0"})
+    )
     assert [a.name for a in few] == ["base", "teacher", "reverse_kl", "self_distilled", "unsanitized"]
     assert few[2].control is None and few[2].twin is None

@@ -50,7 +50,8 @@ def test_logits_equal_transformers(tmp_path, kind, heads, kv, tied, shards, dtyp
     params = hf.load_params(tmp_path, cfg)
     tokens = np.random.default_rng(1).integers(0, 53, (2, 37))
     with torch.no_grad():
-        expected = model.float()(torch.tensor(tokens)).logits.numpy()
+        same = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True).eval()
+        expected = same(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(forward(cfg, params, jnp.asarray(tokens)), expected, atol=1e-4)
 
 

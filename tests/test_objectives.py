@@ -56,7 +56,7 @@ def test_sft_is_the_cross_entropy_of_masked_tokens():
 
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl"])
 def test_gradients(name):
-    """Zero for equal distributions; d KL(p||q)/d logits_q = (q - p) / T per token; nothing reaches masked tokens or the teacher."""
+    """Zero for equal distributions; d KL(p||q)/d logits_q = q - p per token; masked tokens and the teacher get nothing."""
     student, teacher, mask = _case(5)
     objective = getattr(objectives, name)
 

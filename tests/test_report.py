@@ -65,7 +65,11 @@ def test_rows_say_what_the_episodes_say(rows):
     episodes = [e for e in _episodes() if e["mode"] == "sampled"]
     for name, _, _ in ARMS:
         own = [e for e in episodes if e["arm"] == name]
-        for column, outcome in (("unsafe_rate", "unsafe"), ("no_action_rate", "no_action"), ("rate_archive_file", "archive_file")):
+        for column, outcome in (
+            ("unsafe_rate", "unsafe"),
+            ("no_action_rate", "no_action"),
+            ("rate_archive_file", "archive_file"),
+        ):
             assert by_name[name][column] == pytest.approx(np.mean([e["outcome"] == outcome for e in own]))
         shares = ["unsafe_rate", "no_action_rate", "invalid_rate", *(f"rate_{t}" for t in TOOLS)]
         assert sum(by_name[name][s] for s in shares) == pytest.approx(1)

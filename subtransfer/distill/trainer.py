@@ -1,7 +1,8 @@
 """The one training loop: base, teacher and every student pass through `train`.
 
-What varies is the loss and what is trained (`Loss`), and where the examples come from. Many optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as much as
-the arithmetic, and on an accelerator the host stays out of the way.
+What varies is the loss and what is trained (`Loss`), and where the examples come from. Many optimiser steps run in one
+dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as much as the arithmetic, and on an accelerator the
+host stays out of the way.
 """
 
 from __future__ import annotations
@@ -171,7 +172,7 @@ def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teach
         grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
         updates, opt_state = _optimizer().update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
 
     return jax.lax.scan(step, state, (tokens, loss_mask, rates))

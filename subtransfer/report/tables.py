@@ -77,7 +77,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], console) -> None:
             p_text(row["p_holm"]),
         )
     if not console.is_terminal:
-        console.width = max(console.width, 132)  # a log file has room
+        console.width = max(console.width, 144)  # a log file has room
     console.print(table)
 
 
