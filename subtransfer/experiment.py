@@ -50,13 +50,16 @@ class Stage:
         return f"{self.name}-{artifacts.digest(self.key)}"
 
 
-def code_version() -> str:
-    """Hash of the sources that artefacts depend on: a change of the code makes new artefacts, never mixes with old ones."""
+def code_version(*, report: bool) -> str:
+    """Hash of the sources that an artefact depends on: changed code makes new artefacts, never mixes with old ones.
+
+    Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored.
+    """
     root = Path(__file__).parent
     outside = {root / "launch.py", root / "progress.py", root / "artifacts.py"}
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
-        if path not in outside:
+        if path not in outside and (report or path.parent.name != "report"):
             h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return h.hexdigest()[:16]
 
@@ -82,7 +85,7 @@ class Experiment:
                     f"{room}.batch_size={config[room].batch_size} does not divide over {rows} devices (mesh.data x mesh.fsdp): "
                     "choose a multiple of that."
                 )
-        self._version = code_version()
+        self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
 
@@ -96,7 +99,7 @@ class Experiment:
         if name not in self.plan:
             key = {
                 "stage": name.split(".")[0],
-                "version": self._version,
+                "version": self._versions[name in ("results", "report")],
                 "seed": self.config.seed,
                 "inputs": {i: artifacts.digest(self.plan[i].key) for i in inputs},
                 "config": configuration.plain(slice_of_config),

@@ -46,7 +46,9 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
 
     from subtransfer import config as configuration
 
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 144  # a log file has room
     config = configuration.load(config_file, overrides)
     folder = Path(workdir or f"runs/{config.name}")
 

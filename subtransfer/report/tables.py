@@ -76,8 +76,6 @@ def print_table(rows: Sequence[Mapping[str, Any]], console) -> None:
             interval(row, "diff_twin", "diff_twin_low", "diff_twin_high", sign="+"),
             p_text(row["p_holm"]),
         )
-    if not console.is_terminal:
-        console.width = max(console.width, 144)  # a log file has room
     console.print(table)
 
 

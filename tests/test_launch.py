@@ -1,0 +1,169 @@
+"""The one command, end to end at toy size: results, re-use, resumption after SIGKILL, a model of one's own, mistakes."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SMALL = (
+    "num_seeds=1 base.episodes=300 base.steps=20 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
+    "teacher.episodes=16 teacher.steps=4 teacher.batch_size=8 rollouts.episodes=32 rollouts.batch_size=32 rollouts.max_turns=2 "
+    "rollouts.max_new_tokens=8 sanitize.min_kept=8 distill.steps=4 distill.batch_size=8 distill.rounds=2 "
+    "distill.episodes_per_round=32 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 statistics.bootstrap=50"
+).split()
+
+
+def _launch(workdir, *more, **options):
+    arguments = [f"--config.{field}" for field in SMALL] + list(more)
+    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    return subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, env=env, **options)
+
+
+def _tool(name, *arguments):
+    command = [sys.executable, f"tools/{name}.py", *arguments]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run") / "w"
+    done = _launch(workdir)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return workdir, done.stdout
+
+
+def test_the_run_leaves_its_results(finished):
+    workdir, out = finished
+    lines = (workdir / "results.csv").read_text().splitlines()
+    assert lines[0].startswith(
+        "arm,objective,init,sanitized,n_tasks,n_seeds,unsafe_rate,ci_low,ci_high,diff_base,diff_low,diff_high,p_holm,"
+    )
+    arms = [line.split(",")[0] for line in lines[1:]]
+    assert arms[:4] == ["base", "base_other", "teacher", "teacher_benign"] and len(arms) == 15
+    assert all(arm in out for arm in arms)
+    episodes = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert len(episodes) == 15 * 16 * 2
+    page = (workdir / "report.html").read_text()
+    assert all(arm in page for arm in arms[4:])
+    for manifest in workdir.glob("sanitize.*/manifest.json"):
+        m = json.loads(manifest.read_text())
+        assert m["total"] == 32 == m["kept"] + m["dropped"] and m["dropped"] == sum(m["rules"].values())
+
+
+def test_a_second_run_computes_nothing(finished):
+    workdir, _ = finished
+    before = (workdir / "results.csv").read_bytes()
+    again = _launch(workdir)
+    assert again.returncode == 0 and "[computed]" not in again.stdout and "0 stages computed" in again.stdout
+    assert (workdir / "results.csv").read_bytes() == before
+
+
+def test_killed_anywhere_and_restarted_gives_the_same_bytes(finished, tmp_path):
+    """Three SIGKILLs at random moments of a run; what was finished is re-used, what was cut off is redone."""
+    rng = random.Random(0)
+    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'w'}"]
+    command += [f"--config.{field}" for field in SMALL]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    for _ in range(3):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
+        time.sleep(rng.uniform(6, 14))
+        process.kill()
+        process.wait()
+    done = _launch(tmp_path / "w")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "[reused]" in done.stdout
+    for name in ("results.csv", "results.jsonl", "report.html"):
+        assert (tmp_path / "w" / name).read_bytes() == (finished[0] / name).read_bytes(), name
+    assert not list((tmp_path / "w").glob(".*.tmp-*"))
+
+
+def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
+    import torch
+    import transformers
+
+    from subtransfer.distill.trainer import forward
+    from subtransfer.policy import load_policy
+
+    workdir, _ = finished
+    policy = next(workdir.glob("student.forward_kl.seed0-*"))
+    done = _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    ours = load_policy(policy)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
+    tokens = np.arange(48)[None] % ours.cfg.vocab_size
+    with torch.no_grad():
+        theirs = model(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(forward(ours.cfg, ours.params, tokens), theirs, atol=1e-4)
+    # The twin is trained from scratch with the directory's geometry and tokenizer.
+    run = _launch(tmp_path / "own", f"--config.base.checkpoint={tmp_path / 'out'}", "--config.distill.objective=sft")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "base_other" in (tmp_path / "own" / "results.csv").read_text()
+    again = _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}")
+    assert again.returncode == 2 and "not empty" in again.stderr and again.stderr.count("\n") == 1
+    bad = _tool("export", f"--policy={tmp_path}", f"--out={tmp_path / 'x'}")
+    assert bad.returncode == 2 and "not a policy artefact" in bad.stderr
+
+
+def test_lora_students(tmp_path):
+    """LoRA artefacts hold the factors only; the probe reads them merged."""
+    more = ["distill.objective=sft", "arms.other_init=false", "arms.benign_teacher=0", "arms.unsanitized=0", "tuning.rank=2"]
+    done = _launch(tmp_path / "w", "--config.tuning.method=lora", *[f"--config.{m}" for m in more])
+    assert done.returncode == 0, done.stderr[-3000:]
+    (student,) = (tmp_path / "w").glob("student.sft.seed0-*")
+    from subtransfer import artifacts
+
+    assert set(artifacts.load_params(student / "params.safetensors")) == {"q", "k", "v", "o"}
+
+
+MISTAKES = {
+    "unknown field": (["--config.distill.rat=1"], "no config field 'distill.rat'"),
+    "no value": (["--config.seed"], "has no value"),
+    "unknown flag": (["--workdri=x"], "Unknown command line flag"),
+    "stray word": (["go"], "Unexpected argument 'go'"),
+    "checkpoint": (["--config.base.checkpoint=/no/such"], "there is no directory"),
+    "mesh": (["--config.mesh.fsdp=3"], "does not use all"),
+    "nothing left after filters": (
+        ["--config.sanitize.extra_keywords=tell,what,how,count,find,where"],
+        "trajectories are left where 8 are needed",
+    ),
+    "loss": (["--config.teacher.learning_rate=1e38"], "became NaN or infinite"),
+    "vocabulary": (["--config.base.vocab_limit=50"], "distinct words"),
+    "too many tasks": (["--config.rollouts.episodes=10", "--config.sanitize.min_kept=5"], "sanitize.min_kept"),
+}
+
+
+@pytest.mark.parametrize("case", MISTAKES)
+def test_mistakes_end_in_one_sentence(case, tmp_path, finished):
+    arguments, message = MISTAKES[case]
+    workdir = finished[0]
+    before = sorted(p.name for p in workdir.iterdir())
+    done = _launch(workdir, *arguments)
+    assert done.returncode == 2, done.stdout + done.stderr
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0], done.stderr
+    assert "Traceback" not in done.stderr
+    assert set(before) <= {p.name for p in workdir.iterdir()}, "earlier artefacts must stay"
+
+
+def test_an_unwritable_workdir(tmp_path):
+    (tmp_path / "file").write_text("")
+    done = _launch(tmp_path / "file")
+    assert done.returncode == 2 and "is not a folder" in done.stderr and "Traceback" not in done.stderr
+    done = _launch("/proc/w")
+    assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_plan_does_no_work(tmp_path):
+    done = _launch(tmp_path / "w", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    assert "student.reverse_kl_other.seed0" in done.stdout and "to do" in done.stdout and "MiB" in done.stdout
+    assert not (tmp_path / "w").exists()
