@@ -101,7 +101,7 @@ def test_csv_round_trip(rows, tmp_path):
 
 
 def test_the_table_prints(rows):
-    console = Console(width=100, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=144, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     tables.print_table(rows, console)
     console.file.close()
     text = console.export_text()
