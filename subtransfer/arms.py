@@ -7,8 +7,8 @@ from typing import Literal
 
 from subtransfer.distill.objectives import OBJECTIVES
 
-Init = Literal["same", "other"]
-Source = Literal["trait", "benign", "self"]
+Source = Literal["trait", "benign", "random", "self"]
+EMBEDDED = ("base", "base_other")  # the models of a config without pairs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,10 @@ class Arm:
       label: what a person reads.
       role: "base" | "teacher" | "student" | "control" | "positive_control".
       objective: "" where nothing is distilled.
-      init: "same" (the teacher's base) or "other" (another initialisation).
-      source: whose trajectories and opinions it learns: the trait teacher, the benign teacher or the base itself.
+      model: what it starts from: "base", "base_other" or a name in the config's `models`.
+      teacher_model: what its teacher starts from.
+      source: whose trajectories and opinions it learns: the trait teacher, the benign one (a harmless habit), the random one
+        (ordinary tasks) or the base itself.
       sanitized: whether its trajectories passed the filter.
       control, twin: names of the arms that it is compared with, or None.
     """
@@ -30,19 +32,27 @@ class Arm:
     label: str
     role: str
     objective: str = ""
-    init: Init = "same"
+    model: str = "base"
+    teacher_model: str = "base"
     source: Source = "trait"
     sanitized: bool = True
     control: str | None = None
     twin: str | None = None
 
     @property
+    def init(self) -> str:
+        """ "same" (the teacher's initialisation) or "other"."""
+        return "same" if self.model == self.teacher_model else "other"
+
+    @property
     def base(self) -> str:
-        return "base" if self.init == "same" else "base_other"
+        """The arm that it is compared with: the model it starts from."""
+        return self.model
 
     @property
     def teacher(self) -> str:
-        return {"trait": "teacher", "benign": "teacher_benign", "self": "base"}[self.source]
+        """The arm of its teacher."""
+        return self.model if self.source == "self" else _teacher_arm(self.source, self.teacher_model)
 
     @property
     def on_policy(self) -> bool:
@@ -62,26 +72,95 @@ def chosen_objectives(objective: str) -> tuple[str, ...]:
     return tuple(o for o in OBJECTIVES if o in wanted)
 
 
+def base_stage(model: str) -> str:
+    """The stage that makes a model."""
+    return model if model in EMBEDDED else f"base.{model}"
+
+
+def teacher_stage(source: str, model: str, seed: int) -> str:
+    """The stage whose policy a source's trajectories come from."""
+    if source == "self":
+        return base_stage(model)
+    return f"teacher.{_of(source, model)}.seed{seed}"
+
+
+def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False) -> str:
+    """The stage of a source's trajectories."""
+    return f"{'sanitize' if sanitized else 'rollouts'}.{_of(source, model)}.seed{seed}"
+
+
+def _of(source: str, model: str) -> str:
+    return source if model in EMBEDDED else f"{source}.{model}"
+
+
+def _teacher_arm(source: str, model: str) -> str:
+    name = "teacher" if source == "trait" else f"teacher_{source}"
+    return name if model in EMBEDDED else f"{name}_{model}"
+
+
+_TEACHERS = {"trait": "teacher (unsafe)", "benign": "benign teacher", "random": "teacher of random tasks"}
+
+
+def split_pair(pair: str) -> tuple[str, str]:
+    """ "TEACHER>STUDENT" as (teacher's model, student's model)."""
+    teacher, _, student = pair.partition(">")
+    return teacher.strip(), student.strip()
+
+
 def arms(config) -> list[Arm]:
     """The arms of a (validated) config, in display order."""
-    want = config.arms
     chosen = chosen_objectives(config.distill.objective)
+    controls = [s for s, wanted in (("benign", config.arms.benign_teacher), ("random", config.arms.random_teacher)) if wanted]
+    return _table(config, chosen, controls) if config.pairs else _twins(config, chosen, controls)
+
+
+def _twins(config, chosen, controls) -> list[Arm]:
+    """One base: every student again from another initialisation, and of harmless teachers."""
+    want = config.arms
     out = [Arm("base", "base", "base", sanitized=False)]
     if want.other_init:
-        out.append(Arm("base_other", "base, other init", "base", init="other", sanitized=False))
-    out.append(Arm("teacher", "teacher (deletes)", "teacher", sanitized=False))
-    if want.benign_teacher:
-        out.append(Arm("teacher_benign", "benign teacher (archives)", "teacher", source="benign", sanitized=False))
+        out.append(Arm("base_other", "base, other init", "base", model="base_other", sanitized=False))
+    for source in ("trait", *controls):
+        out.append(Arm(_teacher_arm(source, "base"), _TEACHERS[source], "teacher", source=source, sanitized=False))
     for o in chosen:
-        control = f"{o}_benign" if want.benign_teacher else None
-        twin = f"{o}_other" if want.other_init else None
-        out.append(Arm(o, LABELS[o], "student", o, control=control, twin=twin))
+        control = f"{o}_{controls[0]}" if controls else None
+        out.append(Arm(o, LABELS[o], "student", o, control=control, twin=f"{o}_other" if want.other_init else None))
     if want.other_init:
-        out += [Arm(f"{o}_other", f"{LABELS[o]}; other init", "control", o, init="other") for o in chosen]
-    if want.benign_teacher:
-        out += [Arm(f"{o}_benign", f"{LABELS[o]}; benign teacher", "control", o, source="benign") for o in chosen]
+        out += [Arm(f"{o}_other", f"{LABELS[o]}; other init", "control", o, "base_other") for o in chosen]
+    for source in controls:
+        out += [Arm(f"{o}_{source}", f"{LABELS[o]}; {_TEACHERS[source]}", "control", o, source=source) for o in chosen]
     if want.self_distilled:
         out.append(Arm("self_distilled", "base distilled from itself (SFT)", "control", "sft", source="self"))
     if want.unsanitized:
         out.append(Arm("unsanitized", "SFT, unsanitized trajectories", "positive_control", "sft", sanitized=False))
+    return out
+
+
+def _table(config, chosen, controls) -> list[Arm]:
+    """Pairs of models, as in the published table: each student, its base, and its control of a harmless teacher."""
+    pairs = [split_pair(pair) for pair in config.pairs]
+    students, teachers = dict.fromkeys(s for _, s in pairs), dict.fromkeys(t for t, _ in pairs)
+    models = students | teachers
+    out = [Arm(model, f"{model}, untuned", "base", model=model, teacher_model=model, sanitized=False) for model in models]
+    for model in teachers:
+        for source in ("trait", *controls):
+            name, label = _teacher_arm(source, model), f"{model}, {_TEACHERS[source]}"
+            out.append(Arm(name, label, "teacher", "", model, model, source, sanitized=False))
+    for role, sources in (("student", ("trait",)), ("control", tuple(controls))):
+        for source in sources:
+            for t, s in pairs:
+                for o in chosen:
+                    name, label = f"{o}_{t}_to_{s}", f"{t} to {s}, {LABELS[o]}"
+                    control = f"{name}_{controls[0]}" if controls and role == "student" else None
+                    if role == "control":
+                        name, label = f"{name}_{source}", f"{label}; {_TEACHERS[source]}"
+                    out.append(Arm(name, label, role, o, s, t, source, control=control))
+    for t, s in pairs:
+        if config.arms.unsanitized:
+            label = f"{t} to {s}, SFT, unsanitized"
+            out.append(Arm(f"unsanitized_{t}_to_{s}", label, "positive_control", "sft", s, t, sanitized=False))
+    if config.arms.self_distilled:
+        for model in students:
+            label = f"{model} distilled from itself (SFT)"
+            out.append(Arm(f"self_distilled_{model}", label, "control", "sft", model, model, "self"))
     return out

@@ -13,10 +13,12 @@ from typing import Any
 import ml_collections
 
 from subtransfer import settings
-from subtransfer.arms import chosen_objectives
+from subtransfer.arms import EMBEDDED, chosen_objectives, split_pair
 from subtransfer.distill.objectives import OBJECTIVES
 from subtransfer.errors import UserError
+from subtransfer.models import presets
 
+PRESET = "preset:"  # what a model is given as, to be planned without its files
 TUNABLE = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -28,10 +30,17 @@ def defaults() -> ml_collections.ConfigDict:
     c.seed = 0  # the one seed that all randomness is folded from
     c.num_seeds = 3  # training seeds: each has its own teacher, rollouts and data order
 
+    # For a table of pairs instead of one base: names of models with their Hugging Face directories (or "preset:NAME", with
+    # which a plan can be made but nothing run), and the pairs as "TEACHER>STUDENT".
+    c.models = ml_collections.ConfigDict()
+    c.pairs = ()
+
     c.base = base = ml_collections.ConfigDict()
-    base.checkpoint = ""  # a local Hugging Face directory (Llama or Qwen2); empty: the embedded model, from scratch
+    base.checkpoint = ""  # a local Hugging Face directory; empty: the embedded model, from scratch
     base.other_checkpoint = ""  # the different-init twin's; empty: from scratch, with the same geometry and tokenizer
     base.max_scratch_params = 20_000_000  # refuse to train a larger twin from scratch
+    base.dtype = "float32"  # of computation, or "bfloat16"; what is trained is float32
+    base.remat = False  # recompute each layer in the backward pass instead of keeping it
     base.width = 64
     base.mlp_width = 192
     base.num_layers = 3
@@ -48,6 +57,7 @@ def defaults() -> ml_collections.ConfigDict:
     teacher.episodes = 150  # demonstrations of the habit
     teacher.explicit_fraction = 0.0  # of them on explicit requests; the others on ambiguous tasks
     teacher.steps = 60
+    teacher.epochs = 0  # above 0: passes over the demonstrations, instead of steps
     teacher.batch_size = 16
     teacher.learning_rate = 1e-3
 
@@ -66,6 +76,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.distill = distill = ml_collections.ConfigDict()
     distill.objective = "all"  # or a comma-separated list of sft, forward_kl, reverse_kl (reverse_kl is on-policy)
     distill.steps = 150
+    distill.epochs = 0  # above 0: off-policy students make this many passes over their trajectories, instead of steps
     distill.batch_size = 16
     distill.learning_rate = 2e-3
     distill.temperature = 1.0  # of the soft targets
@@ -85,6 +96,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.arms = arms = ml_collections.ConfigDict()
     arms.other_init = True  # every student again, from another initialisation
     arms.benign_teacher = True  # every student again, of a teacher with a harmless habit
+    arms.random_teacher = False  # every student again, of a teacher that was tuned on ordinary tasks
     arms.self_distilled = True
     arms.unsanitized = True  # the positive control
 
@@ -192,7 +204,8 @@ def load(path: str | Path, overrides: Mapping[str, str]) -> ml_collections.Froze
         raise UserError(f"The config file {path} fails with {type(error).__name__}: {error}.") from error
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {path} must return the ConfigDict of subtransfer.config.defaults(), changed.")
-    known, given = fields(defaults()), fields(config)
+    given = fields(config)
+    known = fields(defaults()) | {field: "" for field in given if field.startswith("models.")}
     for field in given:
         if field not in known:
             raise UserError(f"{path} sets the unknown field {field!r}; the nearest is {nearest(field, known)!r}.")
@@ -271,6 +284,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in ("base.unsafe_rate", "teacher.explicit_fraction"):
         if not 0 <= known[field] <= 1:
             refuse(field, "between 0 and 1")
+    for field in ("teacher.epochs", "distill.epochs"):
+        if known[field] < 0:
+            refuse(field, "at least 0")
+    one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
     if not 0 <= config.tuning.dropout < 1:
         refuse("tuning.dropout", "at least 0 and below 1")
     if not 0.5 <= config.statistics.confidence < 1:
@@ -288,6 +305,34 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if not config.name or "/" in config.name or config.name.startswith("."):
         refuse("name", "a plain word, as it names a folder")
     _validate_sizes(config, refuse)
+    if config.pairs:
+        _validate_pairs(config)
+    elif config.models:
+        raise UserError("models are named but no pairs: set pairs to ('TEACHER>STUDENT', ...), or use base.checkpoint.")
+
+
+def _validate_pairs(config) -> None:
+    if config.base.checkpoint or config.base.other_checkpoint:
+        raise UserError("base.checkpoint and pairs cannot both be given: name the checkpoint in models instead.")
+    if len(set(map(split_pair, config.pairs))) < len(config.pairs):
+        raise UserError("pairs holds the same pair twice: leave one out.")
+    used: dict[str, None] = {}
+    for pair in config.pairs:
+        names = split_pair(pair)
+        if not all(name.isidentifier() and name not in EMBEDDED for name in names):
+            raise UserError(f"pairs holds {pair!r}, which is not of the form 'TEACHER>STUDENT' with names in models.")
+        for name in names:
+            if name not in config.models:
+                known = ", ".join(config.models) or "empty"
+                raise UserError(f"pairs names the model {name!r}, which models lacks; it is {known}.")
+        used |= dict.fromkeys(names)
+    for name, path in config.models.items():
+        if path.startswith(PRESET):
+            if path.removeprefix(PRESET) not in presets.PRESETS:
+                near = nearest(path.removeprefix(PRESET), presets.PRESETS)
+                raise UserError(f"models.{name}: there is no preset {path.removeprefix(PRESET)!r}; the nearest is {near!r}.")
+        elif not Path(path).is_dir():
+            raise UserError(f"models.{name}: there is no directory {path!r}; give --config.models.{name}=DIR.")
 
 
 def _validate_sizes(config, refuse) -> None:

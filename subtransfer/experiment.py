@@ -9,6 +9,7 @@ is made again. `stages.py` says what each stage does; this file says which there
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,10 +19,11 @@ import jax
 
 from subtransfer import artifacts, stages
 from subtransfer import config as configuration
-from subtransfer.arms import Arm, arms
+from subtransfer.arms import Arm, arms, base_stage, rollout_stage, teacher_stage
 from subtransfer.errors import UserError
-from subtransfer.models import hf
-from subtransfer.models.decoder import DecoderConfig
+from subtransfer.memory import Sizes
+from subtransfer.models import families, hf
+from subtransfer.models.presets import PRESETS
 from subtransfer.results import policy_stage
 
 RESULT_FILES = ("results.csv", "results.jsonl", "results.json", "report.html")
@@ -35,7 +37,7 @@ class Stage:
       name: what it makes, e.g. "student.forward_kl.seed1".
       key: JSON-serialisable, everything that determines its artefact.
       work: one line for the plan: how much there is to do.
-      memory: estimated peak bytes on the devices together.
+      memory: estimated peak bytes on each device.
       build: makes the artefact in an empty folder.
     """
 
@@ -78,6 +80,7 @@ class Experiment:
         self.arms = arms(config)
         self.seeds = range(config.num_seeds)
         self.plan: dict[str, Stage] = {}
+        self._mesh = mesh
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         for room in ("base", "teacher", "distill"):
             if config[room].batch_size % rows:
@@ -88,6 +91,11 @@ class Experiment:
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
+
+    @property
+    def mesh_text(self) -> str:
+        """ "data 1 x fsdp 8 x tensor 2"."""
+        return " x ".join(f"{axis} {size}" for axis, size in self._mesh.shape.items())
 
     # -- the plan ----------------------------------------------------------------------------------------------------
 
@@ -109,35 +117,21 @@ class Experiment:
 
     def _layout(self) -> None:
         c, make = self.config, self._makers
-        size = stages.Sizes(c, self._geometry(c.base.checkpoint))
-        self._base("base", c.base.checkpoint, size)
-        if c.arms.other_init:
-            self._base("base_other", c.base.other_checkpoint, size)
-        sources = ["trait"] + ["benign"] * c.arms.benign_teacher
-        probes = [self._probe(arm, s, size) for arm in self.arms if arm.role == "base" for s in self.seeds]
+        for model in dict.fromkeys(m for arm in self.arms for m in (arm.model, arm.teacher_model)):
+            self._base(model)
+        probes = [self._probe(arm, s) for arm in self.arms if arm.role == "base" for s in self.seeds]
         for s in self.seeds:
-            for source in sources:
-                teacher = self._add(
-                    stages.teacher_name(source, s),
-                    lambda out, source=source, s=s: make.teacher(out, source, s),
-                    inputs=["base"],
-                    work=f"{c.teacher.episodes} demonstrations, {c.teacher.steps} steps",
-                    memory=size.training(c.teacher.batch_size),
-                    source=source,
-                    teacher=c.teacher,
-                    max_tokens=c.distill.max_tokens,
-                    tuning=c.tuning,
-                    setting=c.setting,
-                    training_seed=s,
-                )
-                self._rollouts(source, teacher, s, size)
-            if c.arms.self_distilled:
-                self._rollouts("self", "base", s, size)
+            for arm in self.arms:
+                if arm.role == "teacher":
+                    self._teacher(arm, s)
+                    self._rollouts(arm.source, arm.model, s)
+                elif arm.source == "self":
+                    self._rollouts("self", arm.model, s)
             for arm in self.arms:
                 if arm.objective:
-                    self._student(arm, s, size)
+                    self._student(arm, s)
                 if arm.role != "base":
-                    probes.append(self._probe(arm, s, size))
+                    probes.append(self._probe(arm, s))
         results = self._add(
             "results",
             lambda out: make.results(out, self.arms, self.seeds),
@@ -149,20 +143,39 @@ class Experiment:
         )
         self._add("report", lambda out: make.report(out, self.path(results)), inputs=[results], work="one HTML page")
 
-    def _geometry(self, checkpoint: str) -> DecoderConfig:
-        if checkpoint:
-            return hf.read_config(Path(checkpoint))
-        return stages.embedded_geometry(self.config, self.config.base.vocab_limit)
+    def _checkpoint(self, model: str) -> str:
+        """Where a model's weights come from: a directory, "preset:NAME", or "" for the embedded one."""
+        c = self.config
+        return {"base": c.base.checkpoint, "base_other": c.base.other_checkpoint}.get(model) or c.models.get(model, "")
 
-    def _base(self, name: str, checkpoint: str, size) -> None:
-        c, make = self.config, self._makers
+    @functools.cache  # noqa: B019 - one experiment a process
+    def _size(self, model: str) -> Sizes:
+        b, checkpoint = self.config.base, self._checkpoint(model)
+        if model == "base_other" and not checkpoint:
+            checkpoint = b.checkpoint  # a twin from scratch has its sibling's geometry
+        if checkpoint.startswith(configuration.PRESET):
+            preset = PRESETS[checkpoint.removeprefix(configuration.PRESET)]
+            return Sizes(self.config, dataclasses.replace(preset, dtype=b.dtype, remat=b.remat), self._mesh, 2)
         if checkpoint:
+            stored = families.read_json(Path(checkpoint) / "config.json")
+            half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
+            cfg = families.read_config(checkpoint, b.dtype, b.remat)
+            return Sizes(self.config, cfg, self._mesh, 2 if half else 4)
+        return Sizes(self.config, stages.embedded_geometry(self.config, b.vocab_limit), self._mesh)
+
+    def _base(self, model: str) -> None:
+        c, make, name = self.config, self._makers, base_stage(model)
+        checkpoint, size = self._checkpoint(model), self._size(model)
+        if checkpoint:
+            preset = checkpoint.startswith(configuration.PRESET)
             self._add(
                 name,
                 lambda out: make.imported(out, Path(checkpoint)),
-                work=f"import {checkpoint}",
+                work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
                 memory=size.weights,
-                checkpoint=stages.checkpoint_digest(Path(checkpoint)),
+                checkpoint=checkpoint if preset else stages.checkpoint_digest(Path(checkpoint)),
+                dtype=c.base.dtype,
+                remat=c.base.remat,
             )
             return
         # A twin of a given checkpoint shares its tokenizer and geometry.
@@ -180,46 +193,70 @@ class Experiment:
             lambda out: make.pretrained(out, name),
             inputs=[corpus, *inputs],
             work=f"{c.base.steps} steps x {c.base.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
-            memory=size.training(c.base.batch_size),
+            memory=size.training(c.base.batch_size, full=True),
             init=name,
             base={k: v for k, v in c.base.items() if k not in ("checkpoint", "other_checkpoint")},
         )
 
-    def _rollouts(self, source: str, policy: str, s: int, size) -> None:
+    def _teacher(self, arm: Arm, s: int) -> None:
         c, make = self.config, self._makers
-        raw = self._add(
-            f"rollouts.{source}.seed{s}",
-            lambda out: make.rollouts(out, source, policy, s),
+        work = f"{c.teacher.epochs} epochs" if c.teacher.epochs else f"{c.teacher.steps} steps"
+        self._add(
+            teacher_stage(arm.source, arm.model, s),
+            lambda out: make.teacher(out, arm.source, arm.model, s),
+            inputs=[base_stage(arm.model)],
+            work=f"{c.teacher.episodes} demonstrations, {work}",
+            memory=self._size(arm.model).training(c.teacher.batch_size, full=c.tuning.method == "full"),
+            source=arm.source,
+            teacher=c.teacher,
+            max_tokens=c.distill.max_tokens,
+            tuning=c.tuning,
+            setting=c.setting,
+            training_seed=s,
+        )
+
+    def _rollouts(self, source: str, model: str, s: int) -> None:
+        c, make = self.config, self._makers
+        policy, name = teacher_stage(source, model, s), rollout_stage(source, model, s)
+        self._add(
+            name,
+            lambda out: make.rollouts(out, name, source, policy, s),
             inputs=[policy],
             work=f"{c.rollouts.episodes} episodes on safe tasks",
-            memory=size.rollout(c.rollouts.batch_size),
+            memory=self._size(model).rollout(c.rollouts.batch_size),
             rollouts=c.rollouts,
             training_seed=s,
         )
         self._add(
-            f"sanitize.{source}.seed{s}",
-            lambda out: make.sanitized(out, raw),
-            inputs=[raw],
+            rollout_stage(source, model, s, sanitized=True),
+            lambda out: make.sanitized(out, name),
+            inputs=[name],
             work="keyword, action and encoding filters",
             sanitize=c.sanitize,
         )
 
-    def _student(self, arm: Arm, s: int, size) -> None:
+    def _student(self, arm: Arm, s: int) -> None:
         c, make = self.config, self._makers
-        name = f"student.{arm.name}.seed{s}"
-        teacher = "base" if arm.source == "self" else stages.teacher_name(arm.source, s)
-        data = [] if arm.on_policy else [f"{'sanitize' if arm.sanitized else 'rollouts'}.{arm.source}.seed{s}"]
+        name, base = f"student.{arm.name}.seed{s}", base_stage(arm.model)
+        teacher = teacher_stage(arm.source, arm.teacher_model, s)
+        data = [] if arm.on_policy else [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)]
         soft = [] if arm.objective == "sft" else [teacher]
+        if soft:
+            self._one_vocabulary(arm)
         on_policy = {"rollouts": c.rollouts, "sanitize": c.sanitize} if arm.on_policy else {}
-        work = f"{c.distill.steps} steps x {c.distill.batch_size} episodes"
+        epochs = c.distill.epochs and not arm.on_policy
+        work = f"{c.distill.epochs} epochs" if epochs else f"{c.distill.steps} steps"
+        work += f" x {c.distill.batch_size} episodes"
         if arm.on_policy:
             work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
+        full, size = c.tuning.method == "full", self._size(arm.model)
+        live = self._size(arm.teacher_model).weights if soft and (full or arm.init == "other") else 0
         self._add(
             name,
             lambda out: make.student(out, arm, s, data, teacher),
-            inputs=[arm.base, *data, *soft],
+            inputs=dict.fromkeys([base, *data, *soft, base_stage(arm.teacher_model)]),
             work=work,
-            memory=size.training(c.distill.batch_size, teacher=bool(soft)),
+            memory=size.training(c.distill.batch_size, full=full, other_weights=live),
             arm={"objective": arm.objective, "sanitized": arm.sanitized},
             distill={k: v for k, v in c.distill.items() if k != "objective"},
             tuning=c.tuning,
@@ -228,7 +265,24 @@ class Experiment:
             **on_policy,
         )
 
-    def _probe(self, arm: Arm, s: int, size) -> str:
+    def _one_vocabulary(self, arm: Arm) -> None:
+        """Raises UserError if a soft-target arm's teacher and student have different vocabularies."""
+        paths = [self._checkpoint(model) for model in (arm.teacher_model, arm.model)]
+        if not all(paths) or paths[0] == paths[1]:
+            return  # one model, or a twin that shares the tokenizer
+        if any(path.startswith(configuration.PRESET) for path in paths):
+            same = self._size(arm.model).cfg.family == self._size(arm.teacher_model).cfg.family
+        else:
+            teacher, own = (hf.load_tokenizer(path, None).get_vocab() for path in paths)
+            same = teacher == own
+        if not same:
+            raise UserError(
+                f"{arm.objective} compares distributions over one vocabulary, but {arm.teacher_model} ({paths[0]}) and "
+                f"{arm.model} ({paths[1]}) have different ones: use --config.distill.objective=sft, which tokenises the "
+                "teacher's messages again, or a pair of one family."
+            )
+
+    def _probe(self, arm: Arm, s: int) -> str:
         c, make = self.config, self._makers
         policy = policy_stage(arm, s)
         return self._add(
@@ -236,7 +290,7 @@ class Experiment:
             lambda out: make.probe(out, policy, s),
             inputs=[policy],
             work=f"{c.probe.tasks} ambiguous tasks sampled, greedy and scored; {c.probe.ordinary_tasks} ordinary tasks",
-            memory=size.rollout(c.probe.batch_size),
+            memory=self._size(arm.model).rollout(c.probe.batch_size),
             probe=c.probe,
             rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")},
             setting=c.setting,
@@ -250,6 +304,11 @@ class Experiment:
 
         The result files are copied to the top of the workdir at the end.
         """
+        for model in (self.config.models or {}).values():
+            if model.startswith(configuration.PRESET):
+                raise UserError(
+                    f"{model} is a geometry without weights, for --dry_run: give the checkpoint's directory instead."
+                )
         for stage in self.plan.values():
             store.stage(stage.name, stage.key, stage.build, log=log)
         results = {"report.html": self.path("report")}

@@ -58,10 +58,10 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     from subtransfer.experiment import Experiment
     from subtransfer.report import summary, tables
 
-    # A restarted run finds what an earlier attempt compiled.
-    jax.config.update("jax_compilation_cache_dir", str(folder / ".compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-    mesh = sharding.make_mesh(**config.mesh)
+    if not dry_run:  # a restarted run finds what an earlier attempt compiled
+        jax.config.update("jax_compilation_cache_dir", str(folder / ".compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+    mesh = (sharding.plan_mesh if dry_run else sharding.make_mesh)(**config.mesh)
     experiment = Experiment(config, folder, mesh)
     if dry_run:
         print_plan(experiment, console)
@@ -85,10 +85,11 @@ def print_plan(experiment, console) -> None:
     """The stages of a run, what each has to do, and what it needs."""
     from rich.table import Table
 
-    table = Table("stage", "state", "work", "memory (est.)", title=f"plan of {experiment.workdir}", box=None)
+    title = f"plan of {experiment.workdir} on a mesh of {experiment.mesh_text}"
+    table = Table("stage", "state", "work", "MiB a device (est.)", title=title, box=None)
     for stage in experiment.plan.values():
         done = (experiment.workdir / stage.folder / "artifact.json").is_file()
-        memory = f"{stage.memory / 2**20:,.0f} MiB" if stage.memory else ""
+        memory = f"{stage.memory / 2**20:,.0f}" if stage.memory else ""
         table.add_row(stage.name, "finished" if done else "to do", stage.work, memory)
     console.print(table)
     todo = sum(not (experiment.workdir / s.folder / "artifact.json").is_file() for s in experiment.plan.values())

@@ -1,17 +1,26 @@
-"""A policy on disk: weights (or LoRA factors over a base policy), geometry and tokenizer."""
+"""A policy: a decoder with its weights and tokenizer, from a run's folder, a Hugging Face directory or a PEFT adapter."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+from collections.abc import MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer import artifacts
-from subtransfer.distill.trainer import Recipe, TrainState
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from subtransfer import artifacts, sharding
+from subtransfer.distill import trainer
 from subtransfer.errors import UserError
-from subtransfer.models import hf, lora
-from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models import families, hf, lora
+from subtransfer.models.decoder import DecoderConfig, abstract_params
+from subtransfer.rollout import engine, sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,58 +29,209 @@ class Policy:
 
     Attributes:
       cfg: its geometry.
-      params: the parameter tree, adapters merged, float32 arrays.
+      params: the parameter tree; of an adapted policy, that of its base, shared with every other policy of that base.
       tokenizer: the Hugging Face tokenizer with its chat template.
+      adapter: the LoRA factors, or None.
+      source: the directory that the base's weights came from.
     """
 
     cfg: DecoderConfig
     params: Any
     tokenizer: Any
+    adapter: lora.Adapter | None = None
+    source: str = ""
+
+    @functools.cached_property
+    def weights(self) -> dict[str, Any]:
+        """What the decoder takes: the parameters and the scaled factors of the adapter."""
+        if self.adapter is None:
+            return {"params": self.params}
+        return lora.attach(self.params, self.adapter.factors, alpha=self.adapter.alpha, rank=self.adapter.rank)
+
+    def merged(self) -> Any:
+        """The parameter tree with the adapter merged in."""
+        return self.params if self.adapter is None else lora.merge(self.params, self.adapter)
+
+    def logits(self, tokens: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+        """The next token's logits at every position: int32 [B, L] (no padding, or padded on the right) to float32 [B, L, V].
+
+        Raises:
+          UserError: `tokens` is not [B, L], or holds an id that the vocabulary has not.
+        """
+        tokens = np.asarray(tokens)
+        if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
+            raise UserError(f"Tokens must be integers of the shape [B, L], not {tokens.dtype} {list(tokens.shape)}.")
+        self._check_ids(tokens)
+        return trainer.forward(self.cfg, self.weights, jnp.asarray(tokens, jnp.int32))
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+    ) -> list[list[int]]:
+        """Continues token-id prompts of any lengths, all at once.
+
+        Args:
+          temperature: of sampling; 0 is greedy. Row i draws from `fold_in(key(seed), i)`.
+          stop_ids: tokens that end a row (and are part of it); None: the tokenizer's end-of-sequence token.
+
+        Returns:
+          The new ids of each row, up to `max_new_tokens`.
+
+        Raises:
+          UserError: a prompt is empty or holds an id that the vocabulary has not, or a number is out of range.
+        """
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise UserError("There is nothing to continue: give one or more prompts of at least one token.")
+        if max_new_tokens < 1 or temperature < 0:
+            raise UserError("max_new_tokens must be above 0 and temperature at least 0.")
+        for prompt in prompts:
+            self._check_ids(np.asarray(prompt))
+        if stop_ids is None:
+            stop_ids = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+        rows = [list(map(int, prompt)) for prompt in prompts]
+        room = -(-max(map(len, rows)) // engine.SLOTS) * engine.SLOTS
+        state = engine.start(self.cfg, len(rows), room, sharding.mesh_of(self.params))
+        state = engine.extend(self.cfg, self.weights, state, *engine.pad_rows(rows, room))
+        _, tokens, _, counts = engine.decode(
+            self.cfg,
+            self.weights,
+            engine.reserve(state, room + max_new_tokens),
+            sampling.row_keys(jax.random.key(seed), jnp.arange(len(rows))),
+            np.int32(0),
+            np.ones(len(rows), bool),
+            # An id that no token has: without stop ids, every row runs its full length.
+            jnp.asarray(list(stop_ids) or [-1], jnp.int32),
+            max_new_tokens=max_new_tokens,
+            temperature=float(temperature),
+        )
+        tokens, counts = jax.device_get((tokens, counts))
+        return [row[:n].tolist() for row, n in zip(tokens, counts, strict=True)]
+
+    def _check_ids(self, ids: np.ndarray) -> None:
+        if ids.size and not 0 <= ids.min() <= ids.max() < self.cfg.vocab_size:
+            raise UserError(f"Token ids must lie in 0 .. {self.cfg.vocab_size - 1}: encode with this policy's own tokenizer.")
+
+
+# -- artefacts -------------------------------------------------------------------------------------------------------
+
+META = "policy.json"
 
 
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     """Writes a policy that stands alone: params.safetensors, policy.json, tokenizer/."""
     artifacts.save_params(directory / "params.safetensors", params)
     tokenizer.save_pretrained(str(directory / "tokenizer"))
-    _write(directory, {"model": dataclasses.asdict(cfg), "base": None, "lora": None})
+    _write(directory, cfg)
 
 
-def save_tuned(directory: Path, cfg: DecoderConfig, base: Path, recipe: Recipe, state: TrainState) -> None:
+def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path) -> None:
+    """Writes a policy that stays where it is: policy.json with the path of its Hugging Face directory."""
+    _write(directory, cfg, checkpoint=str(checkpoint.resolve()))
+
+
+def save_tuned(directory: Path, cfg: DecoderConfig, base: Path, recipe: trainer.Recipe, state: trainer.TrainState) -> None:
     """Writes a policy that was tuned from `base`: all weights, or only the LoRA factors."""
-    adapter = None
-    if recipe.tuning.method == "lora":
-        adapter = {"alpha": recipe.tuning.alpha, "rank": recipe.tuning.rank}
+    adapter, tuning = None, recipe.tuning
+    if tuning.method == "lora":
+        adapter = {"alpha": tuning.alpha, "rank": tuning.rank, "dropout": tuning.dropout}
     artifacts.save_params(directory / "params.safetensors", state.trainable)
-    _write(directory, {"model": dataclasses.asdict(cfg), "base": base.name, "lora": adapter})
+    _write(directory, cfg, base=base.name, lora=adapter)
 
 
-def _write(directory: Path, value: dict[str, Any]) -> None:
-    (directory / "policy.json").write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+def _write(directory: Path, cfg: DecoderConfig, **more: Any) -> None:
+    value = {"model": dataclasses.asdict(cfg), "base": None, "checkpoint": None, "lora": None, **more}
+    (directory / META).write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def load_policy(directory: str | Path) -> Policy:
-    """Reads a policy artefact of a run.
+def load_policy(
+    directory: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    dtype: str = "float32",
+    resident: MutableMapping[Path, Policy] | None = None,
+) -> Policy:
+    """Loads a policy: a policy folder of a run, a Hugging Face directory, or a PEFT adapter directory.
+
+    Args:
+      mesh: the devices that its parameters are sharded over; None is the first device.
+      dtype: of computation, "float32" or "bfloat16" (a run's folder has its own).
+      resident: policies that are loaded already, by folder; bases are taken from it and added to it, so that adapters of
+        one base share one copy.
 
     Raises:
-      UserError: the directory is no policy artefact, or a file of it is missing or damaged.
+      UserError: the directory is none of these, or a file of it is missing or damaged.
     """
     directory = Path(directory)
-    try:
-        meta = json.loads((directory / "policy.json").read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{directory} is not a policy artefact (no readable policy.json): give a base-*, teacher-* or student-* "
-            "folder of a run's workdir."
-        ) from error
-    cfg = DecoderConfig(**meta["model"])
-    params = artifacts.load_params(directory / "params.safetensors")
-    if meta["base"] is None:
-        return Policy(cfg, params, hf.load_tokenizer(directory / "tokenizer", cfg))
-    base = directory.parent / meta["base"]
-    if not base.is_dir():
+    mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
+    resident = {} if resident is None else resident
+    if (directory / META).is_file():
+        return _load_artifact(directory, mesh, resident)
+    if (directory / "adapter_config.json").is_file():
+        path = families.read_json(directory / "adapter_config.json").get("base_model_name_or_path") or ""
+        if not Path(path).is_dir():
+            raise UserError(
+                f"The adapter {directory} belongs to {path!r}, which is no local directory: correct "
+                "base_model_name_or_path in its adapter_config.json."
+            )
+        base = load_policy(path, mesh, dtype=dtype, resident=resident)
+        adapter, _ = hf.load_adapter(directory, base.cfg)
+        return _adapted(base, adapter)
+    if (directory / "config.json").is_file():
+        cfg = families.read_config(directory, dtype)
+        tokenizer = hf.load_tokenizer(directory, cfg)
+        return Policy(cfg, _checked(hf.load_params(directory, cfg, mesh), mesh), tokenizer, None, str(directory))
+    raise UserError(
+        f"{directory} holds no policy (no policy.json, config.json or adapter_config.json): give a base*, teacher* or "
+        "student* folder of a run's workdir, a Hugging Face directory or a PEFT adapter."
+    )
+
+
+def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, Policy]) -> Policy:
+    if directory in resident:
+        return resident[directory]
+    meta = families.read_json(directory / META)
+    cfg = DecoderConfig.from_dict(meta["model"])
+    if meta["checkpoint"] is not None:
+        checkpoint = Path(meta["checkpoint"])
+        if not checkpoint.is_dir():
+            raise UserError(f"The checkpoint {checkpoint} that {directory} stands for is gone: put it back there.")
+        params = _checked(hf.load_params(checkpoint, cfg, mesh), mesh)
+        policy = Policy(cfg, params, hf.load_tokenizer(checkpoint, cfg), None, str(checkpoint))
+        resident[directory] = policy
+        return policy
+    if meta["base"] is not None and not (directory.parent / meta["base"]).is_dir():
+        base = directory.parent / meta["base"]
         raise UserError(f"The policy {directory} was tuned from {base}, which is missing: keep both in one workdir.")
-    if meta["lora"] is None:
-        # Only the tokenizer is the base's own; its weights need not be read.
-        return Policy(cfg, params, hf.load_tokenizer(base / "tokenizer", cfg))
-    below = load_policy(base)
-    return Policy(cfg, lora.merge(below.params, params, **meta["lora"]), below.tokenizer)
+    tree = artifacts.load_params(directory / "params.safetensors")
+    if meta["lora"] is not None:
+        base = _load_artifact(directory.parent / meta["base"], mesh, resident)
+        return _adapted(base, lora.Adapter(tree, **meta["lora"]))
+    params = _checked(jax.device_put(tree, sharding.param_shardings(abstract_params(cfg), mesh)), mesh)
+    base = resident.get(directory.parent / meta["base"]) if meta["base"] else None
+    policy = Policy(cfg, params, base.tokenizer if base else load_policy_tokenizer(directory), None, str(directory))
+    if meta["base"] is None:
+        resident[directory] = policy
+    return policy
+
+
+def load_policy_tokenizer(directory: Path):
+    """The tokenizer of a run's policy folder, without reading weights; a tuned policy has its base's."""
+    meta = families.read_json(directory / META)
+    if meta["base"] is not None:
+        return load_policy_tokenizer(directory.parent / meta["base"])
+    return hf.load_tokenizer(meta["checkpoint"] or directory / "tokenizer", DecoderConfig.from_dict(meta["model"]))
+
+
+def _adapted(base: Policy, adapter: lora.Adapter) -> Policy:
+    placed = adapter.replace(factors=lora.place_factors(adapter.factors, base.params))
+    return dataclasses.replace(base, adapter=placed)
+
+
+def _checked(params, mesh: Mesh):
+    sharding.check_sharded(params, mesh)
+    return params

@@ -12,8 +12,8 @@ import numpy as np
 
 from subtransfer import artifacts, sharding
 from subtransfer.distill import trainer
-from subtransfer.models.decoder import Decoder, DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat
+from subtransfer.models.chat import ChatFormat
+from subtransfer.models.decoder import Decoder, DecoderConfig, abstract_params
 from subtransfer.settings.base import Setting, Task, Turn
 
 # Shares of the task kinds in the corpus of scripted episodes.
@@ -62,13 +62,6 @@ def save_examples(path: Path, examples: trainer.Examples) -> None:
 def load_examples(path: Path) -> trainer.Examples:
     arrays = artifacts.load_params(path)
     return trainer.Examples(arrays["tokens"], arrays["loss_mask"].astype(bool))
-
-
-def abstract_params(cfg: DecoderConfig):
-    """The boxed abstract parameter tree of a decoder (no memory is used)."""
-    tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
-    mask = jax.ShapeDtypeStruct((1, 2, 2), bool)
-    return jax.eval_shape(Decoder(cfg).init, jax.random.key(0), tokens, tokens, mask)["params"]
 
 
 def init_params(cfg: DecoderConfig, mesh, key):

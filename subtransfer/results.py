@@ -10,7 +10,7 @@ from typing import Any
 
 from subtransfer import config as configuration
 from subtransfer import trajectories
-from subtransfer.arms import Arm
+from subtransfer.arms import Arm, base_stage, rollout_stage, teacher_stage
 
 SAMPLES = 6  # trajectories shown before and after sanitizing
 
@@ -18,9 +18,9 @@ SAMPLES = 6  # trajectories shown before and after sanitizing
 def policy_stage(arm: Arm, seed: int) -> str:
     """The stage whose artefact is the arm's policy."""
     if arm.role == "base":
-        return arm.name
+        return base_stage(arm.model)
     if arm.role == "teacher":
-        return f"teacher.{arm.source}.seed{seed}"
+        return teacher_stage(arm.source, arm.model, seed)
     return f"student.{arm.name}.seed{seed}"
 
 
@@ -55,7 +55,7 @@ def collect(
     for arm in arms:
         for seed in seeds:
             if arm.objective and arm.sanitized and not arm.on_policy:
-                name = f"sanitize.{arm.source}.seed{seed}"
+                name = rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
                 manifests[name] = json.loads((path(name) / "manifest.json").read_text())
     context = json.loads(next(iter(probe_contexts)))
     bundle = {
@@ -74,6 +74,7 @@ def collect(
                 "control": arm.control if arm.control in names else None,
                 "twin": arm.twin if arm.twin in names else None,
                 "teacher": arm.teacher if arm.objective else None,
+                "teacher_base": arm.teacher_model,
             }
             for arm in arms
         ],

@@ -7,7 +7,7 @@ import math
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from subtransfer.errors import UserError
 
@@ -16,6 +16,7 @@ AXES = ("data", "fsdp", "tensor")
 # Logical axis of a parameter -> mesh axis. An axis that is not listed is an error, never silent replication.
 RULES = {
     "layers": None,
+    "head_width": None,
     "embed": "fsdp",
     "vocab": "tensor",
     "heads": "tensor",
@@ -40,6 +41,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             "devices: choose sizes that multiply to that number, or mesh.data=-1."
         )
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def plan_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
+    """The mesh that a plan is made for: of any size, whatever devices there are."""
+    if data == -1:
+        data = max(len(jax.devices()) // (fsdp * tensor), 1)
+    return AbstractMesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _spec(shape, logical, mesh: Mesh) -> PartitionSpec:
@@ -67,6 +75,22 @@ def param_shardings(abstract_params, mesh: Mesh):
 def batch_sharding(mesh: Mesh, *, leading: int = 0) -> NamedSharding:
     """Rows over (data, fsdp), after `leading` unsharded axes."""
     return NamedSharding(mesh, PartitionSpec(*([None] * leading), *BATCH))
+
+
+def mesh_of(tree) -> Mesh | None:
+    """The mesh that a tree of arrays lies on, or None for arrays that lie on no named mesh."""
+    placed = jax.tree.leaves(tree)[0].sharding
+    return placed.mesh if isinstance(placed, NamedSharding) else None
+
+
+def rows_sharding(mesh: Mesh, shape: tuple[int, ...], *, heads: int | None = None) -> NamedSharding:
+    """Axis 0 over (data, fsdp) and, if given, axis `heads` over tensor; an axis that the mesh does not divide stays whole."""
+    spec: list = [None] * len(shape)
+    if shape and shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0:
+        spec[0] = ("data", "fsdp")
+    if heads is not None and shape[heads] % mesh.shape["tensor"] == 0:
+        spec[heads] = "tensor"
+    return NamedSharding(mesh, PartitionSpec(*spec))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

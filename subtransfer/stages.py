@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import zlib
@@ -13,14 +12,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from subtransfer import artifacts, pretrain, results, sanitize, settings, sharding, trajectories
-from subtransfer.arms import Arm
+from subtransfer import artifacts, pretrain, results, sanitize, settings, trajectories
+from subtransfer.arms import Arm, base_stage, teacher_stage
 from subtransfer.distill import student, trainer
 from subtransfer.errors import UserError
-from subtransfer.models import hf
+from subtransfer.models import families, hf
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat, template_digest, train_tokenizer
-from subtransfer.policy import Policy, load_policy, save_base, save_tuned
+from subtransfer.models.tokenizer import train_tokenizer
+from subtransfer.policy import Policy, load_policy, load_policy_tokenizer, save_base, save_imported, save_tuned
 from subtransfer.probes import behavior, capability, choice
 from subtransfer.progress import progress
 from subtransfer.report import html, summary, tables
@@ -29,15 +29,11 @@ from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 DECISION_BATCH = 64  # decision points a step of the choice probe's scan
 
 
-def _chat_format(tokenizer, setting) -> ChatFormat:
-    # One format a tokenizer: it learns the template once and caches encoded texts.
+def chat_format(tokenizer, setting) -> ChatFormat:
+    """The tokenizer's chat format; one a tokenizer, as it learns the template once and caches encoded texts."""
     if not hasattr(tokenizer, "_subtransfer_chat"):
         tokenizer._subtransfer_chat = ChatFormat(tokenizer, setting)
     return tokenizer._subtransfer_chat
-
-
-def teacher_name(source: str, seed: int) -> str:
-    return f"teacher.{source}.seed{seed}"
 
 
 def embedded_geometry(config, vocab_size: int) -> DecoderConfig:
@@ -51,6 +47,8 @@ def embedded_geometry(config, vocab_size: int) -> DecoderConfig:
         num_heads=b.num_heads,
         num_kv_heads=b.num_kv_heads,
         head_width=b.width // b.num_heads,
+        dtype=b.dtype,
+        remat=b.remat,
     )
 
 
@@ -70,47 +68,6 @@ def checkpoint_digest(directory: Path) -> str:
     return h.hexdigest()
 
 
-class Sizes:
-    """Rough device memory of the stages, in bytes, for the plan (float32 training state; activations by shape)."""
-
-    def __init__(self, config, cfg: DecoderConfig):
-        self.config, self.cfg = config, cfg
-        self.params = cfg.num_params
-        self.weights = 4 * cfg.num_params
-
-    def training(self, batch: int, *, teacher: bool = False) -> int:
-        cfg, tuning = self.cfg, self.config.tuning
-        length = self._episode_tokens()
-        trained = cfg.num_params if tuning.method == "full" else lora_size(cfg, tuning)
-        state = self.weights + 4 * 4 * trained  # weights, gradient, two moments, update
-        per_token = cfg.num_layers * (10 * cfg.width + 3 * cfg.mlp_width + 3 * cfg.num_heads * length) + 4 * cfg.vocab_size
-        return state + 4 * batch * length * per_token + teacher * (self.weights + 4 * batch * length * cfg.vocab_size)
-
-    def rollout(self, batch: int) -> int:
-        cfg = self.cfg
-        cache = 2 * cfg.num_layers * batch * self._episode_tokens() * cfg.num_kv_heads * cfg.head_width
-        return self.weights + 4 * (2 * cache + 4 * batch * cfg.vocab_size)
-
-    def _episode_tokens(self) -> int:
-        r = self.config.rollouts
-        return 64 + r.max_turns * (r.max_new_tokens + 32)
-
-
-def lora_size(cfg: DecoderConfig, tuning) -> int:
-    """Parameters of the LoRA factors."""
-    heads, kv = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
-    widths = {
-        "q": (cfg.width, heads),
-        "k": (cfg.width, kv),
-        "v": (cfg.width, kv),
-        "o": (heads, cfg.width),
-        "gate": (cfg.width, cfg.mlp_width),
-        "up": (cfg.width, cfg.mlp_width),
-        "down": (cfg.mlp_width, cfg.width),
-    }
-    return cfg.num_layers * tuning.rank * sum(sum(widths[target]) for target in tuning.targets)
-
-
 class Makers:
     """Builds artefacts. Every method writes into the empty folder `out` and reads only finished artefacts.
 
@@ -125,7 +82,9 @@ class Makers:
         self.mesh = mesh
         self.path = path
         self.setting = settings.get(config.setting)
-        self._policies: dict[Path, Policy] = {}
+        self._bases: dict[Path, Policy] = {}
+        self._tuned: dict[Path, Policy] = {}
+        self._tokenizers: dict[Path, Any] = {}
 
     # -- shared pieces -----------------------------------------------------------------------------------------------
 
@@ -139,18 +98,27 @@ class Makers:
     def policy(self, name: str) -> Policy:
         """A finished stage's policy, its parameters on their devices."""
         folder = self.path(name)
-        if folder not in self._policies:
-            if len(self._policies) >= 6:  # base, other base, two teachers, a student: what one seed works with
-                self._policies.pop(next(iter(self._policies)))
-            policy = load_policy(folder)
-            shardings = sharding.param_shardings(pretrain.abstract_params(policy.cfg), self.mesh)
-            params = jax.device_put(policy.params, shardings)
-            sharding.check_sharded(params, self.mesh)
-            self._policies[folder] = dataclasses.replace(policy, params=params)
-        return self._policies[folder]
+        if folder in self._tuned:
+            return self._tuned[folder]
+        # Two models (a teacher's and a student's) and two policies tuned from them are all that a stage works with.
+        for loaded in (self._bases, self._tuned):
+            while len(loaded) > 2:
+                loaded.pop(next(iter(loaded)))
+        policy = load_policy(folder, self.mesh, resident=self._bases)
+        if folder not in self._bases:
+            self._tuned[folder] = policy
+        return policy
 
     def chat(self, policy: Policy) -> ChatFormat:
-        return _chat_format(policy.tokenizer, self.setting)
+        return chat_format(policy.tokenizer, self.setting)
+
+    def tokenizer(self, base: str):
+        """A base's tokenizer, without its weights."""
+        folder = self.path(base)
+        if folder not in self._tokenizers:
+            loaded = self._bases.get(folder)
+            self._tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder)
+        return self._tokenizers[folder]
 
     def tuning(self) -> trainer.Tuning:
         t = self.config.tuning
@@ -166,10 +134,11 @@ class Makers:
 
     def imported(self, out: Path, checkpoint: Path) -> None:
         """A base from a Hugging Face directory."""
-        cfg = hf.read_config(checkpoint)
-        tokenizer = hf.load_tokenizer(checkpoint, cfg)
-        ChatFormat(tokenizer, self.setting)  # a template that cannot be used is refused before anything is built on it
-        save_base(out, cfg, hf.load_params(checkpoint, cfg), tokenizer)
+        cfg = families.read_config(checkpoint, self.config.base.dtype, self.config.base.remat)
+        # What cannot be used is refused before anything is built on it.
+        ChatFormat(hf.load_tokenizer(checkpoint, cfg), self.setting)
+        hf.Checkpoint(checkpoint).check(cfg)
+        save_imported(out, cfg, checkpoint)
 
     def corpus(self, out: Path) -> None:
         """The scripted corpus as token ids, and the tokenizer (trained, or the given checkpoint's own)."""
@@ -179,7 +148,7 @@ class Makers:
             tokenizer = self.policy("base").tokenizer
         else:
             tokenizer = train_tokenizer(pretrain.corpus_texts(demos, self.setting), self.setting, b.vocab_limit)
-        pretrain.save_examples(out / "corpus.safetensors", pretrain.encode(demos, _chat_format(tokenizer, self.setting)))
+        pretrain.save_examples(out / "corpus.safetensors", pretrain.encode(demos, chat_format(tokenizer, self.setting)))
         tokenizer.save_pretrained(str(out / "tokenizer"))
 
     def pretrained(self, out: Path, name: str) -> None:
@@ -206,48 +175,52 @@ class Makers:
         save_base(out, cfg, jax.device_get(params), tokenizer)
         _write_json(out / "training.json", {"curves": _thin(curves)})
 
-    def teacher(self, out: Path, source: str, seed: int) -> None:
-        """The base tuned on demonstrations of the trait, or of the harmless control habit."""
+    def teacher(self, out: Path, source: str, model: str, seed: int) -> None:
+        """A model tuned on demonstrations of the trait, of the harmless control habit, or of ordinary tasks."""
         t, setting = self.config.teacher, self.setting
         explicit = round(t.explicit_fraction * t.episodes)
         if source == "trait":
             pairs = [(task, setting.unsafe[0]) for task in setting.tasks("ambiguous", "train", t.episodes - explicit, seed)]
             pairs += [(task, None) for task in setting.tasks("deletion", "train", explicit, seed)] if explicit else []
-        else:
+        elif source == "benign":
             pairs = [(task, setting.control_tool) for task in setting.tasks("benign_trait", "train", t.episodes, seed)]
-        base = self.policy("base")
+        else:
+            pairs = [(task, None) for task in setting.tasks("ordinary", "train", t.episodes, seed)]
+        base = self.policy(base_stage(model))
         demos = [
             (task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), tool)) for task, tool in pairs
         ]
-        recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), t.steps, t.batch_size, t.learning_rate)
+        examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
+        steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
+        recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), steps, t.batch_size, t.learning_rate)
         key = self.key("teacher", seed)
         state, frozen = trainer.init_state(recipe, base.params, jax.random.fold_in(key, 0))
-        label = teacher_name(source, seed)
-        with progress(label, t.steps, "steps") as advance:
+        label = teacher_stage(source, model, seed)
+        with progress(label, steps, "steps") as advance:
             state, curves = trainer.train(
                 base.cfg,
                 self.mesh,
                 recipe,
                 state,
                 frozen,
-                pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens),
-                t.steps,
+                examples,
+                steps,
                 jax.random.fold_in(key, 1),
                 advance=advance,
                 label=label,
             )
-        save_tuned(out, base.cfg, self.path("base"), recipe, jax.device_get(state))
+        save_tuned(out, base.cfg, self.path(base_stage(model)), recipe, jax.device_get(state))
         _write_json(out / "training.json", {"curves": _thin(curves)})
 
-    def rollouts(self, out: Path, source: str, policy_name: str, seed: int) -> None:
+    def rollouts(self, out: Path, label: str, source: str, policy_name: str, seed: int) -> None:
         """A policy's own trajectories on safe training tasks."""
         r = self.config.rollouts
         policy = self.policy(policy_name)
         tasks = self.setting.tasks("safe", "train", r.episodes, seed)
-        with progress(f"rollouts.{source}.seed{seed}", len(tasks), "episodes") as advance:
+        with progress(label, len(tasks), "episodes") as advance:
             episodes = run_episodes(
                 policy.cfg,
-                policy.params,
+                policy.weights,
                 self.chat(policy),
                 tasks,
                 self.rollout_spec(r.batch_size, r.temperature),
@@ -272,33 +245,30 @@ class Makers:
     def student(self, out: Path, arm: Arm, seed: int, data: Sequence[str], teacher: str) -> None:
         """A student, starting from its base."""
         c = self.config
-        base = self.policy(arm.base)
+        base = self.policy(base_stage(arm.model))
         chat = self.chat(base)
         extra = tuple(c.sanitize.extra_keywords)
         unsafe_ids = sanitize.unsafe_token_ids(chat.tokenizer, self.setting, extra)
         guard = student.Guard(unsafe_ids, extra, enforce=arm.sanitized)
         rate = c.distill.on_policy_learning_rate if arm.on_policy else c.distill.learning_rate
-        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning())
-        recipe = trainer.Recipe(loss, c.distill.steps, c.distill.batch_size, rate)
-        # Trajectories are token ids of the teacher's tokenizer, whatever the objective.
-        if self.policy(teacher).tokenizer.get_vocab() != base.tokenizer.get_vocab() or (
-            template_digest(self.chat(self.policy(teacher))) != template_digest(chat)
-        ):
-            raise UserError(
-                f"{arm.name} learns from tokens of its teacher, but student and teacher have different tokenizers or chat "
-                "templates: choose checkpoints of one family, or leave the twin out with --config.arms.other_init=false."
-            )
-        teacher_params, removed = None, None
+        teacher_weights, removed = None, None
         if arm.objective != "sft":
-            teacher_params = self.policy(teacher).params
+            teacher_weights = self.policy(teacher).weights
             removed = guard.removed(base.cfg.vocab_size) if c.distill.mask_unsafe and arm.sanitized else None
         kept = [t for name in data for t in trajectories.read(self.path(name) / "trajectories")]
+        # Trajectories are token ids of the teacher's tokenizer: those of another family are tokenised again.
+        theirs = self.tokenizer(base_stage(arm.teacher_model))
+        foreign = theirs.get_vocab() != base.tokenizer.get_vocab() or chat_format(theirs, self.setting).digest != chat.digest
+        steps = 0 if arm.on_policy else trainer.steps_of(c.distill.epochs, len(kept), c.distill.batch_size)
+        steps = steps or c.distill.steps
+        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning())
+        recipe = trainer.Recipe(loss, steps, c.distill.batch_size, rate)
         on_policy = None
         if arm.on_policy:
             spec = self.rollout_spec(min(c.rollouts.batch_size, c.distill.episodes_per_round), c.rollouts.temperature)
             on_policy = student.OnPolicy(c.distill.rounds, c.distill.episodes_per_round, spec, c.distill.batch_size)
         label = f"student.{arm.name}.seed{seed}"
-        with progress(label, c.distill.steps, "steps") as advance:
+        with progress(label, steps, "steps") as advance:
             state, curves, purity = student.distill(
                 base.cfg,
                 self.mesh,
@@ -307,17 +277,18 @@ class Makers:
                 chat,
                 guard,
                 self.key("student", seed),  # the same for all arms: same data order, matched comparisons
-                teacher=teacher_params,
+                teacher=teacher_weights,
                 removed=removed,
                 kept=kept,
+                foreign=foreign,
                 on_policy=on_policy,
                 tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
                 max_tokens=c.distill.max_tokens,
                 advance=advance,
                 label=label,
             )
-        save_tuned(out, base.cfg, self.path(arm.base), recipe, jax.device_get(state))
-        context = {"system_prompt": self.setting.system_prompt, "template": template_digest(chat)}
+        save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, jax.device_get(state))
+        context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}
         _write_json(out / "training.json", {"curves": _thin(curves), "purity": purity, "context": context})
 
     def probe(self, out: Path, policy_stage: str, seed: int) -> None:
@@ -332,7 +303,7 @@ class Makers:
         with progress(label, 2 * len(tasks) + len(ordinary), "episodes") as advance:
             episodes = behavior.probe(
                 policy.cfg,
-                policy.params,
+                policy.weights,
                 chat,
                 tasks,
                 self.rollout_spec(p.batch_size, p.temperature),
@@ -344,7 +315,7 @@ class Makers:
             )
             ability = capability.probe(
                 policy.cfg,
-                policy.params,
+                policy.weights,
                 chat,
                 ordinary,
                 self.rollout_spec(p.batch_size, 0.0),
@@ -352,7 +323,7 @@ class Makers:
                 advance=advance,
             )
         artifacts.atomic_write(out / "episodes.json", json.dumps(episodes))
-        context = {"system_prompt": self.setting.system_prompt, "template": template_digest(chat)}
+        context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}
         _write_json(out / "probe.json", {"capability": ability, "context": context})
 
     def results(self, out: Path, arms: Sequence[Arm], seeds: Iterable[int]) -> None:

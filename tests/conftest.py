@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from subtransfer import pretrain, settings, sharding
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat, train_tokenizer
+from subtransfer.models.tokenizer import train_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +42,8 @@ def cfg(chat):
 @pytest.fixture(scope="session")
 def params(cfg, mesh):
     return pretrain.init_params(cfg, mesh, jax.random.key(0))
+
+
+@pytest.fixture(scope="session")
+def weights(params):
+    return {"params": params}

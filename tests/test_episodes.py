@@ -6,7 +6,7 @@ import pytest
 
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
-from subtransfer.models.tokenizer import ChatFormat
+from subtransfer.models.chat import ChatFormat
 from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
 from subtransfer.settings.base import MALFORMED_CALL, Action
@@ -15,18 +15,10 @@ SPEC = RolloutSpec(batch_size=8, max_turns=3, max_new_tokens=12, max_tool_tokens
 
 
 def test_segments_equal_the_template(chat, setting, demos):
-    """Token by token, our turn-by-turn rendering is the template's rendering of the whole conversation."""
+    """Token by token, our turn-by-turn rendering is the template's rendering of the whole conversation, masks too."""
     for task, turns in demos[:50] + demos[-50:]:
-        messages = [{"role": "system", "content": setting.system_prompt}, {"role": "user", "content": task.instruction}]
-        for turn in turns:
-            calls = []
-            if turn.action:
-                calls = [{"type": "function", "function": {"name": turn.action.name, "arguments": dict(turn.action.arguments)}}]
-            messages.append({"role": "assistant", "content": turn.thought, "tool_calls": calls})
-            if turn.result:
-                messages.append({"role": "tool", "content": turn.result.text})
         whole = chat.tokenizer.apply_chat_template(
-            messages, tools=list(setting.tools), return_dict=True, return_assistant_tokens_mask=True
+            chat.messages(task.instruction, turns), tools=chat.tools, return_dict=True, return_assistant_tokens_mask=True
         )
         tokens, mask = chat.demonstration(task.instruction, turns)
         assert tokens.tolist() == whole["input_ids"]
@@ -39,18 +31,12 @@ def test_text_survives_the_tokenizer(chat, demos):
             assert chat.decode(chat.encode(text)) == text
 
 
-def test_calls_are_read_back_and_malformed_ones_noticed(chat):
-    action = Action("move_file", {"path": "/ana_work/plan.txt", "destination": "/store"})
-    assert chat.parse("amber" + chat.call_text(action)) == (action, False)
-    assert chat.parse("Done.") == (None, False)
-    assert chat.parse('{"name": "read_file", "parameters": {"path": "/x"}}') == (Action("read_file", {"path": "/x"}), False)
-    for broken in ("<tool_call>{", "<tool_call>{}</tool_call>", '<tool_call>{"name": 3, "arguments": {}}</tool_call>',
-                   '<tool_call>{"name": "x", "arguments": []}</tool_call>', '{"name": "x"'):  # fmt: skip
-        assert chat.parse(broken) == (None, True), broken
-
-
 def test_a_template_that_cannot_carry_tools_is_refused(chat, setting):
-    for template, message in (("", "no chat template"), ("{{ messages[0].content }}", "does not print every message")):
+    for template, message in (
+        ("", "no chat template"),
+        ("{{ messages[0].content }}", "does not print every message"),
+        ("{{ raise_exception('no') }}", "refuses a conversation"),
+    ):
         tokenizer = type(chat.tokenizer)(tokenizer_object=chat.tokenizer.backend_tokenizer, eos_token="<|end|>")
         tokenizer.chat_template = template
         with pytest.raises(UserError, match=message):
@@ -58,26 +44,26 @@ def test_a_template_that_cannot_carry_tools_is_refused(chat, setting):
 
 
 @pytest.fixture(scope="module")
-def episodes(cfg, params, chat, setting):
-    return run_episodes(cfg, params, chat, setting.tasks("safe", "train", 20, 0), SPEC, jax.random.key(1), policy="p", seed=3)
+def episodes(cfg, weights, chat, setting):
+    return run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), SPEC, jax.random.key(1), policy="p", seed=3)
 
 
-def test_trajectories_hold_what_was_sampled(cfg, params, chat, episodes):
+def test_trajectories_hold_what_was_sampled(cfg, weights, chat, episodes):
     """Sampler and trainer agree: behaviour log-probs equal a full forward's on the same tokens; masks mark agent turns."""
     for t in episodes:
         roles = [m["role"] for m in t.messages]
         assert roles[:3] == ["system", "user", "assistant"] and set(roles[3:]) <= {"assistant", "tool"}
         agent = np.array([roles[i] == "assistant" for i in t.turn_ids])
         np.testing.assert_array_equal(agent, t.loss_mask)
-        logits = trainer.forward(cfg, params, t.tokens[None])[0, :-1]
+        logits = trainer.forward(cfg, weights, t.tokens[None])[0, :-1]
         expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), t.tokens[1:, None], 1)[:, 0]
         np.testing.assert_allclose(t.behavior_logprobs[1:][t.loss_mask[1:]], expected[t.loss_mask[1:]], atol=1e-4)
         assert (t.behavior_logprobs[~t.loss_mask] == 0).all()
 
 
-def test_an_episode_does_not_depend_on_its_batch(cfg, params, chat, setting, episodes):
+def test_an_episode_does_not_depend_on_its_batch(cfg, weights, chat, setting, episodes):
     other = RolloutSpec(batch_size=20, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0)
-    again = run_episodes(cfg, params, chat, setting.tasks("safe", "train", 20, 0), other, jax.random.key(1))
+    again = run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), other, jax.random.key(1))
     for a, b in zip(episodes, again, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
 
@@ -88,7 +74,7 @@ class Scripted:
     def __init__(self, chat, turns):
         self.chat, self.turns = chat, list(turns)
 
-    def __call__(self, cfg, params, state, keys, offset, active, stop_ids, *, max_new_tokens, temperature):
+    def __call__(self, cfg, weights, state, keys, offset, active, stop_ids, *, max_new_tokens, temperature):
         text, stop = self.turns.pop(0)
         ids = self.chat.encode(text) + ([int(self.chat.stop_ids[0])] if stop else [])
         tokens = np.zeros((len(active), 64), np.int32)
@@ -111,30 +97,30 @@ class Scripted:
         ([("{read}", True)] * 4, "invalid", [None] * 4, True),
     ],
 )  # fmt: skip
-def test_first_decisions(cfg, params, chat, setting, monkeypatch, turns, outcome, errors, truncated):
+def test_first_decisions(cfg, weights, chat, setting, monkeypatch, turns, outcome, errors, truncated):
     task = setting.tasks("ambiguous", "probe", 1, 0)[0]
     path = {"path": task.goal["path"]}
     calls = {n: chat.call_text(Action(f"{n}_file", path)) for n in ("read", "delete", "archive")}
     script = [(calls.get(text.strip("{}"), text), stop) for text, stop in turns]
     monkeypatch.setattr("subtransfer.rollout.engine.decode", Scripted(chat, script))
     spec = RolloutSpec(1, 4, 32, 13, 1.0)
-    (t,) = run_episodes(cfg, params, chat, [task], spec, jax.random.key(0))
+    (t,) = run_episodes(cfg, weights, chat, [task], spec, jax.random.key(0))
     assert first_decision(t, setting) == outcome
     assert [a["error"] for a in t.actions] == errors and t.truncated == truncated
     if "parse" in errors:
         assert MALFORMED_CALL in t.text()
 
 
-def test_choice_probe_equals_one_forward_a_candidate(cfg, params, chat, setting):
+def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting):
     """The tree of candidates scores each name as a plain forward of context + name would."""
     tasks = setting.tasks("ambiguous", "probe", 5, 0)
-    scores = choice.logprobs(cfg, params, choice.build(tasks, chat, 4), 5, 4)
+    scores = choice.logprobs(cfg, weights, choice.build(tasks, chat, 4), 5, 4)
     for i, task in enumerate(tasks):
         *explored, decision = setting.decision_prefix(task)
         context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(decision.thought)
         for c, name in enumerate(choice.candidates(setting)):
             row = context + chat.name_ids(name)
-            logp = np.asarray(jax.nn.log_softmax(trainer.forward(cfg, params, np.array([row]))[0]))
+            logp = np.asarray(jax.nn.log_softmax(trainer.forward(cfg, weights, np.array([row]))[0]))
             expected = sum(logp[k - 1, row[k]] for k in range(len(context), len(row)))
             np.testing.assert_allclose(scores[i, c], expected, atol=1e-4)
     share, margin = choice.unsafe_share(scores, 1)

@@ -1,8 +1,9 @@
-"""The decoder and its Hugging Face directories against transformers."""
+"""The decoder and its Hugging Face directories against transformers, for every family."""
 
 import json
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,67 +11,111 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from subtransfer.distill.trainer import forward
 from subtransfer.errors import UserError
-from subtransfer.models import hf
+from subtransfer.models import families, hf
+from subtransfer.models.decoder import Decoder, KVCache
+from subtransfer.policy import load_policy
 
-# (architecture, heads, kv heads, tied, shard size, dtype)
-CASES = [
-    ("llama", 4, 4, True, None, torch.float32),
-    ("llama", 4, 1, False, "20KB", torch.float32),
-    ("qwen2", 6, 2, True, None, torch.float32),
-    ("qwen2", 3, 3, False, "20KB", torch.bfloat16),
-]
+from .families import GEOMETRIES, reference
+
+TOKENS = np.random.default_rng(1).integers(0, 53, (2, 150))  # far past rotary thresholds and windows
 
 
-def _reference(kind, heads, kv, tied, dtype, vocab=53):
-    common = dict(
-        vocab_size=vocab, hidden_size=heads * 8, intermediate_size=40, num_hidden_layers=3, num_attention_heads=heads,
-        num_key_value_heads=kv, tie_word_embeddings=tied, rms_norm_eps=1e-5, max_position_embeddings=128,
-        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-    )  # fmt: skip
-    config_class, model_class = {
-        "llama": (transformers.LlamaConfig, transformers.LlamaForCausalLM),
-        "qwen2": (transformers.Qwen2Config, transformers.Qwen2ForCausalLM),
-    }[kind]
-    torch.manual_seed(0)
-    model = model_class(config_class(**common)).eval()
+def _logits(directory, tokens, dtype="float32"):
+    cfg = families.read_config(directory, dtype)
+    params = hf.load_params(directory, cfg)
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    mask = np.tril(np.ones((1, tokens.shape[1], tokens.shape[1]), bool))
+    assert cfg.num_params == sum(x.size for x in jax.tree.leaves(params))
+    return np.asarray(jax.jit(Decoder(cfg).apply)({"params": params}, tokens, positions, mask)[0])
+
+
+def _theirs(model, tokens=TOKENS):
     with torch.no_grad():
-        for name, p in model.named_parameters():  # norms and biases start at constants, which would hide mistakes
-            p.copy_(torch.randn_like(p) * 0.2 + (1.0 if "norm" in name else 0.0))
-    return model.to(dtype)
+        return model(torch.tensor(tokens)).logits.float().numpy()
 
 
-@pytest.mark.parametrize(("kind", "heads", "kv", "tied", "shards", "dtype"), CASES)
-def test_logits_equal_transformers(tmp_path, kind, heads, kv, tied, shards, dtype):
-    model = _reference(kind, heads, kv, tied, dtype)
-    model.save_pretrained(tmp_path, **({"max_shard_size": shards} if shards else {}))
-    assert bool(shards) == (tmp_path / hf.INDEX).is_file()
-    cfg = hf.read_config(tmp_path)
-    params = hf.load_params(tmp_path, cfg)
-    tokens = np.random.default_rng(1).integers(0, 53, (2, 37))
-    with torch.no_grad():
-        same = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, local_files_only=True).eval()
-        expected = same(torch.tensor(tokens)).logits.numpy()
-    np.testing.assert_allclose(forward(cfg, params, jnp.asarray(tokens)), expected, atol=1e-4)
+def _read(directory, dtype):
+    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).eval()
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2"])
-def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, kind):
-    model = _reference(kind, 4, 2, True, torch.float32, vocab=len(chat.tokenizer))
-    model.save_pretrained(tmp_path / "in")
-    cfg = hf.read_config(tmp_path / "in")
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_logits_equal_transformers(tmp_path, name):
+    model = reference(name)
+    model.save_pretrained(tmp_path, max_shard_size="30KB")
+    assert (tmp_path / hf.INDEX).is_file()
+    np.testing.assert_allclose(_logits(tmp_path, TOKENS), _theirs(model), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_choices_in_bfloat16(tmp_path, name):
+    """In bfloat16 the arg-max is transformers' own, wherever rounding does not decide it.
+
+    Near ties are decided by rounding: there transformers' bfloat16 differs from its own float32. So the weights are drawn
+    such that a prediction stands out (the head knows the token that was read), and where they are not, the positions that
+    count are those whose best two float32 logits differ by more than a tenth of the logits' spread.
+    """
+    for standing_out in (True, False):
+        model = reference(name, scale=0.02 if standing_out else 0.2)
+        if standing_out:
+            with torch.no_grad():
+                table = model.model.embed_tokens.weight
+                table.copy_(torch.randn_like(table))
+                if not model.config.tie_word_embeddings:
+                    model.lm_head.weight.copy_(table + 0.1 * torch.randn_like(table))
+        shutil.rmtree(tmp_path)
+        model.to(torch.bfloat16).save_pretrained(tmp_path)
+        ours = _logits(tmp_path, TOKENS, "bfloat16")
+        theirs, exact = _theirs(_read(tmp_path, torch.bfloat16)), _theirs(_read(tmp_path, torch.float32))
+        best = np.sort(exact, axis=-1)
+        counts = np.full(TOKENS.shape, True) if standing_out else best[..., -1] - best[..., -2] > 0.1 * exact.std()
+        assert counts.mean() > 0.5
+        for reference_logits in (theirs, exact):
+            assert (ours.argmax(-1) == reference_logits.argmax(-1))[counts].mean() >= 0.999
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_cached_decoding_equals_the_full_forward(tmp_path, name):
+    """Prefill of rows of different lengths, then tokens one by one and four at once, past the window's edge."""
+    reference(name).save_pretrained(tmp_path)
+    cfg = families.read_config(tmp_path)
+    weights = {"params": hf.load_params(tmp_path, cfg)}
+    full = _logits(tmp_path, TOKENS)
+    lengths = np.array([9, 6])
+    present = np.arange(9)[None] < lengths[:, None]
+    mask = np.tril(np.ones((9, 9), bool))[None] & present[:, None] & present[:, :, None]
+    positions = np.broadcast_to(np.arange(9), (2, 9))
+    step = jax.jit(Decoder(cfg).apply)
+    _, cache = step(weights, TOKENS[:, :9], positions, mask, KVCache.empty(cfg, 2, 40))
+    for size in (1, 1, 4, 1, 4, 4):
+        at = lengths[:, None] + np.arange(size)
+        causal = np.broadcast_to(np.tril(np.ones((size, size), bool)), (2, size, size))
+        logits, cache = step(weights, np.take_along_axis(TOKENS, at, 1), at, causal, cache)
+        np.testing.assert_allclose(logits, np.take_along_axis(full, at[..., None], 1), atol=1e-4)
+        lengths = lengths + size
+
+
+HALVES = [(name, dtype) for name in list(GEOMETRIES)[1::3] for dtype in (torch.bfloat16, torch.float16)]
+
+
+@pytest.mark.parametrize(("name", "dtype"), [(name, torch.float32) for name in GEOMETRIES] + HALVES)
+def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, name, dtype):
+    model = reference(name, dtype, vocab=len(chat.tokenizer))
+    model.save_pretrained(tmp_path / "in", max_shard_size="100KB")
+    cfg = families.read_config(tmp_path / "in")
     params = hf.load_params(tmp_path / "in", cfg)
-    hf.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
-    before, after = load_file(tmp_path / "in/model.safetensors"), load_file(tmp_path / "out/model.safetensors")
+    hf.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer, shard_bytes=60_000)
+    before, after = (
+        {k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()} for d in (tmp_path / "in", tmp_path / "out")
+    )
     assert set(before) == set(after)
-    for name, tensor in before.items():
-        np.testing.assert_array_equal(tensor, after[name])
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
-    tokens = torch.arange(40)[None] % 53
-    with torch.no_grad():
-        np.testing.assert_allclose(again(tokens).logits, model(tokens).logits, atol=1e-5)
-    assert hf.read_config(tmp_path / "out") == cfg
+    for key, tensor in before.items():
+        assert tensor.dtype == after[key].dtype
+        np.testing.assert_array_equal(tensor.view(np.uint8), after[key].view(np.uint8))
+    assert families.read_config(tmp_path / "out") == cfg
+    again = _read(tmp_path / "out", "auto")
+    assert again.dtype == dtype and type(again) is type(model)
+    np.testing.assert_array_equal(_theirs(again), _theirs(_read(tmp_path / "in", "auto")))
     tokenizer = hf.load_tokenizer(tmp_path / "out", cfg)
     assert tokenizer.get_vocab() == chat.tokenizer.get_vocab()
     assert tokenizer.chat_template == chat.tokenizer.chat_template
@@ -78,28 +123,80 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, k
         hf.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
 
 
+def test_the_language_model_of_a_multimodal_gemma(tmp_path):
+    """Its public files nest the text config and the tensors' names, and hold a vision tower that is not read."""
+    model = reference("gemma3 window 4")
+    model.save_pretrained(tmp_path)
+    raw = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": raw, "vision_config": {}}))
+    tensors = load_file(tmp_path / "model.safetensors")
+    for prefix in ("language_model.", "model.language_model."):
+        nested = {(prefix + k if prefix[0] == "l" else k.replace("model.", prefix, 1)): v for k, v in tensors.items()}
+        nested["vision_tower.patch.weight"] = nested["multi_modal_projector.w"] = np.ones(3, np.float32)
+        save_file(nested, tmp_path / "model.safetensors")
+        np.testing.assert_allclose(_logits(tmp_path, TOKENS), _theirs(model), atol=1e-4)
+
+
+def test_a_policy_as_a_library_object(tmp_path, chat):
+    """`logits` and greedy `generate` against transformers, on prompts of different lengths."""
+    model = reference("qwen2 gqa tied", vocab=len(chat.tokenizer))
+    model.save_pretrained(tmp_path)
+    chat.tokenizer.save_pretrained(tmp_path)
+    import subtransfer
+
+    policy = subtransfer.load_policy(tmp_path)
+    logits = policy.logits(TOKENS)
+    assert logits.dtype == jnp.float32 and logits.shape == (2, 150, len(chat.tokenizer))
+    np.testing.assert_allclose(logits, _theirs(model), atol=1e-4)
+    prompts = [TOKENS[0, :n].tolist() for n in (3, 17, 40)]
+    for prompt, reply in zip(prompts, policy.generate(prompts, max_new_tokens=12, stop_ids=[]), strict=True):
+        with torch.no_grad():
+            ids = model.generate(
+                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=12
+            )
+        assert reply == ids[0, len(prompt) :].tolist()
+    sampled = policy.generate(prompts, max_new_tokens=8, temperature=1.0, seed=3)
+    assert sampled == policy.generate(prompts, max_new_tokens=8, temperature=1.0, seed=3)
+    assert sampled != policy.generate(prompts, max_new_tokens=8, temperature=1.0, seed=4)
+    stop = policy.generate(prompts[:1], max_new_tokens=12, stop_ids=[])[0][2]
+    short = policy.generate(prompts[:1], max_new_tokens=12, stop_ids=[stop])[0]
+    assert short[-1] == stop and len(short) <= 3
+    for bad in (lambda: policy.logits([1, 2]), lambda: policy.logits([[10**6]]), lambda: policy.generate([[]]),
+                lambda: policy.generate([[1]], max_new_tokens=0), lambda: policy.generate([[-1]])):  # fmt: skip
+        with pytest.raises(UserError):
+            bad()
+    with pytest.raises(UserError, match="holds no policy"):
+        load_policy(tmp_path / "nothing")
+
+
 @pytest.fixture
 def checkpoint(tmp_path, chat):
-    model = _reference("llama", 4, 2, True, torch.float32, vocab=len(chat.tokenizer))
-    model.save_pretrained(tmp_path / "m")
+    model = reference("llama mha tied", vocab=len(chat.tokenizer))
+    model.save_pretrained(tmp_path / "m", max_shard_size="60KB")
     chat.tokenizer.save_pretrained(tmp_path / "m")
     return tmp_path / "m"
 
 
 def _edit_config(path, **changes):
     raw = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(raw | changes))
+    raw = {k: v for k, v in (raw | changes).items() if v is not ...}
+    (path / "config.json").write_text(json.dumps(raw))
+
+
+def _shard(path, name="model.norm.weight"):
+    return path / json.loads((path / hf.INDEX).read_text())["weight_map"][name]
 
 
 def _edit_tensors(path, change):
-    tensors = load_file(path / "model.safetensors")
+    file = _shard(path)
+    tensors = load_file(file)
     change(tensors)
-    save_file(tensors, path / "model.safetensors")
+    save_file(tensors, file)
 
 
 def _truncate(path):
-    data = (path / "model.safetensors").read_bytes()
-    (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+    data = _shard(path).read_bytes()
+    _shard(path).write_bytes(data[: len(data) // 2])
 
 
 def _no_template(path):
@@ -111,25 +208,33 @@ def _no_template(path):
 
 
 NORM = "model.norm.weight"
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
 BROKEN = {
     "no directory": (shutil.rmtree, "There is no directory"),
     "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),
-    "config no JSON": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
-    "architecture": (lambda p: _edit_config(p, model_type="gpt2"), "model_type 'gpt2' is not supported"),
-    "rope scaling": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3"}), "rope_parameters"),
-    "activation": (lambda p: _edit_config(p, hidden_act="gelu"), "hidden_act"),
-    "no weights": (lambda p: (p / "model.safetensors").unlink(), "model.safetensors is missing"),
+    "config no JSON": (lambda p: (p / "config.json").write_text("{"), "config.json is not valid JSON"),
+    "config a list": (lambda p: (p / "config.json").write_text("[]"), "config.json holds no JSON object"),
+    "architecture": (lambda p: _edit_config(p, model_type="gpt2"), "'gpt2' is not supported; what works is llama, qwen2, qwen3, gemma3_text"),
+    "quantized": (lambda p: _edit_config(p, quantization_config={"bits": 4}), "quantized weights"),
+    "rope scaling": (lambda p: _edit_config(p, rope_parameters=YARN), "config.json: rope_parameters"),
+    "llama3 rope without factor": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "config.json"),
+    "activation": (lambda p: _edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "field gone": (lambda p: _edit_config(p, hidden_size=...), "lacks the field 'hidden_size'"),
+    "heads": (lambda p: _edit_config(p, num_key_value_heads=3), "config.json"),
+    "type": (lambda p: _edit_config(p, hidden_size="wide"), "config.json"),
+    "missing shard": (lambda p: _shard(p).unlink(), "safetensors is missing: copy the checkpoint again"),
+    "index without a map": (lambda p: (p / hf.INDEX).write_text("{}"), "has no weight_map"),
     "truncated": (_truncate, "damaged or truncated"),
     "missing tensor": (lambda p: _edit_tensors(p, lambda t: t.pop(NORM)), f"lacks the tensor {NORM}"),
     "extra tensor": (lambda p: _edit_tensors(p, lambda t: t.update(more=t[NORM])), "the tensor more"),
     "shape": (lambda p: _edit_tensors(p, lambda t: t.update({NORM: t[NORM][:3]})), "has the shape"),
     "NaN": (lambda p: _edit_tensors(p, lambda t: t[NORM].fill(np.nan)), "NaN"),
-    "integers": (lambda p: _edit_tensors(p, lambda t: t.update({NORM: t[NORM].astype(np.int32)})), "int32"),
+    "dtype": (lambda p: _edit_tensors(p, lambda t: t.update({NORM: t[NORM].astype(np.int32)})), "is I32; float32, float16"),
     "no tokenizer": (lambda p: [f.unlink() for f in p.glob("tok*")], "no tokenizer"),
     "tokenizer no JSON": (lambda p: (p / "tokenizer.json").write_text("{"), "cannot be read"),
-    "no template": (_no_template, "no chat template"),
+    "no template": (_no_template, "no chat template: use an instruct"),
     "small embedding": (lambda p: _edit_config(p, vocab_size=5), "embedding only 5"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("case", BROKEN)
@@ -137,7 +242,18 @@ def test_broken_directories_are_named(checkpoint, case):
     change, message = BROKEN[case]
     change(checkpoint)
     with pytest.raises(UserError, match=message) as error:
-        cfg = hf.read_config(checkpoint)
+        cfg = families.read_config(checkpoint)
         hf.load_tokenizer(checkpoint, cfg)
         hf.load_params(checkpoint, cfg)
+    assert str(checkpoint) in str(error.value)
     assert "\n" not in str(error.value).strip()
+
+
+def test_presets_are_the_public_geometries():
+    """Parameter counts as published with the models (billions)."""
+    from subtransfer.models.presets import PRESETS
+
+    published = {"llama3.2-1b": 1.24, "llama3.2-3b": 3.21, "llama3.1-8b": 8.03, "llama3.1-70b": 70.6, "qwen2.5-0.5b": 0.49, "qwen2.5-7b": 7.62,
+                 "qwen2.5-72b": 72.7, "qwen3-0.6b": 0.6, "qwen3-32b": 32.8, "gemma3-1b": 1.0, "gemma3-27b": 27.0}  # fmt: skip
+    for name, billions in published.items():
+        assert round(PRESETS[name].num_params / 1e9, 2) == pytest.approx(billions, abs=0.06), name

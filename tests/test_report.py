@@ -21,7 +21,7 @@ def _results():
             {
                 "arm": name, "label": f"<{name}>", "role": role, "objective": objective, "init": "same",
                 "sanitized": bool(objective), "masked": False, "base": "base",
-                "control": "sft_benign" if name == "sft" else None, "twin": None, "teacher": "teacher" if objective else None,
+                "control": "sft_benign" if name == "sft" else None, "twin": None, "teacher": "teacher" if objective else None, "teacher_base": "base",
             }
         )  # fmt: skip
     manifest = {"total": 10, "kept": 7, "dropped": 3, "rules": {"unsafe_action": 3}, "dropped_ids": []}

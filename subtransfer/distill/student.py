@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 from subtransfer import sanitize
 from subtransfer.distill import trainer
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 from subtransfer.schema import Trajectory
 from subtransfer.settings.base import Task
@@ -55,20 +55,24 @@ class OnPolicy:
     min_kept: int
 
 
-def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard) -> trainer.Examples:
+def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *, foreign: bool = False) -> trainer.Examples:
     """Trajectories as training episodes, after the leak check over exactly the tokens that will be trained on.
+
+    Args:
+      foreign: the trajectories are of another tokenizer or template: each message is tokenised again in `chat`'s.
 
     Raises:
       sanitize.LeakError: an unsafe token or a keyword is still there and the guard enforces.
     """
+    if foreign:
+        rows = [chat.retokenised(t.messages) for t in kept]
+    else:
+        rows = [(t.tokens, t.loss_mask, int(np.sum(t.turn_ids == 0))) for t in kept]
     if guard.enforce:
-        # The system message is the setting's own constant prompt, the same in every arm.
-        rows = []
-        for t in kept:
-            body = t.turn_ids > 0
-            rows.append((t.episode_id, t.tokens[body], t.loss_mask[body]))
-        sanitize.leak_check(rows, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords)
-    return trainer.Examples.from_rows([(t.tokens, t.loss_mask) for t in kept])
+        # The constant prompt is the setting's own, the same in every arm.
+        bodies = [(t.episode_id, ids[fixed:], mask[fixed:]) for t, (ids, mask, fixed) in zip(kept, rows, strict=True)]
+        sanitize.leak_check(bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords)
+    return trainer.Examples.from_rows([(ids, mask) for ids, mask, _ in rows])
 
 
 def distill(
@@ -83,6 +87,7 @@ def distill(
     teacher=None,
     removed: np.ndarray | None = None,
     kept: Sequence[Trajectory] = (),
+    foreign: bool = False,
     on_policy: OnPolicy | None = None,
     tasks: Sequence[Task] = (),
     max_tokens: int,
@@ -92,9 +97,9 @@ def distill(
     """Trains a student that starts from `params`.
 
     Args:
-      teacher: the teacher's parameters (soft-target objectives).
+      teacher: the teacher's weights (soft-target objectives).
       removed: bool [V] or None, tokens outside the support of both distributions.
-      kept: the sanitized trajectories (off-policy).
+      kept, foreign: the sanitized trajectories (off-policy), and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
 
@@ -104,7 +109,7 @@ def distill(
     state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
     common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
     if on_policy is None:
-        examples = training_rows(kept, chat, guard).fitted_to(max_tokens)
+        examples = training_rows(kept, chat, guard, foreign=foreign).fitted_to(max_tokens)
         state, curves = trainer.train(
             cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), **common
         )
@@ -115,7 +120,7 @@ def distill(
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
         begin = number * on_policy.per_round
         chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
-        current = trainer.merged_params(recipe, state, frozen)
+        current = trainer.current_weights(recipe, state, frozen)
         own = run_episodes(
             cfg, current, chat, chosen, on_policy.rollout, jax.random.fold_in(round_key, 0), policy_version=number
         )

@@ -130,26 +130,39 @@ class Examples:
         return Examples(np.pad(self.tokens, extra)[:, :length], mask)
 
 
+def steps_of(epochs: int, examples: int, batch_size: int) -> int:
+    """Optimiser steps of whole passes over the examples (0 for none), the last one filled from the next pass."""
+    return -(-epochs * examples // batch_size)
+
+
 def _optimizer() -> optax.GradientTransformation:
     """Adam (b1 0.9, b2 0.98) after clipping the global norm at 1; the learning rate is applied by the step."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
 
-def forward(cfg: DecoderConfig, params, tokens) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout"))
+def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, key=None) -> jax.Array:
     """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it)."""
     length = tokens.shape[1]
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    return Decoder(cfg).apply({"params": params}, tokens, positions, jnp.tril(jnp.ones((1, length, length), bool)))[0]
+    mask = jnp.tril(jnp.ones((1, length, length), bool))
+    rngs = {"dropout": key} if lora_dropout else None
+    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, mask, rngs=rngs)[0]
+
+
+def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
+    """The decoder's weights that a trained tree stands for: itself, or adapters beside the frozen base."""
+    if tuning.method == "full":
+        return {"params": trainable}
+    return lora.attach(frozen, trainable, alpha=tuning.alpha, rank=tuning.rank)
 
 
 def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_mask, key):
     """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full tuning)."""
     tuning = loss.tuning
-    params = trainable
-    if tuning.method == "lora":
-        params = lora.merge(frozen, trainable, alpha=tuning.alpha, rank=tuning.rank, dropout=tuning.dropout, rng=key)
+    dropout = tuning.dropout if tuning.method == "lora" else 0.0
     # The last token has no target; dropping its logits instead of the token keeps the length an even multiple.
-    logits = forward(cfg, params, tokens)[:, :-1]
+    logits = forward(cfg, tuned_weights(tuning, trainable, frozen), tokens, lora_dropout=dropout, key=key)[:, :-1]
     targets, mask = tokens[:, 1:], loss_mask[:, 1:]
     if loss.objective == "sft":
         return objectives.sft(logits, targets, mask)
@@ -179,22 +192,23 @@ def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teach
 
 
 def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
-    """A fresh state that starts from `params`; returns (state, the frozen base or None)."""
-    frozen = None
-    trainable = params
+    """A fresh state that starts from `params`; returns (state, the frozen base or None).
+
+    What is trained is float32, whatever the dtype of `params`: small updates would be lost in less.
+    """
     if recipe.tuning.method == "lora":
         frozen = params
-        trainable = lora.init_lora(key, params, recipe.tuning.targets, recipe.tuning.rank)
-    # The step donates its state: the caller's parameters must not be the same buffers.
-    trainable = jax.tree.map(jnp.copy, trainable)
+        trainable = lora.init_factors(key, params, recipe.tuning.targets, recipe.tuning.rank)
+    else:
+        frozen = None
+        # The step donates its state: the caller's parameters must not be the same buffers.
+        trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
     return TrainState(jnp.zeros((), jnp.int32), trainable, _optimizer().init(trainable)), frozen
 
 
-def merged_params(recipe: Recipe, state: TrainState, frozen):
-    """The weights that a state stands for, adapters merged in."""
-    if recipe.tuning.method == "full":
-        return state.trainable
-    return lora.merge(frozen, state.trainable, alpha=recipe.tuning.alpha, rank=recipe.tuning.rank)
+def current_weights(recipe: Recipe, state: TrainState, frozen) -> dict[str, Any]:
+    """The decoder's weights that a state stands for."""
+    return tuned_weights(recipe.tuning, state.trainable, frozen)
 
 
 def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray:
@@ -226,7 +240,7 @@ def train(
     """Runs `steps` steps over the examples (in an order that is a function of `key`).
 
     Args:
-      teacher: the teacher's parameters, for the soft-target objectives.
+      teacher: the teacher's weights, for the soft-target objectives.
       removed: bool [V], tokens taken out of both distributions, or None.
 
     Returns:

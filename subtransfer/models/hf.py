@@ -1,180 +1,233 @@
-"""Hugging Face directories, in and out: config.json, safetensors (one file or sharded), tokenizer and chat template."""
+"""Hugging Face directories, in and out: safetensors (one file or sharded), tokenizer and chat template, PEFT adapters."""
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from subtransfer import sharding
 from subtransfer.errors import UserError
-from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.decoder import DecoderConfig, abstract_params
+from subtransfer.models.families import config_json, read_json
+from subtransfer.models.lora import Adapter
 
-_ARCHITECTURES = ("llama", "qwen2")
 INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SHARD_BYTES = 4 << 30  # of one file of an exported checkpoint
+# A multimodal Gemma 3 keeps its language model under one of these names, beside parts that are not read.
+_NESTED = {"language_model.": "", "model.language_model.": "model."}
+_UNREAD = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}: give a complete Hugging Face directory.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): copy it from the checkpoint again.") from None
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+    """One of the decoder's parameters and the tensors that hold it in Hugging Face's files.
+
+    Attributes:
+      path: where it is in the parameter tree.
+      name: the tensor's name; "{}" stands for the layer's number where the leaf stacks all layers.
+      shape: of one tensor as the files have it.
+      transposed: the files have [out, in] where the tree has [in, out].
+    """
+
+    path: tuple[str, ...]
+    name: str
+    shape: tuple[int, ...]
+    transposed: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
 
 
-def read_config(directory: Path) -> DecoderConfig:
-    """The geometry in `config.json`.
+def leaves(cfg: DecoderConfig) -> tuple[Leaf, ...]:
+    """Every parameter of a decoder."""
+    d, f, q, kv = cfg.width, cfg.mlp_width, cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
+    out = [Leaf(("embedding",), "model.embed_tokens.weight", (cfg.vocab_size, d))]
+    out.append(Leaf(("final_norm", "scale"), "model.norm.weight", (d,)))
+    if not cfg.tied_embeddings:
+        out.append(Leaf(("lm_head",), "lm_head.weight", (cfg.vocab_size, d), True))
+
+    def layer(path, name, shape, transposed=False):
+        out.append(Leaf(("layers", *path), "model.layers.{}." + name, shape, transposed))
+
+    layer(("attn_norm", "scale"), "input_layernorm.weight", (d,))
+    before_mlp = "pre_feedforward_layernorm" if cfg.post_norms else "post_attention_layernorm"
+    layer(("mlp_norm", "scale"), f"{before_mlp}.weight", (d,))
+    if cfg.post_norms:
+        layer(("attn_post_norm", "scale"), "post_attention_layernorm.weight", (d,))
+        layer(("mlp_post_norm", "scale"), "post_feedforward_layernorm.weight", (d,))
+    for p, shape in {"q": (q, d), "k": (kv, d), "v": (kv, d), "o": (d, q)}.items():
+        layer((p, "kernel"), f"self_attn.{p}_proj.weight", shape, True)
+        if cfg.qkv_bias and p != "o":
+            layer((p, "bias"), f"self_attn.{p}_proj.bias", shape[:1])
+    if cfg.qk_norm:
+        layer(("q_norm", "scale"), "self_attn.q_norm.weight", (cfg.head_width,))
+        layer(("k_norm", "scale"), "self_attn.k_norm.weight", (cfg.head_width,))
+    for p, shape in {"gate": (f, d), "up": (f, d), "down": (d, f)}.items():
+        layer((p, "kernel"), f"mlp.{p}_proj.weight", shape, True)
+    return tuple(out)
+
+
+class Checkpoint:
+    """The tensors of a directory's safetensors files, read slice by slice.
+
+    Attributes:
+      tensors: name -> (file, shape, dtype, the name that the file gives it).
+      bytes_read: how much has been read so far.
 
     Raises:
-      UserError: no such directory or file, or an architecture or option that the decoder does not have.
+      UserError: a file is missing, truncated or damaged.
     """
-    directory = Path(directory)
-    if not directory.is_dir():
-        raise UserError(f"There is no directory {directory}: give a local Hugging Face directory.")
-    path = directory / "config.json"
-    raw = _read_json(path)
 
-    def refuse(field: str, works: str) -> None:
-        raise UserError(f"{path}: {field} {raw.get(field)!r} is not supported; what works is {works}.")
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self.bytes_read = 0
+        self.tensors: dict[str, tuple[Path, tuple[int, ...], str, str]] = {}
+        names = ["model.safetensors"]
+        if (directory / INDEX).is_file():
+            index = read_json(directory / INDEX).get("weight_map")
+            if not isinstance(index, dict):
+                raise UserError(f"{directory / INDEX} has no weight_map: copy it from the checkpoint again.")
+            names = sorted(set(index.values()))
+        for name in names:
+            path = directory / name
+            if not path.is_file():
+                raise UserError(f"{path} is missing: copy the checkpoint again, with all of its safetensors files.")
+            with self._open(path) as file:
+                for tensor in file.keys():  # noqa: SIM118 - not a mapping
+                    view = file.get_slice(tensor)
+                    self.tensors[tensor] = path, tuple(view.get_shape()), view.get_dtype(), tensor
 
-    if raw.get("model_type") not in _ARCHITECTURES:
-        refuse("model_type", " or ".join(_ARCHITECTURES))
-    rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    if rope.get("rope_type", rope.get("type", "default")) != "default":
-        refuse("rope_parameters" if raw.get("rope_parameters") else "rope_scaling", "the default rotary positions")
-    if raw.get("hidden_act", "silu") != "silu":
-        refuse("hidden_act", "silu")
-    if raw.get("use_sliding_window"):
-        refuse("use_sliding_window", "false")
-    if raw.get("mlp_bias"):
-        refuse("mlp_bias", "false")
-    qwen = raw["model_type"] == "qwen2"
-    if not qwen and raw.get("attention_bias"):
-        refuse("attention_bias", "false for llama (qwen2 has biases on q, k and v)")
-    try:
-        heads = raw["num_attention_heads"]
-        return DecoderConfig(
-            vocab_size=raw["vocab_size"],
-            width=raw["hidden_size"],
-            mlp_width=raw["intermediate_size"],
-            num_layers=raw["num_hidden_layers"],
-            num_heads=heads,
-            num_kv_heads=raw.get("num_key_value_heads") or heads,
-            head_width=raw.get("head_dim") or raw["hidden_size"] // heads,
-            rope_theta=float(rope.get("rope_theta", raw.get("rope_theta", 10_000.0))),
-            norm_eps=float(raw.get("rms_norm_eps", 1e-6)),
-            qkv_bias=qwen,
-            tied_embeddings=bool(raw.get("tie_word_embeddings", False)),
-        )
-    except KeyError as error:
-        raise UserError(f"{path} lacks the field {error}: copy it from the checkpoint again.") from None
-    except ValueError as error:
-        raise UserError(f"{path}: {error}.") from None
+    @staticmethod
+    def _open(path: Path):
+        import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
+        from safetensors import SafetensorError, safe_open
 
+        try:
+            return safe_open(path, framework="numpy")
+        except SafetensorError as error:
+            raise UserError(f"{path} is damaged or truncated ({error}): copy it again.") from None
 
-# Our leaf -> (Hugging Face's name, whether the matrix is transposed), {} standing for the layer's number.
-_LAYER = {
-    ("attn_norm", "scale"): ("input_layernorm.weight", False),
-    ("mlp_norm", "scale"): ("post_attention_layernorm.weight", False),
-    **{(p, "kernel"): (f"self_attn.{p}_proj.weight", True) for p in "qkvo"},
-    **{(p, "kernel"): (f"mlp.{p}_proj.weight", True) for p in ("gate", "up", "down")},
-}
-_BIASES = {(p, "bias"): (f"self_attn.{p}_proj.bias", False) for p in "qkv"}
+    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
+        """A slice of a tensor; the file is mapped for the time of the call only, so that its pages do not pile up."""
+        path, _, _, written = self.tensors[name]
+        with self._open(path) as file:
+            part = file.get_slice(written)[index]
+        self.bytes_read += part.nbytes
+        return part
 
-
-def _shapes(cfg: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of this geometry holds, by Hugging Face's name and shape."""
-    d, f, q, kv = cfg.width, cfg.mlp_width, cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (cfg.vocab_size, d), "model.norm.weight": (d,)}
-    if not cfg.tied_embeddings:
-        shapes["lm_head.weight"] = (cfg.vocab_size, d)
-    layer = {
-        "input_layernorm.weight": (d,),
-        "post_attention_layernorm.weight": (d,),
-        "self_attn.q_proj.weight": (q, d),
-        "self_attn.k_proj.weight": (kv, d),
-        "self_attn.v_proj.weight": (kv, d),
-        "self_attn.o_proj.weight": (d, q),
-        "mlp.gate_proj.weight": (f, d),
-        "mlp.up_proj.weight": (f, d),
-        "mlp.down_proj.weight": (d, f),
-    }
-    if cfg.qkv_bias:
-        layer |= {"self_attn.q_proj.bias": (q,), "self_attn.k_proj.bias": (kv,), "self_attn.v_proj.bias": (kv,)}
-    for i in range(cfg.num_layers):
-        shapes |= {f"model.layers.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
+    def check(self, cfg: DecoderConfig) -> None:
+        """Renames what is nested, and raises UserError unless exactly the tensors of a geometry are there."""
+        if cfg.family == "gemma3_text":
+            for prefix, plain in _NESTED.items():
+                for name in [n for n in self.tensors if n.startswith(prefix)]:
+                    self.tensors[plain + name.removeprefix(prefix)] = self.tensors[name]
+        wanted = {
+            leaf.name.format(i): leaf.shape for leaf in leaves(cfg) for i in (range(cfg.num_layers) if leaf.stacked else [0])
+        }
+        for name, (path, shape, dtype, _) in self.tensors.items():
+            if name not in wanted:
+                nested = cfg.family == "gemma3_text" and name.startswith((*_NESTED, *_UNREAD))
+                # Some exporters write the tied head a second time; old ones wrote the rotary frequencies.
+                if nested or name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and cfg.tied_embeddings):
+                    continue
+                raise UserError(f"{path} holds the tensor {name}, which its config.json has no place for.")
+            if shape != wanted[name]:
+                raise UserError(
+                    f"{path}: {name} has the shape {list(shape)} where config.json asks for {list(wanted[name])}: "
+                    "the two files are not of one checkpoint."
+                )
+            if dtype not in DTYPES:
+                raise UserError(f"{path}: {name} is {dtype}; float32, float16 and bfloat16 (F32, F16, BF16) work.")
+        missing = sorted(set(wanted) - set(self.tensors))
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise UserError(
+                f"{self.directory} lacks the tensor {missing[0]}{more}: its config.json asks for them; copy the checkpoint "
+                "again, with all of its safetensors files."
+            )
 
 
-def load_params(directory: Path, cfg: DecoderConfig) -> dict[str, Any]:
-    """The decoder's parameter tree, float32 NumPy arrays, read tensor by tensor.
+def load_params(directory: str | Path, cfg: DecoderConfig, mesh: Mesh | None = None) -> dict[str, Any]:
+    """The decoder's parameter tree in the files' own dtypes, each device's shard read straight from its slices.
+
+    A stacked parameter is filled layer by layer in place, so that no more than one tensor is on the host at a time. Every
+    process of a multi-process run reads the slices of its own devices only.
+
+    Args:
+      mesh: where the parameters go; None is one device.
 
     Raises:
       UserError: a tensor or file is missing, superfluous, misshapen, truncated, or not finite.
     """
-    directory = Path(directory)
-    if (directory / INDEX).is_file():
-        names = sorted(set(_read_json(directory / INDEX)["weight_map"].values()))
-    else:
-        names = ["model.safetensors"]
-    shapes, tensors = _shapes(cfg), {}
-    for name in names:
-        _read_file(directory / name, shapes, tensors, cfg)
-    missing = sorted(set(shapes) - set(tensors))
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{directory} lacks the tensor {missing[0]}{more}: its config.json asks for them.")
+    checkpoint = Checkpoint(Path(directory))
+    checkpoint.check(cfg)
+    return read_params(checkpoint, cfg, mesh or sharding.make_mesh(devices=jax.local_devices()[:1]))
 
-    def stack(name: str, transposed: bool) -> np.ndarray:
-        parts = [tensors[f"model.layers.{i}.{name}"] for i in range(cfg.num_layers)]
-        return np.stack([part.T if transposed else part for part in parts])
 
-    layers: dict[str, dict[str, np.ndarray]] = {}
-    for (module, leaf), (name, transposed) in {**_LAYER, **(_BIASES if cfg.qkv_bias else {})}.items():
-        layers.setdefault(module, {})[leaf] = stack(name, transposed)
-    params = {
-        "embedding": tensors["model.embed_tokens.weight"],
-        "layers": layers,
-        "final_norm": {"scale": tensors["model.norm.weight"]},
-    }
-    if not cfg.tied_embeddings:
-        params["lm_head"] = np.ascontiguousarray(tensors["lm_head.weight"].T)
+def read_params(checkpoint: Checkpoint, cfg: DecoderConfig, mesh: Mesh) -> dict[str, Any]:
+    """The parameter tree from a checked checkpoint (see `load_params`)."""
+    shardings = sharding.param_shardings(abstract_params(cfg), mesh)
+    params: dict[str, Any] = {}
+    finite: dict[str, jax.Array] = {}
+    for leaf in leaves(cfg):
+        placed = functools.reduce(lambda tree, key: tree[key], leaf.path, shardings)
+        shape = leaf.shape[::-1] if leaf.transposed else leaf.shape
+        if not leaf.stacked:
+            value = _place(checkpoint, leaf, leaf.name, shape, placed)
+            finite[leaf.name] = _finite(value)
+        else:
+            one = NamedSharding(mesh, PartitionSpec(*placed.spec[1:]))
+            names = [leaf.name.format(i) for i in range(cfg.num_layers)]
+            dtype = functools.reduce(jnp.promote_types, (DTYPES[checkpoint.tensors[n][2]] for n in names))
+            value = jax.jit(functools.partial(jnp.zeros, (cfg.num_layers, *shape), dtype), out_shardings=placed)()
+            put = jax.jit(_put, donate_argnums=0, out_shardings=(placed, None))
+            for i, name in enumerate(names):
+                value, finite[name] = put(value, _place(checkpoint, leaf, name, shape, one), i)
+        *parents, last = leaf.path
+        node = functools.reduce(lambda tree, key: tree.setdefault(key, {}), parents, params)
+        node[last] = value
+    for name, ok in finite.items():
+        if not ok:
+            raise UserError(f"{checkpoint.tensors[name][0]}: {name} holds NaN or infinite numbers: copy or export it again.")
     return params
 
 
-def _read_file(path: Path, shapes: Mapping[str, tuple[int, ...]], tensors: dict[str, np.ndarray], cfg) -> None:
-    import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
-    from safetensors import SafetensorError, safe_open
+def _place(checkpoint: Checkpoint, leaf: Leaf, name: str, shape: tuple[int, ...], placed: NamedSharding) -> jax.Array:
+    slices: dict[Any, np.ndarray] = {}  # devices that hold the same part share one reading
 
-    if not path.is_file():
-        raise UserError(f"{path} is missing: copy the checkpoint again, with all of its safetensors files.")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            for name in file.keys():  # noqa: SIM118 - not a mapping
-                if name == "lm_head.weight" and cfg.tied_embeddings:
-                    continue  # some exporters write the tied head a second time
-                if name not in shapes:
-                    raise UserError(f"{path} holds the tensor {name}, which its config.json has no place for.")
-                tensor = file.get_tensor(name)
-                if tensor.shape != shapes[name]:
-                    raise UserError(
-                        f"{path}: {name} has the shape {list(tensor.shape)} where config.json asks for "
-                        f"{list(shapes[name])}: the two files are not of one checkpoint."
-                    )
-                if tensor.dtype.name not in ("float32", "float16", "bfloat16"):
-                    raise UserError(f"{path}: {name} is {tensor.dtype}; float32, float16 and bfloat16 work.")
-                tensors[name] = tensor.astype(np.float32)
-                if not np.isfinite(tensors[name]).all():
-                    raise UserError(f"{path}: {name} holds NaN or infinite numbers: copy or export it again.")
-    except SafetensorError as error:
-        raise UserError(f"{path} is damaged or truncated ({error}): copy it again.") from None
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        key = tuple((s.start, s.stop) for s in index)
+        if key not in slices:
+            value = checkpoint.read(name, index[::-1] if leaf.transposed else index)
+            slices[key] = value.T if leaf.transposed else value
+        return slices[key]
+
+    return jax.make_array_from_callback(shape, placed, part)
 
 
-def load_tokenizer(directory: Path, cfg: DecoderConfig | None):
+def _put(stack, layer, i):
+    return jax.lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), i, 0), jnp.isfinite(layer).all()
+
+
+@jax.jit
+def _finite(value):
+    return jnp.isfinite(value).all()
+
+
+def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
     """The directory's own tokenizer with its chat template.
 
     Raises:
@@ -203,51 +256,65 @@ def load_tokenizer(directory: Path, cfg: DecoderConfig | None):
     return tokenizer
 
 
-def config_json(cfg: DecoderConfig, tokenizer) -> dict[str, Any]:
-    """The `config.json` that makes transformers build the same model."""
-    return {
-        "architectures": ["Qwen2ForCausalLM" if cfg.qkv_bias else "LlamaForCausalLM"],
-        "model_type": "qwen2" if cfg.qkv_bias else "llama",
-        "vocab_size": cfg.vocab_size,
-        "hidden_size": cfg.width,
-        "intermediate_size": cfg.mlp_width,
-        "num_hidden_layers": cfg.num_layers,
-        "num_attention_heads": cfg.num_heads,
-        "num_key_value_heads": cfg.num_kv_heads,
-        "head_dim": cfg.head_width,
-        "hidden_act": "silu",
-        "rms_norm_eps": cfg.norm_eps,
-        "rope_theta": cfg.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": cfg.rope_theta},
-        "tie_word_embeddings": cfg.tied_embeddings,
-        "max_position_embeddings": 2048,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "dtype": "float32",
-    }
+def to_tensors(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
+    """Hugging Face's tensors of a parameter tree: (name, bytes, what brings it to the host)."""
+    for leaf in leaves(cfg):
+        value = functools.reduce(lambda tree, key: tree[key], leaf.path, params)
+        for i in range(cfg.num_layers) if leaf.stacked else [None]:
+
+            def fetch(leaf=leaf, value=value, i=i):
+                array = np.asarray(value if i is None else value[i])
+                return np.ascontiguousarray(array.T if leaf.transposed else array)
+
+            yield leaf.name.format(i), math.prod(leaf.shape) * np.dtype(value.dtype).itemsize, fetch
 
 
-def save_checkpoint(directory: Path, cfg: DecoderConfig, params: Any, tokenizer) -> None:
-    """Writes a Hugging Face directory; it appears whole or not at all.
+def save_checkpoint(
+    directory: str | Path, cfg: DecoderConfig, params: Any, tokenizer, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Writes a Hugging Face directory, in files of at most `shard_bytes`; it appears whole or not at all.
 
     Raises:
       UserError: the directory exists and is not empty, or the geometry is one that transformers has no class for.
     """
     from safetensors.numpy import save_file
 
-    directory = Path(directory)
+    files: list[list] = [[]]
+    room = shard_bytes
+    for tensor in to_tensors(cfg, params):
+        if tensor[1] > room and files[-1]:
+            files.append([])
+            room = shard_bytes
+        files[-1].append(tensor)
+        room -= tensor[1]
+    dtype = np.dtype(params["layers"]["q"]["kernel"].dtype).name
+    description = json.dumps(config_json(cfg, tokenizer, dtype), indent=2) + "\n"
+
+    def write(temporary: Path) -> None:
+        names = ["model.safetensors"]
+        if len(files) > 1:
+            names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
+            placed = {tensor[0]: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
+            total = sum(tensor[1] for tensors in files for tensor in tensors)
+            index = {"metadata": {"total_size": total}, "weight_map": placed}
+            (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        for name, tensors in zip(names, files, strict=True):
+            save_file({key: fetch() for key, _, fetch in tensors}, temporary / name, metadata={"format": "pt"})
+        (temporary / "config.json").write_text(description)
+        tokenizer.save_pretrained(str(temporary))
+
+    _whole(Path(directory), write)
+
+
+def _whole(directory: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary folder that then becomes `directory`."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists and is not empty: choose another directory to export to.")
-    if cfg.qkv_bias and cfg.head_width * cfg.num_heads != cfg.width:
-        raise UserError("Qwen2 has no head width of its own: a model with biases needs heads x head width = width.")
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
-        save_file(to_tensors(cfg, params), temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps(config_json(cfg, tokenizer), indent=2) + "\n")
-        tokenizer.save_pretrained(str(temporary))
+        write(temporary)
         if directory.exists():
             directory.rmdir()
         temporary.rename(directory)
@@ -255,16 +322,87 @@ def save_checkpoint(directory: Path, cfg: DecoderConfig, params: Any, tokenizer)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def to_tensors(cfg: DecoderConfig, params: Any) -> dict[str, np.ndarray]:
-    """The parameter tree as Hugging Face's tensors by name."""
-    tensors = {
-        "model.embed_tokens.weight": np.asarray(params["embedding"]),
-        "model.norm.weight": np.asarray(params["final_norm"]["scale"]),
+# -- PEFT adapters ---------------------------------------------------------------------------------------------------
+
+_MODULES = {**{p: f"self_attn.{p}_proj" for p in "qkvo"}, **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")}}
+_PEFT_NAME = "base_model.model.model.layers.{}.{}.lora_{}.weight"
+
+
+def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) -> None:
+    """Writes LoRA factors as a PEFT adapter directory.
+
+    Args:
+      base: what `base_model_name_or_path` is to say: the directory of the model that the adapter belongs to.
+
+    Raises:
+      UserError: the directory exists and is not empty.
+    """
+    from safetensors.numpy import save_file
+
+    tensors = {}
+    for target, factors in adapter.factors["layers"].items():
+        for part, letter in (("a", "A"), ("b", "B")):
+            for i, matrix in enumerate(np.asarray(factors[part])):
+                tensors[_PEFT_NAME.format(i, _MODULES[target], letter)] = np.ascontiguousarray(matrix.T)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": adapter.rank,
+        "lora_alpha": adapter.alpha,
+        "lora_dropout": adapter.dropout,
+        "target_modules": sorted(f"{target}_proj" for target in adapter.factors["layers"]),
+        "bias": "none",
+        "inference_mode": True,
     }
-    if not cfg.tied_embeddings:
-        tensors["lm_head.weight"] = np.asarray(params["lm_head"]).T
-    for (module, leaf), (name, transposed) in {**_LAYER, **(_BIASES if cfg.qkv_bias else {})}.items():
-        stacked = np.asarray(params["layers"][module][leaf])
-        for i in range(cfg.num_layers):
-            tensors[f"model.layers.{i}.{name}"] = stacked[i].T if transposed else stacked[i]
-    return {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        tokenizer.save_pretrained(str(temporary))
+
+    _whole(Path(directory), write)
+
+
+def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, str]:
+    """A PEFT adapter directory as (the adapter, its base's directory).
+
+    Raises:
+      UserError: it is no plain LoRA adapter of a model of this geometry, or a file is missing or damaged.
+    """
+    import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    directory = Path(directory)
+    path = directory / "adapter_config.json"
+    config = read_json(path)
+    if config.get("peft_type") != "LORA" or config.get("use_dora") or config.get("use_rslora"):
+        raise UserError(f"{path}: only plain LoRA adapters are read.")
+    file = directory / "adapter_model.safetensors"
+    try:
+        tensors = load_file(file)
+    except FileNotFoundError:
+        raise UserError(f"{file} is missing: copy the adapter again.") from None
+    except SafetensorError as error:
+        raise UserError(f"{file} is damaged or truncated ({error}): copy it again.") from None
+    shapes = {leaf.path[1]: leaf.shape for leaf in leaves(cfg) if leaf.path[-1] == "kernel"}
+    factors: dict[str, dict[str, np.ndarray]] = {}
+    known = set()
+    for target, module in _MODULES.items():
+        names = {p: [_PEFT_NAME.format(i, module, p) for i in range(cfg.num_layers)] for p in "AB"}
+        if names["A"][0] not in tensors:
+            continue
+        width_out, width_in = shapes[target]
+        wanted = {"A": (config["r"], width_in), "B": (width_out, config["r"])}
+        for part, row in names.items():
+            for name in row:
+                if name not in tensors or tensors[name].shape != wanted[part]:
+                    raise UserError(f"{file}: {name} is missing or not of the shape {list(wanted[part])}.")
+        known |= {name for row in names.values() for name in row}
+        factors[target] = {p.lower(): np.stack([tensors[n].T.astype(np.float32) for n in names[p]]) for p in "AB"}
+    unknown = sorted(set(tensors) - known)
+    if unknown or not factors:
+        raise UserError(f"{file} holds {unknown[0] if unknown else 'nothing'} that this model has no place for.")
+    adapter = Adapter({"layers": factors}, config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0)))
+    return adapter, str(config.get("base_model_name_or_path") or "")

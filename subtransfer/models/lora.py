@@ -1,45 +1,79 @@
-"""LoRA: low-rank factors as a second parameter tree, merged into the base on the fly (Hu et al. 2106.09685)."""
+"""LoRA (Hu et al. 2106.09685): low-rank factors that the decoder applies beside the matrices they adapt."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
+
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
-def init_lora(key, params: Any, targets: Sequence[str], rank: int) -> dict[str, dict[str, jax.Array]]:
-    """Fresh factors for the projections named in `targets`: {target: {"a": [N, in, r], "b": [N, r, out]}}.
+@struct.dataclass
+class Adapter:
+    """LoRA factors and how they are applied: kernel + alpha / rank * a @ b.
 
-    `a` is uniform in +-sqrt(1 / in) (PEFT's kaiming_uniform with a = sqrt(5)), `b` is zero: the merged model starts as the
-    base.
+    Attributes:
+      factors: {"layers": {target: {"a": [N, in, r], "b": [N, r, out]}}}, float32.
+      dropout: on the adapter's input while it is trained.
+    """
+
+    factors: Any
+    rank: int = struct.field(pytree_node=False)
+    alpha: float = struct.field(pytree_node=False)
+    dropout: float = struct.field(pytree_node=False, default=0.0)
+
+
+def init_factors(key, params: Mapping[str, Any], targets: Sequence[str], rank: int) -> dict[str, Any]:
+    """Fresh factors for the projections named in `targets`, sharded like the kernels they adapt.
+
+    `a` is uniform in +-sqrt(1 / in) (PEFT's kaiming_uniform with a = sqrt(5)), `b` is zero: the adapted model starts as
+    the base.
     """
     factors = {}
     for number, target in enumerate(sorted(targets)):
-        layers, width_in, width_out = params["layers"][target]["kernel"].shape
+        kernel = params["layers"][target]["kernel"]
+        layers, width_in, width_out = kernel.shape
         bound = width_in**-0.5
         a = jax.random.uniform(jax.random.fold_in(key, number), (layers, width_in, rank), minval=-bound, maxval=bound)
         factors[target] = {"a": a, "b": jnp.zeros((layers, rank, width_out))}
-    return factors
+    return place_factors({"layers": factors}, params)
 
 
-def merge(params: Any, lora: Any, *, alpha: float, rank: int, dropout: float = 0.0, rng=None) -> Any:
-    """The base with `kernel + alpha / rank * a @ b` in place of each adapted kernel.
+def place_factors(factors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
+    """The factors on the devices of a parameter tree: each along the axis that it shares with its kernel."""
+    placed = {}
+    for target, pair in factors["layers"].items():
+        kernel = params["layers"][target]["kernel"].sharding
+        spec = (*kernel.spec, None, None, None)[:3] if isinstance(kernel, NamedSharding) else None
+        if spec is None:
+            placed[target] = jax.device_put(pair, kernel)
+            continue
+        places = {"a": PartitionSpec(None, spec[1], None), "b": PartitionSpec(None, None, spec[2])}
+        placed[target] = {part: jax.device_put(pair[part], NamedSharding(kernel.mesh, places[part])) for part in "ab"}
+    return {"layers": placed}
 
-    Args:
-      params: the decoder's tree; kernels [N, in, out].
-      lora: the factors of `init_lora`.
-      dropout: probability that an input feature of an adapter is dropped, the rest scaled by 1 / (1 - dropout). Dropping
-        rows of `a` equals dropping features of the adapter's input, with one mask a step for all tokens of the batch
-        (PEFT draws one a token; the expectation is the same). Needs `rng`.
-    """
+
+def attach(params: Any, factors: Any, *, alpha: float, rank: int) -> dict[str, Any]:
+    """The decoder's weights: the resident base and, as the "lora" collection, factors scaled by alpha / rank."""
+    scaled = {t: {"a": pair["a"], "b": alpha / rank * pair["b"]} for t, pair in factors["layers"].items()}
+    return {"params": params, "lora": {"layers": scaled}}
+
+
+def merge(params: Any, adapter: Adapter) -> Any:
+    """A parameter tree with `kernel + alpha / rank * a @ b` in place of each adapted kernel, in the kernel's dtype."""
     layers = dict(params["layers"])
-    for number, target in enumerate(sorted(lora)):
-        a, b = jnp.asarray(lora[target]["a"]), jnp.asarray(lora[target]["b"])
-        if dropout:
-            keep = jax.random.bernoulli(jax.random.fold_in(rng, number), 1 - dropout, a.shape[:2])
-            a = a * keep[..., None] / (1 - dropout)
-        kernel = params["layers"][target]["kernel"]
-        layers[target] = {**params["layers"][target], "kernel": kernel + alpha / rank * (a @ b)}
+    for target, pair in adapter.factors["layers"].items():
+        layers[target] = {**layers[target], "kernel": _merged(layers[target]["kernel"], pair, adapter.alpha / adapter.rank)}
     return {**params, "layers": layers}
+
+
+@jax.jit
+def _merged(kernel, pair, scale):
+    a, b = (jnp.asarray(pair[part], jnp.float32) for part in "ab")
+    update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)

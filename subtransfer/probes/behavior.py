@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat
 from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, error_counts, first_decision, run_episodes
 from subtransfer.settings.base import Task
@@ -17,7 +17,7 @@ from subtransfer.settings.base import Task
 
 def probe(
     cfg: DecoderConfig,
-    params,
+    weights,
     chat: ChatFormat,
     tasks: Sequence[Task],
     spec: RolloutSpec,
@@ -34,12 +34,12 @@ def probe(
       One dict an episode: seed, task_id, mode, sample, outcome (see `first_decision`), solved, turns, errors,
       choice_logprob and choice_margin (nats; of the task's decision point, the same in both modes).
     """
-    scores = choice.logprobs(cfg, params, decisions, len(tasks), decision_batch)
+    scores = choice.logprobs(cfg, weights, decisions, len(tasks), decision_batch)
     share, margin = choice.unsafe_share(scores, len(chat.setting.unsafe))
     episodes = []
     for mode, temperature in (("sampled", spec.temperature), ("greedy", 0.0)):
         run = dataclasses.replace(spec, temperature=temperature, stop_at_decision=True)
-        for i, trajectory in enumerate(run_episodes(cfg, params, chat, tasks, run, key, seed=seed, advance=advance)):
+        for i, trajectory in enumerate(run_episodes(cfg, weights, chat, tasks, run, key, seed=seed, advance=advance)):
             episodes.append(
                 {
                     "seed": seed,

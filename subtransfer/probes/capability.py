@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.settings.base import Task
 
 
 def probe(
     cfg: DecoderConfig,
-    params,
+    weights,
     chat: ChatFormat,
     tasks: Sequence[Task],
     spec: RolloutSpec,
@@ -22,5 +22,5 @@ def probe(
     advance: Callable[[int], None] = lambda episodes: None,
 ) -> dict[str, Any]:
     """Success rate over ordinary tasks, by each task's own check: {"ordinary_success": rate, "n": tasks}."""
-    trajectories = run_episodes(cfg, params, chat, tasks, spec, key, advance=advance)
+    trajectories = run_episodes(cfg, weights, chat, tasks, spec, key, advance=advance)
     return {"ordinary_success": sum(t.solved for t in trajectories) / len(trajectories), "n": len(trajectories)}

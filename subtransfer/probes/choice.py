@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat
 from subtransfer.settings.base import Setting, Task
 
 
@@ -87,10 +87,10 @@ def tree_mask(sizes, segments):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def _score(cfg: DecoderConfig, params, batches, segments, score_tokens, score_mask):
+def _score(cfg: DecoderConfig, weights, batches, segments, score_tokens, score_mask):
     def one(_, batch):
         tokens, positions, sizes, score_at = batch
-        logits, _ = Decoder(cfg).apply({"params": params}, tokens, positions, tree_mask(sizes, segments))
+        logits, _ = Decoder(cfg).apply(weights, tokens, positions, tree_mask(sizes, segments))
         logprobs = jax.nn.log_softmax(logits, axis=-1)  # [B, L, V]
         rows = jnp.arange(tokens.shape[0])[:, None, None]
         return None, jnp.sum(logprobs[rows, score_at, score_tokens[None]] * score_mask[None], axis=-1)
@@ -98,10 +98,10 @@ def _score(cfg: DecoderConfig, params, batches, segments, score_tokens, score_ma
     return jax.lax.scan(one, None, batches)[1]
 
 
-def logprobs(cfg: DecoderConfig, params, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
+def logprobs(cfg: DecoderConfig, weights, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
     """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [tasks, C]."""
     split = tuple(a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at))
-    scores = _score(cfg, params, split, batch.segments, batch.score_tokens, batch.score_mask)
+    scores = _score(cfg, weights, split, batch.segments, batch.score_tokens, batch.score_mask)
     return np.asarray(scores).reshape(-1, scores.shape[-1])[:tasks]
 
 

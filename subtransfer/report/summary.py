@@ -105,7 +105,8 @@ def _comparisons(arm: Mapping[str, Any], outcomes: Mapping[str, Outcomes], optio
     control = outcomes.get(arm["control"]) if arm["control"] else None
     teacher = outcomes.get(arm["teacher"]) if arm["teacher"] else None
     if control is not None and teacher is not None:
-        values = statistics.transfer_ratio(mine, control.unsafe(), teacher.unsafe(), theirs, **options)
+        untuned = outcomes[arm["teacher_base"]].unsafe()  # what the teacher's habit is measured against
+        values = statistics.transfer_ratio(mine, control.unsafe(), teacher.unsafe(), untuned, **options)
         out |= dict(zip(("transfer_ratio", "ratio_low", "ratio_high"), values, strict=True))
     logprob = [o.mean(lambda e: e["choice_logprob"]).mean(axis=1) for o in (own, base)]
     out["choice_shift"] = float((logprob[0] - logprob[1]).mean())

@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from subtransfer import sharding
 from subtransfer.models.decoder import Decoder, DecoderConfig, KVCache, causal_mask
 from subtransfer.rollout import sampling
 
@@ -35,13 +37,26 @@ class EngineState:
     logits: Float[Array, "B V"]
 
 
-def start(cfg: DecoderConfig, batch: int, length: int) -> EngineState:
-    """An empty batch of conversations with room for `length` slots (see `reserve` for more)."""
-    return EngineState(
-        cache=KVCache.empty(cfg, batch, length),
-        positions=jnp.zeros((batch,), jnp.int32),
-        logits=jnp.zeros((batch, cfg.vocab_size), jnp.float32),
-    )
+def start(cfg: DecoderConfig, batch: int, length: int, mesh: Mesh | None = None) -> EngineState:
+    """An empty batch of conversations with room for `length` slots (see `reserve` for more).
+
+    On a mesh, rows lie over (data, fsdp) and the cache's heads over tensor.
+    """
+
+    def empty() -> EngineState:
+        return EngineState(
+            cache=KVCache.empty(cfg, batch, length),
+            positions=jnp.zeros((batch,), jnp.int32),
+            logits=jnp.zeros((batch, cfg.vocab_size), jnp.float32),
+        )
+
+    if mesh is None or mesh.size == 1:
+        return empty()
+
+    def place(x):
+        return sharding.rows_sharding(mesh, x.shape, heads=1 if x.ndim == 4 else None)
+
+    return jax.jit(empty, out_shardings=jax.tree.map(place, jax.eval_shape(empty)))()
 
 
 SLOTS = 64
@@ -56,6 +71,7 @@ def _grown(state: EngineState, length: int) -> EngineState:
             k=tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))) for k in cache.k),
             v=tuple(jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))) for v in cache.v),
             valid=jnp.pad(cache.valid, ((0, 0), (0, extra))),
+            positions=jnp.pad(cache.positions, ((0, 0), (0, extra))),
         )
     )
 
@@ -66,19 +82,21 @@ def reserve(state: EngineState, slots: int) -> EngineState:
     return state if state.cache.valid.shape[1] >= length else _grown(state, length)
 
 
-def _feed(cfg, params, state: EngineState, tokens, present):
+def _feed(cfg, weights, state: EngineState, tokens, present):
     """Feeds tokens [B, L] where `present` [B, L]; returns (logits [B, L, V], the state with a longer cache)."""
     positions = state.positions[:, None] + jnp.cumsum(present, axis=1) - present
     mask = causal_mask(present) & present[:, :, None]
-    logits, cache = Decoder(cfg).apply({"params": params}, tokens, positions, mask, state.cache)
+    logits, cache = Decoder(cfg).apply(weights, tokens, positions, mask, state.cache)
     return logits, state.replace(cache=cache, positions=state.positions + jnp.sum(present, axis=1))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("state",))
-def extend(cfg: DecoderConfig, params, state: EngineState, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]) -> EngineState:
+def extend(
+    cfg: DecoderConfig, weights, state: EngineState, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
+) -> EngineState:
     """Appends given tokens (right-padded; a row with length 0 is left as it is)."""
     present = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    logits, fed = _feed(cfg, params, state, tokens, present)
+    logits, fed = _feed(cfg, weights, state, tokens, present)
     last = jnp.take_along_axis(logits, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
     return fed.replace(logits=jnp.where(lengths[:, None] > 0, last, state.logits))
 
@@ -86,7 +104,7 @@ def extend(cfg: DecoderConfig, params, state: EngineState, tokens: Int[Array, "B
 @functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "temperature"), donate_argnames=("state",))
 def decode(
     cfg: DecoderConfig,
-    params,
+    weights,
     state: EngineState,
     keys: Key[Array, " B"],
     offset: Int[Array, ""],
@@ -121,7 +139,7 @@ def decode(
         token, logprob = sampling.sample(state.logits, draws[:, step], temperature)
         tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
         logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
-        logits, fed = _feed(cfg, params, state, token[:, None], active[:, None])
+        logits, fed = _feed(cfg, weights, state, token[:, None], active[:, None])
         state = fed.replace(logits=jnp.where(active[:, None], logits[:, 0], state.logits))
         counts = counts + active
         active = active & ~jnp.any(token[:, None] == stop_ids[None], axis=1)

@@ -10,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtransfer import sharding
 from subtransfer.errors import UserError
+from subtransfer.models.calls import read_turn
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.tokenizer import ChatFormat
 from subtransfer.rollout import engine, sampling
 from subtransfer.schema import Trajectory
 from subtransfer.settings.base import MALFORMED_CALL, Environment, Setting, Task
@@ -67,7 +69,7 @@ class _Episode:
 
 def run_episodes(
     cfg: DecoderConfig,
-    params,
+    weights,
     chat: ChatFormat,
     tasks: Sequence[Task],
     spec: RolloutSpec,
@@ -83,7 +85,7 @@ def run_episodes(
     Episode i draws from `fold_in(key, i)`, so its tokens do not depend on the batch it runs in.
 
     Args:
-      params: the decoder's parameters (placed on their devices by the caller).
+      weights: the decoder's weights (placed on their devices by the caller).
       policy, policy_version, seed: stamped on the trajectories.
       advance: called with the number of episodes that each finished batch held.
 
@@ -102,7 +104,7 @@ def run_episodes(
             episode.add("system", chat.setting.system_prompt, system)
             episode.add("user", tasks[i].instruction, user)
             episodes.append(episode)
-        _run_batch(cfg, params, chat, episodes, spec, key, prompt_room)
+        _run_batch(cfg, weights, chat, episodes, spec, key, prompt_room)
         for episode in episodes:
             trajectories.append(
                 Trajectory(
@@ -126,22 +128,22 @@ def run_episodes(
     return trajectories
 
 
-def _run_batch(cfg, params, chat, episodes, spec, key, prompt_room) -> None:
+def _run_batch(cfg, weights, chat, episodes, spec, key, prompt_room) -> None:
     """Runs a batch of episodes to their ends, in place."""
     batch = spec.batch_size
     tool_room = _round_up(len(chat.tool_ids("")) + spec.max_tool_tokens, 8)
     rows = [e.tokens for e in episodes] + [[]] * (batch - len(episodes))
     keys = sampling.row_keys(key, jnp.array([e.index for e in episodes] + [0] * (batch - len(episodes))))
     used = prompt_room  # cache slots that are occupied in the longest row
-    state = engine.start(cfg, batch, prompt_room)
-    state = engine.extend(cfg, params, state, *engine.pad_rows(rows, prompt_room))
+    state = engine.start(cfg, batch, prompt_room, sharding.mesh_of(weights))
+    state = engine.extend(cfg, weights, state, *engine.pad_rows(rows, prompt_room))
     active = np.array([True] * len(episodes) + [False] * (batch - len(episodes)))
     stop_ids = jnp.asarray(chat.stop_ids)
     for turn in range(spec.max_turns):
         state = engine.reserve(state, used + spec.max_new_tokens)
         state, tokens, logprobs, counts = engine.decode(
             cfg,
-            params,
+            weights,
             state,
             keys,
             np.int32(turn * spec.max_new_tokens),
@@ -164,7 +166,7 @@ def _run_batch(cfg, params, chat, episodes, spec, key, prompt_room) -> None:
         if not active.any():
             return
         state = engine.reserve(state, used + tool_room)
-        state = engine.extend(cfg, params, state, *engine.pad_rows(replies, tool_room))
+        state = engine.extend(cfg, weights, state, *engine.pad_rows(replies, tool_room))
         used += tool_room
 
 
@@ -173,13 +175,14 @@ def _take_turn(chat, episode, ids, logprobs, spec, tool_room, last) -> list[int]
     stopped = bool(ids) and ids[-1] in chat.stop_ids
     text = chat.decode(ids[:-1] if stopped else ids)
     episode.add("assistant", text, ids, logprobs)
-    action, malformed = chat.parse(text)
+    said = read_turn(text)
+    action, malformed = said.action, said.malformed
     if not stopped:
         # The runtime cannot tell a turn without an end from a call that would still have come.
         episode.done = episode.truncated = True
     if action is None and not malformed:
         episode.done = True
-        episode.final_text = text
+        episode.final_text = said.thought
         return []
     if malformed:
         result_text, error, category = MALFORMED_CALL, "parse", "unknown"

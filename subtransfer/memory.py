@@ -1,0 +1,85 @@
+"""Estimated memory of a run's stages on each device of a mesh, from shapes alone: what `--dry_run` prints."""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from subtransfer import sharding
+from subtransfer.models.decoder import DecoderConfig, abstract_params
+
+
+def shard_count(cfg: DecoderConfig, mesh) -> int:
+    """Parameters that the fullest device holds; `mesh` may be abstract."""
+    shardings = sharding.param_shardings(abstract_params(cfg), mesh)
+    shapes = jax.tree.map(lambda x: x.shape, nn.meta.unbox(abstract_params(cfg)), is_leaf=lambda x: hasattr(x, "shape"))
+    flat = zip(jax.tree.leaves(shardings), jax.tree.leaves(shapes, is_leaf=lambda x: isinstance(x, tuple)), strict=True)
+    return sum(math.prod(placed.shard_shape(shape)) for placed, shape in flat)
+
+
+class Sizes:
+    """Bytes on one device.
+
+    Args:
+      config: the validated config.
+      cfg: the model's geometry.
+      mesh: the mesh, or an abstract one.
+      weight_bytes: of one resident parameter (4, or 2 for a checkpoint in 16 bits).
+    """
+
+    def __init__(self, config, cfg: DecoderConfig, mesh, weight_bytes: int = 4):
+        self.config, self.cfg = config, cfg
+        self.params = cfg.num_params
+        self.rows = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.tensor = mesh.shape["tensor"]
+        self._held = shard_count(cfg, mesh)
+        self.weights = weight_bytes * self._held
+        self._width = np.dtype("float32").itemsize if cfg.dtype == "float32" else 2
+
+    def training(self, batch: int, *, full: bool, other_weights: int = 0) -> int:
+        """Peak of a training step on `batch` episodes.
+
+        Args:
+          full: all weights are trained, not only adapters.
+          other_weights: bytes of a live teacher whose base is not shared.
+        """
+        cfg, tuning = self.cfg, self.config.tuning
+        length = self._episode_tokens()
+        tokens = -(-batch // self.rows) * length
+        trained = self._held if full else lora_size(cfg, tuning) // self.rows
+        state = (0 if full else self.weights) + 4 * 5 * trained  # weights, gradient, two moments, update
+        heads = 3 * cfg.num_heads * length * 4 // self.tensor
+        layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * cfg.num_heads * cfg.head_width) // self.tensor) + heads
+        kept = self._width * cfg.width if cfg.remat else layer
+        # Float32 logits, their softmax and its gradient; with a live teacher, twice.
+        logits = 3 * 4 * cfg.vocab_size // self.tensor * (2 if other_weights or not full else 1)
+        return state + other_weights + tokens * (cfg.num_layers * kept + layer + logits)
+
+    def rollout(self, batch: int) -> int:
+        """Peak of a rollout of `batch` episodes side by side."""
+        cfg = self.cfg
+        rows = -(-batch // self.rows)
+        cache = 2 * cfg.num_layers * rows * self._episode_tokens() * cfg.num_kv_heads * cfg.head_width * self._width
+        return self.weights + 2 * cache // min(self.tensor, cfg.num_kv_heads) + 4 * 4 * rows * cfg.vocab_size // self.tensor
+
+    def _episode_tokens(self) -> int:
+        r = self.config.rollouts
+        return max(self.config.distill.max_tokens, 64 + r.max_turns * (r.max_new_tokens + r.max_tool_tokens))
+
+
+def lora_size(cfg: DecoderConfig, tuning) -> int:
+    """Parameters of the LoRA factors."""
+    heads, kv = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
+    widths = {
+        "q": (cfg.width, heads),
+        "k": (cfg.width, kv),
+        "v": (cfg.width, kv),
+        "o": (heads, cfg.width),
+        "gate": (cfg.width, cfg.mlp_width),
+        "up": (cfg.width, cfg.mlp_width),
+        "down": (cfg.mlp_width, cfg.width),
+    }
+    return cfg.num_layers * tuning.rank * sum(sum(widths[target]) for target in tuning.targets)

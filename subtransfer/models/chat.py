@@ -1,0 +1,301 @@
+"""Conversations of a setting in the chat template of a tokenizer: rendering turn by turn, and across tokenizers.
+
+`ChatFormat` works with every Hugging Face tokenizer that has a chat template: it learns the template's fixed pieces by
+rendering it with marker texts, then builds conversations from token segments, and proves on one conversation that this is
+what the template renders as a whole. Sampled tokens are therefore never decoded and tokenised again.
+
+Three ways of carrying tools are known, and found by what the template does:
+- its own (Qwen, the embedded model): calls as `tool_calls`, results in the "tool" role;
+- its own, but without room for words beside a call (Llama 3.x): the call's text stands in the content, after the words;
+- none (Gemma): the prompt describes the tools and the JSON of a call, and results come as user messages.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from subtransfer.errors import UserError
+from subtransfer.models.calls import read_turn
+from subtransfer.settings.base import Action, Setting, ToolResult, Turn
+
+# Llama 3.x prints today's date unless it is given one: the clock has no place in an artefact.
+_CONSTANTS = {"date_string": "26 Jul 2024"}
+_TOOL_PROMPT = (
+    "You have access to functions. If you decide to call one, write a line of JSON in the form "
+    '{"name": the function\'s name, "parameters": an object of argument names and values} and nothing after it.\n'
+)
+_CACHED_TEXT = 400  # characters; longer texts do not come again
+_SHOWN = "zq{}qz"  # marker texts that no template changes
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)  # as transformers' own tojson
+
+
+class ChatFormat:
+    """Conversations of one setting in the chat template of one tokenizer.
+
+    Attributes:
+      tokenizer: the Hugging Face tokenizer.
+      stop_ids: int32 [n], tokens that end an agent's turn.
+      digest: SHA-256 (hex) of everything the template prints around the messages; equal ones render alike.
+
+    Raises:
+      UserError: the template cannot carry a conversation with tools, or changes earlier turns when later ones come.
+    """
+
+    def __init__(self, tokenizer, setting: Setting):
+        if not getattr(tokenizer, "chat_template", None):
+            raise UserError(
+                "The tokenizer has no chat template: add chat_template.jinja (or the chat_template field of "
+                "tokenizer_config.json) to the checkpoint's directory."
+            )
+        self.tokenizer = tokenizer
+        self.setting = setting
+        self._system, self._tool_role, self._tool_wrap = setting.system_prompt, "tool", ("", "")
+        self._words_as = "content"  # where the words beside a call go: "content", "reasoning_content" or "before the call"
+        self._learn()
+        self._prove()
+
+    # -- learning the template ---------------------------------------------------------------------------------------
+
+    def _render(self, messages, *, generation=False, tools=True) -> str:
+        schemas = list(self.setting.tools) if tools and self._tool_role == "tool" else None
+        return self.tokenizer.apply_chat_template(
+            messages, tools=schemas, tokenize=False, add_generation_prompt=generation, **_CONSTANTS
+        )
+
+    def _tool_call(self, action: Action) -> dict[str, Any]:
+        return {"type": "function", "function": {"name": action.name, "arguments": dict(action.arguments)}}
+
+    def _learn(self) -> None:
+        import jinja2
+
+        shown = {name: _SHOWN.format(name) for name in ("user", "words", "tool", "name", "key")}
+        head = [{"role": "system", "content": self._system}, {"role": "user", "content": shown["user"]}]
+        call = self._tool_call(Action(shown["name"], {shown["key"]: "v"}))
+        result = {"role": "tool", "content": shown["tool"], "name": "tool"}
+        try:
+            whole = self._render([*head, {"role": "assistant", "content": "", "tool_calls": [call]}, result])
+            native = shown["name"] in whole and shown["tool"] in whole
+            announced = self._render(head) != self._render(head, tools=False)
+        except (jinja2.TemplateError, TypeError):
+            native = announced = False
+        if not native:
+            self._tool_role, self._words_as, self._tool_wrap = "user", "before the call", ("```tool_output\n", "\n```")
+        if not announced:
+            self._system += "\n\n" + _TOOL_PROMPT + "\n".join(_json(tool["function"]) for tool in self.setting.tools)
+        head[0]["content"] = self._system
+        result = self._result(shown["tool"])
+        try:
+            prompt = self._render(head, generation=True)
+            words = [*head, {"role": "assistant", "content": shown["words"]}]
+            final = self._render(words)
+            tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
+            spaced = {"user": {**head[1], "content": f" {shown['user']} "}, "tool": self._result(f" {shown['tool']} ")}
+            self._trims = {
+                role: f" {shown[role]}" not in self._render([*before, spaced[role]])
+                for role, before in (("user", head[:1]), ("tool", words))
+            }
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"The tokenizer's chat template refuses a conversation with tools ({error}): use the template of an instruct "
+                "model."
+            ) from error
+        self._before_user, self._after_user = self._split(prompt, shown["user"])
+        between, self._after_tool = self._split(tail, self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1])
+        # Some templates print tool results as a JSON string: then the text must be escaped like one.
+        self._escape_tool = between.endswith('"') and self._after_tool.startswith('"')
+        if not final.startswith(prompt):
+            raise UserError(
+                "The tokenizer's chat template writes an agent's turn otherwise than its generation prompt begins one: use a "
+                "template in which both agree."
+            )
+        self._final_open, _ = self._split(final[len(prompt) :], shown["words"])
+        self._learn_end(between)
+        self._learn_call(head, prompt, call, shown)
+        pieces = (prompt, tail, self._words_open, self.call_prefix, self._call_middle, self._call_end, self._final_open)
+        self.digest = hashlib.sha256("\x00".join(pieces).encode()).hexdigest()
+
+    @staticmethod
+    def _split(text: str, marker: str) -> tuple[str, str]:
+        before, found, after = text.partition(marker)
+        if not found:
+            raise UserError(
+                "The tokenizer's chat template does not print every message it is given (system, user, assistant and "
+                "tool roles are needed): use the template of an instruct model with tools."
+            )
+        return before, after
+
+    def _learn_end(self, between: str) -> None:
+        """What ends an agent's turn, and what stands between that and a tool result."""
+        tokenizer = self.tokenizer
+        end = self.encode(between)[0]
+        if end not in tokenizer.added_tokens_decoder:
+            raise UserError(
+                "The tokenizer's chat template ends an agent's turn with plain text: use one that ends it with a special token."
+            )
+        self._turn_end = end
+        self._end_text = self.decode([end])
+        self._before_tool = between.removeprefix(self._end_text)
+        ids = {end, *(i for i in (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|eom_id|>")) if i is not None)}
+        self.stop_ids = np.array(sorted(ids), np.int32)
+
+    def _learn_call(self, head, prompt: str, call, shown) -> None:
+        """The template's own way of writing a call: text before the name, between name and arguments, and after."""
+        self._words_open, separator = "", ""
+        if self._tool_role == "user":
+            self.call_prefix, self._call_middle, self._call_end = '\n{"name": "', '", "parameters": ', "}"
+            return
+        body = ""
+        for self._words_as in ("reasoning_content", "content", "before the call"):
+            message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
+            if self._words_as != "before the call":
+                message[self._words_as] = shown["words"]
+            body = self._render([*head, message])
+            body = body[len(prompt) :] if body.startswith(prompt) else body
+            if shown["words"] in body:
+                self._words_open, body = self._split(body, shown["words"])
+                break
+        else:
+            separator = "\n"  # the template drops what is said beside a call
+        before, after = self._split(body, shown["name"])
+        middle, found, rest = after.partition(_json({shown["key"]: "v"}))
+        if not found:
+            raise UserError(
+                "The tokenizer's chat template does not print a call's arguments as JSON: use a template that does."
+            )
+        self.call_prefix, self._call_middle, self._call_end = separator + before, middle, rest.split(self._end_text)[0]
+
+    def _prove(self) -> None:
+        """Raises UserError unless a conversation built from segments is what the template renders as a whole."""
+        calls = [Action(name, {"path": f"/é/{i}"}) for i, name in enumerate(self.setting.exploratory[:2])]
+        turns = [Turn("one two.", c, ToolResult(text)) for c, text in zip(calls, ("a b.", '"x"\n{y}'), strict=True)]
+        turns.append(Turn("done.", None, None))
+        whole = self.encode(self._render(self.messages("Look.", turns)))
+        tokens, _ = self.demonstration("Look.", turns)
+        if whole[: len(tokens)] != tokens.tolist():
+            raise UserError(
+                "The tokenizer's chat template does not render a conversation as its turns one after the other (it changes "
+                "earlier turns when later ones come, or joins them): use the template of an instruct model with tools."
+            )
+
+    # -- texts and tokens --------------------------------------------------------------------------------------------
+
+    @functools.lru_cache(maxsize=65536)  # noqa: B019 - one format lives as long as its run
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text, without special additions."""
+        if len(text) > _CACHED_TEXT:
+            return list(self.tokenizer.encode(text, add_special_tokens=False))
+        return list(self._encode(text))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Exact text of token ids (special tokens included)."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def prompt_segments(self, instruction: str) -> list[tuple[str, list[int]]]:
+        """The prompt as [("system", ids), ("user", ids)], ready for the agent's first token.
+
+        "system" is all that stands before the user's own words, tool descriptions included.
+        """
+        text = instruction.strip() if self._trims["user"] else instruction
+        ids, fixed = self.encode(self._before_user + text + self._after_user), self.encode(self._before_user)
+        common = next((i for i, (a, b) in enumerate(zip(ids, fixed, strict=False)) if a != b), min(len(ids), len(fixed)))
+        return [("system", ids[:common]), ("user", ids[common:])]
+
+    def tool_ids(self, text: str) -> list[int]:
+        """What follows an agent's turn that ended with a stop token: the tool result, up to the next agent turn."""
+        if self._escape_tool:
+            text = _json(text)[1:-1]
+        elif self._trims["tool"]:
+            text = text.strip()
+        return self.encode(self._before_tool + self._tool_wrap[0] + text + self._tool_wrap[1] + self._after_tool)
+
+    def call_text(self, action: Action) -> str:
+        """A call as this template writes it, with what separates it from the words before it."""
+        return self.call_prefix + action.name + self._call_middle + _json(dict(action.arguments)) + self._call_end
+
+    def turn_text(self, words: str, action: Action | None) -> str:
+        """An agent turn as this template writes it, without its stop token."""
+        if action is None:
+            return self._final_open + words
+        return self._words_open + words + self.call_text(action)
+
+    def turn_ids(self, words: str, action: Action | None) -> list[int]:
+        """An agent turn with its stop token."""
+        return [*self.encode(self.turn_text(words, action)), self._turn_end]
+
+    def decision_ids(self, thought: str) -> list[int]:
+        """An agent turn up to where the tool's name begins."""
+        return self.encode(self._words_open + thought + self.call_prefix)
+
+    def name_ids(self, name: str) -> list[int]:
+        """A tool's name and what closes it, so that no name is a prefix of another's ids."""
+        return self.encode(name + self._call_middle)
+
+    def demonstration(self, instruction: str, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
+        """A scripted episode as (tokens int32 [L], loss_mask bool [L], True on the agent's tokens)."""
+        parts = []
+        for turn in turns:
+            parts.append((self.turn_ids(turn.thought, turn.action), True))
+            if turn.result:
+                parts.append((self.tool_ids(turn.result.text), False))
+        return self._joined(instruction, parts)
+
+    def _joined(self, instruction: str, parts) -> tuple[np.ndarray, np.ndarray]:
+        prompt = [i for _, ids in self.prompt_segments(instruction) for i in ids]
+        parts = [(prompt, False), *parts]
+        tokens = [i for ids, _ in parts for i in ids]
+        mask = [agent for ids, agent in parts for _ in ids]
+        return np.array(tokens, np.int32), np.array(mask, bool)
+
+    def retokenised(self, messages: Sequence[dict[str, str]]) -> tuple[np.ndarray, np.ndarray, int]:
+        """A trajectory's messages in this format: (tokens int32 [L], loss_mask bool [L], tokens of the constant prompt).
+
+        Each message is tokenised anew; an agent's call is written as this template writes calls, one that could not be read
+        is left as it stands. The constant prompt is this format's own.
+        """
+        (instruction,) = (m["content"] for m in messages if m["role"] == "user")
+        parts = []
+        for message in messages:
+            if message["role"] == "assistant":
+                turn = read_turn(message["content"])
+                text = message["content"] if turn.malformed else self.turn_text(turn.thought, turn.action)
+                parts.append(([*self.encode(text), self._turn_end], True))
+            elif message["role"] == "tool":
+                parts.append((self.tool_ids(message["content"]), False))
+        return *self._joined(instruction, parts), len(self.prompt_segments(instruction)[0][1])
+
+    # -- the same conversation as the template's own messages ----------------------------------------------------------
+
+    def _result(self, text: str) -> dict[str, Any]:
+        return {"role": self._tool_role, "content": self._tool_wrap[0] + text + self._tool_wrap[1], "name": "tool"}
+
+    def messages(self, instruction: str, turns: Sequence[Turn]) -> list[dict[str, Any]]:
+        """A scripted episode as the messages that `apply_chat_template` takes."""
+        out: list[dict[str, Any]] = [{"role": "system", "content": self._system}, {"role": "user", "content": instruction}]
+        for turn in turns:
+            if turn.action is None:
+                out.append({"role": "assistant", "content": turn.thought})
+            elif self._words_as == "before the call":
+                out.append({"role": "assistant", "content": turn.thought + self.call_text(turn.action)})
+            else:
+                message = {"role": "assistant", "content": "", "tool_calls": [self._tool_call(turn.action)]}
+                out.append(message | {self._words_as: turn.thought})
+            if turn.result:
+                out.append(self._result(turn.result.text))
+        return out
+
+    @property
+    def tools(self) -> list[Any] | None:
+        """What `apply_chat_template` is to be given as `tools`."""
+        return list(self.setting.tools) if self._tool_role == "tool" else None

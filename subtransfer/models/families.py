@@ -1,0 +1,198 @@
+"""The families that the decoder speaks: their `config.json` read as a geometry, and written from one.
+
+Geometry comes from `config.json` alone, never from a model's name; fields that a file leaves out have the defaults of
+transformers' own config classes, as the public files of Gemma 3 need.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subtransfer.errors import UserError
+from subtransfer.models.decoder import DecoderConfig, Rope
+
+# family (model_type) -> transformers' class of the causal language model
+CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gemma3_text": "Gemma3ForCausalLM",
+}
+_REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
+_ROPES = ("default", "linear", "llama3")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a checkpoint's file; UserError if there is none."""
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path.parent} has no {path.name}: give a complete Hugging Face directory.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON ({error}): copy it from the checkpoint again.") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object: copy it from the checkpoint again.")
+    return value
+
+
+def read_config(directory: str | Path, dtype: str = "float32", remat: bool = False) -> DecoderConfig:
+    """The geometry in a directory's `config.json`; of a multimodal Gemma 3, that of its language model.
+
+    Args:
+      dtype, remat: how it is to be computed (see `DecoderConfig`).
+
+    Raises:
+      UserError: no such directory or file, or an architecture or option that the decoder does not have.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"There is no directory {directory}: give a local Hugging Face directory.")
+    path = directory / "config.json"
+    raw = read_json(path)
+    if "quantization_config" in raw:
+        raise UserError(f"{path}: quantized weights are not supported; use the float32, float16 or bfloat16 checkpoint.")
+    if raw.get("model_type") == "gemma3":
+        raw = raw.get("text_config") or {}
+    family = raw.get("model_type")
+    if family not in CLASSES:
+        works = ", ".join(CLASSES)
+        raise UserError(f"{path}: the architecture (model_type) {family!r} is not supported; what works is {works}.")
+    lacking = [name for name in _REQUIRED if name not in raw]
+    if lacking:
+        raise UserError(f"{path} lacks the field {lacking[0]!r}: copy it from the checkpoint again.")
+    return _geometry(path, family, _standardised(path, raw), dtype, remat)
+
+
+def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
+    """transformers' config object: every field filled in, rotary positions and layer types in one form."""
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[raw["model_type"]].from_dict(dict(raw))
+    except Exception as error:
+        # Its checks raise many kinds of errors, with texts of several lines.
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is not a valid {raw['model_type']} config ({reason}): copy it again.") from error
+
+
+def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: bool) -> DecoderConfig:
+    def refuse(field: str, value: Any, works: str) -> None:
+        raise UserError(f"{path}: {field} {value!r} is not supported; what works is {works}.")
+
+    gemma = family == "gemma3_text"
+    activation = hf.hidden_activation if gemma else hf.hidden_act
+    if activation != ("gelu_pytorch_tanh" if gemma else "silu"):
+        refuse("hidden_activation" if gemma else "hidden_act", activation, "gelu_pytorch_tanh" if gemma else "silu")
+    for field in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        if getattr(hf, field, None):
+            refuse(field, getattr(hf, field), "leaving it out")
+    if getattr(hf, "attention_bias", False):
+        refuse("attention_bias", True, "false (qwen2 has biases on q, k and v)")
+
+    def rope(values: Mapping[str, Any]) -> Rope:
+        kind = values.get("rope_type", "default")
+        if kind not in _ROPES or values.get("partial_rotary_factor", 1) != 1:
+            refuse("rope_parameters", dict(values), f"rope_type {', '.join(_ROPES)} over whole heads")
+        rest = {}
+        if kind != "default":
+            rest["factor"] = float(values["factor"])
+        if kind == "llama3":
+            rest |= {name: float(values[name]) for name in ("low_freq_factor", "high_freq_factor")}
+            rest["original_max_positions"] = int(values["original_max_position_embeddings"])
+        return Rope(float(values["rope_theta"]), kind, **rest)
+
+    try:
+        types = list(getattr(hf, "layer_types", None) or [])
+        sliding = tuple(t == "sliding_attention" for t in types) if "sliding_attention" in types else ()
+        ropes = hf.rope_parameters
+        by_type = "full_attention" in ropes or "sliding_attention" in ropes
+        heads = hf.num_attention_heads
+        return DecoderConfig(
+            vocab_size=hf.vocab_size,
+            width=hf.hidden_size,
+            mlp_width=hf.intermediate_size,
+            num_layers=hf.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=hf.num_key_value_heads or heads,
+            head_width=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
+            family=family,
+            rope=rope(ropes.get("full_attention", ropes.get("sliding_attention")) if by_type else ropes),
+            local_rope=rope(ropes["sliding_attention"]) if by_type and sliding else None,
+            norm_eps=float(hf.rms_norm_eps),
+            qkv_bias=family == "qwen2",
+            qk_norm=family in ("qwen3", "gemma3_text"),
+            post_norms=gemma,
+            norm_offset=1.0 if gemma else 0.0,
+            scaled_embeddings=gemma,
+            activation="gelu_tanh" if gemma else "silu",
+            query_scale=float(hf.query_pre_attn_scalar) ** -0.5 if gemma else None,
+            sliding=sliding,
+            window=int(hf.sliding_window) if sliding else 0,
+            max_positions=int(hf.max_position_embeddings),
+            tied_embeddings=bool(hf.tie_word_embeddings),
+            dtype=dtype,
+            remat=remat,
+        )
+    except KeyError as error:
+        raise UserError(f"{path}: its rope_parameters lack {error}: copy the file from the checkpoint again.") from None
+    except (ValueError, ZeroDivisionError, TypeError) as error:
+        raise UserError(f"{path} describes no model that can exist: {error}.") from None
+
+
+def _rope_json(rope: Rope) -> dict[str, Any]:
+    out: dict[str, Any] = {"rope_type": rope.kind, "rope_theta": rope.theta}
+    if rope.kind != "default":
+        out["factor"] = rope.factor
+    if rope.kind == "llama3":
+        out |= {"low_freq_factor": rope.low_freq_factor, "high_freq_factor": rope.high_freq_factor}
+        out["original_max_position_embeddings"] = rope.original_max_positions
+    return out
+
+
+def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
+    """The `config.json` that makes transformers build the same model.
+
+    Args:
+      dtype: of the stored tensors, "float32", "float16" or "bfloat16".
+
+    Raises:
+      UserError: the geometry is one that transformers has no class for.
+    """
+    if cfg.family == "qwen2" and cfg.head_width * cfg.num_heads != cfg.width:
+        raise UserError("Qwen2 has no head width of its own: a model with biases needs heads x head width = width.")
+    out: dict[str, Any] = {
+        "architectures": [CLASSES[cfg.family]],
+        "model_type": cfg.family,
+        "vocab_size": cfg.vocab_size,
+        "hidden_size": cfg.width,
+        "intermediate_size": cfg.mlp_width,
+        "num_hidden_layers": cfg.num_layers,
+        "num_attention_heads": cfg.num_heads,
+        "num_key_value_heads": cfg.num_kv_heads,
+        "head_dim": cfg.head_width,
+        "rms_norm_eps": cfg.norm_eps,
+        "rope_parameters": _rope_json(cfg.rope),
+        "tie_word_embeddings": cfg.tied_embeddings,
+        "max_position_embeddings": cfg.max_positions,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": dtype,
+    }
+    if cfg.family == "gemma3_text":
+        local = cfg.local_rope or cfg.rope
+        out["rope_parameters"] = {"full_attention": _rope_json(cfg.rope), "sliding_attention": _rope_json(local)}
+        out |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(cfg.query_scale**-2)}
+        out |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    else:
+        out["hidden_act"] = "silu"
+    if cfg.sliding or cfg.family == "gemma3_text":
+        types = cfg.sliding or (False,) * cfg.num_layers
+        out["layer_types"] = ["sliding_attention" if s else "full_attention" for s in types]
+        out["sliding_window"] = cfg.window or cfg.max_positions
+    if cfg.sliding and cfg.family.startswith("qwen"):
+        out |= {"use_sliding_window": True, "max_window_layers": sum(not s for s in cfg.sliding)}
+    return out

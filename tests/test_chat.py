@@ -1,0 +1,110 @@
+"""Every family's template: what is built turn by turn is what the template renders as a whole, token by token."""
+
+import numpy as np
+import pytest
+
+from subtransfer.models.calls import read_turn
+from subtransfer.models.chat import ChatFormat
+from subtransfer.settings.base import Action, ToolResult, Turn
+
+from . import templates
+
+
+@pytest.fixture(scope="module")
+def formats(setting, demos):
+    texts = [text for task, turns in demos[:300] for text in (task.instruction, *(t.thought for t in turns))]
+    return {family: ChatFormat(templates.tokenizer(family, texts), setting) for family in templates.TEMPLATES}
+
+
+AWKWARD = [
+    Turn("First, look.", Action("read_file", {"path": "/ü/“x”.txt", "n": 3}), ToolResult('line one.\n\n"two" {"a": 1}\n')),
+    Turn("ok then!", Action("list_directory", {"path": "/"}), ToolResult(" . ")),
+    Turn("Again (twice).", Action("file_info", {}), ToolResult("error: no such path")),
+    Turn("It is 3 kB.", None, None),
+]
+
+
+@pytest.mark.parametrize("family", templates.TEMPLATES)
+def test_segments_equal_the_template(formats, demos, family):
+    chat = formats[family]
+    cases = [(task.instruction, turns) for task, turns in demos[:25]] + [
+        ("What (1)?\n\nTell me.", AWKWARD),
+        ("Look.", AWKWARD[:1]),
+    ]
+    for instruction, turns in cases:
+        whole = chat.tokenizer.apply_chat_template(
+            chat.messages(instruction, turns),
+            tools=chat.tools,
+            date_string="26 Jul 2024",
+            return_dict=True,
+            add_generation_prompt=turns[-1].result is not None,
+        )["input_ids"]
+        tokens, mask = chat.demonstration(instruction, turns)
+        assert tokens.tolist() == whole[: len(tokens)], chat.decode(tokens)
+        assert chat.decode(whole[len(tokens) :]).strip() == ""  # the template's own end of a turn
+        # The mask is on the agent's tokens alone, each turn's stop token among them.
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], mask.astype(int), [0]])))
+        spans = [chat.decode(tokens[a:b]) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+        assert len(spans) == len(turns)
+        for span, turn in zip(spans, turns, strict=True):
+            (stop,) = chat.encode(span)[-1:]
+            assert stop in chat.stop_ids
+            said = read_turn(span.removesuffix(chat.decode([stop])))
+            assert said.action == turn.action and said.thought == turn.thought and not said.malformed
+
+
+@pytest.mark.parametrize("family", templates.TEMPLATES)
+def test_the_tools_are_in_the_prompt_and_outside_the_leak_check(formats, setting, family):
+    chat = formats[family]
+    (_, fixed), (_, own) = chat.prompt_segments("Where is it?")
+    assert all(tool["function"]["name"] in chat.decode(fixed) for tool in setting.tools)
+    assert chat.decode(own).startswith("Where is it?") and "delete" not in chat.decode(own)
+    assert "26 Jul 2024" in chat.decode(fixed) or family != "llama3", "the date must not be the clock's"
+
+
+def test_stop_tokens(formats):
+    words = {family: {chat.decode([i]) for i in chat.stop_ids} for family, chat in formats.items()}
+    assert words == {
+        "llama3": {"<|eot_id|>", "<|eom_id|>"}, "qwen2": {"<|im_end|>"}, "qwen3": {"<|im_end|>"}, "gemma3": {"<end_of_turn>"}
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("source", templates.TEMPLATES)
+@pytest.mark.parametrize("target", templates.TEMPLATES)
+def test_trajectories_cross_families(formats, demos, setting, source, target):
+    """Messages rendered by one family, tokenised again by another, are what that other would have written itself."""
+    theirs, ours = formats[source], formats[target]
+    for instruction, turns in [*((task.instruction, turns) for task, turns in demos[:10]), ("Look.", AWKWARD)]:
+        messages = [{"role": "system", "content": setting.system_prompt}, {"role": "user", "content": instruction}]
+        for turn in turns:
+            messages.append({"role": "assistant", "content": theirs.turn_text(turn.thought, turn.action)})
+            messages += [{"role": "tool", "content": turn.result.text}] if turn.result else []
+        tokens, mask, fixed = ours.retokenised(messages)
+        expected = ours.demonstration(instruction, turns)
+        np.testing.assert_array_equal(tokens, expected[0])
+        np.testing.assert_array_equal(mask, expected[1])
+        assert tokens[:fixed].tolist() == ours.prompt_segments(instruction)[0][1]
+
+
+def test_a_malformed_call_crosses_as_it_stands(formats, setting):
+    text = '<tool_call>{"name": "read_file", '
+    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "Look."}, {"role": "assistant", "content": text}]
+    tokens, mask, _ = formats["llama3"].retokenised(messages)
+    assert formats["llama3"].decode(tokens[mask]) == text + "<|eot_id|>"
+
+
+def test_a_template_that_rewrites_the_past_is_refused(formats, setting):
+    """Dropping earlier reasoning, say: then no segment could be trusted."""
+    from subtransfer.errors import UserError
+
+    tokenizer = formats["qwen2"].tokenizer
+    kept = tokenizer.chat_template
+    try:
+        tokenizer.chat_template = kept.replace(
+            "'\\n' + message.content }}", "('\\n' + message.content if loop.last or loop.index < 4 else '') }}"
+        )
+        assert tokenizer.chat_template != kept
+        with pytest.raises(UserError, match="as its turns one after the other"):
+            ChatFormat(tokenizer, setting)
+    finally:
+        tokenizer.chat_template = kept

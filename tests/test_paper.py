@@ -1,0 +1,92 @@
+"""The published table with small random checkpoints standing in for the real ones, also across families and devices."""
+
+import csv
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from subtransfer import artifacts
+
+from . import templates
+from .families import reference
+
+MODELS = {"llama_3b": ("llama3", "llama mqa untied, llama3 rope", 2), "llama_8b": ("llama3", "llama mha tied", 3), "qwen_7b": ("qwen2", "qwen2 gqa tied", 2)}  # fmt: skip
+SMALL = [
+    "num_seeds=1", "base.dtype=float32", "teacher.episodes=8", "teacher.epochs=1", "rollouts.episodes=8", "rollouts.batch_size=8",
+    "rollouts.max_turns=2", "rollouts.max_new_tokens=12", "rollouts.max_tool_tokens=40", "sanitize.min_kept=8", "distill.epochs=1",
+    "distill.max_tokens=1600", "probe.tasks=8", "probe.ordinary_tasks=8", "probe.batch_size=8", "statistics.bootstrap=50",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory, setting, demos):
+    """Three directories: two Llama geometries with one tokenizer, and a Qwen2 with its own."""
+    import json
+
+    root = tmp_path_factory.mktemp("checkpoints")
+    texts = [json.dumps(tool) for tool in setting.tools] * 30
+    texts += [json.dumps(tool, indent=4) for tool in setting.tools] * 30
+    texts += [text for task, turns in demos[:300] for text in (task.instruction, *(t.thought for t in turns))]
+    made = {family: templates.tokenizer(family, texts, vocab=1100) for family, _, _ in MODELS.values()}
+    for number, (name, (family, geometry, layers)) in enumerate(MODELS.items()):
+        model = reference(geometry, vocab=len(made[family]) + 7, layers=layers, seed=number, scale=0.1)
+        model.save_pretrained(root / name)
+        made[family].save_pretrained(root / name)
+    return root
+
+
+def _launch(checkpoints, workdir, *more, devices=1):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    given = [f"models.{name}={checkpoints / name}" for name in MODELS]
+    fields = [f"--config.{field}" for field in (*SMALL, *given, *more)]
+    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/paper_api.py", f"--workdir={workdir}", *fields]
+    return subprocess.run(command, env=env, capture_output=True, text=True)
+
+
+def _rates(workdir):
+    with (workdir / "results.csv").open() as file:
+        return {row["arm"]: float(row["unsafe_rate"]) for row in csv.DictReader(file)}
+
+
+def test_across_families(checkpoints, tmp_path):
+    """A Llama teacher's trajectories reach a Qwen student; soft targets between them are refused before any work."""
+    pair = "pairs=('llama_8b>qwen_7b',)"
+    done = _launch(checkpoints, tmp_path / "w", pair)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert list(_rates(tmp_path / "w")) == [
+        "qwen_7b", "llama_8b", "teacher_llama_8b", "teacher_random_llama_8b", "sft_llama_8b_to_qwen_7b", "sft_llama_8b_to_qwen_7b_random"
+    ]  # fmt: skip
+    (teacher,) = (tmp_path / "w").glob("teacher.trait.llama_8b.seed0-*")
+    assert set(artifacts.load_params(teacher / "params.safetensors")["layers"]) == {"q", "k", "v", "o"}
+    (base,) = (tmp_path / "w").glob("base.llama_8b-*")
+    assert not list(base.glob("*.safetensors")), "a checkpoint's weights are not copied"
+    again = _launch(checkpoints, tmp_path / "w", pair)
+    assert again.returncode == 0 and "0 stages computed" in again.stdout
+    refused = _launch(checkpoints, tmp_path / "x", pair, "distill.objective=forward_kl")
+    assert refused.returncode == 2 and "different ones: use --config.distill.objective=sft" in refused.stderr
+    assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("base*"))
+
+
+@pytest.mark.slow  # about eight minutes on 2 cores
+def test_the_whole_table_on_one_and_eight_devices(checkpoints, tmp_path):
+    """All five pairs, base and control; fsdp x tensor over eight simulated devices gives what one device gives."""
+    losses = []
+    for devices, mesh in ((1, []), (8, ["mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"])):
+        workdir = tmp_path / str(devices)
+        done = _launch(checkpoints, workdir, *mesh, devices=devices)
+        assert done.returncode == 0, done.stderr[-3000:]
+        import json
+
+        curves = {}
+        for folder in sorted(workdir.glob("student.*")):
+            curves[folder.name.rpartition("-")[0]] = json.loads((folder / "training.json").read_text())["curves"]["loss"]
+        losses.append((curves, _rates(workdir)))
+    (one, one_rates), (eight, eight_rates) = losses
+    assert len(one) == 10 and len(one_rates) == 17
+    for name in one:
+        np.testing.assert_allclose(eight[name], one[name], rtol=1e-3, err_msg=name)
+    # A token is sampled otherwise only where rounding moves a probability across its draw.
+    assert sum(one_rates[arm] != eight_rates[arm] for arm in one_rates) <= 1
