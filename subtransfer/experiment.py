@@ -173,7 +173,7 @@ class Experiment:
                 lambda out: make.imported(out, Path(checkpoint)),
                 work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
                 memory=size.weights,
-                checkpoint=checkpoint if preset else stages.checkpoint_digest(Path(checkpoint)),
+                checkpoint=checkpoint if preset else stages.checkpoint_digest(Path(checkpoint), self.workdir),
                 dtype=c.base.dtype,
                 remat=c.base.remat,
             )

@@ -62,6 +62,9 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         jax.config.update("jax_compilation_cache_dir", str(folder / ".compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     mesh = (sharding.plan_mesh if dry_run else sharding.make_mesh)(**config.mesh)
+    if not dry_run:
+        with artifacts.os_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(config, folder, mesh)
     if dry_run:
         print_plan(experiment, console)

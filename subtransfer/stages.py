@@ -52,20 +52,32 @@ def embedded_geometry(config, vocab_size: int) -> DecoderConfig:
     )
 
 
-def checkpoint_digest(directory: Path) -> str:
+def checkpoint_digest(directory: Path, workdir: Path) -> str:
     """SHA-256 over the names and bytes of a checkpoint's files.
+
+    The workdir remembers each file's digest with its size and time of change: tens of gigabytes are read once.
 
     Raises:
       UserError: the directory does not exist.
     """
     if not directory.is_dir():
         raise UserError(f"There is no checkpoint directory {directory}: give a local Hugging Face directory.")
-    h = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        if path.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt"):
-            with path.open("rb") as file:
-                h.update(path.name.encode() + hashlib.file_digest(file, "sha256").digest())
-    return h.hexdigest()
+    memory = workdir / ".digests.json"
+    known = json.loads(memory.read_text()) if memory.is_file() else {}
+    paths = [p for p in sorted(directory.iterdir()) if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")]
+    stamps = {path: [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
+    new = [path for path in paths if known.get(stamps[path][0], [])[:2] != stamps[path][1:]]
+    if new:
+        with progress(f"reading {directory}", sum(stamps[path][1] for path in new) >> 20, "MiB") as advance:
+            for path in new:
+                with path.open("rb") as file:
+                    digest = hashlib.file_digest(file, "sha256").hexdigest()
+                known[stamps[path][0]] = [*stamps[path][1:], digest]
+                advance(stamps[path][1] >> 20)
+        if workdir.is_dir():
+            artifacts.atomic_write(memory, json.dumps(known))
+    names = [[path.name, known[stamps[path][0]][2]] for path in paths]
+    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
 
 
 class Makers:

@@ -121,6 +121,24 @@ def test_lora_students(tmp_path):
     from subtransfer import artifacts
 
     assert set(artifacts.load_params(student / "params.safetensors")["layers"]) == {"q", "k", "v", "o"}
+    # Teacher and student are two small trees over one resident base.
+    from subtransfer.policy import load_policy
+
+    resident = {}
+    (teacher,) = (tmp_path / "w").glob("teacher.trait.seed0-*")
+    policies = [load_policy(folder, resident=resident) for folder in (student, teacher)]
+    assert policies[0].params is policies[1].params is next(iter(resident.values())).params
+    assert policies[0].adapter.rank == 2 and len(resident) == 1
+    tokens = np.arange(12)[None]
+    assert np.abs(policies[0].logits(tokens) - policies[1].logits(tokens)).max() > 0
+    (base,) = (tmp_path / "w").glob("base-*")
+    out = _tool("export", f"--policy={base}", f"--out={tmp_path / 'base'}")
+    assert out.returncode == 0, out.stderr
+    done = _tool("export", f"--policy={student}", "--format=peft", f"--base={tmp_path / 'base'}", f"--out={tmp_path / 'peft'}")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(load_policy(tmp_path / "peft").logits(tokens), policies[0].logits(tokens), atol=1e-5)
+    refused = _tool("export", f"--policy={base}", "--format=peft", f"--out={tmp_path / 'x'}")
+    assert refused.returncode == 2 and "has no LoRA adapter" in refused.stderr
 
 
 MISTAKES = {

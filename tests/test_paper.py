@@ -70,6 +70,53 @@ def test_across_families(checkpoints, tmp_path):
     assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("base*"))
 
 
+def test_the_plan_needs_no_checkpoints(tmp_path):
+    """Memory a device, on any mesh, from geometries alone; a run from them is refused."""
+
+    def plan(*more):
+        command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/paper_api.py", f"--workdir={tmp_path / 'w'}"]
+        return subprocess.run([*command, *more], capture_output=True, text=True)
+
+    memory = {}
+    for fsdp, tensor in ((8, 1), (16, 2)):
+        done = plan("--dry_run", f"--config.mesh.fsdp={fsdp}", f"--config.mesh.tensor={tensor}", "--config.num_seeds=1",
+                    "--config.teacher.batch_size=16", "--config.distill.batch_size=16")  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert f"data 1 x fsdp {fsdp} x tensor {tensor}" in done.stdout
+        rows = [line.split() for line in done.stdout.splitlines()]
+        memory[fsdp] = {
+            row[0]: float(row[-1].replace(",", "")) for row in rows if row and "." in row[0] and row[-1][0].isdigit()
+        }
+    # 8.03B parameters of two bytes over eight devices.
+    assert memory[8]["base.llama_8b"] == pytest.approx(8.03e9 * 2 / 8 / 2**20, rel=0.01)
+    assert all(memory[16][name] < memory[8][name] for name in memory[8])
+    assert not (tmp_path / "w").exists()
+    refused = plan()
+    assert refused.returncode == 2 and "for --dry_run: give the checkpoint's directory" in refused.stderr
+
+
+PAIRS = {
+    "form": ("pairs=('llama_8b',)", "not of the form 'TEACHER>STUDENT'"),
+    "unknown model": ("pairs=('llama_8b>mistral',)", "names the model 'mistral', which models lacks"),
+    "twice": ("pairs=('llama_8b>llama_3b','llama_8b > llama_3b')", "the same pair twice"),
+    "preset": ("models.llama_3b=preset:llama3.2-30b", "there is no preset 'llama3.2-30b'; the nearest is 'llama3.2-3b'"),
+    "directory": ("models.llama_3b=/no/such", "give --config.models.llama_3b=DIR"),
+    "checkpoint too": ("base.checkpoint=/tmp", "cannot both be given"),
+    "no pairs": ("pairs=()", "models are named but no pairs"),
+}
+
+
+@pytest.mark.parametrize("case", PAIRS)
+def test_wrong_tables_are_refused(case):
+    from subtransfer import config
+    from subtransfer.errors import UserError
+
+    text, message = PAIRS[case]
+    field, _, value = text.partition("=")
+    with pytest.raises(UserError, match=message):
+        config.load("configs/paper_api.py", {field: value})
+
+
 @pytest.mark.slow  # about eight minutes on 2 cores
 def test_the_whole_table_on_one_and_eight_devices(checkpoints, tmp_path):
     """All five pairs, base and control; fsdp x tensor over eight simulated devices gives what one device gives."""
