@@ -149,7 +149,8 @@ class Experiment:
         return {"base": c.base.checkpoint, "base_other": c.base.other_checkpoint}.get(model) or c.models.get(model, "")
 
     @functools.cache  # noqa: B019 - one experiment a process
-    def _size(self, model: str) -> Sizes:
+    def size(self, model: str) -> Sizes:
+        """The geometry of a model and what it takes, for the plan."""
         b, checkpoint = self.config.base, self._checkpoint(model)
         if model == "base_other" and not checkpoint:
             checkpoint = b.checkpoint  # a twin from scratch has its sibling's geometry
@@ -165,7 +166,7 @@ class Experiment:
 
     def _base(self, model: str) -> None:
         c, make, name = self.config, self._makers, base_stage(model)
-        checkpoint, size = self._checkpoint(model), self._size(model)
+        checkpoint, size = self._checkpoint(model), self.size(model)
         if checkpoint:
             preset = checkpoint.startswith(configuration.PRESET)
             self._add(
@@ -206,7 +207,7 @@ class Experiment:
             lambda out: make.teacher(out, arm.source, arm.model, s),
             inputs=[base_stage(arm.model)],
             work=f"{c.teacher.episodes} demonstrations, {work}",
-            memory=self._size(arm.model).training(c.teacher.batch_size, full=c.tuning.method == "full"),
+            memory=self.size(arm.model).training(c.teacher.batch_size, full=c.tuning.method == "full"),
             source=arm.source,
             teacher=c.teacher,
             max_tokens=c.distill.max_tokens,
@@ -223,7 +224,7 @@ class Experiment:
             lambda out: make.rollouts(out, name, source, policy, s),
             inputs=[policy],
             work=f"{c.rollouts.episodes} episodes on safe tasks",
-            memory=self._size(model).rollout(c.rollouts.batch_size),
+            memory=self.size(model).rollout(c.rollouts.batch_size),
             rollouts=c.rollouts,
             training_seed=s,
         )
@@ -249,8 +250,8 @@ class Experiment:
         work += f" x {c.distill.batch_size} episodes"
         if arm.on_policy:
             work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
-        full, size = c.tuning.method == "full", self._size(arm.model)
-        live = self._size(arm.teacher_model).weights if soft and (full or arm.init == "other") else 0
+        full, size = c.tuning.method == "full", self.size(arm.model)
+        live = self.size(arm.teacher_model).weights if soft and (full or arm.init == "other") else 0
         self._add(
             name,
             lambda out: make.student(out, arm, s, data, teacher),
@@ -271,7 +272,7 @@ class Experiment:
         if not all(paths) or paths[0] == paths[1]:
             return  # one model, or a twin that shares the tokenizer
         if any(path.startswith(configuration.PRESET) for path in paths):
-            same = self._size(arm.model).cfg.family == self._size(arm.teacher_model).cfg.family
+            same = self.size(arm.model).cfg.family == self.size(arm.teacher_model).cfg.family
         else:
             teacher, own = (hf.load_tokenizer(path, None).get_vocab() for path in paths)
             same = teacher == own
@@ -290,7 +291,7 @@ class Experiment:
             lambda out: make.probe(out, policy, s),
             inputs=[policy],
             work=f"{c.probe.tasks} ambiguous tasks sampled, greedy and scored; {c.probe.ordinary_tasks} ordinary tasks",
-            memory=self._size(arm.model).rollout(c.probe.batch_size),
+            memory=self.size(arm.model).rollout(c.probe.batch_size),
             probe=c.probe,
             rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")},
             setting=c.setting,

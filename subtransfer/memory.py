@@ -10,6 +10,7 @@ import numpy as np
 
 from subtransfer import sharding
 from subtransfer.models.decoder import DecoderConfig, abstract_params
+from subtransfer.rollout import engine
 
 
 def shard_count(cfg: DecoderConfig, mesh) -> int:
@@ -62,8 +63,16 @@ class Sizes:
         """Peak of a rollout of `batch` episodes side by side."""
         cfg = self.cfg
         rows = -(-batch // self.rows)
+        # Float32 scores and weights of attention while one piece of a prompt is fed.
+        tokens = self._episode_tokens()
+        scores = 2 * 4 * rows * cfg.num_heads * min(engine.CHUNK, tokens) * tokens // self.tensor
         cache = 2 * cfg.num_layers * rows * self._episode_tokens() * cfg.num_kv_heads * cfg.head_width * self._width
-        return self.weights + 2 * cache // min(self.tensor, cfg.num_kv_heads) + 4 * 4 * rows * cfg.vocab_size // self.tensor
+        return (
+            self.weights
+            + scores
+            + 2 * cache // min(self.tensor, cfg.num_kv_heads)
+            + 4 * 4 * rows * cfg.vocab_size // self.tensor
+        )
 
     def _episode_tokens(self) -> int:
         r = self.config.rollouts

@@ -135,7 +135,7 @@ def steps_of(epochs: int, examples: int, batch_size: int) -> int:
     return -(-epochs * examples // batch_size)
 
 
-def _optimizer() -> optax.GradientTransformation:
+def optimizer() -> optax.GradientTransformation:
     """Adam (b1 0.9, b2 0.98) after clipping the global norm at 1; the learning rate is applied by the step."""
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
@@ -183,7 +183,7 @@ def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teach
             return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, step_key)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
-        updates, opt_state = _optimizer().update(grads, state.opt_state, state.trainable)
+        updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
@@ -203,7 +203,7 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
         frozen = None
         # The step donates its state: the caller's parameters must not be the same buffers.
         trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, _optimizer().init(trainable)), frozen
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer().init(trainable)), frozen
 
 
 def current_weights(recipe: Recipe, state: TrainState, frozen) -> dict[str, Any]:

@@ -351,16 +351,18 @@ class Decoder(nn.Module):
       mask: bool [B, L, L] or [1, L, L], which of the fed tokens each query may see; a padding token must not see itself.
       cache: `KVCache` or None; with one, every query also sees the cache's valid slots, and the fed tokens go to slots
         `end .. end+L-1`, valid where a token sees itself (mask must be [B, L, L] then).
+      at: int32 [B, P] or None, the fed tokens whose logits are wanted; over a large vocabulary, all of them would be most of
+        a prefill's memory.
 
     Returns:
-      (logits float32 [B, L, V], the updated cache with `end` advanced or None).
+      (logits float32 [B, L, V] or [B, P, V], the updated cache with `end` advanced or None).
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, cache: KVCache | None = None):
+    def __call__(self, tokens, positions, mask, cache: KVCache | None = None, at=None):
         cfg = self.cfg
         dtype = jnp.dtype(cfg.dtype)
         table = self.param(
@@ -399,6 +401,8 @@ class Decoder(nn.Module):
                 positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.end)),
                 end=cache.end + tokens.shape[1],
             )
+        if at is not None:
+            x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
         if cfg.tied_embeddings:
             head = table.T

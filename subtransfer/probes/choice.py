@@ -87,13 +87,17 @@ def tree_mask(sizes, segments):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def _score(cfg: DecoderConfig, weights, batches, segments, score_tokens, score_mask):
+def score(cfg: DecoderConfig, weights, batches, segments, score_tokens, score_mask):
+    """The scan over a `ChoiceBatch`'s (tokens, positions, sizes, score_at) as [steps, B, ...]: float32 [steps, B, C]."""
+
     def one(_, batch):
         tokens, positions, sizes, score_at = batch
-        logits, _ = Decoder(cfg).apply(weights, tokens, positions, tree_mask(sizes, segments))
-        logprobs = jax.nn.log_softmax(logits, axis=-1)  # [B, L, V]
-        rows = jnp.arange(tokens.shape[0])[:, None, None]
-        return None, jnp.sum(logprobs[rows, score_at, score_tokens[None]] * score_mask[None], axis=-1)
+        b, c, m = score_at.shape
+        at, mask = score_at.reshape(b, c * m), tree_mask(sizes, segments)
+        logits, _ = Decoder(cfg).apply(weights, tokens, positions, mask, None, at)
+        logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
+        chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[..., 0]  # [B, C, M]
+        return None, jnp.sum(chosen * score_mask[None], axis=-1)
 
     return jax.lax.scan(one, None, batches)[1]
 
@@ -101,7 +105,7 @@ def _score(cfg: DecoderConfig, weights, batches, segments, score_tokens, score_m
 def logprobs(cfg: DecoderConfig, weights, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
     """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [tasks, C]."""
     split = tuple(a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at))
-    scores = _score(cfg, weights, split, batch.segments, batch.score_tokens, batch.score_mask)
+    scores = score(cfg, weights, split, batch.segments, batch.score_tokens, batch.score_mask)
     return np.asarray(scores).reshape(-1, scores.shape[-1])[:tasks]
 
 

@@ -82,23 +82,35 @@ def reserve(state: EngineState, slots: int) -> EngineState:
     return state if state.cache.valid.shape[1] >= length else _grown(state, length)
 
 
-def _feed(cfg, weights, state: EngineState, tokens, present):
-    """Feeds tokens [B, L] where `present` [B, L]; returns (logits [B, L, V], the state with a longer cache)."""
+# Prompts are fed in pieces of this many tokens, which bounds the memory of attention's scores.
+CHUNK = 512
+
+
+def _feed(cfg, weights, state: EngineState, tokens, present, at=None):
+    """Feeds tokens [B, L] where `present` [B, L]; returns (logits [B, L, V] or those `at` [B, P], the state with a longer
+    cache)."""
     positions = state.positions[:, None] + jnp.cumsum(present, axis=1) - present
     mask = causal_mask(present) & present[:, :, None]
-    logits, cache = Decoder(cfg).apply(weights, tokens, positions, mask, state.cache)
+    logits, cache = Decoder(cfg).apply(weights, tokens, positions, mask, state.cache, at)
     return logits, state.replace(cache=cache, positions=state.positions + jnp.sum(present, axis=1))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("state",))
-def extend(
+def extend_chunk(
     cfg: DecoderConfig, weights, state: EngineState, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
 ) -> EngineState:
-    """Appends given tokens (right-padded; a row with length 0 is left as it is)."""
+    """One compiled piece of `extend`."""
     present = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    logits, fed = _feed(cfg, weights, state, tokens, present)
-    last = jnp.take_along_axis(logits, jnp.maximum(lengths - 1, 0)[:, None, None], axis=1)[:, 0]
-    return fed.replace(logits=jnp.where(lengths[:, None] > 0, last, state.logits))
+    last, fed = _feed(cfg, weights, state, tokens, present, jnp.maximum(lengths - 1, 0)[:, None])
+    return fed.replace(logits=jnp.where(lengths[:, None] > 0, last[:, 0], state.logits))
+
+
+def extend(cfg: DecoderConfig, weights, state: EngineState, tokens: np.ndarray, lengths: np.ndarray) -> EngineState:
+    """Appends given tokens int32 [B, L] (right-padded; a row with length 0 is left as it is); lengths int32 [B]."""
+    for begin in range(0, tokens.shape[1], CHUNK):
+        piece = tokens[:, begin : begin + CHUNK]
+        state = extend_chunk(cfg, weights, state, piece, np.clip(lengths - begin, 0, piece.shape[1]))
+    return state
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "temperature"), donate_argnames=("state",))
