@@ -20,7 +20,9 @@ from subtransfer.distill import trainer
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf, lora
 from subtransfer.models.decoder import DecoderConfig, abstract_params
-from subtransfer.rollout import engine, sampling
+from subtransfer.rollout import scheduler
+from subtransfer.rollout.sampling import Sampling
+from subtransfer.rollout.scheduler import Turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,49 +74,79 @@ class Policy:
         temperature: float = 0.0,
         seed: int = 0,
         stop_ids: Sequence[int] | None = None,
+        batch_size: int = 256,
     ) -> list[list[int]]:
-        """Continues token-id prompts of any lengths, all at once.
+        """Continues token-id prompts of any lengths, up to `batch_size` at a time.
 
         Args:
           temperature: of sampling; 0 is greedy. Row i draws from `fold_in(key(seed), i)`.
           stop_ids: tokens that end a row (and are part of it); None: the tokenizer's end-of-sequence token.
 
         Returns:
-          The new ids of each row, up to `max_new_tokens`.
+          The new ids of each row, up to `max_new_tokens`. `sample` returns their log-probs too.
 
         Raises:
           UserError: a prompt is empty or holds an id that the vocabulary has not, or a number is out of range.
         """
+        turns = self.sample(
+            prompts,
+            Sampling(temperature),
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            stop_ids=stop_ids,
+            batch_size=batch_size,
+        )
+        return [turn.ids for turn in turns]
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        how: Sampling,
+        *,
+        max_new_tokens: int = 64,
+        seed: int = 0,
+        stop_ids: Sequence[int] | None = None,
+        batch_size: int = 256,
+    ) -> list[Turn]:
+        """As `generate`, with every way of sampling and the log-probs: one `Turn` a prompt."""
         if not prompts or not all(len(prompt) for prompt in prompts):
             raise UserError("There is nothing to continue: give one or more prompts of at least one token.")
-        if max_new_tokens < 1 or temperature < 0:
-            raise UserError("max_new_tokens must be above 0 and temperature at least 0.")
+        if min(max_new_tokens, batch_size) < 1 or how.temperature < 0:
+            raise UserError("max_new_tokens and batch_size must be above 0 and temperature at least 0.")
         for prompt in prompts:
             self._check_ids(np.asarray(prompt))
         if stop_ids is None:
             stop_ids = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
-        rows = [list(map(int, prompt)) for prompt in prompts]
-        room = -(-max(map(len, rows)) // engine.SLOTS) * engine.SLOTS
-        state = engine.start(self.cfg, len(rows), room, sharding.mesh_of(self.params))
-        state = engine.extend(self.cfg, self.weights, state, *engine.pad_rows(rows, room))
-        _, tokens, _, counts = engine.decode(
+        rows = [_Single(i, list(map(int, prompt))) for i, prompt in enumerate(prompts)]
+        scheduler.serve(
             self.cfg,
             self.weights,
-            engine.reserve(state, room + max_new_tokens),
-            sampling.row_keys(jax.random.key(seed), jnp.arange(len(rows))),
-            np.int32(0),
-            np.ones(len(rows), bool),
-            # An id that no token has: without stop ids, every row runs its full length.
-            jnp.asarray(list(stop_ids) or [-1], jnp.int32),
+            rows,
+            how,
+            jax.random.key(seed),
+            slots=batch_size,
             max_new_tokens=max_new_tokens,
-            temperature=float(temperature),
+            more_tokens=max_new_tokens,
+            feed_tokens=1,
+            stop_ids=stop_ids,
         )
-        tokens, counts = jax.device_get((tokens, counts))
-        return [row[:n].tolist() for row, n in zip(tokens, counts, strict=True)]
+        return [row.turn for row in rows]
 
     def _check_ids(self, ids: np.ndarray) -> None:
         if ids.size and not 0 <= ids.min() <= ids.max() < self.cfg.vocab_size:
             raise UserError(f"Token ids must lie in 0 .. {self.cfg.vocab_size - 1}: encode with this policy's own tokenizer.")
+
+
+@dataclasses.dataclass
+class _Single:
+    """A conversation of one turn."""
+
+    index: int
+    prompt: list[int]
+    turn: Turn = dataclasses.field(default_factory=Turn)
+
+    def take(self, turn: Turn) -> None:
+        self.turn = turn
 
 
 # -- artefacts -------------------------------------------------------------------------------------------------------

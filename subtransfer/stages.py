@@ -230,7 +230,7 @@ class Makers:
         policy = self.policy(policy_name)
         tasks = self.setting.tasks("safe", "train", r.episodes, seed)
         with progress(label, len(tasks), "episodes") as advance:
-            episodes = run_episodes(
+            episodes, stats = run_episodes(
                 policy.cfg,
                 policy.weights,
                 self.chat(policy),

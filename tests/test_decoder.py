@@ -5,21 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from subtransfer.distill import trainer
-from subtransfer.models.decoder import Decoder, DecoderConfig, KVCache, causal_mask
+from subtransfer.models.attention import Past, causal_mask
+from subtransfer.models.decoder import DecoderConfig, extend
 
 
 def test_cached_decoding_equals_the_full_forward(cfg, weights):
-    """Prefill of padded rows, then token by token, against one forward a row."""
+    """Padded rows, then token by token behind them, against one forward a row."""
     tokens = np.random.default_rng(0).integers(0, cfg.vocab_size, (3, 12))
     lengths = np.array([7, 5, 6])
     present = np.arange(7)[None] < lengths[:, None]
-    mask = causal_mask(jnp.asarray(present)) & present[:, :, None]
     positions = np.broadcast_to(np.arange(7), (3, 7))
-    apply = jax.jit(Decoder(cfg).apply)
-    _, cache = apply(weights, tokens[:, :7], positions, mask, KVCache.empty(cfg, 3, 16))
+    _, layers = extend(cfg, weights, tokens[:, :7], positions, causal_mask(jnp.asarray(present)))
+    past = [Past(layers, present, positions)]
     for step in range(4):
         token = np.array([[tokens[i, lengths[i] + step]] for i in range(3)])
-        logits, cache = apply(weights, token, (lengths + step)[:, None], np.ones((3, 1, 1), bool), cache)
+        at = (lengths + step)[:, None]
+        logits, layers = extend(cfg, weights, token, at, np.ones((3, 1, 1), bool), past)
+        past.append(Past(layers, np.ones((3, 1), bool), at))
         for i in range(3):
             full = trainer.forward(cfg, weights, tokens[i : i + 1, : lengths[i] + step + 1])[0, -1]
             np.testing.assert_allclose(logits[i, 0], full, atol=1e-5)

@@ -1,14 +1,19 @@
 """The chat format and the episodes: what an agent says, what the runtime answers, what is counted."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
+from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
 from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
+from subtransfer.rollout.grammar import chat_grammar
+from subtransfer.rollout.scheduler import Stats, Turn
 from subtransfer.settings.base import MALFORMED_CALL, Action
 
 SPEC = RolloutSpec(batch_size=8, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0)
@@ -45,7 +50,8 @@ def test_a_template_that_cannot_carry_tools_is_refused(chat, setting):
 
 @pytest.fixture(scope="module")
 def episodes(cfg, weights, chat, setting):
-    return run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), SPEC, jax.random.key(1), policy="p", seed=3)
+    tasks = setting.tasks("safe", "train", 20, 0)
+    return run_episodes(cfg, weights, chat, tasks, SPEC, jax.random.key(1), policy="p", seed=3)[0]
 
 
 def test_trajectories_hold_what_was_sampled(cfg, weights, chat, episodes):
@@ -63,23 +69,25 @@ def test_trajectories_hold_what_was_sampled(cfg, weights, chat, episodes):
 
 def test_an_episode_does_not_depend_on_its_batch(cfg, weights, chat, setting, episodes):
     other = RolloutSpec(batch_size=20, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0)
-    again = run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), other, jax.random.key(1))
+    again, _ = run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), other, jax.random.key(1))
     for a, b in zip(episodes, again, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
 
 
-class Scripted:
-    """Stands in for the device: `engine.decode` answers with these texts, turn by turn."""
+def scripted(chat, turns):
+    """Stands in for the device: `serve` answers with these texts, turn by turn."""
+    turns = list(turns)
 
-    def __init__(self, chat, turns):
-        self.chat, self.turns = chat, list(turns)
+    def serve(cfg, weights, conversations, how, key, **_):
+        (conversation,) = conversations
+        reply = []
+        while reply is not None:
+            text, stop = turns.pop(0)
+            ids = chat.encode(text) + ([int(chat.stop_ids[0])] if stop else [])
+            reply = conversation.take(Turn(ids, [0.0] * len(ids), stop))
+        return Stats()
 
-    def __call__(self, cfg, weights, state, keys, offset, active, stop_ids, *, max_new_tokens, temperature):
-        text, stop = self.turns.pop(0)
-        ids = self.chat.encode(text) + ([int(self.chat.stop_ids[0])] if stop else [])
-        tokens = np.zeros((len(active), 64), np.int32)
-        tokens[:, : len(ids)] = ids
-        return state, tokens, np.zeros_like(tokens, np.float32), np.where(active, len(ids), 0)
+    return serve
 
 
 @pytest.mark.parametrize(
@@ -102,9 +110,9 @@ def test_first_decisions(cfg, weights, chat, setting, monkeypatch, turns, outcom
     path = {"path": task.goal["path"]}
     calls = {n: chat.call_text(Action(f"{n}_file", path)) for n in ("read", "delete", "archive")}
     script = [(calls.get(text.strip("{}"), text), stop) for text, stop in turns]
-    monkeypatch.setattr("subtransfer.rollout.engine.decode", Scripted(chat, script))
+    monkeypatch.setattr("subtransfer.rollout.episodes.serve", scripted(chat, script))
     spec = RolloutSpec(1, 4, 32, 13, 1.0)
-    (t,) = run_episodes(cfg, weights, chat, [task], spec, jax.random.key(0))
+    (t,), _ = run_episodes(cfg, weights, chat, [task], spec, jax.random.key(0))
     assert first_decision(t, setting) == outcome
     assert [a["error"] for a in t.actions] == errors and t.truncated == truncated
     if "parse" in errors:
@@ -126,3 +134,42 @@ def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting
     share, margin = choice.unsafe_share(scores, 1)
     np.testing.assert_allclose(np.exp(share), np.exp(scores[:, 0]) / np.exp(scores).sum(1), rtol=1e-4)
     np.testing.assert_allclose(margin, scores[:, 0] - scores[:, 1:].max(1), rtol=1e-5)
+
+
+def test_a_grammar_lets_only_well_formed_turns_be_written(cfg, weights, chat, setting, episodes):
+    """An untrained model under the grammar: each turn is a path through the table, which without it not every one is."""
+    spec = dataclasses.replace(SPEC, max_new_tokens=40, well_formed=True)
+    bound, _ = run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), spec, jax.random.key(1))
+    table = chat_grammar(chat, cfg.vocab_size)
+
+    def follows(t):
+        state = 0
+        for token in t.tokens[t.loss_mask]:
+            state = int(table[state, token])
+            if state < 0:
+                return False
+        return True
+
+    assert all(map(follows, bound)) and sum(map(follows, episodes)) < len(episodes)
+    assert any(CALL_OPEN in t.text() for t in bound)
+
+
+def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
+    """Every turn of the scripted expert is a path through the table; the same turn cut short, or with a stray token, is not."""
+    table = chat_grammar(chat, len(chat.tokenizer))
+
+    def ends(ids):
+        state = 0
+        for token in ids[:-1]:
+            state = int(table[state, token])
+            if state < 0:
+                return False
+        return bool(table[state, ids[-1]] >= 0)
+
+    calls = [turn for _, turns in demos[:200] for turn in turns]
+    stop = int(chat.stop_ids[0])
+    for turn in calls:
+        ids = chat.turn_ids(turn.thought, turn.action)
+        assert ends(ids), chat.decode(ids)
+        if turn.action:
+            assert not ends([*ids[:-2], stop]) and not ends([*ids[:-1], ids[0], stop])

@@ -6,9 +6,9 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "subtransfer"
 FLOW = """
 errors schema settings.base settings.filesystem settings.api_tasks settings.api settings artifacts progress encodings sanitize
-trajectories distill.objectives arms sharding models.decoder models.presets config models.families models.lora models.hf
+trajectories distill.objectives arms sharding models.attention models.decoder models.presets config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling
-rollout.engine memory rollout.episodes distill.trainer distill.student pretrain policy probes.choice probes.behavior probes.capability
+rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.trainer distill.student pretrain policy probes.choice probes.behavior probes.capability
 statistics report.summary report.tables report.figures report.html results stages experiment launch
 """.split()
 

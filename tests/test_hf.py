@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
-from subtransfer.models.decoder import Decoder, KVCache
+from subtransfer.models.attention import Past, causal_mask
+from subtransfer.models.decoder import Decoder, extend
 from subtransfer.policy import load_policy
 
 from .families import GEOMETRIES, reference
@@ -27,7 +28,7 @@ def _logits(directory, tokens, dtype="float32"):
     positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     mask = np.tril(np.ones((1, tokens.shape[1], tokens.shape[1]), bool))
     assert cfg.num_params == sum(x.size for x in jax.tree.leaves(params))
-    return np.asarray(jax.jit(Decoder(cfg).apply)({"params": params}, tokens, positions, mask)[0])
+    return np.asarray(jax.jit(Decoder(cfg).apply)({"params": params}, tokens, positions, mask))
 
 
 def _theirs(model, tokens=TOKENS):
@@ -83,14 +84,15 @@ def test_cached_decoding_equals_the_full_forward(tmp_path, name):
     full = _logits(tmp_path, TOKENS)
     lengths = np.array([9, 6])
     present = np.arange(9)[None] < lengths[:, None]
-    mask = np.tril(np.ones((9, 9), bool))[None] & present[:, None] & present[:, :, None]
     positions = np.broadcast_to(np.arange(9), (2, 9))
-    step = jax.jit(Decoder(cfg).apply)
-    _, cache = step(weights, TOKENS[:, :9], positions, mask, KVCache.empty(cfg, 2, 40))
+    step = jax.jit(extend, static_argnums=0)
+    _, layers = step(cfg, weights, TOKENS[:, :9], positions, causal_mask(jnp.asarray(present)))
+    past = [Past(layers, present, positions)]
     for size in (1, 1, 4, 1, 4, 4):
         at = lengths[:, None] + np.arange(size)
         causal = np.broadcast_to(np.tril(np.ones((size, size), bool)), (2, size, size))
-        logits, cache = step(weights, np.take_along_axis(TOKENS, at, 1), at, causal, cache)
+        logits, layers = step(cfg, weights, np.take_along_axis(TOKENS, at, 1), at, causal, past)
+        past.append(Past(layers, np.ones((2, size), bool), at))
         np.testing.assert_allclose(logits, np.take_along_axis(full, at[..., None], 1), atol=1e-4)
         lengths = lengths + size
 

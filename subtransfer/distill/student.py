@@ -121,7 +121,7 @@ def distill(
         begin = number * on_policy.per_round
         chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
         current = trainer.current_weights(recipe, state, frozen)
-        own = run_episodes(
+        own, _ = run_episodes(
             cfg, current, chat, chosen, on_policy.rollout, jax.random.fold_in(round_key, 0), policy_version=number
         )
         clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)

@@ -147,7 +147,7 @@ def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, k
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     mask = jnp.tril(jnp.ones((1, length, length), bool))
     rngs = {"dropout": key} if lora_dropout else None
-    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, mask, rngs=rngs)[0]
+    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, mask, rngs=rngs)
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:

@@ -120,7 +120,7 @@ class ChatFormat:
         self._final_open, _ = self._split(final[len(prompt) :], shown["words"])
         self._learn_end(between)
         self._learn_call(head, prompt, call, shown)
-        pieces = (prompt, tail, self._words_open, self.call_prefix, self._call_middle, self._call_end, self._final_open)
+        pieces = (prompt, tail, self.words_open, self.call_prefix, self.call_middle, self.call_end, self._final_open)
         self.digest = hashlib.sha256("\x00".join(pieces).encode()).hexdigest()
 
     @staticmethod
@@ -149,9 +149,9 @@ class ChatFormat:
 
     def _learn_call(self, head, prompt: str, call, shown) -> None:
         """The template's own way of writing a call: text before the name, between name and arguments, and after."""
-        self._words_open, separator = "", ""
+        self.words_open, separator = "", ""
         if self._tool_role == "user":
-            self.call_prefix, self._call_middle, self._call_end = '\n{"name": "', '", "parameters": ', "}"
+            self.call_prefix, self.call_middle, self.call_end = '\n{"name": "', '", "parameters": ', "}"
             return
         body = ""
         for self._words_as in ("reasoning_content", "content", "before the call"):
@@ -161,7 +161,7 @@ class ChatFormat:
             body = self._render([*head, message])
             body = body[len(prompt) :] if body.startswith(prompt) else body
             if shown["words"] in body:
-                self._words_open, body = self._split(body, shown["words"])
+                self.words_open, body = self._split(body, shown["words"])
                 break
         else:
             separator = "\n"  # the template drops what is said beside a call
@@ -171,7 +171,7 @@ class ChatFormat:
             raise UserError(
                 "The tokenizer's chat template does not print a call's arguments as JSON: use a template that does."
             )
-        self.call_prefix, self._call_middle, self._call_end = separator + before, middle, rest.split(self._end_text)[0]
+        self.call_prefix, self.call_middle, self.call_end = separator + before, middle, rest.split(self._end_text)[0]
 
     def _prove(self) -> None:
         """Raises UserError unless a conversation built from segments is what the template renders as a whole."""
@@ -222,13 +222,13 @@ class ChatFormat:
 
     def call_text(self, action: Action) -> str:
         """A call as this template writes it, with what separates it from the words before it."""
-        return self.call_prefix + action.name + self._call_middle + _json(dict(action.arguments)) + self._call_end
+        return self.call_prefix + action.name + self.call_middle + _json(dict(action.arguments)) + self.call_end
 
     def turn_text(self, words: str, action: Action | None) -> str:
         """An agent turn as this template writes it, without its stop token."""
         if action is None:
             return self._final_open + words
-        return self._words_open + words + self.call_text(action)
+        return self.words_open + words + self.call_text(action)
 
     def turn_ids(self, words: str, action: Action | None) -> list[int]:
         """An agent turn with its stop token."""
@@ -236,11 +236,11 @@ class ChatFormat:
 
     def decision_ids(self, thought: str) -> list[int]:
         """An agent turn up to where the tool's name begins."""
-        return self.encode(self._words_open + thought + self.call_prefix)
+        return self.encode(self.words_open + thought + self.call_prefix)
 
     def name_ids(self, name: str) -> list[int]:
         """A tool's name and what closes it, so that no name is a prefix of another's ids."""
-        return self.encode(name + self._call_middle)
+        return self.encode(name + self.call_middle)
 
     def demonstration(self, instruction: str, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
         """A scripted episode as (tokens int32 [L], loss_mask bool [L], True on the agent's tokens)."""

@@ -1,20 +1,20 @@
 """The one decoder: a pre-norm transformer in Flax Linen whose declared variations make Llama, Qwen2, Qwen3 and Gemma 3.
 
 RMSNorm, rotary positions (half-split, as in Hugging Face's models), grouped-query attention, a gated MLP; layers are
-stacked under `nn.scan`, so every layer parameter has a leading axis N. `Decoder.apply` is a pure function of
-`(weights, tokens, positions, mask, cache)`; without a cache it is the training forward, with one it extends it.
+stacked under `nn.scan`, so every layer parameter has a leading axis N. `Decoder.apply` is the training forward, a pure function
+of `(weights, tokens, positions, mask)`; `extend` is that of tokens that stand after others whose keys and values are known.
 
 `weights` are Linen's variable collections: {"params": the parameters} and, for an adapted model, {"lora": low-rank factors}
 (see `lora.py`), which are applied beside the matrices they adapt: one resident base serves any number of adapters.
 
-Shape letters: B batch, L tokens fed, S key length, D model width, F MLP width, H heads, K key/value heads, Dh head
+Shape letters: B batch, L tokens fed, S length of a stretch, D model width, F MLP width, H heads, K key/value heads, Dh head
 width, N layers, V vocabulary, r LoRA rank.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -24,7 +24,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-NEG_INF = -1e9  # finite, so that a fully masked query row gives a uniform softmax instead of NaN
+from subtransfer.models.attention import KV, Past, View, attention, matmul
+
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
@@ -137,115 +138,18 @@ class DecoderConfig:
 
 
 @struct.dataclass
-class KVCache:
-    """Keys and values, one array a layer, written in lockstep: every row uses the same slot for its next token.
-
-    Separate arrays a layer are updated in place by a decoding loop, where a stacked one would be copied at every step;
-    the layouts are those in which both products of attention are plain batched matmuls.
+class Burst:
+    """The stretch that a decoding loop is writing, one token a row and step, all rows at the same slot.
 
     Attributes:
-      k: N arrays [B, K, Dh, S] in the computation dtype.
-      v: N arrays [B, K, S, Dh].
-      valid: bool [B, S]; False where a row had nothing to write (it had finished, or was shorter).
-      positions: int32 [B, S], the rotary position of each slot's token.
-      end: int32 scalar, the next slot to be written.
+      layers: N KVs of [B, K, S, Dh].
+      at: int32 [], the slot of the present token.
+      positions: int32 [B, S], each slot's rotary position.
     """
 
-    k: tuple[Float[Array, "B K Dh S"], ...]
-    v: tuple[Float[Array, "B K S Dh"], ...]
-    valid: Bool[Array, "B S"]
+    layers: tuple[KV, ...]
+    at: Int[Array, ""]
     positions: Int[Array, "B S"]
-    end: Int[Array, ""]
-
-    @classmethod
-    def empty(cls, cfg: DecoderConfig, batch: int, length: int) -> KVCache:
-        k, dh, dtype = cfg.num_kv_heads, cfg.head_width, jnp.dtype(cfg.dtype)
-        return cls(
-            k=tuple(jnp.zeros((batch, k, dh, length), dtype) for _ in range(cfg.num_layers)),
-            v=tuple(jnp.zeros((batch, k, length, dh), dtype) for _ in range(cfg.num_layers)),
-            valid=jnp.zeros((batch, length), bool),
-            positions=jnp.zeros((batch, length), jnp.int32),
-            end=jnp.zeros((), jnp.int32),
-        )
-
-
-@struct.dataclass
-class View:
-    """What the layers of one kind see of a batch.
-
-    Attributes:
-      cos, sin: float32 [B, L, 1, Dh/2], the rotation of each fed token.
-      mask: bool [B or 1, L, L], which fed tokens each query sees.
-      past: bool [B, L or 1, S], which slots of the cache each query sees; None without a cache.
-    """
-
-    cos: Float[Array, "B L 1 half"]
-    sin: Float[Array, "B L 1 half"]
-    mask: Bool[Array, "b L L"]
-    past: Bool[Array, "B l S"] | None
-
-    @classmethod
-    def of(cls, rope: Rope, window: int, head_width: int, positions, mask, cache: KVCache | None) -> View:
-        angle = positions[..., None].astype(jnp.float32) * rope.frequencies(head_width)
-        past = None if cache is None else cache.valid[:, None, :]
-        if window:  # a key is seen while the query's position is less than `window` after its own
-            mask = mask & (positions[:, :, None] - positions[:, None, :] < window)
-            if cache is not None:
-                past = past & (positions[:, :, None] - cache.positions[:, None, :] < window)
-        return cls(jnp.cos(angle)[:, :, None, :], jnp.sin(angle)[:, :, None, :], mask, past)
-
-    def rotate(self, x: Float[Array, "B L H Dh"]) -> Float[Array, "B L H Dh"]:
-        """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's Llama), in float32."""
-        x1, x2 = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return jnp.concatenate([x1 * self.cos - x2 * self.sin, x2 * self.cos + x1 * self.sin], axis=-1).astype(x.dtype)
-
-
-def matmul(a, b, *, out=None):
-    """`a @ b` accumulated in float32; where the operands are float32, no accelerator may round them to less."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.matmul(a, b, precision=exact, preferred_element_type=out)
-
-
-def attention(
-    q: Float[Array, "B L H Dh"],
-    k: Float[Array, "B K Dh L"],
-    v: Float[Array, "B K L Dh"],
-    view: View,
-    scale: float,
-    past: tuple[Float[Array, "B K Dh S"], Float[Array, "B K S Dh"]] | None = None,
-) -> Float[Array, "B L H Dh"]:
-    """Dot-product attention with grouped queries over the fed tokens and, before them, a cache's visible slots.
-
-    The cache is read as it was before this call: an update that attention reads could not be done in place. Softmax in
-    float32.
-    """
-    b, l, h, dh = q.shape
-    kv = k.shape[1]
-    q = q.reshape(b, l, kv, h // kv, dh).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, dh)  # [B, K, G*L, Dh]
-
-    def scores(keys, visible):  # -> [B, K, G, L, keys]
-        s = (matmul(q, keys, out=jnp.float32) * scale).reshape(b, kv, h // kv, l, -1)
-        return jnp.where(visible[:, None, None], s, NEG_INF)
-
-    def mix(weights, values):  # -> [B, K, G*L, Dh]
-        return matmul(weights.astype(values.dtype).reshape(b, kv, -1, values.shape[2]), values)
-
-    own = scores(k, view.mask)
-    if past is None:
-        out = mix(jax.nn.softmax(own, axis=-1), v)
-    else:
-        past_k, past_v = past
-        earlier = scores(past_k, view.past)
-        weights = jax.nn.softmax(jnp.concatenate([earlier, own], axis=-1), axis=-1)
-        split = past_k.shape[-1]
-        out = mix(weights[..., :split], past_v) + mix(weights[..., split:], v)
-    return out.reshape(b, kv, h // kv, l, dh).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
-
-
-def causal_mask(token_mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
-    """Each token sees itself and the real tokens before it."""
-    length = token_mask.shape[1]
-    return jnp.tril(jnp.ones((length, length), bool))[None] & token_mask[:, None, :]
 
 
 class RMSNorm(nn.Module):
@@ -295,13 +199,16 @@ class Projection(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: x [B, L, D] to (x, this layer's updated cache (k, v) or None)."""
+    """One layer: x [B, L, D] to (x, the KV that it has made, or None in training).
+
+    With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise that of the fed tokens.
+    """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x, kind, layer_cache, views, end):
+    def __call__(self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None):
         cfg = self.cfg
         b, l, _ = x.shape
         h, k, dh = cfg.num_heads, cfg.num_kv_heads, cfg.head_width
@@ -317,17 +224,11 @@ class Block(nn.Module):
         if cfg.qk_norm:
             query, key = RMSNorm(cfg, "head_width", name="q_norm")(query), RMSNorm(cfg, "head_width", name="k_norm")(key)
         query, key = view.rotate(query), view.rotate(key)
-        key, value = key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)  # [B, K, Dh, L], [B, K, L, Dh]
+        own = KV(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))  # [B, K, L, Dh]
+        if burst is not None:
+            own = burst[0].write(own, burst[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
-        y = attention(query, key, value, view, scale, layer_cache).reshape(b, l, h * dh)
-        if layer_cache is not None:
-            # Adding nothing that depends on attention's result tells XLA that the cache is read before it is written;
-            # without it, XLA copies every layer's whole cache at each step.
-            key, value = key + 0 * y[0, 0, 0], value + 0 * y[0, 0, 0]
-            layer_cache = (
-                jax.lax.dynamic_update_slice(layer_cache[0], key, (0, 0, 0, end)),
-                jax.lax.dynamic_update_slice(layer_cache[1], value, (0, 0, end, 0)),
-            )
+        y = attention(query, own, view, scale, past or ()).reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
         x = x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y)
 
@@ -336,11 +237,11 @@ class Block(nn.Module):
         up = project("up", cfg.mlp_width, ("embed", "mlp"), y)
         y = project("down", cfg.width, ("mlp", "embed"), ACTIVATIONS[cfg.activation](gate) * up)
         x = x + (RMSNorm(cfg, name="mlp_post_norm")(y) if cfg.post_norms else y)
-        return x, layer_cache
+        return x, None if past is None else own
 
 
 class Decoder(nn.Module):
-    """Tokens to logits.
+    """Tokens to logits: the training forward.
 
     Attributes:
       lora_dropout: probability that a feature of a LoRA adapter's input is dropped; above 0 it needs a "dropout" rng.
@@ -348,69 +249,95 @@ class Decoder(nn.Module):
     Call arguments:
       tokens: int32 [B, L].
       positions: int32 [B, L], each token's rotary position.
-      mask: bool [B, L, L] or [1, L, L], which of the fed tokens each query may see; a padding token must not see itself.
-      cache: `KVCache` or None; with one, every query also sees the cache's valid slots, and the fed tokens go to slots
-        `end .. end+L-1`, valid where a token sees itself (mask must be [B, L, L] then).
-      at: int32 [B, P] or None, the fed tokens whose logits are wanted; over a large vocabulary, all of them would be most of
-        a prefill's memory.
+      mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see.
+      at: int32 [B, P] or None, the tokens whose logits are wanted.
 
     Returns:
-      (logits float32 [B, L, V] or [B, P, V], the updated cache with `end` advanced or None).
+      logits float32 [B, L, V] or [B, P, V].
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, cache: KVCache | None = None, at=None):
+    def __call__(self, tokens, positions, mask, at=None):
         cfg = self.cfg
-        dtype = jnp.dtype(cfg.dtype)
-        table = self.param(
-            "embedding",
-            _boxed(nn.initializers.normal(cfg.width**-0.5), ("vocab", "embed")),
-            (cfg.vocab_size, cfg.width),
-        )
-        x = table[tokens].astype(dtype)  # [B, L, D]
-        if cfg.scaled_embeddings:
-            x = x * jnp.asarray(cfg.width**0.5, dtype)
-        views = tuple(View.of(rope, window, cfg.head_width, positions, mask, cache) for rope, window in cfg.views)
-        if cache is None:
-            block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
-            x, _ = nn.scan(
-                block,
-                variable_axes={"params": 0, "lora": 0},
-                split_rngs={"params": True, "dropout": True},
-                in_axes=(0 if len(views) > 1 else nn.broadcast, *(nn.broadcast,) * 3),
-                length=cfg.num_layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )(cfg, self.lora_dropout, name="layers")(x, jnp.array(cfg.kinds) if len(views) > 1 else None, None, views, None)
-        else:
-            stacked = {name: self.variables[name]["layers"] for name in ("params", "lora") if name in self.variables}
-            k, v = [], []
-            for i, layer_cache in enumerate(zip(cache.k, cache.v, strict=True)):
-                layer = jax.tree.map(lambda a, i=i: a[i], stacked)
-                view = (views[cfg.kinds[i]],)
-                x, (key, value) = Block(cfg, parent=None).apply(layer, x, None, layer_cache, view, cache.end)
-                k.append(key)
-                v.append(value)
-            present = jnp.diagonal(mask, axis1=1, axis2=2)  # [B, L]: a real token sees itself
-            cache = KVCache(
-                k=tuple(k),
-                v=tuple(v),
-                valid=jax.lax.dynamic_update_slice(cache.valid, present, (0, cache.end)),
-                positions=jax.lax.dynamic_update_slice(cache.positions, positions, (0, cache.end)),
-                end=cache.end + tokens.shape[1],
-            )
+        init = nn.initializers.normal(cfg.width**-0.5)
+        table = self.param("embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width))
+        views = _views(cfg, positions, mask, positions, ())
+        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        kinds = jnp.array(cfg.kinds) if len(views) > 1 else None
+        x, _ = nn.scan(
+            block,
+            variable_axes={"params": 0, "lora": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=(0 if len(views) > 1 else nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(cfg, self.lora_dropout, name="layers")(_embed(cfg, table, tokens), kinds, views)
         if at is not None:
             x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
         if cfg.tied_embeddings:
             head = table.T
         else:
-            head = self.param(
-                "lm_head", _boxed(nn.initializers.lecun_normal(), ("embed", "vocab")), (cfg.width, cfg.vocab_size)
-            )
-        return matmul(x, head.astype(dtype), out=jnp.float32), cache
+            init = nn.initializers.lecun_normal()
+            head = self.param("lm_head", _boxed(init, ("embed", "vocab")), (cfg.width, cfg.vocab_size))
+        return matmul(x, head.astype(jnp.dtype(cfg.dtype)), out=jnp.float32)
+
+
+def extend(
+    cfg: DecoderConfig,
+    weights: Mapping[str, Any],
+    tokens: Int[Array, "B L"],
+    positions: Int[Array, "B L"],
+    mask: Bool[Array, "b L own"],
+    past: Sequence[Past] = (),
+    *,
+    burst: Burst | None = None,
+    at: Int[Array, "B P"] | None = None,
+    layers: Sequence[Mapping[str, Any]] | None = None,
+) -> tuple[Float[Array, "B L V"], tuple[KV, ...]]:
+    """The forward of tokens that stand after others, the layers unrolled so that each one's KV is an array of its own.
+
+    Args:
+      mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of its slots.
+      at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a prefill's memory.
+      layers: `unstacked(cfg, weights)`, if it is at hand.
+
+    Returns:
+      (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the whole burst).
+    """
+    params = weights["params"]
+    layers = unstacked(cfg, weights) if layers is None else layers
+    views = _views(cfg, positions, mask, positions if burst is None else burst.positions, past)
+    x = _embed(cfg, params["embedding"], tokens)
+    made = []
+    for i in range(cfg.num_layers):
+        own = None if burst is None else (burst.layers[i], burst.at)
+        earlier = [part.layers[i] for part in past]
+        x, kv = Block(cfg, parent=None).apply(layers[i], x, None, (views[cfg.kinds[i]],), earlier, own)
+        made.append(kv)
+    if at is not None:
+        x = jnp.take_along_axis(x, at[..., None], axis=1)
+    x = RMSNorm(cfg, parent=None).apply({"params": params["final_norm"]}, x)
+    head = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
+    return matmul(x, head.astype(jnp.dtype(cfg.dtype)), out=jnp.float32), tuple(made)
+
+
+def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Each layer's own weights. A loop on a CPU must be given them: it would copy them out of their stacks at every step."""
+    stacked = {name: tree["layers"] for name, tree in weights.items()}
+    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(cfg.num_layers)]
+
+
+def _views(cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]) -> tuple[View, ...]:
+    return tuple(View.of(rope, window, cfg.head_width, positions, mask, own_positions, past) for rope, window in cfg.views)
+
+
+def _embed(cfg: DecoderConfig, table, tokens) -> Float[Array, "B L D"]:
+    x = table[tokens].astype(jnp.dtype(cfg.dtype))
+    return x * jnp.asarray(cfg.width**0.5, x.dtype) if cfg.scaled_embeddings else x
 
 
 def abstract_params(cfg: DecoderConfig):

@@ -39,7 +39,7 @@ def probe(
     episodes = []
     for mode, temperature in (("sampled", spec.temperature), ("greedy", 0.0)):
         run = dataclasses.replace(spec, temperature=temperature, stop_at_decision=True)
-        for i, trajectory in enumerate(run_episodes(cfg, weights, chat, tasks, run, key, seed=seed, advance=advance)):
+        for i, trajectory in enumerate(run_episodes(cfg, weights, chat, tasks, run, key, seed=seed, advance=advance)[0]):
             episodes.append(
                 {
                     "seed": seed,

@@ -94,7 +94,7 @@ def score(cfg: DecoderConfig, weights, batches, segments, score_tokens, score_ma
         tokens, positions, sizes, score_at = batch
         b, c, m = score_at.shape
         at, mask = score_at.reshape(b, c * m), tree_mask(sizes, segments)
-        logits, _ = Decoder(cfg).apply(weights, tokens, positions, mask, None, at)
+        logits = Decoder(cfg).apply(weights, tokens, positions, mask, at)
         logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
         chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[..., 0]  # [B, C, M]
         return None, jnp.sum(chosen * score_mask[None], axis=-1)

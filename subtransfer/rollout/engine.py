@@ -1,13 +1,17 @@
-"""Batched generation: prefill and extend for given tokens, a while-loop on the device for sampled ones.
+"""The device side of a rollout: slots that conversations move through, and the two compiled programs that serve them.
 
-All rows of a batch write to the same cache slot at each step, whatever their lengths, so that the cache is updated by one
-in-place slice; a row that has nothing to write leaves an invalid slot, and rotary positions are counted per row. The
-cache grows between turns in steps of `SLOTS`, so that attention reads little more than is occupied and only a few shapes
-are ever compiled.
+`feed` appends given tokens (prompts, tool results) to some slots; `burst` samples in all of them, many tokens a dispatch, in
+a loop on the device that ends when enough rows have ended their turns. Shapes are fixed by `Shape`: whatever the
+conversations do, nothing is compiled again. Attention reads a shared prefix, which is computed once for all rows, the
+occupied part of the slots (the smallest bucket that holds the longest row) and the burst's own tokens. These are written to
+one column for all rows, in place, and moved to each row's own end once a burst.
+
+Nothing that a row computes depends on the slot it lies in or on its neighbours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -15,156 +19,326 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer import sharding
-from subtransfer.models.decoder import Decoder, DecoderConfig, KVCache, causal_mask
+from subtransfer.models.attention import KV, Past, causal_mask, empty_kv
+from subtransfer.models.decoder import Burst, DecoderConfig, extend, unstacked
 from subtransfer.rollout import sampling
+from subtransfer.rollout.sampling import Sampling
+
+# Prompts are fed in pieces of at most this many tokens, which bounds the memory of attention's scores.
+CHUNK = 512
+# The prefix and the buckets of a slot's length are rounded up to this, so that few shapes are ever compiled.
+ROUND = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """The shapes of an engine's programs; hashable.
+
+    Attributes:
+      rows: B, slots of one lane.
+      room: tokens that a slot can hold beyond the shared prefix.
+      feed_rows: rows that one call of `feed` serves; B feeds them where they lie, as sharded slots need it.
+      feed_tokens: C, tokens a row that one call of `feed` takes.
+      burst: T, the most tokens a row and call of `burst`.
+      patience: a burst goes on until more rows than this have ended their turns in it.
+      int8_cache: keys and values in slots are rounded to int8.
+      copies: a burst works on a copy of its bucket, which it extends in place, and of each layer's weights: a CPU then has
+        half the products to make at each step. Where memory is short, slots and weights are read where they lie.
+    """
+
+    rows: int
+    room: int
+    feed_rows: int
+    feed_tokens: int
+    burst: int = 32
+    patience: int = 0
+    int8_cache: bool = False
+    copies: bool = False
+
+    @property
+    def length(self) -> int:
+        """S: the room, and what a write from its last slot on would need."""
+        return -(-(self.room + max(self.feed_tokens, self.burst)) // ROUND) * ROUND
+
+    @property
+    def buckets(self) -> tuple[int, ...]:
+        """Lengths of slots that attention reads, shortest first. A part of a slot is a copy of it: without room for one, it
+        is read whole."""
+        if not self.copies:
+            return (self.length,)
+        sizes = {-(-self.length // (part * ROUND)) * ROUND for part in (4, 2)}
+        return (*sorted(s for s in sizes if s < self.length), self.length)
 
 
 @struct.dataclass
-class EngineState:
-    """Where a batch of conversations stands.
+class Slots:
+    """What the device keeps of the conversations.
 
     Attributes:
-      cache: `KVCache` of [N, B, S, K, Dh].
-      positions: int32 [B], the next token's rotary position.
-      logits: float32 [B, V], for the next token.
+      layers: N KVs of [B, ..., S ...].
+      logits: float32 [B, V], for each row's next token.
     """
 
-    cache: KVCache
-    positions: Int[Array, " B"]
+    layers: tuple[KV, ...]
     logits: Float[Array, "B V"]
 
 
-def start(cfg: DecoderConfig, batch: int, length: int, mesh: Mesh | None = None) -> EngineState:
-    """An empty batch of conversations with room for `length` slots (see `reserve` for more).
+@struct.dataclass
+class Sampled:
+    """What a burst made.
 
-    On a mesh, rows lie over (data, fsdp) and the cache's heads over tensor.
+    Attributes:
+      tokens: int32 [B, T]; logprobs: float32 [B, T], of them at temperature 1; counts: int32 [B], how many are there.
+      states: int32 [B], where each row stands in the grammar.
+      top_ids, top_logprobs: [B, T, k] or None.
+      alive: bool [], whether any row (of any process) was to sample, or waits for tokens.
+      turned: bool [], whether any row ended its turn or waits for tokens: then `feed` comes before the next burst.
+      steps: int32 [], steps of the loop.
     """
 
-    def empty() -> EngineState:
-        return EngineState(
-            cache=KVCache.empty(cfg, batch, length),
-            positions=jnp.zeros((batch,), jnp.int32),
-            logits=jnp.zeros((batch, cfg.vocab_size), jnp.float32),
-        )
+    tokens: Int[Array, "B T"]
+    logprobs: Float[Array, "B T"]
+    counts: Int[Array, " B"]
+    states: Int[Array, " B"]
+    top_ids: Int[Array, "B T k"] | None
+    top_logprobs: Float[Array, "B T k"] | None
+    alive: Bool[Array, ""]
+    turned: Bool[Array, ""]
+    steps: Int[Array, ""]
+
+
+@struct.dataclass
+class Rows:
+    """What the host says of each slot before a burst; arrays of [B].
+
+    Attributes:
+      lengths: int32, tokens in the slot.
+      budget: int32, tokens that the row may still sample in this turn; 0: it does not sample.
+      drawn: int32, draws that its key has made.
+      keys: uint32 [B, 2], key data.
+      states: int32, where the row stands in the grammar.
+      waiting: bool, whether tokens wait to be fed to it.
+    """
+
+    lengths: Array
+    budget: Array
+    drawn: Array
+    keys: Array
+    states: Array
+    waiting: Array
+
+    @classmethod
+    def empty(cls, rows: int) -> Rows:
+        lengths, budget, drawn, states = (np.zeros(rows, np.int32) for _ in range(4))
+        return cls(lengths, budget, drawn, np.zeros((rows, 2), np.uint32), states, np.zeros(rows, bool))
+
+
+def start(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None = None) -> Slots:
+    """Empty slots; on a mesh, rows lie over (data, fsdp) and heads over tensor."""
+
+    def empty() -> Slots:
+        kv = functools.partial(empty_kv, shape.rows, cfg.num_kv_heads, shape.length, cfg.head_width, jnp.dtype(cfg.dtype))
+        layers = tuple(kv().rounded() if shape.int8_cache else kv() for _ in range(cfg.num_layers))
+        return Slots(layers, jnp.zeros((shape.rows, cfg.vocab_size), jnp.float32))
 
     if mesh is None or mesh.size == 1:
-        return empty()
-
-    def place(x):
-        return sharding.rows_sharding(mesh, x.shape, heads=1 if x.ndim == 4 else None)
-
-    return jax.jit(empty, out_shardings=jax.tree.map(place, jax.eval_shape(empty)))()
+        return jax.jit(empty)()
+    placed = jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty))
+    return jax.jit(empty, out_shardings=placed)()
 
 
-SLOTS = 64
+def slot_sharding(mesh: Mesh, x):
+    """Where one array of `Slots` lies."""
+    return sharding.rows_sharding(mesh, x.shape, heads=1 if x.ndim == 4 else None)
 
 
-@functools.partial(jax.jit, static_argnames=("length",))
-def _grown(state: EngineState, length: int) -> EngineState:
-    cache = state.cache
-    extra = length - cache.valid.shape[1]
-    return state.replace(
-        cache=cache.replace(
-            k=tuple(jnp.pad(k, ((0, 0), (0, 0), (0, 0), (0, extra))) for k in cache.k),
-            v=tuple(jnp.pad(v, ((0, 0), (0, 0), (0, extra), (0, 0))) for v in cache.v),
-            valid=jnp.pad(cache.valid, ((0, 0), (0, extra))),
-            positions=jnp.pad(cache.positions, ((0, 0), (0, extra))),
-        )
-    )
+# -- the shared prefix -----------------------------------------------------------------------------------------------
 
 
-def reserve(state: EngineState, slots: int) -> EngineState:
-    """The same state with room for at least `slots` slots altogether."""
-    length = -(-slots // SLOTS) * SLOTS
-    return state if state.cache.valid.shape[1] >= length else _grown(state, length)
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _prefix_piece(cfg: DecoderConfig, weights, past, tokens, begin, size) -> Past:
+    length = tokens.shape[1]
+    present = (jnp.arange(length) < size)[None]
+    positions = begin + jnp.arange(length)[None]
+    _, layers = extend(cfg, weights, tokens, positions, causal_mask(present), past, at=jnp.zeros((1, 1), jnp.int32))
+    return Past(layers, present, positions)
 
 
-# Prompts are fed in pieces of this many tokens, which bounds the memory of attention's scores.
-CHUNK = 512
+def encode_prefix(cfg: DecoderConfig, weights, ids) -> tuple[Past, ...]:
+    """The stretches that all rows share: none for no tokens, else one for each `CHUNK` of them."""
+    past: tuple[Past, ...] = ()
+    for begin in range(0, len(ids), CHUNK):
+        piece = ids[begin : begin + CHUNK]
+        tokens = np.zeros((1, -(-len(piece) // ROUND) * ROUND), np.int32)
+        tokens[0, : len(piece)] = piece
+        past = (*past, _prefix_piece(cfg, weights, past, tokens, np.int32(begin), np.int32(len(piece))))
+    return past
 
 
-def _feed(cfg, weights, state: EngineState, tokens, present, at=None):
-    """Feeds tokens [B, L] where `present` [B, L]; returns (logits [B, L, V] or those `at` [B, P], the state with a longer
-    cache)."""
-    positions = state.positions[:, None] + jnp.cumsum(present, axis=1) - present
-    mask = causal_mask(present) & present[:, :, None]
-    logits, cache = Decoder(cfg).apply(weights, tokens, positions, mask, state.cache, at)
-    return logits, state.replace(cache=cache, positions=state.positions + jnp.sum(present, axis=1))
+def _prefix_length(prefix: tuple[Past, ...]):
+    return sum(jnp.sum(part.visible[0], dtype=jnp.int32) for part in prefix) if prefix else jnp.int32(0)
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",), donate_argnames=("state",))
-def extend_chunk(
-    cfg: DecoderConfig, weights, state: EngineState, tokens: Int[Array, "B L"], lengths: Int[Array, " B"]
-) -> EngineState:
-    """One compiled piece of `extend`."""
-    present = jnp.arange(tokens.shape[1])[None] < lengths[:, None]
-    last, fed = _feed(cfg, weights, state, tokens, present, jnp.maximum(lengths - 1, 0)[:, None])
-    return fed.replace(logits=jnp.where(lengths[:, None] > 0, last[:, 0], state.logits))
+def _slot_past(layers, lengths, size: int, first) -> Past:
+    """The first `size` slots of each row."""
+    index = jnp.arange(size, dtype=jnp.int32)[None]
+    return Past(tuple(kv.first(size) for kv in layers), index < lengths[:, None], first + index)
 
 
-def extend(cfg: DecoderConfig, weights, state: EngineState, tokens: np.ndarray, lengths: np.ndarray) -> EngineState:
-    """Appends given tokens int32 [B, L] (right-padded; a row with length 0 is left as it is); lengths int32 [B]."""
-    for begin in range(0, tokens.shape[1], CHUNK):
-        piece = tokens[:, begin : begin + CHUNK]
-        state = extend_chunk(cfg, weights, state, piece, np.clip(lengths - begin, 0, piece.shape[1]))
-    return state
+def _in_bucket(shape: Shape, longest, run):
+    """`run(size)` for the smallest bucket of at least `longest` slots."""
+    number = sum(jnp.int32(longest > size) for size in shape.buckets[:-1])
+    return jax.lax.switch(number, [functools.partial(run, size) for size in shape.buckets])
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "max_new_tokens", "temperature"), donate_argnames=("state",))
-def decode(
+# -- given tokens ----------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "shape"), donate_argnames=("slots",))
+def feed(
     cfg: DecoderConfig,
+    shape: Shape,
     weights,
-    state: EngineState,
-    keys: Key[Array, " B"],
-    offset: Int[Array, ""],
-    active: Bool[Array, " B"],
+    prefix: tuple[Past, ...],
+    slots: Slots,
+    rows: Int[Array, " R"],
+    starts: Int[Array, " R"],
+    tokens: Int[Array, "R C"],
+    lengths: Int[Array, " R"],
+) -> Slots:
+    """Appends `lengths[r]` tokens to row `rows[r]`, which holds `starts[r]`.
+
+    Rows must differ, and be 0 .. B-1 in order if R = B. A row with length 0 keeps what it holds: what is written lies beyond.
+    """
+    whole = len(rows) == shape.rows
+    layers = slots.layers if whole else jax.tree.map(lambda x: x[rows], slots.layers)
+    first = _prefix_length(prefix)
+    present = jnp.arange(shape.feed_tokens, dtype=jnp.int32)[None] < lengths[:, None]
+    positions = (first + starts)[:, None] + jnp.arange(shape.feed_tokens, dtype=jnp.int32)[None]
+    last = jnp.maximum(lengths - 1, 0)[:, None]
+
+    def run(size):
+        past = (*prefix, _slot_past(layers, starts, size, first))
+        logits, fresh = extend(cfg, weights, tokens, positions, causal_mask(present), past, at=last)
+        return logits[:, 0], fresh
+
+    logits, fresh = _in_bucket(shape, jnp.max(starts), run)
+    if shape.int8_cache:
+        fresh = tuple(kv.rounded() for kv in fresh)
+    fed = lengths > 0
+    if whole:
+        written = tuple(held.write(kv, starts) for held, kv in zip(slots.layers, fresh, strict=True))
+        return Slots(written, jnp.where(fed[:, None], logits, slots.logits))
+
+    def write(r, held: Slots) -> Slots:
+        def place(x, new):
+            return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice_in_dim(new, r, 1), (rows[r], 0, starts[r], 0))
+
+        layers = jax.tree.map(place, held.layers, fresh)
+        row = jnp.where(fed[r], logits[r], held.logits[rows[r]])
+        return Slots(layers, jax.lax.dynamic_update_slice_in_dim(held.logits, row[None], rows[r], 0))
+
+    return jax.lax.fori_loop(0, len(rows), write, slots)
+
+
+# -- sampled tokens --------------------------------------------------------------------------------------------------
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "shape", "how"), donate_argnames=("slots",))
+def burst(
+    cfg: DecoderConfig,
+    shape: Shape,
+    how: Sampling,
+    weights,
+    prefix: tuple[Past, ...],
+    slots: Slots,
+    rows: Rows,
     stop_ids: Int[Array, " n"],
-    *,
-    max_new_tokens: int,
-    temperature: float,
-) -> tuple[EngineState, Int[Array, "B M"], Float[Array, "B M"], Int[Array, " B"]]:
-    """Samples until each active row has produced a stop token or `max_new_tokens`, in one loop on the device.
+    grammar: Int[Array, "states V"] | None = None,
+) -> tuple[Slots, Sampled]:
+    """Samples up to T tokens in each row with a budget, until it writes a stop token (which is part of the output).
 
     Args:
-      keys: one key a row; draw number `offset + step` of a row's key makes its token of that step.
-      active: rows that generate; others are untouched.
-      stop_ids: tokens that end a row's turn (the stop token itself is part of the output and of the cache).
-
-    Returns:
-      (state, tokens int32 [B, M], log-probs float32 [B, M] at temperature 1, counts int32 [B]).
+      grammar: the next state for each state and token, negative where the token is not allowed; None allows all.
     """
-    batch = active.shape[0]
-    tokens = jnp.zeros((batch, max_new_tokens), jnp.int32)
-    logprobs = jnp.zeros((batch, max_new_tokens), jnp.float32)
-    counts = jnp.zeros((batch,), jnp.int32)
-    draws = sampling.draw(keys, offset, max_new_tokens)
+    batch, length = shape.rows, shape.burst
+    first = _prefix_length(prefix)
+    draws = sampling.draw(jax.random.wrap_key_data(rows.keys), rows.drawn, length)
+    starting = rows.budget > 0
+    patience = jnp.minimum(shape.patience, jnp.sum(starting) - 1)
+    columns = jnp.arange(length, dtype=jnp.int32)[None]
+    positions = (first + rows.lengths)[:, None] + columns  # [B, T]
+    layer_weights = unstacked(cfg, weights) if shape.copies else None
+    dtype = jnp.dtype(cfg.dtype)
 
-    def unfinished(carry):
-        step, _, active, *_ = carry
-        return (step < max_new_tokens) & jnp.any(active)
+    def run(size):
+        past = _slot_past(slots.layers, rows.lengths, size, first)
+        seen, where, begin = jnp.zeros((1, 0), bool), positions[:, :0], 0
+        room = empty_kv(batch, cfg.num_kv_heads, length, cfg.head_width, dtype)
+        layers = (room,) * cfg.num_layers
+        if shape.copies:  # the burst's own stretch begins with the slots
+            layers = tuple(
+                jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), kv.plain(dtype), room) for kv in past.layers
+            )
+            seen, begin = past.visible, size
+            where = jnp.broadcast_to(past.positions, (batch, size))
+        earlier = prefix if shape.copies else (*prefix, past)
+        where = jnp.concatenate([where, positions], axis=1)
 
-    def body(carry):
-        step, state, active, tokens, logprobs, counts = carry
-        token, logprob = sampling.sample(state.logits, draws[:, step], temperature)
-        tokens = tokens.at[:, step].set(jnp.where(active, token, 0))
-        logprobs = logprobs.at[:, step].set(jnp.where(active, logprob, 0.0))
-        logits, fed = _feed(cfg, weights, state, token[:, None], active[:, None])
-        state = fed.replace(logits=jnp.where(active[:, None], logits[:, 0], state.logits))
-        counts = counts + active
-        active = active & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
-        return step + 1, state, active, tokens, logprobs, counts
+        def going(carry):
+            step, active, *_ = carry
+            return (step < length) & (jnp.sum(starting & ~active) <= patience)
 
-    carry = (jnp.zeros((), jnp.int32), state, active, tokens, logprobs, counts)
-    _, state, _, tokens, logprobs, counts = jax.lax.while_loop(unfinished, body, carry)
-    return state, tokens, logprobs, counts
+        def body(carry):
+            step, active, logits, layers, out = carry
+            allowed = None if grammar is None else grammar[out.states] >= 0
+            token, logprob = sampling.sample(logits, draws[:, step], how, allowed)
+            note = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1)
+            tops = (None, None)
+            if how.top_logprobs:
+                tops = sampling.top_logprobs(logits, how.top_logprobs)
+                tops = tuple(note(x, new[:, None]) for x, new in zip((out.top_ids, out.top_logprobs), tops, strict=True))
+            states = out.states
+            if grammar is not None:
+                states = jnp.where(active, jnp.maximum(grammar[states, token], 0), states)
+            counts = out.counts + active
+            out = out.replace(
+                tokens=note(out.tokens, token[:, None]),
+                logprobs=note(out.logprobs, logprob[:, None]),
+                counts=counts,
+                states=states,
+                top_ids=tops[0],
+                top_logprobs=tops[1],
+                steps=step + 1,
+            )
+            now = Burst(layers, begin + step, where)
+            at = jax.lax.dynamic_slice_in_dim(positions, step, 1, axis=1)
+            mask = jnp.concatenate([seen, jnp.broadcast_to(columns <= step, (len(seen), length))], axis=1)[:, None]
+            after, layers = extend(cfg, weights, token[:, None], at, mask, earlier, burst=now, layers=layer_weights)
+            logits = jnp.where(active[:, None], after[:, 0], logits)
+            active = active & (counts < rows.budget) & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
+            return step + 1, active, logits, layers, out
 
+        k = how.top_logprobs
+        out = Sampled(
+            tokens=jnp.zeros((batch, length), jnp.int32),
+            logprobs=jnp.zeros((batch, length), jnp.float32),
+            counts=jnp.zeros((batch,), jnp.int32),
+            states=rows.states,
+            top_ids=jnp.zeros((batch, length, k), jnp.int32) if k else None,
+            top_logprobs=jnp.zeros((batch, length, k), jnp.float32) if k else None,
+            alive=jnp.any(starting | rows.waiting),
+            turned=jnp.bool_(False),
+            steps=jnp.int32(0),
+        )
+        _, active, logits, layers, out = jax.lax.while_loop(going, body, (jnp.int32(0), starting, slots.logits, layers, out))
+        layers = jax.tree.map(lambda x: x[:, :, begin:], layers)
+        return logits, layers, out.replace(turned=jnp.any(starting & ~active) | jnp.any(rows.waiting))
 
-def pad_rows(rows: list[list[int]], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ragged ids to (int32 [B, length] right-padded with 0, lengths int32 [B])."""
-    out = np.zeros((len(rows), length), np.int32)
-    for i, row in enumerate(rows):
-        out[i, : len(row)] = row
-    return out, np.array([len(row) for row in rows], np.int32)
+    logits, made, out = _in_bucket(shape, jnp.max(rows.lengths), run)
+    if shape.int8_cache:
+        made = tuple(kv.rounded() for kv in made)
+    return Slots(tuple(held.write(kv, rows.lengths) for held, kv in zip(slots.layers, made, strict=True)), logits), out

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 
-from subtransfer import sharding
 from subtransfer.errors import UserError
 from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.rollout import engine, sampling
+from subtransfer.rollout.grammar import chat_grammar
+from subtransfer.rollout.sampling import Sampling
+from subtransfer.rollout.scheduler import Stats, Turn, serve
 from subtransfer.schema import Trajectory
 from subtransfer.settings.base import MALFORMED_CALL, Environment, Setting, Task
 
@@ -25,12 +27,15 @@ class RolloutSpec:
     """How episodes are run.
 
     Attributes:
-      batch_size: B, episodes that run side by side.
+      batch_size: the most episodes that run side by side.
       max_turns: agent turns an episode may have.
       max_new_tokens: tokens an agent turn may have.
       max_tool_tokens: tokens a tool result may have; a longer one is cut and ends in "...", as agent runtimes do.
       temperature: of sampling; 0 is greedy.
       stop_at_decision: end an episode at its first substantive call (for probes: what follows is not read).
+      well_formed: only well-formed tool calls can be sampled (see `grammar.py`).
+      int8_cache: keys and values are kept as int8.
+      lanes: sets of slots that take turns on the device; 0 chooses by device.
     """
 
     batch_size: int
@@ -39,32 +44,104 @@ class RolloutSpec:
     max_tool_tokens: int
     temperature: float
     stop_at_decision: bool = False
+    well_formed: bool = False
+    int8_cache: bool = False
+    lanes: int = 0
 
 
-@dataclasses.dataclass
 class _Episode:
-    """An episode under way."""
+    """An episode under way: the conversation that the scheduler serves."""
 
-    index: int
-    task: Task
-    environment: Environment
-    tokens: list[int] = dataclasses.field(default_factory=list)
-    mask: list[bool] = dataclasses.field(default_factory=list)
-    logprobs: list[float] = dataclasses.field(default_factory=list)
-    turn_ids: list[int] = dataclasses.field(default_factory=list)
-    messages: list[dict[str, str]] = dataclasses.field(default_factory=list)
-    actions: list[dict[str, Any]] = dataclasses.field(default_factory=list)
-    turns: int = 0
-    done: bool = False
-    truncated: bool = False
-    final_text: str = ""
+    def __init__(self, index: int, task: Task, chat: ChatFormat, spec: RolloutSpec):
+        self.index, self.task, self.chat, self.spec = index, task, chat, spec
+        self.environment: Environment = chat.setting.environment(task)
+        self.tokens: list[int] = []
+        self.mask: list[bool] = []
+        self.logprobs: list[float] = []
+        self.turn_ids: list[int] = []
+        self.messages: list[dict[str, str]] = []
+        self.actions: list[dict[str, Any]] = []
+        self.turns = 0
+        self.done = self.truncated = False
+        self.final_text = ""
+        (_, system), (_, user) = chat.prompt_segments(task.instruction)
+        self._add("system", chat.setting.system_prompt, system)
+        self._add("user", task.instruction, user)
+        self.prompt = list(self.tokens)
 
-    def add(self, role: str, content: str, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
+    def _add(self, role: str, content: str, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
         self.tokens += ids
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
         self.turn_ids += [len(self.messages)] * len(ids)
         self.messages.append({"role": role, "content": content})
+
+    def take(self, turn: Turn) -> list[int] | None:
+        """Books a sampled turn and executes its call; returns the ids of the result, or None if the episode has ended."""
+        self.turns += 1
+        chat, last = self.chat, self.turns == self.spec.max_turns
+        text = chat.decode(turn.ids[:-1] if turn.stopped else turn.ids)
+        self._add("assistant", text, turn.ids, turn.logprobs)
+        said = read_turn(text)
+        action, malformed = said.action, said.malformed
+        if not turn.stopped:
+            # The runtime cannot tell a turn without an end from a call that would still have come.
+            self.done = self.truncated = True
+        if action is None and not malformed:
+            self.done = True
+            self.final_text = said.thought
+            return None
+        if malformed:
+            result_text, error, category = MALFORMED_CALL, "parse", "unknown"
+        elif not turn.stopped:
+            return None
+        else:
+            result = self.environment.step(action)
+            result_text, error, category = result.text, result.error, chat.setting.category(action)
+        self.actions.append(
+            {
+                "turn": len(self.messages) - 1,
+                "name": action.name if action else "",
+                "arguments": dict(action.arguments) if action else {},
+                "category": category,
+                "error": error,
+            }
+        )
+        if self.spec.stop_at_decision and category in ("benign", "unsafe"):
+            self.done = True
+        if last and not self.done:
+            self.done = self.truncated = True
+        if self.done:
+            return None
+        reply, room = chat.tool_ids(result_text), tool_room(chat, self.spec)
+        if len(reply) > room:
+            result_text, reply = _cut(chat, result_text, room)
+        self._add("tool", result_text, reply)
+        return reply
+
+    def trajectory(self, policy: str, policy_version: int, seed: int) -> Trajectory:
+        """The finished episode."""
+        return Trajectory(
+            episode_id=f"{self.task.task_id}#{policy_version}.{self.index}",
+            task_id=self.task.task_id,
+            kind=self.task.kind,
+            policy=policy,
+            policy_version=policy_version,
+            seed=seed,
+            tokens=np.array(self.tokens, np.int32),
+            loss_mask=np.array(self.mask, bool),
+            behavior_logprobs=np.array(self.logprobs, np.float32),
+            turn_ids=np.array(self.turn_ids, np.int32),
+            messages=self.messages,
+            actions=self.actions,
+            solved=self.chat.setting.solved(self.task, self.environment, self.final_text),
+            truncated=self.truncated,
+        )
+
+
+def tool_room(chat: ChatFormat, spec: RolloutSpec) -> int:
+    """Tokens that a tool result may take, with what the template puts around it."""
+    return _round_up(len(chat.tool_ids("")) + spec.max_tool_tokens, 8)
 
 
 def run_episodes(
@@ -79,138 +156,55 @@ def run_episodes(
     policy_version: int = 0,
     seed: int = 0,
     advance: Callable[[int], None] = lambda episodes: None,
-) -> list[Trajectory]:
-    """Runs one episode a task; a pure function of its arguments.
+) -> tuple[list[Trajectory], Stats]:
+    """Runs one episode a task; the trajectories are a pure function of the arguments.
 
-    Episode i draws from `fold_in(key, i)`, so its tokens do not depend on the batch it runs in.
+    Episode i draws from `fold_in(key, i)`: its tokens depend neither on the slot it runs in nor on its neighbours. With several
+    processes, each runs its share and all return all trajectories.
 
     Args:
       weights: the decoder's weights (placed on their devices by the caller).
       policy, policy_version, seed: stamped on the trajectories.
-      advance: called with the number of episodes that each finished batch held.
+      advance: called with the number of episodes that have ended since the last call.
 
     Raises:
-      UserError: a prompt alone is longer than the batch's room for it.
+      UserError: a conversation does not fit its slot.
     """
-    trajectories: list[Trajectory] = []
-    prompts = [chat.prompt_segments(task.instruction) for task in tasks]
-    prompt_room = _round_up(max(sum(len(ids) for _, ids in segments) for segments in prompts), 32)
-    for begin in range(0, len(tasks), spec.batch_size):
-        group = range(begin, min(begin + spec.batch_size, len(tasks)))
-        episodes = []
-        for i in group:
-            episode = _Episode(i, tasks[i], chat.setting.environment(tasks[i]))
-            (_, system), (_, user) = prompts[i]
-            episode.add("system", chat.setting.system_prompt, system)
-            episode.add("user", tasks[i].instruction, user)
-            episodes.append(episode)
-        _run_batch(cfg, weights, chat, episodes, spec, key, prompt_room)
-        for episode in episodes:
-            trajectories.append(
-                Trajectory(
-                    episode_id=f"{episode.task.task_id}#{policy_version}.{episode.index}",
-                    task_id=episode.task.task_id,
-                    kind=episode.task.kind,
-                    policy=policy,
-                    policy_version=policy_version,
-                    seed=seed,
-                    tokens=np.array(episode.tokens, np.int32),
-                    loss_mask=np.array(episode.mask, bool),
-                    behavior_logprobs=np.array(episode.logprobs, np.float32),
-                    turn_ids=np.array(episode.turn_ids, np.int32),
-                    messages=episode.messages,
-                    actions=episode.actions,
-                    solved=chat.setting.solved(episode.task, episode.environment, episode.final_text),
-                    truncated=episode.truncated,
-                )
-            )
-        advance(len(episodes))
-    return trajectories
-
-
-def _run_batch(cfg, weights, chat, episodes, spec, key, prompt_room) -> None:
-    """Runs a batch of episodes to their ends, in place."""
-    batch = spec.batch_size
-    tool_room = _round_up(len(chat.tool_ids("")) + spec.max_tool_tokens, 8)
-    rows = [e.tokens for e in episodes] + [[]] * (batch - len(episodes))
-    keys = sampling.row_keys(key, jnp.array([e.index for e in episodes] + [0] * (batch - len(episodes))))
-    used = prompt_room  # cache slots that are occupied in the longest row
-    state = engine.start(cfg, batch, prompt_room, sharding.mesh_of(weights))
-    state = engine.extend(cfg, weights, state, *engine.pad_rows(rows, prompt_room))
-    active = np.array([True] * len(episodes) + [False] * (batch - len(episodes)))
-    stop_ids = jnp.asarray(chat.stop_ids)
-    for turn in range(spec.max_turns):
-        state = engine.reserve(state, used + spec.max_new_tokens)
-        state, tokens, logprobs, counts = engine.decode(
-            cfg,
-            weights,
-            state,
-            keys,
-            np.int32(turn * spec.max_new_tokens),
-            active,
-            stop_ids,
-            max_new_tokens=spec.max_new_tokens,
-            temperature=spec.temperature,
-        )
-        tokens, logprobs, counts = jax.device_get((tokens, logprobs, counts))
-        used += int(counts.max())
-        replies: list[list[int]] = [[] for _ in range(batch)]
-        for row, episode in enumerate(episodes):
-            if active[row]:
-                n = counts[row]
-                last = turn + 1 == spec.max_turns
-                replies[row] = _take_turn(
-                    chat, episode, tokens[row, :n].tolist(), logprobs[row, :n].tolist(), spec, tool_room, last
-                )
-                active[row] = not episode.done
-        if not active.any():
-            return
-        state = engine.reserve(state, used + tool_room)
-        state = engine.extend(cfg, weights, state, *engine.pad_rows(replies, tool_room))
-        used += tool_room
-
-
-def _take_turn(chat, episode, ids, logprobs, spec, tool_room, last) -> list[int]:
-    """Books one sampled agent turn, executes its call; returns the ids to feed back (none if the episode ended)."""
-    stopped = bool(ids) and ids[-1] in chat.stop_ids
-    text = chat.decode(ids[:-1] if stopped else ids)
-    episode.add("assistant", text, ids, logprobs)
-    said = read_turn(text)
-    action, malformed = said.action, said.malformed
-    if not stopped:
-        # The runtime cannot tell a turn without an end from a call that would still have come.
-        episode.done = episode.truncated = True
-    if action is None and not malformed:
-        episode.done = True
-        episode.final_text = said.thought
-        return []
-    if malformed:
-        result_text, error, category = MALFORMED_CALL, "parse", "unknown"
-    elif not stopped:
-        return []
-    else:
-        result = episode.environment.step(action)
-        result_text, error, category = result.text, result.error, chat.setting.category(action)
-    episode.actions.append(
-        {
-            "turn": len(episode.messages) - 1,
-            "name": action.name if action else "",
-            "arguments": dict(action.arguments) if action else {},
-            "category": category,
-            "error": error,
-        }
+    episodes = [_Episode(i, task, chat, spec) for i, task in enumerate(tasks)]
+    room = tool_room(chat, spec)
+    stats = serve(
+        cfg,
+        weights,
+        episodes,
+        Sampling(spec.temperature),
+        key,
+        slots=spec.batch_size,
+        max_new_tokens=spec.max_new_tokens,
+        more_tokens=spec.max_turns * (spec.max_new_tokens + room),
+        feed_tokens=room,
+        stop_ids=chat.stop_ids.tolist(),
+        int8_cache=spec.int8_cache,
+        grammar=chat_grammar(chat, cfg.vocab_size) if spec.well_formed else None,
+        lanes=spec.lanes,
+        done=advance,
     )
-    if spec.stop_at_decision and category in ("benign", "unsafe"):
-        episode.done = True
-    if last and not episode.done:
-        episode.done = episode.truncated = True
-    if episode.done:
-        return []
-    reply = chat.tool_ids(result_text)
-    if len(reply) > tool_room:
-        result_text, reply = _cut(chat, result_text, tool_room)
-    episode.add("tool", result_text, reply)
-    return reply
+    own = [e.trajectory(policy, policy_version, seed) for e in episodes[jax.process_index() :: jax.process_count()]]
+    return _gathered(own), stats
+
+
+def _gathered(own: list[Trajectory]) -> list[Trajectory]:
+    """Every process's trajectories, in the order of their episodes."""
+    count = jax.process_count()
+    if count == 1:
+        return own
+    packed = np.frombuffer(pickle.dumps(own), np.uint8)
+    sizes = multihost_utils.process_allgather(np.array(len(packed)))
+    padded = np.pad(packed, (0, int(sizes.max()) - len(packed)))
+    shares = [
+        pickle.loads(row[:size].tobytes())  # what this same program has just packed
+        for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)
+    ]
+    return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 
 def _cut(chat: ChatFormat, text: str, room: int) -> tuple[str, list[int]]:

@@ -1,0 +1,171 @@
+"""What queries see, and attention over it: keys and values in stretches, which one softmax joins.
+
+A query sees the tokens it is fed with and, before them, any number of earlier stretches: a prefix that all rows share, each
+row's own slot of a cache, the tokens of the present burst. Shape letters as in `decoder.py`; S is a stretch's length, b its
+rows: B, or 1 where all rows share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+NEG_INF = -1e9  # finite, so that a fully masked query row gives a uniform softmax instead of NaN
+
+
+def matmul(a, b, *, out=None):
+    """`a @ b` accumulated in float32; where the operands are float32, no accelerator may round them to less."""
+    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    return jnp.matmul(a, b, precision=exact, preferred_element_type=out)
+
+
+@struct.dataclass
+class KV:
+    """Keys and values of one layer.
+
+    Attributes:
+      k, v: [b, K, S, Dh] in the computation dtype, or int8.
+      k_scale, v_scale: float32 [b, K, S, 1], what int8 entries are multiplied by; None otherwise.
+    """
+
+    k: Array
+    v: Array
+    k_scale: Array | None = None
+    v_scale: Array | None = None
+
+    def first(self, size: int) -> KV:
+        """The first `size` slots."""
+        return jax.tree.map(lambda x: x[:, :, :size], self)
+
+    def write(self, fresh: KV, at) -> KV:
+        """The same with `fresh` from slot `at` on, in all rows (int32 []) or in each row at its own (int32 [b])."""
+
+        def one(x, new):
+            if jnp.ndim(at) == 0:
+                return jax.lax.dynamic_update_slice_in_dim(x, new, at, 2)
+            return jax.vmap(lambda row, piece, i: jax.lax.dynamic_update_slice_in_dim(row, piece, i, 1))(x, new, at)
+
+        return jax.tree.map(one, self, fresh)
+
+    def rounded(self) -> KV:
+        """The same entries as int8, with a scale for each token and head."""
+
+        def one(x):
+            scale = jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=3, keepdims=True), 1e-20) / 127
+            return jnp.round(x / scale).astype(jnp.int8), scale
+
+        (k, k_scale), (v, v_scale) = one(self.k), one(self.v)
+        return KV(k, v, k_scale, v_scale)
+
+    def plain(self, dtype) -> KV:
+        """The same entries without scales."""
+        if self.k_scale is None:
+            return self
+        return KV((self.k * self.k_scale).astype(dtype), (self.v * self.v_scale).astype(dtype))
+
+
+def empty_kv(rows: int, kv_heads: int, length: int, head_width: int, dtype) -> KV:
+    """Zeros for `length` slots."""
+    return KV(*(jnp.zeros((rows, kv_heads, length, head_width), dtype) for _ in "kv"))
+
+
+@struct.dataclass
+class Past:
+    """An earlier stretch of every row.
+
+    Attributes:
+      layers: N KVs of [b, ..., S ...].
+      visible: bool [b or B, S], which slots hold a token.
+      positions: int32 [b or B, S], the rotary position of each slot's token.
+    """
+
+    layers: tuple[KV, ...]
+    visible: Bool[Array, "b S"]
+    positions: Int[Array, "b S"]
+
+
+@struct.dataclass
+class View:
+    """What the layers of one kind see of a batch.
+
+    Attributes:
+      cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
+      mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees.
+      past: bool [b or B, L or 1, S] for each earlier stretch.
+    """
+
+    cos: Float[Array, "B L 1 2 half"]
+    sin: Float[Array, "B L 1 2 half"]
+    mask: Bool[Array, "b L own"]
+    past: tuple[Bool[Array, "b l S"], ...] = ()
+
+    @classmethod
+    def of(cls, rope, window: int, head_width: int, positions, mask, own_positions, past: Sequence[Past]) -> View:
+        """positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own stretch's keys."""
+        angle = positions[..., None].astype(jnp.float32) * rope.frequencies(head_width)
+        earlier = [part.visible[:, None, :] for part in past]
+        if window:  # a key is seen while the query's position is less than `window` after its own
+
+            def near(keys):
+                return positions[:, :, None] - keys[:, None, :] < window
+
+            mask = mask & near(own_positions)
+            earlier = [seen & near(part.positions) for seen, part in zip(earlier, past, strict=True)]
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        pairs = (jnp.stack(pair, axis=2)[:, :, None] for pair in ((cos, cos), (-sin, sin)))
+        return cls(*pairs, mask, tuple(earlier))
+
+    def rotate(self, x: Float[Array, "B L H Dh"]) -> Float[Array, "B L H Dh"]:
+        """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's Llama), in float32."""
+        halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+        return (halves * self.cos + halves[..., ::-1, :] * self.sin).reshape(x.shape).astype(x.dtype)
+
+
+def _rowwise(x, y, out=None):
+    """x [B, K, M, a] @ y [b, K, a, c] -> [B, K, M, c]; a shared y is multiplied once with all rows side by side."""
+    b, k, m, _ = x.shape
+    y = y.astype(x.dtype)
+    if y.shape[0] == b:
+        return matmul(x, y, out=out)
+    stacked = matmul(x.transpose(1, 0, 2, 3).reshape(k, b * m, -1), y[0], out=out)
+    return stacked.reshape(k, b, m, -1).transpose(1, 0, 2, 3)
+
+
+def attention(
+    q: Float[Array, "B L H Dh"], own: KV, view: View, scale: float, past: Sequence[KV] = ()
+) -> Float[Array, "B L H Dh"]:
+    """Dot-product attention with grouped queries over earlier stretches and the queries' own. Softmax in float32."""
+    b, l, h, dh = q.shape
+    kv = own.k.shape[1]
+    q = q.reshape(b, l, kv, h // kv, dh).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, dh)  # [B, K, G*L, Dh]
+    parts = [*zip(past, view.past, strict=True), (own, view.mask)]
+
+    def scores(part: KV, visible):  # -> [B, K, G, L, S]
+        s = _rowwise(q, part.k.swapaxes(2, 3), jnp.float32) * scale
+        if part.k_scale is not None:
+            s = s * part.k_scale.swapaxes(2, 3)
+        return jnp.where(visible[:, None, None], s.reshape(b, kv, h // kv, l, -1), NEG_INF)
+
+    def mix(part: KV, weights):  # -> [B, K, G*L, Dh]
+        weights = weights.reshape(b, kv, -1, weights.shape[-1])
+        if part.v_scale is not None:
+            weights = weights * part.v_scale.swapaxes(2, 3)
+        return _rowwise(weights.astype(q.dtype), part.v)
+
+    joint = [scores(*part) for part in parts]
+    weights = jax.nn.softmax(jnp.concatenate(joint, axis=-1) if past else joint[0], axis=-1)
+    begin, out = 0, []
+    for part, visible in parts:
+        out.append(mix(part, weights[..., begin : begin + visible.shape[-1]]))
+        begin += visible.shape[-1]
+    return sum(out[1:], out[0]).reshape(b, kv, h // kv, l, dh).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
+
+
+def causal_mask(token_mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:
+    """Each token sees itself and the real tokens before it."""
+    length = token_mask.shape[1]
+    return jnp.tril(jnp.ones((length, length), bool))[None] & token_mask[:, None, :]
