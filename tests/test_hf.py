@@ -112,7 +112,9 @@ def test_cached_decoding_equals_the_full_forward(tmp_path, name):
         lengths = lengths + size
 
 
-HALVES = [(name, dtype) for name in (*list(GEOMETRIES)[::6], *list(GEOMETRIES)[1::3]) for dtype in (torch.bfloat16, torch.float16)]
+HALVES = [
+    (name, dtype) for name in (*list(GEOMETRIES)[::6], *list(GEOMETRIES)[1::3]) for dtype in (torch.bfloat16, torch.float16)
+]
 
 
 @pytest.mark.parametrize(("name", "dtype"), [(name, torch.float32) for name in GEOMETRIES] + HALVES)

@@ -58,7 +58,8 @@ def test_dropout_is_unbiased_and_only_for_training(cfg, params, adapter):
 @pytest.mark.parametrize(("name", "targets"), [
     ("llama mqa untied, llama3 rope", ("q", "k", "v", "o")),
     ("qwen2 gqa tied", lora.TARGETS),
-    ("gemma3 window 4", ("q", "gate")),
+    ("qwen3 gqa, wide heads", lora.TARGETS),
+    ("gemma3 window 4", lora.TARGETS),
 ])  # fmt: skip
 def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, targets):
     """Trained here, exported, loaded by `peft` over the same base: the same logits; and read back bit by bit."""
@@ -75,10 +76,13 @@ def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, tar
     state, _ = trainer.train(base.cfg, mesh, recipe, state, frozen, examples, 10, jax.random.key(1))
     adapter = lora.Adapter(state.trainable, 3, 5.0, 0.1)
     hf.save_adapter(tmp_path / "adapter", adapter, str(tmp_path / "base"), chat.tokenizer)
-    ours = load_policy(tmp_path / "adapter")
+    resident = {}
+    ours = load_policy(tmp_path / "adapter", resident=resident)
+    assert ours.params is load_policy(tmp_path / "base", resident=resident).params, "adapters share one base"
     for mine, read in zip(jax.tree.leaves(adapter.factors), jax.tree.leaves(ours.adapter.factors), strict=True):
         np.testing.assert_array_equal(mine, read)
     theirs = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
+    assert set(theirs.peft_config["default"].target_modules) == {f"{target}_proj" for target in targets}
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     assert np.abs(expected - base.logits(tokens)).max() > 0.05, "the adapter must matter"
