@@ -1,5 +1,9 @@
 """LoRA: beside the base, merged into it, and against PEFT."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +55,29 @@ def test_dropout_is_unbiased_and_only_for_training(cfg, params, adapter):
     samples = np.asarray(drop(jax.random.split(jax.random.key(2), 600)))
     assert samples.std(axis=0).max() > 1e-3
     np.testing.assert_allclose(samples.mean(axis=0), exact, atol=6 * samples.std(axis=0).max() / 600**0.5)
+
+
+EIGHT = """
+import jax
+from subtransfer import pretrain, sharding
+from subtransfer.models import lora
+from subtransfer.models.decoder import DecoderConfig
+params = pretrain.init_params(DecoderConfig(64, 32, 48, 2, 4, 2, 8), sharding.make_mesh(2, 2, 2), jax.random.key(0))
+layers = lora.init_factors(jax.random.key(1), params, lora.TARGETS, 3)["layers"]
+for target, pair in layers.items():
+    kernel = params["layers"][target]["kernel"]
+    n, width_in, width_out = kernel.sharding.shard_shape(kernel.shape)
+    assert width_in * width_out < kernel[0].size, target
+    assert pair["a"].sharding.shard_shape(pair["a"].shape) == (n, width_in, 3), target
+    assert pair["b"].sharding.shard_shape(pair["b"].shape) == (n, 3, width_out), target
+print("sharded")
+"""
+
+
+def test_factors_are_sharded_like_what_they_adapt():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "sharded", done.stderr[-2000:]
 
 
 # peft asks transformers for an attribute by its old name.
