@@ -214,9 +214,13 @@ def load_policy(
         adapter, _ = hf.load_adapter(directory, base.cfg)
         return _adapted(base, adapter)
     if (directory / "config.json").is_file():
-        cfg = families.read_config(directory, dtype)
-        tokenizer = hf.load_tokenizer(directory, cfg)
-        return Policy(cfg, _checked(hf.load_params(directory, cfg, mesh), mesh), tokenizer, None, str(directory))
+        folder = directory.resolve()
+        if folder not in resident:
+            cfg = families.read_config(directory, dtype)
+            tokenizer = hf.load_tokenizer(directory, cfg)
+            params = _checked(hf.load_params(directory, cfg, mesh), mesh)
+            resident[folder] = Policy(cfg, params, tokenizer, None, str(directory))
+        return resident[folder]
     raise UserError(
         f"{directory} holds no policy (no policy.json, config.json or adapter_config.json): give a base*, teacher* or "
         "student* folder of a run's workdir, a Hugging Face directory or a PEFT adapter."

@@ -3,9 +3,10 @@
 import torch
 import transformers
 
+# Head widths 8 and 10 have, over 64 positions, frequencies in all three bands: kept, in the smooth passage, divided.
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
+    "original_max_position_embeddings": 64,
 }  # fmt: skip
 DEFAULT = {"rope_type": "default", "rope_theta": 5000.0}
 GEMMA = {
@@ -24,7 +25,7 @@ GEOMETRIES = {
     "qwen2 odd heads untied": ("qwen2", 7, 7, 4, False, {"rope_parameters": DEFAULT}),
     "qwen2 sliding upper layers": ("qwen2", 5, 1, 8, True, {
         "rope_parameters": DEFAULT, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 2}),
-    "qwen3 gqa, wide heads": ("qwen3", 4, 2, 16, True, {"rope_parameters": DEFAULT, "head_dim": 16, "hidden_size": 24}),
+    "qwen3 gqa, wide heads": ("qwen3", 4, 2, 16, True, {"rope_parameters": DEFAULT, "head_dim": 16, "hidden_size": 48}),
     "qwen3 odd heads untied": ("qwen3", 5, 5, 6, False, {"rope_parameters": DEFAULT, "head_dim": 6}),
     "qwen3 mqa": ("qwen3", 6, 1, 8, False, {"rope_parameters": DEFAULT, "head_dim": 8}),
     "gemma3 window 4": ("gemma3_text", 4, 2, 8, True, {

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from subtransfer.models.calls import read_turn
@@ -68,10 +68,11 @@ json_values = st.recursive(
 )
 
 
+@example("write_file", {"text": "</tool_call>"})
 @given(st.text(alphabet="abc_", min_size=1), st.dictionaries(st.text(), json_values, max_size=4))
 def test_any_json_call_survives(name, arguments):
     for text in (
-        "<tool_call>" + json.dumps({"name": name, "arguments": arguments}).replace("</tool_call>", "") + "</tool_call>",
+        "<tool_call>" + json.dumps({"name": name, "arguments": arguments}) + "</tool_call>",
         json.dumps({"name": name, "parameters": arguments}),
     ):
         assert read_turn(text).action == Action(name, arguments)

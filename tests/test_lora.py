@@ -1,5 +1,9 @@
 """LoRA: beside the base, merged into it, and against PEFT."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -53,12 +57,36 @@ def test_dropout_is_unbiased_and_only_for_training(cfg, params, adapter):
     np.testing.assert_allclose(samples.mean(axis=0), exact, atol=6 * samples.std(axis=0).max() / 600**0.5)
 
 
+EIGHT = """
+import jax
+from subtransfer import pretrain, sharding
+from subtransfer.models import lora
+from subtransfer.models.decoder import DecoderConfig
+params = pretrain.init_params(DecoderConfig(64, 32, 48, 2, 4, 2, 8), sharding.make_mesh(2, 2, 2), jax.random.key(0))
+layers = lora.init_factors(jax.random.key(1), params, lora.TARGETS, 3)["layers"]
+for target, pair in layers.items():
+    kernel = params["layers"][target]["kernel"]
+    n, width_in, width_out = kernel.sharding.shard_shape(kernel.shape)
+    assert width_in * width_out < kernel[0].size, target
+    assert pair["a"].sharding.shard_shape(pair["a"].shape) == (n, width_in, 3), target
+    assert pair["b"].sharding.shard_shape(pair["b"].shape) == (n, 3, width_out), target
+print("sharded")
+"""
+
+
+def test_factors_are_sharded_like_what_they_adapt():
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "sharded", done.stderr[-2000:]
+
+
 # peft asks transformers for an attribute by its old name.
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(("name", "targets"), [
     ("llama mqa untied, llama3 rope", ("q", "k", "v", "o")),
     ("qwen2 gqa tied", lora.TARGETS),
-    ("gemma3 window 4", ("q", "gate")),
+    ("qwen3 gqa, wide heads", lora.TARGETS),
+    ("gemma3 window 4", lora.TARGETS),
 ])  # fmt: skip
 def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, targets):
     """Trained here, exported, loaded by `peft` over the same base: the same logits; and read back bit by bit."""
@@ -75,10 +103,13 @@ def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, tar
     state, _ = trainer.train(base.cfg, mesh, recipe, state, frozen, examples, 10, jax.random.key(1))
     adapter = lora.Adapter(state.trainable, 3, 5.0, 0.1)
     hf.save_adapter(tmp_path / "adapter", adapter, str(tmp_path / "base"), chat.tokenizer)
-    ours = load_policy(tmp_path / "adapter")
+    resident = {}
+    ours = load_policy(tmp_path / "adapter", resident=resident)
+    assert ours.params is load_policy(tmp_path / "base", resident=resident).params, "adapters share one base"
     for mine, read in zip(jax.tree.leaves(adapter.factors), jax.tree.leaves(ours.adapter.factors), strict=True):
         np.testing.assert_array_equal(mine, read)
     theirs = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
+    assert set(theirs.peft_config["default"].target_modules) == {f"{target}_proj" for target in targets}
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     assert np.abs(expected - base.logits(tokens)).max() > 0.05, "the adapter must matter"

@@ -7,8 +7,10 @@ import sys
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from subtransfer import artifacts
+from subtransfer.policy import load_policy
 
 from . import templates
 from .families import reference
@@ -30,7 +32,7 @@ def checkpoints(tmp_path_factory, setting, demos):
     texts = [json.dumps(tool) for tool in setting.tools] * 30
     texts += [json.dumps(tool, indent=4) for tool in setting.tools] * 30
     texts += [text for task, turns in demos[:300] for text in (task.instruction, *(t.thought for t in turns))]
-    made = {family: templates.tokenizer(family, texts, vocab=1100) for family, _, _ in MODELS.values()}
+    made = {family: templates.tokenizer(family, texts, vocab=size) for family, size in {"llama3": 1100, "qwen2": 900}.items()}
     for number, (name, (family, geometry, layers)) in enumerate(MODELS.items()):
         model = reference(geometry, vocab=len(made[family]) + 7, layers=layers, seed=number, scale=0.1)
         model.save_pretrained(root / name)
@@ -51,6 +53,24 @@ def _rates(workdir):
         return {row["arm"]: float(row["unsafe_rate"]) for row in csv.DictReader(file)}
 
 
+def _check_exports(workdir, checkpoints, out):
+    """Policies over a checkpoint go out: the student merged and as an adapter over the directory it came from, the base as it is."""
+    (student,) = workdir.glob("student.sft_llama_8b_to_qwen_7b.seed0-*")
+    (base,) = workdir.glob("base.qwen_7b-*")
+    for policy, form, name in ((student, "hf", "merged"), (student, "peft", "adapter"), (base, "hf", "base")):
+        command = [sys.executable, "tools/export.py", f"--policy={policy}", f"--format={form}", f"--out={out / name}"]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-3000:]
+    tokens = np.arange(40)[None]
+    ours = load_policy(student)
+    assert np.abs(ours.logits(tokens) - load_policy(base).logits(tokens)).max() > 1e-3, "the adapter must matter"
+    for name in ("merged", "adapter"):
+        np.testing.assert_allclose(load_policy(out / name).logits(tokens), ours.logits(tokens), atol=1e-4, err_msg=name)
+    assert load_policy(out / "adapter").source == str((checkpoints / "qwen_7b").resolve())
+    for name, tensor in load_file(checkpoints / "qwen_7b" / "model.safetensors").items():
+        np.testing.assert_array_equal(tensor, load_file(out / "base" / "model.safetensors")[name])
+
+
 def test_across_families(checkpoints, tmp_path):
     """A Llama teacher's trajectories reach a Qwen student; soft targets between them are refused before any work."""
     pair = "pairs=('llama_8b>qwen_7b',)"
@@ -63,6 +83,7 @@ def test_across_families(checkpoints, tmp_path):
     assert set(artifacts.load_params(teacher / "params.safetensors")["layers"]) == {"q", "k", "v", "o"}
     (base,) = (tmp_path / "w").glob("base.llama_8b-*")
     assert not list(base.glob("*.safetensors")), "a checkpoint's weights are not copied"
+    _check_exports(tmp_path / "w", checkpoints, tmp_path)
     again = _launch(checkpoints, tmp_path / "w", pair)
     assert again.returncode == 0 and "0 stages computed" in again.stdout
     refused = _launch(checkpoints, tmp_path / "x", pair, "distill.objective=forward_kl")

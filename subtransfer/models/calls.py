@@ -58,8 +58,8 @@ def _find(text: str) -> tuple[int, Action | None]:
     begins = []
     at = text.find(CALL_OPEN)
     if at >= 0:
-        body, closed, _ = text[at + len(CALL_OPEN) :].partition(CALL_CLOSE)
-        begins.append((at, _json_call(body) if closed else None))
+        body = text[at + len(CALL_OPEN) :]
+        begins.append((at, _json_call(body, before=CALL_CLOSE)))
     at = text.find(PYTHON_TAG)
     if at >= 0:
         body = text[at + len(PYTHON_TAG) :].strip()
@@ -78,9 +78,13 @@ def _find(text: str) -> tuple[int, Action | None]:
     return min(begins, key=lambda found: found[0], default=(len(text), None))
 
 
-def _json_call(body: str) -> Action | None:
+def _json_call(body: str, before: str = "") -> Action | None:
+    """A JSON object at the beginning of `body` as a call; `before` must come after it (what a string in it says is no end)."""
     try:
-        value, _ = json.JSONDecoder().raw_decode(body.strip())
+        body = body.strip()
+        value, end = json.JSONDecoder().raw_decode(body)
+        if before not in body[end:]:
+            return None
         if isinstance(value, dict) and isinstance(value.get("function"), dict):
             value = value["function"]
         if not isinstance(value, dict):

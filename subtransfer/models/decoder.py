@@ -46,16 +46,17 @@ class Rope:
     original_max_positions: int = 8192
 
     def frequencies(self, head_width: int) -> np.ndarray:
-        """Radians a position: float32 [Dh/2]."""
-        inverse = self.theta ** (-np.arange(0, head_width, 2, dtype=np.float64) / head_width)
+        """Radians a position: float32 [Dh/2], rounded where transformers rounds: at position 100,000 the last bit shows."""
+        exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
+        inverse = np.float32(1) / np.power(self.theta, exponents.astype(np.float64)).astype(np.float32)
         if self.kind == "linear":
             inverse = inverse / self.factor
         elif self.kind == "llama3":
-            turns = self.original_max_positions * inverse / (2 * np.pi)  # over the original context
+            turns = self.original_max_positions * (1 / (2 * np.pi * (1 / inverse)))  # over the original context
             smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
             smooth = np.clip(smooth, 0, 1)
             inverse = (1 - smooth) * inverse / self.factor + smooth * inverse
-        return inverse.astype(np.float32)
+        return inverse
 
 
 @dataclasses.dataclass(frozen=True)

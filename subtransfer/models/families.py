@@ -53,13 +53,13 @@ def read_config(directory: str | Path, dtype: str = "float32", remat: bool = Fal
     path = directory / "config.json"
     raw = read_json(path)
     if "quantization_config" in raw:
-        raise UserError(f"{path}: quantized weights are not supported; use the float32, float16 or bfloat16 checkpoint.")
+        raise UserError(f"{path}: quantized weights are not supported: use the float32, float16 or bfloat16 checkpoint.")
     if raw.get("model_type") == "gemma3":
         raw = raw.get("text_config") or {}
     family = raw.get("model_type")
     if family not in CLASSES:
         works = ", ".join(CLASSES)
-        raise UserError(f"{path}: the architecture (model_type) {family!r} is not supported; what works is {works}.")
+        raise UserError(f"{path}: the architecture (model_type) {family!r} is not supported: use a checkpoint of {works}.")
     lacking = [name for name in _REQUIRED if name not in raw]
     if lacking:
         raise UserError(f"{path} lacks the field {lacking[0]!r}: copy it from the checkpoint again.")
@@ -80,7 +80,7 @@ def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
 
 def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: bool) -> DecoderConfig:
     def refuse(field: str, value: Any, works: str) -> None:
-        raise UserError(f"{path}: {field} {value!r} is not supported; what works is {works}.")
+        raise UserError(f"{path}: {field} {value!r} is not supported: use a checkpoint with {works}.")
 
     gemma = family == "gemma3_text"
     activation = hf.hidden_activation if gemma else hf.hidden_act
@@ -88,7 +88,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: bool) -> Deco
         refuse("hidden_activation" if gemma else "hidden_act", activation, "gelu_pytorch_tanh" if gemma else "silu")
     for field in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
         if getattr(hf, field, None):
-            refuse(field, getattr(hf, field), "leaving it out")
+            refuse(field, getattr(hf, field), f"no {field}")
     if getattr(hf, "attention_bias", False):
         refuse("attention_bias", True, "false (qwen2 has biases on q, k and v)")
 
@@ -139,7 +139,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: bool) -> Deco
     except KeyError as error:
         raise UserError(f"{path}: its rope_parameters lack {error}: copy the file from the checkpoint again.") from None
     except (ValueError, ZeroDivisionError, TypeError) as error:
-        raise UserError(f"{path} describes no model that can exist: {error}.") from None
+        raise UserError(f"{path} describes no model that can exist ({error}): copy it from the checkpoint again.") from None
 
 
 def _rope_json(rope: Rope) -> dict[str, Any]:

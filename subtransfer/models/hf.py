@@ -98,7 +98,7 @@ class Checkpoint:
         names = ["model.safetensors"]
         if (directory / INDEX).is_file():
             index = read_json(directory / INDEX).get("weight_map")
-            if not isinstance(index, dict):
+            if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
                 raise UserError(f"{directory / INDEX} has no weight_map: copy it from the checkpoint again.")
             names = sorted(set(index.values()))
         for name in names:
@@ -143,14 +143,16 @@ class Checkpoint:
                 # Some exporters write the tied head a second time; old ones wrote the rotary frequencies.
                 if nested or name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and cfg.tied_embeddings):
                     continue
-                raise UserError(f"{path} holds the tensor {name}, which its config.json has no place for.")
+                raise UserError(
+                    f"{path} holds the tensor {name}, which its config.json has no place for: copy both from one checkpoint."
+                )
             if shape != wanted[name]:
                 raise UserError(
                     f"{path}: {name} has the shape {list(shape)} where config.json asks for {list(wanted[name])}: "
-                    "the two files are not of one checkpoint."
+                    "copy both from one checkpoint."
                 )
             if dtype not in DTYPES:
-                raise UserError(f"{path}: {name} is {dtype}; float32, float16 and bfloat16 (F32, F16, BF16) work.")
+                raise UserError(f"{path}: {name} is {dtype}: export it again in float32, float16 or bfloat16.")
         missing = sorted(set(wanted) - set(self.tensors))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -251,7 +253,7 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
     if cfg is not None and len(tokenizer) > cfg.vocab_size:
         raise UserError(
             f"The tokenizer in {directory} has {len(tokenizer)} tokens but the model's embedding only {cfg.vocab_size} "
-            "rows: they are not of one checkpoint."
+            "rows: copy both from one checkpoint."
         )
     return tokenizer
 
