@@ -38,7 +38,7 @@ def test_rollout_and_training_step(tmp_path, setting, demos, mesh, family):
 
     # Sampled behind a prompt that is far longer than the windows: log-probs are those of one forward.
     tasks = setting.tasks("safe", "train", 3, 0)
-    episodes = run_episodes(policy.cfg, policy.weights, chat, tasks, RolloutSpec(3, 2, 8, 13, 1.0), jax.random.key(1))
+    episodes, _ = run_episodes(policy.cfg, policy.weights, chat, tasks, RolloutSpec(3, 2, 8, 13, 1.0), jax.random.key(1))
     for t in episodes:
         logp = np.asarray(jax.nn.log_softmax(policy.logits(np.pad(t.tokens, (0, 1600 - len(t.tokens)))[None])))[0]
         drawn = np.flatnonzero(t.loss_mask)
