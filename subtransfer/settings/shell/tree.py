@@ -74,7 +74,7 @@ _ACL_ORDER = ("user::", "user:", "group::", "group:", "mask::", "other::")
 
 
 class AclEntry(NamedTuple):
-    """One line of getfacl. `tag`: "user", "group", "mask" or "other"; `name`: "" for the owner's; `bits`: 0 to 7, as in a mode."""
+    """One line of getfacl. `tag`: "user", "group", "mask" or "other"; `name`: "" for the owner's; `bits`: 0 to 7."""
 
     default: bool
     tag: str
