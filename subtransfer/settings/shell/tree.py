@@ -13,7 +13,8 @@
 
 Every field has a default. Users: the next free uid from 1000, a group of the same name and number, no further groups,
 /home/NAME, no sudo; root (uid 0, /root) exists always. Paths: "content" makes a file, "target" a symlink, neither a
-directory; root:root, 0644 for files and 0755 for directories, empty, 1700000000. Missing parents are made (root, 0755), and
+directory; root:root, 0644 for files and 0755 for directories, empty, 1700000000. An owner or group without a name is its
+number, as text. Missing parents are made (root, 0755), and
 so are /etc/passwd and /etc/group (of the users and groups), /home, the users' homes (their own), /root (0700), /tmp (1777),
 /usr/local and /var. Content is text; bytes that are not UTF-8 are lone surrogates, as in Python's "surrogateescape".
 
@@ -283,9 +284,7 @@ def _entry(path: str, value: Any, users: Mapping[str, Any], groups: Mapping[str,
     if kind == "file":
         entry["content"] = _text(value.get("content", ""), f"{where}.content")
     for field, names in (("owner", users), ("group", groups)):
-        entry[field] = value.get(field, "root")
-        if not isinstance(entry[field], str) or entry[field] not in names:
-            raise UserError(f"{where}.{field}: {entry[field]!r} is not one of the {field}s ({', '.join(names)}).")
+        entry[field] = _holder(value.get(field, "root"), f"{where}.{field}", names)
     if kind != "symlink":
         mode = _mode(value.get("mode", "0755" if kind == "directory" else "0644"), f"{where}.mode")
         acl = value.get("acl", [])
@@ -308,9 +307,9 @@ def _acl(
         entry = parse_acl(text) if isinstance(text, str) else None
         if entry is None:
             raise UserError(f"{where}.acl: {text!r} is not an entry such as 'user:NAME:rw-' or 'default:mask::r-x'.")
-        known = {"user": users, "group": groups}.get(entry.tag, {})
-        if entry.name and entry.name not in known:
-            raise UserError(f"{where}.acl: {text!r} names no known {entry.tag} ({', '.join(known)}).")
+        if entry.name:
+            known = users if entry.tag == "user" else groups
+            entry = entry._replace(name=_holder(entry.name, f"{where}.acl: {text}", known))
         if entry.default and kind != "directory":
             raise UserError(f"{where}.acl: {text!r} is a default entry, which only a directory can have.")
         if entry[:3] in found:
@@ -394,6 +393,16 @@ def _text(value: Any, where: str) -> str:
         return value.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     except UnicodeEncodeError as error:
         raise UserError(f"{where}: the character {value[error.start]!r} stands for no byte.") from error
+
+
+def _holder(value: Any, where: str, names: Mapping[str, Any]) -> str:
+    """A user's or group's name, or the number, as text, of one that has no name."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and int(value) <= MAX_ID:
+        numbers = {entry if isinstance(entry, int) else entry["uid"]: name for name, entry in names.items()}
+        return numbers.get(int(value), str(int(value)))
+    if not isinstance(value, str) or value not in names:
+        raise UserError(f"{where}: {value!r} is neither one of the names ({', '.join(names)}) nor a number as text.")
+    return value
 
 
 def _absolute(value: Any, where: str) -> None:

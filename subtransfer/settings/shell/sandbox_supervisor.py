@@ -1,0 +1,293 @@
+"""The sandbox's own process: enters the namespaces that bubblewrap made, builds worlds there and runs lines in them.
+
+Started outside by `sandbox.py` with the standard library only; reads requests from stdin and writes replies to stdout, each as
+four bytes of length and JSON. Everything after `enter` happens as the root of a user namespace that is nobody outside.
+
+A request may have `world` (a plan made by `sandbox_world.plan`: the world is built anew), `line` (a job for `sandbox_line.run`)
+and `dump` (the reply has all of the world that is not a program or a device).
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import json
+import os
+import select
+import signal
+import stat
+import struct
+import sys
+import time
+from typing import Any
+
+from . import sandbox_kernel as kernel
+from . import sandbox_line
+
+WORLD = sandbox_line.WORLD
+_ACL = {"access": "system.posix_acl_access", "default": "system.posix_acl_default"}
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_NOTES = {"wall": b"sandbox: time limit exceeded\n", "output": b"sandbox: output limit exceeded\n"}
+
+
+def enter(pid: int) -> None:
+    """Joins the namespaces of the process `pid` as their root, with nothing kept of what this process was before."""
+    namespaces = (
+        ("user", kernel.NEWUSER),
+        ("mnt", kernel.NEWNS),
+        ("net", kernel.NEWNET),
+        ("ipc", kernel.NEWIPC),
+        ("uts", kernel.NEWUTS),
+        ("cgroup", kernel.NEWCGROUP),
+        ("pid", kernel.NEWPID),
+    )
+    handles = [(os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), flag) for name, flag in namespaces]
+    for handle, flag in handles:
+        kernel.setns(handle, flag)
+        os.close(handle)
+        if flag == kernel.NEWUSER:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+    os.umask(0)
+    os.chdir("/")
+
+
+def prepare() -> None:
+    """What all worlds share: the devices and `sudo`, read-only."""
+    kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
+    for path in ("/devices", "/sudo"):
+        kernel.mount("none", path, "tmpfs", kernel.MS_NOSUID, "mode=0755,size=64k")
+    for name in _DEVICES:
+        os.close(os.open(f"/devices/{name}", os.O_CREAT, 0o666))
+        kernel.mount(f"/dev/{name}", f"/devices/{name}", flags=kernel.MS_BIND)
+    os.symlink("/proc/self/fd", "/devices/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"/devices/{name}")
+    with open("/sudo/sudo", "w") as file:
+        file.write(sandbox_line.SUDO)
+    os.chmod("/sudo/sudo", 0o755)
+    for path in ("/devices", "/sudo"):
+        kernel.mount("none", path, flags=kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+class Worlds:
+    """The one world that exists at a time, in a memory file system of bounded size."""
+
+    def __init__(self) -> None:
+        self.mounted = False
+        self.system: frozenset[str] = frozenset()
+
+    def build(self, plan: dict[str, Any]) -> None:
+        if self.mounted:
+            kernel.unmount(WORLD)
+            self.mounted = False
+        options = f"mode=0755,size={plan['size']},nr_inodes={plan['inodes']}"
+        kernel.mount("none", WORLD, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+        self.mounted = True
+        self.system = frozenset(plan["system"])
+        for path, kind, what in plan["make"]:
+            if kind == "directory":
+                os.makedirs(WORLD + path, exist_ok=True)
+            elif kind == "symlink":
+                os.symlink(os.fsencode(what), WORLD + path)
+            elif kind == "hardlink":
+                os.link(WORLD + what, WORLD + path, follow_symlinks=False)
+            else:
+                with open(WORLD + path, "wb") as file:
+                    file.write(os.fsencode(what))
+        for path, uid, gid, mode, acls in plan["own"]:
+            os.chown(WORLD + path, uid, gid, follow_symlinks=False)
+            if mode is not None:
+                os.chmod(WORLD + path, mode)
+            for kind, value in acls.items():
+                os.setxattr(WORLD + path, _ACL[kind], bytes.fromhex(value))
+        for path, mtime in plan["times"]:
+            os.utime(WORLD + path, (mtime, mtime), follow_symlinks=False)
+
+    def dump(self) -> list[dict[str, Any]]:
+        """Every path of the world, parents first; pipes and sockets are left out."""
+        entries: list[dict[str, Any]] = []
+        todo = ["/"]
+        while todo:
+            path = todo.pop()
+            real = os.fsencode(WORLD + path)
+            facts = os.lstat(real)
+            entry = {"path": path, "uid": facts.st_uid, "gid": facts.st_gid, "mode": stat.S_IMODE(facts.st_mode)}
+            entry |= {"mtime": int(facts.st_mtime), "inode": facts.st_ino}
+            if stat.S_ISDIR(facts.st_mode):
+                entry["type"] = "directory"
+                inside = (f"{path.rstrip('/')}/{os.fsdecode(name)}" for name in os.listdir(real))
+                todo.extend(child for child in inside if child not in self.system)
+            elif stat.S_ISREG(facts.st_mode):
+                entry["type"] = "file"
+                with open(real, "rb") as file:
+                    entry["content"] = file.read().decode("utf-8", "surrogateescape")
+            elif stat.S_ISLNK(facts.st_mode):
+                entry["type"] = "symlink"
+                entry["target"] = os.fsdecode(os.readlink(real))
+            else:
+                continue
+            if entry["type"] != "symlink":
+                entry["acls"] = {kind: value for kind, name in _ACL.items() if (value := _acl(real, name))}
+            entries.append(entry)
+        return entries
+
+
+def _acl(path: bytes, name: str) -> str:
+    try:
+        return os.getxattr(path, name).hex()
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return ""
+
+
+def run(job: dict[str, Any], state: str) -> dict[str, Any]:
+    """Runs one line until it ends or goes over its time or its output.
+
+    Args:
+      job: what `sandbox_line.run` takes.
+      state: shell text that sets the variables of the lines before.
+
+    Returns:
+      {"stdout", "stderr": text, "status": 0..255, "state": the same text for the next line, "" for as before}.
+    """
+    out, out_end = os.pipe()
+    err, err_end = os.pipe()
+    saved = None
+    if job["keep"]:
+        saved = os.memfd_create("state")
+        before = os.memfd_create("state")
+        os.write(before, os.fsencode(state))
+    child = kernel.fork_into(kernel.NEWNS | kernel.NEWPID)
+    if not child:
+        status = 126
+        try:
+            null = os.open("/dev/null", os.O_RDONLY)
+            for fd, number in ((null, 0), (out_end, 1), (err_end, 2)):
+                os.dup2(fd, number)
+            if job["keep"]:
+                os.dup2(before, sandbox_line.STATE_IN, inheritable=False)
+                os.dup2(saved, sandbox_line.STATE_OUT, inheritable=False)
+            os.closerange(3, sandbox_line.STATE_IN)
+            status = sandbox_line.run(job)
+        except OSError as error:
+            os.write(2, f"sandbox: {error}\n".encode())
+        finally:
+            os._exit(status)
+    os.close(out_end)
+    os.close(err_end)
+    texts, over = _collect({out: [], err: []}, job["limits"])
+    if over:
+        os.kill(child, signal.SIGKILL)  # the first process takes all others along
+    _, code = os.waitpid(child, 0)
+    status = {"wall": 124, "output": 137}.get(over) or os.waitstatus_to_exitcode(code) % 256
+    stderr = b"".join(texts[err]) + _NOTES.get(over, b"")
+    result = {"stdout": _text(b"".join(texts[out])), "stderr": _text(stderr), "status": status, "state": ""}
+    os.close(out)
+    os.close(err)
+    if saved is not None:
+        if not over:
+            result["state"] = os.pread(saved, 1 << 20, 0).decode("utf-8", "surrogateescape")
+        os.close(saved)
+        os.close(before)
+    return result
+
+
+def _collect(texts: dict[int, list[bytes]], limits: dict[str, Any]) -> tuple[dict[int, list[bytes]], str]:
+    """Reads the pipes to their ends, or to the limit that was gone over ("wall" or "output")."""
+    poll = select.poll()
+    for fd in texts:
+        poll.register(fd, select.POLLIN)
+    open_pipes, room = len(texts), limits["output"]
+    end = time.monotonic() + limits["wall"]
+    while open_pipes:
+        left = end - time.monotonic()
+        if left <= 0:
+            return texts, "wall"
+        for fd, _ in poll.poll(left * 1000):
+            data = os.read(fd, 65536)
+            texts[fd].append(data[:room])
+            if len(data) > room:
+                return texts, "output"
+            room -= len(data)
+            if not data:
+                poll.unregister(fd)
+                open_pipes -= 1
+    return texts, ""
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _read(stream: int) -> dict[str, Any] | None:
+    """The next request; None when the other side is gone."""
+    head = _exactly(stream, 4)
+    body = _exactly(stream, struct.unpack("!I", head)[0]) if head else b""
+    return json.loads(body) if body else None
+
+
+def _exactly(stream: int, count: int) -> bytes:
+    parts = []
+    while count:
+        part = os.read(stream, count)
+        if not part:
+            return b""
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _write(stream: int, reply: dict[str, Any]) -> None:
+    body = json.dumps(reply).encode()
+    data = struct.pack("!I", len(body)) + body
+    while data:
+        data = data[os.write(stream, data) :]
+
+
+def _private(fd: int, replacement: int) -> int:
+    """Moves a standard stream out of the way of the lines: its number then names the replacement."""
+    moved = os.dup(fd)  # not inheritable by programs
+    os.dup2(replacement, fd)
+    return moved
+
+
+def serve(requests: int, replies: int) -> None:
+    worlds = Worlds()
+    while (request := _read(requests)) is not None:
+        try:
+            reply: dict[str, Any] = {}
+            if "world" in request:
+                worlds.build(request["world"])
+            if "line" in request:
+                reply = run(request["line"], request.get("state", ""))
+            if request.get("dump"):
+                reply["dump"] = worlds.dump()
+        except OSError as error:
+            reply = {"error": str(error)}
+        _write(replies, reply)
+
+
+def main() -> None:
+    """`sandbox_supervisor PID`: serves requests in the namespaces of that process, until stdin ends."""
+    null = os.open(os.devnull, os.O_RDWR)
+    requests, replies = _private(0, null), _private(1, null)
+    try:
+        kernel.die_with_parent()
+        enter(int(sys.argv[-1]))
+        kernel.hide()
+        child = os.fork()  # the first that lives in the process namespace
+        if child:
+            os.closerange(3, 256)
+            os.waitpid(child, 0)
+            return
+        kernel.die_with_parent()
+        prepare()
+        gc.disable()  # so that forks share their memory
+        gc.freeze()
+        _write(replies, {"ready": True})
+        serve(requests, replies)
+    except OSError as error:
+        _write(replies, {"error": str(error)})
