@@ -31,6 +31,8 @@ _ASSERTIONS: dict[str, Callable[[int, int, bool], bool]] = {
     "word": lambda before, after, lines: (before == WORD) != (after == WORD),
     "nword": lambda before, after, lines: (before == WORD) == (after == WORD),
     "wstart": lambda before, after, lines: before != WORD and after == WORD,
+    "after_nonword": lambda before, after, lines: before != WORD,
+    "before_nonword": lambda before, after, lines: after != WORD,
     "wend": lambda before, after, lines: before == WORD and after != WORD,
 }
 

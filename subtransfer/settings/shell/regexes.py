@@ -9,7 +9,7 @@ run by `automaton.py` instead. The nodes are tuples:
     ("rep", node, low, high)   repetition; high None is no limit
     ("group", number, node)
     ("back", number)           back-reference
-    ("at", kind)               bol, eol, bos, eos, word, nword, wstart, wend
+    ("at", kind)               bol, eol, bos, eos, word, nword, wstart, wend, after_nonword, before_nonword
 """
 
 from __future__ import annotations
@@ -35,6 +35,8 @@ _AT = {
     "nword": r"\B",
     "wstart": r"\b(?=\w)",
     "wend": r"\b(?<=\w)",
+    "after_nonword": r"(?<!\w)",
+    "before_nonword": r"(?!\w)",
 }
 
 
@@ -72,7 +74,7 @@ def _mask(python: str, flags: int) -> int:
     return sum(1 << n for n, char in enumerate(_ASCII) if test(char))
 
 
-class _Analysis:
+class Analysis:
     """What must be known of a tree to trust Python with it."""
 
     def __init__(self, tree: tuple, flags: int):
@@ -237,7 +239,7 @@ class Regex:
         self._flags = flags
         self._tree = tree
         self._python = re.compile(_python(tree, bool(flags & re.MULTILINE)), flags | re.DOTALL)
-        self._analysis = analysis = _Analysis(tree, flags)
+        self._analysis = analysis = Analysis(tree, flags)
         self._automaton: Automaton | None = None
         cheap = analysis.degree == 0 and analysis.constant < 1000
         self.test: Callable = self._python.search if cheap else self._test
@@ -272,7 +274,9 @@ class Regex:
 
 
 @functools.lru_cache(1024)
-def compile_regex(pattern: str, syntax: str = "bre", dialect: str = "grep", ignore_case: bool = False, lines: bool = False) -> Regex:
+def compile_regex(
+    pattern: str, syntax: str = "bre", dialect: str = "grep", ignore_case: bool = False, lines: bool = False, whole: str = ""
+) -> Regex:
     """Compiles a pattern.
 
     Args:
@@ -281,23 +285,18 @@ def compile_regex(pattern: str, syntax: str = "bre", dialect: str = "grep", igno
       dialect: grep, sed (also bash's =~ and find) or awk: what odd patterns mean.
       ignore_case: as -i.
       lines: ^ and $ also match at newlines inside the text (sed's M).
+      whole: "word" as grep -w, "line" as grep -x.
 
     Raises:
       RegexError: with the message of the GNU library.
       Unsupported: for what is real but not simulated.
     """
     tree, groups = parse(pattern, syntax, dialect)
+    if whole:
+        sides = ("after_nonword", "before_nonword") if whole == "word" else ("bos", "eos")
+        tree = ("cat", [("at", sides[0]), tree, ("at", sides[1])])
     flags = (re.IGNORECASE if ignore_case else 0) | (re.MULTILINE if lines else 0)
     try:
         return Regex(tree, groups, flags)
     except (re.error, OverflowError, RecursionError) as error:
         raise Unsupported(f"regular expression {pattern[:40]!r}") from error
-
-
-def any_of(patterns: list[Regex]) -> Callable[[str], object]:
-    """A test that is true where one of the patterns matches."""
-    if len(patterns) == 1:
-        return patterns[0].test
-    return lambda text: any(p.test(text) for p in patterns)
-
-

@@ -116,6 +116,9 @@ def read(ctx: Context, name: str) -> str:
     return ctx.stdin if name == "-" else ctx.fs.read_text(ctx.path(name), ctx.who)
 
 
+_COMPLAINT = "{name}: {message}"
+
+
 class Inputs:
     """The input files of a command, one after the other; complains of those that cannot be read.
 
@@ -123,7 +126,7 @@ class Inputs:
       failed: whether one could not be read.
     """
 
-    def __init__(self, ctx: Context, names: list[str], missing: str = "{name}: {message}", directory: str = "{name}: {message}"):
+    def __init__(self, ctx: Context, names: list[str], missing: str = _COMPLAINT, directory: str = _COMPLAINT):
         self._ctx = ctx
         self._names = names or ["-"]
         self._missing = missing
@@ -151,6 +154,11 @@ def quote(name: str) -> str:
     if "'" in name and not set(name) & set('"$`\\\n\t'):
         return f'"{name}"'
     return "'" + name.replace("'", "'\\''") + "'"
+
+
+def quoted(text: str) -> str:
+    """An argument as coreutils quote it in messages where the locale is UTF-8."""
+    return f"‘{text}’"
 
 
 def lines_of(text: str, separator: str = "\n") -> list[str]:
