@@ -26,18 +26,19 @@ import contextlib
 import dataclasses
 import json
 import os
+import re
 import selectors
 import shutil
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from subtransfer.errors import UserError
-from subtransfer.settings.shell import sandbox_kernel, sandbox_users, sandbox_world
+from subtransfer.settings.shell import sandbox_kernel, sandbox_line, sandbox_users, sandbox_world
 from subtransfer.settings.shell import tree as trees
 from subtransfer.settings.shell.result import Result
 
@@ -46,9 +47,17 @@ _SLACK = 10.0  # seconds beyond a line's own limit after which a silent supervis
 _SETTINGS = Path(__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from shell import sandbox_supervisor; sandbox_supervisor.main()"
 
-# What a session's shell does before a line, after the variables of the lines before, and when it ends.
-_PRELUDE = "unset BASH_ENV\nexec {input}<&-\ntrap '{{ declare -p; declare -f; alias -p; shopt -p; set +o; umask -p; "
-_PRELUDE += 'printf "cd -- %q\\n" "$PWD"; }} >&{output} 2>/dev/null\' EXIT\n'
+# What a session's shell does before a line (then come the variables of the lines before), and when it ends.
+_PRELUDE = f"""unset BASH_ENV
+trap '{{ status=$?; declare -p; declare -f; alias -p; shopt -p; set +o; umask -p; printf "cd -- %q\\n" "$PWD"
+echo "(exit $status)"; }} >&{sandbox_line.STATE_OUT} 2>/dev/null' EXIT
+exec {sandbox_line.STATE_IN}<&-
+"""
+# Variables that are bash's own; setting some of them ends a script.
+_OF_BASH = re.compile(
+    r"declare -\S+ (BASH\w*|COMP_WORDBREAKS|DIRSTACK|EPOCH\w+|E?UID|FUNCNAME|GROUPS|HISTCMD|LINENO|PIPESTATUS|PPID"
+    r"|S?RANDOM|SECONDS|SHELLOPTS|_|status)(=|$)"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +108,8 @@ class Sandbox:
         namespace, identity = self._stack.enter_context(sandbox_users.namespace())
         holder = self._stack.enter_context(_bubblewrap(namespace, identity))
         boot = [sys.executable, "-I", "-S", "-c", _BOOT, str(_SETTINGS), str(holder)]
-        self.process = subprocess.Popen(boot, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={}, cwd="/")
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+        self.process = subprocess.Popen(boot, env={}, cwd="/", **pipes)
         self._stack.callback(_end, self.process)
         if "ready" not in (reply := self._receive(_START)):
             raise UserError(f"The sandbox cannot be set up on this machine ({reply.get('error', 'no answer')}).")
@@ -165,7 +175,7 @@ class SandboxSession:
         self,
         tree: Mapping[str, Any],
         *,
-        limits: SandboxLimits = SandboxLimits(),  # noqa: B008: immutable
+        limits: SandboxLimits = SandboxLimits(),  # noqa: B008 (immutable)
         sandbox: Sandbox | None = None,
         keep: bool = True,
     ):
@@ -175,8 +185,7 @@ class SandboxSession:
         self._own = sandbox is None
         self._sandbox = sandbox or Sandbox()
         self._keep = keep
-        self._state = _PRELUDE.format(input=200, output=201)
-        self._variables = ""
+        self._state = ""
         user = self._tree["users"][self._tree["user"]]
         self._accounts = sandbox_world.accounts(self._tree)
         mine = next(a for a in self._accounts if a["uid"] == user["uid"])
@@ -204,16 +213,16 @@ class SandboxSession:
         """
         if "\0" in line or len(line.encode("utf-8", "surrogateescape")) > 100_000:
             return Result("", "bash: the line is too long or has a zero byte\n", 2)
-        return self._result(self._request({"line": self._job | {"line": line}, "state": self._variables + self._state}))
+        return self._result(self._request({"line": self._job | {"line": line}, "state": _PRELUDE + self._state}))
 
     def run_once(self, line: str) -> tuple[Result, dict[str, Any]]:
         """Runs a script and returns the tree with its result, in one exchange."""
-        reply = self._request({"line": self._job | {"line": line}, "state": self._variables + self._state, "dump": True})
+        reply = self._request({"line": self._job | {"line": line}, "state": _PRELUDE + self._state, "dump": True})
         return self._result(reply), sandbox_world.read(self._tree, reply["dump"])
 
     def _result(self, reply: Mapping[str, Any]) -> Result:
         if reply["state"]:
-            self._variables = _restore(reply["state"])
+            self._state = _restore(reply["state"])
         return Result(reply["stdout"], reply["stderr"], reply["status"])
 
     def tree(self) -> dict[str, Any]:
@@ -248,7 +257,12 @@ class Pool:
             else:
                 self._warm.append(sandbox)
 
-    def run(self, tree: Mapping[str, Any], line: str, limits: SandboxLimits = SandboxLimits()) -> tuple[Result, dict[str, Any]]:  # noqa: B008
+    def run(
+        self,
+        tree: Mapping[str, Any],
+        line: str,
+        limits: SandboxLimits = SandboxLimits(),  # noqa: B008 (immutable)
+    ) -> tuple[Result, dict[str, Any]]:
         """One line in a fresh copy of the tree: its result and the tree afterwards."""
         with self.take() as sandbox:
             return SandboxSession(tree, limits=limits, sandbox=sandbox, keep=False).run_once(line)
@@ -277,17 +291,17 @@ def unavailable() -> str | None:
 
 
 def _restore(state: str) -> str:
-    """Shell text that sets what an earlier shell ended with; what bash keeps for itself refuses quietly."""
-    lines = state.splitlines(keepends=True)
-    options = [line for line in lines if line.startswith(("set ", "shopt ", "umask ", "cd "))]
-    return "{\n" + "".join(line for line in lines if line not in options) + "".join(options) + "} 2>/dev/null\n"
+    """Shell text that sets what an earlier shell ended with: variables and functions, then options, directory and status."""
+    lines = [line for line in state.splitlines(keepends=True) if not _OF_BASH.match(line)]
+    late = [line for line in lines if line.startswith(("set ", "shopt ", "umask ", "cd ", "(exit "))]
+    return "".join(line for line in lines if line not in late) + "".join(late)
 
 
 @contextlib.contextmanager
 def _bubblewrap(namespace: int, identity: Mapping[str, Any]) -> Iterator[int]:
     """A process that holds the namespaces; gives its number."""
     information, information_end = os.pipe()
-    command: list[str] = ["bwrap", "--userns", str(namespace), "--info-fd", str(information_end), "--die-with-parent", "--new-session"]
+    command = ["bwrap", "--userns", str(namespace), "--info-fd", str(information_end), "--die-with-parent", "--new-session"]
     command += [f"--unshare-{what}" for what in ("pid", "net", "ipc", "uts", "cgroup")]
     for path in ("/usr", "/etc/alternatives"):
         if os.path.isdir(path):
@@ -299,9 +313,9 @@ def _bubblewrap(namespace: int, identity: Mapping[str, Any]) -> Iterator[int]:
     for path in ("/world", "/devices", "/sudo"):
         command += ["--dir", path]
     process = subprocess.Popen(
-        [*command, "/usr/bin/cat"],
+        [*command, "/usr/bin/bash", "-c", "echo ready; read -r end"],
         stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=(namespace, information_end),
         cwd="/",
@@ -312,9 +326,9 @@ def _bubblewrap(namespace: int, identity: Mapping[str, Any]) -> Iterator[int]:
     try:
         with os.fdopen(information) as stream:
             text = stream.read()
-        if not text:
+        if process.stdout.readline() != b"ready\n":
             complaint = process.stderr.read().decode(errors="replace").strip() or "it ended silently"
-            raise UserError(f"The sandbox needs user namespaces, which this machine does not allow to bubblewrap ({complaint}).")
+            raise UserError(f"The sandbox needs namespaces that this machine does not allow to bubblewrap ({complaint}).")
         yield json.loads(text)["child-pid"]
     finally:
         _end(process)

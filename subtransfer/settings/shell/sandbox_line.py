@@ -6,6 +6,7 @@ sudo needs; the shell and all that it starts has none. Both see the world's file
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import select
@@ -53,7 +54,7 @@ def _mounts() -> None:
 
 
 def _become(uid: int, gid: int, groups: list[int], capabilities: tuple[int, ...]) -> None:
-    """The last steps before a program of the line: its user, its capabilities, its filter, and signals as they are by default."""
+    """The last steps before a program of the line: its user, its capabilities, its filter, and signals as by default."""
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     kernel.bound(capabilities)
@@ -76,6 +77,7 @@ class _Line:
         self.sudo.bind(("127.0.0.1", SUDO_PORT))
         self.sudo.listen(64)
         self.callers: dict[int, socket.socket] = {}  # pid of a command under sudo -> who waits for its status
+        self.status: int | None = None  # of the shell, when it has ended
         self.shell = os.fork()
         if not self.shell:
             self._shell()
@@ -123,35 +125,37 @@ class _Line:
         poll = select.poll()
         poll.register(self.wake, select.POLLIN)
         poll.register(self.sudo, select.POLLIN)
-        status, end = None, None
+        end = None
         while True:
             ready = {fd for fd, _ in poll.poll(_WATCH * 1000)}
             if self.sudo.fileno() in ready:
                 self._serve()
             if self.wake in ready:
                 os.read(self.wake, 4096)
-                alone = False
-                while not alone:
-                    try:
-                        pid, code = os.waitpid(-1, os.WNOHANG)
-                    except ChildProcessError:
-                        alone = True
-                        break
-                    if not pid:
-                        break
-                    if pid == self.shell:
-                        status = os.waitstatus_to_exitcode(code)
-                        end = time.monotonic() + _GRACE
-                    elif pid in self.callers:
-                        self._answer(self.callers.pop(pid), os.waitstatus_to_exitcode(code))
-                if alone and status is not None:
+                if self._reap():
                     break
-            if status is not None and time.monotonic() > end:
-                break
-            if not ready and _memory() > self.job["limits"]["memory_together"]:
+            if self.status is not None:
+                end = end or time.monotonic() + _GRACE
+                if time.monotonic() > end:
+                    break
+            elif not ready and _memory() > self.job["limits"]["memory_together"]:
                 os.write(2, b"sandbox: memory limit exceeded\n")
                 return 137
-        return status if status >= 0 else 128 - status
+        return self.status if self.status >= 0 else 128 - self.status
+
+    def _reap(self) -> bool:
+        """Takes the ends of processes; whether none is left."""
+        while True:
+            try:
+                pid, code = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return True
+            if not pid:
+                return False
+            if pid == self.shell:
+                self.status = os.waitstatus_to_exitcode(code)
+            elif pid in self.callers:
+                self._answer(self.callers.pop(pid), os.waitstatus_to_exitcode(code))
 
     # -- sudo --------------------------------------------------------------------------------------------------------
 
@@ -169,10 +173,8 @@ class _Line:
 
     @staticmethod
     def _answer(caller: socket.socket, status: int) -> None:
-        try:
-            caller.sendall(b"%d\n" % (status if status >= 0 else 128 - status))
-        except OSError:
-            pass  # it was killed meanwhile
+        with contextlib.suppress(OSError):  # it may have been killed meanwhile
+            caller.sendall(b"%d\n" % (status if status >= 0 else 128 - status), socket.MSG_NOSIGNAL)
         caller.close()
 
     def _command(self, pid: int) -> None:

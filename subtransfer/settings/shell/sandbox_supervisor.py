@@ -275,8 +275,8 @@ def main() -> None:
     null = os.open(os.devnull, os.O_RDWR)
     requests, replies = _private(0, null), _private(1, null)
     try:
-        kernel.die_with_parent()
         enter(int(sys.argv[-1]))
+        kernel.die_with_parent()
         kernel.hide()
         child = os.fork()  # the first that lives in the process namespace
         if child:
