@@ -276,9 +276,11 @@ class Script:
       error: bash's message(s) without the "bash: " in front, or "".
       warnings: messages that do not stop it (a here-document without end).
       unsupported: constructs that are not simulated; the script must not be run then.
+      bashisms: what only bash reads this way, for when it is run by sh.
     """
 
     body: List
     error: str = ""
     warnings: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()
+    bashisms: tuple[str, ...] = ()

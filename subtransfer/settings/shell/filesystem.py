@@ -6,112 +6,13 @@ touches the machine's own files.
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Literal
-
 from subtransfer.settings.shell.acl import Acl, inherit
+from subtransfer.settings.shell.inodes import FsError, Inode, Kind, Stat, allows, size_of
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Unsupported
+from subtransfer.settings.shell.tree import EPOCH, is_system
 from subtransfer.settings.shell.users import ROOT, Credentials
 
-Kind = Literal["file", "directory", "symlink", "device"]
-
-START = 1_700_000_000  # seconds since the epoch at which every world begins
-
-MESSAGES = {
-    "EACCES": "Permission denied",
-    "EEXIST": "File exists",
-    "EINVAL": "Invalid argument",
-    "EISDIR": "Is a directory",
-    "ELOOP": "Too many levels of symbolic links",
-    "ENAMETOOLONG": "File name too long",
-    "ENOENT": "No such file or directory",
-    "ENOSPC": "No space left on device",
-    "ENOTDIR": "Not a directory",
-    "ENOTEMPTY": "Directory not empty",
-    "ENXIO": "No such device or address",
-    "EBUSY": "Device or resource busy",
-    "EPERM": "Operation not permitted",
-}
-
-# Places and names that a real machine has and a tree leaves out: not finding them here says nothing.
-SYSTEM = frozenset("bin sbin usr lib lib32 lib64 proc sys dev boot run".split())
-SYSTEM_FILES = frozenset(
-    "shadow gshadow hosts hostname os-release fstab mtab resolv.conf sudoers sudoers.d profile profile.d bash.bashrc shells"
-    " environment login.defs nsswitch.conf ssh pam.d apt cron.d crontab cron.daily init.d systemd skel issue motd".split()
-)
-
-
-class FsError(Exception):
-    """A refused operation: `code` such as "EACCES", `message` as strerror gives it."""
-
-    def __init__(self, code: str, message: str = ""):
-        self.code = code
-        self.message = message or MESSAGES[code]
-        super().__init__(self.message)
-
-
-class Inode:
-    """A file, directory, symlink or device. `mode` has the 12 permission bits; `content` of a symlink is its target."""
-
-    __slots__ = ("kind", "mode", "uid", "gid", "content", "entries", "nlink", "mtime", "ctime", "ino", "acl", "default", "parent", "name")
-
-    def __init__(self, kind: Kind, mode: int, uid: int, gid: int, content: str, mtime: int, ino: int):
-        self.kind = kind
-        self.mode = mode
-        self.uid = uid
-        self.gid = gid
-        self.content = content
-        self.entries: dict[str, Inode] | None = {} if kind == "directory" else None
-        self.nlink = 2 if kind == "directory" else 1
-        self.mtime = self.ctime = mtime
-        self.ino = ino
-        self.acl: Acl | None = None
-        self.default: Acl | None = None
-        self.parent: Inode = self  # directories only
-        self.name = ""  # directories only
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Stat:
-    """What stat(2) tells: `type` as Inode.kind, `mode` the 12 permission bits, `size` in bytes, `acl` whether there is an ACL."""
-
-    type: Kind
-    mode: int
-    uid: int
-    gid: int
-    size: int
-    nlink: int
-    mtime: int
-    ctime: int
-    inode: int
-    acl: bool
-
-
-def size_of(text: str) -> int:
-    """Bytes of a text with surrogates for bytes that are not UTF-8."""
-    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogateescape"))
-
-
-def allows(node: Inode, bits: int, who: Credentials) -> bool:
-    """Whether the permission bits (4 read, 2 write, 1 execute or search) are granted, as the kernel decides it."""
-    mode = node.mode
-    if who.uid == 0:
-        return node.entries is not None or not bits & 1 or bool(mode & 0o111)
-    if who.uid == node.uid:
-        return mode >> 6 & bits == bits
-    acl = node.acl
-    if acl is None:
-        return (mode >> 3 if node.gid in who.groups else mode) & bits == bits
-    mask = mode >> 3 & 7
-    for uid, granted in acl.users:
-        if uid == who.uid:
-            return granted & mask & bits == bits
-    matched = [granted for gid, granted in acl.groups if gid in who.groups]
-    if node.gid in who.groups:
-        matched.append(acl.group)
-    if matched:
-        return any(granted & mask & bits == bits for granted in matched)
-    return mode & bits == bits
+__all__ = ["FileSystem", "FsError", "Inode", "Kind", "Stat", "allows", "size_of"]
 
 
 class FileSystem:
@@ -119,9 +20,13 @@ class FileSystem:
 
     def __init__(self, limits: Limits | None = None):
         self.limits = limits or Limits()
-        self.clock = START
+        self.clock = EPOCH
         self._count = 1
-        self.root = Inode("directory", 0o755, 0, 0, "", START, 2)
+        self.root = Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
+
+    def set_count(self, count: int) -> None:
+        """Starts counting inodes from `count`, after a tree has been built."""
+        self._count = count
 
     # -- looking up --------------------------------------------------------------------------------------------------
 
@@ -179,9 +84,9 @@ class FileSystem:
 
     def _missing(self, directory: Inode, name: str) -> None:
         """Raises for a name that is not there: ENOENT, or Unsupported where a real machine may well have it."""
-        parts = self.path_of(directory).split("/")
-        if parts[1] in SYSTEM or (parts[1] == "" and name in SYSTEM) or (parts[1:] == ["etc"] and name in SYSTEM_FILES):
-            raise Unsupported("path " + "/".join(["" if parts[1] == "" else "/".join(parts), name]))
+        path = f"{self.path_of(directory).rstrip('/')}/{name}"
+        if is_system(path):
+            raise Unsupported("path " + path)
         raise FsError("ENOENT")
 
     def node(self, path: str, who: Credentials, follow: bool = True) -> Inode:
@@ -249,8 +154,8 @@ class FileSystem:
             raise FsError("ENOTDIR")
         if not allows(node, 4, who):
             raise FsError("EACCES")
-        if self.path_of(node).split("/")[1] in SYSTEM:
-            raise Unsupported("listing " + self.path_of(node))
+        if is_system(path := self.path_of(node)):
+            raise Unsupported("listing " + path)
         return sorted(node.entries)
 
     def readlink(self, path: str, who: Credentials) -> str:
@@ -294,11 +199,9 @@ class FileSystem:
 
     def write_text(self, path: str, text: str, who: Credentials, append: bool = False, mode: int = 0o666) -> None:
         node = self.open_write(path, who, append, mode)
-        self.write_node(node, text, None if append else 0)
-        if text:
-            self._touched(node, who)
+        self.write_node(node, text, None if append else 0, who)
 
-    def write_node(self, node: Inode, text: str, at: int | None) -> int:
+    def write_node(self, node: Inode, text: str, at: int | None, who: Credentials = ROOT) -> int:
         """Writes at an offset (characters; None: at the end) of an open file and returns the offset behind it."""
         if node.kind == "device" or not text:
             return at or 0
@@ -317,7 +220,7 @@ class FileSystem:
         if len(node.content) > self.limits.file:
             node.content = old
             raise LimitExceeded("file size", 137)
-        node.mtime = node.ctime = self.clock
+        self._touched(node, who)
         return len(node.content) if at is None else at + len(text)
 
     def _touched(self, node: Inode, who: Credentials) -> None:
@@ -334,6 +237,8 @@ class FileSystem:
             raise FsError("ENOTDIR")
         if not allows(parent, 3, who):
             raise FsError("EACCES")
+        if is_system(place := self.path_of(parent)):
+            raise Unsupported("changing " + place)
         self._count += 1
         if self._count > self.limits.files:
             raise LimitExceeded("file count", 137)
@@ -480,6 +385,19 @@ class FileSystem:
         parent.nlink -= node.entries is not None
         self.attach(to_parent, to_name, node)
         node.ctime = parent.mtime = parent.ctime = to_parent.mtime = to_parent.ctime = self.clock
+
+    # -- pipes by name -----------------------------------------------------------------------------------------------
+
+    def open_pipe(self, text: str, who: Credentials) -> tuple[str, Inode]:
+        """A nameless file under /dev/fd, and its path, until `close_pipe`."""
+        directory = self.root.entries["dev"].entries["fd"]  # type: ignore[index]
+        name = str(63 - len(directory.entries))  # type: ignore[arg-type]
+        node = Inode("file", 0o600, who.uid, who.gid, text, self.clock, 0)
+        self.attach(directory, name, node)
+        return "/dev/fd/" + name, node
+
+    def close_pipe(self, path: str) -> None:
+        self.root.entries["dev"].entries["fd"].entries.pop(path.rpartition("/")[2], None)  # type: ignore[index]
 
     # -- attributes --------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from subtransfer.settings.shell import ast
 from subtransfer.settings.shell.result import Unsupported
 
 PLAIN = re.compile(r"[\w./,:=+@%^\-~\]*?\[{}!#\x80-\U0010ffff]+")
-SAFE = re.compile(r"[\w./,:=+@%^#!{}\]\-\x80-\U0010ffff]*\Z|\[\Z")  # nothing here is ever expanded
+SAFE = re.compile(r"[\w./,:=+@%^#!}\]\-\x80-\U0010ffff]*\Z|\[\Z")  # nothing here is ever expanded
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ASSIGN = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
 DIGITS = re.compile(r"[0-9]+")

@@ -34,7 +34,7 @@ class Limits:
       output: characters written to pipes, stdout and stderr together.
       file: bytes of one file.
       files: inodes of the whole file system.
-      depth: nesting of functions, substitutions and subshells.
+      depth: nesting of lists, functions, substitutions and subshells.
       words: words that one expansion may give, and characters (x 256) that one word or value may have.
       line: characters of the line itself.
     """
@@ -43,7 +43,7 @@ class Limits:
     output: int = 1_000_000
     file: int = 1_000_000
     files: int = 20_000
-    depth: int = 40
+    depth: int = 70
     words: int = 20_000
     line: int = 50_000
 
@@ -67,8 +67,12 @@ class Meter:
 
     def __init__(self, limits: Limits):
         self.limits = limits
-        self.steps = limits.steps
-        self.output = limits.output
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts a new line."""
+        self.steps = self.limits.steps
+        self.output = self.limits.output
 
     def tick(self, n: int = 1) -> None:
         self.steps -= n

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Protocol
 
 from subtransfer.settings.shell.filesystem import FileSystem, FsError, Inode
-from subtransfer.settings.shell.result import Meter
+from subtransfer.settings.shell.result import LimitExceeded, Meter
+from subtransfer.settings.shell.users import Credentials
 
 
 class Source(Protocol):
@@ -81,19 +82,36 @@ class TextSink:
         return "".join(self.parts)
 
 
+class PipeSink(TextSink):
+    """A pipe between commands: bounded by itself, not counted as output of the line."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, limit: int):
+        self.parts: list[str] = []
+        self.left = limit
+
+    def write(self, text: str) -> None:
+        self.left -= len(text)
+        if self.left < 0:
+            raise LimitExceeded("output", 137)
+        self.parts.append(text)
+
+
 class FileSink:
     """A file opened for writing; `append` moves to the end before each write, as O_APPEND does."""
 
-    __slots__ = ("fs", "node", "append", "at")
+    __slots__ = ("fs", "node", "append", "at", "who")
 
-    def __init__(self, fs: FileSystem, node: Inode, append: bool):
+    def __init__(self, fs: FileSystem, node: Inode, append: bool, who: Credentials):
         self.fs = fs
         self.node = node
         self.append = append
         self.at = 0
+        self.who = who
 
     def write(self, text: str) -> None:
-        self.at = self.fs.write_node(self.node, text, None if self.append else self.at)
+        self.at = self.fs.write_node(self.node, text, None if self.append else self.at, self.who)
 
 
 class NullSink:
@@ -105,11 +123,11 @@ class NullSink:
         pass
 
 
-class FullSink:
-    """/dev/full, or an input used as output: every write fails."""
+class BadSink:
+    """A closed output."""
 
     __slots__ = ()
 
     def write(self, text: str) -> None:
         if text:
-            raise FsError("ENOSPC", "No space left on device")
+            raise FsError("EBADF", "Bad file descriptor")

@@ -1,0 +1,534 @@
+"""Running syntax: lists, pipelines, compound commands, functions, and the state of one shell process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from subtransfer.settings.shell import ast, pattern
+from subtransfer.settings.shell.commands import Context
+from subtransfer.settings.shell.conditions import holds
+from subtransfer.settings.shell.expand import Expander
+from subtransfer.settings.shell.filesystem import FileSystem, FsError
+from subtransfer.settings.shell.launch import Launcher
+from subtransfer.settings.shell.parameters import trace_word
+from subtransfer.settings.shell.redirect import Files, apply_redirects
+from subtransfer.settings.shell.result import LimitExceeded, Meter, Unsupported
+from subtransfer.settings.shell.streams import PipeSink, TextSink, TextSource
+from subtransfer.settings.shell.users import Credentials, Users
+from subtransfer.settings.shell.variables import Scope, ShellError
+
+
+class Leave(Exception):
+    """Control flow out of commands."""
+
+
+class LoopJump(Leave):
+    """break and continue: `levels` loops, and whether the last of them goes on."""
+
+    def __init__(self, levels: int, again: bool):
+        self.levels = levels
+        self.again = again
+
+
+class Return(Leave):
+    def __init__(self, status: int):
+        self.status = status
+
+
+class Exit(Leave):
+    def __init__(self, status: int):
+        self.status = status
+
+
+class World:
+    """What all shells of a session share.
+
+    Attributes:
+      missing: what was needed and is not simulated, in order.
+      pid: the last process number given away.
+    """
+
+    def __init__(self, fs: FileSystem, users: Users, meter: Meter):
+        self.fs = fs
+        self.users = users
+        self.meter = meter
+        self.missing: list[str] = []
+        self.pid = 4200
+
+
+class Shell(Launcher):
+    """One shell process: variables, functions, options, working directory, credentials, open files.
+
+    Args:
+      world: what it shares.
+      who, cwd, env: as the process was started.
+      files: open files by number; a missing 0 means no input.
+      arg0, positional: $0 and $1...
+      name: what error messages begin with.
+    """
+
+    def __init__(
+        self, world: World, who: Credentials, cwd: str, env: Mapping[str, str], files: Files, arg0: str = "bash",
+        positional: list[str] | None = None, name: str = "bash",
+    ):  # fmt: skip
+        self.world = world
+        self.fs = world.fs
+        self.users = world.users
+        self.meter = world.meter
+        self.limits = world.meter.limits
+        self.who = who
+        self.cwd = cwd
+        self.scope = Scope(env)
+        self.scope.names.pop("OLDPWD", None) if not env.get("OLDPWD") else None
+        self.scope.computed = {"RANDOM": self._random, "SECONDS": lambda: "0", "LINENO": lambda: str(self.line),
+                               "EPOCHSECONDS": lambda: str(self.fs.clock), "BASHPID": lambda: str(self.pid),
+                               "UID": lambda: str(self.who.uid), "EUID": lambda: str(self.who.uid), "PPID": lambda: "4199",
+                               "BASH_VERSION": lambda: "5.2.15(1)-release", "BASH": lambda: "/usr/bin/bash",
+                               "HOSTNAME": lambda: "localhost", "OSTYPE": lambda: "linux-gnu", "HOSTTYPE": lambda: "x86_64",
+                               "MACHTYPE": lambda: "x86_64-pc-linux-gnu", "BASH_SUBSHELL": lambda: str(self.level),
+                               "OPTIND": lambda: "1", "PS4": lambda: "+ ", "BASH_COMMAND": lambda: ""}  # fmt: skip
+        self.scope.set("IFS", " \t\n")
+        self.files = files
+        self.arg0 = arg0
+        self.positional = positional or []
+        self.name = name
+        self.functions: dict[str, ast.Command] = {}
+        self.aliases: dict[str, str] = {}
+        self.options: set[str] = set()
+        self.traps: dict[str, str] = {}
+        self.pipestatus = [0]
+        self.calls: list[str] = []
+        self.status = 0
+        self.substituted: int | None = None  # status of the last command substitution of the running command
+        self.line = 1
+        self.level = 0
+        self.depth = 0
+        self.guard = 0  # above 0, failures do not end the shell under set -e
+        self.loops = 0
+        self.pid = world.pid
+        self.background: dict[int, int] = {}
+        self.posix = False  # runs as sh
+        self.in_function = 0
+        self.sourced = 0
+        self.expander = Expander(self)
+        self.substitutions: list[tuple[str, ast.List | None, object]] = []
+        self.pending_arrays: dict[str, ast.Assignment] = {}
+        self._seed = 1
+
+    def fork(self) -> Shell:
+        """A subshell: what it changes, other than files, is its own."""
+        copy = Shell.__new__(Shell)
+        copy.__dict__.update(self.__dict__)
+        copy.scope = self.scope.fork()
+        copy.functions = self.functions.copy()
+        copy.aliases = self.aliases.copy()
+        copy.options = self.options.copy()
+        copy.traps = {}
+        copy.calls = self.calls.copy()
+        copy.positional = self.positional
+        copy.files = self.files.copy()
+        copy.background = {}
+        copy.substitutions = []
+        copy.pending_arrays = {}
+        copy.level = self.level + 1
+        copy.expander = Expander(copy)
+        return copy
+
+    def _random(self) -> str:
+        self._seed = (self._seed * 16807) % 2147483647
+        return str(self._seed & 32767)
+
+    def special(self, name: str) -> str | None:
+        """$#, $?, $$, $! and $-."""
+        if name == "?":
+            return str(self.status)
+        if name == "#":
+            return str(len(self.positional))
+        if name == "$":
+            return str(self.pid)
+        if name == "!":
+            return str(max(self.background)) if self.background else None
+        return "".join(sorted(o for o in "aefhbmnuvxBC" if o in self.options)) + "hBc"
+
+    def own_home(self) -> str:
+        user = self.users.user(self.who.uid)
+        return user.home if user else "/"
+
+    def absolute(self, path: str) -> str:
+        return path if path.startswith("/") else f"{self.cwd}/{path}" if path else ""
+
+    # -- messages ----------------------------------------------------------------------------------------------------
+
+    def complain(self, message: str) -> None:
+        """Writes "bash: line N: MESSAGE" to stderr."""
+        self.files[2].write(f"{self.name}: line {self.line}: {message}\n")
+
+    def lacks(self, what: str, status: int = 2, message: str = "") -> int:
+        """Records something unsupported, says so, and returns the status."""
+        self.world.missing.append(what)
+        try:
+            self.complain(message or f"{what}: not supported")
+        except FsError:
+            pass
+        return status
+
+    # -- lists and pipelines -----------------------------------------------------------------------------------------
+
+    def run_script(self, script: ast.Script) -> int:
+        """Runs a whole text in this shell."""
+        if script.unsupported:
+            return self.lacks(script.unsupported[0])
+        if self.posix and script.bashisms:
+            return self.lacks(f"{script.bashisms[0]} in sh")
+        for warning in script.warnings:
+            self.files[2].write(f"{self.name}: {warning}\n")
+        self.run_list(script.body)
+        if script.error:
+            self.files[2].write(f"{self.name}: {script.error}\n")
+            self.status = 2
+        return self.status
+
+    def run_list(self, body: ast.List) -> int:
+        self.depth += 1
+        if self.depth > self.limits.depth:
+            raise LimitExceeded("recursion")
+        for item in body.items:
+            self.run_and_or(item)
+        self.depth -= 1
+        return self.status
+
+    def run_and_or(self, item: ast.AndOr) -> int:
+        if item.background:
+            return self.run_background(item)
+        if not item.rest:
+            return self.run_pipeline(item.first, True)
+        self.guard += 1
+        self.run_pipeline(item.first, False)
+        last = len(item.rest) - 1
+        for i, (operator, pipeline) in enumerate(item.rest):
+            if i == last:
+                self.guard -= 1
+            if (self.status == 0) == (operator == "&&"):
+                self.run_pipeline(pipeline, i == last)
+        return self.status
+
+    def run_background(self, item: ast.AndOr) -> int:
+        """Runs it at once, as if it were faster than what follows."""
+        sub = self.fork()
+        sub.files.pop(0, None)
+        depth = self.depth
+        status = sub.finish(lambda: sub.run_and_or(ast.AndOr(item.first, item.rest)))
+        self.depth = depth
+        self.world.pid += 1
+        self.background[self.world.pid] = status
+        self.status = 0
+        return 0
+
+    def run_pipeline(self, pipeline: ast.Pipeline, checked: bool) -> int:
+        commands = pipeline.commands
+        if pipeline.negated:
+            self.guard += 1
+            self._pipe(pipeline) if len(commands) > 1 else self.run_command(commands[0])
+            self.guard -= 1
+            self.status = int(self.status == 0)
+            return self.status
+        if len(commands) > 1:
+            self._pipe(pipeline)
+        else:
+            self.run_command(commands[0])
+        if self.status and checked and "e" in self.options and not self.guard:
+            kind = type(commands[0])
+            if len(commands) > 1 or kind in (ast.Simple, ast.Subshell, ast.Condition, ast.ArithmeticCommand):
+                raise Exit(self.status)
+        return self.status
+
+    def _pipe(self, pipeline: ast.Pipeline) -> None:
+        """Runs the commands one after the other, each in a subshell, the output of one the input of the next."""
+        statuses = []
+        source = self.files.get(0)
+        last = len(pipeline.commands) - 1
+        meter = self.meter
+        for i, command in enumerate(pipeline.commands):
+            sub = self.fork()
+            if source is None:
+                sub.files.pop(0, None)
+            else:
+                sub.files[0] = source
+            if i == last:
+                statuses.append(sub.finish(lambda sub=sub, command=command: sub.run_command(command)))
+                break
+            sink = PipeSink(meter.limits.output)
+            sub.files[1] = sink
+            if pipeline.merge[i]:
+                sub.files[2] = sink
+            reserve = meter.steps // 2
+            meter.steps -= reserve
+            endless = False
+            try:
+                statuses.append(sub.finish(lambda sub=sub, command=command: sub.run_command(command)))
+            except LimitExceeded:
+                endless = True
+                statuses.append(141)
+            meter.steps = max(meter.steps, 0) + reserve
+            source = TextSource(sink.text(), endless)
+        self.pipestatus = statuses
+        self.status = statuses[-1]
+        if "pipefail" in self.options:
+            self.status = next((s for s in reversed(statuses) if s), 0)
+
+    def finish(self, action) -> int:
+        """Runs an action as the whole life of this subshell, with its EXIT trap; returns the exit status."""
+        try:
+            action()
+        except Exit as leave:
+            self.status = leave.status
+        except Return as leave:
+            self.status = leave.status
+        except LoopJump:
+            pass
+        self.run_exit_trap()
+        return self.status
+
+    def run_exit_trap(self) -> None:
+        action = self.traps.pop("EXIT", "")
+        if action:
+            status = self.status
+            try:
+                self.evaluate_text(action)
+                self.status = status
+            except Exit as leave:
+                self.status = leave.status
+
+    def evaluate_text(self, text: str) -> int:
+        """Runs a text in this shell, as eval does."""
+        from subtransfer.settings.shell.syntax import parse
+
+        return self.run_script(parse(text))
+
+    def substitute(self, body: ast.List) -> str:
+        """Output of a command substitution, without trailing newlines."""
+        sub = self.fork()
+        sub.options.discard("e")
+        sink = PipeSink(self.limits.output)
+        sub.files[1] = sink
+        text = self._file_contents(body, sub)
+        if text is None:
+            self.substituted = sub.finish(lambda: sub.run_list(body))
+            text = sink.text()
+        if "\0" in text:
+            text = text.replace("\0", "")
+        self.meter.word(len(text))
+        return text.rstrip("\n")
+
+    def _file_contents(self, body: ast.List, sub: Shell) -> str | None:
+        """What $(< file) reads; None if the body is something else."""
+        if len(body.items) != 1 or body.items[0].rest or len(body.items[0].first.commands) != 1:
+            return None
+        command = body.items[0].first.commands[0]
+        if not isinstance(command, ast.Simple) or command.words or command.assignments or len(command.redirects) != 1:
+            return None
+        if command.redirects[0].operator != "<" or command.redirects[0].fd != 0:
+            return None
+        try:
+            files = apply_redirects(sub, command.redirects)
+            self.substituted = 0
+            source = files.get(0)
+            return source.read() if source is not None else ""
+        except (ShellError, FsError) as error:
+            self.complain(str(error))
+            self.substituted = 1
+            return ""
+
+    def process_substitution(self, part: ast.ProcessSubstitution) -> str:
+        """The name of a file that holds a command's output, or that a command will read."""
+        text = ""
+        if part.direction == "<":
+            sub = self.fork()
+            sink = PipeSink(self.limits.output)
+            sub.files[1] = sink
+            sub.finish(lambda: sub.run_list(part.body))
+            text = sink.text()
+        path, node = self.fs.open_pipe(text, self.who)
+        self.substitutions.append((path, part.body if part.direction == ">" else None, node))
+        return path
+
+    def close_substitutions(self, first: int) -> None:
+        """After a command: runs what reads from it, and forgets the files."""
+        while len(self.substitutions) > first:
+            path, body, node = self.substitutions.pop()
+            self.fs.close_pipe(path)
+            if body is not None:
+                sub = self.fork()
+                sub.files[0] = TextSource(node.content)  # type: ignore[attr-defined]
+                sub.finish(lambda sub=sub, body=body: sub.run_list(body))
+
+    # -- commands ----------------------------------------------------------------------------------------------------
+
+    def run_command(self, command: ast.Command) -> int:
+        if type(command) is ast.Simple:
+            self.run_simple(command)
+            self.pipestatus = [self.status]
+            return self.status
+        self.meter.tick()
+        files = self.files
+        opened = len(self.substitutions)
+        depth = self.depth
+        try:
+            if command.redirects:  # type: ignore[union-attr]
+                self.files = apply_redirects(self, command.redirects)  # type: ignore[union-attr]
+            _COMPOUND[type(command)](self, command)
+        except ShellError as error:
+            self.shell_error(error)
+        except Unsupported as error:
+            self.status = self.lacks(str(error))
+        except FsError as error:
+            self.files = files
+            self.complain(str(error))
+            self.status = 1
+        finally:
+            self.files = files
+            self.depth = depth
+        if opened < len(self.substitutions):
+            self.close_substitutions(opened)
+        self.pipestatus = [self.status]
+        return self.status
+
+    def shell_error(self, error: ShellError) -> None:
+        """Reports an error of an expansion; a fatal one ends the shell."""
+        self.complain(str(error))
+        self.status = error.status
+        if error.fatal:
+            raise Exit(error.status)
+        self.status = 1
+
+    def _subshell(self, command: ast.Subshell) -> None:
+        sub = self.fork()
+        self.status = sub.finish(lambda: sub.run_list(command.body))
+
+    def _group(self, command: ast.Group) -> None:
+        self.run_list(command.body)
+
+    def _condition_list(self, body: ast.List) -> bool:
+        self.guard += 1
+        try:
+            return self.run_list(body) == 0
+        finally:
+            self.guard -= 1
+
+    def _if(self, command: ast.If) -> None:
+        for condition, body in command.branches:
+            if self._condition_list(condition):
+                self.run_list(body)
+                return
+        if command.otherwise is not None:
+            self.run_list(command.otherwise)
+        else:
+            self.status = 0
+
+    def _body(self, body: ast.List) -> bool:
+        """One turn of a loop; False if the loop is left."""
+        self.meter.tick()
+        self.loops += 1
+        depth = self.depth
+        guard = self.guard
+        try:
+            self.run_list(body)
+        except LoopJump as jump:
+            self.depth = depth
+            self.guard = guard
+            self.status = 0
+            if jump.levels > 1 and self.loops > 1:
+                raise LoopJump(jump.levels - 1, jump.again) from None
+            return jump.again
+        finally:
+            self.loops -= 1
+        return True
+
+    def _for(self, command: ast.For) -> None:
+        values = self.positional if command.words is None else self.expander.words(command.words)
+        self.status = 0
+        for value in list(values):
+            if "x" in self.options:
+                shown = " ".join(map(trace_word, values))
+                self.files[2].write(f"+ for {command.name} in {shown}\n")
+            self.scope.set(command.name, value)
+            if not self._body(command.body):
+                break
+
+    def _for_arithmetic(self, command: ast.ForArithmetic) -> None:
+        def value(word: ast.Word, default: int) -> int:
+            text = self.expander.text(word)
+            return self.scope.evaluate(text) if text.strip() else default
+
+        value(command.start, 0)
+        self.status = 0
+        while value(command.condition, 1):
+            if not self._body(command.body):
+                break
+            value(command.step, 0)
+
+    def _while(self, command: ast.While) -> None:
+        status = 0
+        while True:
+            try:
+                self.loops += 1
+                if self._condition_list(command.condition) == command.until:
+                    break
+            except LoopJump as jump:
+                if jump.levels > 1 and self.loops > 1:
+                    raise LoopJump(jump.levels - 1, jump.again) from None
+                if not jump.again:
+                    break
+                continue
+            finally:
+                self.loops -= 1
+            if not self._body(command.body):
+                status = self.status
+                break
+            status = self.status
+        self.status = status
+
+    def _case(self, command: ast.Case) -> None:
+        text = self.expander.text(command.word)
+        self.status = 0
+        falling = False
+        for item in command.items:
+            if not falling and not any(pattern.matches(text, self.expander.pattern(p)) for p in item.patterns):
+                continue
+            self.status = 0
+            self.run_list(item.body)
+            if item.end == ";;":
+                return
+            falling = item.end == ";&"
+
+    def _function(self, command: ast.Function) -> None:
+        self.functions[command.name] = command.body
+        self.status = 0
+
+    def _arithmetic(self, command: ast.ArithmeticCommand) -> None:
+        self.line = command.line
+        text = self.expander.text(command.text)
+        try:
+            self.status = int(self.scope.evaluate(text) == 0)
+        except ShellError as error:
+            raise ShellError(f"((: {error}") from error
+
+    def _test(self, command: ast.Condition) -> None:
+        self.line = command.line
+        self.status = int(not holds(self, command.test))
+
+
+_COMPOUND = {
+    ast.Subshell: Shell._subshell,
+    ast.Group: Shell._group,
+    ast.If: Shell._if,
+    ast.For: Shell._for,
+    ast.ForArithmetic: Shell._for_arithmetic,
+    ast.While: Shell._while,
+    ast.Case: Shell._case,
+    ast.Function: Shell._function,
+    ast.ArithmeticCommand: Shell._arithmetic,
+    ast.Condition: Shell._test,
+}
+
+__all__ = ["Context", "Exit", "LoopJump", "Return", "Shell", "TextSink", "World"]
