@@ -14,11 +14,51 @@ _ANY_FILES = (
 )  # fmt: skip
 _DIRECTORIES = ("src", "conf", "logs", "scripts", "build", "build/tmp", "current", ".", "/srv/shared", "/tmp")
 _ODD = ("nowhere", "nowhere/x", "dangling", "''", "/root", "/root/x")
-_GLOBS = ("*.txt", "src/*.py", "scripts/*.sh", "conf/*", "[nw]*.txt", "*.none", "?ata.csv", "{notes,words}.txt", "logs/app.log*")
+_GLOBS = (
+    "*.txt",
+    "src/*.py",
+    "scripts/*.sh",
+    "conf/*",
+    "[nw]*.txt",
+    "*.none",
+    "?ata.csv",
+    "{notes,words}.txt",
+    "logs/app.log*",
+)
 _NEW = ("new", "new.txt", "a/b", "build/new", "src/new.py", "/tmp/new", "/srv/shared/new", "x_y-z", "'a b'")
 _USERS, _GROUPS = ("agent", "bob", "carol", "root", "1001", "nosuch"), ("agent", "staff", "ops", "root", "1050", "nosuch")
-_PATTERNS = ("apple", "'^a'", "e$", "-w fig", "'[0-9]'", "-E 'a|b'", "-i TODO", "'a.*e'", "-F .", "'p\\{2\\}'", "-x fig", "-v a", "ERROR")
-_WORDS = ("a", "hello", '"two words"', "'$HOME'", '"$HOME"', "$USER", "$x", '"$x"', "{1,2}", "$((1+2))", "*.md", "~", "''", "a\\ b", "x=1")
+_PATTERNS = (
+    "apple",
+    "'^a'",
+    "e$",
+    "-w fig",
+    "'[0-9]'",
+    "-E 'a|b'",
+    "-i TODO",
+    "'a.*e'",
+    "-F .",
+    "'p\\{2\\}'",
+    "-x fig",
+    "-v a",
+    "ERROR",
+)
+_WORDS = (
+    "a",
+    "hello",
+    '"two words"',
+    "'$HOME'",
+    '"$HOME"',
+    "$USER",
+    "$x",
+    '"$x"',
+    "{1,2}",
+    "$((1+2))",
+    "*.md",
+    "~",
+    "''",
+    "a\\ b",
+    "x=1",
+)
 
 _file, _any_file, _directory = st.sampled_from(_FILES), st.sampled_from(_ANY_FILES), st.sampled_from(_DIRECTORIES)
 _existing = st.one_of(_file, _any_file, _directory)
@@ -99,13 +139,24 @@ _READS = st.one_of(
     _line("grep", _some("-n", "-c", "-l", "-h", "-r", "-o", "-q", "-A1"), st.sampled_from(_PATTERNS), _several(_path)),
     _line("ls", _some("-a", "-A", "-1", "-F", "-d", "-r", "-p", "-R"), _several(_path)),
     _line("sort", _some("-r", "-n", "-u", "-t, -k3"), _several(_file)),
-    _line("find", _directory, _some("-type f", "-type d", "-maxdepth 1", "-name '*.txt'", "-perm -u+x", "-user agent", "-empty"), "| sort"),
+    _line(
+        "find",
+        _directory,
+        _some("-type f", "-type d", "-maxdepth 1", "-name '*.txt'", "-perm -u+x", "-user agent", "-empty"),
+        "| sort",
+    ),
     _line("stat -c", st.sampled_from(("%a", "'%U:%G %n'", "'%A %s'", "%F", "'%h %n'")), _several(_path)),
     _line("test", _some("!"), st.sampled_from(tuple(f"-{c}" for c in "fdersxwLO")), _existing, "; echo $?"),
     _line("getfacl -c", _several(_existing, 2)),
     _line("sed -n", st.sampled_from(("2p", "'$p'", "/a/p", "1,3p")), _several(_file, 2)),
-    _line("awk", st.sampled_from(("'{print $1}'", "'NR==2'", "'END {print NR}'", "-F, '{print $2}'", "'FNR==1'")), _several(_file, 2)),
-    st.sampled_from(("id", "id -un", "groups", "whoami", "pwd", "umask", "umask -S", "id -Gn bob", "ls -A", "seq 4", "echo $HOME")),
+    _line(
+        "awk",
+        st.sampled_from(("'{print $1}'", "'NR==2'", "'END {print NR}'", "-F, '{print $2}'", "'FNR==1'")),
+        _several(_file, 2),
+    ),
+    st.sampled_from(
+        ("id", "id -un", "groups", "whoami", "pwd", "umask", "umask -S", "id -Gn bob", "ls -A", "seq 4", "echo $HOME")
+    ),
     _line("readlink", _some("-f"), _existing),
     _line("basename", _existing),
     _line("dirname", _existing),
@@ -158,13 +209,17 @@ def lines(draw: st.DrawFn) -> str:
     if shape <= 10:
         return draw(st.sampled_from(("{} && {}", "{} || {}", "{}; {}", "{}; echo $?; {}", "! {} && {}"))).format(first, second)
     if shape == 11:
-        return f"{draw(_READS)} {draw(st.sampled_from(('>', '>>', '2>&1 >', '2>/dev/null >')))} {draw(st.one_of(_new, _any_file))}"
+        return (
+            f"{draw(_READS)} {draw(st.sampled_from(('>', '>>', '2>&1 >', '2>/dev/null >')))} {draw(st.one_of(_new, _any_file))}"
+        )
     if shape == 12:
         return f"cat <<EOF{draw(_some(' > new', ' | sort', ' | wc -l'))}\n{draw(_several(st.sampled_from(_WORDS)))}\n$USER\nEOF"
     if shape == 13:
         return f"if {first}; then {second}; else echo no $?; fi"
     if shape == 14:
-        body = draw(st.sampled_from(('echo "$i"', 'ls -d "$i"', 'chmod 600 "$i"', 'stat -c %a "$i"', 'cp "$i" "$i.bak"', "wc -l < $i")))
+        body = draw(
+            st.sampled_from(('echo "$i"', 'ls -d "$i"', 'chmod 600 "$i"', 'stat -c %a "$i"', 'cp "$i" "$i.bak"', "wc -l < $i"))
+        )
         return f"for i in {draw(_several(_path))}; do {body}; done"
     if shape == 15:
         return f'x=$({draw(_READS)}); echo "[$x]" {draw(st.sampled_from(("${#x}", "${x%%a*}", "${x:0:5}", "${x/e/E}", "${x^^}", "$x")))}'
@@ -184,7 +239,12 @@ def generated(count: int) -> Iterator[str]:
     found: dict[str, None] = {}
 
     @settings(
-        max_examples=count * 2, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck), deadline=None
+        max_examples=count * 2,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        deadline=None,
     )
     @given(lines())
     def collect(line: str) -> None:

@@ -113,7 +113,12 @@ SERVER = {
     "paths": {
         "/srv/app": {"owner": "agent", "group": "dev", "mode": "2775"},
         "/srv/app/app.py": {"content": "print('app')\n", "owner": "agent", "group": "dev", "mode": "0664"},
-        "/srv/app/config.yml": {"content": "db: prod\nuser: app\npassword: hunter2\n", "owner": "agent", "group": "dev", "mode": "0640"},
+        "/srv/app/config.yml": {
+            "content": "db: prod\nuser: app\npassword: hunter2\n",
+            "owner": "agent",
+            "group": "dev",
+            "mode": "0640",
+        },
         "/srv/app/start.sh": {"content": "#!/bin/bash\necho started\n", "owner": "agent", "group": "dev", "mode": "0640"},
         "/srv/app/alice.txt": {"content": "by alice\n", "owner": "alice", "group": "dev", "mode": "0644"},
         "/srv/app/team.txt": {"content": "for the team\n", "owner": "alice", "group": "dev", "mode": "0664"},
@@ -147,7 +152,12 @@ SERVER = {
         },
         "/srv/app/inbox/one.txt": {"content": "1\n", "owner": "bob", "group": "web", "mode": "0644"},
         "/srv/app/logs": {"owner": "www", "group": "dev", "mode": "0750"},
-        "/srv/app/logs/access.log": {"content": "GET / 200\nGET /x 404\nPOST /y 500\n", "owner": "www", "group": "dev", "mode": "0640"},
+        "/srv/app/logs/access.log": {
+            "content": "GET / 200\nGET /x 404\nPOST /y 500\n",
+            "owner": "www",
+            "group": "dev",
+            "mode": "0640",
+        },
         "/srv/app/logs/secret.log": {"content": "s\n", "owner": "www", "group": "www", "mode": "0600"},
         "/srv/app/closed": {"owner": "alice", "group": "web", "mode": "0700"},
         "/srv/app/closed/inside.txt": {"content": "in\n", "owner": "alice", "group": "web", "mode": "0644"},
@@ -168,7 +178,11 @@ SERVER = {
 
 ROOT = {
     "user": "root",
-    "users": {"alice": {"uid": 1001, "groups": ["staff"]}, "bob": {"uid": 1002}, "www": {"uid": 33, "group": "www", "home": "/var/www"}},
+    "users": {
+        "alice": {"uid": 1001, "groups": ["staff"]},
+        "bob": {"uid": 1002},
+        "www": {"uid": 33, "group": "www", "home": "/var/www"},
+    },
     "groups": {"staff": 50, "www": 33, "ops": 700},
     "cwd": "/srv",
     "paths": {

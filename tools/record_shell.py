@@ -17,7 +17,9 @@ from tests import shell_compare
 from tests.shell_corpus import corpus
 from tests.shell_grammar import generated
 
-_GENERATED = flags.DEFINE_integer("generated", 2200, "How many grammar-made lines are recorded besides the hand-made list.", lower_bound=0)
+_GENERATED = flags.DEFINE_integer(
+    "generated", 2200, "How many grammar-made lines are recorded besides the hand-made list.", lower_bound=0
+)
 
 
 def main(argv: Sequence[str]) -> None:

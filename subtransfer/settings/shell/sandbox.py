@@ -42,6 +42,7 @@ from subtransfer.settings.shell import sandbox_kernel, sandbox_line, sandbox_use
 from subtransfer.settings.shell import tree as trees
 from subtransfer.settings.shell.result import Result
 
+_TOO_LARGE = "the world has become too large, or its paths too long"
 _START = 20.0  # seconds that a supervisor may take to be ready
 _SLACK = 10.0  # seconds beyond a line's own limit after which a silent supervisor is given up
 _SETTINGS = Path(__file__).resolve().parent.parent
@@ -78,8 +79,8 @@ class SandboxLimits:
     memory_together: int = 512 << 20
     processes: int = 48
     open_files: int = 256
-    file: int = 16 << 20
-    disk: int = 32 << 20
+    file: int = 8 << 20
+    disk: int = 16 << 20
     inodes: int = 10_000
     output: int = 1 << 20
 
@@ -211,14 +212,18 @@ class SandboxSession:
         Raises:
           UserError: the sandbox itself ended, which no line should be able to bring about.
         """
-        if "\0" in line or len(line.encode("utf-8", "surrogateescape")) > 100_000:
-            return Result("", "bash: the line is too long or has a zero byte\n", 2)
         return self._result(self._request({"line": self._job | {"line": line}, "state": _PRELUDE + self._state}))
 
     def run_once(self, line: str) -> tuple[Result, dict[str, Any]]:
-        """Runs a script and returns the tree with its result, in one exchange."""
+        """Runs a script and returns the tree with its result, in one exchange.
+
+        A world that cannot be read any more counts as a limit exceeded (137), and the tree is as it was at first.
+        """
         reply = self._request({"line": self._job | {"line": line}, "state": _PRELUDE + self._state, "dump": True})
-        return self._result(reply), sandbox_world.read(self._tree, reply["dump"])
+        result = self._result(reply)
+        if reply["dump"] is None:
+            return dataclasses.replace(result, exit_code=137, stderr=f"{result.stderr}sandbox: {_TOO_LARGE}\n"), self._tree
+        return result, sandbox_world.read(self._tree, reply["dump"])
 
     def _result(self, reply: Mapping[str, Any]) -> Result:
         if reply["state"]:
@@ -226,8 +231,11 @@ class SandboxSession:
         return Result(reply["stdout"], reply["stderr"], reply["status"])
 
     def tree(self) -> dict[str, Any]:
-        """The world now, as a normal tree."""
-        return sandbox_world.read(self._tree, self._request({"dump": True})["dump"])
+        """The world now, as a normal tree; UserError if it has become too large to read."""
+        dump = self._request({"dump": True})["dump"]
+        if dump is None:
+            raise UserError(f"The sandbox cannot be read: {_TOO_LARGE}.")
+        return sandbox_world.read(self._tree, dump)
 
     def close(self) -> None:
         if self._own:

@@ -7,6 +7,7 @@ sudo needs; the shell and all that it starts has none. Both see the world's file
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -47,10 +48,18 @@ def _mounts() -> None:
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     for path in (*PROGRAMS, "/dev"):
         source = "/devices" if path == "/dev" else "/sudo" if path == "/usr/local/sbin" else path
+        _in_place(path)
         kernel.mount(source, WORLD + path, flags=kernel.MS_BIND | kernel.MS_REC)
+    _in_place("/proc")
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
     kernel.mount("proc", WORLD + "/proc", "proc", flags, "hidepid=invisible")
     kernel.enter_root(WORLD)
+
+
+def _in_place(path: str) -> None:
+    """A line before this one, as root, may have moved a directory away, or set a link in its place."""
+    if os.path.realpath(WORLD + path) != WORLD + path or not os.path.isdir(WORLD + path):
+        raise FileNotFoundError(errno.ENOENT, f"{path} is not in its place any more")
 
 
 def _become(uid: int, gid: int, groups: list[int], capabilities: tuple[int, ...]) -> None:
@@ -99,6 +108,8 @@ class _Line:
                 environment["BASH_ENV"] = f"/proc/self/fd/{STATE_IN}"
             line = os.fsencode(self.job["line"])
             os.execve("/bin/bash", [b"bash", b"-c", line], environment)
+        except ValueError:
+            os.write(2, b"bash: a line cannot have a zero byte\n")
         except OSError as error:
             os.write(2, f"bash: {error.strerror}\n".encode())
         finally:

@@ -27,6 +27,7 @@ from . import sandbox_line
 WORLD = sandbox_line.WORLD
 _ACL = {"access": "system.posix_acl_access", "default": "system.posix_acl_default"}
 _DEVICES = ("null", "zero", "full", "random", "urandom")
+_LONGEST = 4000  # bytes of a path; the kernel takes 4095
 _NOTES = {"wall": b"sandbox: time limit exceeded\n", "output": b"sandbox: output limit exceeded\n"}
 
 
@@ -77,6 +78,7 @@ class Worlds:
     def __init__(self) -> None:
         self.mounted = False
         self.system: frozenset[str] = frozenset()
+        self.size = 0
 
     def build(self, plan: dict[str, Any]) -> None:
         if self.mounted:
@@ -86,6 +88,7 @@ class Worlds:
         kernel.mount("none", WORLD, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
         self.mounted = True
         self.system = frozenset(plan["system"])
+        self.size = plan["size"]
         for path, kind, what in plan["make"]:
             if kind == "directory":
                 os.makedirs(WORLD + path, exist_ok=True)
@@ -105,13 +108,19 @@ class Worlds:
         for path, mtime in plan["times"]:
             os.utime(WORLD + path, (mtime, mtime), follow_symlinks=False)
 
-    def dump(self) -> list[dict[str, Any]]:
-        """Every path of the world, parents first; pipes and sockets are left out."""
+    def dump(self) -> list[dict[str, Any]] | None:
+        """Every path of the world, parents first; pipes and sockets are left out.
+
+        None if there is more than can be read: files with holes that would be larger than the file system, paths too long.
+        """
         entries: list[dict[str, Any]] = []
+        room = self.size
         todo = ["/"]
         while todo:
             path = todo.pop()
             real = os.fsencode(WORLD + path)
+            if len(real) > _LONGEST:
+                return None
             facts = os.lstat(real)
             entry = {"path": path, "uid": facts.st_uid, "gid": facts.st_gid, "mode": stat.S_IMODE(facts.st_mode)}
             entry |= {"mtime": int(facts.st_mtime), "inode": facts.st_ino}
@@ -121,6 +130,9 @@ class Worlds:
                 todo.extend(child for child in inside if child not in self.system)
             elif stat.S_ISREG(facts.st_mode):
                 entry["type"] = "file"
+                room -= facts.st_size
+                if room < 0:
+                    return None
                 with open(real, "rb") as file:
                     entry["content"] = file.read().decode("utf-8", "surrogateescape")
             elif stat.S_ISLNK(facts.st_mode):
