@@ -113,6 +113,8 @@ class Shell(Launcher):
         self.expander = Expander(self)
         self.substitutions: list[tuple[str, ast.List | None, object]] = []
         self.pending_arrays: dict[str, ast.Assignment] = {}
+        self.getopts_index = 1  # where getopts is: the argument, and the place in it
+        self.getopts_place = 1
         self._seed = 1
 
     def fork(self) -> Shell:

@@ -368,6 +368,8 @@ class Lexer:
         if self.i >= self.n:
             raise self.fail_eof("]", start)
         self.i += 1
+        if self.s[start : self.i] == "[*]":
+            return ast.Word((ast.Literal("*"),), "*")
         return make_word(parts)
 
     def operator(self, p: ast.Parameter, quoted: bool, start: int) -> None:
