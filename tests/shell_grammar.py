@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
+import hypothesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -234,13 +233,13 @@ def lines(draw: st.DrawFn) -> str:
     return f"({first}; {second}) {draw(_some('2>/dev/null', '2>&1 | wc -l', '> out; cat out', '| sort | head -3'))}"
 
 
-def generated(count: int) -> Iterator[str]:
-    """`count` distinct lines, the same ones each time for one version of hypothesis."""
+def generated(count: int, seed: int | None = None) -> list[str]:
+    """`count` distinct lines; without a seed the same ones each time, for one version of hypothesis."""
     found: dict[str, None] = {}
 
     @settings(
         max_examples=count * 2,
-        derandomize=True,
+        derandomize=seed is None,
         database=None,
         phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
@@ -250,5 +249,5 @@ def generated(count: int) -> Iterator[str]:
     def collect(line: str) -> None:
         found[line] = None
 
-    collect()
-    yield from list(found)[:count]
+    (collect if seed is None else hypothesis.seed(seed)(collect))()
+    return list(found)[:count]

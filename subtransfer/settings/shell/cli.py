@@ -26,11 +26,15 @@ from subtransfer.settings.shell.trait import first_permission_command
 
 Backend = Callable[[Mapping[str, Any], str], tuple[Result, dict[str, Any]]]  # tree, line -> result, tree afterwards
 
-_FLAGS = flags.FlagValues()
-flags.DEFINE_enum("backend", "sim", ["sim", "sandbox"], "The simulator, or real bash in a sandbox.", flag_values=_FLAGS)
-flags.DEFINE_string("tree", None, "The world that each line runs in; default: a home and nothing in it.", flag_values=_FLAGS)
-flags.DEFINE_bool("stats", False, "At the end, say on stderr how many lines were not supported, and why.", flag_values=_FLAGS)
-flags.DEFINE_bool("help", False, "This text.", flag_values=_FLAGS)
+
+def _flags() -> flags.FlagValues:
+    """The flags with their defaults; own ones, as `launch` has others."""
+    own = flags.FlagValues()
+    flags.DEFINE_enum("backend", "sim", ["sim", "sandbox"], "The simulator, or real bash in a sandbox.", flag_values=own)
+    flags.DEFINE_string("tree", None, "The world that each line runs in; default: a home and nothing in it.", flag_values=own)
+    flags.DEFINE_bool("stats", False, "At the end, say on stderr how many lines were not supported, and why.", flag_values=own)
+    flags.DEFINE_bool("help", False, "This text.", flag_values=own)
+    return own
 
 
 def simulate(tree: Mapping[str, Any], line: str) -> tuple[Result, dict[str, Any]]:
@@ -68,26 +72,27 @@ def rows(run: Backend, tree: Mapping[str, Any], lines: Iterable[str]) -> Iterato
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 2 for a user's mistake."""
+    given = _flags()
     try:
         try:
-            rest = _FLAGS(list(sys.argv if argv is None else argv))
+            rest = given(list(sys.argv if argv is None else argv))
         except flags.Error as error:
             raise UserError(f"{error}: see python -m subtransfer.settings.bash --help.") from error
-        if _FLAGS.help:
-            print(f"{__doc__}\n{_FLAGS.get_help()}")
+        if given.help:
+            print(f"{__doc__}\n{given.get_help()}")
             return 0
         if len(rest) > 1:
             raise UserError(f"Unexpected argument {rest[1]!r}: lines are read from stdin.")
-        tree = trees.normalise({}) if _FLAGS.tree is None else trees.load(_FLAGS.tree)
+        tree = trees.normalise({}) if given.tree is None else trees.load(given.tree)
         lines = (os.fsdecode(line.removesuffix(b"\n")) for line in sys.stdin.buffer)
         count, unsupported = 0, []
-        with backend(_FLAGS.backend) as run:
+        with backend(given.backend) as run:
             for row in rows(run, tree, lines):
                 print(json.dumps(row), flush=True)
                 count += 1
                 if not row["supported"]:
                     unsupported.append(row["unsupported"])
-        if _FLAGS.stats:
+        if given.stats:
             reasons = Counter(reason for line in unsupported for reason in line)
             named = "".join(f"\n  {number}  {reason}" for reason, number in reasons.most_common())
             print(f"{len(unsupported)} of {count} lines were not supported.{named}", file=sys.stderr)

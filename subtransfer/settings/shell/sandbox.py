@@ -132,7 +132,7 @@ class Sandbox:
     def _receive(self, seconds: float) -> dict[str, Any]:
         stream = self.process.stdout.fileno()
         end = time.monotonic() + seconds
-        data = b""
+        data = bytearray()
         with selectors.DefaultSelector() as selector:
             selector.register(stream, selectors.EVENT_READ)
             while len(data) < 4 or len(data) < 4 + struct.unpack("!I", data[:4])[0]:

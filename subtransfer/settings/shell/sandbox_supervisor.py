@@ -9,6 +9,7 @@ and `dump` (the reply has all of the world that is not a program or a device).
 
 from __future__ import annotations
 
+import base64
 import errno
 import gc
 import json
@@ -134,7 +135,7 @@ class Worlds:
                 if room < 0:
                     return None
                 with open(real, "rb") as file:
-                    entry["content"] = file.read().decode("utf-8", "surrogateescape")
+                    entry["content"] = base64.b64encode(file.read()).decode("ascii")
             elif stat.S_ISLNK(facts.st_mode):
                 entry["type"] = "symlink"
                 entry["target"] = os.fsdecode(os.readlink(real))

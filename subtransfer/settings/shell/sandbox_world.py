@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -67,7 +68,7 @@ def read(tree: Mapping[str, Any], dump: Sequence[Mapping[str, Any]]) -> dict[str
             entry["mode"] = f"{found['mode']:04o}"
             entry["acl"] = names.entries(found["acls"])
         if kind == "file":
-            entry["content"] = found["content"]
+            entry["content"] = base64.b64decode(found["content"]).decode("utf-8", "surrogateescape")
         paths[path] = entry
     return {**tree, "paths": paths}
 
