@@ -118,7 +118,7 @@ class FileSystem:
         return self.stat_node(self.node(path, who, follow))
 
     def stat_node(self, node: Inode) -> Stat:
-        size = 4096 if node.entries is not None else size_of(node.content)
+        size = 40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)  # as tmpfs has it
         return Stat(
             node.kind, node.mode, node.uid, node.gid, size, node.nlink, node.mtime, node.ctime, node.ino,
             node.acl is not None or node.default is not None,

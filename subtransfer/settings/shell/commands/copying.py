@@ -1,0 +1,542 @@
+"""cp, mv, ln and install."""
+
+from __future__ import annotations
+
+import posixpath
+
+from subtransfer.settings.shell.commands import Context, FsError, Unsupported
+from subtransfer.settings.shell.commands.files import confirmed, make_parents
+from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
+from subtransfer.settings.shell.commands.options import Options, quote, tool, unknown, usage
+from subtransfer.settings.shell.commands.walking import join, scan
+from subtransfer.settings.shell.filesystem import allows
+from subtransfer.settings.shell.inodes import Inode
+from subtransfer.settings.shell.users import ROOT
+
+
+def place_operands(ctx: Context, flags: dict[str, str], operands: list[str]) -> list[tuple[str, str]] | int:
+    """(source, target) pairs of cp, mv and ln, or the status after a complaint."""
+    if "t" in flags:
+        directory = flags["t"]
+        if not ctx.fs.is_dir(ctx.path(directory), ctx.who):
+            return ctx.fail(f"target directory {quote(directory)}: " + _why(ctx, directory))
+        if not operands:
+            return usage(ctx, "missing file operand")
+        return [(name, join(directory, _last(name))) for name in operands]
+    if not operands:
+        return usage(ctx, "missing file operand")
+    if len(operands) == 1:
+        return usage(ctx, f"missing destination file operand after {quote(operands[0])}")
+    *sources, target = operands
+    if "T" in flags:
+        if len(sources) > 1:
+            return usage(ctx, f"extra operand {quote(operands[2])}")
+        return [(sources[0], target)]
+    follow = not (flags.keys() & {"n"} and ctx.name == "ln")
+    node = ctx.fs.find(ctx.path(target), ctx.who, follow=follow) if target else None
+    if node is not None and node.kind == "directory":
+        return [(name, join(target, _last(name))) for name in sources]
+    if len(sources) > 1:
+        return ctx.fail(f"target {quote(target)}: {_why(ctx, target)}")
+    return [(sources[0], target)]
+
+
+def _why(ctx: Context, name: str) -> str:
+    return "Not a directory" if ctx.fs.exists(ctx.path(name), ctx.who) else "No such file or directory"
+
+
+def _last(name: str) -> str:
+    stripped = name.rstrip("/")
+    return stripped.rpartition("/")[2] or "/"
+
+
+class Copier:
+    """One run of cp, or the copying part of install.
+
+    Args:
+      flags: option letters with their values; "p" keeps mode, owner, times and ACL; "r", "f", "n", "u", "v", "L", "P", "l", "s".
+    """
+
+    def __init__(self, ctx: Context, flags: dict[str, str], keep: set[str]):
+        self.ctx = ctx
+        self.flags = flags
+        self.keep = keep
+        self.failed = False
+        self.made: dict[int, str] = {}
+        self.follow = "L" in flags or ("r" not in flags and "P" not in flags)
+        self.follow_operands = self.follow or "H" in flags
+
+    def fail(self, message: str) -> None:
+        self.failed = True
+        self.ctx.fail(message)
+
+    def copy(self, source: str, target: str, operand: bool = True) -> None:
+        ctx = self.ctx
+        ctx.tick()
+        try:
+            node = ctx.fs.node(ctx.path(source), ctx.who, follow=self.follow_operands if operand else self.follow)
+        except FsError as error:
+            self.fail(f"cannot stat {quote(source)}: {error.message}")
+            return
+        if node.kind == "directory":
+            if "r" not in self.flags:
+                self.fail(f"-r not specified; omitting directory {quote(source)}")
+                return
+            self.copy_tree(source, node, target)
+            return
+        try:
+            old = ctx.fs.walk(ctx.path(target), ctx.who, follow=False)[2] if target else None
+        except FsError as error:
+            self.fail(f"cannot stat {quote(target)}: {error.message}" if error.code != "ENOENT"
+                      else f"cannot create regular file {quote(target)}: {error.message}")  # fmt: skip
+            return
+        if old is not None and self.skips(source, node, target, old):
+            return
+        try:
+            if node.kind == "symlink" and not (self.follow_operands if operand else self.follow):
+                self.copy_link(node, target, old)
+            elif node.kind == "device":
+                if "r" in self.flags:
+                    raise Unsupported("copying a device")
+                self.copy_file(source, node, target)
+            elif "l" in self.flags or "s" in self.flags:
+                self.link(source, target, old)
+            else:
+                self.copy_file(source, node, target)
+        except FsError as error:
+            self.fail(str(error.message))
+            return
+        if "v" in self.flags:
+            ctx.write(f"{quote(source)} -> {quote(target)}\n")
+
+    def skips(self, source: str, node: Inode, target: str, old: Inode) -> bool:
+        ctx = self.ctx
+        resolved = ctx.fs.find(ctx.path(target), ctx.who) or old
+        if "n" in self.flags:
+            return True
+        if resolved is node:
+            if node.kind == "symlink" and old is not node:
+                return False
+            if not ("l" in self.flags and old is node):
+                self.fail(f"{quote(source)} and {quote(target)} are the same file")
+            return True
+        if resolved.kind == "directory":
+            self.fail(f"cannot overwrite directory {quote(target)} with non-directory")
+            return True
+        if "u" in self.flags and resolved.mtime >= node.mtime:
+            return True
+        if "i" in self.flags and not confirmed(ctx, f"overwrite {quote(target)}"):
+            return True
+        return False
+
+    def link(self, source: str, target: str, old: Inode | None) -> None:
+        fs, who = self.ctx.fs, self.ctx.who
+        if old is not None:
+            if "f" not in self.flags:
+                raise FsError("EEXIST", f"cannot create link {quote(target)} to {quote(source)}: File exists")
+            fs.unlink(self.ctx.path(target), who)
+        if "l" in self.flags:
+            fs.link(self.ctx.path(source), self.ctx.path(target), who)
+        else:
+            if not source.startswith("/") and "/" in target.strip("/"):
+                raise FsError("EINVAL", f"{target}: can make relative symbolic links only in current directory")
+            fs.symlink(source, self.ctx.path(target), who)
+
+    def copy_link(self, node: Inode, target: str, old: Inode | None) -> None:
+        ctx = self.ctx
+        try:
+            if old is not None:
+                ctx.fs.unlink(ctx.path(target), ctx.who)
+            ctx.fs.symlink(node.content, ctx.path(target), ctx.who)
+        except FsError as error:
+            raise FsError(error.code, f"cannot create symbolic link {quote(target)}: {error.message}") from error
+        new = ctx.fs.node(ctx.path(target), ctx.who, follow=False)
+        if "owner" in self.keep and ctx.who.uid == 0:
+            new.uid, new.gid = node.uid, node.gid
+        if "times" in self.keep:
+            new.mtime = node.mtime
+
+    def copy_file(self, source: str, node: Inode, target: str, mode: int | None = None) -> None:
+        """Contents into a new or an existing file; raises FsError with the whole message."""
+        ctx = self.ctx
+        fs, who = ctx.fs, ctx.who
+        path = ctx.path(target)
+        if "links" in self.keep and node.nlink > 1 and node.ino in self.made:
+            fs.link(self.made[node.ino], path, who)
+            return
+        if not allows(node, 4, who):
+            raise FsError("EACCES", f"cannot open {quote(source)} for reading: Permission denied")
+        content = node.content
+        existing = fs.find(path, who)
+        try:
+            if existing is None and fs.find(path, who, follow=False) is not None and not target.endswith("/"):
+                raise FsError("EINVAL", "")
+            wanted = (node.mode if mode is None else mode) & 0o777
+            if existing is not None:
+                self.overwrite(path, content, wanted)
+            else:
+                if "owner" in self.keep:
+                    wanted &= 0o700
+                fs.write_text(path, content, who, mode=wanted)
+        except FsError as error:
+            if error.code == "EINVAL":
+                raise FsError("EINVAL", f"not writing through dangling symlink {quote(target)}") from error
+            code = "ENOTDIR" if error.code == "EISDIR" and target.endswith("/") else error.code
+            raise FsError(code, f"cannot create regular file {quote(target)}: {FsError(code).message}") from error
+        new = fs.node(path, who)
+        self.made[node.ino] = path
+        self.preserve(node, new)
+
+    def overwrite(self, path: str, content: str, mode: int) -> None:
+        fs, who = self.ctx.fs, self.ctx.who
+        try:
+            fs.write_text(path, content, who)
+        except FsError as error:
+            if "f" not in self.flags or error.code != "EACCES":
+                raise
+            fs.unlink(path, who)
+            fs.write_text(path, content, who, mode=mode)
+
+    def preserve(self, node: Inode, new: Inode) -> None:
+        """Owner, mode, ACL and times of the original, as far as allowed."""
+        who = self.ctx.who
+        owned = True
+        if "owner" in self.keep:
+            if who.uid == 0:
+                new.uid, new.gid = node.uid, node.gid
+            else:
+                owned = node.uid == who.uid and node.gid in who.groups
+                if node.gid in who.groups:
+                    new.gid = node.gid
+        if "mode" in self.keep:
+            new.mode = node.mode if owned or "owner" not in self.keep else node.mode & ~0o6000
+            new.acl = node.acl
+            if node.kind == "directory":
+                new.default = node.default
+        if "times" in self.keep:
+            new.mtime = node.mtime
+
+    def copy_tree(self, source: str, node: Inode, target: str) -> None:
+        ctx = self.ctx
+        fs, who = ctx.fs, ctx.who
+        path = ctx.path(target)
+        try:
+            existing = fs.walk(path, who)[2]
+            inside = fs.walk(path.rstrip("/"), who)[0] if existing is None else existing
+            while True:
+                if inside is node:
+                    self.fail(f"cannot copy a directory, {quote(source)}, into itself, {quote(target)}")
+                    return
+                if inside is fs.root:
+                    break
+                inside = inside.parent if inside.entries is not None else fs.root
+            if existing is None:
+                fs.mkdir(path, who, node.mode & 0o777 | (0o700 if not node.mode & 0o700 == 0o700 else 0))
+                if "v" in self.flags:
+                    ctx.write(f"{quote(source)} -> {quote(target)}\n")
+            elif existing.kind != "directory":
+                self.fail(f"cannot overwrite non-directory {quote(target)} with directory {quote(source)}")
+                return
+        except FsError as error:
+            self.fail(f"cannot create directory {quote(target)}: {error.message}")
+            return
+        new = fs.node(path, who)
+        try:
+            names = scan(ctx, ctx.path(source))
+        except FsError as error:
+            self.fail(f"cannot access {quote(source)}: {error.message}")
+            names = []
+        for name in names:
+            self.copy(join(source, name), join(target, name), operand=False)
+        if existing is None and node.mode & 0o700 != 0o700 and new.acl is None:
+            new.mode = new.mode & 0o7000 | node.mode & 0o777 & ~who.umask
+        if existing is None or self.keep:
+            self.preserve(node, new)
+
+
+_CP = (
+    "archive=a recursive=r force=f interactive=i no-clobber=n update=u verbose=v target-directory=t: no-target-directory=T "
+    "dereference=L no-dereference=P preserve=preserve:: no-preserve=no-preserve: link=l symbolic-link=s backup=b:: suffix=S: "
+    "parents=parents remove-destination=remove-destination attributes-only=attributes-only reflink=reflink:: sparse=sparse: "
+    "one-file-system=x strip-trailing-slashes=strip-trailing-slashes"
+)
+
+
+@tool("cp", short="adfHilLnprRst:TuvPbS:x", long=_CP)
+def cp(ctx: Context, options: Options, operands: list[str]) -> int:
+    flags: dict[str, str] = {}
+    keep: set[str] = set()
+    for key, value in options:
+        if key == "a":
+            flags.update(r="", P="")
+            keep |= {"mode", "owner", "times", "links"}
+        elif key == "d":
+            flags["P"] = ""
+            keep.add("links")
+        elif key == "p" or key == "preserve":
+            given = value.split(",") if value else ["mode", "ownership", "timestamps"]
+            if "all" in given:
+                given = ["mode", "ownership", "timestamps", "links"]
+            names = {"mode": "mode", "ownership": "owner", "timestamps": "times", "links": "links", "xattr": "", "context": ""}
+            if any(name not in names for name in given):
+                return usage(ctx, f"invalid argument {quote(value)} for {quote('--preserve')}")
+            keep |= {names[name] for name in given} - {""}
+        elif key == "R":
+            flags["r"] = ""
+        elif key in ("b", "S", "x", "no-preserve", "parents", "remove-destination", "attributes-only", "sparse"):
+            raise unknown(ctx, key)
+        elif key == "L":
+            flags.pop("P", None)
+            flags["L"] = ""
+        elif key == "P":
+            flags.pop("L", None)
+            flags["P"] = ""
+        elif key in ("i", "n"):
+            flags.pop("n" if key == "i" else "i", None)
+            flags[key] = ""
+        elif key != "reflink":
+            flags[key] = value
+    pairs = place_operands(ctx, flags, operands)
+    if isinstance(pairs, int):
+        return pairs
+    copier = Copier(ctx, flags, keep)
+    for source, target in pairs:
+        copier.copy(source.rstrip("/") if "strip-trailing-slashes" in flags else source, target)
+    return int(copier.failed)
+
+
+@tool(
+    "mv",
+    short="finuvt:TbS:",
+    long="force=f interactive=i no-clobber=n update=u verbose=v target-directory=t: no-target-directory=T backup=b:: suffix=S: "
+    "strip-trailing-slashes=strip-trailing-slashes",
+)
+def mv(ctx: Context, options: Options, operands: list[str]) -> int:
+    flags: dict[str, str] = {}
+    for key, value in options:
+        if key in "fin" and len(key) == 1:
+            for other in "fin":
+                flags.pop(other, None)
+        if key in ("b", "S"):
+            raise unknown(ctx, key)
+        flags[key] = value
+    pairs = place_operands(ctx, flags, operands)
+    if isinstance(pairs, int):
+        return pairs
+    status = 0
+    for source, target in pairs:
+        status = _move(ctx, flags, source, target) or status
+    return status
+
+
+def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
+    fs, who = ctx.fs, ctx.who
+    ctx.tick()
+    start, end = ctx.path(source), ctx.path(target)
+    try:
+        node = fs.node(start, who, follow=False)
+    except FsError as error:
+        return ctx.fail(f"cannot stat {quote(source)}: {error.message}")
+    last = source.rstrip("/").rpartition("/")[2]
+    old = fs.find(end.rstrip("/") or "/", who, follow=False) if target else None
+    if old is None and target.endswith("/") and node.kind != "directory":
+        return ctx.fail(f"cannot move {quote(source)} to {quote(target)}: " + ("Not a directory" if target.strip("/") else "Is a directory"))
+    if old is not None:
+        if "n" in flags:
+            return 0
+        if old is node:
+            if fs.walk(start, who, False)[:2] == fs.walk(end, who, False)[:2] or node.kind == "directory":
+                return ctx.fail(f"{quote(source)} and {quote(target)} are the same file")
+            fs.unlink(start, who)
+            return 0
+        if "u" in flags and old.mtime >= node.mtime:
+            return 0
+        if old.kind == "directory" and node.kind != "directory":
+            return ctx.fail(f"cannot overwrite directory {quote(target)} with non-directory")
+        if old.kind != "directory" and node.kind == "directory":
+            return ctx.fail(f"cannot overwrite non-directory {quote(target)} with directory {quote(source)}")
+        if "i" in flags and not confirmed(ctx, f"overwrite {quote(target)}"):
+            return 0
+    try:
+        if last in (".", ".."):
+            raise FsError("EBUSY")
+        fs.rename(start.rstrip("/") or "/", end, who)
+    except FsError as error:
+        if error.code == "EINVAL":
+            return ctx.fail(f"cannot move {quote(source)} to a subdirectory of itself, {quote(target)}")
+        return ctx.fail(f"cannot move {quote(source)} to {quote(target)}: {error.message}")
+    if "v" in flags:
+        ctx.write(f"renamed {quote(source)} -> {quote(target)}\n")
+    return 0
+
+
+@tool(
+    "ln",
+    short="sfnvirt:TbS:LPdF",
+    long="symbolic=s force=f no-dereference=n verbose=v interactive=i relative=r target-directory=t: no-target-directory=T "
+    "backup=b:: suffix=S: logical=L physical=P directory=d",
+)
+def ln(ctx: Context, options: Options, operands: list[str]) -> int:
+    flags = dict(options)
+    for key in ("b", "S", "d", "F"):
+        if key in flags:
+            raise unknown(ctx, key)
+    pairs: list[tuple[str, str]] | int
+    if len(operands) == 1 and "t" not in flags and "T" not in flags:
+        pairs = [(operands[0], _last(operands[0]))]
+    else:
+        pairs = place_operands(ctx, flags, operands)
+    if isinstance(pairs, int):
+        return pairs
+    status = 0
+    for source, target in pairs:
+        try:
+            _link(ctx, flags, source, target)
+        except FsError as error:
+            status = ctx.fail(error.message)
+    return status
+
+
+def _link(ctx: Context, flags: dict[str, str], source: str, target: str) -> None:
+    fs, who = ctx.fs, ctx.who
+    ctx.tick()
+    symbolic = "s" in flags
+    path = ctx.path(target)
+    what = "symbolic link" if symbolic else "hard link"
+    if not symbolic:
+        try:
+            node = fs.node(ctx.path(source), who, follow="L" in flags)
+        except FsError as error:
+            raise FsError(error.code, f"failed to access {quote(source)}: {error.message}") from error
+        if node.kind == "directory":
+            raise FsError("EPERM", f"{source}: hard link not allowed for directory")
+    old = fs.find(path, who, follow=False)
+    if old is not None:
+        if old.kind == "directory" and (flags.keys() & {"f", "i"}):
+            raise FsError("EISDIR", f"{target}: cannot overwrite directory")
+        if not symbolic and old is fs.find(ctx.path(source), who, follow="L" in flags) and "f" in flags:
+            raise FsError("EEXIST", f"{quote(source)} and {quote(target)} are the same file")
+        if "i" in flags and not confirmed(ctx, f"replace {quote(target)}"):
+            return
+    text = source
+    if symbolic and "r" in flags:
+        directory = fs.resolve(posixpath.dirname(path.rstrip("/")) or "/", who)
+        try:
+            text = posixpath.relpath(fs.resolve(ctx.path(source), who, missing=True), directory)
+        except FsError:
+            text = posixpath.relpath(posixpath.normpath(ctx.path(source)), directory)
+    try:
+        if old is not None and flags.keys() & {"f", "i"}:
+            fs.unlink(path, who)
+        if symbolic:
+            fs.symlink(text, path, who)
+        else:
+            fs.link(ctx.path(source), path, who, follow="L" in flags)
+    except FsError as error:
+        arrow = f" => {quote(source)}" if not symbolic and error.code != "EEXIST" else ""
+        raise FsError(error.code, f"failed to create {what} {quote(target)}{arrow}: {error.message}") from error
+    if "v" in flags:
+        ctx.write(f"{quote(target)} {'->' if symbolic else '=>'} {quote(text)}\n")
+
+
+@tool(
+    "install",
+    short="m:o:g:dDvt:TpCsbS:cZ",
+    long="mode=m: owner=o: group=g: directory=d verbose=v target-directory=t: no-target-directory=T preserve-timestamps=p "
+    "compare=C strip=s backup=b:: suffix=S: context=Z:: preserve-context=preserve-context strip-program=strip-program:",
+)
+def install(ctx: Context, options: Options, operands: list[str]) -> int:
+    flags = dict(options)
+    for key in ("C", "s", "b", "S", "Z", "preserve-context", "strip-program"):
+        if key in flags:
+            raise unknown(ctx, key)
+    try:
+        mode = apply_mode(flags.get("m", "755"), 0, "d" in flags, 0)
+    except ModeError:
+        return ctx.fail(f"invalid mode {quote(flags['m'])}")
+    owner = group = None
+    if "o" in flags and (owner := ctx.users.uid(flags["o"])) is None:
+        return ctx.fail(f"invalid user {quote(flags['o'])}")
+    if "g" in flags and (group := ctx.users.gid(flags["g"])) is None:
+        return ctx.fail(f"invalid group {quote(flags['g'])}")
+    status = 0
+    if "d" in flags:
+        if not operands:
+            return usage(ctx, "missing file operand")
+        for name in operands:
+            try:
+                existed = ctx.fs.is_dir(ctx.path(name), ctx.who)
+                make_parents(ctx, name)
+                if "v" in flags and not existed:
+                    ctx.write(f"install: creating directory {quote(name)}\n")
+            except FsError as error:
+                status = ctx.fail(f"cannot create directory {quote(name)}: {error.message}")
+                continue
+            status = _own(ctx, name, mode, owner, group) or status
+        return status
+    if "D" in flags and operands:
+        directory = flags["t"] if "t" in flags else posixpath.dirname(operands[-1].rstrip("/"))
+        try:
+            if directory:
+                make_parents(ctx, directory)
+        except FsError as error:
+            return ctx.fail(f"cannot create directory {quote(directory)}: {error.message}")
+    pairs = place_operands(ctx, flags, operands)
+    if isinstance(pairs, int):
+        return pairs
+    for source, target in pairs:
+        status = _install(ctx, flags, source, target, mode, owner, group) or status
+    return status
+
+
+def _own(ctx: Context, name: str, mode: int, owner: int | None, group: int | None) -> int:
+    try:
+        if owner is not None or group is not None:
+            ctx.fs.chown(ctx.path(name), owner, group, ctx.who)
+    except FsError as error:
+        return ctx.fail(f"cannot change ownership of {quote(name)}: {error.message}")
+    try:
+        ctx.fs.chmod(ctx.path(name), mode, ctx.who)
+    except FsError as error:
+        return ctx.fail(f"cannot change permissions of {quote(name)}: {error.message}")
+    return 0
+
+
+def _install(
+    ctx: Context, flags: dict[str, str], source: str, target: str, mode: int, owner: int | None, group: int | None
+) -> int:
+    fs, who = ctx.fs, ctx.who
+    ctx.tick()
+    path = ctx.path(target)
+    try:
+        node = fs.node(ctx.path(source), who)
+    except FsError as error:
+        return ctx.fail(f"cannot stat {quote(source)}: {error.message}")
+    if node.kind == "directory":
+        return ctx.fail(f"omitting directory {quote(source)}")
+    if node.kind == "device":
+        node = Inode("file", 0o600, 0, 0, "", fs.clock, 0)
+    old = fs.find(path, who, follow=False)
+    if fs.find(path, who) is node:
+        return ctx.fail(f"{quote(source)} and {quote(target)} are the same file")
+    if not allows(node, 4, who):
+        return ctx.fail(f"cannot open {quote(source)} for reading: Permission denied")
+    content, mtime = node.content, node.mtime
+    try:
+        if old is not None:
+            if old.kind == "directory":
+                return ctx.fail(f"cannot overwrite directory {quote(target)} with non-directory")
+            fs.unlink(path, who)
+    except FsError as error:
+        return ctx.fail(f"cannot remove {quote(target)}: {error.message}")
+    try:
+        fs.write_text(path, content, who, mode=0o600)
+    except FsError as error:
+        return ctx.fail(f"cannot create regular file {quote(target)}: {error.message}")
+    if "v" in flags:
+        ctx.write((f"removed {quote(target)}\n" if old is not None else "") + f"{quote(source)} -> {quote(target)}\n")
+    new = fs.node(path, who)
+    new.acl = None
+    if "p" in flags:
+        fs.utime(path, mtime, ROOT)
+    return _own(ctx, target, mode, owner, group)
