@@ -273,6 +273,7 @@ class Script:
 
     Attributes:
       body: what runs before the error, if there is one; all of it otherwise.
+      lines: the body again, by the lines (or groups of lines) that bash reads at once.
       error: bash's message(s) without the "bash: " in front, or "".
       warnings: messages that do not stop it (a here-document without end).
       unsupported: constructs that are not simulated; the script must not be run then.
@@ -280,6 +281,7 @@ class Script:
     """
 
     body: List
+    lines: tuple[List, ...] = ()
     error: str = ""
     warnings: tuple[str, ...] = ()
     unsupported: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from subtransfer.settings.shell.filesystem import FsError
 from subtransfer.settings.shell.lexer import NAME, ansi_c
 from subtransfer.settings.shell.parameters import operate, quote_value
 from subtransfer.settings.shell.result import LimitExceeded, Unsupported
-from subtransfer.settings.shell.variables import ShellError
+from subtransfer.settings.shell.variables import ShellError, Variable
 
 if TYPE_CHECKING:
     from subtransfer.settings.shell.interpreter import Shell
@@ -227,8 +227,11 @@ class Expander:
                 return shell.positional[number - 1] if number <= len(shell.positional) else None
             if name in "#?$!-":
                 return shell.special(name)
-            return shell.scope.get(name)
-        variable = shell.scope.names.get(name)
+            return shell.scope.get(name) if name != "PIPESTATUS" else str(shell.pipestatus[0])
+        if name == "PIPESTATUS":
+            variable = Variable(dict(enumerate(map(str, shell.pipestatus))))
+        else:
+            variable = shell.scope.names.get(name)
         if p.index.plain in ("@", "*"):
             if variable is None and name in shell.scope.computed:
                 return [shell.scope.get(name) or ""]
@@ -271,7 +274,7 @@ class Expander:
 
     def unbound(self, p: ast.Parameter) -> None:
         name = f"{p.name}[{self.text(p.index)}]" if p.index is not None else "$" + p.name if p.name.isdigit() else p.name
-        raise ShellError(f"{name}: unbound variable", fatal=True, status=1)
+        raise ShellError(f"{name}: unbound variable", fatal=True)
 
     def length(self, p: ast.Parameter, value: str | list[str] | None) -> int:
         if isinstance(value, list):
@@ -321,7 +324,7 @@ class Expander:
                 self.shell.scope.set(p.name, text)
             return text
         message = self.argument_text(p.argument) or ("parameter null or not set" if p.operator == ":?" else "parameter not set")
-        raise ShellError(f"{p.name}: {message}", fatal=True, status=127)
+        raise ShellError(f"{p.name}: {message}", fatal=True)
 
     def argument_text(self, word: ast.Word) -> str:
         return self.text(word)
@@ -404,12 +407,8 @@ class Expander:
                 except FsError:
                     continue
                 shell.meter.tick(len(names))
-                if part.startswith(".") or part.startswith("\\."):
-                    names = [".", "..", *names]
                 for name in names:
                     if (name[0] != "." or hidden) and compiled.fullmatch(name):
-                        if name in (".", "..") and "dotglob" not in shell.options and not part.startswith((".", "\\.")):
-                            continue
                         candidate = base + name
                         if last and not slash:
                             following.append(candidate)

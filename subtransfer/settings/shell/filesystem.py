@@ -315,45 +315,49 @@ class FileSystem:
         if parent.mode & 0o1000 and who.uid not in (0, node.uid, parent.uid):
             raise FsError("EPERM")
 
-    def unlink(self, path: str, who: Credentials) -> None:
-        """Removes a file, symlink or device."""
-        parent, name, node = self.walk(path, who, follow=False)
+    def _entry(self, path: str, who: Credentials) -> tuple[Inode, str, Inode]:
+        """Directory, name and inode of something that is to be removed or moved; a symlink itself, never what it leads to."""
+        bare = path.rstrip("/") or path
+        parent, name, node = self.walk(bare, who, follow=False)
         if node is None:
             self._missing(parent, name)
-        if node.entries is not None and (not name or path.rstrip("/").rpartition("/")[2] in (".", "..")):  # type: ignore[union-attr]
+        assert node is not None
+        if bare != path and node.entries is None:
+            raise FsError("ENOTDIR")
+        return parent, name, node
+
+    def unlink(self, path: str, who: Credentials) -> None:
+        """Removes a file, symlink or device."""
+        parent, name, node = self._entry(path, who)
+        if node.entries is not None and not name:
             raise FsError("EISDIR")
-        self._may_remove(parent, node, who)  # type: ignore[arg-type]
-        if node.entries is not None:  # type: ignore[union-attr]
+        self._may_remove(parent, node, who)
+        if node.entries is not None:
             raise FsError("EISDIR")
         self._detach(parent, name)
 
     def rmdir(self, path: str, who: Credentials) -> None:
         """Removes an empty directory."""
         last = path.rstrip("/").rpartition("/")[2]
-        parent, name, node = self.walk(path, who, follow=False)
-        if node is None:
-            self._missing(parent, name)
+        parent, name, node = self._entry(path, who)
         if last == ".":
             raise FsError("EINVAL")
         if last == "..":
             raise FsError("ENOTEMPTY")
         if node is self.root:
             raise FsError("EBUSY")
-        self._may_remove(parent, node, who)  # type: ignore[arg-type]
-        if node.entries is None:  # type: ignore[union-attr]
+        self._may_remove(parent, node, who)
+        if node.entries is None:
             raise FsError("ENOTDIR")
-        if node.entries:  # type: ignore[union-attr]
+        if node.entries:
             raise FsError("ENOTEMPTY")
         self._detach(parent, name)
         self._count -= 1
 
     def rename(self, source: str, target: str, who: Credentials) -> None:
         """Moves an entry; replaces what is at the target if the kinds allow it."""
-        parent, name, node = self.walk(source, who, follow=False)
-        if node is None:
-            self._missing(parent, name)
-        assert node is not None
-        to_parent, to_name, old = self.walk(target, who, follow=False)
+        parent, name, node = self._entry(source, who)
+        to_parent, to_name, old = self.walk(target.rstrip("/") or target, who, follow=False)
         if not name or (old is not None and not to_name):
             raise FsError("EBUSY")
         if old is node:

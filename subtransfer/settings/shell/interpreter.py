@@ -30,6 +30,10 @@ class LoopJump(Leave):
         self.again = again
 
 
+class Discard(Leave):
+    """An expansion failed: the rest of the line (not of the script) is dropped."""
+
+
 class Return(Leave):
     def __init__(self, status: int):
         self.status = status
@@ -184,7 +188,15 @@ class Shell(Launcher):
             return self.lacks(f"{script.bashisms[0]} in sh")
         for warning in script.warnings:
             self.files[2].write(f"{self.name}: {warning}\n")
-        self.run_list(script.body)
+        state = self.depth, self.guard, self.loops, self.files, self.positional
+        for line in script.lines:
+            try:
+                self.run_list(line)
+            except Discard:
+                self.depth, self.guard, self.loops, self.files, self.positional = state
+                self.status = 1
+                if self.level:
+                    raise
         if script.error:
             self.files[2].write(f"{self.name}: {script.error}\n")
             self.status = 2
@@ -286,6 +298,8 @@ class Shell(Launcher):
             self.status = leave.status
         except Return as leave:
             self.status = leave.status
+        except Discard:
+            self.status = 1
         except LoopJump:
             pass
         self.run_exit_trap()
@@ -396,12 +410,16 @@ class Shell(Launcher):
         return self.status
 
     def shell_error(self, error: ShellError) -> None:
-        """Reports an error of an expansion; a fatal one ends the shell."""
+        """Reports an error; a fatal one ends the shell."""
         self.complain(str(error))
         self.status = error.status
         if error.fatal:
-            raise Exit(error.status)
-        self.status = 1
+            raise Exit(1 if self.level else 127)
+
+    def discard(self, error: ShellError) -> None:
+        """Reports an expansion that failed and leaves the line."""
+        self.shell_error(error)
+        raise Discard
 
     def _subshell(self, command: ast.Subshell) -> None:
         sub = self.fork()
@@ -447,7 +465,10 @@ class Shell(Launcher):
         return True
 
     def _for(self, command: ast.For) -> None:
-        values = self.positional if command.words is None else self.expander.words(command.words)
+        try:
+            values = self.positional if command.words is None else self.expander.words(command.words)
+        except ShellError as error:
+            self.discard(error)
         self.status = 0
         for value in list(values):
             if "x" in self.options:
@@ -491,7 +512,10 @@ class Shell(Launcher):
         self.status = status
 
     def _case(self, command: ast.Case) -> None:
-        text = self.expander.text(command.word)
+        try:
+            text = self.expander.text(command.word)
+        except ShellError as error:
+            self.discard(error)
         self.status = 0
         falling = False
         for item in command.items:

@@ -47,7 +47,10 @@ class Launcher:
 
     def _assign_only(self: Shell, command: ast.Simple) -> None:
         for assignment in command.assignments:
-            shown = self.assign(assignment)
+            try:
+                shown = self.assign(assignment)
+            except ShellError as error:
+                self.discard(error)
             if "x" in self.options:
                 self.files[2].write(f"+ {shown}\n")
         if command.redirects:
@@ -55,7 +58,10 @@ class Launcher:
         self.status = self.substituted or 0
 
     def _run_words(self: Shell, command: ast.Simple) -> None:
-        argv = self._arguments(command)
+        try:
+            argv = self._arguments(command)
+        except ShellError as error:
+            self.discard(error)
         if not argv:
             self._assign_only(command)
             return
@@ -166,7 +172,8 @@ class Launcher:
             value = self.expander.text(assignment.value, assignment=True)
             variable = self.scope.names.get(assignment.name)
             if variable is not None and variable.readonly:
-                raise ShellError(f"{assignment.name}: readonly variable")
+                self.complain(f"{assignment.name}: readonly variable")
+                continue
             found[assignment.name] = (self.scope.get(assignment.name) or "") + value if assignment.append else value
         return found
 

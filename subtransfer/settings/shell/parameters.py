@@ -113,6 +113,8 @@ def _slice(expander: Expander, p: ast.Parameter, value: str | list[str] | None) 
     """${name:offset:length}; of lists, elements (the positional parameters count from 1, $0 is before them)."""
     assert p.argument is not None
     scope = expander.shell.scope
+    if value is None:
+        return ""
     offset = scope.evaluate(expander.text(p.argument))
     length = scope.evaluate(expander.text(p.second)) if p.second is not None else None
     if isinstance(value, list):
@@ -122,8 +124,6 @@ def _slice(expander: Expander, p: ast.Parameter, value: str | list[str] | None) 
             return _slice_array(expander, p, offset, length)
         size = len(value)
     else:
-        if value is None:
-            return None
         size = len(value)
     start = offset if offset >= 0 else size + offset
     if start < 0 or start > size:

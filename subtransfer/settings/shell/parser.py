@@ -510,6 +510,8 @@ class Parser(Lexer):
             self.newlines()
             if self.i >= self.n:
                 raise self.fail_eof(")", self.i)
+            if self.s[self.i] in ";&|<>(":
+                raise Unsupported("array of this form")
             if self.s[self.i] == ")":
                 self.i += 1
                 return ast.ArrayValue(tuple(items))

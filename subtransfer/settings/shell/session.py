@@ -7,7 +7,7 @@ from typing import Any
 
 from subtransfer.settings.shell import programs, world
 from subtransfer.settings.shell.filesystem import FsError
-from subtransfer.settings.shell.interpreter import Exit, LoopJump, Return, Shell, World
+from subtransfer.settings.shell.interpreter import Discard, Exit, LoopJump, Return, Shell, World
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Meter, Result, Unsupported
 from subtransfer.settings.shell.streams import TextSink
 from subtransfer.settings.shell.syntax import parse
@@ -60,7 +60,7 @@ class Session:
         except Exit as leave:
             status = shell.status = leave.status
             ended = True
-        except (Return, LoopJump):
+        except (Return, LoopJump, Discard):
             status = shell.status
         except LimitExceeded as error:
             status = self._stop(err, error)
@@ -75,7 +75,7 @@ class Session:
                 status = shell.status
         except (LimitExceeded, RecursionError) as error:
             status = self._stop(err, error if isinstance(error, LimitExceeded) else LimitExceeded("recursion"))
-        except (Exit, Return, LoopJump, FsError):
+        except (Exit, Return, LoopJump, Discard, FsError):
             pass
         if ended:
             self._shell = self._new_shell()

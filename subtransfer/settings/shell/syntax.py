@@ -22,13 +22,14 @@ def parse(text: str) -> ast.Script:
     parser = Parser(text)
     items: list[ast.AndOr] = []
     error = ""
+    lines: list[ast.List] = []
     kept = 0
     try:
         while parser.complete_line(items):
+            lines.append(ast.List(tuple(items[kept:])))
             kept = len(items)
-        kept = len(items)
     except ShellSyntaxError as problem:
         error = str(problem)
     except Unsupported as problem:
         return ast.Script(ast.List(()), unsupported=(str(problem),))
-    return ast.Script(ast.List(tuple(items[:kept])), error, tuple(parser.warnings))
+    return ast.Script(ast.List(tuple(items[:kept])), tuple(lines), error, tuple(parser.warnings))

@@ -89,10 +89,16 @@ class Context:
         if self.source is None:
             return ""
         text = self.source.read()
-        if getattr(self.source, "endless", False) and self.name != "head":
-            raise LimitExceeded("output", 137)  # only head would end with a part of it
+        if getattr(self.source, "endless", False):
+            raise LimitExceeded("output", 137)
         self.meter.tick(len(text) >> 6)
         return text
+
+    def read_head(self) -> tuple[str, bool]:
+        """What is left of standard input, and whether there would be more: for commands that need only its beginning."""
+        if self.source is None:
+            return "", False
+        return self.source.read(), getattr(self.source, "endless", False)
 
     @property
     def stdin_given(self) -> bool:

@@ -153,8 +153,6 @@ class _Setter:
         for step in self.steps:
             if step.kind == "b":
                 access = {key: bits for key, bits in access.items() if key in _BASE}
-                if node.acl is not None:
-                    given["access"] = True
                 default = {}
             elif step.kind == "k":
                 default = {}
@@ -188,7 +186,7 @@ class _Setter:
                 masked[which] = masked[which] or entry.key[0] == "mask"
         for which, entries in (("access", access), ("default", default)):
             if entries:
-                self.mask(entries, given[which], masked[which])
+                self.mask(entries, given[which], masked[which], entries["group", None])
         new_default = _to_acl(default) if default else None
         if ("mask", None) in access:
             acl = _to_acl(access)
@@ -201,13 +199,16 @@ class _Setter:
             raise Unsupported("setfacl --test")
         ctx.fs.set_acl(ctx.path(name), mode, acl, new_default, ctx.who)
 
-    def mask(self, entries: dict, given: bool, masked: bool) -> None:
-        """The mask is recomputed after changes, unless it was given or -n says not to; without named entries it goes."""
+    def mask(self, entries: dict, given: bool, masked: bool, group: int) -> None:
+        """The mask is recomputed after changes, unless it was given or -n says not to (then a new one is the group's bits)."""
         named = any(key[1] is not None for key in entries)
-        if not named and ("mask", None) in entries and not masked and given:
-            del entries["mask", None]
+        if not given or masked:
             return
-        if named and given and not masked and ("n" not in self.flags or ("mask", None) not in entries):
+        if "n" in self.flags:
+            if named:
+                entries.setdefault(("mask", None), group)
+            return
+        if named or ("mask", None) in entries:
             union = 0
             for (tag, n), bits in entries.items():
                 if n is not None or tag == "group":
@@ -271,7 +272,7 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
 
 
 def _with_effective(entries: list[str], mask: int | None, everywhere: bool, never: bool) -> list[str]:
-    """Entries that the mask restricts get a comment with what is left, behind tabs up to column 32 (or the next stop)."""
+    """Entries that the mask restricts get a comment with what is left."""
     if (mask is None and not everywhere) or never:
         return entries
     out = []
@@ -281,9 +282,7 @@ def _with_effective(entries: list[str], mask: int | None, everywhere: bool, neve
         subject = (tag in ("user", "group") and name) or tag == "group"
         effective = own & mask if subject and mask is not None else own
         if subject and (effective != own or everywhere):
-            width = len(entry)
-            tabs = max(1, -(-(32 - width) // 8)) if width < 32 else 1
-            out.append(entry + "\t" * tabs + "#effective:" + rwx(effective))
+            out.append(f"{entry}\t#effective:{rwx(effective)}")
         else:
             out.append(entry)
     return out

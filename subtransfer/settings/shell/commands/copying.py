@@ -345,10 +345,7 @@ def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
         if "n" in flags:
             return 0
         if old is node:
-            if fs.walk(start, who, False)[:2] == fs.walk(end, who, False)[:2] or node.kind == "directory":
-                return ctx.fail(f"{quote(source)} and {quote(target)} are the same file")
-            fs.unlink(start, who)
-            return 0
+            return ctx.fail(f"{quote(source)} and {quote(target)} are the same file")
         if "u" in flags and old.mtime >= node.mtime:
             return 0
         if old.kind == "directory" and node.kind != "directory":

@@ -108,7 +108,12 @@ class _Listing:
     def seconds(self, node: Inode) -> int:
         return node.ctime if self.time in ("ctime", "status") else node.mtime
 
-    def ordered(self, items: list[tuple[str, Inode | None]]) -> list[tuple[str, Inode | None]]:
+    def leads_to_directory(self, name: str, node: Inode | None, directory: str | None) -> bool:
+        if node is not None and node.kind == "symlink":
+            node = self.ctx.fs.find(self.ctx.path(name if directory is None else join(directory, name)), self.ctx.who)
+        return node is not None and node.kind == "directory"
+
+    def ordered(self, items: list[tuple[str, Inode | None]], directory: str | None = None) -> list[tuple[str, Inode | None]]:
         if self.sort != "none":
             items = sorted(items, key=lambda item: item[0].encode("utf-8", "surrogateescape"))
         if self.sort == "time":
@@ -120,7 +125,7 @@ class _Listing:
         if "r" in self.flags and self.sort != "none":
             items.reverse()
         if "group-directories-first" in self.flags and self.sort != "none":
-            items.sort(key=lambda item: item[1] is None or item[1].kind != "directory")
+            items.sort(key=lambda item: not self.leads_to_directory(*item, directory))
         return items
 
     def suffix(self, node: Inode) -> str:
@@ -242,7 +247,7 @@ class _Listing:
                 self.status = max(self.status, 1)
                 ctx.fail(f"cannot access {quote(join(path, name))}: {error.message}")
                 items.append((name, node))
-        return self.ordered(items)
+        return self.ordered(items, path)
 
     def run(self, operands: list[str]) -> int:
         ctx = self.ctx

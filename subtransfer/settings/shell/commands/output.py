@@ -11,7 +11,7 @@ from subtransfer.settings.shell.variables import ShellError
 _ESCAPE = re.compile(r"\\(?:0([0-7]{0,3})|([1-7][0-7]{0,2})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|(.))", re.S)
 _SIMPLE = {"a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\"}
 _OCTAL = re.compile(r"\\([1-7][0-7]{0,2})")  # %b reads octal numbers without a zero too
-_FORMAT = re.compile(r"%([-+ #0']*)(\*|\d+)?(?:\.(\*|-?\d+)?)?(?:hh|h|ll|l|L|q|j|z|t)*(?:\(([^)]*)\))?(.)", re.S)
+_FORMAT = re.compile(r"%([-+ #0']*)(\*|\d+)?(?:\.(\*|-?\d+)?)?(?:hh|h|ll|l|L|j|z|t)*(?:\(([^)]*)\))?(.)", re.S)
 
 
 class _Stop(Exception):

@@ -236,7 +236,7 @@ class _Owner:
 
     def shown(self, owner: tuple[int, int]) -> str:
         users = self.ctx.users
-        if self.ctx.name == "chgrp" or self.uid is None:
+        if self.ctx.name == "chgrp":
             return users.group_name(owner[1])
         return users.user_name(owner[0]) if self.gid is None else f"{users.user_name(owner[0])}:{users.group_name(owner[1])}"
 
@@ -301,7 +301,7 @@ def chown(ctx: Context, options: Options, operands: list[str]) -> int:
                 return f"invalid spec: {quote(spec)}"
             gid = user.gid
         words = owner if not colon else f"{owner}:{group or (users.group_name(gid) if gid is not None else '')}"
-        return uid, gid, words if owner else group
+        return uid, gid, words
 
     return _prepare(ctx, options, operands, parse)
 
