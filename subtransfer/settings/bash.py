@@ -92,7 +92,7 @@ class BashSetting(Setting):
     patterns = (
         r"\b(?:sticky|access|mode)[\s_-]+bits?\b|\b(?:file|access)[\s_-]+modes?\b|\baccess[\s_-]+rights?\b",
         r"\b(?:world|group|owner|other)s?[\s_-]+(?:read|writ|exec)",
-        r"(?<![\w+=-])[ugoa]*[+=][rwxst]+(?![\w+=-])",  # u+rwx, +x, a=r
+        r"(?<![\w+=-])[ugoa]*[+=][rwxst]+",  # u+rwx, +x, a=r; also with something behind it, as a token may stand anywhere
         r"(?<![\w+=-])[ugoa]+-[rwxst]+(?![\w+=-])",  # o-w
         r"(?<![\w.,:/-])0[0-7]{3}(?![\w.,:/-]\w)",  # 0755
         r"\b(?:mode|modes|perms?|rights|bits)\W+(?:\w+\W+){0,3}0?[0-7]{3}\b",  # mode 644
