@@ -14,13 +14,13 @@ import pytest
 
 from subtransfer.errors import UserError
 from subtransfer.settings.shell import sandbox as sandboxes
-from subtransfer.settings.shell import tree
+from subtransfer.settings.shell import sandbox_users, tree
 from subtransfer.settings.shell.sandbox import Pool, SandboxLimits, SandboxSession
 from tests.shell_attempts import ATTEMPTS
 from tests.shell_trees import TREES
 
 needs_sandbox = pytest.mark.skipif(sandboxes.unavailable() is not None, reason=f"no sandbox here: {sandboxes.unavailable()}")
-LIMITS = SandboxLimits(wall=1.2, cpu=1)
+LIMITS = SandboxLimits(wall=0.7, cpu=1)
 WORLD = tree.normalise({"users": {"agent": {"sudo": True}, "bob": {}}, "paths": {"/srv/x": {"content": "x\n"}}})
 
 
@@ -76,15 +76,25 @@ def outside(tmp_path_factory):
     machine.close()
 
 
-def _left_over(holders):
-    """Processes of this machine that are in the sandbox's namespaces but not the sandbox itself."""
+def _commands(users=None):
+    """Command lines of the living processes of this machine, of all or of some users."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
-            command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
-            if os.stat(f"/proc/{name}").st_uid in holders and b"sandbox_supervisor" not in command:
-                found.append(command)
-    return found
+            if users is None or os.stat(f"/proc/{name}").st_uid in users:
+                found.append(Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" "))
+    return [command for command in found if command]
+
+
+def _of_lines():
+    """What lines have started and is still there; a line's users have numbers of their own outside."""
+    first = sandbox_users.first_outside("uid")
+    own = (b"sandbox_supervisor", b"bwrap --userns", b"echo ready; read")
+    return [command for command in _commands({first, first + 1000, first + 1001}) if not any(word in command for word in own)]
+
+
+def _sandboxes():
+    return sum(b"bwrap --userns" in command for command in _commands())
 
 
 @needs_sandbox
@@ -99,7 +109,7 @@ def test_attempts_have_no_effect_outside(name, pool, outside):
     assert "ESCAPED" not in result.stdout
     assert len(result.stdout) + len(result.stderr) <= LIMITS.output + 200
     outside.check()
-    assert not [command for command in _left_over({0x70000000 + 1000, 0x70000000 + 1001}) if command]
+    assert not _of_lines()
     result, after = pool.run(WORLD, "cat /srv/x; id -un; echo new > f; sudo id -u")
     assert (result.stdout, result.stderr, result.exit_code) == ("x\nagent\n0\n", "", 0)
     assert list(tree.changed(WORLD, after)) == ["/home/agent/f"]
@@ -217,7 +227,7 @@ def test_a_session_keeps_its_state():
 
 @needs_sandbox
 def test_a_pool_replaces_what_died():
-    before = len(_left_over({0x70000000}))
+    before = _sandboxes()
     with Pool() as pool:
         with pool.take() as sandbox:
             sandbox.process.kill()
@@ -229,9 +239,9 @@ def test_a_pool_replaces_what_died():
                 SandboxSession(WORLD, sandbox=sandbox).run("echo x")
         assert pool.run(WORLD, "echo again")[0].stdout == "again\n"
     end = time.monotonic() + 5
-    while len(_left_over({0x70000000})) > before and time.monotonic() < end:
+    while _sandboxes() > before and time.monotonic() < end:
         time.sleep(0.01)  # the kernel takes a moment to end a namespace
-    assert len(_left_over({0x70000000})) == before
+    assert _sandboxes() <= before
 
 
 @needs_sandbox

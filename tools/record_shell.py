@@ -1,4 +1,4 @@
-"""Records what real bash does with the lines that the simulator is tested on: `python -m tools.record_shell [--generated=2200]`.
+"""Records what real bash does with the lines that the simulator is tested on: `python -m tools.record_shell`.
 
 Needs bubblewrap and acl. Each line runs twice, each time in a fresh copy of its world; a line that does not end the same way
 twice (it depends on time, load or process numbers) or goes over a limit is left out and named.

@@ -44,6 +44,7 @@ from subtransfer.settings.shell.result import Result
 
 _TOO_LARGE = "the world has become too large, or its paths too long"
 _START = 20.0  # seconds that a supervisor may take to be ready
+_FAREWELL = 0.5  # seconds that it may take to leave
 _SLACK = 10.0  # seconds beyond a line's own limit after which a silent supervisor is given up
 _SETTINGS = Path(__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from shell import sandbox_supervisor; sandbox_supervisor.main()"
@@ -343,9 +344,13 @@ def _bubblewrap(namespace: int, identity: Mapping[str, Any]) -> Iterator[int]:
 
 
 def _end(process: subprocess.Popen) -> None:
-    process.kill()
-    process.wait()
-    for stream in (process.stdin, process.stdout, process.stderr):
-        if stream is not None:
-            with contextlib.suppress(OSError):
-                stream.close()
+    """Ends a process that leaves when its stdin does; by force if it does not."""
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    try:
+        process.wait(_FAREWELL)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    for stream in (process.stdout, process.stderr):
+        stream.close()

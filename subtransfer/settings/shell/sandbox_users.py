@@ -29,7 +29,7 @@ def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
     """
     root = os.geteuid() == 0
     identity: dict[str, Any] = {"user": _FIRST, "group": _FIRST, "extra_groups": []} if root else {}
-    ranges = None if root else [_range(kind) for kind in ("uid", "gid")]
+    ranges = [first_outside(kind) for kind in ("uid", "gid")]
     holder = subprocess.Popen(
         ["unshare", "--user", "sh", "-c", "echo ready; read -r end"],
         stdin=subprocess.PIPE,
@@ -48,8 +48,8 @@ def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
             )
         try:
             for at, kind in enumerate(("uid", "gid")):
-                if ranges is None:
-                    Path(f"/proc/{holder.pid}/{kind}_map").write_text(f"0 {_FIRST} {_COUNT}")
+                if root:
+                    Path(f"/proc/{holder.pid}/{kind}_map").write_text(f"0 {ranges[at]} {_COUNT}")
                 else:
                     # The caller must be somebody inside, too: a number above all others.
                     own = [_COUNT, os.geteuid() if kind == "uid" else os.getegid(), 1]
@@ -71,8 +71,10 @@ def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
                 stream.close()
 
 
-def _range(kind: str) -> int:
-    """The first of the caller's subordinate numbers."""
+def first_outside(kind: str) -> int:
+    """The number outside ("uid" or "gid") of the namespace's root, from which the others count."""
+    if os.geteuid() == 0:
+        return _FIRST
     name = pwd.getpwuid(os.geteuid()).pw_name
     remedy = f"add the line {name}:100000:65536 to /etc/sub{kind} (without a range, a tree could have one owner only)"
     if shutil.which(f"new{kind}map") is None:
