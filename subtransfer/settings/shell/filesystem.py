@@ -49,6 +49,8 @@ class FileSystem:
             if name == "" or name == ".":
                 if node.entries is None:
                     raise FsError("ENOTDIR")
+                if name and not allows(node, 1, who):
+                    raise FsError("EACCES")
                 continue
             if node.entries is None:
                 raise FsError("ENOTDIR")

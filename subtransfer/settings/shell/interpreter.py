@@ -411,7 +411,7 @@ class Shell(Launcher):
 
     def shell_error(self, error: ShellError) -> None:
         """Reports an error; a fatal one ends the shell."""
-        self.complain(str(error))
+        (error.stderr or self.files[2]).write(f"{self.name}: line {self.line}: {error}\n")
         self.status = error.status
         if error.fatal:
             raise Exit(1 if self.level else 127)

@@ -20,14 +20,18 @@ _NULL = NullSink()
 def apply_redirects(shell: Shell, redirects: tuple[ast.Redirect, ...], files: Files | None = None) -> Files:
     """A new table of open files after redirections, from left to right; raises ShellError as bash complains."""
     files = dict(shell.files if files is None else files)
-    for redirect in redirects:
-        operator = redirect.operator
-        if operator == "<<":
-            files[redirect.fd] = TextSource(shell.expander.text(redirect.target))
-        elif operator == "<<<":
-            files[redirect.fd] = TextSource(shell.expander.text(redirect.target) + "\n")
-        else:
-            _open(shell, redirect, files)
+    try:
+        for redirect in redirects:
+            operator = redirect.operator
+            if operator == "<<":
+                files[redirect.fd] = TextSource(shell.expander.text(redirect.target))
+            elif operator == "<<<":
+                files[redirect.fd] = TextSource(shell.expander.text(redirect.target) + "\n")
+            else:
+                _open(shell, redirect, files)
+    except ShellError as error:
+        error.stderr = files[2]  # the complaint goes where stderr leads by then
+        raise
     return files
 
 

@@ -54,11 +54,15 @@ class FileSource:
         self.at = 0
 
     def read(self) -> str:
+        if self.node.entries is not None:
+            raise FsError("EISDIR")
         text = self.node.content[self.at :]
         self.at += len(text)
         return text
 
     def readline(self) -> str:
+        if self.node.entries is not None:
+            raise FsError("EISDIR")
         content = self.node.content
         end = content.find("\n", self.at) + 1 or len(content)
         line, self.at = content[self.at : end], max(end, self.at)

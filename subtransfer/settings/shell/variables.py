@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from subtransfer.settings.shell.arithmetic import ArithmeticFault, evaluate
 
@@ -15,6 +16,7 @@ class ShellError(Exception):
         super().__init__(message)
         self.fatal = fatal
         self.status = status
+        self.stderr: Any = None  # where it is reported, if not to the shell's own stderr
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

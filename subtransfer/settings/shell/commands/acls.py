@@ -150,6 +150,7 @@ class _Setter:
         default = _default_map(node.default) if node.default is not None else {}
         given = {"access": False, "default": False}
         masked = {"access": False, "default": False}
+        refused = False
         for step in self.steps:
             if step.kind == "b":
                 access = {key: bits for key, bits in access.items() if key in _BASE}
@@ -159,22 +160,15 @@ class _Setter:
             for entry in step.entries:
                 which = "default" if entry.default else "access"
                 if entry.default and node.kind != "directory":
-                    if "R" in self.flags:
-                        continue
-                    if step.kind == "x":
-                        continue
-                    raise FsError("EACCES", "Only directories can have default ACLs")
+                    refused = refused or (step.kind == "m" and "R" not in self.flags)
+                    continue
                 target = default if entry.default else access
                 if step.kind == "x":
                     if entry.key in _BASE:
                         raise FsError("EINVAL", "Malformed access ACL")
                     if entry.key in target:
                         del target[entry.key]
-                        if entry.key[0] == "mask":
-                            masked[which] = False
-                    elif entry.key[0] != "mask":
-                        pass
-                    given[which] = True
+                        given[which] = True
                     continue
                 if entry.default and not default:
                     default.update({key: access[key] for key in _BASE})
@@ -184,6 +178,7 @@ class _Setter:
                 target[entry.key] = bits
                 given[which] = True
                 masked[which] = masked[which] or entry.key[0] == "mask"
+        changed = any(given.values()) or any(step.kind in "bk" for step in self.steps)
         for which, entries in (("access", access), ("default", default)):
             if entries:
                 self.mask(entries, given[which], masked[which], entries["group", None])
@@ -197,7 +192,12 @@ class _Setter:
         mode = node.mode & 0o7000 | access["user", None] << 6 | middle << 3 | access["other", None]
         if "test" in self.flags:
             raise Unsupported("setfacl --test")
-        ctx.fs.set_acl(ctx.path(name), mode, acl, new_default, ctx.who)
+        if changed:
+            ctx.fs.set_acl(ctx.path(name), mode, acl, node.default, ctx.who)
+            if new_default != node.default:
+                ctx.fs.set_acl(ctx.path(name), mode, acl, new_default, ctx.who)
+        if refused:
+            raise FsError("EACCES", "Only directories can have default ACLs")
 
     def mask(self, entries: dict, given: bool, masked: bool, group: int) -> None:
         """The mask is recomputed after changes, unless it was given or -n says not to (then a new one is the group's bits)."""

@@ -209,7 +209,8 @@ class Copier:
                 if node.gid in who.groups:
                     new.gid = node.gid
         if "mode" in self.keep:
-            new.mode = node.mode if owned or "owner" not in self.keep else node.mode & ~0o6000
+            special = new.mode & 0o7000 if node.acl is not None and not node.mode & 0o7000 else 0
+            new.mode = (node.mode if owned or "owner" not in self.keep else node.mode & ~0o6000) | special
             new.acl = node.acl
             if node.kind == "directory":
                 new.default = node.default

@@ -96,6 +96,8 @@ class _Chmod:
                     self.fail(f"cannot operate on dangling symlink {quote(name)}")
                 else:
                     self.fail(f"cannot access {quote(name)}: {error.message}")
+                if "v" in self.flags:
+                    ctx.write(f"{quote(name)} could not be accessed\n")
                 continue
             assert node is not None
             self.change(name, node)
@@ -194,10 +196,12 @@ class _Owner:
             ctx.fs.node(ctx.path(name), ctx.who, follow=False)
             node = ctx.fs.node(ctx.path(name), ctx.who, follow=follow_it)
         except FsError as error:
-            if link_is_dangling(ctx, name, error):
-                self.fail(f"cannot dereference {quote(name)}: {error.message}")
-            else:
-                self.fail(f"cannot access {quote(name)}: {error.message}")
+            dangling = link_is_dangling(ctx, name, error)
+            self.fail(f"cannot {'dereference' if dangling else 'access'} {quote(name)}: {error.message}")
+            if "v" in self.flags:
+                was = f" from {self.shown((0, 0))}" if dangling else ""  # chown has no better idea of it either
+                what = "ownership" if ctx.name == "chown" else "group"
+                ctx.write(f"failed to change {what} of {quote(name)}{was} to {self.words}\n")
             return
         if node.kind == "directory" and "R" in self.flags:
             try:
@@ -205,15 +209,6 @@ class _Owner:
                     self.visit(join(name, child), "L" in self.flags)
             except FsError as error:
                 self.fail(f"cannot read directory {quote(name)}: {error.message}")
-        if node.kind == "symlink" and "R" in self.flags and "h" not in self.flags:
-            target = ctx.fs.find(ctx.path(name), ctx.who)
-            if target is None:
-                return
-            if target.kind == "directory":
-                node = target
-                follow_it = True
-            else:
-                node, follow_it = target, True
         self.change(name, node, follow_it)
 
     def change(self, name: str, node: Inode, follow: bool) -> None:
