@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from subtransfer.settings.shell.interpreter import Shell
 
 PROGRAM_PLACES = frozenset(["/usr/bin", "/bin"])
+BASH_ONLY = frozenset("source declare typeset shopt let mapfile readarray builtin enable help history pushd popd dirs disown".split())
+EMPTY_PLACES = frozenset(["/usr/local/sbin", "/usr/sbin", "/sbin"])  # nothing in them is simulated
 
 
 class Launcher:
@@ -75,6 +77,8 @@ class Launcher:
         if function is not None:
             self.status = self._with_variables(command.assignments, lambda: self.call(function, argv, files))
         elif name in BUILTINS:
+            if self.posix and name in BASH_ONLY:
+                raise Unsupported(f"{name} in sh")
             if name == "exec":
                 self.status = self._with_variables(command.assignments, lambda: self.execute_instead(argv, files))
             elif command.assignments:
@@ -310,6 +314,8 @@ class Launcher:
             if directory in PROGRAM_PLACES:
                 if name in PROGRAMS:
                     return "program", name
+                continue
+            if directory in EMPTY_PLACES:
                 continue
             path = f"{directory or cwd}/{name}"
             try:

@@ -85,6 +85,7 @@ class Lexer:
         self.i = 0
         self.n = len(text)
         self.depth = depth
+        self.bashisms: list[str] = []  # what sh would read otherwise
 
     # Commands are the subclass's; substitutions contain them.
     def parse_until_paren(self) -> ast.List:
@@ -151,6 +152,8 @@ class Lexer:
         elif c == '"':
             parts.append(self.double_quoted())
         elif c == "$":
+            if s.startswith(("'", '"'), self.i + 1):
+                self.bashisms.append("$'...'")
             if s.startswith("'", self.i + 1):
                 parts.append(ast.Quoted(self.ansi_quoted()))
             elif s.startswith('"', self.i + 1):
@@ -254,7 +257,9 @@ class Lexer:
 
     def sub(self, text: str) -> Lexer:
         """A parser of the same kind for a piece of text."""
-        return type(self)(text, self.depth)
+        inner = type(self)(text, self.depth)
+        inner.bashisms = self.bashisms
+        return inner
 
     def expression(self) -> ast.Word:
         """The whole text as the inside of $((...)): quotes vanish, parameters and substitutions are expanded."""
@@ -285,6 +290,7 @@ class Lexer:
 
     def process_substitution(self) -> ast.ProcessSubstitution:
         direction = self.s[self.i]
+        self.bashisms.append(f"{direction}(...)")
         self.i += 2
         return ast.ProcessSubstitution(direction, self.parse_until_paren())
 
@@ -335,6 +341,8 @@ class Lexer:
         if s.startswith("[", self.i) and NAME.fullmatch(p.name):
             p.index = self.subscript()
         self.operator(p, quoted, start)
+        if p.index is not None or p.indirect or p.operator[:1] in tuple("/^,@") or p.operator == ":":
+            self.bashisms.append("${...} with an index, / ^ , @ : or !")
         if not s.startswith("}", self.i):
             if self.i >= self.n:
                 raise self.fail_eof("}", start)

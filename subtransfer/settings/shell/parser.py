@@ -28,6 +28,7 @@ class Parser(Lexer):
         super().__init__(text, depth)
         self.pending: list[tuple[ast.Redirect, str, bool, bool, int]] = []  # here-documents whose bodies come at the next newline
         self.warnings: list[str] = []
+        self.places: list[int] = []  # where the simple commands of this very text begin
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -208,6 +209,8 @@ class Parser(Lexer):
             if not self.s.startswith("|", self.i) or self.s.startswith("||", self.i):
                 break
             merge.append(self.s.startswith("|&", self.i))
+            if merge[-1]:
+                self.bashisms.append("|&")
             self.i += 2 if merge[-1] else 1
             self.newlines()
             if self.reserved() == "!":
@@ -224,6 +227,7 @@ class Parser(Lexer):
         if s.startswith("((", self.i) and (end := self.arithmetic_end(self.i + 2)) is not None:
             text = self.sub(s[self.i + 2 : end]).expression()
             self.i = end + 2
+            self.bashisms.append("((...))")
             return ast.ArithmeticCommand(self.redirects(), line, text)
         if s.startswith("(", self.i):
             self.i += 1
@@ -261,6 +265,8 @@ class Parser(Lexer):
             return self.for_command(line)
         if word == "case":
             return self.case_command(line)
+        if word in ("[[", "function"):
+            self.bashisms.append(word)
         if word == "[[":
             test = self.condition_or()
             self.condition_blank()
@@ -332,6 +338,7 @@ class Parser(Lexer):
             pieces = self.s[self.i + 2 : end].split(";")
             if len(pieces) != 3:
                 raise Unsupported("for (( )) of this form")
+            self.bashisms.append("for ((...))")
             start, condition, step = (self.sub(piece.strip()).expression() for piece in pieces)
             self.i = end + 2
             self.skip()
@@ -411,6 +418,8 @@ class Parser(Lexer):
             body = self.compound_list(";;")
             end = next((e for e in (";;&", ";;", ";&") if self.s.startswith(e, self.i)), "")
             self.i += len(end)
+            if end in (";&", ";;&"):
+                self.bashisms.append(end)
             items.append(ast.CaseItem(tuple(patterns), body, end or ";;"))
             if not end:
                 self.expect("esac")
@@ -454,6 +463,8 @@ class Parser(Lexer):
             if not word.parts:
                 raise self.unexpected_here()
             expanded = expand_braces(word)
+            if len(expanded) != 1:
+                self.bashisms.append("{...}")
             words += expanded
             if not declaring and len(words) == len(expanded):
                 declaring = word.plain in DECLARATIONS
@@ -461,6 +472,8 @@ class Parser(Lexer):
             raise self.unexpected_here()
         if self.i < self.n and self.s[self.i] == "(":
             raise self.unexpected_here()
+        if words and isinstance(words[0], ast.Word):
+            self.places.append(words[0].position)
         return ast.Simple(tuple(assignments), tuple(words), tuple(redirects), line)
 
     def function_parens(self, word: ast.Word | ast.Assignment, line: int) -> ast.Function:
@@ -479,6 +492,8 @@ class Parser(Lexer):
         index = None
         if m:
             name, append = m[1], m[2] == "+="
+            if append:
+                self.bashisms.append("+=")
             self.i = m.end()
         else:
             m = NAME.match(self.s, self.i)
@@ -495,12 +510,14 @@ class Parser(Lexer):
             if not operator:
                 self.i = start
                 return None
+            self.bashisms.append("array")
             name, append = m[0], operator[0] == "+="
             self.i = operator.end()
         if self.s.startswith("(", self.i):
             if index is not None:
                 raise self.unexpected_here()
             self.i += 1
+            self.bashisms.append("array")
             return ast.Assignment(name, self.array(), append)
         return ast.Assignment(name, self.read_word(), append, index)
 
@@ -559,6 +576,8 @@ class Parser(Lexer):
             redirect = ast.Redirect("<<", fd, word)
             self.pending.append((redirect, delimiter, quoted, operator == "<<-", line))
             return redirect
+        if operator in ("<<<", "&>", "&>>") or operator == ">&" and not (word.plain or "x").strip("0123456789-") == "":
+            self.bashisms.append(operator)
         if operator == "<>":
             raise Unsupported("<> redirection")
         return ast.Redirect(operator, fd, word)

@@ -225,6 +225,8 @@ def set_(ctx: Context, argv: list[str]) -> int:
                 if not args:
                     raise Unsupported(f"set {word} without a name")
                 name = args.pop(0)
+                if shell.posix and name == "pipefail":
+                    raise Unsupported("pipefail in sh")
                 if name in OPTION_NAMES:
                     change(OPTION_NAMES[name])
                 elif name == "posix":
@@ -459,6 +461,8 @@ def read(ctx: Context, argv: list[str]) -> int:
                 if not value.isdigit() or int(value) not in ctx.shell.files:
                     return ctx.fail(f"{value}: invalid file descriptor: Bad file descriptor")
                 ctx.source = ctx.shell.files[int(value)]  # type: ignore[assignment]
+    if ctx.shell.posix and (array or exact or delimiter != "\n" or count is not None or not args):
+        raise Unsupported("read of this form in sh")
     for name in args:
         if not re.fullmatch(r"[A-Za-z_]\w*(\[.*\])?", name):
             return ctx.fail(f"`{name}': not a valid identifier")

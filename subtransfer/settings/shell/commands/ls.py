@@ -8,7 +8,7 @@ from subtransfer.settings.shell.commands.modes import format_mode
 from subtransfer.settings.shell.commands.options import Options, quote, tool
 from subtransfer.settings.shell.commands.times import HALF_YEAR, strftime
 from subtransfer.settings.shell.commands.walking import join, scan
-from subtransfer.settings.shell.inodes import Inode, Stat
+from subtransfer.settings.shell.inodes import Inode, Stat, allows
 
 _LONG = (
     "all=a almost-all=A directory=d human-readable=h recursive=R reverse=r classify=F:: indicator-style=indicator-style: inode=i "
@@ -230,6 +230,10 @@ class _Listing:
         if self.hidden == "a":
             names = [".", "..", *names]
         items: list[tuple[str, Inode | None]] = []
+        above = ctx.fs.node(ctx.path(path), ctx.who)
+        if "L" not in self.flags and above.entries is not None and allows(above, 1, ctx.who):
+            here = {".": above, "..": above.parent}
+            return self.ordered([(name, above.entries.get(name) or here[name]) for name in names], path)
         needed = self.long or self.flags & {"i", "s", "t", "S", "R", "F"} or self.sort in ("time", "size") or self.indicator
         for name in names:
             place = ctx.path(join(path, name))
@@ -239,8 +243,7 @@ class _Listing:
                 if error.code == "ENOENT" and "L" in self.flags:
                     node = ctx.fs.find(place, ctx.who, follow=False)
                 elif not needed:
-                    node = ctx.fs.node(ctx.path(path), ctx.who)
-                    items.append((name, node.entries.get(name) if node.entries else None))
+                    items.append((name, above.entries.get(name) if above.entries else None))
                     continue
                 else:
                     node = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from subtransfer.settings.shell.commands import Context, builtin, command
+from subtransfer.settings.shell.commands import Context, Unsupported, builtin, command
 from subtransfer.settings.shell.conditions import (
     COMPARISONS,
     FILE_TESTS,
@@ -16,6 +16,9 @@ from subtransfer.settings.shell.variables import ShellError
 
 _UNARY = FILE_TESTS | {"-n", "-z", "-t", "-v", "-o", "-R"}
 _BINARY = COMPARISONS | {"=", "==", "!=", "<", ">", "-nt", "-ot", "-ef"}
+
+
+_POSIX_FREE = frozenset({"==", "-v", "-o", "-a"})  # dash has no ==, no -v, and other ways with -a and -o
 
 
 class _Fault(Exception):
@@ -141,6 +144,8 @@ def _run(ctx: Context, argv: list[str], in_shell: bool) -> int:
             return ctx.fail("missing `]'", 2)
         args = args[:-1]
     try:
+        if in_shell and ctx.shell.posix and not _POSIX_FREE.isdisjoint(args):
+            raise Unsupported("test == in sh")
         return int(not _Test(ctx, in_shell).evaluate(args))
     except (_Fault, ShellError) as fault:
         return ctx.fail(str(fault), 2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 
 from subtransfer.settings.shell.commands import Context, Unsupported, command
@@ -20,6 +21,7 @@ def at(seconds: int) -> datetime.datetime:
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
+@functools.lru_cache(4096)
 def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
     """As date +FORMAT prints a time, in UTC and the C locale; raises Unsupported for rare directives."""
     moment = at(seconds)
