@@ -17,7 +17,7 @@ MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
 MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
-# What root may do in a world after sudo: own, read and enter every file of the world, change users, signal its processes.
+# What root may do in a world: own, read and enter every file of the world, change users, signal its processes.
 CAPABILITIES_OF_ROOT = (0, 1, 2, 3, 4, 5, 6, 7)  # chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid
 SYS_PTRACE, LAST_CAPABILITY = 19, 63
 

@@ -1,7 +1,8 @@
 """One line in its world: the first process of the line's own pid namespace, the shell under it, and sudo.
 
 Runs inside the sandbox's own process, which has the standard library only. The first process keeps the capabilities that
-sudo needs; the shell and all that it starts has none. Both see the world's files, read-only programs and a few devices.
+sudo needs; the shell and all that it starts has none, unless the world's user is root. Both see the world's files, read-only
+programs and a few devices.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def _in_place(path: str) -> None:
         raise FileNotFoundError(errno.ENOENT, f"{path} is not in its place any more")
 
 
-def _become(uid: int, gid: int, groups: list[int], capabilities: tuple[int, ...]) -> None:
+def _become(uid: int, gid: int, groups: list[int]) -> None:
     """The last steps before a program of the line: its user, its capabilities, its filter, and signals as by default."""
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(ignored_by_python, signal.SIG_DFL)
-    kernel.bound(capabilities)
+    kernel.bound(kernel.CAPABILITIES_OF_ROOT if uid == 0 else ())
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
@@ -96,7 +97,7 @@ class _Line:
             self._limit()
             os.setsid()
             os.umask(int(self.job["umask"], 8))
-            _become(*self.job["who"], capabilities=())
+            _become(*self.job["who"])
             environment = dict(self.job["environment"])
             for state in (STATE_IN, STATE_OUT) if self.job["keep"] else ():
                 os.set_inheritable(state, True)
@@ -207,9 +208,8 @@ class _Line:
             os.chdir(f"/proc/{pid}/cwd")
             self._limit()
             os.umask(int(facts["Umask"], 8))
-            uid, gid, groups = request.who
             environment = request.environment(caller)
-            _become(uid, gid, groups, capabilities=kernel.CAPABILITIES_OF_ROOT if uid == 0 else ())
+            _become(*request.who)
             status = 1
             try:
                 os.execvpe(request.words[0], request.words, environment)
