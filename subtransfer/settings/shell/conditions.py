@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from subtransfer.settings.shell import ast, pattern
+from subtransfer.settings.shell.commands import PROGRAMS
 from subtransfer.settings.shell.filesystem import FileSystem, FsError, allows, size_of
 from subtransfer.settings.shell.regexes import RegexError, compile_regex
 from subtransfer.settings.shell.result import Unsupported
@@ -20,7 +21,12 @@ COMPARISONS = frozenset("-eq -ne -lt -le -gt -ge".split())
 
 def file_test(operator: str, path: str, fs: FileSystem, who: Credentials) -> bool:
     """A test of a file by absolute path ("" is no file)."""
-    node = fs.find(path, who, follow=operator not in ("-h", "-L")) if path else None
+    try:
+        node = fs.find(path, who, follow=operator not in ("-h", "-L")) if path else None
+    except Unsupported:
+        if not _is_program(path):
+            raise
+        return operator in ("-e", "-a", "-f", "-x", "-r", "-s")
     if node is None:
         return False
     if operator in ("-e", "-a"):
@@ -46,6 +52,11 @@ def file_test(operator: str, path: str, fs: FileSystem, who: Credentials) -> boo
     if operator == "-G":
         return node.gid == who.gid
     raise Unsupported(f"test {operator}")
+
+
+def _is_program(path: str) -> bool:
+    directory, _, name = path.rpartition("/")
+    return directory in ("/bin", "/usr/bin") and name in PROGRAMS
 
 
 def compare_files(operator: str, left: str, right: str, fs: FileSystem, who: Credentials) -> bool:

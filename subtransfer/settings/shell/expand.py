@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from subtransfer.settings.shell import ast, pattern
-from subtransfer.settings.shell.filesystem import FsError
+from subtransfer.settings.shell.filesystem import FsError, size_of
 from subtransfer.settings.shell.lexer import NAME, ansi_c
 from subtransfer.settings.shell.parameters import operate, quote_value
 from subtransfer.settings.shell.result import LimitExceeded, Unsupported
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Expander", "ansi_c", "quote_value"]
 
+KEPT = frozenset(["PIPESTATUS", "FUNCNAME", "BASH_SOURCE"])
 Segment = tuple[str, bool]  # text, and whether it is quoted
 Field = list[Segment]
 
@@ -227,11 +228,8 @@ class Expander:
                 return shell.positional[number - 1] if number <= len(shell.positional) else None
             if name in "#?$!-":
                 return shell.special(name)
-            return shell.scope.get(name) if name != "PIPESTATUS" else str(shell.pipestatus[0])
-        if name == "PIPESTATUS":
-            variable = Variable(dict(enumerate(map(str, shell.pipestatus))))
-        else:
-            variable = shell.scope.names.get(name)
+            return shell.scope.get(name) if name not in KEPT else self.kept(name).text()
+        variable = self.kept(name) if name in KEPT else shell.scope.names.get(name)
         if p.index.plain in ("@", "*"):
             if variable is None and name in shell.scope.computed:
                 return [shell.scope.get(name) or ""]
@@ -242,6 +240,12 @@ class Expander:
         if isinstance(key, int) and key < 0 and isinstance(variable.value, dict):
             key += max(variable.value, default=-1) + 1
         return variable.text(key)
+
+    def kept(self, name: str) -> Variable:
+        """The arrays that the shell itself keeps."""
+        shell = self.shell
+        values = {"PIPESTATUS": shell.pipestatus, "FUNCNAME": shell.calls[::-1], "BASH_SOURCE": [shell.source] if shell.source else []}
+        return Variable(dict(enumerate(map(str, values[name]))))
 
     def is_missing(self, p: ast.Parameter, value: str | list[str] | None) -> bool:
         """Whether :- (or -) would take its default."""
@@ -283,7 +287,7 @@ class Expander:
             if "u" in self.shell.options:
                 self.unbound(p)
             return 0
-        return len(value)
+        return size_of(value)
 
     def indirect(self, p: ast.Parameter) -> str | list[str] | None:
         """${!name}, ${!name[@]} (keys), ${!prefix*} (names)."""

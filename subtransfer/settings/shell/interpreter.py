@@ -100,7 +100,8 @@ class Shell(Launcher):
         self.aliases: dict[str, str] = {}
         self.options: set[str] = set()
         self.traps: dict[str, str] = {}
-        self.pipestatus = [0]
+        self.pipestatus: list[int] = []
+        self.source = ""  # the file that is read, if commands come from one
         self.calls: list[str] = []
         self.status = 0
         self.substituted: int | None = None  # status of the last command substitution of the running command

@@ -367,6 +367,7 @@ class Launcher:
         except FsError as error:
             ctx.error(f"{self.name}: {argv[0]}: {error.message}\n")
             return 126
+        path = argv[0] if "/" in argv[0] else path
         first = text.partition("\n")[0]
         if first.startswith("#!"):
             interpreter = first[2:].split()

@@ -42,10 +42,8 @@ def ansi_c(text: str) -> str:
         if m[1]:
             out.append(int(m[1], 16))
         elif m[2] or m[3]:
-            code = int(m[2] or m[3], 16)
-            if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-                raise Unsupported("\\U outside Unicode")
-            out += chr(code).encode()
+            code = int(m[2] or m[3], 16)  # beyond ASCII, the C locale has no such characters
+            out += bytes([code]) if code < 128 else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
         elif m[4]:
             out.append(int(m[4], 8) & 255)
         elif m[5]:

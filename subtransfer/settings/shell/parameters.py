@@ -124,6 +124,8 @@ def _slice(expander: Expander, p: ast.Parameter, value: str | list[str] | None) 
             return _slice_array(expander, p, offset, length)
         size = len(value)
     else:
+        if not value.isascii():
+            raise Unsupported("${name:offset} of bytes beyond ASCII")
         size = len(value)
     start = offset if offset >= 0 else size + offset
     if start < 0 or start > size:

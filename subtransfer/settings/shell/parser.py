@@ -29,6 +29,7 @@ class Parser(Lexer):
         self.pending: list[tuple[ast.Redirect, str, bool, bool, int]] = []  # here-documents whose bodies come at the next newline
         self.warnings: list[str] = []
         self.places: list[int] = []  # where the simple commands of this very text begin
+        self.brackets: list[int] = []  # where the words of [ commands are that are a bracket
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -171,7 +172,7 @@ class Parser(Lexer):
             if c and c in ";&" and not self.s.startswith((";;", ";&"), self.i):
                 items[-1].background = c == "&"
                 self.i += 1
-            elif c and c != "\n" and not (c == ")" and stop == ")") and not (c == ";" and stop == ";;"):
+            elif c and c != "\n" and not (c == ")" and stop == ")") and not (c == ";" and stop == ";;") and self.reserved() not in CLOSERS:
                 raise self.unexpected_here()
 
     def body(self) -> ast.List:
@@ -202,6 +203,8 @@ class Parser(Lexer):
             negated = not negated
             self.i += len(word)
             self.skip()
+        if negated and (self.i >= self.n or self.s[self.i] in ";\n&"):
+            raise Unsupported("! without a command")
         commands = [self.command()]
         merge = []
         while True:
@@ -474,6 +477,8 @@ class Parser(Lexer):
             raise self.unexpected_here()
         if words and isinstance(words[0], ast.Word):
             self.places.append(words[0].position)
+            if words[0].plain == "[":
+                self.brackets += [w.position for w in words if isinstance(w, ast.Word) and w.plain in ("[", "]")]
         return ast.Simple(tuple(assignments), tuple(words), tuple(redirects), line)
 
     def function_parens(self, word: ast.Word | ast.Assignment, line: int) -> ast.Function:

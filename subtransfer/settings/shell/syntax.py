@@ -35,13 +35,23 @@ def parse(text: str) -> ast.Script:
     except Unsupported as problem:
         return _unsupported(str(problem))
     if not error:
-        places = command_places(text)
+        places = command_places(_without_brackets(text, parser.brackets))
         if places is None:
             return _unsupported("syntax that the grammar of bash does not know")
         if not places.issuperset(parser.places):
             return _unsupported("syntax that can be read in two ways")
     body = ast.List(tuple(items[:kept]))
     return ast.Script(body, tuple(lines), error, tuple(parser.warnings), bashisms=tuple(dict.fromkeys(parser.bashisms)))
+
+
+def _without_brackets(text: str, brackets: list[int]) -> str:
+    """The text with [ commands made ordinary ones, which they are to bash: the grammar has ideas of its own of their arguments."""
+    if not brackets:
+        return text
+    letters = list(text)
+    for at in brackets:
+        letters[at] = "T"
+    return "".join(letters)
 
 
 def _unsupported(what: str) -> ast.Script:

@@ -203,6 +203,7 @@ def source(ctx: Context, argv: list[str]) -> int:
     if len(args) > 1:
         shell.positional = args[1:]
     shell.sourced += 1
+    outer, shell.source = shell.source, place
     depth, guard = shell.depth, shell.guard
     shell.status = 0
     try:
@@ -212,6 +213,7 @@ def source(ctx: Context, argv: list[str]) -> int:
         shell.depth, shell.guard = depth, guard
     finally:
         shell.sourced -= 1
+        shell.source = outer
         if len(args) > 1:
             shell.positional = saved
     shell.depth -= 1

@@ -41,10 +41,8 @@ def unescape(text: str, octal_needs_zero: bool) -> tuple[str, bool]:
         elif m[3]:
             out.append(int(m[3], 16))
         elif m[4] or m[5]:
-            code = int(m[4] or m[5], 16)
-            if code > 0x10FFFF or 0xD800 <= code < 0xE000:
-                raise Unsupported("\\U outside Unicode")
-            out += chr(code).encode()
+            code = int(m[4] or m[5], 16)  # beyond ASCII, the C locale has no such characters
+            out += bytes([code]) if code < 128 else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
         elif m[6] == "c":
             return bytes(out).decode("utf-8", "surrogateescape"), True
         elif m[6] in _SIMPLE:
