@@ -112,7 +112,7 @@ class _Parser:
             while self.repeat(items):
                 pass
         if not items:
-            if self.dialect == "awk":
+            if self.dialect == "awk" and self.text:
                 raise RegexError("missing operand")
             return ("empty",)
         return items[0] if len(items) == 1 else ("cat", items)

@@ -15,7 +15,9 @@ from subtransfer.settings.shell.commands.walking import join, scan
 _ESCAPES = {"n": "\n", "t": "\t", "0": "\0", "\\": "\\", "a": "\a", "b": "\b", "f": "\f", "r": "\r", "v": "\v"}
 _FORMAT = re.compile(r"\\([0-7]{1,3}|.)|%([-+ 0#]*)(\d*)(?:\.(\d+))?([ACT].|.)", re.DOTALL)
 _GLOBAL = {"-depth", "-d", "-follow", "-daystart", "-maxdepth", "-mindepth", "-regextype"}
-_ACTIONS = set("-print -print0 -printf -ls -exec -execdir -ok -okdir -delete -prune -quit -fprint -fprint0 -fprintf -fls".split())
+_ACTIONS = set(
+    "-print -print0 -printf -ls -exec -execdir -ok -okdir -delete -prune -quit -fprint -fprint0 -fprintf -fls".split()
+)
 _SILENT = {"-prune", "-quit"}  # actions after which -print is still implied
 
 

@@ -56,7 +56,7 @@ def _unescape(text: str) -> str:
     return text
 
 
-@tool("xargs", short="+0a:E:e::I:i::L:l::n:oP:prs:tx", long=_LONG, permute=False)
+@tool("xargs", short="0a:d:E:e::I:i::L:l::n:oP:prs:tx", long=_LONG, permute=False)
 def xargs(ctx: Context, options: Options, operands: list[str]) -> int:
     """xargs: -0 -a -d -E -I -i -L -n -P (one after the other) -r -s -t -x."""
     separator = replace = most = lines = end = None
