@@ -75,7 +75,7 @@ def operate(expander: Expander, p: ast.Parameter, value: str | list[str] | None)
 
         def apply(text: str) -> str:
             expander.shell.meter.tick(len(text) >> 4)
-            new = pattern.replace(text, source, replacement, operator)
+            new = pattern.replace(text, source, replacement, operator, expander.shell.meter.tick)
             expander.shell.meter.word(len(new))
             return new
 

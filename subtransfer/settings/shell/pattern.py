@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 _CLASSES = {
     "alpha": str.isalpha,
@@ -135,6 +136,7 @@ class Pattern:
         self.masks: dict[str, int] = {}
         self.final = 1 << len(elements)
         self.start = 1 | (self.stars & 1) << 1
+        self.work = 0  # characters looked at by `prefix`, ever
 
     def _mask(self, c: str) -> int:
         mask = 0
@@ -162,6 +164,7 @@ class Pattern:
         found = start if states & final else -1
         if found >= 0 and not longest:
             return found
+        at = start
         for at in range(start, len(text)):
             c = text[at]
             mask = masks.get(c)
@@ -175,6 +178,7 @@ class Pattern:
                 found = at + 1
                 if not longest:
                     break
+        self.work += at - start
         return found
 
 
@@ -203,8 +207,11 @@ def strip_suffix(text: str, pattern: str, longest: bool) -> str:
     return text[: len(text) - end] if end > 0 else text
 
 
-def replace(text: str, pattern: str, replacement: str, kind: str) -> str:
-    """${text/pattern/replacement}; `kind`: "/" the first, "//" all, "/#" at the start, "/%" at the end."""
+def replace(text: str, pattern: str, replacement: str, kind: str, tick: Callable[[int], None]) -> str:
+    """${text/pattern/replacement}; `kind`: "/" the first, "//" all, "/#" at the start, "/%" at the end.
+
+    `tick` is told of the work, 64 characters at a time.
+    """
     compiled = compile_pattern(pattern)
     if not pattern:
         return text if kind in ("/", "//") else replacement + text if kind == "/#" else text + replacement
@@ -216,7 +223,11 @@ def replace(text: str, pattern: str, replacement: str, kind: str) -> str:
         return text if end < 0 else text[: len(text) - end] + replacement
     out = []
     at = 0
+    done = compiled.work
     while at <= len(text):
+        if compiled.work - done > 6400:
+            tick((compiled.work - done) >> 6)
+            done = compiled.work
         end = compiled.prefix(text, True, at)
         if end > at or (end == at and not text):
             out.append(replacement)

@@ -169,6 +169,8 @@ class _Setter:
                     if entry.key in target:
                         del target[entry.key]
                         given[which] = True
+                        if entry.key[0] == "mask" and any(key[1] is not None for key in target):
+                            raise FsError("EINVAL", "Malformed access ACL: Missing or wrong entry")
                     continue
                 if entry.default and not default:
                     default.update({key: access[key] for key in _BASE})

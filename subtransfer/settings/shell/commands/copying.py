@@ -63,6 +63,8 @@ class Copier:
         self.keep = keep
         self.failed = False
         self.made: dict[int, str] = {}
+        self.top: Inode | None = None  # the directory that the running operand is copied to: it is not copied into itself
+        self.first = self.goal = ""
         self.follow = "L" in flags or ("r" not in flags and "P" not in flags)
         self.follow_operands = self.follow or "H" in flags
 
@@ -82,7 +84,9 @@ class Copier:
             if "r" not in self.flags:
                 self.fail(f"-r not specified; omitting directory {quote(source)}")
                 return
-            self.copy_tree(source, node, target)
+            if operand:
+                self.first, self.goal = source, target
+            self.copy_tree(source, node, target, operand)
             return
         try:
             old = ctx.fs.walk(ctx.path(target), ctx.who, follow=False)[2] if target else None
@@ -217,20 +221,15 @@ class Copier:
         if "times" in self.keep:
             new.mtime = node.mtime
 
-    def copy_tree(self, source: str, node: Inode, target: str) -> None:
+    def copy_tree(self, source: str, node: Inode, target: str, operand: bool) -> None:
         ctx = self.ctx
         fs, who = ctx.fs, ctx.who
         path = ctx.path(target)
         try:
             existing = fs.walk(path, who)[2]
-            inside = fs.walk(path.rstrip("/"), who)[0] if existing is None else existing
-            while True:
-                if inside is node:
-                    self.fail(f"cannot copy a directory, {quote(source)}, into itself, {quote(target)}")
-                    return
-                if inside is fs.root:
-                    break
-                inside = inside.parent if inside.entries is not None else fs.root
+            if existing is node or node is self.top:
+                self.fail(f"cannot copy a directory, {quote(self.first)}, into itself, {quote(self.goal)}")
+                return
             if existing is None:
                 fs.mkdir(path, who, node.mode & 0o777 | (0o700 if not node.mode & 0o700 == 0o700 else 0))
                 if "v" in self.flags:
@@ -242,6 +241,8 @@ class Copier:
             self.fail(f"cannot create directory {quote(target)}: {error.message}")
             return
         new = fs.node(path, who)
+        if operand:
+            self.top, self.first, self.goal = new, source, target
         try:
             names = scan(ctx, ctx.path(source))
         except FsError as error:
@@ -464,7 +465,7 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
         for name in operands:
             try:
                 existed = ctx.fs.is_dir(ctx.path(name), ctx.who)
-                make_parents(ctx, name)
+                make_parents(ctx, name, plain=True)
                 if "v" in flags and not existed:
                     ctx.write(f"install: creating directory {quote(name)}\n")
             except FsError as error:
@@ -476,7 +477,7 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
         directory = flags["t"] if "t" in flags else posixpath.dirname(operands[-1].rstrip("/"))
         try:
             if directory:
-                make_parents(ctx, directory)
+                make_parents(ctx, directory, plain=True)
         except FsError as error:
             return ctx.fail(f"cannot create directory {quote(directory)}: {error.message}")
     pairs = place_operands(ctx, flags, operands)

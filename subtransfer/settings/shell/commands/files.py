@@ -281,8 +281,9 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-def make_parents(ctx: Context, name: str, verbose: bool = False) -> bool:
-    """mkdir -p; whether the last directory is new. Parents get u+wx besides what the umask leaves."""
+def make_parents(ctx: Context, name: str, verbose: bool = False, plain: bool = False) -> bool:
+    """mkdir -p; whether the last directory is new. Parents get u+wx besides what the umask leaves; 0755 with `plain`."""
+    who = ctx.who.with_umask(0o022) if plain else ctx.who
     parts = name.split("/")
     made = False
     for k in range(1, len(parts) + 1):
@@ -297,7 +298,7 @@ def make_parents(ctx: Context, name: str, verbose: bool = False) -> bool:
             continue
         last = not any(parts[k:])
         try:
-            ctx.fs.mkdir(absolute, ctx.who)
+            ctx.fs.mkdir(absolute, who)
         except FsError as error:
             if error.code == "EEXIST" and not last:
                 raise FsError("ENOTDIR") from error
