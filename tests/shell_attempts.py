@@ -75,6 +75,8 @@ ATTEMPTS: dict[str, str] = {
     "killing all": "kill -9 -1",
     "killing all by root": "sudo kill -9 -1",
     "killing the first process": "kill -9 1 && echo ESCAPED; sudo kill -STOP 1; sudo kill -9 1; echo still here",
+    "signals to the first process": "for s in INT TERM HUP CHLD PIPE ALRM USR1 SEGV; do sudo kill -$s 1; kill -$s 1; done; echo still here",
+    "programs moved away": "sudo mv /usr /usr2; sudo mkdir /usr; ls /usr2/bin | wc -l | awk '{{print \"seen\"}}'; sudo mv /proc /p; sudo rm -rf /dev",
     "seeing others": "ls -d /proc/{pid} && echo ESCAPED; ls /proc | grep -cE '^[0-9]+$' | awk '$1 > 5 {{print \"ESCAPED\"}}'",
     "tracing": _CALL.format("101, 16, {pid}, 0, 0"),
     "tracing the first process by root": "sudo " + _CALL.format("101, 16, 1, 0, 0"),

@@ -66,6 +66,11 @@ def fork_into(namespaces: int) -> int:
     return _check(_libc.syscall(number, ctypes.c_ulong(namespaces | signal.SIGCHLD), None, None, None, None), "clone")
 
 
+def own_mounts() -> None:
+    """Gives this process a copy of its mounts."""
+    _check(_libc.unshare(NEWNS), "unshare")
+
+
 def setns(fd: int, flags: int) -> None:
     _check(_libc.setns(fd, flags), "setns")
 
@@ -139,9 +144,11 @@ def _program() -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
+_FILTER = _program() if supported_machine() else b""  # made once, and shared by all forks
+_FILTER_BUFFER = ctypes.create_string_buffer(_FILTER, len(_FILTER) + 1)
+_FILTER_HEADER = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(_FILTER) // 8, ctypes.addressof(_FILTER_BUFFER)))
+
+
 def filter_calls() -> None:
     """Installs the filter for this process and all its descendants; `bound` must have been called."""
-    code = _program()
-    buffer = ctypes.create_string_buffer(code, len(code))
-    header = ctypes.create_string_buffer(struct.pack("HxxxxxxP", len(code) // 8, ctypes.addressof(buffer)))
-    _check(_libc.prctl(_PR_SET_SECCOMP, 2, header, 0, 0), "seccomp")
+    _check(_libc.prctl(_PR_SET_SECCOMP, 2, _FILTER_HEADER, 0, 0), "seccomp")

@@ -1,14 +1,13 @@
-"""One line in its world: the first process of the line's own pid namespace, the shell under it, and sudo.
+"""One line in its world: the shell, the commands that it runs through sudo, its limits and its end.
 
-Runs inside the sandbox's own process, which has the standard library only. The first process keeps the capabilities that
-sudo needs; the shell and all that it starts has none, unless the world's user is root. Both see the world's files, read-only
-programs and a few devices.
+Runs inside the sandbox's own process, which has the standard library only and is the first process of a process namespace;
+all else in there belongs to the line and ends with it. The shell and all that it starts has no capabilities (unless the
+world's user is root) and sees the world's files, read-only programs and a few devices.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import resource
 import select
@@ -20,11 +19,13 @@ from typing import Any
 from . import sandbox_kernel as kernel
 
 WORLD = "/world"
-PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share", "/etc/alternatives", "/usr/local/sbin")
 STATE_IN, STATE_OUT = 200, 201  # descriptors that carry a session's variables from line to line
 SUDO_PORT = 1  # on the sandbox's own loopback; only root there could listen on it
+_CALLERS = 64  # that may wait for sudo at one time
 _GRACE = 0.1  # seconds for what still runs when the shell ends
 _WATCH = 0.02  # seconds between two looks at the memory of a line
+_DEATH = 5.0  # seconds that killed processes may take to be gone
+_OVER = {"time": 124, "output": 137, "memory": 137}  # the exit code after a limit
 
 # `sudo` keeps its open files where no redirection of its own touches them, says who it is, and waits for the status.
 _SUDO_FILES = (3, 4, 5)
@@ -36,36 +37,18 @@ exit "$status"
 """
 
 
-def run(job: dict[str, Any]) -> int:
-    """As the first process of a fresh process and mount namespace: enters the world, runs the line, returns its exit status."""
-    kernel.die_with_parent()
-    kernel.hide()
-    _mounts()
-    return _Line(job).wait()
-
-
-def _mounts() -> None:
-    """The world as the root, programs and devices in their places; only this line's namespace has these mounts."""
-    kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
-    for path in (*PROGRAMS, "/dev"):
-        source = "/devices" if path == "/dev" else "/sudo" if path == "/usr/local/sbin" else path
-        _in_place(path)
-        kernel.mount(source, WORLD + path, flags=kernel.MS_BIND | kernel.MS_REC)
-    _in_place("/proc")
-    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC
-    kernel.mount("proc", WORLD + "/proc", "proc", flags, "hidepid=invisible")
-    kernel.enter_root(WORLD)
-
-
-def _in_place(path: str) -> None:
-    """A line before this one, as root, may have moved a directory away, or set a link in its place."""
-    if os.path.realpath(WORLD + path) != WORLD + path or not os.path.isdir(WORLD + path):
-        raise FileNotFoundError(errno.ENOENT, f"{path} is not in its place any more")
+def watch_children() -> int:
+    """A descriptor that can be read from when a child ends; also makes the signals of others harmless to this process."""
+    wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(wake_end, warn_on_full_buffer=False)
+    return wake
 
 
 def _become(uid: int, gid: int, groups: list[int]) -> None:
     """The last steps before a program of the line: its user, its capabilities, its filter, and signals as by default."""
-    for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ):
+    for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(ignored_by_python, signal.SIG_DFL)
     kernel.bound(kernel.CAPABILITIES_OF_ROOT if uid == 0 else ())
     os.setgroups(groups)
@@ -74,41 +57,54 @@ def _become(uid: int, gid: int, groups: list[int]) -> None:
     kernel.filter_calls()
 
 
-class _Line:
-    """The shell of a line, the commands that it runs through sudo, and their end."""
+class Line:
+    """A line that runs.
 
-    def __init__(self, job: dict[str, Any]):
+    Args:
+      job: "line", "who" (uid, gid, groups), "cwd", "umask", "environment", "accounts", "sudoers", "limits" and "keep".
+      wake: what `watch_children` gave.
+      state: with `keep`, open files with the variables of the lines before, and for those of this one.
+    """
+
+    def __init__(self, job: dict[str, Any], wake: int, state: tuple[int, int] | None):
         self.job = job
-        self.wake, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        self.wake = wake
         self.sudo = socket.socket()
         self.sudo.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.sudo.bind(("127.0.0.1", SUDO_PORT))
-        self.sudo.listen(64)
+        self.sudo.listen(_CALLERS)
+        self.silent: dict[int, socket.socket] = {}  # descriptor -> a caller that has not said yet who it is
         self.callers: dict[int, socket.socket] = {}  # pid of a command under sudo -> who waits for its status
+        out, out_end = os.pipe()
+        err, err_end = os.pipe()
+        self.pipes = {out: bytearray(), err: bytearray()}
         self.status: int | None = None  # of the shell, when it has ended
         self.shell = os.fork()
         if not self.shell:
-            self._shell()
+            self._shell(out_end, err_end, state)
+        os.close(out_end)
+        os.close(err_end)
 
-    def _shell(self) -> None:
+    def _shell(self, out: int, err: int, state: tuple[int, int] | None) -> None:
+        """In a child: becomes the shell."""
         try:
+            os.dup2(os.open("/dev/null", os.O_RDONLY), 0)
+            os.dup2(out, 1)
+            os.dup2(err, 2)
+            for fd, number in zip(state or (), (STATE_IN, STATE_OUT), strict=False):
+                os.dup2(fd, number)
+            kernel.own_mounts()
+            kernel.enter_root(WORLD)
             self._limit()
             os.setsid()
             os.umask(int(self.job["umask"], 8))
             _become(*self.job["who"])
             environment = dict(self.job["environment"])
-            for state in (STATE_IN, STATE_OUT) if self.job["keep"] else ():
-                os.set_inheritable(state, True)
-            try:
+            with contextlib.suppress(OSError):
                 os.chdir(self.job["cwd"])
-            except OSError:
-                os.chdir("/")
-            if self.job["keep"]:
+            if state:
                 environment["BASH_ENV"] = f"/proc/self/fd/{STATE_IN}"
-            line = os.fsencode(self.job["line"])
-            os.execve("/bin/bash", [b"bash", b"-c", line], environment)
+            os.execve("/bin/bash", [b"bash", b"-c", os.fsencode(self.job["line"])], environment)
         except ValueError:
             os.write(2, b"bash: a line cannot have a zero byte\n")
         except OSError as error:
@@ -132,28 +128,58 @@ class _Line:
         ):
             resource.setrlimit(name, (value, value))
 
-    def wait(self) -> int:
-        """Until the shell has ended and what it left had its moment; returning ends this namespace and all in it."""
+    def finish(self) -> tuple[bytes, bytes, int]:
+        """Waits until the shell has ended and what it left had its moment, or a limit is gone over; then ends all.
+
+        Returns:
+          stdout, stderr, exit code.
+        """
+        over = self._wait()
+        self._end()
+        room = self.job["limits"]["output"]
+        out, err = (bytes(text[:room]) for text in self.pipes.values())
+        if over:
+            return out, err + f"sandbox: {over} limit exceeded\n".encode(), _OVER[over]
+        return out, err, self.status if self.status >= 0 else 128 - self.status
+
+    def _wait(self) -> str:
+        """The limit that was gone over, or ""."""
+        limits = self.job["limits"]
         poll = select.poll()
-        poll.register(self.wake, select.POLLIN)
-        poll.register(self.sudo, select.POLLIN)
-        end = None
+        for fd in (self.wake, self.sudo.fileno(), *self.pipes):
+            poll.register(fd, select.POLLIN)
+        end, grace = time.monotonic() + limits["wall"], None
         while True:
-            ready = {fd for fd, _ in poll.poll(_WATCH * 1000)}
-            if self.sudo.fileno() in ready:
-                self._serve()
-            if self.wake in ready:
-                os.read(self.wake, 4096)
-                if self._reap():
-                    break
+            ready = [fd for fd, _ in poll.poll(_WATCH * 1000)]
+            for fd in ready:
+                if fd in self.pipes:
+                    self._read(fd) or poll.unregister(fd)
+                elif fd == self.wake:
+                    os.read(fd, 4096)
+                elif fd in self.silent:
+                    poll.unregister(fd)
+                    self._serve(self.silent.pop(fd))
+                elif len(self.silent) + len(self.callers) < _CALLERS:
+                    caller, _ = self.sudo.accept()
+                    self.silent[caller.fileno()] = caller
+                    poll.register(caller, select.POLLIN)
+            if sum(map(len, self.pipes.values())) > limits["output"]:
+                return "output"
+            alone = self.wake in ready and self._reap()
+            now = time.monotonic()
             if self.status is not None:
-                end = end or time.monotonic() + _GRACE
-                if time.monotonic() > end:
-                    break
-            elif not ready and _memory() > self.job["limits"]["memory_together"]:
-                os.write(2, b"sandbox: memory limit exceeded\n")
-                return 137
-        return self.status if self.status >= 0 else 128 - self.status
+                grace = grace or now + _GRACE
+                if alone or now > grace:
+                    return ""
+            elif now > end:
+                return "time"
+            elif not ready and _memory() > limits["memory_together"]:
+                return "memory"
+
+    def _read(self, fd: int) -> bool:
+        data = os.read(fd, 65536)
+        self.pipes[fd] += data
+        return bool(data)
 
     def _reap(self) -> bool:
         """Takes the ends of processes; whether none is left."""
@@ -169,13 +195,27 @@ class _Line:
             elif pid in self.callers:
                 self._answer(self.callers.pop(pid), os.waitstatus_to_exitcode(code))
 
+    def _end(self) -> None:
+        """Kills all that is left, and reads what it still had said. TimeoutError if it does not die."""
+        end = time.monotonic() + _DEATH
+        while not self._reap():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)  # all in this namespace but this process, the first one
+            if time.monotonic() > end:
+                raise TimeoutError("processes of the line cannot be ended")
+            time.sleep(0.001)
+        for fd in self.pipes:
+            while len(self.pipes[fd]) <= self.job["limits"]["output"] and self._read(fd):
+                pass
+            os.close(fd)
+        for connection in (self.sudo, *self.silent.values(), *self.callers.values()):
+            connection.close()
+
     # -- sudo --------------------------------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        caller, _ = self.sudo.accept()
-        caller.settimeout(1)
+    def _serve(self, caller: socket.socket) -> None:
         try:
-            pid = int(caller.recv(32))
+            pid = int(caller.recv(32, socket.MSG_DONTWAIT))
             child = os.fork()
             if not child:
                 self._command(pid)
@@ -186,7 +226,7 @@ class _Line:
     @staticmethod
     def _answer(caller: socket.socket, status: int) -> None:
         with contextlib.suppress(OSError):  # it may have been killed meanwhile
-            caller.sendall(b"%d\n" % (status if status >= 0 else 128 - status), socket.MSG_NOSIGNAL)
+            caller.send(b"%d\n" % (status if status >= 0 else 128 - status), socket.MSG_NOSIGNAL | socket.MSG_DONTWAIT)
         caller.close()
 
     def _command(self, pid: int) -> None:
@@ -205,12 +245,13 @@ class _Line:
             caller = int(facts["Uid"].split()[0])
             if caller and caller not in self.job["sudoers"]:
                 raise SudoError("a password is required")
-            os.chdir(f"/proc/{pid}/cwd")
+            directory = os.open(f"/proc/{pid}/cwd", os.O_PATH | os.O_DIRECTORY)
+            kernel.setns(os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY), kernel.NEWNS)
+            os.fchdir(directory)
             self._limit()
             os.umask(int(facts["Umask"], 8))
             environment = request.environment(caller)
             _become(*request.who)
-            status = 1
             try:
                 os.execvpe(request.words[0], request.words, environment)
             except FileNotFoundError:

@@ -3,8 +3,8 @@
 Started outside by `sandbox.py` with the standard library only; reads requests from stdin and writes replies to stdout, each as
 four bytes of length and JSON. Everything after `enter` happens as the root of a user namespace that is nobody outside.
 
-A request may have `world` (a plan made by `sandbox_world.plan`: the world is built anew), `line` (a job for `sandbox_line.run`)
-and `dump` (the reply has all of the world that is not a program or a device).
+A request may have `world` (a plan made by `sandbox_world.plan`: the world is built anew), `line` (a job for
+`sandbox_line.Line`) and `dump` (the reply has all of the world that is not a program or a device).
 """
 
 from __future__ import annotations
@@ -14,12 +14,9 @@ import errno
 import gc
 import json
 import os
-import select
-import signal
 import stat
 import struct
 import sys
-import time
 from typing import Any
 
 from . import sandbox_kernel as kernel
@@ -29,7 +26,7 @@ WORLD = sandbox_line.WORLD
 _ACL = {"access": "system.posix_acl_access", "default": "system.posix_acl_default"}
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LONGEST = 4000  # bytes of a path; the kernel takes 4095
-_NOTES = {"wall": b"sandbox: time limit exceeded\n", "output": b"sandbox: output limit exceeded\n"}
+_PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share", "/etc/alternatives")
 
 
 def enter(pid: int) -> None:
@@ -56,8 +53,9 @@ def enter(pid: int) -> None:
 
 
 def prepare() -> None:
-    """What all worlds share: the devices and `sudo`, read-only."""
+    """What all worlds share: the devices and `sudo`, read-only, and the view of this namespace's processes."""
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("proc", "/proc", "proc", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, "hidepid=invisible")
     for path in ("/devices", "/sudo"):
         kernel.mount("none", path, "tmpfs", kernel.MS_NOSUID, "mode=0755,size=64k")
     for name in _DEVICES:
@@ -79,7 +77,7 @@ class Worlds:
     def __init__(self) -> None:
         self.mounted = False
         self.system: frozenset[str] = frozenset()
-        self.size = 0
+        self.size = self.device = 0
 
     def build(self, plan: dict[str, Any]) -> None:
         if self.mounted:
@@ -88,6 +86,7 @@ class Worlds:
         options = f"mode=0755,size={plan['size']},nr_inodes={plan['inodes']}"
         kernel.mount("none", WORLD, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
         self.mounted = True
+        self.device = os.stat(WORLD).st_dev
         self.system = frozenset(plan["system"])
         self.size = plan["size"]
         for path, kind, what in plan["make"]:
@@ -108,6 +107,9 @@ class Worlds:
                 os.setxattr(WORLD + path, _ACL[kind], bytes.fromhex(value))
         for path, mtime in plan["times"]:
             os.utime(WORLD + path, (mtime, mtime), follow_symlinks=False)
+        shared = {path: path for path in (*_PROGRAMS, "/proc")} | {"/dev": "/devices", "/usr/local/sbin": "/sudo"}
+        for path, source in shared.items():
+            kernel.mount(source, WORLD + path, flags=kernel.MS_BIND | kernel.MS_REC)
 
     def dump(self) -> list[dict[str, Any]] | None:
         """Every path of the world, parents first; pipes and sockets are left out.
@@ -123,6 +125,8 @@ class Worlds:
             if len(real) > _LONGEST:
                 return None
             facts = os.lstat(real)
+            if facts.st_dev != self.device:
+                continue  # programs, wherever a line may have moved the directories above them
             entry = {"path": path, "uid": facts.st_uid, "gid": facts.st_gid, "mode": stat.S_IMODE(facts.st_mode)}
             entry |= {"mtime": int(facts.st_mtime), "inode": facts.st_ino}
             if stat.S_ISDIR(facts.st_mode):
@@ -156,79 +160,27 @@ def _acl(path: bytes, name: str) -> str:
         return ""
 
 
-def run(job: dict[str, Any], state: str) -> dict[str, Any]:
-    """Runs one line until it ends or goes over its time or its output.
+def run(job: dict[str, Any], wake: int, state: str) -> dict[str, Any]:
+    """Runs one line to its end.
 
     Args:
-      job: what `sandbox_line.run` takes.
+      job: what `sandbox_line.Line` takes.
+      wake: the same.
       state: shell text that sets the variables of the lines before.
 
     Returns:
       {"stdout", "stderr": text, "status": 0..255, "state": the same text for the next line, "" for as before}.
     """
-    out, out_end = os.pipe()
-    err, err_end = os.pipe()
-    saved = None
-    if job["keep"]:
-        saved = os.memfd_create("state")
-        before = os.memfd_create("state")
-        os.write(before, os.fsencode(state))
-    child = kernel.fork_into(kernel.NEWNS | kernel.NEWPID)
-    if not child:
-        status = 126
-        try:
-            null = os.open("/dev/null", os.O_RDONLY)
-            for fd, number in ((null, 0), (out_end, 1), (err_end, 2)):
-                os.dup2(fd, number)
-            if job["keep"]:
-                os.dup2(before, sandbox_line.STATE_IN, inheritable=False)
-                os.dup2(saved, sandbox_line.STATE_OUT, inheritable=False)
-            os.closerange(3, sandbox_line.STATE_IN)
-            status = sandbox_line.run(job)
-        except OSError as error:
-            os.write(2, f"sandbox: {error}\n".encode())
-        finally:
-            os._exit(status)
-    os.close(out_end)
-    os.close(err_end)
-    texts, over = _collect({out: [], err: []}, job["limits"])
-    if over:
-        os.kill(child, signal.SIGKILL)  # the first process takes all others along
-    _, code = os.waitpid(child, 0)
-    status = {"wall": 124, "output": 137}.get(over) or os.waitstatus_to_exitcode(code) % 256
-    stderr = b"".join(texts[err]) + _NOTES.get(over, b"")
-    result = {"stdout": _text(b"".join(texts[out])), "stderr": _text(stderr), "status": status, "state": ""}
-    os.close(out)
-    os.close(err)
-    if saved is not None:
-        if not over:
-            result["state"] = os.pread(saved, 1 << 20, 0).decode("utf-8", "surrogateescape")
-        os.close(saved)
-        os.close(before)
+    files = (os.memfd_create("state"), os.memfd_create("state")) if job["keep"] else None
+    if files:
+        os.write(files[0], os.fsencode(state))
+    out, err, status = sandbox_line.Line(job, wake, files).finish()
+    result = {"stdout": _text(out), "stderr": _text(err), "status": status, "state": ""}
+    if files:
+        result["state"] = _text(os.pread(files[1], 1 << 20, 0))
+        os.close(files[0])
+        os.close(files[1])
     return result
-
-
-def _collect(texts: dict[int, list[bytes]], limits: dict[str, Any]) -> tuple[dict[int, list[bytes]], str]:
-    """Reads the pipes to their ends, or to the limit that was gone over ("wall" or "output")."""
-    poll = select.poll()
-    for fd in texts:
-        poll.register(fd, select.POLLIN)
-    open_pipes, room = len(texts), limits["output"]
-    end = time.monotonic() + limits["wall"]
-    while open_pipes:
-        left = end - time.monotonic()
-        if left <= 0:
-            return texts, "wall"
-        for fd, _ in poll.poll(left * 1000):
-            data = os.read(fd, 65536)
-            texts[fd].append(data[:room])
-            if len(data) > room:
-                return texts, "output"
-            room -= len(data)
-            if not data:
-                poll.unregister(fd)
-                open_pipes -= 1
-    return texts, ""
 
 
 def _text(data: bytes) -> str:
@@ -268,14 +220,15 @@ def _private(fd: int, replacement: int) -> int:
 
 
 def serve(requests: int, replies: int) -> None:
-    worlds = Worlds()
+    """Answers requests until there are no more."""
+    worlds, wake = Worlds(), sandbox_line.watch_children()
     while (request := _read(requests)) is not None:
         try:
             reply: dict[str, Any] = {}
             if "world" in request:
                 worlds.build(request["world"])
             if "line" in request:
-                reply = run(request["line"], request.get("state", ""))
+                reply = run(request["line"], wake, request.get("state", ""))
             if request.get("dump"):
                 reply["dump"] = worlds.dump()
         except OSError as error:
@@ -291,11 +244,14 @@ def main() -> None:
         enter(int(sys.argv[-1]))
         kernel.die_with_parent()
         kernel.hide()
-        child = os.fork()  # the first that lives in the process namespace
+        child = os.fork()  # into bubblewrap's process namespace ...
+        if not child:
+            kernel.die_with_parent()
+            child = kernel.fork_into(kernel.NEWPID | kernel.NEWNS)  # ... and there into an own one, as its first process
         if child:
             os.closerange(3, 256)
             os.waitpid(child, 0)
-            return
+            os._exit(0)
         kernel.die_with_parent()
         prepare()
         gc.disable()  # so that forks share their memory
