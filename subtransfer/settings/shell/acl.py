@@ -92,7 +92,9 @@ def build_default(parts: dict[tuple[str, str], int], mode: int, users: Users) ->
     mask = parts.get(("mask", ""))
     if mask is None and (named_users or named_groups):
         mask = _union(group, named_users, named_groups)
-    return Acl(named_users, named_groups, group, mask, parts.get(("user", ""), mode >> 6 & 7), parts.get(("other", ""), mode & 7))
+    return Acl(
+        named_users, named_groups, group, mask, parts.get(("user", ""), mode >> 6 & 7), parts.get(("other", ""), mode & 7)
+    )
 
 
 def _named(parts: dict[tuple[str, str], int], users: Users) -> tuple[tuple, tuple]:

@@ -106,13 +106,17 @@ class _Evaluator:
 
     def fault(self, message: str, at: int | None = None) -> ArithmeticFault:
         i = self.i if at is None else at
-        token = self.text[self.tokens[i][2] :] if i < len(self.tokens) else self.text[self.tokens[-1][2] :] if self.tokens else ""
+        token = (
+            self.text[self.tokens[i][2] :] if i < len(self.tokens) else self.text[self.tokens[-1][2] :] if self.tokens else ""
+        )
         return ArithmeticFault(f'{message} (error token is "{token}")')
 
     def run(self) -> int:
         value = self.comma()
         if self.i < len(self.tokens):
-            raise self.fault("syntax error in expression" if self.tokens[self.i][0] != "bad" else "syntax error: invalid arithmetic operator")
+            raise self.fault(
+                "syntax error in expression" if self.tokens[self.i][0] != "bad" else "syntax error: invalid arithmetic operator"
+            )
         return value
 
     def peek(self) -> str:

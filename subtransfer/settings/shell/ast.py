@@ -6,7 +6,6 @@ Brace expansion is a matter of the text alone, so the words here have it behind 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 # -- words ---------------------------------------------------------------------------------------------------------------
 
@@ -73,7 +72,7 @@ class ProcessSubstitution:
     body: List
 
 
-Part = Union[Literal, Quoted, DoubleQuoted, Parameter, CommandSubstitution, Arithmetic, ProcessSubstitution]
+Part = Literal | Quoted | DoubleQuoted | Parameter | CommandSubstitution | Arithmetic | ProcessSubstitution
 
 
 @dataclass(slots=True, eq=False)
@@ -232,9 +231,7 @@ class Condition(Compound):
     test: Test
 
 
-Command = Union[
-    Simple, Subshell, Group, If, For, ForArithmetic, While, Case, Function, ArithmeticCommand, Condition
-]  # fmt: skip
+Command = Simple | Subshell | Group | If | For | ForArithmetic | While | Case | Function | ArithmeticCommand | Condition
 
 
 # -- inside [[ ]] --------------------------------------------------------------------------------------------------------
@@ -264,7 +261,7 @@ class Logical:
     right: Test | None = None
 
 
-Test = Union[Unary, Binary, Logical]
+Test = Unary | Binary | Logical
 
 
 @dataclass(slots=True, eq=False)

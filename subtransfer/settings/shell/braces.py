@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 
 from subtransfer.settings.shell import ast
+from subtransfer.settings.shell.lexer import make_word
 from subtransfer.settings.shell.result import LimitExceeded
 
 LIMIT = 20_000  # words that one word may become
@@ -28,9 +28,7 @@ def expand_braces(word: ast.Word) -> list[ast.Word]:
 
 
 def _join(items: list[Item], position: int) -> ast.Word:
-    from subtransfer.settings.shell.lexer import make_word
-
-    return dataclasses.replace(make_word([ast.Literal(i) if isinstance(i, str) else i for i in items], position))
+    return make_word([ast.Literal(i) if isinstance(i, str) else i for i in items], position)
 
 
 def _expand(items: list[Item]) -> list[list[Item]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from subtransfer.settings.shell import ast, pattern
 from subtransfer.settings.shell.commands import PROGRAMS
-from subtransfer.settings.shell.filesystem import FileSystem, FsError, allows, size_of
+from subtransfer.settings.shell.filesystem import FileSystem, allows, size_of
 from subtransfer.settings.shell.regexes import RegexError, compile_regex
 from subtransfer.settings.shell.result import Unsupported
 from subtransfer.settings.shell.users import Credentials

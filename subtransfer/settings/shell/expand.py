@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from subtransfer.settings.shell import ast, pattern
 from subtransfer.settings.shell.filesystem import FsError, size_of
-from subtransfer.settings.shell.lexer import NAME, ansi_c
-from subtransfer.settings.shell.parameters import operate, quote_value
+from subtransfer.settings.shell.lexer import NAME
+from subtransfer.settings.shell.parameters import operate
 from subtransfer.settings.shell.result import LimitExceeded, Unsupported
 from subtransfer.settings.shell.variables import ShellError, Variable
 
 if TYPE_CHECKING:
     from subtransfer.settings.shell.interpreter import Shell
-
-__all__ = ["Expander", "ansi_c", "quote_value"]
 
 KEPT = frozenset(["PIPESTATUS", "FUNCNAME", "BASH_SOURCE"])
 Segment = tuple[str, bool]  # text, and whether it is quoted
@@ -100,7 +98,9 @@ class Expander:
             done.append(current)
         return done
 
-    def collect(self, parts: tuple[ast.Part, ...], current: Field | None, done: list[Field], inner: bool, tilde: bool) -> Field | None:
+    def collect(
+        self, parts: tuple[ast.Part, ...], current: Field | None, done: list[Field], inner: bool, tilde: bool
+    ) -> Field | None:
         """Appends parts to the current field; finished fields go to `done`.
 
         Args:
@@ -125,10 +125,7 @@ class Expander:
                 current = self.double_quoted(part, current, done)
             elif isinstance(part, ast.Parameter):
                 value = self.unquoted_parameter(part, current, done)
-                if isinstance(value, str):
-                    current = self.split(value, current, done)
-                else:
-                    current = value
+                current = self.split(value, current, done) if isinstance(value, str) else value
             elif isinstance(part, ast.ProcessSubstitution):
                 (current := [] if current is None else current).append((self.shell.process_substitution(part), True))
             else:
@@ -244,7 +241,11 @@ class Expander:
     def kept(self, name: str) -> Variable:
         """The arrays that the shell itself keeps."""
         shell = self.shell
-        values = {"PIPESTATUS": shell.pipestatus, "FUNCNAME": shell.calls[::-1], "BASH_SOURCE": [shell.source] if shell.source else []}
+        values = {
+            "PIPESTATUS": shell.pipestatus,
+            "FUNCNAME": shell.calls[::-1],
+            "BASH_SOURCE": [shell.source] if shell.source else [],
+        }
         return Variable(dict(enumerate(map(str, values[name]))))
 
     def is_missing(self, p: ast.Parameter, value: str | list[str] | None) -> bool:
@@ -296,7 +297,7 @@ class Expander:
             return sorted(name for name in scope.names if name.startswith(p.name) and scope.names[name].value is not None)
         if p.index is not None and p.index.plain in ("@", "*"):
             variable = scope.names.get(p.name)
-            return [] if variable is None else [str(k) for k in variable.keys()]
+            return [] if variable is None else [str(k) for k in variable.indices()]
         name = self.value(p)
         if not isinstance(name, str) or not name:
             raise ShellError(f"{p.name}: invalid indirect expansion")

@@ -181,7 +181,9 @@ class FileSystem:
             raise FsError("EISDIR")
         return node.content
 
-    def open_write(self, path: str, who: Credentials, append: bool = False, mode: int = 0o666, exclusive: bool = False) -> Inode:
+    def open_write(
+        self, path: str, who: Credentials, append: bool = False, mode: int = 0o666, exclusive: bool = False
+    ) -> Inode:
         """Opens for writing as O_CREAT with O_TRUNC or O_APPEND (and O_EXCL) does."""
         parent, name, node = self.walk(path, who)
         if node is None:

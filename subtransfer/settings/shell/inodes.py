@@ -26,6 +26,7 @@ MESSAGES = {
     "EPERM": "Operation not permitted",
 }
 
+
 class FsError(Exception):
     """A refused operation: `code` such as "EACCES", `message` as strerror gives it."""
 
@@ -38,7 +39,22 @@ class FsError(Exception):
 class Inode:
     """A file, directory, symlink or device. `mode` has the 12 permission bits; `content` of a symlink is its target."""
 
-    __slots__ = ("kind", "mode", "uid", "gid", "content", "entries", "nlink", "mtime", "ctime", "ino", "acl", "default", "parent", "name")
+    __slots__ = (
+        "kind",
+        "mode",
+        "uid",
+        "gid",
+        "content",
+        "entries",
+        "nlink",
+        "mtime",
+        "ctime",
+        "ino",
+        "acl",
+        "default",
+        "parent",
+        "name",
+    )
 
     def __init__(self, kind: Kind, mode: int, uid: int, gid: int, content: str, mtime: int, ino: int):
         self.kind = kind
@@ -58,7 +74,7 @@ class Inode:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stat:
-    """What stat(2) tells: `type` as Inode.kind, `mode` the 12 permission bits, `size` in bytes, `acl` whether there is an ACL."""
+    """What stat(2) tells: `type` as Inode.kind, `mode` the 12 permission bits, `size` in bytes, `acl`: has it an ACL."""
 
     type: Kind
     mode: int

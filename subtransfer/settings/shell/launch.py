@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from subtransfer.settings.shell import ast
 from subtransfer.settings.shell.commands import BUILTINS, PROGRAMS, Context
+from subtransfer.settings.shell.control import Exit, Return
 from subtransfer.settings.shell.filesystem import FsError, allows
 from subtransfer.settings.shell.known import KNOWN
-from subtransfer.settings.shell.parameters import trace_word
+from subtransfer.settings.shell.quoting import trace_word
 from subtransfer.settings.shell.redirect import Files, apply_redirects
 from subtransfer.settings.shell.result import LimitExceeded, Unsupported
 from subtransfer.settings.shell.users import Credentials
@@ -19,7 +20,9 @@ if TYPE_CHECKING:
     from subtransfer.settings.shell.interpreter import Shell
 
 PROGRAM_PLACES = frozenset(["/usr/bin", "/bin"])
-BASH_ONLY = frozenset("source declare typeset shopt let mapfile readarray builtin enable help history pushd popd dirs disown".split())
+BASH_ONLY = frozenset(
+    "source declare typeset shopt let mapfile readarray builtin enable help history pushd popd dirs disown".split()
+)
 EMPTY_PLACES = frozenset(["/usr/local/sbin", "/usr/sbin", "/sbin"])  # nothing in them is simulated
 
 
@@ -112,7 +115,11 @@ class Launcher:
         return f"{assignment.name}{index}{'+' if assignment.append else ''}={value}"
 
     def _trace(self: Shell, command: ast.Simple, argv: list[str]) -> None:
-        words = [f"{a.name}={trace_word(self.expander.text(a.value, True))}" for a in command.assignments if isinstance(a.value, ast.Word)]
+        words = [
+            f"{a.name}={trace_word(self.expander.text(a.value, True))}"
+            for a in command.assignments
+            if isinstance(a.value, ast.Word)
+        ]
         for line in words:
             self.files[2].write(f"{'+' * (self.level + 1)} {line}\n")
         self.files[2].write(f"{'+' * (self.level + 1)} {' '.join(map(trace_word, argv))}\n")
@@ -203,8 +210,6 @@ class Launcher:
 
     def call(self: Shell, body: ast.Command, argv: list[str], files: Files) -> int:
         """Calls a function."""
-        from subtransfer.settings.shell.interpreter import Return
-
         saved = self.positional, self.files, self.loops, self.depth
         self.positional, self.files, self.loops = argv[1:], files, 0
         self.depth += 1
@@ -251,8 +256,6 @@ class Launcher:
 
     def execute_instead(self: Shell, argv: list[str], files: Files) -> int:
         """exec: with a command, the shell ends with it; without one, the redirections stay."""
-        from subtransfer.settings.shell.interpreter import Exit
-
         if len(argv) == 1:
             self.files = files
             return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 
 from subtransfer.settings.shell import ast
+from subtransfer.settings.shell.quoting import ansi_c
 from subtransfer.settings.shell.result import Unsupported
 
 PLAIN = re.compile(r"[\w./,:=+@%^\-~\]*?\[{}!#\x80-\U0010ffff]+")
@@ -15,47 +16,9 @@ DIGITS = re.compile(r"[0-9]+")
 META = " \t\n;&|<>()"
 MAX_DEPTH = 60
 
-_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "v": "\v"}
-_ANSI = re.compile(r"\\(?:x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|([0-7]{1,3})|c(.)|(.))", re.S)
-
 
 class ShellSyntaxError(Exception):
     """The message as bash prints it after "bash: "."""
-
-
-def octets(text: str) -> str:
-    """Text in which characters 0x80..0xff stand for bytes, as text with those bytes decoded."""
-    return text.encode("latin-1").decode("utf-8", "surrogateescape")
-
-
-def ansi_c(text: str) -> str:
-    """The text of $'...' without its quotes."""
-    if "\\" not in text:
-        return text
-    out = bytearray()
-    at = 0
-    for m in _ANSI.finditer(text):
-        if m.start() < at:
-            continue
-        out += text[at : m.start()].encode("utf-8", "surrogateescape")
-        at = m.end()
-        if m[1]:
-            out.append(int(m[1], 16))
-        elif m[2] or m[3]:
-            code = int(m[2] or m[3], 16)  # beyond ASCII, the C locale has no such characters
-            out += bytes([code]) if code < 128 else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
-        elif m[4]:
-            out.append(int(m[4], 8) & 255)
-        elif m[5]:
-            out += bytes([ord(m[5].upper()) & 31]) if ord(m[5]) < 128 else m[5].encode("utf-8", "surrogateescape")
-        elif m[6] in _ESCAPES:
-            out += _ESCAPES[m[6]].encode()
-        elif m[6] in "\\'\"?":
-            out += m[6].encode()
-        else:
-            out += m[0].encode("utf-8", "surrogateescape")
-    out += text[at:].encode("utf-8", "surrogateescape")
-    return bytes(out).partition(b"\0")[0].decode("utf-8", "surrogateescape")
 
 
 def make_word(parts: list[ast.Part], position: int = -1) -> ast.Word:
@@ -118,7 +81,13 @@ class Lexer:
                 if c in "<>" and s.startswith("(", self.i + 1) and stop is META and not parts:
                     parts.append(self.process_substitution())
                     continue
-                if c == "(" and parts and isinstance(parts[-1], ast.Literal) and parts[-1].text[-1:] in "?*+@!" and stop is META:
+                if (
+                    c == "("
+                    and parts
+                    and isinstance(parts[-1], ast.Literal)
+                    and parts[-1].text[-1:] in "?*+@!"
+                    and stop is META
+                ):
                     raise ShellSyntaxError(self.unexpected("("))
                 break
             self.unquoted(c, parts)
@@ -321,7 +290,13 @@ class Lexer:
         p = ast.Parameter("")
         c = s[self.i : self.i + 1]
         following = s[self.i + 1 : self.i + 2]
-        if c == "#" and following and following not in "}-:=+?%/^,#" or c == "#" and re.match(r"#[@*#?$!-]\}", s[self.i : self.i + 3]):
+        if (
+            c == "#"
+            and following
+            and following not in "}-:=+?%/^,#"
+            or c == "#"
+            and re.match(r"#[@*#?$!-]\}", s[self.i : self.i + 3])
+        ):
             p.length = True
             self.i += 1
         elif c == "!" and following and (following.isalnum() or following in "_@*#"):

@@ -5,54 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from subtransfer.settings.shell import ast, pattern
+from subtransfer.settings.shell.quoting import ansi_c, quote_value
 from subtransfer.settings.shell.result import Unsupported
 from subtransfer.settings.shell.variables import ShellError
 
 if TYPE_CHECKING:
     from subtransfer.settings.shell.expand import Expander
-
-_SAFE = frozenset("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./-:=+@%,")
-
-
-def quote_value(text: str) -> str:
-    """As ${x@Q} and `set` write a value: '...' or $'...'."""
-    if any(ord(c) < 32 or ord(c) == 127 or 0xDC80 <= ord(c) <= 0xDCFF for c in text):
-        return ansi_quote(text)
-    return "'" + text.replace("'", "'\\''") + "'"
-
-
-def ansi_quote(text: str) -> str:
-    """$'...' with escapes for what cannot be shown."""
-    names = {"\n": "\\n", "\t": "\\t", "\r": "\\r", "\a": "\\a", "\b": "\\b", "\x1b": "\\E", "\f": "\\f", "\v": "\\v", "\\": "\\\\", "'": "\\'"}
-    out = []
-    for c in text:
-        code = ord(c)
-        if c in names:
-            out.append(names[c])
-        elif code < 32 or code == 127:
-            out.append(f"\\{code:03o}")
-        elif 0xDC80 <= code <= 0xDCFF:
-            out.append(f"\\{code - 0xDC00:03o}")
-        else:
-            out.append(c)
-    return "$'" + "".join(out) + "'"
-
-
-def quote_word(text: str) -> str:
-    """As printf %q writes it: backslashes, or $'...'."""
-    if not text:
-        return "''"
-    if any(ord(c) < 32 or ord(c) == 127 or 0xDC80 <= ord(c) <= 0xDCFF for c in text):
-        return ansi_quote(text)
-    out = "".join(c if c in _SAFE or ord(c) > 127 else "\\" + c for c in text)
-    return "\\" + out if out[0] == "~" or out[0] == "#" else out
-
-
-def trace_word(text: str) -> str:
-    """As set -x shows a word: quoted only where needed."""
-    if text and all(c in _SAFE or c in "]{}!^~#" or ord(c) > 127 for c in text) and text[0] not in "~#":
-        return text if text not in ("!", "{", "}") else f"'{text}'"
-    return quote_value(text)
 
 
 def operate(expander: Expander, p: ast.Parameter, value: str | list[str] | None) -> str | list[str] | None:
@@ -68,7 +26,11 @@ def operate(expander: Expander, p: ast.Parameter, value: str | list[str] | None)
     source = expander.pattern(p.argument)
     if operator[0] == "/":
         replacement = expander.text(p.second) if p.second is not None else ""
-        if p.second is not None and any(isinstance(q, ast.Parameter | ast.CommandSubstitution) for q in p.second.parts) and "&" in replacement:
+        if (
+            p.second is not None
+            and any(isinstance(q, ast.Parameter | ast.CommandSubstitution) for q in p.second.parts)
+            and "&" in replacement
+        ):
             raise Unsupported("& in a replacement")
         if p.second is not None and any(isinstance(q, ast.Literal) and "&" in q.text for q in p.second.parts):
             raise Unsupported("& in a replacement")
@@ -172,8 +134,6 @@ def _transform(expander: Expander, p: ast.Parameter, value: str | list[str] | No
         return flags + "i" * variable.integer + variable.fold + "r" * variable.readonly + "x" * variable.exported
     if value is None:
         return None
-    from subtransfer.settings.shell.lexer import ansi_c
-
     change = {
         "Q": quote_value,
         "U": str.upper,

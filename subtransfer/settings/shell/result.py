@@ -1,4 +1,4 @@
-"""What a line of shell leaves behind, what bounds it, and the ways in which it can stop. Everything here counts, nothing measures time."""
+"""What a line of shell leaves behind, what bounds it, and how it can stop. Everything counts, nothing measures time."""
 
 from __future__ import annotations
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from subtransfer.settings.shell import programs, world
+from subtransfer.settings.shell.control import Discard, Exit, LoopJump, Return, World
 from subtransfer.settings.shell.filesystem import FsError
-from subtransfer.settings.shell.interpreter import Discard, Exit, LoopJump, Return, Shell, World
+from subtransfer.settings.shell.interpreter import Shell
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Meter, Result, Unsupported
 from subtransfer.settings.shell.streams import TextSink
 from subtransfer.settings.shell.syntax import parse

@@ -45,7 +45,7 @@ def parse(text: str) -> ast.Script:
 
 
 def _without_brackets(text: str, brackets: list[int]) -> str:
-    """The text with [ commands made ordinary ones, which they are to bash: the grammar has ideas of its own of their arguments."""
+    """The text with [ commands made ordinary ones, which they are to bash; the grammar is narrower about their arguments."""
     if not brackets:
         return text
     letters = list(text)

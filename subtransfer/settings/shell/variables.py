@@ -45,10 +45,11 @@ class Variable:
     def elements(self) -> list[str]:
         """All values, an array's by index."""
         if isinstance(self.value, dict):
-            return [self.value[k] for k in self.keys()]
+            return [self.value[k] for k in self.indices()]
         return [] if self.value is None else [self.value]
 
-    def keys(self) -> list:
+    def indices(self) -> list:
+        """The indices of an array, in order; 0 for a scalar."""
         if isinstance(self.value, dict):
             return list(self.value) if self.associative else sorted(self.value)
         return [] if self.value is None else [0]

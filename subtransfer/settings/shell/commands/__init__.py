@@ -2,8 +2,8 @@
 
 A command is a function `(ctx: Context, argv: list[str]) -> int` that returns its exit status. `@command(names...)` registers
 a program (found through PATH, so that xargs, find, env and sudo can run it); `@builtin(names...)` one that only the shell
-has, which may also use `ctx.shell`. A command raises `Unsupported("grep -P")` before it does anything; it lets `FsError` out only
-where every error ends it (the shell then prints "NAME: MESSAGE").
+has, which may also use `ctx.shell`. A command raises `Unsupported("grep -P")` before it does anything; it lets `FsError`
+out only where every error ends it (the shell then prints "NAME: MESSAGE").
 """
 
 from __future__ import annotations
@@ -67,7 +67,15 @@ class Context:
     __slots__ = ("shell", "fs", "users", "who", "cwd", "env", "source", "out", "err", "meter", "name")
 
     def __init__(
-        self, shell: Any, who: Credentials, cwd: str, env: Mapping[str, str], source: Source | None, out: Sink, err: Sink, name: str
+        self,
+        shell: Any,
+        who: Credentials,
+        cwd: str,
+        env: Mapping[str, str],
+        source: Source | None,
+        out: Sink,
+        err: Sink,
+        name: str,
     ):
         self.shell: Shell = shell
         self.fs: FileSystem = shell.fs

@@ -12,7 +12,16 @@ from subtransfer.settings.shell.commands.walking import join, scan
 from subtransfer.settings.shell.inodes import Inode
 from subtransfer.settings.shell.users import number
 
-_TAGS = {"u": "user", "user": "user", "g": "group", "group": "group", "m": "mask", "mask": "mask", "o": "other", "other": "other"}
+_TAGS = {
+    "u": "user",
+    "user": "user",
+    "g": "group",
+    "group": "group",
+    "m": "mask",
+    "mask": "mask",
+    "o": "other",
+    "other": "other",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +103,11 @@ def _as_map(mode: int, acl: Acl | None) -> dict[tuple[str, int | None], int]:
 
 
 def _default_map(acl: Acl) -> dict[tuple[str, int | None], int]:
-    entries: dict[tuple[str, int | None], int] = {("user", None): acl.owner, ("group", None): acl.group, ("other", None): acl.other}
+    entries: dict[tuple[str, int | None], int] = {
+        ("user", None): acl.owner,
+        ("group", None): acl.group,
+        ("other", None): acl.other,
+    }
     entries.update((("user", uid), bits) for uid, bits in acl.users)
     entries.update((("group", gid), bits) for gid, bits in acl.groups)
     if acl.mask is not None:
@@ -105,7 +118,9 @@ def _default_map(acl: Acl) -> dict[tuple[str, int | None], int]:
 def _to_acl(entries: dict[tuple[str, int | None], int]) -> Acl:
     users = tuple(sorted((n, bits) for (tag, n), bits in entries.items() if tag == "user" and n is not None))
     groups = tuple(sorted((n, bits) for (tag, n), bits in entries.items() if tag == "group" and n is not None))
-    return Acl(users, groups, entries["group", None], entries.get(("mask", None)), entries["user", None], entries["other", None])
+    return Acl(
+        users, groups, entries["group", None], entries.get(("mask", None)), entries["user", None], entries["other", None]
+    )
 
 
 @dataclasses.dataclass
@@ -180,7 +195,10 @@ class _Setter:
                 target[entry.key] = bits
                 given[which] = True
                 masked[which] = masked[which] or entry.key[0] == "mask"
-        changed = any(given.values()) or any(step.kind in "bk" for step in self.steps)
+        kinds = {step.kind for step in self.steps}
+        changed = (
+            any(given.values()) or ("b" in kinds and node.acl is not None) or (kinds & {"b", "k"} and node.default is not None)
+        )
         for which, entries in (("access", access), ("default", default)):
             if entries:
                 self.mask(entries, given[which], masked[which], entries["group", None])
@@ -266,6 +284,7 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
     for name in operands:
         if name == "-":
             raise Unsupported("setfacl -")
+        setter.status = 0  # the last file decides
         setter.visit(name, True)
     return setter.status
 
@@ -293,7 +312,8 @@ def _with_effective(entries: list[str], mask: int | None, everywhere: bool, neve
 @tool(
     "getfacl",
     short="acdeEsRLPtpn",
-    long="access=a default=d omit-header=c all-effective=e no-effective=E skip-base=s recursive=R logical=L physical=P tabular=t "
+    long="access=a default=d omit-header=c all-effective=e no-effective=E skip-base=s recursive=R logical=L "
+    "physical=P tabular=t "
     "absolute-names=p numeric=n",
     status=2,
 )
@@ -353,7 +373,9 @@ class _Reporter:
             lines.append(f"# owner: {node.uid if 'n' in flags else users.user_name(node.uid)}")
             lines.append(f"# group: {node.gid if 'n' in flags else users.group_name(node.gid)}")
             if node.mode & 0o7000:
-                lines.append("# flags: " + "".join(c if node.mode & b else "-" for c, b in (("s", 0o4000), ("s", 0o2000), ("t", 0o1000))))
+                lines.append(
+                    "# flags: " + "".join(c if node.mode & b else "-" for c, b in (("s", 0o4000), ("s", 0o2000), ("t", 0o1000)))
+                )
         everywhere, never = "e" in flags, "E" in flags
         if "a" in flags or "d" not in flags:
             entries = access_entries(node.mode, node.acl, users)

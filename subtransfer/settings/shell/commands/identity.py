@@ -30,7 +30,7 @@ def id_(ctx: Context, options: Options, operands: list[str]) -> int:
         raise unknown(ctx, min(flags & {"Z", "z"}))
     chosen = flags & {"u", "g", "G"}
     if len(chosen) > 1:
-        return ctx.fail("cannot print \"only\" of more than one choice")
+        return ctx.fail('cannot print "only" of more than one choice')
     if flags & {"n", "r"} and not chosen:
         return ctx.fail("cannot print only names or real IDs in default format")
     users = ctx.users
@@ -177,7 +177,11 @@ def launch(
     path = inner.get("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
     kind, why = ctx.shell.find_program(argv[0], path, who or ctx.who, cwd or ctx.cwd)
     if kind in ("program", "script"):
-        return ctx.run(argv, None, who, {**inner, "PATH": path}, cwd) if "PATH" not in inner else ctx.run(argv, None, who, env, cwd)
+        return (
+            ctx.run(argv, None, who, {**inner, "PATH": path}, cwd)
+            if "PATH" not in inner
+            else ctx.run(argv, None, who, env, cwd)
+        )
     if kind == "known":
         raise Unsupported(argv[0])
     if name == "sudo":
@@ -248,7 +252,15 @@ def _as_user(ctx: Context, user: User, flags: dict[str, str], argv: list[str], a
     else:
         kept = {name: ctx.env[name] for name in flags.get("E", "").split(",") if name in ctx.env}
         kept |= {name: ctx.env[name] for name in ("TERM", "LANG", "DISPLAY") if name in ctx.env}
-        env = {**kept, "PATH": secure, "HOME": user.home, "LOGNAME": user.name, "USER": user.name, "SHELL": user.shell, "MAIL": f"/var/mail/{user.name}"}
+        env = {
+            **kept,
+            "PATH": secure,
+            "HOME": user.home,
+            "LOGNAME": user.name,
+            "USER": user.name,
+            "SHELL": user.shell,
+            "MAIL": f"/var/mail/{user.name}",
+        }
     env |= {"SUDO_USER": me, "SUDO_UID": str(ctx.who.uid), "SUDO_GID": str(ctx.who.gid), "SUDO_COMMAND": " ".join(argv)}
     env |= assigned
     cwd = None
@@ -258,7 +270,9 @@ def _as_user(ctx: Context, user: User, flags: dict[str, str], argv: list[str], a
         quoted = " ".join("".join(c if c.isalnum() or c in "_-$" else "\\" + c for c in word) for word in argv)
         argv = ["bash", "-c", quoted] if argv else ["bash"]
     if not argv:
-        ctx.error("usage: sudo -h | -K | -k | -V\nusage: sudo [-AbEHknPS] [-u user] [-g group] [VAR=value] [command [arg ...]]\n")
+        ctx.error(
+            "usage: sudo -h | -K | -k | -V\nusage: sudo [-AbEHknPS] [-u user] [-g group] [VAR=value] [command [arg ...]]\n"
+        )
         return 0 if "k" in flags else 1
     return launch(ctx, argv, "sudo", who, env, cwd)
 
@@ -266,7 +280,9 @@ def _as_user(ctx: Context, user: User, flags: dict[str, str], argv: list[str], a
 @command("su")
 def su(ctx: Context, argv: list[str]) -> int:
     try:
-        options, operands = parse_options(argv, "c:lmps:g:G:f", "command=c: login=l preserve-environment=p shell=s:", permute=True)
+        options, operands = parse_options(
+            argv, "c:lmps:g:G:f", "command=c: login=l preserve-environment=p shell=s:", permute=True
+        )
     except UsageError as error:
         return usage(ctx, str(error))
     flags = dict(options)
@@ -302,5 +318,3 @@ def nobody(ctx: Context, argv: list[str]) -> int:
     if len(argv) > 1 or argv[0] in ("w", "last"):
         raise Unsupported(argv[0])
     return 0
-
-

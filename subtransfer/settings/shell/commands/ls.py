@@ -11,11 +11,14 @@ from subtransfer.settings.shell.commands.walking import join, scan
 from subtransfer.settings.shell.inodes import Inode, Stat, allows
 
 _LONG = (
-    "all=a almost-all=A directory=d human-readable=h recursive=R reverse=r classify=F:: indicator-style=indicator-style: inode=i "
-    "size=s numeric-uid-gid=n no-group=G dereference=L color=color:: time-style=time-style: full-time=full-time file-type=file-type "
+    "all=a almost-all=A directory=d human-readable=h recursive=R reverse=r classify=F:: "
+    "indicator-style=indicator-style: inode=i "
+    "size=s numeric-uid-gid=n no-group=G dereference=L color=color:: time-style=time-style: full-time=full-time "
+    "file-type=file-type "
     "group-directories-first=group-directories-first sort=sort: time=time: ignore=I: ignore-backups=B hide=hide: quote-name=Q "
     "literal=N hide-control-chars=q show-control-chars=show-control-chars escape=b si=si kibibytes=k zero=zero format=format: "
-    "dereference-command-line=H author=author context=Z width=w: tabsize=T: block-size=block-size: quoting-style=quoting-style: "
+    "dereference-command-line=H author=author context=Z width=w: tabsize=T: block-size=block-size: "
+    "quoting-style=quoting-style: "
     "hyperlink=hyperlink:: dired=D"
 )
 
@@ -293,7 +296,9 @@ class _Listing:
                 ctx.write(f"{path}:\n")
             self.show(items, path)
             if "R" in self.flags:
-                below = [join(path, n) for n, node in items if node is not None and node.kind == "directory" and n not in (".", "..")]
+                below = [
+                    join(path, n) for n, node in items if node is not None and node.kind == "directory" and n not in (".", "..")
+                ]
                 pending = [(p, False) for p in below] + pending
         return self.status
 

@@ -86,7 +86,12 @@ def _act(mode: int, affected: int, operator: str, what: str, directory: bool, um
 
 def format_mode(mode: int, kind: str) -> str:
     """As ls -l shows it: "drwxr-sr-t"."""
-    letters = list({"file": "-", "directory": "d", "symlink": "l", "device": "c"}[kind] + rwx(mode >> 6 & 7) + rwx(mode >> 3 & 7) + rwx(mode & 7))
+    letters = list(
+        {"file": "-", "directory": "d", "symlink": "l", "device": "c"}[kind]
+        + rwx(mode >> 6 & 7)
+        + rwx(mode >> 3 & 7)
+        + rwx(mode & 7)
+    )
     for bit, place, letter in ((0o4000, 3, "s"), (0o2000, 6, "s"), (0o1000, 9, "t")):
         if mode & bit:
             letters[place] = letter if letters[place] == "x" else letter.upper()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 from subtransfer.settings.shell.commands import Context, Unsupported, builtin, command
-from subtransfer.settings.shell.parameters import quote_word
+from subtransfer.settings.shell.quoting import quote_word
 from subtransfer.settings.shell.variables import ShellError
 
-_ESCAPE = re.compile(r"\\(?:0([0-7]{0,3})|([1-7][0-7]{0,2})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|(.))", re.S)
+_ESCAPE = re.compile(
+    r"\\(?:0([0-7]{0,3})|([1-7][0-7]{0,2})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|(.))", re.S
+)
 _SIMPLE = {"a": "\a", "b": "\b", "e": "\x1b", "E": "\x1b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "\\": "\\"}
 _OCTAL = re.compile(r"\\([1-7][0-7]{0,2})")  # %b reads octal numbers without a zero too
 _FORMAT = re.compile(r"%([-+ #0']*)(\*|\d+)?(?:\.(\*|-?\d+)?)?(?:hh|h|ll|l|L|j|z|t)*(?:\(([^)]*)\))?(.)", re.S)
@@ -42,7 +44,11 @@ def unescape(text: str, octal_needs_zero: bool) -> tuple[str, bool]:
             out.append(int(m[3], 16))
         elif m[4] or m[5]:
             code = int(m[4] or m[5], 16)  # beyond ASCII, the C locale has no such characters
-            out += bytes([code]) if code < 128 else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
+            out += (
+                bytes([code])
+                if code < 128
+                else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
+            )
         elif m[6] == "c":
             return bytes(out).decode("utf-8", "surrogateescape"), True
         elif m[6] in _SIMPLE:
@@ -204,7 +210,12 @@ class _Formatter:
             if stopped:
                 raise _Stop(text)
             return text
-        spec = "%" + "".join(dict.fromkeys(flags)) + (str(width) if width else "") + (f".{precision}" if precision is not None else "")
+        spec = (
+            "%"
+            + "".join(dict.fromkeys(flags))
+            + (str(width) if width else "")
+            + (f".{precision}" if precision is not None else "")
+        )
         if kind in "di":
             return (spec + "d") % self.number(self.next())
         if kind in "ouxX":

@@ -25,7 +25,7 @@ def _mode_first(argv: list[str]) -> tuple[list[str], list[str]]:
         if word == "--":
             rest += argv[i:]
             break
-        if _MODE_WORD.fullmatch(word) and not word.startswith("--") and not word.strip("-") == "":
+        if _MODE_WORD.fullmatch(word) and not word.startswith("--") and word.strip("-"):
             modes.append(word)
         else:
             rest.append(word)
@@ -80,10 +80,9 @@ class _Chmod:
         for name in operands:
             recursive = "R" in self.flags
             try:
-                if recursive and "no-preserve-root" not in self.flags and ctx.fs.find(ctx.path(name), ctx.who) is ctx.fs.root:
-                    if "preserve-root" in self.flags:
-                        self.fail("it is dangerous to operate recursively on '/'")
-                        continue
+                if recursive and "preserve-root" in self.flags and ctx.fs.find(ctx.path(name), ctx.who) is ctx.fs.root:
+                    self.fail("it is dangerous to operate recursively on '/'")
+                    continue
                 link = ctx.fs.node(ctx.path(name), ctx.who, follow=False)
                 if link.kind == "symlink":
                     node = ctx.fs.find(ctx.path(name), ctx.who)
@@ -147,7 +146,9 @@ class _Chmod:
         if self.surprising:
             naive = apply_mode(self.mode, old, node.kind == "directory", 0)
             if node.mode & ~naive & 0o7777:
-                self.fail(f"{name}: new permissions are {format_mode(node.mode, 'file')[1:]}, not {format_mode(naive, 'file')[1:]}")
+                self.fail(
+                    f"{name}: new permissions are {format_mode(node.mode, 'file')[1:]}, not {format_mode(naive, 'file')[1:]}"
+                )
 
 
 def _both(mode: int) -> str:

@@ -32,15 +32,19 @@ def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
             return strftime(_EXPANDED[letter], seconds)
         numbers = {
             "Y": (moment.year, 4), "m": (moment.month, 2), "d": (moment.day, 2), "H": (moment.hour, 2), "M": (moment.minute, 2),
-            "S": (moment.second, 2), "j": (moment.timetuple().tm_yday, 3), "y": (moment.year % 100, 2), "C": (moment.year // 100, 2),
-            "I": ((moment.hour - 1) % 12 + 1, 2), "s": (seconds, 1), "u": (moment.isoweekday(), 1), "w": (moment.isoweekday() % 7, 1),
+            "S": (moment.second, 2), "j": (moment.timetuple().tm_yday, 3), "y": (moment.year % 100, 2),
+            "C": (moment.year // 100, 2),
+            "I": ((moment.hour - 1) % 12 + 1, 2), "s": (seconds, 1), "u": (moment.isoweekday(), 1),
+            "w": (moment.isoweekday() % 7, 1),
             "V": (moment.isocalendar()[1], 2), "G": (moment.isocalendar()[0], 4), "U": (int(moment.strftime("%U")), 2),
             "W": (int(moment.strftime("%W")), 2), "N": (nanoseconds, 9), "q": ((moment.month + 2) // 3, 1),
         }  # fmt: skip
         blank = {"e": ("d", 2), "k": ("H", 2), "l": ("I", 2)}
         if letter in blank:
             value, digits = numbers[blank[letter][0]][0], 2
-            return str(value) if flag == "-" else f"{value:0{width or digits}d}" if flag == "0" else f"{value:{width or digits}d}"
+            return (
+                str(value) if flag == "-" else f"{value:0{width or digits}d}" if flag == "0" else f"{value:{width or digits}d}"
+            )
         if letter in numbers:
             value, digits = numbers[letter]
             if letter == "N" and width:
@@ -48,8 +52,10 @@ def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
             if flag == "-":
                 return str(value)
             return f"{value:{width or digits}d}" if flag == "_" else f"{value:0{width or digits}d}"
-        texts = {"a": _DAYS[moment.isoweekday() % 7][:3], "A": _DAYS[moment.isoweekday() % 7], "b": _MONTHS[moment.month - 1][:3],
-                 "B": _MONTHS[moment.month - 1], "p": "AM" if moment.hour < 12 else "PM", "P": "am" if moment.hour < 12 else "pm",
+        texts = {"a": _DAYS[moment.isoweekday() % 7][:3], "A": _DAYS[moment.isoweekday() % 7],
+                 "b": _MONTHS[moment.month - 1][:3],
+                 "B": _MONTHS[moment.month - 1], "p": "AM" if moment.hour < 12 else "PM",
+                 "P": "am" if moment.hour < 12 else "pm",
                  "Z": "UTC", "z": "+0000", ":z": "+00:00", "n": "\n", "t": "\t", "%": "%"}  # fmt: skip
         if letter not in texts or width:
             raise Unsupported(f"time format %{letter}")
@@ -88,7 +94,11 @@ def parse_date(text: str, now: int) -> int | None:
         if not m:
             if re.search(r"[a-zA-Z]{3}|\d", rest) and not re.fullmatch(r"[a-z]+|[\d-]+|\w+ \w+", rest):
                 raise Unsupported("date of this form")
-            if re.match(r"(mon|tue|wed|thu|fri|sat|sun|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|next|last|noon|mid|\d)", rest, re.I):
+            if re.match(
+                r"(mon|tue|wed|thu|fri|sat|sun|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec|next|last|noon|mid|\d)",
+                rest,
+                re.I,
+            ):
                 raise Unsupported("date of this form")
             return None
         amount = int(m[2] or 1) * (-1 if (m[1] == "-") != bool(m[4]) else 1)
@@ -104,7 +114,11 @@ def parse_date(text: str, now: int) -> int | None:
     return start if text else now - now % 86400
 
 
-@tool("date", short="d:uRr:I::s:f:", long="date=d: utc=u universal=u rfc-email=R reference=r: iso-8601=I:: set=s: file=f: rfc-3339=rfc-3339:")
+@tool(
+    "date",
+    short="d:uRr:I::s:f:",
+    long="date=d: utc=u universal=u rfc-email=R reference=r: iso-8601=I:: set=s: file=f: rfc-3339=rfc-3339:",
+)
 def date(ctx: Context, options: Options, operands: list[str]) -> int:
     seconds: int | None = ctx.fs.clock
     template = "%a %b %e %H:%M:%S %Z %Y"
