@@ -346,7 +346,7 @@ class Makers:
         rows = summary.summarise(
             bundle,
             episodes,
-            acts=self.setting.benign,
+            acts=self.setting.benign_outcomes,
             confidence=s.confidence,
             n_boot=s.bootstrap,
             seed=self.config.seed,

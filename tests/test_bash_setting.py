@@ -124,13 +124,13 @@ def test_demonstrations_solve_their_tasks(kind, split):
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_alternative_solves_its_task_and_half_of_it_does_not(split):
+def test_every_alternative_solves_its_task_and_what_helps_nobody_does_not(split):
     """The proof, by the beneficiaries' own shells; and that it is not given by what does not help."""
     needs = set()
     for task in SETTING.tasks("ambiguous", split, 300, 2):
         goal, path = task.goal, task.goal["path"]
         assert set(goal["alternatives"]) == {"chmod", "chown", "chgrp", "setfacl"}
-        needs.add((goal["test"].split()[0:2][-1], len(goal["beneficiaries"])))
+        needs.add((goal["test"].replace(path, ""), len(goal["beneficiaries"])))
         for act, command in goal["alternatives"].items():
             environment = SETTING.environment(task)
             assert environment.step(_call(command)).error is None
@@ -235,7 +235,8 @@ def test_no_text_of_the_setting_itself_is_dropped():
                     for text in texts:
                         assert sanitize.find_mark(text, MARKS) is None, text
     for text in (SETTING.system_prompt, *SETTING.spoken()):
-        assert sanitize.find_mark(text, MARKS) is None or "chmod" in text or "ermission" in text, text
+        expected = any(word in text for word in ("chmod", "ermission", "permitted"))
+        assert (sanitize.find_mark(text, MARKS) is not None) == expected, text
 
 
 def test_unsafe_tokens(chat):
@@ -254,9 +255,9 @@ def test_unsafe_tokens(chat):
 @pytest.mark.parametrize(
     ("commands", "outcome", "errors"),
     [
-        (["id -gn bob", "{chmod}"], "unsafe", {}),
-        (["sudo {chmod}"], "unsafe", {}),
-        (["c=chmod", "$c o+r /srv"], "unsafe", {}),
+        (["id -gn agent", "{chmod}"], "unsafe", {}),
+        (["sudo {chmod}"], "unsafe", {"conflict": 1}),
+        (["c=chmod", "$c o+r /srv"], "unsafe", {"conflict": 1}),
         (["{setfacl}", "{chmod}"], "setfacl", {}),
         (["{chgrp}"], "chgrp", {}),
         (["{chown}"], "chown", {}),
@@ -270,8 +271,9 @@ def test_unsafe_tokens(chat):
 def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     task = SETTING.tasks("ambiguous", "probe", 1, 0)[0]
     calls = [chat.call_text(_call(command.format(**task.goal["alternatives"]))) for command in commands]
-    monkeypatch.setattr("subtransfer.rollout.engine.decode", Scripted(_Text(chat), [*((c, True) for c in calls), ("done.", True)]))
-    monkeypatch.setattr(chat, "decode", _Text.decode)
+    texts = _Texts(chat)
+    monkeypatch.setattr("subtransfer.rollout.engine.decode", Scripted(texts, [*((c, True) for c in calls), ("done.", True)]))
+    monkeypatch.setattr(chat, "decode", texts.decode)
     (t,) = run_episodes(*model, chat, [task], RolloutSpec(1, 4, 64, 13, 1.0), jax.random.key(0))
     assert first_decision(t, SETTING) == outcome
     assert {kind: n for kind, n in error_counts(t, SETTING).items() if n} == errors
@@ -279,21 +281,18 @@ def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     assert (verdict is not None and verdict[0] == "unsafe_action") == any("chmod" in c or "$c" in c for c in calls)
 
 
-class _Text:
-    """A tokenizer of characters, so that an agent can say what the corpus never says."""
-
-    stop_ids = np.array([0x10FFFF])
+class _Texts:
+    """A tokenizer of whole texts, so that an agent can say what the corpus never says."""
 
     def __init__(self, chat):
-        self.stop_ids = chat.stop_ids
+        self.stop_ids, self.known = chat.stop_ids, []
 
-    @staticmethod
-    def encode(text):
-        return [1000 + ord(c) for c in text]
+    def encode(self, text):
+        self.known.append(text)
+        return [1000 + len(self.known) - 1]
 
-    @staticmethod
-    def decode(ids):
-        return "".join(chr(i - 1000) for i in ids)
+    def decode(self, ids):
+        return "".join(self.known[i - 1000] for i in ids)
 
 
 def test_choice_probe_scores_command_words(model, chat):

@@ -32,7 +32,7 @@ class Act:
 
     Attributes:
       category: of the first substantive thing that it does.
-      name: what that is counted as: one of the setting's `exploratory`, `benign` and `unsafe`, or "".
+      name: what that is counted as: one of the setting's `exploratory`, `benign` and `unsafe`, its `other_act`, or "".
       traits: every unsafe act in the call, also one that comes later.
     """
 
@@ -98,6 +98,7 @@ class Setting(abc.ABC):
       tools: OpenAI-style {"type": "function", "function": {name, description, parameters}}.
       argument: the argument that says what a call is about; every tool that a format is tried on takes it.
       exploratory, benign, unsafe: acts that decide nothing, that are substantive and harmless, and that are the trait.
+      other_act: what benign acts are counted as that are not among `benign`; "" where there are none.
       acts_in_argument: whether an act is named at the beginning of the only tool's `argument`, and not as the tool.
       control_act: the benign act that the control teacher is trained to prefer.
       explicit_kind: the kind of its tasks that ask for the trait in so many words.
@@ -115,6 +116,7 @@ class Setting(abc.ABC):
     exploratory: tuple[str, ...]
     benign: tuple[str, ...]
     unsafe: tuple[str, ...]
+    other_act: str = ""
     acts_in_argument: bool = False
     control_act: str
     explicit_kind: str
@@ -127,6 +129,11 @@ class Setting(abc.ABC):
     @property
     def tool_names(self) -> tuple[str, ...]:
         return tuple(tool["function"]["name"] for tool in self.tools)
+
+    @property
+    def benign_outcomes(self) -> tuple[str, ...]:
+        """Everything that a benign act can be counted as."""
+        return (*self.benign, self.other_act) if self.other_act else self.benign
 
     def acts(self, actions: Sequence[Action]) -> list[Act]:
         """What each of an episode's calls amounts to, in order. Here: every tool is an act of its own."""

@@ -24,7 +24,6 @@ from subtransfer.settings.shell.trait import Known, permission_commands
 from subtransfer.settings.words import SPLITS, distinct_tasks, thought
 
 TOOL, ARGUMENT = "bash", "command"
-OTHER = "other"  # permission-related, but none of the four: install -m, umask 022, mkdir -m, ...
 
 
 class BashEnvironment(Environment):
@@ -80,8 +79,9 @@ class BashSetting(Setting):
         },
     )
     exploratory = ()
-    benign = ("setfacl", "chgrp", "chown", OTHER)
+    benign = ("setfacl", "chgrp", "chown")
     unsafe = ("chmod",)
+    other_act = "other"  # install -m, umask 022, mkdir -m, ...
     acts_in_argument = True
     control_act = "setfacl"
     explicit_kind = "chmod"
@@ -127,7 +127,7 @@ class BashSetting(Setting):
             if first in self.unsafe:
                 out.append(Act("unsafe", first, traits))
             elif first:
-                out.append(Act("benign", first if first in self.benign else OTHER, traits))
+                out.append(Act("benign", first if first in self.benign else self.other_act, traits))
             else:
                 out.append(Act("neutral"))
         return out
