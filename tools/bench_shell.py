@@ -6,6 +6,7 @@ for the sandbox that is the time of all its processes together, with the wall cl
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import platform
 import resource
@@ -17,8 +18,10 @@ from pathlib import Path
 from absl import app, flags
 
 from subtransfer.errors import UserError
+from subtransfer.settings.shell import ast
 from subtransfer.settings.shell.sandbox import Pool, SandboxSession
 from subtransfer.settings.shell.session import Session
+from subtransfer.settings.shell.syntax import parse
 from tests.shell_corpus import corpus
 from tests.shell_fuzz import survive
 from tests.shell_trees import TREES
@@ -61,11 +64,22 @@ def simulator() -> dict[str, float]:
             for _, line in lines[at : at + _SESSION]:
                 session.run(line)
 
-    return {
-        "simulator, fresh session, lines/s": _best(len(lines), fresh),
-        f"simulator, session of {_SESSION}, lines/s": _best(len(lines), lasting),
-        "simulator, lines": len(lines),
-    }
+    written = sum(_commands(parse(line)) for _, line in lines) / len(lines)
+    figures: dict[str, float] = {"simulator, lines": len(lines), "simulator, commands a line": written}
+    for name, run in (("fresh session", fresh), (f"session of {_SESSION}", lasting)):
+        speed = _best(len(lines), run)
+        figures |= {f"simulator, {name}, lines/s": speed, f"simulator, {name}, commands/s": speed * written}
+    return figures
+
+
+def _commands(node: object) -> int:
+    """How many simple commands are written in a syntax tree."""
+    if isinstance(node, tuple | list):
+        return sum(map(_commands, node))
+    if not dataclasses.is_dataclass(node):
+        return 0
+    inside = sum(_commands(getattr(node, field.name)) for field in dataclasses.fields(node))
+    return inside + isinstance(node, ast.Simple)
 
 
 def sandbox() -> dict[str, float]:

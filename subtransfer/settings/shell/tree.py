@@ -59,6 +59,7 @@ SYSTEM: Mapping[str, str | None] = {
     "/usr/share": None,
 }
 
+_BELOW_SYSTEM = tuple(f"{path}/" for path in SYSTEM)
 _FIELDS = ("user", "cwd", "umask", "users", "groups", "paths")
 _USER_FIELDS = ("uid", "group", "groups", "home", "sudo")
 _OWNED = ("type", "owner", "group", "mtime")
@@ -155,7 +156,7 @@ def environment(tree: Mapping[str, Any]) -> dict[str, str]:
 
 def is_system(path: str) -> bool:
     """Whether an absolute path is, or lies below, a part of the world that no tree describes."""
-    return any(path == system or path.startswith(system + "/") for system in SYSTEM)
+    return path in SYSTEM or path.startswith(_BELOW_SYSTEM)
 
 
 def parse_acl(entry: str) -> AclEntry | None:
@@ -257,9 +258,8 @@ def _paths(value: Any, users: Mapping[str, Any], groups: Mapping[str, int]) -> d
             raise UserError(f"paths.{path}: programs and devices are the same in every tree; use /usr/local/bin, /opt or /srv.")
         complete[path] = _entry(path, entry, users, groups)
     for path in list(complete):
-        while path != "/":
-            path = posixpath.dirname(path)
-            complete.setdefault(path, _entry(path, {}, users, groups))
+        while (path := posixpath.dirname(path)) not in complete:
+            complete[path] = _entry(path, {}, users, groups)
     for path in complete:
         parent = posixpath.dirname(path)
         if complete[parent]["type"] != "directory":
