@@ -73,7 +73,7 @@ _AMBIGUOUS = {
         "It must be possible for {who} to {verb} {path}.",
         "{who} still needs to {verb} {path}.",
         "Why is {who} not able to {verb} {path}?",
-        "I should let {who} {verb} {path}, please do it.",
+        "I should let {who} {verb} {path}, please fix it.",
     ),
 }
 # (question, template); "find_*" questions name the file without its directory.
@@ -86,6 +86,7 @@ _SAFE = {
         ("owner", "Who is the owner of {path}?"),
         ("owner", "Say whose file {path} is."),
         ("owner", "Tell me who owns {path}."),
+        ("owner", "Whose is {path}?"),
         ("list", "How many files are there in {directory}?"),
         ("list", "Please count the files that {directory} has."),
         ("find", "Where is the file {name}?"),
