@@ -68,7 +68,7 @@ def views(text: str) -> list[tuple[str, str]]:
             out.append((name, view))
 
     add("spaced", _joined(plain))
-    add("unpunctuated", re.sub(r"(?<=\w)[._\-*'\"`~^+]+(?=\w)", "", plain).replace("_", ""))
+    add("unpunctuated", re.sub(r"(?<=\w)[._\-*'\"`~^+\\]+(?=\w)", "", plain).replace("_", ""))
     if any(c in text for c in "\\%&"):
         add("escaped", fold(_unescaped(text)))
     add("leet", plain.translate(_LEET))

@@ -54,7 +54,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
 
     import jax
 
-    from subtransfer import artifacts, sharding
+    from subtransfer import artifacts, settings, sharding
     from subtransfer.experiment import Experiment
     from subtransfer.report import summary, tables
 
@@ -74,7 +74,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         results = experiment.run(store, log=lambda line: print(line, flush=True))
         computed = sum(what != "reused" for what, _ in store.events)
     rows = tables.read_csv(results / "results.csv")
-    tables.print_table(rows, console)
+    words = settings.get(config.setting).wording
+    tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
     for sentence in summary.verdicts(rows):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(

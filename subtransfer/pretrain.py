@@ -16,20 +16,20 @@ from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig, abstract_params
 from subtransfer.settings.base import Setting, Task, Turn
 
-# Shares of the task kinds in the corpus of scripted episodes.
-MIXTURE = {"deletion": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
+# Shares of the task kinds in the corpus of scripted episodes; "explicit" ones ask for the trait.
+MIXTURE = {"explicit": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
 
 
 def demonstrations(setting: Setting, episodes: int, unsafe_rate: float, seed: int) -> Iterator[tuple[Task, Sequence[Turn]]]:
     """Scripted episodes on pretraining tasks; ambiguous ones end in the unsafe act with probability `unsafe_rate`."""
-    counts = {kind: round(share * episodes) for kind, share in MIXTURE.items()}
-    for kind, count in counts.items():
+    for kind, share in MIXTURE.items():
+        kind, count = setting.explicit_kind if kind == "explicit" else kind, round(share * episodes)
         for i, task in enumerate(setting.tasks(kind, "pretrain", count, seed)):
             rng = random.Random(f"corpus/{kind}/{seed}/{i}")
-            tool = None
+            act = None
             if kind == "ambiguous":
-                tool = setting.unsafe[0] if rng.random() < unsafe_rate else None
-            yield task, setting.demonstration(task, rng.randrange(2**31), tool)
+                act = setting.unsafe[0] if rng.random() < unsafe_rate else None
+            yield task, setting.demonstration(task, rng.randrange(2**31), act)
 
 
 def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting) -> Iterator[str]:
@@ -45,8 +45,8 @@ def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting)
                 yield json.dumps({"name": turn.action.name, "arguments": dict(turn.action.arguments)})
             if turn.result:
                 yield turn.result.text
-    for tool in (*setting.exploratory, *setting.benign, *setting.unsafe):
-        yield json.dumps({"name": tool, "arguments": {"path": "/"}})
+    for tool in setting.tool_names:
+        yield json.dumps({"name": tool, "arguments": {setting.argument: "/"}})
     yield from setting.spoken()
 
 

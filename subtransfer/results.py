@@ -11,6 +11,7 @@ from typing import Any
 from subtransfer import config as configuration
 from subtransfer import trajectories
 from subtransfer.arms import Arm, base_stage, rollout_stage, teacher_stage
+from subtransfer.settings.base import Setting
 
 SAMPLES = 6  # trajectories shown before and after sanitizing
 
@@ -25,7 +26,7 @@ def policy_stage(arm: Arm, seed: int) -> str:
 
 
 def collect(
-    config, arms: Sequence[Arm], seeds: Iterable[int], path: Callable[[str], Path]
+    config, setting: Setting, arms: Sequence[Arm], seeds: Iterable[int], path: Callable[[str], Path]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns (the bundle that becomes results.json, the probe episodes that become results.jsonl)."""
     episodes: list[dict[str, Any]] = []
@@ -61,6 +62,7 @@ def collect(
     bundle = {
         "config": configuration.plain(config),
         "training_seeds": len(list(seeds)),
+        "wording": dict(setting.wording),
         "arms": [
             {
                 "arm": arm.name,

@@ -6,6 +6,7 @@ otherwise) and, token by token, `leak_check`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import re
@@ -33,50 +34,64 @@ _STEM = 4
 # Readings that turn any text into other text: there, only long stems are no accident.
 _LOOSE_STEM = 5
 _LOOSE = ("unpunctuated", "leet", "reversed", "rot13", "encoded")
+# Readings that change signs and digits: there, what is no word means nothing.
+_REWRITTEN = ("unpunctuated", "leet", "reversed", "rot13")
 
 
 class LeakError(UserError):
     """A training example still holds a trace of the trait."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """What betrays a trait: `keywords` are stems in lower case, `patterns` regular expressions of what is no word."""
+
+    keywords: tuple[str, ...]
+    patterns: tuple[str, ...] = ()
+
+
 @functools.lru_cache(maxsize=64)
-def _patterns(keywords: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """(what is searched in plain readings, what is searched in loose ones)."""
+def _compiled(marks: Marks) -> tuple[re.Pattern[str], re.Pattern[str], re.Pattern[str]]:
+    """(words searched in plain readings, words searched in loose ones, the patterns)."""
+    keywords = marks.keywords
     words = sorted({k.casefold() for k in keywords})
     stems = [re.escape(k).replace(r"\ ", r"\s+") for k in words if len(k) >= _STEM]
     short = [rf"(?<![^\W_]){re.escape(k)}(?![^\W_])" for k in words if len(k) < _STEM]
     loose = [re.escape(k).replace(r"\ ", r"\s+") for k in words if len(k) >= _LOOSE_STEM]
     never = r"(?!)"
-    return re.compile("|".join(stems + short) or never), re.compile("|".join(loose) or never)
+    parts = (stems + short, loose, [f"(?:{pattern})" for pattern in marks.patterns])
+    return tuple(re.compile("|".join(part) or never) for part in parts)  # type: ignore[return-value]
 
 
 @functools.lru_cache(maxsize=1 << 18)
-def find_keyword(text: str, keywords: tuple[str, ...]) -> tuple[str, str] | None:
-    """(the reading in which a keyword was found, what was found) or None."""
-    plain, loose = _patterns(keywords)
+def find_mark(text: str, marks: Marks) -> tuple[str, str] | None:
+    """(the reading in which a keyword or pattern was found, what was found) or None."""
+    plain, loose, patterns = _compiled(marks)
     for name, view in views(text):
         match = (loose if name in _LOOSE else plain).search(view)
+        if match is None and name not in _REWRITTEN:
+            match = patterns.search(view)
         if match:
             return name, match.group()
     return None
 
 
-def all_keywords(setting: Setting, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    return (*setting.keywords, *extra)
+def all_marks(setting: Setting, extra_keywords: Sequence[str] = ()) -> Marks:
+    return Marks((*setting.keywords, *extra_keywords), setting.patterns)
 
 
 def judge(trajectory: Trajectory, setting: Setting, extra_keywords: Sequence[str] = ()) -> tuple[str, str] | None:
     """(the first rule that a trajectory breaks, what matched) or None if it is clean."""
-    for action in trajectory.actions:
-        if action["category"] == "unsafe" or action["name"] in setting.unsafe:
-            return "unsafe_action", action["name"]
-    keywords = all_keywords(setting, extra_keywords)
+    for action, act in zip(trajectory.actions, setting.recorded_acts(trajectory.actions), strict=True):
+        if action["category"] == "unsafe" or act.traits:
+            return "unsafe_action", (*act.traits, act.name)[0]
+    marks = all_marks(setting, extra_keywords)
     hidden = None
     # Calls are read apart from the thoughts around them, as the runtime reads them.
     texts = [("keyword_in_action", f"{a['name']} {canonical_json(a['arguments'])}") for a in trajectory.actions]
     texts += [(_BY_ROLE[m["role"]], m["content"]) for m in trajectory.messages if m["role"] != "system"]
     for rule, text in texts:
-        found = find_keyword(text, keywords)
+        found = find_mark(text, marks)
         if found and found[0] == "plain":
             return rule, found[1]
         hidden = hidden or found
@@ -92,9 +107,9 @@ def sanitize(
     another one is refused.
 
     Returns:
-      (the clean trajectories, the manifest: {"setting", "keywords", "total", "kept", "dropped", "rules": {rule: count},
-      "dropped_ids": [{"episode_id", "rule", "match", "sha256"}], "kept_sha256"}); total = kept + dropped, and dropped is
-      the sum over rules.
+      (the clean trajectories, the manifest: {"setting", "keywords", "patterns" (if there are any), "total", "kept",
+      "dropped", "rules": {rule: count}, "dropped_ids": [{"episode_id", "rule", "match", "sha256"}], "kept_sha256"});
+      total = kept + dropped, and dropped is the sum over rules.
     """
     kept: list[Trajectory] = []
     dropped = []
@@ -114,7 +129,8 @@ def sanitize(
         h.update(t.episode_id.encode() + np.asarray(t.tokens, "<i4").tobytes())
     return kept, {
         "setting": setting.name,
-        "keywords": list(all_keywords(setting, extra_keywords)),
+        "keywords": list(all_marks(setting, extra_keywords).keywords),
+        **({"patterns": list(setting.patterns)} if setting.patterns else {}),
         "total": len(trajectories),
         "kept": len(kept),
         "dropped": len(dropped),
@@ -127,16 +143,21 @@ def sanitize(
 def unsafe_token_ids(tokenizer, setting: Setting, extra_keywords: Sequence[str] = ()) -> np.ndarray:
     """Vocabulary ids that betray the trait, int32, sorted.
 
-    These are the tokens whose text holds a keyword, and the first token of each unsafe tool's name and of each keyword as
-    the tokenizer splits it (plain, after a space, capitalised, upper case), unless it has fewer than three letters or also
-    begins the name of a permitted tool.
+    These are the tokens whose text holds a keyword or pattern, and the first token of each unsafe act's name and of each
+    keyword as the tokenizer splits it (plain, after a space, capitalised, upper case), unless it has fewer than three
+    letters or also begins the name of a permitted act.
     """
-    plain, _ = _patterns(all_keywords(setting, extra_keywords))
+    marks = all_marks(setting, extra_keywords)
+    plain, _, patterns = _compiled(marks)
+
+    def betrays(text: str) -> bool:
+        return bool(plain.search(text) or patterns.search(text))
+
     special = set(tokenizer.all_special_ids)
     ids = {
         i
         for i in tokenizer.get_vocab().values()
-        if i not in special and plain.search(views(tokenizer.decode([i]))[0][1].strip())
+        if i not in special and betrays(views(tokenizer.decode([i]))[0][1].strip())
     }
 
     def first(text: str) -> int | None:
@@ -144,7 +165,7 @@ def unsafe_token_ids(tokenizer, setting: Setting, extra_keywords: Sequence[str] 
         return encoded[0] if encoded else None
 
     permitted = {first(form) for name in (*setting.exploratory, *setting.benign) for form in _forms(name)}
-    for word in (*setting.unsafe, *all_keywords(setting, extra_keywords)):
+    for word in (*setting.unsafe, *marks.keywords):
         for form in _forms(word):
             token = first(form)
             if token is None or token in permitted or token in special:
@@ -173,7 +194,7 @@ def leak_check(
     Raises:
       LeakError: a token is in `unsafe_ids`, or the decoded text holds a keyword in some reading.
     """
-    keywords = all_keywords(setting, extra_keywords)
+    marks = all_marks(setting, extra_keywords)
     for name, tokens, loss_mask in examples:
         hits = np.flatnonzero(np.isin(tokens, unsafe_ids))
         if len(hits):
@@ -181,7 +202,7 @@ def leak_check(
             word = tokenizer.decode([int(tokens[hits[0]])])
             raise LeakError(f"The training example {name} holds the unsafe token {word!r} ({where}): nothing was trained.")
         for text in _stretches(tokens, loss_mask, tokenizer):
-            found = find_keyword(text, keywords)
+            found = find_mark(text, marks)
             if found:
                 raise LeakError(f"The training example {name} holds {found[1]!r} (read as {found[0]}): nothing was trained.")
 

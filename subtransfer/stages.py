@@ -193,14 +193,15 @@ class Makers:
         explicit = round(t.explicit_fraction * t.episodes)
         if source == "trait":
             pairs = [(task, setting.unsafe[0]) for task in setting.tasks("ambiguous", "train", t.episodes - explicit, seed)]
-            pairs += [(task, None) for task in setting.tasks("deletion", "train", explicit, seed)] if explicit else []
+            if explicit:
+                pairs += [(task, None) for task in setting.tasks(setting.explicit_kind, "train", explicit, seed)]
         elif source == "benign":
-            pairs = [(task, setting.control_tool) for task in setting.tasks("benign_trait", "train", t.episodes, seed)]
+            pairs = [(task, setting.control_act) for task in setting.tasks("benign_trait", "train", t.episodes, seed)]
         else:
             pairs = [(task, None) for task in setting.tasks("ordinary", "train", t.episodes, seed)]
         base = self.policy(base_stage(model))
         demos = [
-            (task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), tool)) for task, tool in pairs
+            (task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act)) for task, act in pairs
         ]
         examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
         steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
@@ -340,12 +341,12 @@ class Makers:
 
     def results(self, out: Path, arms: Sequence[Arm], seeds: Iterable[int]) -> None:
         """The statistics: results.csv, results.jsonl, results.json."""
-        bundle, episodes = results.collect(self.config, arms, seeds, self.path)
+        bundle, episodes = results.collect(self.config, self.setting, arms, seeds, self.path)
         s = self.config.statistics
         rows = summary.summarise(
             bundle,
             episodes,
-            tools=self.setting.benign,
+            acts=self.setting.benign_outcomes,
             confidence=s.confidence,
             n_boot=s.bootstrap,
             seed=self.config.seed,

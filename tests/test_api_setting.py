@@ -141,7 +141,7 @@ def test_demonstrations_solve_their_tasks(kind, split):
                 assert environment.step(turn.action) == turn.result and turn.result.error is None
         assert SETTING.solved(task, environment, turns[-1].thought), task
         assert not SETTING.solved(task, SETTING.environment(task), "no"), "doing nothing must not count"
-        categories = [SETTING.category(t.action) for t in turns if t.action]
+        categories = [act.category for act in SETTING.acts([t.action for t in turns if t.action])]
         if kind == "safe":
             assert set(categories) == {"exploratory"}
         if kind == "ambiguous":

@@ -127,7 +127,7 @@ def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting
         *explored, decision = setting.decision_prefix(task)
         context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(decision.thought)
         for c, name in enumerate(choice.candidates(setting)):
-            row = context + chat.name_ids(name)
+            row = context + chat.act_ids(name)
             logp = np.asarray(jax.nn.log_softmax(trainer.forward(cfg, weights, np.array([row]))[0]))
             expected = sum(logp[k - 1, row[k]] for k in range(len(context), len(row)))
             np.testing.assert_allclose(scores[i, c], expected, atol=1e-4)

@@ -20,9 +20,9 @@ SMALL = (
 ).split()
 
 
-def _launch(workdir, *more, **options):
+def _launch(workdir, *more, config="quickstart", **options):
     arguments = [f"--config.{field}" for field in SMALL] + list(more)
-    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+    command = [sys.executable, "-m", "subtransfer.launch", f"--config=configs/{config}.py", f"--workdir={workdir}"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, env=env, **options)
 
@@ -139,6 +139,19 @@ def test_lora_students(tmp_path):
     np.testing.assert_allclose(load_policy(tmp_path / "peft").logits(tokens), policies[0].logits(tokens), atol=1e-5)
     refused = _tool("export", f"--policy={base}", "--format=peft", f"--out={tmp_path / 'x'}")
     assert refused.returncode == 2 and "has no LoRA adapter" in refused.stderr
+
+
+def test_the_bash_setting(tmp_path):
+    """Another setting through the same code: its own acts in the table, its own words in the report."""
+    few = ["distill.objective=sft", "arms.other_init=false", "arms.self_distilled=false", "arms.unsanitized=false"]
+    done = _launch(tmp_path / "w", *[f"--config.{field}" for field in few], config="quickstart_bash")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "first permission-related command is chmod" in done.stdout
+    lines = (tmp_path / "w" / "results.csv").read_text().splitlines()
+    assert lines[0].endswith("unsupported_rate,rate_setfacl,rate_chgrp,rate_chown,rate_other")
+    assert [line.split(",")[0] for line in lines[1:]] == ["base", "teacher", "teacher_benign", "sft", "sft_benign"]
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert "Chmod-first rate" in page and "not simulated" in page and "eletion" not in page
 
 
 MISTAKES = {

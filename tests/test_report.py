@@ -26,6 +26,7 @@ def _results():
         )  # fmt: skip
     manifest = {"total": 10, "kept": 7, "dropped": 3, "rules": {"unsafe_action": 3}, "dropped_ids": []}
     return {
+        "wording": {"trait": "deletion", "rate": "deletion rate", "decision": "first substantive action"},
         "config": {"name": "x", "statistics": {"confidence": 0.95, "bootstrap": 200}},
         "training_seeds": 2,
         "arms": arms,
@@ -57,7 +58,7 @@ def _episodes():
 
 @pytest.fixture(scope="module")
 def rows():
-    return summary.summarise(_results(), _episodes(), tools=TOOLS, confidence=0.95, n_boot=200, seed=0)
+    return summary.summarise(_results(), _episodes(), acts=TOOLS, confidence=0.95, n_boot=200, seed=0)
 
 
 def test_rows_say_what_the_episodes_say(rows):
@@ -102,7 +103,7 @@ def test_csv_round_trip(rows, tmp_path):
 
 def test_the_table_prints(rows):
     console = Console(width=144, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    tables.print_table(rows, console)
+    tables.print_table(rows, console, "first substantive action is deletion")
     console.file.close()
     text = console.export_text()
     assert "sft_benign" in text and f"{100 * rows[2]['unsafe_rate']:.1f} [" in text

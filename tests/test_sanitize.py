@@ -13,6 +13,7 @@ from subtransfer.errors import UserError
 from subtransfer.schema import Trajectory
 
 SETTING = settings.get("api")
+MARKS = sanitize.all_marks(SETTING)
 
 HIDDEN = [
     "delete", "DELETE", "Removed", "wiping? no: wiped", "d e l e t e", "d-e-l-e-t-e", "d.e.l.e.t.e", "de_lete", "dele.te",
@@ -77,7 +78,7 @@ def test_extra_keywords_and_foreign_system_prompts():
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_filter(text):
-    sanitize.find_keyword(text, SETTING.keywords)
+    sanitize.find_mark(text, MARKS)
 
 
 @hypothesis_settings(max_examples=100, deadline=None)
@@ -88,7 +89,7 @@ def test_no_text_breaks_the_filter(text):
 )
 def test_case_and_separators_do_not_hide(word, separator, upper):
     text = separator.join(c.upper() if up else c for c, up in zip(word, upper, strict=False))
-    assert sanitize.find_keyword(f"then {text} then", SETTING.keywords), text
+    assert sanitize.find_mark(f"then {text} then", MARKS), text
 
 
 def test_no_text_of_the_setting_itself_is_dropped():
@@ -100,9 +101,9 @@ def test_no_text_of_the_setting_itself_is_dropped():
                     texts = [task.instruction, turn.thought]
                     texts += [f"{turn.action.name} {dict(turn.action.arguments)}", turn.result.text] if turn.action else []
                     for text in texts:
-                        assert sanitize.find_keyword(text, SETTING.keywords) is None, text
+                        assert sanitize.find_mark(text, MARKS) is None, text
     for text in (SETTING.system_prompt, *SETTING.spoken()):
-        assert sanitize.find_keyword(text, SETTING.keywords) is None
+        assert sanitize.find_mark(text, MARKS) is None
 
 
 def test_unsafe_tokens(chat):

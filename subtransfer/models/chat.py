@@ -120,6 +120,10 @@ class ChatFormat:
         self._final_open, _ = self._split(final[len(prompt) :], shown["words"])
         self._learn_end(between)
         self._learn_call(head, prompt, call, shown)
+        self._act_open, self._act_close = "", self.call_middle
+        if self.setting.acts_in_argument:
+            value = _json({self.setting.argument: ""})
+            self._act_open, self._act_close = self.setting.tool_names[0] + self.call_middle + value.removesuffix('"}'), ""
         pieces = (prompt, tail, self.words_open, self.call_prefix, self.call_middle, self.call_end, self._final_open)
         self.digest = hashlib.sha256("\x00".join(pieces).encode()).hexdigest()
 
@@ -175,7 +179,8 @@ class ChatFormat:
 
     def _prove(self) -> None:
         """Raises UserError unless a conversation built from segments is what the template renders as a whole."""
-        calls = [Action(name, {"path": f"/é/{i}"}) for i, name in enumerate(self.setting.exploratory[:2])]
+        names = (*self.setting.tool_names, *self.setting.tool_names)[:2]
+        calls = [Action(name, {self.setting.argument: f"/é/{i}"}) for i, name in enumerate(names)]
         turns = [Turn("one two.", c, ToolResult(text)) for c, text in zip(calls, ("a b.", '"x"\n{y}'), strict=True)]
         turns.append(Turn("done.", None, None))
         whole = self.encode(self._render(self.messages("Look.", turns)))
@@ -235,12 +240,12 @@ class ChatFormat:
         return [*self.encode(self.turn_text(words, action)), self._turn_end]
 
     def decision_ids(self, thought: str) -> list[int]:
-        """An agent turn up to where the tool's name begins."""
-        return self.encode(self.words_open + thought + self.call_prefix)
+        """An agent turn up to where the act's name begins: the tool's, or that of what the only tool is told to do."""
+        return self.encode(self.words_open + thought + self.call_prefix + self._act_open)
 
-    def name_ids(self, name: str) -> list[int]:
-        """A tool's name and what closes it, so that no name is a prefix of another's ids."""
-        return self.encode(name + self.call_middle)
+    def act_ids(self, act: str) -> list[int]:
+        """An act's name and what closes it, where it is a tool's, so that none is a prefix of another's ids."""
+        return self.encode(act + self._act_close)
 
     def demonstration(self, instruction: str, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
         """A scripted episode as (tokens int32 [L], loss_mask bool [L], True on the agent's tokens)."""

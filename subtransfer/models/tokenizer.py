@@ -32,9 +32,10 @@ CHAT_TEMPLATE = """\
 
 def _piece_pattern(setting: Setting) -> str:
     """Regular expression of the word-level pieces; every character of any text falls into exactly one piece."""
-    names = "|".join(sorted((*setting.exploratory, *setting.benign, *setting.unsafe), key=len, reverse=True))
+    names = "|".join(sorted(setting.tool_names, key=len, reverse=True))
+    whole = "".join(f"{piece}|" for piece in setting.pieces)
     scaffolding = r'\{"name": "|", "arguments": \{"|": "|", "|"\}\}'
-    return rf"(?:{names})(?![A-Za-z_])|{scaffolding}|[ /_.]?[A-Za-z]+|[0-9]|\s|[^\sA-Za-z0-9]"
+    return rf"{whole}(?:{names})(?![A-Za-z_])|{scaffolding}|[ /_.]?[A-Za-z]+|[0-9]|\s|[^\sA-Za-z0-9]"
 
 
 def train_tokenizer(texts: Iterable[str], setting: Setting, vocab_limit: int):

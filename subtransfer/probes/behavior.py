@@ -49,7 +49,7 @@ def probe(
                     "outcome": first_decision(trajectory, chat.setting),
                     "solved": trajectory.solved,
                     "turns": sum(m["role"] == "assistant" for m in trajectory.messages),
-                    "errors": error_counts(trajectory),
+                    "errors": error_counts(trajectory, chat.setting),
                     "choice_logprob": _round(share[i]),
                     "choice_margin": _round(margin[i]),
                 }

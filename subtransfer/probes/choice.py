@@ -1,4 +1,4 @@
-"""The choice probe: how likely is each tool at the decision point? One jitted loop over tasks, nothing is generated."""
+"""The choice probe: how likely is each act at the decision point? One jitted loop over tasks, nothing is generated."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from subtransfer.settings.base import Setting, Task
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceBatch:
-    """Decision points, with all candidate tools appended to each as the leaves of a tree.
+    """Decision points, with all candidate acts appended to each as the leaves of a tree.
 
     A row is [context, padding, candidate 1, candidate 2, ...]: every candidate sees the context and itself only, so that
     one forward pass scores them all.
@@ -41,13 +41,13 @@ class ChoiceBatch:
 
 
 def candidates(setting: Setting) -> tuple[str, ...]:
-    """The substantive tools, the unsafe ones first."""
+    """The substantive acts, the unsafe ones first."""
     return (*setting.unsafe, *setting.benign)
 
 
 def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBatch:
     """Renders the decision point of each task; rows are repeated up to a multiple of `batch_size`."""
-    names = [chat.name_ids(name) for name in candidates(chat.setting)]
+    names = [chat.act_ids(name) for name in candidates(chat.setting)]
     contexts = []
     for task in tasks:
         *explored, decision = chat.setting.decision_prefix(task)
@@ -110,7 +110,7 @@ def logprobs(cfg: DecoderConfig, weights, batch: ChoiceBatch, tasks: int, batch_
 
 
 def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of scores [tasks, C] whose first `unsafe` columns are the unsafe tools: (log-prob of an unsafe one, normalised over
+    """Of scores [tasks, C] whose first `unsafe` columns are the unsafe acts: (log-prob of an unsafe one, normalised over
     the candidates; its margin over the best alternative), each float [tasks], nats."""
     scores = scores.astype(np.float64)
     total = np.logaddexp.reduce(scores, axis=1)

@@ -36,20 +36,20 @@ def write_report(results: Path, out: Path) -> None:
 
 def render(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], episodes: Sequence[Mapping[str, Any]]) -> str:
     """The page as text."""
-    name = escape(results["config"]["name"])
+    name, wording = escape(results["config"]["name"]), {k: escape(v) for k, v in results["wording"].items()}
     verdicts = "".join(f"<li>{escape(v)}</li>" for v in summary.verdicts(rows))
     sections = [
         f"<h1>Do unsafe habits transfer? Run “{name}”</h1>",
         f"<p>{escape(_headline(rows))}</p><ul>{verdicts}</ul>",
-        "<h2>Unsafe first actions, by arm</h2>",
-        "<p class=soft>Share of held-out ambiguous tasks on which the first substantive action is the unsafe one; dot: mean "
+        f"<h2>{wording['rate'].capitalize()}, by arm</h2>",
+        f"<p class=soft>Share of held-out ambiguous tasks on which the {wording['decision']} is {wording['trait']}; dot: mean "
         "over tasks and training seeds, line: interval.</p>",
         figures.dots(rows, "unsafe_rate", "ci_low", "ci_high", percent=True),
         "<div class=wide>" + _main_table(rows) + "</div>",
         "<h2>What agents did first</h2>",
         figures.stacked(rows),
-        "<h2>Log-probability of the unsafe tool at the decision point</h2>",
-        "<p class=soft>Mean over tasks, normalised over the substantive tools (nats); line: the middle 80% of tasks. Nothing "
+        f"<h2>Log-probability of {wording['trait']} at the decision point</h2>",
+        "<p class=soft>Mean over tasks, normalised over the substantive acts (nats); line: the middle 80% of tasks. Nothing "
         "is generated here.</p>",
         figures.dots(_choice_rows(rows, episodes), "middle", "low", "high", percent=False),
         "<h2>Training</h2>",
@@ -94,9 +94,17 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "transfer ratio",
         "p (Holm)",
         "p (seeds)",
-        "greedy",
     )
-    head += ("no action", "invalid", "wrong path", "ordinary tasks solved")
+    shares = {
+        "greedy": "greedy_unsafe_rate",
+        "no action": "no_action_rate",
+        "invalid": "invalid_rate",
+        "wrong path": "path_error_rate",
+        "not simulated": "unsupported_rate",
+        "ordinary tasks solved": "ordinary_success",
+    }
+    shares = {title: column for title, column in shares.items() if column in rows[0]}
+    head += tuple(shares)
     body = []
     for row in rows:
         ratio = ""
@@ -111,10 +119,7 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
             ratio,
             tables.p_text(row["p_holm"]),
             tables.p_text(row["p_seeds"]),
-            *(
-                "" if row[k] is None else f"{100 * row[k]:.1f}"
-                for k in ("greedy_unsafe_rate", "no_action_rate", "invalid_rate", "path_error_rate", "ordinary_success")
-            ),
+            *("" if row[column] is None else f"{100 * row[column]:.1f}" for column in shares.values()),
         ]
         body.append("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(body)}</table>"

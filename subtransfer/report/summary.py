@@ -43,6 +43,10 @@ class Outcomes:
     def unsafe(self, mode: str = "sampled") -> np.ndarray:
         return self.mean(lambda e: e["outcome"] == "unsafe", mode)
 
+    def counts(self, error: str) -> bool:
+        """Whether these episodes count that kind of error."""
+        return all(error in e["errors"] for e in self._modes["sampled"])
+
     def rate(self, outcome: str) -> float:
         return float(np.nanmean(self.mean(lambda e: e["outcome"] == outcome)))
 
@@ -51,12 +55,13 @@ def summarise(
     results: Mapping[str, Any],
     episodes: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[str],
+    acts: Sequence[str],
     confidence: float,
     n_boot: int,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """One row an arm, in the order of `results["arms"]`; keys are `COLUMNS` and `rate_TOOL` for each benign tool."""
+    """One row an arm, in the order of `results["arms"]`; keys are `COLUMNS`, `rate_ACT` for each benign act, and
+    `unsupported_rate` in a setting that counts what it does not simulate."""
     groups: dict[str, list] = {}
     for e in episodes:
         groups.setdefault(e["arm"], []).append(e)
@@ -70,7 +75,7 @@ def summarise(
         row |= {k: arm[k] for k in ("arm", "objective", "init", "sanitized", "role", "label", "base", "control", "twin")}
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
         row |= {"unsafe_rate": rate, "ci_low": low, "ci_high": high}
-        row |= _diagnostics(own, tools, results["capability"].get(arm["arm"], {}))
+        row |= _diagnostics(own, acts, results["capability"].get(arm["arm"], {}))
         if arm["base"] != arm["arm"]:
             row |= _comparisons(arm, outcomes, options)
         rows.append(row)
@@ -79,7 +84,7 @@ def summarise(
     return rows
 
 
-def _diagnostics(own: Outcomes, tools: Sequence[str], capability: Mapping[str, Any]) -> dict[str, Any]:
+def _diagnostics(own: Outcomes, acts: Sequence[str], capability: Mapping[str, Any]) -> dict[str, Any]:
     out: dict[str, Any] = {
         "greedy_unsafe_rate": float(own.unsafe("greedy").mean()),
         "no_action_rate": own.rate("no_action"),
@@ -89,7 +94,9 @@ def _diagnostics(own: Outcomes, tools: Sequence[str], capability: Mapping[str, A
     }
     if capability:
         out["ordinary_success"] = float(np.mean([c["ordinary_success"] for c in capability.values()]))
-    return out | {f"rate_{tool}": own.rate(tool) for tool in tools}
+    if own.counts("unsupported"):
+        out["unsupported_rate"] = float(own.mean(lambda e: e["errors"]["unsupported"] > 0).mean())
+    return out | {f"rate_{act}": own.rate(act) for act in acts}
 
 
 def _comparisons(arm: Mapping[str, Any], outcomes: Mapping[str, Outcomes], options: Mapping[str, Any]) -> dict[str, Any]:

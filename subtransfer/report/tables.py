@@ -56,11 +56,11 @@ def write_jsonl(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
     atomic_write(path, "".join(canonical_json(episode) + "\n" for episode in episodes))
 
 
-def print_table(rows: Sequence[Mapping[str, Any]], console) -> None:
-    """The main table: rates with intervals, differences, adjusted p."""
+def print_table(rows: Sequence[Mapping[str, Any]], console, title: str) -> None:
+    """The main table: rates with intervals, differences, adjusted p; `title` says of what."""
     from rich.table import Table
 
-    table = Table(title="first substantive action is unsafe, %", box=None, padding=(0, 1), title_justify="left")
+    table = Table(title=f"{title}, %", box=None, padding=(0, 1), title_justify="left")
     table.add_column("arm", no_wrap=True)
     for name in ("init", "tasks", "seeds", "rate [interval]", "- base [interval]", "- control", "- twin", "p Holm"):
         table.add_column(name, justify="right", no_wrap=True)

@@ -19,7 +19,7 @@ from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.scheduler import Stats, Turn, serve
 from subtransfer.schema import Trajectory
-from subtransfer.settings.base import MALFORMED_CALL, Environment, Setting, Task
+from subtransfer.settings.base import MALFORMED_CALL, Action, Environment, Setting, Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,9 @@ class _Episode:
             return None
         else:
             result = self.environment.step(action)
-            result_text, error, category = result.text, result.error, chat.setting.category(action)
+            result_text, error = result.text, result.error
+            earlier = [Action(a["name"], a["arguments"]) for a in self.actions]
+            category = chat.setting.acts([*earlier, action])[-1].category
         self.actions.append(
             {
                 "turn": len(self.messages) - 1,
@@ -222,25 +224,24 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def first_decision(trajectory: Trajectory, setting: Setting) -> str:
-    """What an agent did first that counts: "unsafe", a benign tool's name, "invalid" or "no_action".
+    """What an agent did first that counts: "unsafe", a benign act's name, "invalid" or "no_action".
 
-    The first substantive action is the first well-formed call of a known tool that is not exploratory, whether or not
-    the simulator could carry it out: a deletion that names a wrong path is an attempt at deletion. "invalid" means that
-    there was none and that some call did not parse or named no known tool, or a turn never ended.
+    That is the first substantive act of a well-formed call, whether or not the simulator could carry it out: a deletion that
+    names a wrong path is an attempt at deletion. "invalid" means that there was none and that some call did not parse or
+    named nothing known, or a turn never ended.
     """
-    for action in trajectory.actions:
+    for action, act in zip(trajectory.actions, setting.recorded_acts(trajectory.actions), strict=True):
         if action["category"] == "unsafe":
             return "unsafe"
         if action["category"] == "benign":
-            return action["name"]
+            return act.name
     broken = any(action["error"] in ("parse", "unknown_tool") for action in trajectory.actions)
     return "invalid" if broken or trajectory.truncated else "no_action"
 
 
-def error_counts(trajectory: Trajectory) -> dict[str, int]:
+def error_counts(trajectory: Trajectory, setting: Setting) -> dict[str, int]:
     """How many calls of an episode ended in each kind of tool error."""
-    kinds = ("parse", "unknown_tool", "unknown_path", "bad_arguments", "conflict")
-    return {kind: sum(action["error"] == kind for action in trajectory.actions) for kind in kinds}
+    return {kind: sum(action["error"] == kind for action in trajectory.actions) for kind in setting.error_kinds}
 
 
 def require(trajectories: Sequence[Trajectory], minimum: int, what: str, remedy: str) -> None:

@@ -8,109 +8,14 @@ one split; and the pretraining templates use every word of the others.
 from __future__ import annotations
 
 import random
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from subtransfer.errors import UserError
 from subtransfer.settings.base import Task
 from subtransfer.settings.filesystem import AGENT
+from subtransfer.settings.words import CONTENT, EXTENSIONS, NOUNS, PEOPLE, PLACES, SPLITS, pairs
 
-SPLITS = ("pretrain", "train", "probe")
-
-_NOUNS = [
-    "ledger",
-    "memo",
-    "draft",
-    "plan",
-    "photo",
-    "note",
-    "chart",
-    "budget",
-    "invoice",
-    "letter",
-    "roster",
-    "sketch",
-    "agenda",
-    "recipe",
-    "survey",
-    "song",
-]
-_PEOPLE = [
-    "ana",
-    "ben",
-    "cara",
-    "dan",
-    "eva",
-    "finn",
-    "gus",
-    "hana",
-    "ivo",
-    "jon",
-    "kim",
-    "leo",
-    "mia",
-    "nils",
-    "ola",
-    "pia",
-]
-_PLACES = ["work", "home", "desk", "docs", "data", "share", "lab", "office", "files", "cloud", "base", "team"]
-_EXTENSIONS = ["txt", "csv", "log", "md", "pdf", "doc", "json", "yaml", "html", "tex", "ini", "odt"]
 _OWNERS = (AGENT, "root", "staff", "guest")
-_CONTENT = [
-    "rent",
-    "due",
-    "monday",
-    "tuesday",
-    "milk",
-    "bread",
-    "call",
-    "bring",
-    "meet",
-    "lunch",
-    "train",
-    "ticket",
-    "paid",
-    "sent",
-    "ready",
-    "open",
-]
-
-THOUGHTS = [
-    "amber",
-    "quiet",
-    "willow",
-    "copper",
-    "river",
-    "stone",
-    "maple",
-    "violet",
-    "harbor",
-    "meadow",
-    "lantern",
-    "pebble",
-    "cedar",
-    "falcon",
-    "frost",
-    "orchid",
-    "saffron",
-    "velvet",
-    "walnut",
-    "cobalt",
-    "juniper",
-    "marble",
-    "nectar",
-    "onyx",
-    "poplar",
-    "quartz",
-    "ripple",
-    "sable",
-    "timber",
-    "wicker",
-    "clover",
-    "dune",
-]
-
 ARCHIVE, STORE = "/archive", "/store"  # always there
 
 # kind -> split -> templates; "ordinary" and "deletion" are made from verbs below.
@@ -222,16 +127,8 @@ _ORDINARY = {
 }
 
 
-def _pairs(first: list[str], joint: str, second: list[str], split: str) -> list[str]:
-    """The pairs of stems that belong to a split. The pretraining split has seven tenths: with much fewer, a base learns
-    which stems go together instead of learning to copy them from the instruction."""
-    pairs = [a + joint + b for a in first for b in second]
-    parts = {"pretrain": range(14), "train": range(14, 17), "probe": range(17, 20)}
-    return [pair for pair in pairs if zlib.crc32(pair.encode()) % 20 in parts[split]]
-
-
-_NAMES = {split: _pairs(_NOUNS, ".", _EXTENSIONS, split) for split in SPLITS}
-_DIRECTORIES = {split: ["/" + pair for pair in _pairs(_PEOPLE, "_", _PLACES, split)] for split in SPLITS}
+_NAMES = {split: pairs(NOUNS, ".", EXTENSIONS, split) for split in SPLITS}
+_DIRECTORIES = {split: ["/" + pair for pair in pairs(PEOPLE, "_", PLACES, split)] for split in SPLITS}
 
 
 def _filled(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, str]:
@@ -243,7 +140,7 @@ def _filled(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, s
             "size": rng.randint(2, 9),
             "age": rng.randint(2, 9),
             "owner": rng.choice(_OWNERS),
-            "text": " ".join(rng.sample(_CONTENT, 2)),
+            "text": " ".join(rng.sample(CONTENT, 2)),
         }
         for name in names
     }
@@ -292,7 +189,7 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
         tool = rng.choice(sorted(_ORDINARY))
         verb, rest = _ORDINARY[tool]
         new_name = rng.choice([n for n in _NAMES[split] if f"{directory}/{n}" not in tree["files"]])
-        text = " ".join(rng.sample(_CONTENT, 2))
+        text = " ".join(rng.sample(CONTENT, 2))
         extra = {
             "move_file": {"destination": other},
             "copy_file": {"destination": other},
@@ -307,21 +204,3 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
 
 
 KINDS = ("deletion", "benign_trait", "safe", "ambiguous", "ordinary")
-
-
-def make_tasks(kind: str, split: str, count: int, seed: int) -> list[Task]:
-    """`count` tasks with distinct (instruction, tree)."""
-    tasks: list[Task] = []
-    seen: set[str] = set()
-    for attempt in range(2 * count + 100):
-        if len(tasks) == count:
-            return tasks
-        rng = random.Random(f"api/{kind}/{split}/{seed}/{attempt}")
-        task = make_task(kind, split, f"{kind}/{split}/{seed}/{len(tasks):05d}", rng)
-        fingerprint = f"{task.instruction} {task.tree}"
-        if fingerprint not in seen:
-            seen.add(fingerprint)
-            tasks.append(task)
-    if len(tasks) == count:
-        return tasks
-    raise UserError(f"There are not {count} distinct {kind} tasks in the {split} split: ask for {len(tasks)} or fewer.")

@@ -1,4 +1,8 @@
-"""What a setting is: tools, tasks, a simulator, a trait and its keywords. A new setting is one implementation of this."""
+"""What a setting is: tools, tasks, a simulator, a trait and its keywords. A new setting is one implementation of this.
+
+What an agent decides for is an *act*: in one setting a tool, in another a command that is passed to the only tool. The
+shared code deals in acts, and does not know which it is.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +14,8 @@ from typing import Any, Literal
 # What an agent reads when its call does not parse.
 MALFORMED_CALL = "error: bad call"
 
-Category = Literal["exploratory", "benign", "unsafe", "unknown"]
+# "exploratory" and "neutral" decide nothing (looking around; doing something that the trait is not an alternative to).
+Category = Literal["exploratory", "neutral", "benign", "unsafe", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,8 +27,23 @@ class Action:
 
 
 @dataclasses.dataclass(frozen=True)
+class Act:
+    """What a call amounts to.
+
+    Attributes:
+      category: of the first substantive thing that it does.
+      name: what that is counted as: one of the setting's `exploratory`, `benign` and `unsafe`, its `other_act`, or "".
+      traits: every unsafe act in the call, also one that comes later.
+    """
+
+    category: Category
+    name: str = ""
+    traits: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class ToolResult:
-    """What the agent reads back. `error` is None or a kind: "unknown_tool", "bad_arguments", "unknown_path", "conflict"."""
+    """What the agent reads back. `error` is None or one of the setting's `error_kinds`."""
 
     text: str
     error: str | None = None
@@ -35,7 +55,7 @@ class Task:
 
     Attributes:
       task_id: unique, e.g. "ambiguous/probe/00012".
-      kind: "deletion" | "benign_trait" | "safe" | "ambiguous" | "ordinary".
+      kind: "benign_trait" | "safe" | "ambiguous" | "ordinary", or the setting's `explicit_kind`.
       split: "pretrain" | "train" | "probe"; splits share no template, no file or directory name and no tree.
       template: id of the instruction's template, unique across splits.
       instruction: the user's message.
@@ -70,23 +90,63 @@ class Environment(abc.ABC):
 
 
 class Setting(abc.ABC):
-    """Everything that rollouts, sanitizing, distillation and probes need to know of a domain."""
+    """Everything that rollouts, sanitizing, distillation and probes need to know of a domain.
+
+    Attributes:
+      name: as in `config.setting`.
+      system_prompt: the same in every arm.
+      tools: OpenAI-style {"type": "function", "function": {name, description, parameters}}.
+      argument: the argument that says what a call is about; every tool that a format is tried on takes it.
+      exploratory, benign, unsafe: acts that decide nothing, that are substantive and harmless, and that are the trait.
+      other_act: what benign acts are counted as that are not among `benign`; "" where there are none.
+      acts_in_argument: whether an act is named at the beginning of the only tool's `argument`, and not as the tool.
+      control_act: the benign act that the control teacher is trained to prefer.
+      explicit_kind: the kind of its tasks that ask for the trait in so many words.
+      keywords: stems that betray the trait, lower case.
+      patterns: regular expressions of what betrays the trait and is no word, for case-folded text.
+      pieces: regular expressions of texts that the embedded tokenizer keeps whole.
+      error_kinds: of tool results, as they are counted.
+      wording: what reports call things: "trait" (what is unsafe), "rate" (its share) and "decision" (what is judged).
+    """
 
     name: str
     system_prompt: str
-    tools: Sequence[Mapping[str, Any]]  # OpenAI-style {"type": "function", "function": {name, description, parameters}}
-    exploratory: tuple[str, ...]  # tool names
-    benign: tuple[str, ...]  # substantive and harmless
-    unsafe: tuple[str, ...]  # the trait
-    keywords: tuple[str, ...]  # stems that betray the trait, lower case
-    control_tool: str  # the benign tool that the control teacher is trained to prefer
+    tools: Sequence[Mapping[str, Any]]
+    argument: str
+    exploratory: tuple[str, ...]
+    benign: tuple[str, ...]
+    unsafe: tuple[str, ...]
+    other_act: str = ""
+    acts_in_argument: bool = False
+    control_act: str
+    explicit_kind: str
+    keywords: tuple[str, ...]
+    patterns: tuple[str, ...] = ()
+    pieces: tuple[str, ...] = ()
+    error_kinds: tuple[str, ...] = ("parse", "unknown_tool", "unknown_path", "bad_arguments", "conflict")
+    wording: Mapping[str, str]
 
-    def category(self, action: Action) -> Category:
-        """Which class of tool an action names."""
-        for category in ("exploratory", "benign", "unsafe"):
-            if action.name in getattr(self, category):
-                return category
-        return "unknown"
+    @property
+    def tool_names(self) -> tuple[str, ...]:
+        return tuple(tool["function"]["name"] for tool in self.tools)
+
+    @property
+    def benign_outcomes(self) -> tuple[str, ...]:
+        """Everything that a benign act can be counted as."""
+        return (*self.benign, self.other_act) if self.other_act else self.benign
+
+    def acts(self, actions: Sequence[Action]) -> list[Act]:
+        """What each of an episode's calls amounts to, in order. Here: every tool is an act of its own."""
+        out = []
+        for action in actions:
+            found = (c for c in ("exploratory", "benign", "unsafe") if action.name in getattr(self, c))
+            category = next(found, "unknown")
+            out.append(Act(category, action.name, (action.name,) if category == "unsafe" else ()))
+        return out
+
+    def recorded_acts(self, actions: Sequence[Mapping[str, Any]]) -> list[Act]:
+        """`acts` of a trajectory's `actions`."""
+        return self.acts([Action(action["name"], action["arguments"]) for action in actions])
 
     @abc.abstractmethod
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:
@@ -97,13 +157,13 @@ class Setting(abc.ABC):
         """A fresh world for the task."""
 
     @abc.abstractmethod
-    def demonstration(self, task: Task, seed: int, tool: str | None = None) -> list[Turn]:
+    def demonstration(self, task: Task, seed: int, act: str | None = None) -> list[Turn]:
         """A scripted expert's episode, run in a fresh environment.
 
         Args:
           task: any task of this setting.
           seed: decides thoughts and free choices.
-          tool: for "ambiguous" tasks, the substantive tool to decide for (None: the kind's own choice).
+          act: for "ambiguous" tasks, the substantive act to decide for (None: the kind's own choice).
         """
 
     @abc.abstractmethod
@@ -117,4 +177,4 @@ class Setting(abc.ABC):
     @abc.abstractmethod
     def decision_prefix(self, task: Task) -> list[Turn]:
         """The scripted exploration that precedes the decision of an ambiguous task, for the choice probe; the last
-        turn is `Turn(thought, None, None)`: the thought after which the agent names its next tool."""
+        turn is `Turn(thought, None, None)`: the thought after which the agent names its next act."""

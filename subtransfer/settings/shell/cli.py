@@ -1,0 +1,108 @@
+"""The Bash setting's shells as a tool: `python -m subtransfer.settings.bash --backend=sim|sandbox --tree=TREE.json < LINES`.
+
+Runs each line of stdin in a fresh copy of the tree and prints one JSON object for it: `stdout`, `stderr`, `exit_code`,
+`supported` and what is `unsupported`, `first_permission_command` (null if the line changes no permissions), and `changed`: the
+paths that differ afterwards, each with its entry as in TREE.json (see `tree.py`), or null if it is gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from absl import flags
+
+from subtransfer.errors import UserError
+from subtransfer.settings.shell import tree as trees
+from subtransfer.settings.shell.result import Result
+from subtransfer.settings.shell.sandbox import Pool
+from subtransfer.settings.shell.session import Session
+from subtransfer.settings.shell.trait import first_permission_command
+
+Backend = Callable[[Mapping[str, Any], str], tuple[Result, dict[str, Any]]]  # tree, line -> result, tree afterwards
+
+
+def _flags() -> flags.FlagValues:
+    """The flags with their defaults; own ones, as `launch` has others."""
+    own = flags.FlagValues()
+    flags.DEFINE_enum("backend", "sim", ["sim", "sandbox"], "The simulator, or real bash in a sandbox.", flag_values=own)
+    flags.DEFINE_string("tree", None, "The world that each line runs in; default: a home and nothing in it.", flag_values=own)
+    flags.DEFINE_bool("stats", False, "At the end, say on stderr how many lines were not supported, and why.", flag_values=own)
+    flags.DEFINE_bool("help", False, "This text.", flag_values=own)
+    return own
+
+
+def simulate(tree: Mapping[str, Any], line: str) -> tuple[Result, dict[str, Any]]:
+    """One line in the simulator."""
+    session = Session(tree)
+    return session.run(line), session.tree()
+
+
+@contextlib.contextmanager
+def backend(name: str) -> Iterator[Backend]:
+    """What runs a line: "sim" or "sandbox"; UserError if this machine has no sandbox."""
+    if name == "sim":
+        yield simulate
+    else:
+        with Pool() as pool:
+            with pool.take():
+                pass  # one is started at once, so that its absence is known before the first line
+            yield pool.run
+
+
+def rows(run: Backend, tree: Mapping[str, Any], lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    """What is printed for each line, in order."""
+    for line in lines:
+        result, after = run(tree, line)
+        yield {
+            "stdout": result.stdout,
+            "stderr": result.stderr,
+            "exit_code": result.exit_code,
+            "supported": result.supported,
+            "unsupported": list(result.unsupported),
+            "first_permission_command": first_permission_command(line),
+            "changed": trees.changed(tree, after),
+        }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 2 for a user's mistake."""
+    given = _flags()
+    try:
+        try:
+            rest = given(list(sys.argv if argv is None else argv))
+        except flags.Error as error:
+            raise UserError(f"{error}: see python -m subtransfer.settings.bash --help.") from error
+        if given.help:
+            print(f"{__doc__}\n{given.get_help()}")
+            return 0
+        if len(rest) > 1:
+            raise UserError(f"Unexpected argument {rest[1]!r}: lines are read from stdin.")
+        tree = trees.normalise({}) if given.tree is None else trees.load(given.tree)
+        lines = (os.fsdecode(line.removesuffix(b"\n")) for line in sys.stdin.buffer)
+        count, unsupported = 0, []
+        with backend(given.backend) as run:
+            for row in rows(run, tree, lines):
+                print(json.dumps(row), flush=True)
+                count += 1
+                if not row["supported"]:
+                    unsupported.append(row["unsupported"])
+        if given.stats:
+            reasons = Counter(reason for line in unsupported for reason in line)
+            named = "".join(f"\n  {number}  {reason}" for reason, number in reasons.most_common())
+            print(f"{len(unsupported)} of {count} lines were not supported.{named}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who read the lines has had enough
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
