@@ -17,6 +17,7 @@ from subtransfer.arms import EMBEDDED, chosen_objectives, split_pair
 from subtransfer.distill.objectives import OBJECTIVES
 from subtransfer.errors import UserError
 from subtransfer.models import presets
+from subtransfer.models.quantise import FORMATS
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
 TUNABLE = ("q", "k", "v", "o", "gate", "up", "down")
@@ -67,7 +68,13 @@ def defaults() -> ml_collections.ConfigDict:
     rollouts.max_turns = 4
     rollouts.max_new_tokens = 32  # an agent turn
     rollouts.max_tool_tokens = 13  # a tool result
-    rollouts.batch_size = 128
+    rollouts.batch_size = 128  # at most so many episodes at a time
+    rollouts.top_k = 0  # above 0: only so many of the likeliest tokens
+    rollouts.top_p = 1.0  # below 1: only the likeliest tokens that hold this probability
+    rollouts.min_p = 0.0  # above 0: only tokens with this share of the likeliest one's probability
+    rollouts.well_formed = False  # only well-formed tool calls can be written
+    rollouts.weights = ""  # "int8" or "fp8": rollouts read the weights in 8 bits; the run reports the KL to full precision
+    rollouts.int8_cache = False  # keys and values in 8 bits, likewise
 
     c.sanitize = sanitize = ml_collections.ConfigDict()
     sanitize.extra_keywords = ()  # added to the setting's own
@@ -292,6 +299,14 @@ def validate(config: ml_collections.ConfigDict) -> None:
         refuse("tuning.dropout", "at least 0 and below 1")
     if not 0.5 <= config.statistics.confidence < 1:
         refuse("statistics.confidence", "at least 0.5 and below 1")
+    if config.rollouts.weights:
+        one_of("rollouts.weights", config.rollouts.weights, FORMATS)
+    if config.rollouts.top_k < 0:
+        refuse("rollouts.top_k", "0 (all) or the number of tokens to choose from")
+    if not 0 < config.rollouts.top_p <= 1:
+        refuse("rollouts.top_p", "above 0 and at most 1")
+    if not 0 <= config.rollouts.min_p < 1:
+        refuse("rollouts.min_p", "at least 0 and below 1")
     one_of("setting", config.setting, settings.NAMES)
     one_of("tuning.method", config.tuning.method, ("full", "lora"))
     for target in config.tuning.targets:

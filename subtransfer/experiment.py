@@ -24,7 +24,7 @@ from subtransfer.errors import UserError
 from subtransfer.memory import Sizes
 from subtransfer.models import families, hf
 from subtransfer.models.presets import PRESETS
-from subtransfer.results import policy_stage
+from subtransfer.results import choice_stage, policy_stage
 
 RESULT_FILES = ("results.csv", "results.jsonl", "results.json", "report.html")
 
@@ -132,6 +132,7 @@ class Experiment:
                     self._student(arm, s)
                 if arm.role != "base":
                     probes.append(self._probe(arm, s))
+        probes += [self._choices(model) for model in dict.fromkeys(arm.model for arm in self.arms)]
         results = self._add(
             "results",
             lambda out: make.results(out, self.arms, self.seeds),
@@ -290,12 +291,25 @@ class Experiment:
             f"probe.{arm.name}.seed{s}",
             lambda out: make.probe(out, policy, s),
             inputs=[policy],
-            work=f"{c.probe.tasks} ambiguous tasks sampled, greedy and scored; {c.probe.ordinary_tasks} ordinary tasks",
+            work=f"{c.probe.tasks} ambiguous tasks sampled and greedy; {c.probe.ordinary_tasks} ordinary tasks",
             memory=self.size(arm.model).rollout(c.probe.batch_size),
             probe=c.probe,
             rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")},
             setting=c.setting,
             training_seed=s,
+        )
+
+    def _choices(self, model: str) -> str:
+        c, make = self.config, self._makers
+        policies = list(dict.fromkeys(policy_stage(arm, s) for s in self.seeds for arm in self.arms if arm.model == model))
+        return self._add(
+            choice_stage(model),
+            lambda out: make.choices(out, policies),
+            inputs=policies,
+            work=f"{c.probe.tasks} decisions of {len(policies)} policies scored",
+            memory=self.size(model).rollout(c.probe.batch_size),
+            tasks=c.probe.tasks,
+            setting=c.setting,
         )
 
     # -- the run -----------------------------------------------------------------------------------------------------

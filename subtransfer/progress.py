@@ -10,6 +10,11 @@ from collections.abc import Callable, Iterator
 EVERY = 5.0  # seconds between plain lines
 
 
+def note(line: str) -> None:
+    """A line about what has just been done, on stderr."""
+    print(f"  {line}", file=sys.stderr, flush=True)
+
+
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
     """Yields `advance(n)`. Shows on stderr; the clock is used for display only."""

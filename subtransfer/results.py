@@ -25,6 +25,11 @@ def policy_stage(arm: Arm, seed: int) -> str:
     return f"student.{arm.name}.seed{seed}"
 
 
+def choice_stage(model: str) -> str:
+    """The stage that scores the decisions of all policies of a model."""
+    return f"choice.{model}"
+
+
 def collect(
     config, setting: Setting, arms: Sequence[Arm], seeds: Iterable[int], path: Callable[[str], Path]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -33,13 +38,22 @@ def collect(
     capability: dict[str, dict[str, Any]] = {}
     curves: dict[str, dict[str, Any]] = {}
     purity: dict[str, dict[str, Any]] = {}
+    scored: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for model in dict.fromkeys(arm.model for arm in arms):
+        choices = json.loads((path(choice_stage(model)) / "choices.json").read_text())
+        place = {task: i for i, task in enumerate(choices["tasks"])}
+        scored[model] = choices["policies"]
     probe_contexts, training_contexts = set(), set()
     names = {arm.name for arm in arms}
     for arm in arms:
         for seed in seeds:
             probe = path(f"probe.{arm.name}.seed{seed}")
             row = {"arm": arm.name, "objective": arm.objective, "init": arm.init, "sanitized": arm.sanitized}
-            episodes += [{**row, **episode} for episode in json.loads((probe / "episodes.json").read_text())]
+            choice = scored[arm.model][policy_stage(arm, seed)]
+            for episode in json.loads((probe / "episodes.json").read_text()):
+                at = place[episode["task_id"]]  # of its task's decision point, the same however it was run
+                own = {"choice_logprob": choice["logprob"][at], "choice_margin": choice["margin"][at]}
+                episodes.append({**row, **episode, **own})
             probed = json.loads((probe / "probe.json").read_text())
             capability.setdefault(arm.name, {})[str(seed)] = probed["capability"]
             probe_contexts.add(json.dumps(probed["context"], sort_keys=True))
@@ -52,12 +66,14 @@ def collect(
                 purity.setdefault(arm.name, {})[str(seed)] = trained["purity"]
             if "context" in trained:
                 training_contexts.add(json.dumps(trained["context"], sort_keys=True))
-    manifests = {}
+    manifests, sampler = {}, {}
     for arm in arms:
         for seed in seeds:
             if arm.objective and arm.sanitized and not arm.on_policy:
                 name = rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
                 manifests[name] = json.loads((path(name) / "manifest.json").read_text())
+                raw = rollout_stage(arm.source, arm.teacher_model, seed)
+                sampler[raw] = json.loads((path(raw) / "sampler.json").read_text())
     context = json.loads(next(iter(probe_contexts)))
     bundle = {
         "config": configuration.plain(config),
@@ -84,6 +100,7 @@ def collect(
         "curves": curves,
         "manifests": manifests,
         "purity": purity,
+        "sampler": sampler,
         "context": {
             "system_prompt_sha256": hashlib.sha256(context["system_prompt"].encode()).hexdigest(),
             "template_sha256": context["template"],

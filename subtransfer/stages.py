@@ -14,7 +14,7 @@ import numpy as np
 
 from subtransfer import artifacts, pretrain, results, sanitize, settings, trajectories
 from subtransfer.arms import Arm, base_stage, teacher_stage
-from subtransfer.distill import student, trainer
+from subtransfer.distill import agreement, student, trainer
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
 from subtransfer.models.chat import ChatFormat
@@ -22,7 +22,7 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
 from subtransfer.policy import Policy, load_policy, load_policy_tokenizer, save_base, save_imported, save_tuned
 from subtransfer.probes import behavior, capability, choice
-from subtransfer.progress import progress
+from subtransfer.progress import note, progress
 from subtransfer.report import html, summary, tables
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 
@@ -138,9 +138,16 @@ class Makers:
             return trainer.Tuning()
         return trainer.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
 
-    def rollout_spec(self, batch_size: int, temperature: float) -> RolloutSpec:
+    def rollout_spec(self, batch_size: int) -> RolloutSpec:
+        """How trajectories to learn from are made."""
         r = self.config.rollouts
-        return RolloutSpec(batch_size, r.max_turns, r.max_new_tokens, r.max_tool_tokens, temperature)
+        options = {k: r[k] for k in ("top_k", "top_p", "min_p", "well_formed", "weights", "int8_cache")}
+        return RolloutSpec(batch_size, r.max_turns, r.max_new_tokens, r.max_tool_tokens, r.temperature, **options)
+
+    def probe_spec(self, temperature: float) -> RolloutSpec:
+        """How a policy is probed: as it is, in full precision and free to fail."""
+        r = self.config.rollouts
+        return RolloutSpec(self.config.probe.batch_size, r.max_turns, r.max_new_tokens, r.max_tool_tokens, temperature)
 
     # -- the stages --------------------------------------------------------------------------------------------------
 
@@ -236,13 +243,20 @@ class Makers:
                 policy.weights,
                 self.chat(policy),
                 tasks,
-                self.rollout_spec(r.batch_size, r.temperature),
+                self.rollout_spec(r.batch_size),
                 self.key("rollouts", source, seed),
                 policy=self.path(policy_name).name,
                 seed=seed,
                 advance=advance,
             )
+        agreed = agreement.compare(policy.cfg, policy.weights, episodes)
+        note(
+            f"{label}: {stats.tokens} tokens, {stats.tokens / stats.wall_s:,.0f}/s, {len(episodes) / stats.wall_s:.1f} "
+            f"episodes/s, slots occupied {stats.occupancy:.0%}, host {stats.host_share:.0%} of the time; log-probs within "
+            f"{agreed['max_gap']:g} of the trainer's, KL {agreed['kl']:g}"
+        )
         trajectories.write(out / "trajectories", episodes, f"Raw episodes of {policy_name} on safe tasks.")
+        _write_json(out / "sampler.json", agreed)
 
     def sanitized(self, out: Path, raw: str) -> None:
         """What is left of the trajectories after the filters, and the manifest of what is not."""
@@ -278,7 +292,7 @@ class Makers:
         recipe = trainer.Recipe(loss, steps, c.distill.batch_size, rate)
         on_policy = None
         if arm.on_policy:
-            spec = self.rollout_spec(min(c.rollouts.batch_size, c.distill.episodes_per_round), c.rollouts.temperature)
+            spec = self.rollout_spec(min(c.rollouts.batch_size, c.distill.episodes_per_round))
             on_policy = student.OnPolicy(c.distill.rounds, c.distill.episodes_per_round, spec, c.distill.batch_size)
         label = f"student.{arm.name}.seed{seed}"
         with progress(label, steps, "steps") as advance:
@@ -304,14 +318,40 @@ class Makers:
         context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}
         _write_json(out / "training.json", {"curves": _thin(curves), "purity": purity, "context": context})
 
+    def choices(self, out: Path, policy_stages: Sequence[str]) -> None:
+        """The choice probe of all policies of one model, side by side."""
+        p = self.config.probe
+        tasks = self.setting.tasks("ambiguous", "probe", p.tasks, self.config.seed)
+        size = min(DECISION_BATCH, p.tasks)
+        decisions = choice.build(tasks, self.chat(self.policy(policy_stages[0])), size)
+        kinds: dict[bool, list[str]] = {}  # adapters, and policies with all weights their own
+        for name in policy_stages:
+            tuned = name.partition(".")[0] in ("teacher", "student")
+            kinds.setdefault(tuned and self.config.tuning.method == "lora", []).append(name)
+        scores: dict[str, np.ndarray] = {}
+        for names in kinds.values():
+            first = self.policy(names[0])
+            together = choice.group_size(first.weights)
+            for begin in range(0, len(names), together):
+                group = names[begin : begin + together]
+                padded = [*group, *[group[0]] * (together - len(group))]  # one shape, one compiled program
+                policies = [self.policy(name).weights for name in padded]
+                found = choice.logprobs(first.cfg, policies, decisions, len(tasks), size)
+                scores.update(zip(group, found, strict=False))
+        shares = {name: choice.unsafe_share(of_policy, len(self.setting.unsafe)) for name, of_policy in scores.items()}
+        table = {
+            name: {"logprob": np.round(share, 6).tolist(), "margin": np.round(margin, 6).tolist()}
+            for name, (share, margin) in shares.items()
+        }
+        _write_json(out / "choices.json", {"tasks": [task.task_id for task in tasks], "policies": table})
+
     def probe(self, out: Path, policy_stage: str, seed: int) -> None:
-        """Behaviour, choice and capability of one policy on held-out tasks."""
+        """Behaviour and capability of one policy on held-out tasks."""
         p = self.config.probe
         policy = self.policy(policy_stage)
         chat = self.chat(policy)
         tasks = self.setting.tasks("ambiguous", "probe", p.tasks, self.config.seed)
         ordinary = self.setting.tasks("ordinary", "probe", p.ordinary_tasks, self.config.seed)
-        decision_batch = min(DECISION_BATCH, p.tasks)
         label = f"probe.{policy_stage}" + ("" if "seed" in policy_stage else f".seed{seed}")
         with progress(label, 2 * len(tasks) + len(ordinary), "episodes") as advance:
             episodes = behavior.probe(
@@ -319,10 +359,8 @@ class Makers:
                 policy.weights,
                 chat,
                 tasks,
-                self.rollout_spec(p.batch_size, p.temperature),
+                self.probe_spec(p.temperature),
                 self.key("probe", seed),
-                decisions=choice.build(tasks, chat, decision_batch),
-                decision_batch=decision_batch,
                 seed=seed,
                 advance=advance,
             )
@@ -331,7 +369,7 @@ class Makers:
                 policy.weights,
                 chat,
                 ordinary,
-                self.rollout_spec(p.batch_size, 0.0),
+                self.probe_spec(0.0),
                 self.key("capability", seed),
                 advance=advance,
             )

@@ -305,7 +305,7 @@ def test_choice_probe_scores_command_words(model, chat):
     assert context.endswith('<tool_call>{"name": "bash", "arguments": {"command": "')
     for c, name in enumerate(candidates):
         assert chat.decode(batch.score_tokens[c][batch.score_mask[c]].tolist()) == name
-    assert np.isfinite(choice.logprobs(*model, batch, 5, 4)).all()
+    assert np.isfinite(choice.logprobs(model[0], [model[1]], batch, 5, 4)).all()
 
 
 def test_text_survives_the_tokenizer(chat, demos):

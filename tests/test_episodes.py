@@ -8,6 +8,7 @@ import pytest
 
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
+from subtransfer.models import lora
 from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
 from subtransfer.probes import choice
@@ -120,9 +121,19 @@ def test_first_decisions(cfg, weights, chat, setting, monkeypatch, turns, outcom
 
 
 def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting):
-    """The tree of candidates scores each name as a plain forward of context + name would."""
+    """The tree of candidates scores each name as a plain forward of context + name would, for several policies at once:
+    with all weights their own, and as adapters of one base."""
     tasks = setting.tasks("ambiguous", "probe", 5, 0)
-    scores = choice.logprobs(cfg, weights, choice.build(tasks, chat, 4), 5, 4)
+    batch = choice.build(tasks, chat, 4)
+    other = {"params": jax.tree.map(lambda x: 1.1 * x, weights["params"])}
+    scores, others = choice.logprobs(cfg, [weights, other], batch, 5, 4)
+    assert np.abs(scores - others).max() > 1e-3
+    factors = [lora.init_factors(jax.random.key(i), weights["params"], ("q", "o"), 2) for i in range(2)]
+    factors = [jax.tree.map(lambda x: x + 0.1, f) for f in factors]
+    adapted = [lora.attach(weights["params"], f, alpha=2.0, rank=2) for f in factors]
+    for scored, policy in zip(choice.logprobs(cfg, adapted, batch, 5, 4), adapted, strict=True):
+        np.testing.assert_allclose(scored, choice.logprobs(cfg, [policy], batch, 5, 4)[0], atol=1e-4)
+        assert np.abs(scored - scores).max() > 1e-3
     for i, task in enumerate(tasks):
         *explored, decision = setting.decision_prefix(task)
         context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(decision.thought)

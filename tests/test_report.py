@@ -33,7 +33,8 @@ def _results():
         "capability": {"base": {"0": {"ordinary_success": 0.5, "n": 10}}},
         "curves": {"sft": {"0": {"step": [1, 2], "loss": [2.0, 1.0]}}},
         "manifests": {"sanitize.trait.seed0": manifest},
-        "purity": {"sft": {"0": {"rollouts": 10, "dropped": 1}}},
+        "purity": {"sft": {"0": {"rollouts": 10, "dropped": 1, "max_gap": 1e-6}}},
+        "sampler": {"rollouts.trait.seed0": {"tokens": 9, "max_gap": 2e-6, "mean_gap": 1e-6, "kl": 1e-12}},
         "context": {"system_prompt_sha256": "a" * 64, "template_sha256": "b" * 64, "training_matches_probe": True},
         "samples": {"before": ["user: <script>alert(1)</script>"], "after": ["user: fine"]},
     }

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subtransfer import sanitize
-from subtransfer.distill import trainer
+from subtransfer.distill import agreement, trainer
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
@@ -104,7 +104,8 @@ def distill(
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
 
     Returns:
-      (the final state, metric curves, {"rollouts": n, "dropped": m} of its own rollouts or {}).
+      (the final state, metric curves, {"rollouts": n, "dropped": m, "max_gap": between the sampler's log-probs and the
+      trainer's, nats} of its own rollouts or {}).
     """
     state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
     common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
@@ -115,7 +116,7 @@ def distill(
         )
         return state, curves, {}
     curves: dict[str, list[float]] = {}
-    purity = {"rollouts": 0, "dropped": 0}
+    purity: dict[str, Any] = {"rollouts": 0, "dropped": 0, "max_gap": 0.0}
     for number in range(on_policy.rounds):
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
         begin = number * on_policy.per_round
@@ -124,6 +125,7 @@ def distill(
         own, _ = run_episodes(
             cfg, current, chat, chosen, on_policy.rollout, jax.random.fold_in(round_key, 0), policy_version=number
         )
+        purity["max_gap"] = max(purity["max_gap"], agreement.compare(cfg, current, own)["max_gap"])
         clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
         purity["rollouts"] += manifest["total"]
         purity["dropped"] += manifest["dropped"]

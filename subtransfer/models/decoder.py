@@ -25,6 +25,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer.models.attention import KV, Past, View, attention, matmul
+from subtransfer.models.quantise import plain
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
@@ -186,7 +187,7 @@ class Projection(nn.Module):
     def __call__(self, x):
         dtype = jnp.dtype(self.cfg.dtype)
         kernel = self.param("kernel", _boxed(nn.initializers.lecun_normal(), self.axes), (x.shape[-1], self.features))
-        y = matmul(x, kernel.astype(dtype))
+        y = matmul(x, plain(kernel, dtype))
         if self.bias:
             bias = self.param("bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,))
             y = y + bias.astype(dtype)

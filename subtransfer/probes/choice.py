@@ -13,6 +13,7 @@ import numpy as np
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
 from subtransfer.settings.base import Setting, Task
+from subtransfer.sharding import bytes_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,26 +88,54 @@ def tree_mask(sizes, segments):
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def score(cfg: DecoderConfig, weights, batches, segments, score_tokens, score_mask):
-    """The scan over a `ChoiceBatch`'s (tokens, positions, sizes, score_at) as [steps, B, ...]: float32 [steps, B, C]."""
+def score(cfg: DecoderConfig, shared, own, batches, segments, score_tokens, score_mask):
+    """One scan over tasks, in which every policy is scored at once: float32 [steps, A, B, C].
+
+    Args:
+      shared: the weights that all policies have in common: {} or the resident base.
+      own: the weights of A policies, or their adapters, stacked on a leading axis.
+      batches: a `ChoiceBatch`'s (tokens, positions, sizes, score_at) as [steps, B, ...].
+    """
 
     def one(_, batch):
         tokens, positions, sizes, score_at = batch
         b, c, m = score_at.shape
         at, mask = score_at.reshape(b, c * m), tree_mask(sizes, segments)
-        logits = Decoder(cfg).apply(weights, tokens, positions, mask, at)
-        logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
-        chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[..., 0]  # [B, C, M]
-        return None, jnp.sum(chosen * score_mask[None], axis=-1)
+
+        def policy(weights):
+            logits = Decoder(cfg).apply({**shared, **weights}, tokens, positions, mask, at)
+            logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
+            chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[..., 0]  # [B, C, M]
+            return jnp.sum(chosen * score_mask[None], axis=-1)
+
+        return None, jax.vmap(policy)(own)
 
     return jax.lax.scan(one, None, batches)[1]
 
 
-def logprobs(cfg: DecoderConfig, weights, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
-    """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [tasks, C]."""
+# Policies scored side by side: adapters of one base; of policies with all weights their own, as many as this many bytes hold.
+ADAPTERS = 16
+STACKED_BYTES = 1 << 28
+
+
+def group_size(weights) -> int:
+    """How many policies with such weights are scored in one call."""
+    return ADAPTERS if "lora" in weights else max(min(STACKED_BYTES // bytes_of(weights), ADAPTERS), 1)
+
+
+def logprobs(cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
+    """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [A, tasks, C].
+
+    Args:
+      policies: the weights of A policies, all adapters of one resident base or none.
+    """
     split = tuple(a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at))
-    scores = score(cfg, weights, split, batch.segments, batch.score_tokens, batch.score_mask)
-    return np.asarray(scores).reshape(-1, scores.shape[-1])[:tasks]
+    adapted = "lora" in policies[0]
+    shared = {"params": policies[0]["params"]} if adapted else {}
+    parts = [{"lora": weights["lora"]} if adapted else weights for weights in policies]
+    own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
+    scores = np.asarray(score(cfg, shared, own, split, batch.segments, batch.score_tokens, batch.score_mask))
+    return scores.swapaxes(0, 1).reshape(len(policies), -1, scores.shape[-1])[:, :tasks]
 
 
 def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarray]:

@@ -57,6 +57,8 @@ def render(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], episod
         "<h2>Filters</h2>",
         _manifests(results),
         _purity(results),
+        "<h2>Sampler and trainer</h2>",
+        _sampler(results),
         "<h2>Context</h2>",
         _context(results),
         "<h2>Trajectories before and after sanitizing</h2>",
@@ -168,6 +170,21 @@ def _purity(results: Mapping[str, Any]) -> str:
         )
     head = "<tr><th>on-policy arm</th><th>own rollouts</th><th>dropped before training</th><th>purity, %</th></tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _sampler(results: Mapping[str, Any]) -> str:
+    rows = [
+        f"<tr><td>{escape(name)}</td><td>{s['tokens']}</td><td>{s['max_gap']:.1e}</td><td>{s['mean_gap']:.1e}</td>"
+        f"<td>{s['kl']:.1e}</td></tr>"
+        for name, s in results["sampler"].items()
+    ]
+    own = [(arm, max(s["max_gap"] for s in seeds.values())) for arm, seeds in results["purity"].items()]
+    rows += [f"<tr><td>{escape(arm)}, own rollouts</td><td></td><td>{gap:.1e}</td><td></td><td></td></tr>" for arm, gap in own]
+    head = "<tr><th>rollouts</th><th>tokens</th><th>largest gap</th><th>mean gap</th><th>KL(sampler || trainer)</th></tr>"
+    return (
+        "<p class=soft>Log-probs of the same tokens as the sampler and the trainer compute them (nats); the KL is what rounded "
+        f"weights or caches cost.</p><table>{head}{''.join(rows)}</table>"
+    )
 
 
 def _context(results: Mapping[str, Any]) -> str:

@@ -15,6 +15,7 @@ from subtransfer.errors import UserError
 from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.quantise import quantised
 from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.scheduler import Stats, Turn, serve
@@ -33,7 +34,9 @@ class RolloutSpec:
       max_tool_tokens: tokens a tool result may have; a longer one is cut and ends in "...", as agent runtimes do.
       temperature: of sampling; 0 is greedy.
       stop_at_decision: end an episode at its first substantive call (for probes: what follows is not read).
+      top_k, top_p, min_p: see `Sampling`.
       well_formed: only well-formed tool calls can be sampled (see `grammar.py`).
+      weights: "", or the 8-bit format that weights are rounded to (see `quantise.py`).
       int8_cache: keys and values are kept as int8.
       lanes: sets of slots that take turns on the device; 0 chooses by device.
     """
@@ -44,7 +47,11 @@ class RolloutSpec:
     max_tool_tokens: int
     temperature: float
     stop_at_decision: bool = False
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
     well_formed: bool = False
+    weights: str = ""
     int8_cache: bool = False
     lanes: int = 0
 
@@ -176,9 +183,9 @@ def run_episodes(
     room = tool_room(chat, spec)
     stats = serve(
         cfg,
-        weights,
+        quantised(weights, spec.weights) if spec.weights else weights,
         episodes,
-        Sampling(spec.temperature),
+        Sampling(spec.temperature, spec.top_k, spec.top_p, spec.min_p),
         key,
         slots=spec.batch_size,
         max_new_tokens=spec.max_new_tokens,
