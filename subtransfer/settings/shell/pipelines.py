@@ -27,9 +27,11 @@ class Joiner(Launcher):
     def run_script(self: Shell, script: ast.Script) -> int:
         """Runs a whole text in this shell."""
         if script.unsupported:
-            return self.lacks(script.unsupported[0])
+            self.status = self.lacks(script.unsupported[0])
+            return self.status
         if self.posix and script.bashisms:
-            return self.lacks(f"{script.bashisms[0]} in sh")
+            self.status = self.lacks(f"{script.bashisms[0]} in sh")
+            return self.status
         for warning in script.warnings:
             self.files[2].write(f"{self.name}: {warning}\n")
         state = self.depth, self.guard, self.loops, self.files, self.positional

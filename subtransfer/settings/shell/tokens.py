@@ -104,8 +104,8 @@ class Tokens(Lexer):
     def condition_blank(self) -> None:
         self.newlines()
 
-    def condition_error(self) -> ShellSyntaxError | Unsupported:
-        return Unsupported("[[ ]] of this form") if self.i < self.n else self.unexpected_here()
+    def condition_error(self) -> Unsupported:
+        return Unsupported("[[ ]] of this form")
 
     def condition_or(self) -> ast.Test:
         left = self.condition_and()
@@ -164,10 +164,12 @@ class Tokens(Lexer):
 
     def condition_word(self) -> ast.Word:
         self.skip()
-        word = self.read_word()
-        m = re.compile(r"[?*+@!]\Z").search(self.s[word.position : self.i])
-        if m and self.s.startswith("(", self.i):
-            raise Unsupported("extended pattern")
+        try:
+            word = self.read_word()
+        except ShellSyntaxError as error:
+            if self.s.startswith("(", self.i):
+                raise Unsupported("extended pattern") from error
+            raise
         if not word.parts or word.plain == "]]":
             raise self.condition_error()
         return word
