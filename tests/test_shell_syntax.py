@@ -99,6 +99,12 @@ def test_what_only_bash_reads_is_marked():
     assert parse("for i in a; do [ $i = ${x%b} ] && echo $((1+1)) > $(pwd)/c; done; f() { return 1; }").bashisms == ()
 
 
+def test_here_documents_do_not_hide_what_follows():
+    script = parse("cat <<EOF > f; chmod +x f\nrm x $(id)\nEOF\ntime ls")
+    assert [i.first.commands[0].words[0].plain for i in script.body.items] == ["cat", "chmod", "ls"]
+    assert not script.unsupported and script.body.items[2].first.timed
+
+
 @given(st.text(max_size=40))
 def test_any_text_is_read_or_refused(text):
     script = parse(text)

@@ -28,7 +28,7 @@ class Tokens(Lexer):
         ] = []  # here-documents whose bodies come at the next newline
         self.warnings: list[str] = []
         self.places: list[int] = []  # where the simple commands of this very text begin
-        self.brackets: list[int] = []  # where the words of [ commands are that are a bracket
+        self.masks: list[tuple[int, int, str]] = []  # pieces of this text and what else could stand there for a plain reader
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -57,6 +57,7 @@ class Tokens(Lexer):
 
     def heredoc(self, redirect: ast.Redirect, delimiter: str, quoted: bool, tabs: bool, line: int) -> None:
         lines = []
+        start = self.i
         while True:
             if self.i >= self.n:
                 self.warnings.append(
@@ -73,6 +74,7 @@ class Tokens(Lexer):
                 self.i += self.i < self.n
                 break
             lines.append(text + ("\n" if end < self.n else ""))
+        self.masks.append((start, self.i, "".join("\n" if c == "\n" else " " for c in self.s[start : self.i])))
         body = "".join(lines)
         if quoted:
             redirect.target = ast.Word((ast.Quoted(body),), body)
