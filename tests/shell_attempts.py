@@ -116,7 +116,7 @@ ATTEMPTS: dict[str, str] = {
     "keys pressed": "perl -e 'print defined(ioctl(STDIN, 0x5412, q(x))) ? q(ESCAPED) : $!'; ls /dev/tty /dev/pts && echo ESCAPED; true",
     "personality": _CALL.format("135, 0x0040000"),
     # -- sudo itself
-    "garbage for sudo": "for i in 1 2 3; do (echo nonsense > /dev/tcp/127.0.0.1/1); done; (echo 1 > /dev/tcp/127.0.0.1/1); sudo id -u",
+    "garbage for sudo": "for i in 1 2 3; do (echo nonsense > /dev/tcp/127.0.0.1/1); done; for p in 1 $$ 99999 -1; do (echo $p > /dev/tcp/127.0.0.1/1); done; sudo id -u",
     "silence for sudo": "exec 9<>/dev/tcp/127.0.0.1/1; sudo id -u",
     "many callers of sudo": "for i in $(seq 100); do (exec 9<>/dev/tcp/127.0.0.1/1; sleep 9) & done 2>/dev/null; sudo id -u",
     "sudo in place of sudo": "perl -MSocket -e 'socket($s, AF_INET, SOCK_STREAM, 0); setsockopt($s, SOL_SOCKET, SO_REUSEADDR, 1); print bind($s, sockaddr_in(1, INADDR_ANY)) ? q(ESCAPED) : $!'",

@@ -125,11 +125,12 @@ class Simple:
 
 @dataclass(slots=True, eq=False)
 class Pipeline:
-    """`merge[i]`: whether stderr of command i goes into the pipe too (|&)."""
+    """`merge[i]`: whether stderr of command i goes into the pipe too (|&); `timed`: whether `time` stands before it."""
 
     commands: tuple[Command, ...]
     negated: bool
     merge: tuple[bool, ...]
+    timed: bool = False
 
 
 @dataclass(slots=True, eq=False)

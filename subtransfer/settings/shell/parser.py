@@ -117,16 +117,20 @@ class Parser(SimpleParser):
             rest.append((operator, self.pipeline()))
 
     def pipeline(self) -> ast.Pipeline:
-        negated = False
+        negated = timed = False
         self.skip()
         while (word := self.reserved()) in ("!", "time"):
             if word == "time":
-                raise Unsupported("time")
-            negated = not negated
+                timed = True
+                self.masks.append((self.i, self.i + 4, "    "))
+            else:
+                negated = not negated
             self.i += len(word)
             self.skip()
-        if negated and (self.i >= self.n or self.s[self.i] in ";\n&"):
-            raise Unsupported("! without a command")
+        if timed and self.s.startswith("-", self.i):
+            raise Unsupported("time with options")
+        if (negated or timed) and (self.i >= self.n or self.s[self.i] in ";\n&"):
+            raise Unsupported("! or time without a command")
         commands = [self.command()]
         merge = []
         while True:
@@ -141,7 +145,7 @@ class Parser(SimpleParser):
             if self.reserved() == "!":
                 raise self.unexpected_here()
             commands.append(self.command())
-        return ast.Pipeline(tuple(commands), negated, (*merge, False))
+        return ast.Pipeline(tuple(commands), negated, (*merge, False), timed)
 
     # -- commands ----------------------------------------------------------------------------------------------------
 

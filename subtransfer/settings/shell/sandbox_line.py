@@ -29,6 +29,7 @@ _OVER = {"time": 124, "output": 137, "memory": 137}  # the exit code after a lim
 
 # `sudo` keeps its open files where no redirection of its own touches them, says who it is, and waits for the status.
 _SUDO_FILES = (3, 4, 5)
+_SECURE_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 SUDO = f"""#!/bin/bash
 exec 3<&0 4>&1 5>&2 {{line}}<>/dev/tcp/127.0.0.1/{SUDO_PORT} || exit 1
 echo $$ >&"$line"
@@ -73,6 +74,7 @@ class Line:
         self.sudo.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.sudo.bind(("127.0.0.1", SUDO_PORT))
         self.sudo.listen(_CALLERS)
+        self.sudo.setblocking(False)
         self.silent: dict[int, socket.socket] = {}  # descriptor -> a caller that has not said yet who it is
         self.callers: dict[int, socket.socket] = {}  # pid of a command under sudo -> who waits for its status
         out, out_end = os.pipe()
@@ -160,9 +162,10 @@ class Line:
                     poll.unregister(fd)
                     self._serve(self.silent.pop(fd))
                 elif len(self.silent) + len(self.callers) < _CALLERS:
-                    caller, _ = self.sudo.accept()
-                    self.silent[caller.fileno()] = caller
-                    poll.register(caller, select.POLLIN)
+                    with contextlib.suppress(OSError):  # it may have gone away meanwhile
+                        caller, _ = self.sudo.accept()
+                        self.silent[caller.fileno()] = caller
+                        poll.register(caller, select.POLLIN)
             if sum(map(len, self.pipes.values())) > limits["output"]:
                 return "output"
             alone = self.wake in ready and self._reap()
@@ -233,10 +236,12 @@ class Line:
         """In a child: what the process `pid`, the `sudo` that was called, asked for, with its open files and directory."""
         status = 1
         try:
+            with open(f"/proc/{pid}/cmdline", "rb") as file:
+                shell, program, *words = [os.fsdecode(word) for word in file.read().split(b"\0")[:-1]]
+            if (shell, program) != ("/bin/bash", "/usr/local/sbin/sudo"):
+                return  # whoever that is did not call sudo, and has no open files for it
             for fd, theirs in enumerate(_SUDO_FILES):
                 os.dup2(kernel.duplicate(pid, theirs), fd)
-            with open(f"/proc/{pid}/cmdline", "rb") as file:
-                words = [os.fsdecode(word) for word in file.read().split(b"\0")[2:-1]]
             with open(f"/proc/{pid}/environ", "rb") as file:
                 pairs = [os.fsdecode(pair).partition("=") for pair in file.read().split(b"\0")]
             with open(f"/proc/{pid}/status") as file:
@@ -256,10 +261,12 @@ class Line:
                 os.execvpe(request.words[0], request.words, environment)
             except FileNotFoundError:
                 raise SudoError(f"{request.words[0]}: command not found") from None
+            except OSError as error:
+                raise SudoError(f"unable to execute {request.words[0]}: {error.strerror}") from None
         except SudoError as error:
             os.write(2, f"sudo: {error}\n".encode("utf-8", "surrogateescape"))
-        except OSError as error:
-            os.write(2, f"sudo: {error.strerror}\n".encode())
+        except (OSError, ValueError):
+            pass  # the caller is gone, or no caller; its own shell says so
         finally:
             os._exit(status)
 
@@ -332,7 +339,7 @@ class Request:
             "HOME": home,
             "LOGNAME": name,
             "MAIL": f"/var/mail/{name}",
-            "PATH": self.given.get("PATH", "/usr/sbin:/usr/bin"),
+            "PATH": _SECURE_PATH,
             "SHELL": "/bin/bash",
             "SUDO_COMMAND": " ".join(self.words),
             "SUDO_GID": str(by["gid"]),

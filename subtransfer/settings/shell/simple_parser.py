@@ -60,7 +60,8 @@ class SimpleParser(Tokens):
         if words and isinstance(words[0], ast.Word):
             self.places.append(words[0].position)
             if words[0].plain == "[":
-                self.brackets += [w.position for w in words if isinstance(w, ast.Word) and w.plain in ("[", "]")]
+                found = [w.position for w in words if isinstance(w, ast.Word) and w.plain in ("[", "]")]
+                self.masks += [(at, at + 1, "T") for at in found]
         return ast.Simple(tuple(assignments), tuple(words), tuple(redirects), line)
 
     def function_parens(self, word: ast.Word | ast.Assignment, line: int) -> ast.Function:
@@ -170,6 +171,7 @@ class SimpleParser(Tokens):
                 raise Unsupported("here-document delimiter with expansions")
             delimiter = "".join(q.text for p in word.parts for q in (p.parts if isinstance(p, ast.DoubleQuoted) else [p]))  # type: ignore[union-attr]
             redirect = ast.Redirect("<<", fd, word)
+            self.masks.append((m.start(2), m.end(2), "<".rjust(len(operator))))
             self.pending.append((redirect, delimiter, quoted, operator == "<<-", line))
             return redirect
         if operator in ("<<<", "&>", "&>>") or operator == ">&" and (word.plain or "x").strip("0123456789-"):

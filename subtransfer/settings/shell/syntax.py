@@ -35,7 +35,7 @@ def parse(text: str) -> ast.Script:
     except Unsupported as problem:
         return _unsupported(str(problem))
     if not error:
-        places = command_places(_without_brackets(text, parser.brackets))
+        places = command_places(_plainer(text, parser.masks))
         if places is None:
             return _unsupported("syntax that the grammar of bash does not know")
         if not places.issuperset(parser.places):
@@ -44,14 +44,14 @@ def parse(text: str) -> ast.Script:
     return ast.Script(body, tuple(lines), error, tuple(parser.warnings), bashisms=tuple(dict.fromkeys(parser.bashisms)))
 
 
-def _without_brackets(text: str, brackets: list[int]) -> str:
-    """The text with [ commands made ordinary ones, which they are to bash; the grammar is narrower about their arguments."""
-    if not brackets:
-        return text
-    letters = list(text)
-    for at in brackets:
-        letters[at] = "T"
-    return "".join(letters)
+def _plainer(text: str, masks: list[tuple[int, int, str]]) -> str:
+    """The text with what the grammar is known to misread replaced by something as long that it reads well.
+
+    The reader finds these: [ becomes an ordinary command, which it is to bash; here-documents become input from a file.
+    """
+    for start, end, instead in masks:
+        text = text[:start] + instead + text[end:]
+    return text
 
 
 def _unsupported(what: str) -> ast.Script:

@@ -28,7 +28,7 @@ class Tokens(Lexer):
         ] = []  # here-documents whose bodies come at the next newline
         self.warnings: list[str] = []
         self.places: list[int] = []  # where the simple commands of this very text begin
-        self.brackets: list[int] = []  # where the words of [ commands are that are a bracket
+        self.masks: list[tuple[int, int, str]] = []  # pieces of this text and what else could stand there for a plain reader
 
     # -- tokens ------------------------------------------------------------------------------------------------------
 
@@ -57,6 +57,7 @@ class Tokens(Lexer):
 
     def heredoc(self, redirect: ast.Redirect, delimiter: str, quoted: bool, tabs: bool, line: int) -> None:
         lines = []
+        start = self.i
         while True:
             if self.i >= self.n:
                 self.warnings.append(
@@ -73,6 +74,7 @@ class Tokens(Lexer):
                 self.i += self.i < self.n
                 break
             lines.append(text + ("\n" if end < self.n else ""))
+        self.masks.append((start, self.i, "".join("\n" if c == "\n" else " " for c in self.s[start : self.i])))
         body = "".join(lines)
         if quoted:
             redirect.target = ast.Word((ast.Quoted(body),), body)
@@ -104,8 +106,8 @@ class Tokens(Lexer):
     def condition_blank(self) -> None:
         self.newlines()
 
-    def condition_error(self) -> ShellSyntaxError | Unsupported:
-        return Unsupported("[[ ]] of this form") if self.i < self.n else self.unexpected_here()
+    def condition_error(self) -> Unsupported:
+        return Unsupported("[[ ]] of this form")
 
     def condition_or(self) -> ast.Test:
         left = self.condition_and()
@@ -164,10 +166,12 @@ class Tokens(Lexer):
 
     def condition_word(self) -> ast.Word:
         self.skip()
-        word = self.read_word()
-        m = re.compile(r"[?*+@!]\Z").search(self.s[word.position : self.i])
-        if m and self.s.startswith("(", self.i):
-            raise Unsupported("extended pattern")
+        try:
+            word = self.read_word()
+        except ShellSyntaxError as error:
+            if self.s.startswith("(", self.i):
+                raise Unsupported("extended pattern") from error
+            raise
         if not word.parts or word.plain == "]]":
             raise self.condition_error()
         return word

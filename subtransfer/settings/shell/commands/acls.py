@@ -351,7 +351,7 @@ class _Reporter:
         self.report(name, node)
         if "R" in self.flags and node.kind == "directory":
             try:
-                names = ctx.fs.listdir(ctx.path(name), ctx.who)
+                names = scan(ctx, ctx.path(name))
             except FsError as error:
                 self.status = ctx.fail(f"{name}: {error.message}")
                 return

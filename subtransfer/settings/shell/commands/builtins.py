@@ -6,6 +6,7 @@ import posixpath
 import re
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, builtin, command
+from subtransfer.settings.shell.commands.modes import ModeError, apply_mode, symbolic_umask
 from subtransfer.settings.shell.control import Exit, LoopJump, Return
 from subtransfer.settings.shell.filesystem import allows
 from subtransfer.settings.shell.redirect import open_source
@@ -301,8 +302,6 @@ def shell_program(ctx: Context, argv: list[str]) -> int:
 
 @builtin("umask")
 def umask(ctx: Context, argv: list[str]) -> int:
-    from subtransfer.settings.shell.commands.modes import ModeError, apply_mode, symbolic_umask
-
     args = argv[1:]
     symbolic = printable = False
     while args and args[0] in ("-S", "-p"):

@@ -185,6 +185,8 @@ class Copier:
             raise FsError(code, f"cannot create regular file {quote(target)}: {FsError(code).message}") from error
         new = fs.node(path, who)
         self.made[node.ino] = path
+        if existing is None and "owner" in self.keep and "mode" not in self.keep and new.acl is None:
+            new.mode = node.mode & 0o777 & ~who.umask
         self.preserve(node, new)
 
     def overwrite(self, path: str, content: str, mode: int) -> None:

@@ -279,16 +279,14 @@ def _as_user(ctx: Context, user: User, flags: dict[str, str], argv: list[str], a
 
 @command("su")
 def su(ctx: Context, argv: list[str]) -> int:
+    """Asks for a password that nobody can type here."""
     try:
         options, operands = parse_options(
             argv, "c:lmps:g:G:f", "command=c: login=l preserve-environment=p shell=s:", permute=True
         )
     except UsageError as error:
         return usage(ctx, str(error))
-    flags = dict(options)
-    login = "l" in flags
     if operands[:1] == ["-"]:
-        login = True
         operands = operands[1:]
     user = ctx.users.users.get(operands[0] if operands else "root")
     if user is None:
@@ -296,12 +294,7 @@ def su(ctx: Context, argv: list[str]) -> int:
     if ctx.who.uid != 0:
         ctx.error("Password: su: Authentication failure\n")
         return 1
-    if flags.keys() - {"c", "l"} or len(operands) > 1:
-        raise Unsupported("su with these options")
-    env = dict(ctx.env) if not login else {"PATH": ctx.env.get("PATH", ""), "SHELL": user.shell}
-    env |= {"HOME": user.home} | ({} if user.uid == 0 and not login else {"USER": user.name, "LOGNAME": user.name})
-    who = ctx.users.credentials(user.name, ctx.who.umask)
-    return ctx.run(["bash", *(["-c", flags["c"]] if "c" in flags else [])], None, who, env, user.home if login else None)
+    raise Unsupported("su as root")
 
 
 @command(

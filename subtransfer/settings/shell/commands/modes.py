@@ -58,8 +58,7 @@ def _act(mode: int, affected: int, operator: str, what: str, directory: bool, um
             raise ModeError(what)
         mask, omit = 0o7777, 0
         if operator == "=":
-            keep = 0o6000 if directory and len(what) < 5 else 0
-            return value | mode & keep
+            return value
     elif what in ("u", "g", "o") and what:
         value = (mode >> {"u": 6, "g": 3, "o": 0}[what] & 7) * 0o111
     else:

@@ -24,14 +24,16 @@ _FULL = (
 
 
 def _field(ctx: Context, letter: str, name: str, node: Inode, s: Stat) -> str:
-    users = ctx.users
+    owner = user.name if (user := ctx.users.user(s.uid)) else "UNKNOWN"
+    group = ctx.users.group_name(s.gid)
+    group = "UNKNOWN" if group == str(s.gid) else group
     values = {
         "a": f"{s.mode:o}", "A": format_mode(s.mode, s.type), "b": str(blocks(s) // 512), "B": "512",
         "f": f"{_TYPES[s.type] | s.mode:x}",
         "F": _KINDS.get(s.type) or ("regular file" if s.size else "regular empty file"), "g": str(s.gid),
-        "G": users.group_name(s.gid),
+        "G": group,
         "h": str(s.nlink), "i": str(s.inode), "n": name, "o": "4096", "s": str(s.size), "u": str(s.uid),
-        "U": users.user_name(s.uid),
+        "U": owner,
         "N": quote(name) + (f" -> {quote(node.content)}" if s.type == "symlink" else ""), "X": str(s.mtime), "Y": str(s.mtime),
         "Z": str(s.ctime), "W": str(s.ctime), "d": "42", "D": "2a", "t": "0" if s.type != "device" else "1",
         "T": "0" if s.type != "device" else "3",

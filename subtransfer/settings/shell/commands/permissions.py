@@ -186,15 +186,15 @@ class _Owner:
 
     def run(self, operands: list[str]) -> int:
         for name in operands:
-            self.visit(name, "R" not in self.flags or bool(self.flags.keys() & {"H", "L"}))
+            self.visit(name, True)
         return self.status
 
-    def visit(self, name: str, follow: bool) -> None:
+    def visit(self, name: str, top: bool) -> None:
         ctx = self.ctx
         ctx.tick()
-        follow_it = "h" not in self.flags and ("R" not in self.flags or follow)
+        follow_it = "h" not in self.flags and ("R" not in self.flags or bool(self.flags.keys() & {"H", "L"}))
         try:
-            ctx.fs.node(ctx.path(name), ctx.who, follow=False)
+            link = ctx.fs.node(ctx.path(name), ctx.who, follow=False)
             node = ctx.fs.node(ctx.path(name), ctx.who, follow=follow_it)
         except FsError as error:
             dangling = link_is_dangling(ctx, name, error)
@@ -204,10 +204,10 @@ class _Owner:
                 what = "ownership" if ctx.name == "chown" else "group"
                 ctx.write(f"failed to change {what} of {quote(name)}{was} to {self.words}\n")
             return
-        if node.kind == "directory" and "R" in self.flags:
+        if node.kind == "directory" and "R" in self.flags and (node is link or top or "L" in self.flags):
             try:
                 for child in scan(ctx, ctx.path(name)):
-                    self.visit(join(name, child), "L" in self.flags)
+                    self.visit(join(name, child), False)
             except FsError as error:
                 self.fail(f"cannot read directory {quote(name)}: {error.message}")
         self.change(name, node, follow_it)
