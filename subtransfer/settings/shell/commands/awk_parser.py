@@ -62,7 +62,7 @@ class Parser:
         self.rules: list[tuple] = []
         self.functions: dict[str, tuple[list[str], tuple]] = {}
         self.depth = 0
-        self.no_in = False
+        self.outside = False  # in BEGIN or END, where there is no next record
         self.kind = self.value = ""
         self.before = ""
         self.advance()
@@ -148,7 +148,9 @@ class Parser:
                 self.advance()
                 if self.kind != "{":
                     raise AwkError("syntax error")
+                self.outside = True
                 where.append(self.block())
+                self.outside = False
             else:
                 pattern = body = None
                 if self.kind != "{":
@@ -251,6 +253,8 @@ class Parser:
         value = None
         if kind in ("exit", "return") and self.kind not in (";", "\n", "}", "end"):
             value = self.expression()
+        elif self.outside and kind in ("next", "nextfile"):
+            raise AwkError(f"improper use of {kind}")
         elif kind not in ("exit", "return", "break", "continue", "next", "nextfile"):
             raise AwkError(f"syntax error at or near {kind}")
         self.ends()

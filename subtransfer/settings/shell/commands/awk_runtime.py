@@ -10,6 +10,9 @@ from subtransfer.settings.shell.commands.options import from_bytes, to_bytes
 from subtransfer.settings.shell.regexes import Regex, RegexError, compile_regex
 
 
+_EMPTY = Field("")
+
+
 class AwkFailure(Exception):
     """An error at run time; ends the program with status 2."""
 
@@ -127,7 +130,7 @@ class Runtime:
         if index < 0:
             raise AwkFailure(f"negative field index ${index}")
         fields = self.get_fields()
-        return fields[index - 1] if index <= len(fields) else UNSET
+        return fields[index - 1] if index <= len(fields) else _EMPTY
 
     def set(self, index: int, value: Value) -> None:
         if index == 0:
@@ -146,7 +149,7 @@ class Runtime:
             raise Unsupported("awk with so many fields")
         self.stale = True
         del fields[count:]
-        fields += [UNSET] * (count - len(fields))
+        fields += [_EMPTY] * (count - len(fields))
 
     def assign(self, name: str, value: Value) -> None:
         """Sets a variable; those with an effect have it."""

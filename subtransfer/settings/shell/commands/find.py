@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
-from subtransfer.settings.shell.commands.find_tests import KINDS, Entry, FindError, Test, make_test, plain_test, size
+from subtransfer.settings.shell.commands.find_tests import BY_NAME, KINDS, Entry, FindError, Test, make_test, plain_test, size
 from subtransfer.settings.shell.commands.modes import format_mode
 from subtransfer.settings.shell.commands.times import strftime
 from subtransfer.settings.shell.commands.walking import join, scan
@@ -139,7 +139,7 @@ class _Parser:
             return self.option(word)
         test = plain_test(ctx, word)
         if test is not None:
-            return test
+            return self.stated(test) if word == "-empty" else test
         if word in _ACTIONS:
             plan.acts = plan.acts or word not in _SILENT
             return self.action(word)
@@ -149,10 +149,22 @@ class _Parser:
             word,
         )
         if known:
-            return make_test(ctx, word, self.argument(word), plan.regextype, plan.follow != "P")
+            test = make_test(ctx, word, self.argument(word), plan.regextype, plan.follow != "P")
+            return test if BY_NAME.fullmatch(word) else self.stated(test)
         if re.fullmatch(r"-(anewer|newer[aBcm][aBcmt]|used|fstype|context|files0-from)", word):
             raise Unsupported(f"find {word}")
         raise FindError(f"unknown predicate `{word}'")
+
+    def stated(self, test: Test) -> Test:
+        """A test that needs stat, which fails for what is hidden."""
+
+        def checked(entry: Entry) -> bool:
+            if entry.hidden:
+                self.complain(f"‘{entry.shown}’: Permission denied")
+                return False
+            return test(entry)
+
+        return checked
 
     def option(self, word: str) -> Test:
         plan = self.plan
@@ -182,8 +194,7 @@ class _Parser:
                 end = "\n" if word == "-print" else "\0"
                 return lambda entry: out(entry.shown + end) is None
             case "-printf":
-                pieces = _pieces(ctx, self.argument(word))
-                return lambda entry: out("".join(p if isinstance(p, str) else p(entry) for p in pieces)) is None
+                return self.printf(_pieces(ctx, self.argument(word)))
             case "-exec" | "-execdir":
                 return self.exec(word)
             case "-delete":
@@ -194,6 +205,17 @@ class _Parser:
             case "-quit":
                 return self.quit
         raise Unsupported(f"find {word}")
+
+    def printf(self, pieces: list[str | Callable[[Entry], str]]) -> Test:
+        out = self.ctx.write
+
+        def show(entry: Entry) -> bool:
+            if entry.hidden:
+                raise Unsupported("find -printf of what stat cannot reach")
+            out("".join(piece if isinstance(piece, str) else piece(entry) for piece in pieces))
+            return True
+
+        return show
 
     def quit(self, entry: Entry) -> bool:
         raise _Quit
@@ -433,11 +455,14 @@ class _Walker:
         for name in names:
             path = join(entry.path, name)
             shown = join(entry.shown, name)
+            hidden = False
             try:
                 node = self.node(path, follow)
             except FsError as error:
-                self.parser.complain(f"‘{shown}’: {error.message}")
-                continue
+                if error.code != "EACCES" or follow:
+                    self.parser.complain(f"‘{shown}’: {error.message}")
+                    continue
+                node, hidden = entry.node.entries[name], True
             if follow and node.entries is not None and entry.depth > 30:
                 raise Unsupported("find -L in a loop")
-            self.visit(Entry(shown, path, entry.start, node, entry.depth + 1))
+            self.visit(Entry(shown, path, entry.start, node, entry.depth + 1, hidden))

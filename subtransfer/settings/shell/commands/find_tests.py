@@ -24,6 +24,7 @@ class Entry:
     Attributes:
       shown: the path as printed; path: the absolute one; start: the starting point as given.
       node: what is there (a symlink itself, unless followed); depth: 0 for a starting point.
+      hidden: its directory may be listed but not searched: the kind is known, but not what stat would tell.
     """
 
     shown: str
@@ -31,6 +32,7 @@ class Entry:
     start: str
     node: Inode
     depth: int
+    hidden: bool = False
 
     @property
     def name(self) -> str:
@@ -43,9 +45,12 @@ KINDS = {"file": "f", "directory": "d", "symlink": "l", "device": "c"}
 _UNITS = {"c": 1, "w": 2, "b": 512, "k": 1024, "M": 1 << 20, "G": 1 << 30}
 
 
+BY_NAME = re.compile(r"-i?(name|path|wholename|regex|type)")  # tests that need no stat
+
+
 def size(node: Inode) -> int:
-    """Bytes."""
-    return 4096 if node.entries is not None else size_of(node.content)
+    """Bytes, as tmpfs counts them."""
+    return 40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)
 
 
 def _compare(text: str, test: str, number: Callable[[Entry], int]) -> Test:
@@ -214,7 +219,7 @@ def plain_test(ctx: Context, test: str) -> Test | None:
             bits = {"-readable": 4, "-writable": 2, "-executable": 1}[test]
 
             def access(entry: Entry) -> bool:
-                node = fs.find(entry.path, who) if entry.node.kind == "symlink" else entry.node
+                node = fs.find(entry.path, who)  # None for what is hidden
                 return node is not None and allows(node, bits, who)
 
             return access

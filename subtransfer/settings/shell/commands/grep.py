@@ -237,6 +237,10 @@ def _search(ctx: Context, job: _Job, names: list[str]) -> int:
             status = 2
             if "s" not in flags:
                 ctx.fail(f"{name}: {text.message}", 2)
+            if text.code == "EISDIR" and "L" in flags:  # it could be opened: it counts as a file without matches
+                ctx.write(name + ("\0" if "Z" in flags else "\n"))
+            elif text.code == "EISDIR" and "c" in flags and not flags & {"l", "q"}:
+                ctx.write((f"{name}:" if job.names else "") + "0\n")
             continue
         shown = job.label if name == "-" else name
         titled = job.names or (recursive and name not in names)
@@ -319,7 +323,7 @@ class _Printer:
             offset = len(to_bytes("\n".join(lines[:at]))) + (at > 0) if "b" in flags else 0
             if "o" not in flags:
                 out.append(self._prefix(title, at + 1, offset, kind) + line + self.end)
-            elif kind == ":" and "v" not in flags:
+            elif (kind == ":") != ("v" in flags):
                 for start, end in self._matches(line):
                     place = offset + (len(to_bytes(line[:start])) if "b" in flags else 0)
                     out.append(self._prefix(title, at + 1, place, kind) + line[start:end] + self.end)

@@ -152,7 +152,7 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
     rows = []
     for lines in files:
         ctx.tick(len(lines))
-        rows.append([re.split("[ \t]+", line.strip(" \t")) if separator is None else line.split(separator) for line in lines])
+        rows.append([re.findall("[^ \t]+", line) if separator is None else line.split(separator) for line in lines])
     join_with = " " if separator is None else separator
     order = _Order(ctx, "yes" if "yes" in flags else "no" if "no" in flags else "", operands, True)
 
@@ -207,7 +207,7 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
                         show(left, right)
         else:
             file = 0 if keys[1] is None or (keys[0] is not None and keys[0] < keys[1]) else 1
-            order.unpaired = True
+            order.unpaired = order.unpaired or None not in keys
             row = step(file)
             if str(file + 1) in shown:
                 show(row if file == 0 else None, row if file == 1 else None)

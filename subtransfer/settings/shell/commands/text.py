@@ -108,6 +108,8 @@ def _head_or_tail(ctx: Context, argv: list[str], head: bool) -> int:
                 raise unknown(ctx, key)
     if titles is None:
         titles = len(operands) > 1
+    if not head and not count and sign != "+":
+        return 0  # tail then opens nothing
     status, shown = 0, False
     for file in operands or ["-"]:
         endless = False
