@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
+from subtransfer.settings.shell.commands.awk_lexer import unescape
 from subtransfer.settings.shell.commands.awk_values import UNSET, Array, Field, Value, number, text_of
 from subtransfer.settings.shell.commands.options import from_bytes, to_bytes
 from subtransfer.settings.shell.regexes import Regex, RegexError, compile_regex
-
 
 _EMPTY = Field("")
 
@@ -194,8 +194,6 @@ class Runtime:
         return False
 
     def assign_argument(self, name: str, text: str) -> None:
-        from subtransfer.settings.shell.commands.awk_parser import unescape
-
         if isinstance(self.variables.get(name), Array):
             raise AwkFailure(f"cannot assign to array {name}")
         self.assign(name, Field(unescape(text)))
@@ -267,7 +265,7 @@ class Runtime:
 
     def write_file(self, name: str, text: str, append: bool) -> None:
         if name == "":
-            raise AwkFailure("cannot open \"\" for output")
+            raise AwkFailure('cannot open "" for output')
         try:
             self.ctx.fs.write_text(self.ctx.path(from_bytes(name)), from_bytes(text), self.ctx.who, append)
         except FsError as error:
@@ -300,5 +298,3 @@ class Runtime:
                 self.files[name] = []
         self.flush()
         return float(self.ctx.run(["sh", "-c", from_bytes(line)], None))
-
-

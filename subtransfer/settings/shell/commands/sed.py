@@ -25,7 +25,7 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
                 try:
                     scripts.append(read(ctx, value).removesuffix("\n"))
                 except FsError as error:
-                    return ctx.fail(f"couldn't open file {value}: {error.message}")
+                    return ctx.fail(f"couldn't open file {value}: {error.message}", 4)
             case "l" if value.isdigit() and int(value) != 1:
                 flags["l"] = value
             case "r" | "E":
