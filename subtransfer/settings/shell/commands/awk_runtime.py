@@ -11,6 +11,7 @@ from subtransfer.settings.shell.commands.options import from_bytes, to_bytes
 from subtransfer.settings.shell.regexes import Regex, RegexError, compile_regex
 
 _EMPTY = Field("")
+_PLAIN = re.compile(r"[\t-\r -~]*\Z")  # where Python's idea of blanks is the same
 
 
 class AwkFailure(Exception):
@@ -57,7 +58,7 @@ class Reader:
 def split_text(text: str, separator: str | Regex, paragraph: bool = False) -> list[str]:
     """Fields of a text; " " splits at blanks, "" into characters."""
     if separator == " ":
-        return text.split() if text.isascii() else re.findall(r"[^ \t\n\v\f\r]+", text)
+        return text.split() if _PLAIN.match(text) else re.findall(r"[^ \t-\r]+", text)
     if not text:
         return []
     if separator == "":

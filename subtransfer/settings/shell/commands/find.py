@@ -157,7 +157,7 @@ class _Parser:
 
         def checked(entry: Entry) -> bool:
             if entry.hidden:
-                self.complain(f"‘{entry.shown}’: Permission denied")
+                self.complain(f"'{entry.shown}': Permission denied")
                 return False
             return test(entry)
 
@@ -176,7 +176,7 @@ class _Parser:
             if word == "-regextype":
                 plan.regextype = value
             elif not value.isdigit():
-                raise FindError(f"Expected a positive decimal integer argument to {word}, but got ‘{value}’")
+                raise FindError(f"Expected a positive decimal integer argument to {word}, but got '{value}'")
             elif word == "-maxdepth":
                 plan.deepest = int(value)
             else:
@@ -224,7 +224,7 @@ class _Parser:
         try:
             (fs.unlink if entry.node.entries is None else fs.rmdir)(entry.path, who)
         except FsError as error:
-            self.complain(f"cannot delete ‘{entry.shown}’: {error.message}")
+            self.complain(f"cannot delete '{entry.shown}': {error.message}")
             return False
         return True
 
@@ -289,7 +289,7 @@ class _Parser:
         ctx = self.ctx
         ctx.tick()
         if ctx.which(argv[0]) is None:
-            ctx.error(f"find: ‘{argv[0]}’: No such file or directory\n")
+            ctx.error(f"find: '{argv[0]}': No such file or directory\n")
             return 1
         return ctx.run(argv, None, cwd=directory or None)
 
@@ -351,7 +351,7 @@ class _Walker:
         try:
             node = self.node(path, self.plan.follow in ("H", "L"))
         except FsError as error:
-            self.parser.complain(f"‘{name}’: {error.message}")
+            self.parser.complain(f"'{name}': {error.message}")
             return
         self.visit(Entry(name, path, name, node, 0))
 
@@ -383,7 +383,7 @@ class _Walker:
         try:
             names = scan(self.ctx, entry.path)
         except FsError as error:
-            self.parser.complain(f"‘{entry.shown}’: {error.message}")
+            self.parser.complain(f"'{entry.shown}': {error.message}")
             return
         for name in names:
             path = join(entry.path, name)
@@ -393,7 +393,7 @@ class _Walker:
                 node = self.node(path, follow)
             except FsError as error:
                 if error.code != "EACCES" or follow:
-                    self.parser.complain(f"‘{shown}’: {error.message}")
+                    self.parser.complain(f"'{shown}': {error.message}")
                     continue
                 node, hidden = entry.node.entries[name], True
             if follow and node.entries is not None and entry.depth > 30:

@@ -6,6 +6,7 @@ import re
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.options import (
+    FOLD,
     Options,
     UsageError,
     from_bytes,
@@ -158,7 +159,7 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
 
     def key_of(file: int, row: list[str]) -> str:
         key = row[fields[file]] if fields[file] < len(row) else ""
-        return key.upper() if "i" in flags else key
+        return key.translate(FOLD) if "i" in flags else key
 
     def cell(row: list[str] | None, field: int) -> str:
         return (row[field] if row is not None and field < len(row) else "") or to_bytes(empty)

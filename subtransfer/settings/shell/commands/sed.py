@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from subtransfer.settings.shell.commands import Context, FsError
-from subtransfer.settings.shell.commands.options import Options, read, tool, unknown
+from subtransfer.settings.shell.commands.options import Options, from_bytes, read, to_bytes, tool, unknown
 from subtransfer.settings.shell.commands.sed_machine import File, Machine, Output, Quit
 from subtransfer.settings.shell.commands.sed_parser import Parser, SedError
 
@@ -39,7 +39,7 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
             ctx.error(_USAGE)
             return 1
         scripts, operands = operands[:1], operands[1:]
-    script = "\n".join(scripts)
+    script = to_bytes("\n".join(scripts))
     quiet = "n" in flags or script.startswith("#n\n") or script == "#n"
     try:
         commands = Parser(script, "E" in flags).parse()
@@ -53,12 +53,12 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
     machine = Machine(ctx, commands, quiet, "\0" if "z" in flags else "\n")
     status = _process(ctx, machine, operands, flags)
     for name, output in machine.outputs.items():
-        text = "".join(output.parts)
+        text = from_bytes("".join(output.parts))
         if name == "/dev/stderr":
             ctx.error(text)
         elif name != "/dev/stdout":
             try:
-                ctx.fs.write_text(ctx.path(name), text, ctx.who)
+                ctx.fs.write_text(ctx.path(from_bytes(name)), text, ctx.who)
             except FsError as error:
                 return ctx.fail(f"couldn't open file {name}: {error.message}", 4)
     return status
@@ -79,13 +79,13 @@ def _process(ctx: Context, machine: Machine, names: list[str], flags: dict[str, 
                 machine.run([File(name) for name in group])
             finally:
                 if "i" in flags:
-                    _replace(ctx, group[0], "".join(machine.out.parts), flags["i"])
+                    _replace(ctx, group[0], from_bytes("".join(machine.out.parts)), flags["i"])
                     machine.out = Output()
     except Quit as quit_:
         machine.status = quit_.status or machine.status
     except FsError as error:
         return ctx.fail(f"couldn't open temporary file {error}", 4)
-    ctx.write("".join(machine.out.parts))
+    ctx.write(from_bytes("".join(machine.out.parts)))
     return machine.status
 
 

@@ -1,11 +1,11 @@
-"""Runs parsed sed scripts."""
+"""Runs parsed sed scripts. Texts are bytes as characters."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
-from subtransfer.settings.shell.commands.options import lines_of, read, to_bytes
+from subtransfer.settings.shell.commands.options import from_bytes, lines_of, read, to_bytes
 from subtransfer.settings.shell.commands.sed_parser import Address, Sed
 from subtransfer.settings.shell.regexes import Regex
 
@@ -77,7 +77,7 @@ class Machine:
             self.ctx.error(f"sed: can't read {file.name}: {error.message}\n")
             self.status = 2
         else:
-            file.lines = lines_of(text, self.end)
+            file.lines = lines_of(to_bytes(text), self.end)
             file.whole = text.endswith(self.end) or not text
 
     def more(self) -> bool:
@@ -128,7 +128,7 @@ class Machine:
                 self.out.line(text, self.end, True)
             else:
                 try:
-                    self.out.raw(read(self.ctx, "-" if text == "/dev/stdin" else text))
+                    self.out.raw(to_bytes(read(self.ctx, "-" if text == "/dev/stdin" else from_bytes(text))))
                 except FsError:
                     continue
         self.queue.clear()
@@ -257,11 +257,13 @@ class Machine:
                     self.hold, self.hold_whole = self.pattern, self.whole
                 case "H":
                     self.hold += "\n" + self.pattern
+                    self.hold_whole = self.whole
                     self.ctx.meter.word(len(self.hold))
                 case "g":
                     self.pattern, self.whole = self.hold, self.hold_whole
                 case "G":
                     self.pattern += "\n" + self.hold
+                    self.whole = self.hold_whole
                     self.ctx.meter.word(len(self.pattern))
                 case "x":
                     self.pattern, self.hold = self.hold, self.pattern
@@ -297,7 +299,7 @@ class Machine:
                 case "z":
                     self.pattern = ""
                 case "F":
-                    self.out.raw(self.files[0].name + "\n")
+                    self.out.raw(to_bytes(self.files[0].name) + "\n")
         self.end_cycle()
         return False
 
@@ -312,7 +314,7 @@ class Machine:
     def read_line(self, name: str) -> None:
         if name not in self.readers:
             try:
-                self.readers[name] = lines_of(self.ctx.fs.read_text(self.ctx.path(name), self.ctx.who), self.end)
+                self.readers[name] = lines_of(to_bytes(read(self.ctx, from_bytes(name))), self.end)
             except FsError:
                 self.readers[name] = []
         if self.readers[name]:
@@ -325,7 +327,7 @@ class Machine:
         if width == 1:
             raise Unsupported("sed l 1")
         lines, line = [], ""
-        for char in to_bytes(self.pattern):
+        for char in self.pattern:
             shown = names.get(char) or (char if " " <= char <= "~" else f"\\{ord(char):03o}")
             if width and len(line) + len(shown) > width - 1:
                 lines.append(line + "\\\n")
@@ -394,6 +396,8 @@ class Machine:
                     mode, once = part[1], ""
                 continue
             text = (match.group(part) or "") if isinstance(part, int) else part
+            if (mode != "E" or once) and not text.isascii():
+                raise Unsupported("sed \\U of bytes beyond ASCII")
             if mode != "E":
                 text = text.upper() if mode == "U" else text.lower()
             if once and text:

@@ -61,8 +61,6 @@ def _numbered(match: re.Match) -> str:
     if control:
         return chr(ord(control.upper()) ^ 0x40)
     code = int(decimal) & 255 if decimal else int(octal, 8) & 255 if octal else int(hexadecimal, 16)
-    if code > 127:
-        raise Unsupported("sed with bytes beyond ASCII as numbers")
     return chr(code)
 
 
@@ -92,7 +90,7 @@ def text_escapes(text: str) -> str:
     while at < len(text):
         if text[at] == "\\" and at + 1 < len(text):
             match = _NUMBERED.match(text, at + 1)
-            out.append(_numbered(match) if match else _CHARS.get(text[at + 1], text[at + 1]) if text[at + 1] != "n" else "n")
+            out.append(_numbered(match) if match else _CHARS.get(text[at + 1], text[at + 1]))
             at = match.end() if match else at + 2
         else:
             out.append("" if text[at] == "\\" else text[at])

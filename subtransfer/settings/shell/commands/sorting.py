@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.options import (
+    FOLD,
     Options,
     UsageError,
     from_bytes,
@@ -163,7 +164,7 @@ class _Key:
                 part = re.sub(r"[^A-Za-z0-9 \t]", "", part)
             if "i" in options:
                 part = re.sub(r"[^ -~]", "", part)
-            return part.translate(_FOLD) if "f" in options else part
+            return part.translate(FOLD) if "f" in options else part
 
         convert = {
             "n": _numeric, "h": _human, "g": _general, "M": _month,
@@ -174,7 +175,6 @@ class _Key:
 
 _BLANK_FIELD = re.compile(r"[ \t]*[^ \t]*")
 _BLANKS = re.compile(r"[ \t]*")
-_FOLD = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 def _parse_key(text: str, inherited: str) -> _Key:
@@ -334,7 +334,7 @@ def uniq(ctx: Context, options: Options, operands: list[str]) -> int:
         line = line[numbers["s"] :]
         if numbers["w"] >= 0:
             line = line[: numbers["w"]]
-        return line.translate(_FOLD) if "i" in flags else line
+        return line.translate(FOLD) if "i" in flags else line
 
     groups: list[tuple[str, list[str]]] = []
     for line in lines:
