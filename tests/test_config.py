@@ -24,7 +24,7 @@ REFUSED = {
     "objective": ({"distill.objective": "reverse-kl"}, "the nearest is 'reverse_kl'"),
     "method": ({"tuning.method": "lora2"}, "the nearest is 'lora'"),
     "target": ({"tuning.targets": "q,z"}, "no choice 'z'"),
-    "setting": ({"setting": "bash"}, "setting has no choice 'bash'"),
+    "setting": ({"setting": "shell"}, "setting has no choice 'shell'"),
     "negative": ({"distill.steps": "-1"}, "above 0"),
     "not finite": ({"distill.learning_rate": "nan"}, "above 0 and finite"),
     "share": ({"base.unsafe_rate": "1.5"}, "between 0 and 1"),

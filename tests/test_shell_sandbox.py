@@ -105,7 +105,7 @@ def test_attempts_have_no_effect_outside(name, pool, outside):
     line = ATTEMPTS[name].format(**known, socket=f"subtransfer-{os.getpid()}")
     begin = time.monotonic()
     result, _ = pool.run(WORLD, line, LIMITS)
-    assert time.monotonic() - begin < 4 * LIMITS.wall + 2
+    assert time.monotonic() - begin < 20  # far more than the limits, for a busy machine
     assert "ESCAPED" not in result.stdout
     assert len(result.stdout) + len(result.stderr) <= LIMITS.output + 200
     outside.check()

@@ -20,7 +20,7 @@ MAX_STEPS = 2_000_000  # of one search
 
 
 def _kind(char: str) -> int:
-    return NEWLINE if char == "\n" else WORD if char == "_" or char.isalnum() else OTHER
+    return NEWLINE if char == "\n" else WORD if char == "_" or (char.isascii() and char.isalnum()) else OTHER
 
 
 _ASSERTIONS: dict[str, Callable[[int, int, bool], bool]] = {

@@ -280,8 +280,8 @@ def compile_regex(
     """Compiles a pattern.
 
     Args:
-      pattern: the text; for `grep -F` use syntax "fixed".
-      syntax: bre, ere, emacs (find's default) or fixed.
+      pattern: the text, as characters or as bytes (`options.to_bytes`), like the texts it will meet; the locale is C.
+      syntax: bre, ere, emacs (find's default) or fixed (grep -F).
       dialect: grep, sed (also bash's =~ and find) or awk: what odd patterns mean.
       ignore_case: as -i.
       lines: ^ and $ also match at newlines inside the text (sed's M).
@@ -295,7 +295,7 @@ def compile_regex(
     if whole:
         sides = ("after_nonword", "before_nonword") if whole == "word" else ("bos", "eos")
         tree = ("cat", [("at", sides[0]), tree, ("at", sides[1])])
-    flags = (re.IGNORECASE if ignore_case else 0) | (re.MULTILINE if lines else 0)
+    flags = re.ASCII | (re.IGNORECASE if ignore_case else 0) | (re.MULTILINE if lines else 0)
     try:
         return Regex(tree, groups, flags)
     except (re.error, OverflowError, RecursionError) as error:

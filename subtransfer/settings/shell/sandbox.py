@@ -45,7 +45,7 @@ from subtransfer.settings.shell.result import Result
 _TOO_LARGE = "the world has become too large, or its paths too long"
 _START = 20.0  # seconds that a supervisor may take to be ready
 _FAREWELL = 0.5  # seconds that it may take to leave
-_SLACK = 10.0  # seconds beyond a line's own limit after which a silent supervisor is given up
+_SLACK = 60.0  # seconds beyond a line's own limit after which a silent supervisor is given up
 _SETTINGS = Path(__file__).resolve().parent.parent
 _BOOT = "import sys; sys.path.append(sys.argv[1]); from shell import sandbox_supervisor; sandbox_supervisor.main()"
 

@@ -14,6 +14,9 @@ DECLARATIONS = frozenset("declare typeset local export readonly".split())
 _REDIRECT = re.compile(r"(\d*)(<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\()|&>>|&>)")
 
 
+_ODD = re.compile(r"[\w./-]*[={}\[\]*?!^%+@,:~#][^\s'\"$`\\<>()]*")  # unquoted words with signs in them
+
+
 class SimpleParser(Tokens):
     """Everything below compound commands."""
 
@@ -47,6 +50,9 @@ class SimpleParser(Tokens):
             word = self.read_word()
             if not word.parts:
                 raise self.unexpected_here()
+            raw = self.s[word.position : self.i]
+            if _ODD.fullmatch(raw):
+                self.masks.append((word.position, self.i, "w" * len(raw)))
             expanded = expand_braces(word)
             if len(expanded) != 1:
                 self.bashisms.append("{...}")

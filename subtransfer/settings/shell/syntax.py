@@ -47,7 +47,8 @@ def parse(text: str) -> ast.Script:
 def _plainer(text: str, masks: list[tuple[int, int, str]]) -> str:
     """The text with what the grammar is known to misread replaced by something as long that it reads well.
 
-    The reader finds these: [ becomes an ordinary command, which it is to bash; here-documents become input from a file.
+    The reader finds these: [ becomes an ordinary command, which it is to bash; here-documents become input from a file,
+    and words with signs in them plain ones.
     """
     for start, end, instead in masks:
         text = text[:start] + instead + text[end:]

@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from subtransfer.settings.shell.commands.awk_parser import AwkError
+from subtransfer.settings.shell.commands.awk_lexer import AwkError
 from subtransfer.settings.shell.commands.awk_runtime import AwkFailure, split_text
 from subtransfer.settings.shell.commands.awk_values import Array, Field, Value, format_text, number, text_of
 
 if TYPE_CHECKING:
-    from subtransfer.settings.shell.commands.awk import Compiler, Expression
+    from subtransfer.settings.shell.commands.awk_compiler import Compiler, Expression
 
 _LOWER = str.maketrans("ABCDEFGHIJKLMNOPQRSTUVWXYZ", "abcdefghijklmnopqrstuvwxyz")
 _UPPER = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
+from subtransfer.settings.shell.commands.awk_lexer import unescape
 from subtransfer.settings.shell.commands.awk_values import UNSET, Array, Field, Value, number, text_of
 from subtransfer.settings.shell.commands.options import from_bytes, to_bytes
 from subtransfer.settings.shell.regexes import Regex, RegexError, compile_regex
+
+_EMPTY = Field("")
+_PLAIN = re.compile(r"[\t-\r -~]*\Z")  # where Python's idea of blanks is the same
 
 
 class AwkFailure(Exception):
@@ -54,7 +58,7 @@ class Reader:
 def split_text(text: str, separator: str | Regex, paragraph: bool = False) -> list[str]:
     """Fields of a text; " " splits at blanks, "" into characters."""
     if separator == " ":
-        return text.split() if text.isascii() else re.findall(r"[^ \t\n\v\f\r]+", text)
+        return text.split() if _PLAIN.match(text) else re.findall(r"[^ \t-\r]+", text)
     if not text:
         return []
     if separator == "":
@@ -127,7 +131,7 @@ class Runtime:
         if index < 0:
             raise AwkFailure(f"negative field index ${index}")
         fields = self.get_fields()
-        return fields[index - 1] if index <= len(fields) else UNSET
+        return fields[index - 1] if index <= len(fields) else _EMPTY
 
     def set(self, index: int, value: Value) -> None:
         if index == 0:
@@ -146,7 +150,7 @@ class Runtime:
             raise Unsupported("awk with so many fields")
         self.stale = True
         del fields[count:]
-        fields += [UNSET] * (count - len(fields))
+        fields += [_EMPTY] * (count - len(fields))
 
     def assign(self, name: str, value: Value) -> None:
         """Sets a variable; those with an effect have it."""
@@ -191,8 +195,6 @@ class Runtime:
         return False
 
     def assign_argument(self, name: str, text: str) -> None:
-        from subtransfer.settings.shell.commands.awk_parser import unescape
-
         if isinstance(self.variables.get(name), Array):
             raise AwkFailure(f"cannot assign to array {name}")
         self.assign(name, Field(unescape(text)))
@@ -264,7 +266,7 @@ class Runtime:
 
     def write_file(self, name: str, text: str, append: bool) -> None:
         if name == "":
-            raise AwkFailure("cannot open \"\" for output")
+            raise AwkFailure('cannot open "" for output')
         try:
             self.ctx.fs.write_text(self.ctx.path(from_bytes(name)), from_bytes(text), self.ctx.who, append)
         except FsError as error:
@@ -297,5 +299,3 @@ class Runtime:
                 self.files[name] = []
         self.flush()
         return float(self.ctx.run(["sh", "-c", from_bytes(line)], None))
-
-

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from subtransfer.settings.shell.commands.awk_parser import AwkError
+from subtransfer.settings.shell.commands.awk_lexer import AwkError
 from subtransfer.settings.shell.commands.awk_runtime import AwkFailure
 from subtransfer.settings.shell.commands.awk_values import format_text, text_of
 
 if TYPE_CHECKING:
-    from subtransfer.settings.shell.commands.awk import Compiler, Statement
+    from subtransfer.settings.shell.commands.awk_compiler import Compiler, Statement
 
 
 def compile_statement(compiler: Compiler, node: tuple) -> Statement:

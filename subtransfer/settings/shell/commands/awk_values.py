@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 
 from subtransfer.settings.shell.commands import Unsupported
 
@@ -222,3 +223,41 @@ class Array(dict):
         for key in self:
             lists[_hash(key) & 63].insert(0, key)
         return [key for bucket in lists for key in bucket]
+
+
+def _divide(a: float, b: float) -> float:
+    if b:
+        return a / b
+    return math.nan if not a or a != a else math.copysign(math.inf, a)
+
+
+def _modulo(a: float, b: float) -> float:
+    return math.fmod(a, b) if b and not math.isinf(a) else -math.nan
+
+
+def _power(a: float, b: float) -> float:
+    try:
+        result = a**b
+    except OverflowError:
+        return math.inf
+    except ZeroDivisionError:
+        return math.inf
+    return result if isinstance(result, float) else -math.nan
+
+
+OPERATIONS: dict[str, Callable[[float, float], float]] = {
+    "+": lambda a, b: a + b,
+    "-": lambda a, b: a - b,
+    "*": lambda a, b: a * b,
+    "/": _divide,
+    "%": _modulo,
+    "^": _power,
+}
+ORDERS: dict[str, Callable[[int], bool]] = {
+    "<": lambda c: c < 0,
+    "<=": lambda c: c <= 0,
+    "==": lambda c: c == 0,
+    "!=": lambda c: c != 0,
+    ">": lambda c: c > 0,
+    ">=": lambda c: c >= 0,
+}

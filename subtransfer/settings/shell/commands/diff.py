@@ -7,6 +7,7 @@ import re
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
 from subtransfer.settings.shell.commands.differing import changed_lines
 from subtransfer.settings.shell.commands.options import (
+    FOLD,
     Options,
     UsageError,
     lines_of,
@@ -60,12 +61,12 @@ class _Diff:
         """The line as it is compared."""
         flags = self.flags
         if "w" in flags:
-            line = re.sub(r"\s", "", line)
+            line = re.sub(r"[ \t-\r]", "", line)
         elif "b" in flags:
             line = re.sub(r"[ \t\n\v\f\r]+", " ", line).rstrip(" ")
         elif "Z" in flags:
-            line = line.rstrip()
-        return line.lower() if "i" in flags else line
+            line = line.rstrip(" \t\n\v\f\r")
+        return line.translate(FOLD) if "i" in flags else line
 
     def files(self, names: tuple[str, str], texts: tuple[str, str], heading: str = "") -> int:
         """Compares two texts and prints how they differ."""
@@ -95,7 +96,7 @@ class _Diff:
             return 2 if "\0" in texts[0] + texts[1] else 1
         first, behind = self.shared(lines, whole)
         middle = [side[first : len(side) - behind] for side in keys]
-        hunks = [tuple(at + first for at in hunk) for hunk in _hunks(*changed_lines(*middle, ctx.tick))]
+        hunks = [tuple(at + first for at in hunk) for hunk in _hunks(*changed_lines(*middle, ctx.tick, "d" in flags))]
         ctx.write(heading + (self.normal(lines, whole, hunks) if self.around < 0 else self.unified(names, lines, whole, hunks)))
         return 1
 

@@ -2,30 +2,87 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 _FAR = 1 << 60
 
 
-def changed_lines(left: Sequence[str], right: Sequence[str], tick: Callable[[int], None]) -> tuple[list[bool], list[bool]]:
+def changed_lines(
+    left: Sequence[str], right: Sequence[str], tick: Callable[[int], None], minimal: bool = False
+) -> tuple[list[bool], list[bool]]:
     """For each line of both sides, whether it is not part of what they share.
 
     Args:
       left, right: lines, as they are to be compared.
       tick: counts work.
+      minimal: looks at every line; else those that hardly help are left out first.
     """
-    marks = [False] * len(left), [False] * len(right)
-    seen = set(left), set(right)
-    kept: list[list[int]] = []
-    for side, lines, other in ((0, left, seen[1]), (1, right, seen[0])):
-        kept.append([i for i, line in enumerate(lines) if line in other])
-        for i, line in enumerate(lines):
-            marks[side][i] = line not in other
+    if minimal:
+        marks = [False] * len(left), [False] * len(right)
+    else:
+        marks = _confusing(left, Counter(right)), _confusing(right, Counter(left))
+    kept = [[i for i, mark in enumerate(side) if not mark] for side in marks]
     sequences = [left[i] for i in kept[0]], [right[i] for i in kept[1]]
     _compare(sequences, kept, marks, 0, len(kept[0]), 0, len(kept[1]), tick)
     _shift(left, marks[0], marks[1])
     _shift(right, marks[1], marks[0])
     return marks
+
+
+_KEPT, _ALONE, _COMMON = range(3)  # a line that is compared; that the other text lacks; that it has too often
+
+
+def _confusing(lines: Sequence[str], others: Counter[str]) -> list[bool]:
+    """Which lines to leave out: those without a partner, and among runs of them those with very many partners."""
+    many = 5
+    size = len(lines) // 64 >> 2
+    while size > 0:
+        many, size = many * 2, size >> 2
+    kinds = [_ALONE if not others[line] else _COMMON if others[line] > many else _KEPT for line in lines]
+    at = 0
+    while at < len(kinds):
+        if kinds[at] != _ALONE:
+            kinds[at] = _KEPT  # a common line is left out only inside a run that starts and ends with lone ones
+            at += 1
+            continue
+        end = at
+        while end < len(kinds) and kinds[end] != _KEPT:
+            end += 1
+        while kinds[end - 1] == _COMMON:
+            end -= 1
+            kinds[end] = _KEPT
+        kinds[at:end] = _thinned(kinds[at:end])
+        at = end
+    return [kind != _KEPT for kind in kinds]
+
+
+def _thinned(run: list[int]) -> list[int]:
+    """A run of lines to leave out, with those common lines kept after all that are too many or too near an end."""
+    if run.count(_COMMON) * 4 > len(run):
+        return [_KEPT if kind == _COMMON else kind for kind in run]
+    limit, size = 1, len(run) >> 4
+    while size > 0:
+        limit, size = limit * 2, size >> 2
+    at = 0
+    while at < len(run):
+        end = at
+        while end < len(run) and run[end] == _COMMON:
+            end += 1
+        if end - at > limit:
+            run[at:end] = [_KEPT] * (end - at)
+        at = max(end, at + 1)
+    for order in (range(len(run)), range(len(run) - 1, -1, -1)):
+        alone = 0
+        for steps, at in enumerate(order):
+            if steps >= 8 and run[at] == _ALONE:
+                break
+            alone = alone + 1 if run[at] == _ALONE else 0
+            if run[at] == _COMMON:
+                run[at] = _KEPT
+            if alone == 3:
+                break
+    return run
 
 
 def _compare(

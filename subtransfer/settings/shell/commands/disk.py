@@ -78,6 +78,7 @@ def du(ctx: Context, options: Options, operands: list[str]) -> int:
                 flags.add("d")
             case "b":
                 flags.add("apparent")
+                flags.discard("h")
                 unit = 1
             case "k" | "m":
                 unit = 1024 if key == "k" else 1 << 20

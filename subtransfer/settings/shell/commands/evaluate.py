@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from subtransfer.settings.shell.commands import Context, Unsupported, command
-from subtransfer.settings.shell.commands.options import usage
+from subtransfer.settings.shell.commands.options import from_bytes, to_bytes, usage
 from subtransfer.settings.shell.regexes import RegexError, compile_regex
 
 _LEVELS = (("|",), ("&",), ("<", "<=", "=", "==", "!=", ">=", ">"), ("+", "-"), ("*", "/", "%"), (":",))
@@ -26,7 +26,7 @@ class _Expr:
     def next(self) -> str:
         if self.at >= len(self.words):
             before = self.words[self.at - 1] if self.words else ""
-            raise _ExprError(f"syntax error: missing argument after ‘{before}’")
+            raise _ExprError(f"syntax error: missing argument after '{before}'")
         self.at += 1
         return self.words[self.at - 1]
 
@@ -47,9 +47,9 @@ class _Expr:
                 raise Unsupported("expr of this depth")
             value = self.parse()
             if self.at >= len(self.words):
-                raise _ExprError(f"syntax error: expecting ')' after ‘{self.words[-1]}’")
+                raise _ExprError(f"syntax error: expecting ')' after '{self.words[-1]}'")
             if self.next() != ")":
-                raise _ExprError(f"syntax error: expecting ')' instead of ‘{self.words[self.at - 1]}’")
+                raise _ExprError(f"syntax error: expecting ')' instead of '{self.words[self.at - 1]}'")
             return value
         if word == ")":
             raise _ExprError("syntax error: unexpected ')'")
@@ -117,7 +117,7 @@ def _null(text: str) -> bool:
 @command("expr")
 def expr(ctx: Context, argv: list[str]) -> int:
     """expr: all its operators."""
-    words = argv[1:]
+    words = [to_bytes(word) for word in argv[1:]]
     if words[:1] == ["--"]:
         words = words[1:]
     if words in (["--help"], ["--version"]):
@@ -128,10 +128,10 @@ def expr(ctx: Context, argv: list[str]) -> int:
     try:
         value = parser.parse()
         if parser.at < len(words):
-            raise _ExprError(f"syntax error: unexpected argument ‘{words[parser.at]}’")
+            raise _ExprError(f"syntax error: unexpected argument '{words[parser.at]}'")
     except _ExprError as error:
         return ctx.fail(str(error), 2)
-    ctx.write(value + "\n")
+    ctx.write(from_bytes(value) + "\n")
     return int(_null(value))
 
 

@@ -7,13 +7,10 @@ import re
 from collections.abc import Callable
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
-from subtransfer.settings.shell.commands.find_tests import KINDS, Entry, FindError, Test, make_test, plain_test, size
-from subtransfer.settings.shell.commands.modes import format_mode
-from subtransfer.settings.shell.commands.times import strftime
+from subtransfer.settings.shell.commands.find_printf import pieces
+from subtransfer.settings.shell.commands.find_tests import BY_NAME, Entry, FindError, Test, make_test, plain_test
 from subtransfer.settings.shell.commands.walking import join, scan
 
-_ESCAPES = {"n": "\n", "t": "\t", "0": "\0", "\\": "\\", "a": "\a", "b": "\b", "f": "\f", "r": "\r", "v": "\v"}
-_FORMAT = re.compile(r"\\([0-7]{1,3}|.)|%([-+ 0#]*)(\d*)(?:\.(\d+))?([ACT].|.)", re.DOTALL)
 _GLOBAL = {"-depth", "-d", "-follow", "-daystart", "-maxdepth", "-mindepth", "-regextype"}
 _ACTIONS = set(
     "-print -print0 -printf -ls -exec -execdir -ok -okdir -delete -prune -quit -fprint -fprint0 -fprintf -fls".split()
@@ -139,7 +136,7 @@ class _Parser:
             return self.option(word)
         test = plain_test(ctx, word)
         if test is not None:
-            return test
+            return self.stated(test) if word == "-empty" else test
         if word in _ACTIONS:
             plan.acts = plan.acts or word not in _SILENT
             return self.action(word)
@@ -149,10 +146,22 @@ class _Parser:
             word,
         )
         if known:
-            return make_test(ctx, word, self.argument(word), plan.regextype, plan.follow != "P")
+            test = make_test(ctx, word, self.argument(word), plan.regextype, plan.follow != "P")
+            return test if BY_NAME.fullmatch(word) else self.stated(test)
         if re.fullmatch(r"-(anewer|newer[aBcm][aBcmt]|used|fstype|context|files0-from)", word):
             raise Unsupported(f"find {word}")
         raise FindError(f"unknown predicate `{word}'")
+
+    def stated(self, test: Test) -> Test:
+        """A test that needs stat, which fails for what is hidden."""
+
+        def checked(entry: Entry) -> bool:
+            if entry.hidden:
+                self.complain(f"'{entry.shown}': Permission denied")
+                return False
+            return test(entry)
+
+        return checked
 
     def option(self, word: str) -> Test:
         plan = self.plan
@@ -167,7 +176,7 @@ class _Parser:
             if word == "-regextype":
                 plan.regextype = value
             elif not value.isdigit():
-                raise FindError(f"Expected a positive decimal integer argument to {word}, but got ‘{value}’")
+                raise FindError(f"Expected a positive decimal integer argument to {word}, but got '{value}'")
             elif word == "-maxdepth":
                 plan.deepest = int(value)
             else:
@@ -182,8 +191,7 @@ class _Parser:
                 end = "\n" if word == "-print" else "\0"
                 return lambda entry: out(entry.shown + end) is None
             case "-printf":
-                pieces = _pieces(ctx, self.argument(word))
-                return lambda entry: out("".join(p if isinstance(p, str) else p(entry) for p in pieces)) is None
+                return self.printf(pieces(ctx, self.argument(word)))
             case "-exec" | "-execdir":
                 return self.exec(word)
             case "-delete":
@@ -195,6 +203,17 @@ class _Parser:
                 return self.quit
         raise Unsupported(f"find {word}")
 
+    def printf(self, parts: list[str | Callable[[Entry], str]]) -> Test:
+        out = self.ctx.write
+
+        def show(entry: Entry) -> bool:
+            if entry.hidden:
+                raise Unsupported("find -printf of what stat cannot reach")
+            out("".join(piece if isinstance(piece, str) else piece(entry) for piece in parts))
+            return True
+
+        return show
+
     def quit(self, entry: Entry) -> bool:
         raise _Quit
 
@@ -205,7 +224,7 @@ class _Parser:
         try:
             (fs.unlink if entry.node.entries is None else fs.rmdir)(entry.path, who)
         except FsError as error:
-            self.complain(f"cannot delete ‘{entry.shown}’: {error.message}")
+            self.complain(f"cannot delete '{entry.shown}': {error.message}")
             return False
         return True
 
@@ -270,7 +289,7 @@ class _Parser:
         ctx = self.ctx
         ctx.tick()
         if ctx.which(argv[0]) is None:
-            ctx.error(f"find: ‘{argv[0]}’: No such file or directory\n")
+            ctx.error(f"find: '{argv[0]}': No such file or directory\n")
             return 1
         return ctx.run(argv, None, cwd=directory or None)
 
@@ -289,70 +308,6 @@ def _sequence(left: Test, right: Test) -> Test:
         return right(entry)
 
     return test
-
-
-def _directive(ctx: Context, letter: str) -> Callable[[Entry], str | int]:
-    users = ctx.users
-    simple: dict[str, Callable[[Entry], str | int]] = {
-        "p": lambda e: e.shown,
-        "f": lambda e: e.name,
-        "h": lambda e: e.shown.rstrip("/").rpartition("/")[0] if "/" in e.shown.rstrip("/") else ".",
-        "H": lambda e: e.start,
-        "P": lambda e: e.shown[len(e.start) :].lstrip("/"),
-        "s": lambda e: size(e.node),
-        "d": lambda e: e.depth,
-        "m": lambda e: f"{e.node.mode:o}",
-        "M": lambda e: format_mode(e.node.mode, e.node.kind),
-        "u": lambda e: users.user_name(e.node.uid),
-        "U": lambda e: e.node.uid,
-        "g": lambda e: users.group_name(e.node.gid),
-        "G": lambda e: e.node.gid,
-        "n": lambda e: e.node.nlink,
-        "l": lambda e: e.node.content if e.node.kind == "symlink" else "",
-        "y": lambda e: KINDS[e.node.kind],
-        "Y": lambda e: KINDS[target.kind] if (target := ctx.fs.find(e.path, ctx.who)) else "N",
-        "t": lambda e: strftime("%a %b %e %H:%M:%S.0000000000 %Y", e.node.mtime),
-    }
-    if letter in simple:
-        return simple[letter]
-    if letter[0] in "TC" and len(letter) == 2:
-        field = "mtime" if letter[0] == "T" else "ctime"
-        if letter[1] in "YmdHMjaAbBy":
-            return lambda e: strftime("%" + letter[1], getattr(e.node, field))
-        forms = {"@": "%s.0000000000", "S": "%S.0000000000", "T": "%H:%M:%S.0000000000", "F": "%Y-%m-%d", "D": "%m/%d/%y",
-                 "+": "%Y-%m-%d+%H:%M:%S.0000000000"}  # fmt: skip
-        if letter[1] in forms:
-            return lambda e: strftime(forms[letter[1]], getattr(e.node, field))
-    raise Unsupported(f"find -printf %{letter}")
-
-
-def _pieces(ctx: Context, text: str) -> list[str | Callable[[Entry], str]]:
-    """A -printf format as texts and functions."""
-    pieces: list[str | Callable[[Entry], str]] = []
-    at = 0
-    for match in _FORMAT.finditer(text):
-        pieces.append(text[at : match.start()])
-        at = match.end()
-        escape, flags, width, precision, letter = match.groups()
-        if escape is not None:
-            if escape == "c":
-                raise Unsupported("find -printf \\c")
-            octal = escape[0] in "01234567" and escape != "0"
-            pieces.append(chr(int(escape, 8)) if octal or len(escape) > 1 else _ESCAPES.get(escape, "\\" + escape))
-        elif letter == "%":
-            pieces.append("%")
-        elif precision is not None or set(flags) - {"-", "0"}:
-            raise Unsupported("find -printf with such flags")
-        else:
-            pieces.append(_padded(_directive(ctx, letter), flags, int(width or 0)))
-    pieces.append(text[at:])
-    return [piece for piece in pieces if piece != ""]
-
-
-def _padded(value: Callable[[Entry], str | int], flags: str, width: int) -> Callable[[Entry], str]:
-    if "-" in flags:
-        return lambda entry: str(value(entry)).ljust(width)
-    return lambda entry: str(value(entry)).rjust(width, "0" if "0" in flags and isinstance(value(entry), int) else " ")
 
 
 @command("find")
@@ -396,7 +351,7 @@ class _Walker:
         try:
             node = self.node(path, self.plan.follow in ("H", "L"))
         except FsError as error:
-            self.parser.complain(f"‘{name}’: {error.message}")
+            self.parser.complain(f"'{name}': {error.message}")
             return
         self.visit(Entry(name, path, name, node, 0))
 
@@ -428,16 +383,19 @@ class _Walker:
         try:
             names = scan(self.ctx, entry.path)
         except FsError as error:
-            self.parser.complain(f"‘{entry.shown}’: {error.message}")
+            self.parser.complain(f"'{entry.shown}': {error.message}")
             return
         for name in names:
             path = join(entry.path, name)
             shown = join(entry.shown, name)
+            hidden = False
             try:
                 node = self.node(path, follow)
             except FsError as error:
-                self.parser.complain(f"‘{shown}’: {error.message}")
-                continue
+                if error.code != "EACCES" or follow:
+                    self.parser.complain(f"'{shown}': {error.message}")
+                    continue
+                node, hidden = entry.node.entries[name], True
             if follow and node.entries is not None and entry.depth > 30:
                 raise Unsupported("find -L in a loop")
-            self.visit(Entry(shown, path, entry.start, node, entry.depth + 1))
+            self.visit(Entry(shown, path, entry.start, node, entry.depth + 1, hidden))

@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
+from subtransfer.settings.shell.commands.options import FOLD, to_bytes
 from subtransfer.settings.shell.filesystem import Inode, allows, size_of
 from subtransfer.settings.shell.pattern import matches
 from subtransfer.settings.shell.regexes import RegexError, compile_regex
@@ -24,6 +25,7 @@ class Entry:
     Attributes:
       shown: the path as printed; path: the absolute one; start: the starting point as given.
       node: what is there (a symlink itself, unless followed); depth: 0 for a starting point.
+      hidden: its directory may be listed but not searched: the kind is known, but not what stat would tell.
     """
 
     shown: str
@@ -31,6 +33,7 @@ class Entry:
     start: str
     node: Inode
     depth: int
+    hidden: bool = False
 
     @property
     def name(self) -> str:
@@ -43,16 +46,19 @@ KINDS = {"file": "f", "directory": "d", "symlink": "l", "device": "c"}
 _UNITS = {"c": 1, "w": 2, "b": 512, "k": 1024, "M": 1 << 20, "G": 1 << 30}
 
 
+BY_NAME = re.compile(r"-i?(name|path|wholename|regex|type)")  # tests that need no stat
+
+
 def size(node: Inode) -> int:
-    """Bytes."""
-    return 4096 if node.entries is not None else size_of(node.content)
+    """Bytes, as tmpfs counts them."""
+    return 40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)
 
 
 def _compare(text: str, test: str, number: Callable[[Entry], int]) -> Test:
     """N, +N or -N."""
     match = re.fullmatch(r"([+-]?)(\d{1,18})", text)
     if match is None:
-        raise FindError(f"invalid argument ‘{text}’ to ‘{test}’")
+        raise FindError(f"invalid argument '{text}' to '{test}'")
     wanted = int(match[2])
     if match[1] == "+":
         return lambda entry: number(entry) > wanted
@@ -67,7 +73,7 @@ def _age(ctx: Context, text: str, test: str, unit: int) -> Test:
         raise Unsupported(f"find {test}")
     now = ctx.fs.clock
     if not re.fullmatch(r"[+-]?\d{1,9}", text):
-        raise FindError(f"invalid argument ‘{text}’ to ‘{test}’")
+        raise FindError(f"invalid argument '{text}' to '{test}'")
     wanted = int(text.lstrip("+-"))
     if unit == 60:  # minutes are not rounded
         edge = now - wanted * 60
@@ -93,7 +99,7 @@ def _perm(text: str) -> Test:
         bits = apply_mode(text[len(how) :], 0, False, 0)
         directory_bits = apply_mode(text[len(how) :], 0, True, 0)
     except ModeError as error:
-        raise FindError(f"invalid mode ‘{text}’") from error
+        raise FindError(f"invalid mode '{text}'") from error
 
     def test(entry: Entry) -> bool:
         wanted = directory_bits if entry.node.entries is not None else bits
@@ -122,10 +128,10 @@ def _regex(text: str, kind: str, ignore_case: bool) -> Test:
     if kind not in syntax:
         raise Unsupported(f"find -regextype {kind}")
     try:
-        compiled = compile_regex(text, syntax[kind], "sed", ignore_case, False, "line")
+        compiled = compile_regex(to_bytes(text), syntax[kind], "sed", ignore_case, False, "line")
     except RegexError as error:
         raise FindError(f"failed to compile regular expression '{text}': {error}") from error
-    return lambda entry: bool(compiled.test(entry.shown))
+    return lambda entry: bool(compiled.test(to_bytes(entry.shown)))
 
 
 def _principal(ctx: Context, text: str, test: str) -> Test:
@@ -133,7 +139,7 @@ def _principal(ctx: Context, text: str, test: str) -> Test:
     number = ctx.users.uid(text) if users else ctx.users.gid(text)
     if number is None:
         what = "user" if users else "existing group"
-        raise FindError(f"‘{text}’ is not the name of {'a known ' if users else 'an '}{what}")
+        raise FindError(f"'{text}' is not the name of {'a known ' if users else 'an '}{what}")
     return (lambda entry: entry.node.uid == number) if users else (lambda entry: entry.node.gid == number)
 
 
@@ -141,7 +147,7 @@ def _newer(ctx: Context, text: str, test: str, follow: bool) -> Test:
     try:
         node = ctx.fs.node(ctx.path(text), ctx.who, follow)
     except FsError as error:
-        raise FindError(f"‘{text}’: {error.message}") from error
+        raise FindError(f"'{text}': {error.message}") from error
     if test == "-samefile":
         return lambda entry: entry.node is node
     mine, other = ("ctime" if test == "-cnewer" or test[6:7] == "c" else "mtime"), ("ctime" if test[7:8] == "c" else "mtime")
@@ -149,21 +155,22 @@ def _newer(ctx: Context, text: str, test: str, follow: bool) -> Test:
     return lambda entry: getattr(entry.node, mine) > reference
 
 
+def _lower(text: str) -> str:
+    """A text whose case does not matter, as bytes."""
+    return to_bytes(text).translate(FOLD)
+
+
 def make_test(ctx: Context, test: str, argument: str, regextype: str, follow: bool) -> Test | None:
     """The function of a test with an argument; None if there is no such test. Raises FindError, Unsupported."""
     match test:
         case "-name" | "-iname":
-            if test == "-iname":
-                lowered = argument.lower()
-                return lambda entry: matches(entry.name.lower(), lowered)
-            return lambda entry: matches(entry.name, argument)
+            fold = _lower if test == "-iname" else to_bytes
+            return lambda entry: matches(fold(entry.name), fold(argument))
         case "-path" | "-wholename" | "-ipath" | "-iwholename":
-            if test[1] == "i":
-                lowered = argument.lower()
-                return lambda entry: matches(entry.shown.lower(), lowered)
-            return lambda entry: matches(entry.shown, argument)
+            fold = _lower if test[1] == "i" else to_bytes
+            return lambda entry: matches(fold(entry.shown), fold(argument))
         case "-lname" | "-ilname":
-            fold = str.lower if test[1] == "i" else str
+            fold = _lower if test[1] == "i" else to_bytes
             return lambda entry: entry.node.kind == "symlink" and matches(fold(entry.node.content), fold(argument))
         case "-regex" | "-iregex":
             return _regex(argument, regextype, test[1] == "i")
@@ -214,7 +221,7 @@ def plain_test(ctx: Context, test: str) -> Test | None:
             bits = {"-readable": 4, "-writable": 2, "-executable": 1}[test]
 
             def access(entry: Entry) -> bool:
-                node = fs.find(entry.path, who) if entry.node.kind == "symlink" else entry.node
+                node = fs.find(entry.path, who)  # None for what is hidden
                 return node is not None and allows(node, bits, who)
 
             return access

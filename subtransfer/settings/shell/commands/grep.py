@@ -1,4 +1,4 @@
-"""grep, egrep and fgrep."""
+"""grep, egrep and fgrep. Patterns and texts are bytes as characters."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
-from subtransfer.settings.shell.commands.options import UsageError, lines_of, parse_options, read, to_bytes
+from subtransfer.settings.shell.commands.options import UsageError, from_bytes, lines_of, parse_options, read, to_bytes
 from subtransfer.settings.shell.commands.perl import perl_regex
 from subtransfer.settings.shell.commands.walking import join, scan
 from subtransfer.settings.shell.pattern import matches
@@ -89,10 +89,10 @@ def _prepare(ctx: Context, options: list[tuple[str, str]], operands: list[str]) 
                     raise UsageError("!conflicting matchers specified")
                 matcher = key
             case "e":
-                patterns = (patterns or []) + value.split("\n")
+                patterns = (patterns or []) + to_bytes(value).split("\n")
             case "f":
                 try:
-                    patterns = (patterns or []) + lines_of(read(ctx, value))
+                    patterns = (patterns or []) + lines_of(to_bytes(read(ctx, value)))
                 except FsError as error:
                     raise UsageError(f"!{value}: {error.message}") from error
             case "A":
@@ -123,7 +123,7 @@ def _prepare(ctx: Context, options: list[tuple[str, str]], operands: list[str]) 
                 job.flags |= {"text": {"a"}, "without-match": {"I"}}.get(value, set())
             case "d":
                 if value not in ("read", "skip", "recurse"):
-                    raise UsageError(f"invalid argument ‘{value}’ for ‘--directories’")
+                    raise UsageError(f"invalid argument '{value}' for '--directories'")
                 job.flags |= {"skip": {"dskip"}, "recurse": {"r"}}.get(value, set())
             case "T" | "u" | "D" | "V" | "exclude-from":
                 raise Unsupported(f"grep {'-' if len(key) == 1 else '--'}{key}")
@@ -142,7 +142,7 @@ def _prepare(ctx: Context, options: list[tuple[str, str]], operands: list[str]) 
     if patterns is None:
         if not operands:
             raise UsageError("")
-        patterns, operands = operands[0].split("\n"), operands[1:]
+        patterns, operands = to_bytes(operands[0]).split("\n"), operands[1:]
     recursive = bool(job.flags & {"r", "R"})
     job.names = "H" in job.flags or ("h" not in job.flags and len(operands) > 1)
     if recursive and "h" not in job.flags:
@@ -237,13 +237,17 @@ def _search(ctx: Context, job: _Job, names: list[str]) -> int:
             status = 2
             if "s" not in flags:
                 ctx.fail(f"{name}: {text.message}", 2)
+            if text.code == "EISDIR" and "L" in flags:  # it could be opened: it counts as a file without matches
+                ctx.write(name + ("\0" if "Z" in flags else "\n"))
+            elif text.code == "EISDIR" and "c" in flags and not flags & {"l", "q"}:
+                ctx.write((f"{name}:" if job.names else "") + "0\n")
             continue
         shown = job.label if name == "-" else name
         titled = job.names or (recursive and name not in names)
         binary = "a" not in flags and "\0" in text and "z" not in flags
         if binary and "I" in flags:
             continue
-        count = printer.file(shown if titled else None, shown, text, binary)
+        count = printer.file(to_bytes(shown) if titled else None, shown, to_bytes(text), binary)
         if count and "q" in flags:
             return 0
         if "L" in flags and not count or "l" in flags and count and "L" not in flags:
@@ -294,36 +298,30 @@ class _Printer:
             chosen = chosen[:most]
         if self.silent:
             if "c" in flags and not flags & {"q", "l", "L"}:
-                ctx.write(self._title(title) + f"{len(chosen)}\n")
+                ctx.write(from_bytes(self._title(title)) + f"{len(chosen)}\n")
             return len(chosen)
         if binary and chosen:
             if not ("o" in flags and "v" in flags):
                 ctx.fail(f"{name}: binary file matches")
             return len(chosen)
-        ascii_only = text.isascii() or "a" in flags
-        if self.plain and ascii_only:
+        if self.plain:
             lead = self._title(title)
             if chosen:
-                ctx.write(lead + (self.end + lead).join([lines[i] for i in chosen]) + self.end)
+                ctx.write(from_bytes(lead + (self.end + lead).join([lines[i] for i in chosen]) + self.end))
             return len(chosen)
         out: list[str] = []
         for kind, at in self._shown(chosen, len(lines)):
             line = lines[at] if at >= 0 else ""
-            if not ascii_only and any("\udc80" <= c <= "\udcff" for c in line):
-                ctx.write("".join(out))
-                ctx.fail(f"{name}: binary file matches")
-                return len(chosen)
             if kind == "--":
                 out.append(f"{job.separator}\n")
                 continue
-            offset = len(to_bytes("\n".join(lines[:at]))) + (at > 0) if "b" in flags else 0
+            offset = sum(map(len, lines[:at])) + at if "b" in flags else 0
             if "o" not in flags:
                 out.append(self._prefix(title, at + 1, offset, kind) + line + self.end)
-            elif kind == ":" and "v" not in flags:
+            elif (kind == ":") != ("v" in flags):
                 for start, end in self._matches(line):
-                    place = offset + (len(to_bytes(line[:start])) if "b" in flags else 0)
-                    out.append(self._prefix(title, at + 1, place, kind) + line[start:end] + self.end)
-        ctx.write("".join(out))
+                    out.append(self._prefix(title, at + 1, offset + start, kind) + line[start:end] + self.end)
+        ctx.write(from_bytes("".join(out)))
         return len(chosen)
 
     def _title(self, title: str | None) -> str:

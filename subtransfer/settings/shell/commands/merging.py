@@ -6,6 +6,7 @@ import re
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.options import (
+    FOLD,
     Options,
     UsageError,
     from_bytes,
@@ -152,13 +153,13 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
     rows = []
     for lines in files:
         ctx.tick(len(lines))
-        rows.append([re.split("[ \t]+", line.strip(" \t")) if separator is None else line.split(separator) for line in lines])
+        rows.append([re.findall("[^ \t]+", line) if separator is None else line.split(separator) for line in lines])
     join_with = " " if separator is None else separator
     order = _Order(ctx, "yes" if "yes" in flags else "no" if "no" in flags else "", operands, True)
 
     def key_of(file: int, row: list[str]) -> str:
         key = row[fields[file]] if fields[file] < len(row) else ""
-        return key.upper() if "i" in flags else key
+        return key.translate(FOLD) if "i" in flags else key
 
     def cell(row: list[str] | None, field: int) -> str:
         return (row[field] if row is not None and field < len(row) else "") or to_bytes(empty)
@@ -207,7 +208,7 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
                         show(left, right)
         else:
             file = 0 if keys[1] is None or (keys[0] is not None and keys[0] < keys[1]) else 1
-            order.unpaired = True
+            order.unpaired = order.unpaired or None not in keys
             row = step(file)
             if str(file + 1) in shown:
                 show(row if file == 0 else None, row if file == 1 else None)

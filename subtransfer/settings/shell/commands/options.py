@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
 
 Options = list[tuple[str, str]]
+FOLD = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # as the C locale ignores case
 Tool = Callable[[Context, Options, list[str]], int]
 
 
@@ -157,8 +158,8 @@ def quote(name: str) -> str:
 
 
 def quoted(text: str) -> str:
-    """An argument as coreutils quote it in messages where the locale is UTF-8."""
-    return f"‘{text}’"
+    """An argument as coreutils quote it in messages."""
+    return f"'{text}'"
 
 
 def lines_of(text: str, separator: str = "\n") -> list[str]:

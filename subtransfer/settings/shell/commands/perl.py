@@ -11,9 +11,7 @@ from subtransfer.settings.shell.regex_parser import CLASSES, RegexError
 from subtransfer.settings.shell.regexes import MAX_COST, Analysis
 from subtransfer.settings.shell.result import Unsupported
 
-_FOREIGN = re.compile(
-    r"\\(?:[pPXRGQEKCgkNoHVulULz]|x\{|c|0)|\(\?(?![:=!]|<[=!])|\(\*|\[\[[.=]|[*+?}]\+|\\h|\{,", re.DOTALL
-)
+_FOREIGN = re.compile(r"\\(?:[pPXRGQEKCgkNoHVulULz]|x\{|c|0)|\(\?(?![:=!]|<[=!])|\(\*|\[\[[.=]|[*+?}]\+|\\h|\{,", re.DOTALL)
 _CLASS = re.compile(r"\[:(\w+):\]")
 
 

@@ -2,374 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-from subtransfer.settings.shell.commands import Context, FsError, Unsupported
-from subtransfer.settings.shell.commands.options import Options, lines_of, read, to_bytes, tool, unknown
-from subtransfer.settings.shell.commands.sed_parser import Address, Parser, Sed, SedError
-from subtransfer.settings.shell.regexes import Regex
+from subtransfer.settings.shell.commands import Context, FsError
+from subtransfer.settings.shell.commands.options import Options, from_bytes, read, to_bytes, tool, unknown
+from subtransfer.settings.shell.commands.sed_machine import File, Machine, Output, Quit
+from subtransfer.settings.shell.commands.sed_parser import Parser, SedError
 
 _LONG = """quiet=n silent=n debug=debug expression=e: file=f: follow-symlinks=follow in-place=i:: line-length=l: posix=posix
 regexp-extended=E separate=s sandbox=sandbox unbuffered=u null-data=z zero-terminated=z binary=b"""
 _USAGE = "Usage: sed [OPTION]... {script-only-if-no-other-script} [input-file]...\n"
-
-
-class _Output:
-    """A destination that adds the newline that a last line lacked only once more follows."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-        self.missing = ""
-
-    def line(self, text: str, end: str, whole: bool) -> None:
-        self.parts += (self.missing, text, end if whole else "")
-        self.missing = "" if whole else end
-
-    def raw(self, text: str) -> None:
-        if text:
-            self.parts += (self.missing, text)
-            self.missing = ""
-
-
-class _Quit(Exception):
-    def __init__(self, status: int):
-        self.status = status
-
-
-@dataclasses.dataclass
-class _File:
-    name: str
-    lines: list[str]
-    whole: bool  # the last line has its end
-    at: int = 0
-
-
-class Machine:
-    """Runs a parsed script over files."""
-
-    def __init__(self, ctx: Context, commands: list[Sed], quiet: bool, end: str):
-        self.ctx = ctx
-        self.commands = commands
-        self.quiet = quiet
-        self.end = end
-        self.out = _Output()
-        self.outputs: dict[str, _Output] = {c.text: _Output() for c in commands if c.text and c.name in "wWs"}
-        self.readers: dict[str, list[str]] = {}
-        self.pattern, self.whole = "", True
-        self.hold, self.hold_whole = "", True
-        self.number = 0
-        self.last_regex: Regex | None = None
-        self.files: list[_File] = []
-        self.queue: list[tuple[str, str]] = []
-        self.status = 0
-
-    # -- input -------------------------------------------------------------------------------------------------------
-
-    def more(self) -> bool:
-        """Whether another line follows."""
-        while self.files and self.files[0].at >= len(self.files[0].lines):
-            if len(self.files) == 1:
-                return False
-            self.files.pop(0)
-        return bool(self.files)
-
-    def take(self) -> str:
-        file = self.files[0]
-        line = file.lines[file.at]
-        file.at += 1
-        self.whole = file.whole or file.at < len(file.lines)
-        self.number += 1
-        return line
-
-    def run(self, files: list[_File]) -> None:
-        """Runs the cycles over these files as one stream; lets _Quit through."""
-        self.files = [file for file in files if file.lines] or files[-1:]
-        again = False
-        while again or self.more():
-            self.ctx.tick()
-            if not again:
-                self.pattern = self.take()
-            try:
-                again = self.cycle()
-            finally:
-                self.flush()
-
-    def flush(self) -> None:
-        """What a, r and R kept for the end of the cycle."""
-        for kind, text in self.queue:
-            if kind == "a":
-                self.out.raw(text)
-            elif kind == "R":
-                self.out.line(text, self.end, True)
-            else:
-                try:
-                    self.out.raw(read(self.ctx, "-" if text == "/dev/stdin" else text))
-                except FsError:
-                    continue
-        self.queue.clear()
-
-    def output(self, name: str) -> _Output:
-        return self.out if name == "/dev/stdout" else self.outputs[name]
-
-    # -- addresses ---------------------------------------------------------------------------------------------------
-
-    def matches(self, address: Address) -> bool:
-        kind = address.kind
-        if kind == "line":
-            return self.number == address.first
-        if kind == "re":
-            return bool(self.regex(address.regex).test(self.pattern))
-        if kind == "last":
-            return not self.more()
-        if kind == "step":
-            return self.number >= address.first and (self.number - address.first) % address.step == 0
-        return False
-
-    def regex(self, regex: Regex | None) -> Regex:
-        """The regex, or the last one used for an empty one."""
-        if regex is None:
-            if self.last_regex is None:
-                self.ctx.error("sed: -e expression #1, char 0: no previous regular expression\n")
-                raise _Quit(1)
-            return self.last_regex
-        self.last_regex = regex
-        return regex
-
-    def selects(self, c: Sed) -> bool:
-        if c.start is None:
-            return True
-        if c.end is None:
-            return self.matches(c.start)
-        if c.active:
-            if c.until >= 0:  # the range ends at a line number
-                if self.number >= c.until:
-                    c.active = False
-                return self.number <= c.until or (self.number > c.until and self.matches_again(c))
-            if self.matches(c.end):
-                c.active = False
-            return True
-        if c.start.kind == "zero":
-            if c.until == -2 or self.number != 1:
-                return False
-            c.until = -2
-            c.active = not self.matches(c.end)
-            c.until = -2 if not c.active else -1
-            return True
-        return self.begins(c)
-
-    def matches_again(self, c: Sed) -> bool:
-        return c.start.kind != "line" and self.begins(c)
-
-    def begins(self, c: Sed) -> bool:
-        if not self.matches(c.start):
-            return False
-        end, number = c.end, self.number
-        c.until = -1
-        if end.kind == "line":
-            c.until = end.first
-        elif end.kind == "plus":
-            c.until = number + end.first
-        elif end.kind == "multiple":
-            c.until = number + -number % end.first if end.first else number
-        c.active = not (0 <= c.until <= number) and not (end.kind == "last" and not self.more())
-        return True
-
-    # -- commands ----------------------------------------------------------------------------------------------------
-
-    def end_cycle(self) -> None:
-        if not self.quiet:
-            self.out.line(self.pattern, self.end, self.whole)
-
-    def cycle(self) -> bool:
-        """One cycle; true if the next one starts without reading (D)."""
-        commands, at, changed = self.commands, 0, False
-        size = len(commands)
-        while at < size:
-            c = commands[at]
-            at += 1
-            if (c.start is not None or c.negated) and self.selects(c) == c.negated:
-                if c.name == "{":
-                    at = c.target
-                continue
-            match c.name:
-                case "s":
-                    changed = self.substitute(c) or changed
-                case "p":
-                    self.out.line(self.pattern, self.end, self.whole)
-                case "d":
-                    return False
-                case "D":
-                    head, newline, tail = self.pattern.partition("\n")
-                    if newline:
-                        self.pattern = tail
-                        return True
-                    return False
-                case "n":
-                    if not self.more():
-                        raise self.stop(0)
-                    self.end_cycle()
-                    self.flush()
-                    self.pattern = self.take()
-                case "N":
-                    if not self.more():
-                        raise self.stop(0)
-                    self.flush()
-                    self.pattern += "\n" + self.take()
-                    self.ctx.meter.word(len(self.pattern))
-                case "P":
-                    self.first_line(self.out)
-                case "q":
-                    raise self.stop(c.number)
-                case "Q":
-                    raise _Quit(c.number)
-                case "h":
-                    self.hold, self.hold_whole = self.pattern, self.whole
-                case "H":
-                    self.hold += "\n" + self.pattern
-                    self.ctx.meter.word(len(self.hold))
-                case "g":
-                    self.pattern, self.whole = self.hold, self.hold_whole
-                case "G":
-                    self.pattern += "\n" + self.hold
-                    self.ctx.meter.word(len(self.pattern))
-                case "x":
-                    self.pattern, self.hold = self.hold, self.pattern
-                    self.whole, self.hold_whole = self.hold_whole, self.whole
-                case "a":
-                    self.queue.append(("a", c.text))
-                case "i":
-                    self.out.raw(c.text)
-                case "c":
-                    if c.end is None or not c.active or c.negated:
-                        self.out.raw(c.text)
-                    return False
-                case "=":
-                    self.out.raw(f"{self.number}\n")
-                case "l":
-                    self.out.raw(self.listing(c.number))
-                case "y":
-                    self.pattern = self.pattern.translate(c.table)
-                case "b" | "t" | "T":
-                    if c.name == "b" or changed == (c.name == "t"):
-                        at = c.target
-                        self.ctx.tick()
-                    if c.name != "b":
-                        changed = False
-                case "r":
-                    self.queue.append(("r", c.text))
-                case "R":
-                    self.read_line(c.text)
-                case "w":
-                    self.output(c.text).line(self.pattern, self.end, self.whole)
-                case "W":
-                    self.first_line(self.output(c.text))
-                case "z":
-                    self.pattern = ""
-                case "F":
-                    self.out.raw(self.files[0].name + "\n")
-        self.end_cycle()
-        return False
-
-    def first_line(self, output: _Output) -> None:
-        line, newline, _ = self.pattern.partition("\n")
-        output.line(line, self.end, bool(newline) or self.whole)
-
-    def stop(self, status: int) -> _Quit:
-        self.end_cycle()
-        return _Quit(status)
-
-    def read_line(self, name: str) -> None:
-        if name not in self.readers:
-            try:
-                self.readers[name] = lines_of(self.ctx.fs.read_text(self.ctx.path(name), self.ctx.who), self.end)
-            except FsError:
-                self.readers[name] = []
-        if self.readers[name]:
-            self.queue.append(("R", self.readers[name].pop(0)))
-
-    def listing(self, width: int) -> str:
-        """The pattern space as l shows it."""
-        names = {"\a": "\\a", "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", "\v": "\\v", "\\": "\\\\"}
-        width = 70 if width < 0 else width
-        if width == 1:
-            raise Unsupported("sed l 1")
-        lines, line = [], ""
-        for char in to_bytes(self.pattern):
-            shown = names.get(char) or (char if " " <= char <= "~" else f"\\{ord(char):03o}")
-            if width and len(line) + len(shown) > width - 1:
-                lines.append(line + "\\\n")
-                line = ""
-            line += shown
-        return "".join(lines) + line + "$\n"
-
-    def substitute(self, c: Sed) -> bool:
-        regex = self.regex(c.regex)
-        text = self.pattern
-        match = regex.find(text, 0)
-        if not match:
-            return False
-        numbers = [p for p in c.parts if isinstance(p, int)]
-        if numbers and max(numbers) > regex.groups:
-            raise Unsupported("sed s//\\1/ with another expression's groups")
-        everything = "g" in c.flags
-        out: list[str] = []
-        at, copied, count, done = 0, 0, 0, False
-        while match:
-            start, end = match.span()
-            if start == end and start == copied and count:  # empty, right behind the match before
-                count -= 1
-                hit = False
-            else:
-                hit = count + 1 >= (c.number or 1)
-            count += 1
-            if hit:
-                out.append(text[copied:start])
-                out.append(self.expand(c.parts, match))
-                copied = end
-                done = True
-                if not everything:
-                    break
-            elif start < end:
-                out.append(text[copied:end])
-                copied = end
-            at = end if end > start else end + 1
-            if at > len(text):
-                break
-            self.ctx.tick()
-            match = regex.find(text, at)
-        if not done:
-            return False
-        out.append(text[copied:])
-        self.pattern = "".join(out)
-        self.ctx.meter.word(len(self.pattern))
-        if "p" in c.flags:
-            self.out.line(self.pattern, self.end, self.whole)
-        if c.text:
-            self.output(c.text).line(self.pattern, self.end, self.whole)
-        return True
-
-    @staticmethod
-    def expand(parts: tuple, match: object) -> str:
-        """The replacement, with its changes of case."""
-        if len(parts) == 1 and isinstance(parts[0], str) and parts[0][0] != "\0":
-            return parts[0]
-        out = ""
-        mode, once = "E", ""
-        for part in parts:
-            if isinstance(part, str) and part[0] == "\0":
-                if part[1] in "ul":
-                    once = part[1]
-                else:
-                    mode, once = part[1], ""
-                continue
-            text = (match.group(part) or "") if isinstance(part, int) else part
-            if mode != "E":
-                text = text.upper() if mode == "U" else text.lower()
-            if once and text:
-                text = (text[0].upper() if once == "u" else text[0].lower()) + text[1:]
-                once = ""
-            out += text
-        return out
 
 
 @tool("sed", short="bsnrzuEe:f:l:i::V", long=_LONG)
@@ -385,7 +25,7 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
                 try:
                     scripts.append(read(ctx, value).removesuffix("\n"))
                 except FsError as error:
-                    return ctx.fail(f"couldn't open file {value}: {error.message}")
+                    return ctx.fail(f"couldn't open file {value}: {error.message}", 4)
             case "l" if value.isdigit() and int(value) != 1:
                 flags["l"] = value
             case "r" | "E":
@@ -399,7 +39,7 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
             ctx.error(_USAGE)
             return 1
         scripts, operands = operands[:1], operands[1:]
-    script = "\n".join(scripts)
+    script = to_bytes("\n".join(scripts))
     quiet = "n" in flags or script.startswith("#n\n") or script == "#n"
     try:
         commands = Parser(script, "E" in flags).parse()
@@ -413,64 +53,53 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
     machine = Machine(ctx, commands, quiet, "\0" if "z" in flags else "\n")
     status = _process(ctx, machine, operands, flags)
     for name, output in machine.outputs.items():
-        text = "".join(output.parts)
+        text = from_bytes("".join(output.parts))
         if name == "/dev/stderr":
             ctx.error(text)
         elif name != "/dev/stdout":
             try:
-                ctx.fs.write_text(ctx.path(name), text, ctx.who)
+                ctx.fs.write_text(ctx.path(from_bytes(name)), text, ctx.who)
             except FsError as error:
                 return ctx.fail(f"couldn't open file {name}: {error.message}", 4)
     return status
 
 
-def _load(ctx: Context, name: str, end: str) -> _File:
-    text = read(ctx, name)
-    return _File(name, lines_of(text, end), text.endswith(end) or not text)
-
-
 def _process(ctx: Context, machine: Machine, names: list[str], flags: dict[str, str]) -> int:
-    status = 0
-    groups: list[list[_File]] = [[]]
-    in_place = "i" in flags
-    for name in names or ["-"]:
-        path = ctx.path(name)
-        try:
-            if in_place:
-                node = ctx.fs.node(path, ctx.who)
-                if node.kind != "file":
-                    status = ctx.fail(f"couldn't edit {name}: not a regular file", 4)
-                    continue
-            file = _load(ctx, name, machine.end)
-        except FsError as error:
-            if error.code == "EISDIR":
-                ctx.fail(f"read error on {name}: {error.message}")
-                status = status or 4
-                continue
-            status = status or ctx.fail(f"can't read {name}: {error.message}", 2)
-            continue
-        if "s" in flags or in_place:
-            groups.append([file])
-        else:
-            groups[0].append(file)
+    """Runs the script over the files as one stream, or one by one with -s and -i."""
+    names = names or ["-"]
+    apart = "s" in flags or "i" in flags
+    groups = [[name] for name in names] if apart else [names]
     try:
-        for group in filter(None, groups):
-            if "s" in flags or in_place:
-                machine.number, machine.hold, machine.hold_whole = 0, "", True
-                for command in machine.commands:
-                    command.active, command.until = False, -1
+        for group in groups:
+            if "i" in flags and not _editable(ctx, machine, group[0]):
+                continue
+            if apart:
+                machine.forget()
             try:
-                machine.run(group)
+                machine.run([File(name) for name in group])
             finally:
-                if in_place:
-                    _replace(ctx, group[0].name, "".join(machine.out.parts), flags["i"])
-                    machine.out = _Output()
-    except _Quit as quit_:
-        status = quit_.status or status
+                if "i" in flags:
+                    _replace(ctx, group[0], from_bytes("".join(machine.out.parts)), flags["i"])
+                    machine.out = Output()
+    except Quit as quit_:
+        machine.status = quit_.status or machine.status
     except FsError as error:
         return ctx.fail(f"couldn't open temporary file {error}", 4)
-    ctx.write("".join(machine.out.parts))
-    return status
+    ctx.write(from_bytes("".join(machine.out.parts)))
+    return machine.status
+
+
+def _editable(ctx: Context, machine: Machine, name: str) -> bool:
+    """Whether sed -i can work on a file; complains if not."""
+    try:
+        if ctx.fs.node(ctx.path(name), ctx.who).kind != "file":
+            machine.status = ctx.fail(f"couldn't edit {name}: not a regular file", 4)
+            return False
+        read(ctx, name)
+    except FsError as error:
+        machine.status = machine.status or ctx.fail(f"can't read {name}: {error.message}", 2)
+        return False
+    return True
 
 
 def _replace(ctx: Context, name: str, text: str, suffix: str) -> None:

@@ -37,7 +37,7 @@ class Sed:
       number: the exit code of q, Q; the width of l; the n-th match of s (0: the first).
       regex, parts, flags: of s; parts are text, group numbers and "\\0" + letter for changes of case.
       target: of }, {, b, t, T: where to go on.
-      active, until: state of a range.
+      active, until, begun: state of a range; one that begins at a line number begins once.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Sed:
     target: int = 0
     active: bool = False
     until: int = -1
+    begun: bool = False
 
 
 def _numbered(match: re.Match) -> str:
@@ -60,8 +61,6 @@ def _numbered(match: re.Match) -> str:
     if control:
         return chr(ord(control.upper()) ^ 0x40)
     code = int(decimal) & 255 if decimal else int(octal, 8) & 255 if octal else int(hexadecimal, 16)
-    if code > 127:
-        raise Unsupported("sed with bytes beyond ASCII as numbers")
     return chr(code)
 
 
@@ -91,7 +90,7 @@ def text_escapes(text: str) -> str:
     while at < len(text):
         if text[at] == "\\" and at + 1 < len(text):
             match = _NUMBERED.match(text, at + 1)
-            out.append(_numbered(match) if match else _CHARS.get(text[at + 1], text[at + 1]) if text[at + 1] != "n" else "n")
+            out.append(_numbered(match) if match else _CHARS.get(text[at + 1], text[at + 1]))
             at = match.end() if match else at + 2
         else:
             out.append("" if text[at] == "\\" else text[at])
@@ -411,7 +410,9 @@ class Parser:
             self.finish()
         elif name in "rRwW":
             command.text = self.file_name()
-        elif name in "qQlL":
+        elif name in "qQl":
+            if name != "l" and command.end is not None:
+                raise self.fail("command only uses one address")
             self.skip(" \t")
             command.number = self.number() if self.peek().isdigit() else -1 if name == "l" else 0
             self.finish()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import heapq
 import re
 from collections.abc import Callable
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.options import (
+    FOLD,
     Options,
     UsageError,
     from_bytes,
@@ -20,10 +22,10 @@ from subtransfer.settings.shell.commands.options import (
     usage,
 )
 
-_SORT_LONG = """ignore-leading-blanks=b dictionary-order=d ignore-case=f general-numeric-sort=g ignore-nonprinting=i month-sort=M
-human-numeric-sort=h numeric-sort=n random-sort=R reverse=r sort=sort: version-sort=V batch-size=batch:
-check=check:: compress-program=compress: debug=debug files0-from=files0: key=k: merge=m output=o: stable=s buffer-size=S: field-separator=t:
-temporary-directory=T: parallel=parallel: unique=u zero-terminated=z random-source=random:"""
+_SORT_LONG = """ignore-leading-blanks=b dictionary-order=d ignore-case=f general-numeric-sort=g ignore-nonprinting=i
+month-sort=M human-numeric-sort=h numeric-sort=n random-sort=R reverse=r sort=sort: version-sort=V batch-size=batch:
+check=check:: compress-program=compress: debug=debug files0-from=files0: key=k: merge=m output=o: stable=s
+buffer-size=S: field-separator=t: temporary-directory=T: parallel=parallel: unique=u zero-terminated=z random-source=random:"""
 _ORDERS = {"general-numeric": "g", "human-numeric": "h", "month": "M", "numeric": "n", "random": "R", "version": "V"}
 _NUMBER = re.compile(r"[ \t\n]*(-?)(\d*)(?:\.(\d*))?")
 _HUMAN = re.compile(r"[ \t\n]*(-?)(\d*)(?:\.(\d*))?([KkMGTPEZY]?)")
@@ -147,7 +149,9 @@ class _Key:
             part = separator.join(fields[self.start[0] - 1 : self.end[0] if self.end else None])
         else:
             begin = self._begin(text, separator, *self.start, "b" in self.options)
-            end = len(text) if self.end is None else self._begin(text, separator, *self.end, self.end_blanks) + (self.end[1] > 0)
+            end = len(text)
+            if self.end is not None:
+                end = self._begin(text, separator, *self.end, self.end_blanks) + (self.end[1] > 0)
             return text[begin : max(begin, end)]
         return part.lstrip(" \t") if "b" in self.options else part
 
@@ -160,7 +164,7 @@ class _Key:
                 part = re.sub(r"[^A-Za-z0-9 \t]", "", part)
             if "i" in options:
                 part = re.sub(r"[^ -~]", "", part)
-            return part.translate(_FOLD) if "f" in options else part
+            return part.translate(FOLD) if "f" in options else part
 
         convert = {
             "n": _numeric, "h": _human, "g": _general, "M": _month,
@@ -171,7 +175,6 @@ class _Key:
 
 _BLANK_FIELD = re.compile(r"[ \t]*[^ \t]*")
 _BLANKS = re.compile(r"[ \t]*")
-_FOLD = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
 def _parse_key(text: str, inherited: str) -> _Key:
@@ -232,13 +235,14 @@ def sort(ctx: Context, options: Options, operands: list[str]) -> int:
     plain = len(keys) == 1 and not specs and not set(general) - {"r"}
     reverse = "r" in general
     end = "\0" if "z" in flags else "\n"
-    lines: list[str] = []
+    files: list[list[str]] = []
     for name in operands or ["-"]:
         try:
-            lines += lines_of(to_bytes(read(ctx, name)), end)
+            files.append(lines_of(to_bytes(read(ctx, name)), end))
         except FsError as error:
             verb = "read failed" if error.code == "EISDIR" else "cannot read"
             return ctx.fail(f"{verb}: {name}: {error.message}", 2)
+    lines = [line for file in files for line in file]
     ctx.tick(len(lines))
     functions = [(key.function(separator), "r" in key.options) for key in keys]
 
@@ -252,21 +256,22 @@ def sort(ctx: Context, options: Options, operands: list[str]) -> int:
                     ctx.fail(f"{operands[0] if operands else '-'}:{number + 2}: disorder: {from_bytes(line)}")
                 return 1
         return 0
-    if plain:
+    if "m" in flags:
+        order = functools.cmp_to_key(lambda a, b: _compare(a, b, functions, "s" in flags or "u" in flags, reverse))
+        lines = list(heapq.merge(*files, key=order))
+    elif plain:
         lines.sort(reverse=reverse)
-        if "u" in flags:
-            lines = list(dict.fromkeys(lines))
     else:
         if "s" not in flags and "u" not in flags:
             lines.sort(reverse=reverse)
         for function, backward in reversed(functions):
             lines.sort(key=function, reverse=backward)
-        if "u" in flags:
-            kept: list[str] = []
-            for line in lines:
-                if not kept or any(function(kept[-1]) != function(line) for function, _ in functions):
-                    kept.append(line)
-            lines = kept
+    if "u" in flags:
+        kept: list[str] = []
+        for line in lines:
+            if not kept or any(function(kept[-1]) != function(line) for function, _ in functions):
+                kept.append(line)
+        lines = kept
     text = from_bytes(end.join(lines) + end if lines else "")
     if "o" not in flags:
         ctx.write(text)
@@ -311,6 +316,8 @@ def uniq(ctx: Context, options: Options, operands: list[str]) -> int:
         raise UsageError(f"extra operand {quoted(operands[2])}")
     if "c" in flags and "D" in flags:
         raise UsageError("printing all duplicated lines and repeat counts is meaningless")
+    if "D" in flags and flags & {"u", "d"}:
+        raise Unsupported("uniq -D with -d or -u")
     end = "\0" if "z" in flags else "\n"
     try:
         lines = lines_of(to_bytes(read(ctx, operands[0] if operands else "-")), end)
@@ -327,7 +334,7 @@ def uniq(ctx: Context, options: Options, operands: list[str]) -> int:
         line = line[numbers["s"] :]
         if numbers["w"] >= 0:
             line = line[: numbers["w"]]
-        return line.translate(_FOLD) if "i" in flags else line
+        return line.translate(FOLD) if "i" in flags else line
 
     groups: list[tuple[str, list[str]]] = []
     for line in lines:

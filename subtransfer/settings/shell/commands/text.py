@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
 from subtransfer.settings.shell.commands.options import (
@@ -29,10 +28,7 @@ READ_ERROR = "error reading {quoted}: {message}"
 _OBSOLETE = re.compile(r"-(\d+)([bckm]?)([qvz]*)(l?)([qvz]*)")
 _SHORT = {"head": "c:n:qvz", "tail": "c:n:qvzfFs:"}
 _LONG = "bytes=c: lines=n: quiet=q silent=q verbose=v zero-terminated=z follow=f pid=pid: retry=retry sleep-interval=s:"
-
-
-def _first_bytes(text: str, count: int) -> str:
-    return from_bytes(to_bytes(text)[:count])
+_UNPRINTABLE = re.compile(r"[^\t-\r -~]")
 
 
 def _part(text: str, unit: str, sign: str, count: int, head: bool, end: str) -> str:
@@ -108,6 +104,8 @@ def _head_or_tail(ctx: Context, argv: list[str], head: bool) -> int:
                 raise unknown(ctx, key)
     if titles is None:
         titles = len(operands) > 1
+    if not head and not count and sign != "+":
+        return 0  # tail then opens nothing
     status, shown = 0, False
     for file in operands or ["-"]:
         endless = False
@@ -119,6 +117,8 @@ def _head_or_tail(ctx: Context, argv: list[str], head: bool) -> int:
             else:
                 text = ctx.stdin
         except FsError as error:
+            if error.code == "EISDIR" and head and not count and sign != "-":
+                continue  # it is opened, but not read
             form = READ_ERROR if error.code == "EISDIR" else CANNOT_OPEN
             if titles and error.code == "EISDIR":
                 ctx.write(("\n" if shown else "") + f"==> {file} <==\n")
@@ -158,8 +158,8 @@ def _width(line: str) -> int:
     for char in line:
         if char == "\t":
             at += 8 - at % 8
-        elif char.isprintable() and not unicodedata.combining(char):
-            at += 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        elif " " <= char <= "~":
+            at += 1
     return at
 
 
@@ -171,11 +171,11 @@ def _counts(text: str, wanted: str) -> list[int]:
         if kind == "l":
             values.append(text.count("\n"))
         elif kind == "w":
-            values.append(len([w for w in text.split() if w.isascii() or any(map(str.isprintable, w))]))
-        elif kind == "m":
-            values.append(len(text) if text.isascii() else sum(not "\udc80" <= c <= "\udcff" for c in text))
-        elif kind == "c":
-            values.append(len(to_bytes(text)))
+            words = re.findall(r"[^ \t-\r]+", text)
+            plain = _UNPRINTABLE.search(text) is None
+            values.append(len(words) if plain else sum(any(" " < c <= "~" for c in word) for word in words))
+        elif kind in "mc":
+            values.append(len(text))
         else:
             values.append(max(map(_width, re.split("[\n\r\f]", text))))
     return values
@@ -213,7 +213,7 @@ def wc(ctx: Context, options: Options, operands: list[str]) -> int:
     for name in names:
         ctx.tick()
         try:
-            values = _counts(read(ctx, name), wanted)
+            values = _counts(to_bytes(read(ctx, name)), wanted)
         except FsError as error:
             status = ctx.fail(f"{name}: {error.message}")
             if error.code != "EISDIR":
@@ -241,7 +241,7 @@ def nl(ctx: Context, options: Options, operands: list[str]) -> int:
             case "n" if value in ("ln", "rn", "rz"):
                 form = value
             case "s":
-                separator = value
+                separator = to_bytes(value)
             case "i" | "v" | "w" if re.fullmatch(r"-?\d{1,9}", value) and (key != "w" or int(value) > 0):
                 step, number, width = (int(value) if key == k else old for k, old in (("i", step), ("v", number), ("w", width)))
             case "b":
@@ -252,12 +252,12 @@ def nl(ctx: Context, options: Options, operands: list[str]) -> int:
             case _:
                 raise unknown(ctx, key)
     try:
-        matches = compile_regex(style[1:], "bre", "grep").test if style[0] == "p" else None
+        matches = compile_regex(to_bytes(style[1:]), "bre", "grep").test if style[0] == "p" else None
     except RegexError as error:
         return ctx.fail(str(error))
     inputs = Inputs(ctx, operands)
     out = []
-    for line in lines_of(inputs.joined()):
+    for line in lines_of(to_bytes(inputs.joined())):
         ctx.tick()
         if line in ("\\:", "\\:\\:", "\\:\\:\\:"):
             raise Unsupported("nl with sections")
@@ -268,7 +268,7 @@ def nl(ctx: Context, options: Options, operands: list[str]) -> int:
             number += step
         else:
             out.append(" " * (width + len(separator)) + line + "\n")
-    ctx.write("".join(out))
+    ctx.write(from_bytes("".join(out)))
     return int(inputs.failed)
 
 
@@ -295,6 +295,8 @@ def rev(ctx: Context, options: Options, operands: list[str]) -> int:
         raise unknown(ctx, options[0][0])
     inputs = Inputs(ctx, operands, "cannot open {name}: {message}", "{name}: {message}")
     for _, text in inputs:
+        if not text.isascii():
+            raise Unsupported("rev of bytes beyond ASCII")
         ctx.write("".join(line[::-1] + "\n" for line in text.split("\n"))[: len(text)])
     return int(inputs.failed)
 

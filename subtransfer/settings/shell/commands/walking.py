@@ -6,7 +6,7 @@ from subtransfer.settings.shell.commands import Context
 
 
 def scan(ctx: Context, path: str) -> list[str]:
-    """Names in a directory, the newest first, as readdir gives them on tmpfs and find, du and grep -r keep them. Raises FsError."""
+    """Names in a directory, the newest first, as tmpfs lists them and find, du and grep -r keep them. Raises FsError."""
     names = ctx.fs.listdir(path, ctx.who)
     if len(names) < 2:
         return names

@@ -76,7 +76,7 @@ def xargs(ctx: Context, options: Options, operands: list[str]) -> int:
             case "n" | "L" | "l" | "s":
                 value = value or "1"
                 if not value.isdigit():
-                    return ctx.fail(f"invalid number ‘{value}’ for -{key} option")
+                    return ctx.fail(f"invalid number '{value}' for -{key} option")
                 if not int(value):
                     return ctx.fail(f"value {value} for -{key} option should be >= 1")
                 if key == "s":
@@ -97,7 +97,7 @@ def xargs(ctx: Context, options: Options, operands: list[str]) -> int:
     try:
         text = read(ctx, file)
     except FsError as error:
-        return ctx.fail(f"Cannot open input file ‘{file}’: {error.message}")
+        return ctx.fail(f"Cannot open input file '{file}': {error.message}")
     broken = None
     try:
         if separator is not None:
