@@ -39,6 +39,8 @@ def awk(ctx: Context, argv: list[str]) -> int:
         if not sources:
             if not operands:
                 return ctx.fail("no program given", 2)
+            if operands[0] == "-":
+                raise Unsupported("awk -")
             sources.append(to_bytes(operands.pop(0)))
         runtime.arguments = [to_bytes(operand) for operand in operands]
         given = Array()

@@ -10,6 +10,7 @@ from subtransfer.settings.shell.commands import Context, FsError, Unsupported, c
 from subtransfer.settings.shell.commands.find_printf import pieces
 from subtransfer.settings.shell.commands.find_tests import BY_NAME, Entry, FindError, Test, make_test, plain_test
 from subtransfer.settings.shell.commands.walking import join, scan
+from subtransfer.settings.shell.filesystem import allows
 
 _GLOBAL = {"-depth", "-d", "-follow", "-daystart", "-maxdepth", "-mindepth", "-regextype"}
 _ACTIONS = set(
@@ -385,17 +386,22 @@ class _Walker:
         except FsError as error:
             self.parser.complain(f"'{entry.shown}': {error.message}")
             return
+        searchable = allows(entry.node, 1, self.ctx.who)
         for name in names:
             path = join(entry.path, name)
             shown = join(entry.shown, name)
             hidden = False
-            try:
-                node = self.node(path, follow)
-            except FsError as error:
-                if error.code != "EACCES" or follow:
+            if follow:
+                try:
+                    node = self.node(path, True)
+                except FsError as error:
                     self.parser.complain(f"'{shown}': {error.message}")
                     continue
-                node, hidden = entry.node.entries[name], True
+            else:
+                node, hidden = entry.node.entries.get(name), not searchable
+                if node is None:  # an action has removed it
+                    self.parser.complain(f"'{shown}': No such file or directory")
+                    continue
             if follow and node.entries is not None and entry.depth > 30:
                 raise Unsupported("find -L in a loop")
             self.visit(Entry(shown, path, entry.start, node, entry.depth + 1, hidden))

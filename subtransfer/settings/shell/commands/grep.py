@@ -123,7 +123,7 @@ def _prepare(ctx: Context, options: list[tuple[str, str]], operands: list[str]) 
                 job.flags |= {"text": {"a"}, "without-match": {"I"}}.get(value, set())
             case "d":
                 if value not in ("read", "skip", "recurse"):
-                    raise UsageError(f"invalid argument '{value}' for '--directories'")
+                    raise Unsupported("grep -d with another word")
                 job.flags |= {"skip": {"dskip"}, "recurse": {"r"}}.get(value, set())
             case "T" | "u" | "D" | "V" | "exclude-from":
                 raise Unsupported(f"grep {'-' if len(key) == 1 else '--'}{key}")

@@ -12,6 +12,7 @@ from subtransfer.settings.shell.regexes import MAX_COST, Analysis
 from subtransfer.settings.shell.result import Unsupported
 
 _FOREIGN = re.compile(r"\\(?:[pPXRGQEKCgkNoHVulULz]|x\{|c|0)|\(\?(?![:=!]|<[=!])|\(\*|\[\[[.=]|[*+?}]\+|\\h|\{,", re.DOTALL)
+_NESTED = re.compile(r"\[\^?\]?[^\]]*(?:\[|--|&&|~~|\|\|)")  # what Python may one day read as sets of sets
 _CLASS = re.compile(r"\[:(\w+):\]")
 
 
@@ -56,6 +57,8 @@ def perl_regex(pattern: str, ignore_case: bool) -> _Perl:
     text = f"(?:{head})(?P<kept>{tail})" if kept else pattern
     if (names := _CLASS.findall(text)) and not all(name in CLASSES for name in names):
         raise RegexError("unknown POSIX class name")
+    if _NESTED.search(re.sub(r"\\.", "", _CLASS.sub("", text), flags=re.DOTALL)):
+        raise Unsupported("grep -P with such a set")
     text = _CLASS.sub(lambda m: CLASSES[m[1]], text)
     flags = re.ASCII | (re.IGNORECASE if ignore_case else 0)
     try:
