@@ -188,13 +188,17 @@ def leak_check(
 ) -> None:
     """Checks final training tokens; stops the run on a hit.
 
+    A token that only begins a keyword ("des" of "destroy", in a small vocabulary) is none by itself, as it begins other words
+    too: the decoded text shows whether the keyword is there. It leaves soft targets all the same.
+
     Args:
       examples: (name, tokens int32 [L], loss_mask bool [L]) without the constant system segment.
 
     Raises:
-      LeakError: a token is in `unsafe_ids`, or the decoded text holds a keyword in some reading.
+      LeakError: a token in `unsafe_ids` holds a keyword, or the decoded text does in some reading.
     """
     marks = all_marks(setting, extra_keywords)
+    unsafe_ids = np.array([i for i in unsafe_ids if find_mark(tokenizer.decode([int(i)]), marks)], np.int32)
     for name, tokens, loss_mask in examples:
         hits = np.flatnonzero(np.isin(tokens, unsafe_ids))
         if len(hits):
