@@ -68,16 +68,19 @@ def test_a_second_run_computes_nothing(finished):
 
 
 def test_killed_anywhere_and_restarted_gives_the_same_bytes(finished, tmp_path):
-    """Three SIGKILLs at random moments of a run; what was finished is re-used, what was cut off is redone."""
+    """Three SIGKILLs at random moments of later and later stages; what was finished is re-used, what was cut off is redone."""
     rng = random.Random(0)
     command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/quickstart.py", f"--workdir={tmp_path / 'w'}"]
     command += [f"--config.{field}" for field in SMALL]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    for _ in range(3):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env)
-        time.sleep(rng.uniform(6, 14))
+    for stages in (1, 4, 9):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env, text=True)
+        for _ in range(stages):
+            assert process.stdout.readline().startswith("["), "the run ended before it was killed"
+        time.sleep(rng.uniform(0, 4))
         process.kill()
         process.wait()
+        process.stdout.close()
     done = _launch(tmp_path / "w")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "[reused]" in done.stdout
