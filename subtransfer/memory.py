@@ -60,23 +60,40 @@ class Sizes:
         return state + other_weights + tokens * (cfg.num_layers * kept + layer + logits)
 
     def rollout(self, batch: int) -> int:
-        """Peak of a rollout of `batch` episodes side by side."""
+        """Peak of a rollout of `batch` episodes side by side: all slots, and what the larger of a burst and a feed needs."""
         cfg = self.cfg
+        split = min(self.tensor, cfg.num_kv_heads) if cfg.num_kv_heads % self.tensor == 0 else 1
         rows = -(-batch // self.rows)
-        # Float32 scores and weights of attention while one piece of a prompt is fed.
-        tokens = self._episode_tokens()
-        scores = 2 * 4 * rows * cfg.num_heads * min(engine.CHUNK, tokens) * tokens // self.tensor
-        cache = 2 * cfg.num_layers * rows * self._episode_tokens() * cfg.num_kv_heads * cfg.head_width * self._width
-        return (
-            self.weights
-            + scores
-            + 2 * cache // min(self.tensor, cfg.num_kv_heads)
-            + 4 * 4 * rows * cfg.vocab_size // self.tensor
-        )
+        lane = -(-rows // 2)  # two lanes take turns, so that one's work is half of all rows
+        token = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_width * self._width // split
+        prefix, slot = prefix_tokens(self.config), slot_tokens(self.config)
+        logits = 4 * cfg.vocab_size // self.tensor
+        fed = min(self.config.rollouts.max_tool_tokens + 64, engine.CHUNK)
+        # Float32 scores and weights of one layer's attention, the fed tokens' KV, the MLP's activations.
+        scores = 2 * 4 * cfg.num_heads // self.tensor * fed * (prefix + slot + fed)
+        feed = lane * (scores + fed * (token + self._width * (4 * cfg.width + 3 * cfg.mlp_width // self.tensor)))
+        burst = lane * (engine.Shape.burst * token + 4 * logits)
+        return self.weights + (rows * slot + prefix) * token + rows * logits + max(feed, burst)
 
     def _episode_tokens(self) -> int:
-        r = self.config.rollouts
-        return max(self.config.distill.max_tokens, 64 + r.max_turns * (r.max_new_tokens + r.max_tool_tokens))
+        return max(self.config.distill.max_tokens, slot_room(self.config))
+
+
+def slot_room(config) -> int:
+    """Tokens of an episode beyond the prompt that all share."""
+    r = config.rollouts
+    return 64 + r.max_turns * (r.max_new_tokens + r.max_tool_tokens)
+
+
+def prefix_tokens(config) -> int:
+    """Tokens of the shared prompt, as far as a plan knows them: what the longest episode has beyond a slot's room."""
+    return max(config.distill.max_tokens - slot_room(config), 0)
+
+
+def slot_tokens(config) -> int:
+    """Length of a slot."""
+    shape = engine.Shape(1, slot_room(config), 1, min(config.rollouts.max_tool_tokens + 64, engine.CHUNK))
+    return shape.length
 
 
 def lora_size(cfg: DecoderConfig, tuning) -> int:

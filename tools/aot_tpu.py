@@ -1,21 +1,25 @@
 """Compiles a config's real programs for a TPU topology, on a machine without a TPU.
 
     pip install -e '.[tpu]'
-    python tools/aot_tpu.py --config=configs/paper_api.py --topology=v5e:4x4 --config.mesh.fsdp=8 --config.mesh.tensor=2
+    python tools/aot_tpu.py --config=configs/aot_llama.py --topology=v5e:4x4 --programs=prefill,decode
 
-For every model of the config it compiles, for the mesh that the config states over the topology's chips, the prefill, the
-decoding loop, the choice probe and the training step of a student, and prints the memory that the compiler gives each on a
-chip, beside what `--dry_run` estimates. A program that does not fit ends the command with exit status 1 and what to change.
-Nothing is executed.
+For every model of the config it compiles, for the mesh that the config states over the topology's chips, the prefill
+(`engine.feed`), the decoding loop (`engine.burst`), the choice probe and the training step of a student. It prints the memory
+that each takes on a chip beside what `--dry_run` plans, and the time that the compiler expects (see `tpu_time.py`): a step's of
+the decoding loop, a call's of the others. The fraction of the HBM limit counts what a decoding step must read: a chip's
+weights, its slots, full, and the shared prefix. A program that does not fit ends the command with exit status 1 and what to
+change. Nothing is executed.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import math
 import os
 import sys
-from collections.abc import Callable
+import time
 from pathlib import Path
 from typing import Any
 
@@ -24,30 +28,34 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched: several compilations do not disturb each other
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
+from tpu_time import CHIPS, Chip, Program
 
 from subtransfer import config as configuration
-from subtransfer import sharding
+from subtransfer import memory, sharding
 from subtransfer.arms import arms
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
 from subtransfer.launch import split_overrides
 from subtransfer.memory import Sizes
+from subtransfer.models.attention import KV, Past
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.probes import choice
-from subtransfer.rollout import engine
+from subtransfer.rollout import engine, scheduler
+from subtransfer.rollout.sampling import Sampling
+from subtransfer.stages import DECISION_BATCH
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chips, as KIND:SHAPE, such as v5e:4x4, v6e:4x4, v5p:4x4x4.")
 _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
+_PROGRAMS = flags.DEFINE_list("programs", ["prefill", "decode", "probe", "train"], "Which programs to compile.")
 
-# Memory of one chip in GiB, from the vendor's public system documentation.
-CHIPS = {"v4": 32, "v5e": 16, "v5p": 95, "v6e": 32}
 WHOLE = PartitionSpec()
 
 
@@ -88,51 +96,66 @@ class Programs:
         params = self._params(jnp.dtype(self.cfg.dtype))
         return {"params": params, "lora": self._factors(params)}
 
-    def _state(self, batch: int, length: int):
-        abstract = jax.eval_shape(lambda: engine.start(self.cfg, batch, length))
+    def _rows(self, shape, dtype, heads=None):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows_sharding(self.mesh, shape, heads=heads))
 
-        def place(x):
-            placed = sharding.rows_sharding(self.mesh, x.shape, heads=1 if x.ndim == 4 else None)
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=placed)
+    @functools.cached_property
+    def layout(self) -> scheduler.Layout:
+        """What the scheduler chooses for the config's rollouts on this mesh."""
+        r = self.config.rollouts
+        return scheduler.layout(r.batch_size, memory.slot_room(self.config), r.max_tool_tokens + 64, self.mesh)
 
-        return jax.tree.map(place, abstract)
+    def slots(self) -> engine.Slots:
+        """Of one lane."""
+        abstract = jax.eval_shape(lambda: engine.start(self.cfg, self.layout.shape))
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=engine.slot_sharding(self.mesh, x)), abstract
+        )
 
-    def _rows(self, shape, dtype):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows_sharding(self.mesh, shape))
+    def prefix(self) -> tuple[Past, ...]:
+        """The stretches that `engine.encode_prefix` leaves."""
+        left, past = memory.prefix_tokens(self.config), []
+        while left > 0:
+            size = -(-min(left, engine.CHUNK) // engine.ROUND) * engine.ROUND
+            shape = (1, self.cfg.num_kv_heads, size, self.cfg.head_width)
+            kv = self._rows(shape, jnp.dtype(self.cfg.dtype), heads=1)
+            layers = tuple(KV(kv, kv) for _ in range(self.cfg.num_layers))
+            past.append(Past(layers, self._array((1, size), jnp.bool_), self._array((1, size), jnp.int32)))
+            left -= size
+        return tuple(past)
 
     def prefill(self):
-        c = self.config
-        batch, length = c.rollouts.batch_size, c.distill.max_tokens
-        tokens, lengths = self._rows((batch, min(engine.CHUNK, length)), jnp.int32), self._rows((batch,), jnp.int32)
-        return engine.extend_chunk.lower(self.cfg, self.weights(), self._state(batch, length), tokens, lengths)
+        shape = self.layout.shape
+        rows = self._array((shape.feed_rows,), jnp.int32)
+        numbers = self._rows((shape.feed_rows,), jnp.int32)
+        tokens = self._rows((shape.feed_rows, shape.feed_tokens), jnp.int32)
+        return engine.feed.lower(self.cfg, shape, self.weights(), self.prefix(), self.slots(), rows, numbers, tokens, numbers)
 
     def decode(self):
-        c = self.config
-        batch = c.rollouts.batch_size
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), batch))
-        keys = jax.ShapeDtypeStruct(keys.shape, keys.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
-        return engine.decode.lower(
-            self.cfg,
-            self.weights(),
-            self._state(batch, self.config.distill.max_tokens),
-            keys,
-            self._array((), jnp.int32),
-            self._rows((batch,), jnp.bool_),
-            self._array((2,), jnp.int32),
-            max_new_tokens=c.rollouts.max_new_tokens,
-            temperature=1.0,
-        )
+        shape = self.layout.shape
+        rows = jax.tree.map(lambda x: self._rows(x.shape, x.dtype), engine.Rows.empty(shape.rows))
+        how, stop = Sampling(self.config.rollouts.temperature), self._array((2,), jnp.int32)
+        return engine.burst.lower(self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop)
 
     def probe(self):
-        tasks, names, longest, length = self.config.probe.batch_size, 7, 8, self.config.distill.max_tokens // 2
+        tasks, names, longest = min(DECISION_BATCH, self.config.probe.tasks), 7, 8
+        length = memory.prefix_tokens(self.config) + 256
+        spec = PartitionSpec(None, ("data", "fsdp"))
         batches = (
-            self._array((2, tasks, length), jnp.int32, PartitionSpec(None, ("data", "fsdp"))),
-            self._array((2, tasks, length), jnp.int32, PartitionSpec(None, ("data", "fsdp"))),
-            self._array((2, tasks), jnp.int32, PartitionSpec(None, ("data", "fsdp"))),
-            self._array((2, tasks, names, longest), jnp.int32, PartitionSpec(None, ("data", "fsdp"))),
+            self._array((2, tasks, length), jnp.int32, spec),
+            self._array((2, tasks, length), jnp.int32, spec),
+            self._array((2, tasks), jnp.int32, spec),
+            self._array((2, tasks, names, longest), jnp.int32, spec),
         )
         fixed = (((length,), jnp.int32), ((names, longest), jnp.int32), ((names, longest), jnp.bool_))
-        return choice.score.lower(self.cfg, self.weights(), batches, *(self._array(*f) for f in fixed))
+        weights = self.weights()
+        shared = {"params": weights.pop("params")} if "lora" in weights else {}
+
+        def stacked(x):  # one policy
+            return self._array((1, *x.shape), x.dtype, PartitionSpec(None, *x.sharding.spec))
+
+        own = jax.tree.map(stacked, weights)
+        return choice.score.lower(self.cfg, shared, own, batches, *(self._array(*f) for f in fixed))
 
     def train(self):
         """One step of the config's first soft-target objective with a live teacher, or of SFT."""
@@ -168,22 +191,61 @@ class Programs:
         )
 
 
-def measure(lower: Callable[[], Any]) -> float:
-    """Compiles; returns the bytes that the program takes on a device (infinity if the compiler finds no room)."""
+def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
+    """Compiles a program; its memory on a chip and what the compiler expects of it. Memory is infinite if it finds no room."""
+    begin = time.monotonic()
     try:
-        memory = lower().compile().memory_analysis()
+        with jax.set_mesh(programs.mesh):
+            compiled = getattr(programs, program)().compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        return float("inf")
-    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    return float(total - memory.alias_size_in_bytes)
+        return {"program": program, "gib": float("inf")}
+    sizes, shape = compiled.memory_analysis(), programs.layout.shape
+    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    slots, weights = shard_bytes(programs.slots()), shard_bytes(programs.weights())
+    if program in ("prefill", "decode"):
+        held += (programs.layout.lanes - 1) * slots  # the other lanes' slots wait on the same chip
+    read = weights
+    work, steps, tokens = Program(compiled.as_text()).whole, 1, 0
+    if program == "decode":
+        steps, tokens = shape.burst, shape.rows * shape.burst
+        read += slots + shard_bytes(programs.prefix())
+    elif program == "prefill":
+        tokens = shape.feed_rows * shape.feed_tokens
+    elif program == "train":
+        tokens = programs.config.distill.batch_size * programs.config.distill.max_tokens
+    out = {
+        "program": program,
+        "gib": held / 2**30,
+        "temp_gib": sizes.temp_size_in_bytes / 2**30,
+        "compile_s": time.monotonic() - begin,
+        "step_ms": work.seconds(chip, steps * read) / steps * 1e3,
+        "collectives_ms": work.sent / chip.ici / steps * 1e3,
+        "read_gb": read / 1e9,
+        "kernels_without_estimate": work.unknown,
+    }
+    seconds = work.seconds(chip, steps * read)
+    if tokens:
+        out["tokens_per_s"] = tokens / seconds
+    if program == "decode":
+        out["of_bandwidth_limit"] = steps * read / chip.hbm / seconds
+    if program == "train":  # forward and backward of the activations; a frozen base's weights get no gradient
+        passes = 4 if programs.config.tuning.method == "lora" else 6
+        flops = passes * (programs.cfg.num_params - programs.cfg.vocab_size * programs.cfg.width) * tokens
+        out["mfu"] = flops / (seconds * chip.flops * programs.mesh.size)
+    return out
+
+
+def shard_bytes(tree) -> int:
+    """Bytes of abstract arrays on one chip."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 REMEDIES = {
     "prefill": "rollouts.batch_size",
     "decode": "rollouts.batch_size or distill.max_tokens",
-    "probe": "probe.batch_size",
+    "probe": "distill.max_tokens",
     "train": "distill.batch_size, set base.remat",
 }
 
@@ -198,13 +260,14 @@ def estimates(size: Sizes, config) -> dict[str, int]:
 def run(config_file: str, overrides: dict[str, str]) -> list[str]:
     """Prints the table; returns the sentences about programs that do not fit."""
     from jax.experimental import topologies
-    from rich.console import Console
-    from rich.table import Table
 
     config = configuration.load(config_file, overrides)
     kind = _TOPOLOGY.value.partition(":")[0]
     if kind not in CHIPS:
         raise UserError(f"There is no chip {kind!r} in {', '.join(CHIPS)}: give --topology=KIND:SHAPE, such as v5e:4x4.")
+    for program in _PROGRAMS.value:
+        if program not in REMEDIES:
+            raise UserError(f"There is no program {program!r} in {', '.join(REMEDIES)}: correct --programs.")
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
     except Exception as error:
@@ -215,28 +278,53 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         shape["data"] = max(len(devices) // (shape["fsdp"] * shape["tensor"]), 1)
     mesh = sharding.make_mesh(**shape, devices=devices)
     experiment = Experiment(config, Path("runs") / config.name, sharding.plan_mesh(**shape))
-    rows, refusals = [], []
+    chip, rows, refusals = CHIPS[kind], [], []
     for name in dict.fromkeys(arm.model for arm in experiment.arms):
         size = experiment.size(name)
         programs, planned = Programs(config, size.cfg, mesh), estimates(size, config)
-        for program, remedy in REMEDIES.items():
-            needed = measure(getattr(programs, program)) / 2**30
-            rows.append({"model": name, "program": program, "gib": needed, "estimated_gib": planned[program] / 2**30})
-            if needed > CHIPS[kind]:
-                refusals.append(
-                    f"{program} of {name} needs {needed:.1f} GiB of a chip's {CHIPS[kind]}: lower {remedy}, or raise mesh.fsdp "
-                    "or mesh.tensor."
-                )
-    title = f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {CHIPS[kind]} GiB a chip (compiled, not run)"
-    table = Table("model", "program", "GiB a chip", "estimated by the plan", title=title, box=None)
-    for row in rows:
-        table.add_row(row["model"], row["program"], f"{row['gib']:.2f}", f"{row['estimated_gib']:.2f}")
-    Console(width=120, highlight=False).print(table)
+        for program in _PROGRAMS.value:
+            row = {"model": name, "estimated_gib": planned[program] / 2**30, **measure(programs, program, chip)}
+            rows.append(row)
+            refusals += refusal(row, kind)
+    show(rows, f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {chip.gib} GiB a chip (compiled, not run)")
     if _JSON.value:
         Path(_JSON.value).write_text(
             json.dumps({"topology": _TOPOLOGY.value, "mesh": shape, "programs": rows}, indent=1) + "\n"
         )
     return refusals
+
+
+def refusal(row: dict[str, Any], kind: str) -> list[str]:
+    """The sentence about a program that does not fit a chip; none for one that does."""
+    if row["gib"] <= CHIPS[kind].gib:
+        return []
+    return [
+        f"{row['program']} of {row['model']} needs {row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}: lower "
+        f"{REMEDIES[row['program']]}, or raise mesh.tensor or mesh.fsdp."
+    ]
+
+
+def show(rows: list[dict[str, Any]], title: str) -> None:
+    """The table on the terminal."""
+    from rich.console import Console
+    from rich.table import Table
+
+    columns = {
+        "gib": ("GiB a chip", ".2f"),
+        "estimated_gib": ("planned", ".2f"),
+        "temp_gib": ("of it temporary", ".2f"),
+        "step_ms": ("predicted ms", ".2f"),
+        "collectives_ms": ("of it collectives", ".2f"),
+        "tokens_per_s": ("tokens/s", ",.0f"),
+        "of_bandwidth_limit": ("of HBM limit", ".0%"),
+        "mfu": ("MFU", ".0%"),
+        "compile_s": ("compiled in s", ".0f"),
+    }
+    table = Table("model", "program", *(head for head, _ in columns.values()), title=title, box=None)
+    for row in rows:
+        cells = (format(row[key], how) if key in row else "" for key, (_, how) in columns.items())
+        table.add_row(row["model"], row["program"], *cells)
+    Console(width=160, highlight=False).print(table)
 
 
 def main(argv: list[str]) -> int:

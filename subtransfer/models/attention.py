@@ -7,6 +7,7 @@ rows: B, or 1 where all rows share it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -48,6 +49,22 @@ class KV:
             if jnp.ndim(at) == 0:
                 return jax.lax.dynamic_update_slice_in_dim(x, new, at, 2)
             return jax.vmap(lambda row, piece, i: jax.lax.dynamic_update_slice_in_dim(row, piece, i, 1))(x, new, at)
+
+        return jax.tree.map(one, self, fresh)
+
+    def placed(self, fresh: KV, at: Int[Array, " b"]) -> KV:
+        """As `write` at each row's own slot, in one pass over all slots: a TPU writes rows one by one, in a loop an array.
+
+        Where a slot is written, a product with zeros and one 1 picks the entry, exactly.
+        """
+        size = fresh.k.shape[2]
+        picked = jnp.arange(self.k.shape[2])[None, :, None] - at[:, None, None] == jnp.arange(size)  # [b, S, fresh]
+        here = jnp.any(picked, axis=2)[:, None, :, None]
+
+        def one(x, new):
+            kind = jnp.float32 if x.dtype == jnp.float32 else jnp.bfloat16  # which holds every int8
+            pick = jnp.broadcast_to(picked[:, None], (*x.shape[:2], *picked.shape[1:])).astype(kind)
+            return jnp.where(here, matmul(pick, new.astype(kind)).astype(x.dtype), x)
 
         return jax.tree.map(one, self, fresh)
 
@@ -157,6 +174,19 @@ def attention(
         return _rowwise(weights.astype(q.dtype), part.v)
 
     joint = [scores(*part) for part in parts]
+    if l == 1 and len(joint) > 1 and past[-1].k.shape[0] == b > 1:
+        # Slots are read where they lie. Each stretch has a softmax of its own, joined by its maximum and sum: rows of scores
+        # side by side would be copied twice a layer, which on a TPU takes as long as reading the slots.
+        peaks = [jnp.max(s, axis=-1, keepdims=True) for s in joint]
+        peak = functools.reduce(jnp.maximum, peaks)
+        weights = [jnp.exp(s - own_peak) for s, own_peak in zip(joint, peaks, strict=True)]
+        shares = [jnp.exp(own_peak - peak) for own_peak in peaks]  # [B, K, G, 1, 1]
+        total = sum(jnp.sum(w, axis=-1, keepdims=True) * share for w, share in zip(weights, shares, strict=True))
+        out = [
+            mix(part, w).reshape(b, kv, h // kv, 1, dh).astype(jnp.float32) * (share / total)
+            for (part, _), w, share in zip(parts, weights, shares, strict=True)
+        ]
+        return sum(out[1:], out[0]).astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, 1, h, dh)
     weights = jax.nn.softmax(jnp.concatenate(joint, axis=-1) if past else joint[0], axis=-1)
     begin, out = 0, []
     for part, visible in parts:

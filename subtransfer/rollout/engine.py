@@ -188,6 +188,12 @@ def _slot_past(layers, lengths, size: int, first) -> Past:
     return Past(tuple(kv.first(size) for kv in layers), index < lengths[:, None], first + index)
 
 
+def _write(shape: Shape, layers, fresh, at) -> tuple[KV, ...]:
+    """The slots with `fresh` at each row's own end."""
+    write = KV.write if shape.copies else KV.placed
+    return tuple(write(held, new, at) for held, new in zip(layers, fresh, strict=True))
+
+
 def _in_bucket(shape: Shape, longest, run):
     """`run(size)` for the smallest bucket of at least `longest` slots."""
     number = sum(jnp.int32(longest > size) for size in shape.buckets[:-1])
@@ -230,7 +236,7 @@ def feed(
         fresh = tuple(kv.rounded() for kv in fresh)
     fed = lengths > 0
     if whole:
-        written = tuple(held.write(kv, starts) for held, kv in zip(slots.layers, fresh, strict=True))
+        written = _write(shape, slots.layers, fresh, starts)
         return Slots(written, jnp.where(fed[:, None], logits, slots.logits))
 
     def write(r, held: Slots) -> Slots:
@@ -341,4 +347,4 @@ def burst(
     logits, made, out = _in_bucket(shape, jnp.max(rows.lengths), run)
     if shape.int8_cache:
         made = tuple(kv.rounded() for kv in made)
-    return Slots(tuple(held.write(kv, rows.lengths) for held, kv in zip(slots.layers, made, strict=True)), logits), out
+    return Slots(_write(shape, slots.layers, made, rows.lengths), logits), out
