@@ -18,7 +18,7 @@ import functools
 import re
 from collections.abc import Iterable, Sequence
 
-from subtransfer.settings.shell import ast
+from subtransfer.settings.shell import ast, grammar
 from subtransfer.settings.shell.launchers import (
     JOINED,
     LAUNCHERS,
@@ -426,21 +426,22 @@ def _is_permission(name: str, argv: Sequence[str]) -> bool:
 @functools.lru_cache(1024)
 def _foreign_commands(text: str) -> tuple[tuple[ast.Word, ...], ...]:
     """The words of each simple command of a script that the simulator's own parser does not take, by tree-sitter's tree."""
-    import tree_sitter
-    import tree_sitter_bash
-
-    tree = tree_sitter.Parser(tree_sitter.Language(tree_sitter_bash.language())).parse(text.encode("utf-8", "replace"))
     out = []
-    stack = [tree.root_node]
+    stack = [grammar.root(text)]
     while stack:
         node = stack.pop()
         if node.type == "command":
             words: list[ast.Word] = []
             for child in node.named_children:
-                if child.text == b"{":  # in `time { ...`, it takes the brace for a word
+                written = text[child.start_byte : child.end_byte]
+                if written == "{":  # in `time { ...`, it takes the brace for a word
                     words = []
                     continue
-                for item in parse(": " + (child.text or b"").decode("utf-8", "replace")).body.items[:1]:
+                try:
+                    items = parse(": " + written).body.items
+                except LimitExceeded:
+                    continue
+                for item in items[:1]:
                     simple = item.first.commands[0]
                     if isinstance(simple, ast.Simple):
                         words += [word for word in simple.words[1:] if isinstance(word, ast.Word)]
