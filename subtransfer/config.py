@@ -17,6 +17,7 @@ from subtransfer.arms import EMBEDDED, chosen_objectives, split_pair
 from subtransfer.distill.objectives import OBJECTIVES
 from subtransfer.errors import UserError
 from subtransfer.models import presets
+from subtransfer.models.attention_kernels import BACKENDS
 from subtransfer.models.quantise import FORMATS
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -41,6 +42,7 @@ def defaults() -> ml_collections.ConfigDict:
     base.other_checkpoint = ""  # the different-init twin's; empty: from scratch, with the same geometry and tokenizer
     base.max_scratch_params = 20_000_000  # refuse to train a larger twin from scratch
     base.dtype = "float32"  # of computation, or "bfloat16"; what is trained is float32
+    base.attention = "xla"  # of training: xla anywhere, cudnn on a GPU, pallas (splash) on a TPU
     base.remat = False  # recompute each layer in the backward pass instead of keeping it
     base.width = 64
     base.mlp_width = 192
@@ -295,6 +297,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         if known[field] < 0:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
+    one_of("base.attention", config.base.attention, BACKENDS)
     if not 0 <= config.tuning.dropout < 1:
         refuse("tuning.dropout", "at least 0 and below 1")
     if not 0.5 <= config.statistics.confidence < 1:

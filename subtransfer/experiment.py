@@ -22,7 +22,7 @@ from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, teacher_stage
 from subtransfer.errors import UserError
 from subtransfer.memory import Sizes
-from subtransfer.models import families, hf
+from subtransfer.models import attention_kernels, families, hf
 from subtransfer.models.presets import PRESETS
 from subtransfer.results import choice_stage, policy_stage
 
@@ -157,11 +157,13 @@ class Experiment:
             checkpoint = b.checkpoint  # a twin from scratch has its sibling's geometry
         if checkpoint.startswith(configuration.PRESET):
             preset = PRESETS[checkpoint.removeprefix(configuration.PRESET)]
-            return Sizes(self.config, dataclasses.replace(preset, dtype=b.dtype, remat=b.remat), self._mesh, 2)
+            return Sizes(
+                self.config, dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention), self._mesh, 2
+            )
         if checkpoint:
             stored = families.read_json(Path(checkpoint) / "config.json")
             half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
-            cfg = families.read_config(checkpoint, b.dtype, b.remat)
+            cfg = families.read_config(checkpoint, b.dtype, b.remat, b.attention)
             return Sizes(self.config, cfg, self._mesh, 2 if half else 4)
         return Sizes(self.config, stages.embedded_geometry(self.config, b.vocab_limit), self._mesh)
 
@@ -178,6 +180,7 @@ class Experiment:
                 checkpoint=checkpoint if preset else stages.checkpoint_digest(Path(checkpoint), self.workdir),
                 dtype=c.base.dtype,
                 remat=c.base.remat,
+                attention=c.base.attention,
             )
             return
         # A twin of a given checkpoint shares its tokenizer and geometry.
@@ -324,6 +327,9 @@ class Experiment:
                 raise UserError(
                     f"{model} is a geometry without weights, for --dry_run: give the checkpoint's directory instead."
                 )
+        for model in dict.fromkeys(arm.model for arm in self.arms):
+            cfg = self.size(model).cfg
+            attention_kernels.check(cfg.attention, cfg.head_width, cfg.dtype, self._mesh.devices.flat[0].platform)
         for stage in self.plan.values():
             store.stage(stage.name, stage.key, stage.build, log=log)
         results = {"report.html": self.path("report")}

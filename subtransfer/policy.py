@@ -64,7 +64,8 @@ class Policy:
         if tokens.ndim != 2 or not np.issubdtype(tokens.dtype, np.integer):
             raise UserError(f"Tokens must be integers of the shape [B, L], not {tokens.dtype} {list(tokens.shape)}.")
         self._check_ids(tokens)
-        return trainer.forward(self.cfg, self.weights, jnp.asarray(tokens, jnp.int32))
+        cfg = dataclasses.replace(self.cfg, attention="xla")  # on whatever device, whichever kernel it was trained with
+        return trainer.forward(cfg, self.weights, jnp.asarray(tokens, jnp.int32))
 
     def generate(
         self,

@@ -49,6 +49,7 @@ def embedded_geometry(config, vocab_size: int) -> DecoderConfig:
         head_width=b.width // b.num_heads,
         dtype=b.dtype,
         remat=b.remat,
+        attention=b.attention,
     )
 
 
@@ -153,7 +154,7 @@ class Makers:
 
     def imported(self, out: Path, checkpoint: Path) -> None:
         """A base from a Hugging Face directory."""
-        cfg = families.read_config(checkpoint, self.config.base.dtype, self.config.base.remat)
+        cfg = families.read_config(checkpoint, *(self.config.base[f] for f in ("dtype", "remat", "attention")))
         # What cannot be used is refused before anything is built on it.
         ChatFormat(hf.load_tokenizer(checkpoint, cfg), self.setting)
         hf.Checkpoint(checkpoint).check(cfg)
@@ -207,9 +208,7 @@ class Makers:
         else:
             pairs = [(task, None) for task in setting.tasks("ordinary", "train", t.episodes, seed)]
         base = self.policy(base_stage(model))
-        demos = [
-            (task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act)) for task, act in pairs
-        ]
+        demos = [(task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act)) for task, act in pairs]
         examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
         steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
         recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), steps, t.batch_size, t.learning_rate)

@@ -298,8 +298,9 @@ def refusal(row: dict[str, Any], kind: str) -> list[str]:
     """The sentence about a program that does not fit a chip; none for one that does."""
     if row["gib"] <= CHIPS[kind].gib:
         return []
+    needs = f"{row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}" if math.isfinite(row["gib"]) else "more than a chip has"
     return [
-        f"{row['program']} of {row['model']} needs {row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}: lower "
+        f"{row['program']} of {row['model']} needs {needs}: lower "
         f"{REMEDIES[row['program']]}, or raise mesh.tensor or mesh.fsdp."
     ]
 

@@ -145,9 +145,8 @@ def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, k
     """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it)."""
     length = tokens.shape[1]
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    mask = jnp.tril(jnp.ones((1, length, length), bool))
     rngs = {"dropout": key} if lora_dropout else None
-    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, mask, rngs=rngs)
+    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, rngs=rngs)
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
@@ -257,7 +256,8 @@ def train(
         rows = order[begin : begin + STEPS_PER_DISPATCH]
         tokens, mask = jax.device_put((examples.tokens[rows], examples.loss_mask[rows]), placed)
         rates = recipe.learning_rates(done + begin, len(rows))
-        state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
+        with jax.set_mesh(mesh):  # kernels divide themselves over it
+            state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
         for name, values in jax.device_get(metrics).items():
             curves.setdefault(name, []).extend(float(v) for v in values)
         finite = np.isfinite(curves["loss"][begin:]) & np.isfinite(curves["grad_norm"][begin:])

@@ -111,13 +111,13 @@ class View:
 
     Attributes:
       cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
-      mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees.
+      mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it to a causal kernel.
       past: bool [b or B, L or 1, S] for each earlier stretch.
     """
 
     cos: Float[Array, "B L 1 2 half"]
     sin: Float[Array, "B L 1 2 half"]
-    mask: Bool[Array, "b L own"]
+    mask: Bool[Array, "b L own"] | None
     past: tuple[Bool[Array, "b l S"], ...] = ()
 
     @classmethod
@@ -130,7 +130,7 @@ class View:
             def near(keys):
                 return positions[:, :, None] - keys[:, None, :] < window
 
-            mask = mask & near(own_positions)
+            mask = None if mask is None else mask & near(own_positions)
             earlier = [seen & near(part.positions) for seen, part in zip(earlier, past, strict=True)]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         pairs = (jnp.stack(pair, axis=2)[:, :, None] for pair in ((cos, cos), (-sin, sin)))

@@ -25,6 +25,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer.models.attention import KV, Past, View, attention, matmul
+from subtransfer.models.attention_kernels import causal
 from subtransfer.models.quantise import plain
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
@@ -76,6 +77,7 @@ class DecoderConfig:
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
       max_positions: the longest context that the model was made for.
       dtype: computation; parameters keep the dtype they were given.
+      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`.
     """
 
     vocab_size: int
@@ -102,6 +104,7 @@ class DecoderConfig:
     tied_embeddings: bool = True
     dtype: str = "float32"
     remat: bool = False
+    attention: str = "xla"
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -230,7 +233,11 @@ class Block(nn.Module):
         if burst is not None:
             own = burst[0].write(own, burst[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
-        y = attention(query, own, view, scale, past or ()).reshape(b, l, h * dh)
+        if view.mask is None:
+            y = causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
+        else:
+            y = attention(query, own, view, scale, past or ())
+        y = y.reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
         x = x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y)
 
@@ -251,7 +258,8 @@ class Decoder(nn.Module):
     Call arguments:
       tokens: int32 [B, L].
       positions: int32 [B, L], each token's rotary position.
-      mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see.
+      mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and those before it, by the
+        config's attention back end.
       at: int32 [B, P] or None, the tokens whose logits are wanted.
 
     Returns:
@@ -266,6 +274,8 @@ class Decoder(nn.Module):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
         table = self.param("embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width))
+        if mask is None and cfg.attention == "xla":
+            mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
         views = _views(cfg, positions, mask, positions, ())
         block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
         kinds = jnp.array(cfg.kinds) if len(views) > 1 else None

@@ -6,6 +6,7 @@ transformers' own config classes, as the public files of Gemma 3 need.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -38,11 +39,11 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_config(directory: str | Path, dtype: str = "float32", remat: bool = False) -> DecoderConfig:
+def read_config(directory: str | Path, dtype: str = "float32", remat: bool = False, attention: str = "xla") -> DecoderConfig:
     """The geometry in a directory's `config.json`; of a multimodal Gemma 3, that of its language model.
 
     Args:
-      dtype, remat: how it is to be computed (see `DecoderConfig`).
+      dtype, remat, attention: how it is to be computed (see `DecoderConfig`).
 
     Raises:
       UserError: no such directory or file, or an architecture or option that the decoder does not have.
@@ -63,7 +64,7 @@ def read_config(directory: str | Path, dtype: str = "float32", remat: bool = Fal
     lacking = [name for name in _REQUIRED if name not in raw]
     if lacking:
         raise UserError(f"{path} lacks the field {lacking[0]!r}: copy it from the checkpoint again.")
-    return _geometry(path, family, _standardised(path, raw), dtype, remat)
+    return dataclasses.replace(_geometry(path, family, _standardised(path, raw), dtype, remat), attention=attention)
 
 
 def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:

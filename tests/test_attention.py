@@ -1,0 +1,90 @@
+"""Attention kernels against the XLA path: splash through interpret mode, cuDNN's front end through its XLA implementation."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from subtransfer import config, launch, pretrain, sharding
+from subtransfer.distill.trainer import forward
+from subtransfer.errors import UserError
+from subtransfer.models import attention_kernels
+from subtransfer.models.attention import KV, View, attention
+from subtransfer.models.decoder import DecoderConfig, Rope
+
+B, L, H, K, DH = 2, 150, 4, 2, 64
+INTERPRETED = {
+    "pallas": functools.partial(attention_kernels._splash, interpret=True),
+    "cudnn": functools.partial(attention_kernels._cudnn, implementation="xla"),
+}
+
+
+def _inputs(seed=0):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    return [jax.random.normal(key, (B, L, heads, DH)) for key, heads in zip(keys, (H, K, K), strict=True)]
+
+
+def _xla(q, k, v, window):
+    index = jnp.arange(L)
+    gap = index[:, None] - index
+    view = View(None, None, ((gap >= 0) & (gap < (window or L)))[None])
+    return attention(q, KV(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.2)
+
+
+@pytest.mark.parametrize("window", [0, 20])
+@pytest.mark.parametrize("backend", list(INTERPRETED))
+def test_values_and_gradients(backend, window):
+    q, k, v = _inputs()
+    kernel = INTERPRETED[backend]
+
+    def loss(run):
+        return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))(q, k, v)
+
+    ours, theirs = loss(lambda *qkv: _xla(*qkv, window)), loss(lambda *qkv: kernel(*qkv, 0.2, window))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("sliding", [(), (True, False)])
+def test_the_decoder_with_a_kernel(monkeypatch, sliding):
+    """Layers of two kinds, one of them with a window, in one scan."""
+    cfg = DecoderConfig(
+        19, 32, 48, 2, 2, 1, 64, rope=Rope(100.0), sliding=sliding, window=6 if sliding else 0, attention="pallas"
+    )
+    monkeypatch.setattr(attention_kernels, "_splash", INTERPRETED["pallas"])
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    weights = {"params": jax.tree.map(lambda x: 4 * x, pretrain.init_params(cfg, mesh, jax.random.key(1)))}
+    tokens = jax.random.randint(jax.random.key(2), (2, 24), 0, 19)
+    plain = forward(dataclasses.replace(cfg, attention="xla"), weights, tokens)
+    np.testing.assert_allclose(forward(cfg, weights, tokens), plain, rtol=1e-3, atol=1e-3)
+
+
+def test_what_a_kernel_cannot_do_is_refused(tmp_path, capsys):
+    for case, sentence in [
+        (("pallas", 128, "bfloat16", "cpu"), "needs a tpu"),
+        (("cudnn", 128, "bfloat16", "tpu"), "needs a gpu"),
+        (("cudnn", 64, "float32", "gpu"), "needs bfloat16"),
+        (("pallas", 80, "bfloat16", "tpu"), "multiple of 64"),
+    ]:
+        with pytest.raises(UserError, match=sentence):
+            attention_kernels.check(*case)
+    attention_kernels.check("xla", 80, "float32", "cpu")
+    arguments = ["launch", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.base.attention=pallas"]
+    assert launch.main(arguments) == 2
+    assert "needs a tpu, but this machine computes on its cpu" in capsys.readouterr().err
+    with pytest.raises(UserError, match="base.attention has no choice 'splash'"):
+        config.load("configs/quickstart.py", {"base.attention": "splash"})
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
+def test_one_pass_places_what_rows_write_one_by_one(dtype):
+    key = jax.random.key(0)
+    held, new = (jax.random.randint(k, (3, 2, s, 4), -127, 128) for k, s in zip(jax.random.split(key), (20, 5), strict=True))
+    held, new = (KV(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new))
+    held, new = (jax.tree.map(lambda x: x.astype(dtype), kv) for kv in (held, new))
+    at = jnp.array([0, 7, 15])
+    for a, b in zip(jax.tree.leaves(held.write(new, at)), jax.tree.leaves(held.placed(new, at)), strict=True):
+        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
