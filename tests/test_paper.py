@@ -71,6 +71,7 @@ def _check_exports(workdir, checkpoints, out):
         np.testing.assert_array_equal(tensor, load_file(out / "base" / "model.safetensors")[name])
 
 
+@pytest.mark.slow  # minutes; the whole table holds this pair too
 def test_across_families(checkpoints, tmp_path):
     """A Llama teacher's trajectories reach a Qwen student; soft targets between them are refused before any work."""
     pair = "pairs=('llama_8b>qwen_7b',)"

@@ -138,16 +138,21 @@ class Rows:
 
 def start(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None = None) -> Slots:
     """Empty slots; on a mesh, rows lie over (data, fsdp) and heads over tensor."""
+    return _starter(cfg, shape, None if mesh is None or mesh.size == 1 else mesh)()
+
+
+@functools.cache
+def _starter(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None):
+    """The compiled program that makes them: kept, as compiling it takes as long as sampling thousands of tokens."""
 
     def empty() -> Slots:
         kv = functools.partial(empty_kv, shape.rows, cfg.num_kv_heads, shape.length, cfg.head_width, jnp.dtype(cfg.dtype))
         layers = tuple(kv().rounded() if shape.int8_cache else kv() for _ in range(cfg.num_layers))
         return Slots(layers, jnp.zeros((shape.rows, cfg.vocab_size), jnp.float32))
 
-    if mesh is None or mesh.size == 1:
-        return jax.jit(empty)()
-    placed = jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty))
-    return jax.jit(empty, out_shardings=placed)()
+    if mesh is None:
+        return jax.jit(empty)
+    return jax.jit(empty, out_shardings=jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty)))
 
 
 def slot_sharding(mesh: Mesh, x):
