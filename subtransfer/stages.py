@@ -26,8 +26,6 @@ from subtransfer.progress import note, progress
 from subtransfer.report import html, summary, tables
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 
-DECISION_BATCH = 64  # decision points a step of the choice probe's scan
-
 
 def chat_format(tokenizer, setting) -> ChatFormat:
     """The tokenizer's chat format; one a tokenizer, as it learns the template once and caches encoded texts."""
@@ -321,8 +319,11 @@ class Makers:
         """The choice probe of all policies of one model, side by side."""
         p = self.config.probe
         tasks = self.setting.tasks("ambiguous", "probe", p.tasks, self.config.seed)
-        size = min(DECISION_BATCH, p.tasks)
-        decisions = choice.build(tasks, self.chat(self.policy(policy_stages[0])), size)
+        one = self.policy(policy_stages[0])
+        length = choice.build(tasks, self.chat(one), 1).tokens.shape[1]
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        size = choice.rows_at_a_time(one.cfg, length, p.tasks, devices)
+        decisions = choice.build(tasks, self.chat(one), size)
         kinds: dict[bool, list[str]] = {}  # adapters, and policies with all weights their own
         for name in policy_stages:
             tuned = name.partition(".")[0] in ("teacher", "student")
@@ -330,7 +331,7 @@ class Makers:
         scores: dict[str, np.ndarray] = {}
         for names in kinds.values():
             first = self.policy(names[0])
-            together = choice.group_size(first.weights)
+            together = choice.group_size(first.cfg, first.weights, length, -(-size // devices))
             for begin in range(0, len(names), together):
                 group = names[begin : begin + together]
                 padded = [*group, *[group[0]] * (together - len(group))]  # one shape, one compiled program

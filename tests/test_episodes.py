@@ -184,3 +184,13 @@ def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
         assert ends(ids), chat.decode(ids)
         if turn.action:
             assert not ends([*ids[:-2], stop]) and not ends([*ids[:-1], ids[0], stop])
+
+
+def test_decisions_are_scored_within_a_bound_of_memory(cfg, weights):
+    """Long contexts and large policies are taken in smaller groups; the embedded model's all at once."""
+    assert choice.rows_at_a_time(cfg, 90, 256, 1) == choice.ROWS and choice.group_size(cfg, weights, 90, 64) == choice.POLICIES
+    for devices in (1, 8):
+        rows = choice.rows_at_a_time(cfg, 4000, 256, devices)
+        assert rows % devices == 0 and rows < choice.ROWS
+        together = choice.group_size(cfg, {"lora": {}}, 4000, rows // devices)
+        assert together * rows // devices * 4 * cfg.num_heads * 4000**2 <= 2 * choice.BYTES

@@ -50,7 +50,6 @@ from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.probes import choice
 from subtransfer.rollout import engine, scheduler
 from subtransfer.rollout.sampling import Sampling
-from subtransfer.stages import DECISION_BATCH
 
 _TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chips, as KIND:SHAPE, such as v5e:4x4, v6e:4x4, v5p:4x4x4.")
 _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
@@ -138,8 +137,9 @@ class Programs:
         return engine.burst.lower(self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop)
 
     def probe(self):
-        tasks, names, longest = min(DECISION_BATCH, self.config.probe.tasks), 7, 8
-        length = memory.prefix_tokens(self.config) + 256
+        names, longest, length = 7, 8, memory.prefix_tokens(self.config) + 256
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        tasks = choice.rows_at_a_time(self.cfg, length, self.config.probe.tasks, devices)
         spec = PartitionSpec(None, ("data", "fsdp"))
         batches = (
             self._array((2, tasks, length), jnp.int32, spec),

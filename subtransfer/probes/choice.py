@@ -113,14 +113,30 @@ def score(cfg: DecoderConfig, shared, own, batches, segments, score_tokens, scor
     return jax.lax.scan(one, None, batches)[1]
 
 
-# Policies scored side by side: adapters of one base; of policies with all weights their own, as many as this many bytes hold.
-ADAPTERS = 16
-STACKED_BYTES = 1 << 28
+# The most decision points and policies side by side; fewer where attention's scores, or the stacked weights of policies with
+# all weights their own, would take more than this many bytes.
+ROWS = 64
+POLICIES = 16
+BYTES = 1 << 28
 
 
-def group_size(weights) -> int:
-    """How many policies with such weights are scored in one call."""
-    return ADAPTERS if "lora" in weights else max(min(STACKED_BYTES // bytes_of(weights), ADAPTERS), 1)
+def _score_bytes(cfg: DecoderConfig, length: int) -> int:
+    """Attention's scores of one decision point of L = `length` tokens in one layer."""
+    return 4 * cfg.num_heads * length**2
+
+
+def rows_at_a_time(cfg: DecoderConfig, length: int, tasks: int, devices: int) -> int:
+    """How many decision points a step of the scan takes, over `devices` that share the rows."""
+    rows = BYTES // _score_bytes(cfg, length)
+    return min(max(min(rows, -(-ROWS // devices)), 1) * devices, tasks)
+
+
+def group_size(cfg: DecoderConfig, weights, length: int, rows: int) -> int:
+    """How many policies with such weights are scored in one call of so many rows a step and device."""
+    size = BYTES // (rows * _score_bytes(cfg, length))
+    if "lora" not in weights:
+        size = min(size, BYTES // bytes_of(weights))
+    return max(min(size, POLICIES), 1)
 
 
 def logprobs(cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
