@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from subtransfer import preemption
 from subtransfer.errors import UserError
 from subtransfer.schema import canonical_json
 
 MARKER = "artifact.json"  # written last: a folder that has it is whole
+STEPS = ".steps"  # holds the step checkpoints of unfinished stages
 
 
 def digest(value: Any) -> str:
@@ -40,9 +42,54 @@ def os_errors(folder: Path) -> Iterator[None]:
             raise UserError(f"Cannot write to {folder}: make it writable or choose another --workdir.") from error
         if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and not folder.is_dir()):
             raise UserError(f"{folder} is not a folder: choose another --workdir.") from error
-        if error.errno == errno.ENOENT and not folder.is_dir():
+        # What else there is in a workdir is made by the run itself, so that what is missing was taken away.
+        inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(folder)
+        if error.errno == errno.ENOENT and (inside or not folder.is_dir()):
             raise UserError(f"The workdir {folder} has vanished: run the same command again.") from error
         raise
+
+
+_SYSTEM = {
+    "No space left": errno.ENOSPC,
+    "File too large": errno.EFBIG,
+    "quota exceeded": errno.EDQUOT,
+    "Read-only file system": errno.EROFS,
+    "Permission denied": errno.EACCES,
+    "No such file": errno.ENOENT,
+}
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path, what: str) -> Iterator[None]:
+    """As `os_errors`, around a library that wraps the system's words in errors of its own; sentences begin with `what`."""
+    try:
+        with os_errors(folder):
+            try:
+                yield
+            except UserError:
+                raise
+            except Exception as error:
+                texts, cause = "", error
+                while cause is not None:
+                    texts, cause = f"{texts} {cause}", cause.__cause__ or cause.__context__
+                number = next((number for words, number in _SYSTEM.items() if words in texts), None)
+                if number is None:
+                    raise UserError(f"{type(error).__name__}: {error}") from error
+                raise OSError(number, os.strerror(number), str(folder)) from error
+    except UserError as error:
+        raise UserError(f"{what}. {error}") from error
+
+
+def steps_folder(path: Path) -> Path:
+    """Where the step checkpoints lie that belong to an unfinished artefact."""
+    return path.parent / STEPS / path.name
+
+
+def set_aside(path: Path) -> None:
+    """Renames something damaged to a name that nothing looks for; one a name is kept."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
 
 
 def atomic_write(path: Path, data: bytes | str) -> None:
@@ -98,14 +145,18 @@ class Store:
     def stage(self, name: str, key: Mapping[str, Any], build: Callable[[Path], None], *, log: Callable[[str], None]) -> Path:
         """Returns the folder of a stage's artefact; calls `build(folder)` to make it unless a whole one is there.
 
-        A build that fails leaves nothing behind and touches no other artefact.
+        A build that fails leaves nothing behind but its step checkpoints, and touches no other artefact.
         """
         folder = f"{name}-{digest(key)}"
         path = self.workdir / folder
+        steps = steps_folder(path)
         if is_whole(path):
+            shutil.rmtree(steps, ignore_errors=True)  # a run was killed between sealing and this
             self._note("reused", name, log)
             return path
+        preemption.check()
         damaged = path.exists()
+        begun = damaged or folder in self._interrupted or steps.is_dir()
         temporary = self.workdir / f".{folder}.tmp-{os.getpid()}"
         with os_errors(self.workdir):
             if damaged:
@@ -118,7 +169,8 @@ class Store:
                 _sync(self.workdir)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        self._note("redone" if damaged or folder in self._interrupted else "computed", name, log)
+        shutil.rmtree(steps, ignore_errors=True)
+        self._note("redone" if begun else "computed", name, log)
         return path
 
     def _note(self, what: str, name: str, log: Callable[[str], None]) -> None:

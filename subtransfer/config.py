@@ -119,6 +119,12 @@ def defaults() -> ml_collections.ConfigDict:
     statistics.confidence = 0.95
     statistics.bootstrap = 2000
 
+    # None of these changes what is computed, so that none is part of an artefact's key.
+    c.checkpoint = checkpoint = ml_collections.ConfigDict()
+    checkpoint.every_seconds = 120.0  # of training, between step checkpoints; 0: never by time
+    checkpoint.every_steps = 0  # above 0: also after so many steps
+    checkpoint.keep = 2  # newest ones that stay until the stage is finished
+
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # what the other axes leave
     mesh.fsdp = 1
@@ -268,6 +274,7 @@ _POSITIVE = [
     "probe.batch_size",
     "probe.ordinary_tasks",
     "statistics.bootstrap",
+    "checkpoint.keep",
     "mesh.fsdp",
     "mesh.tensor",
 ]
@@ -293,7 +300,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in ("base.unsafe_rate", "teacher.explicit_fraction"):
         if not 0 <= known[field] <= 1:
             refuse(field, "between 0 and 1")
-    for field in ("teacher.epochs", "distill.epochs"):
+    for field in ("teacher.epochs", "distill.epochs", "checkpoint.every_seconds", "checkpoint.every_steps"):
         if known[field] < 0:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
@@ -389,3 +396,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return [plain(v) for v in value]
     return value
+
+
+def of_results(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that results can depend on, as JSON types: not how often a run is saved."""
+    return {name: value for name, value in plain(config).items() if name != "checkpoint"}

@@ -58,7 +58,8 @@ def code_version(*, report: bool) -> str:
     Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored.
     """
     root = Path(__file__).parent
-    outside = {root / "launch.py", root / "progress.py", root / "artifacts.py"}
+    names = ("launch.py", "progress.py", "artifacts.py", "preemption.py", "distill/checkpoints.py", "distill/run.py")
+    outside = {root / name for name in names}
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
         if path not in outside and (report or path.parent.name != "report"):
@@ -140,7 +141,7 @@ class Experiment:
             work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
             statistics=c.statistics,
             arms=[dataclasses.asdict(arm) for arm in self.arms],
-            whole=configuration.plain(c),
+            whole=configuration.of_results(c),
         )
         self._add("report", lambda out: make.report(out, self.path(results)), inputs=[results], work="one HTML page")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
+from subtransfer import preemption
 from subtransfer.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
@@ -101,7 +102,7 @@ def print_plan(experiment, console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for a user's mistake, 130 after an interrupt."""
+    """Returns the exit status: 0, 2 for a user's mistake, 75 after SIGTERM (run again, it goes on), 130 after an interrupt."""
     try:
         rest, overrides = split_overrides(sys.argv if argv is None else argv)
         try:
@@ -112,10 +113,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise UserError(f"Unexpected argument {positional[1]!r}: settings are given as --config.FIELD=VALUE.")
         # Without accelerators JAX would print a warning that says nothing to the user of a laptop.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        preemption.listen()
         run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except preemption.Preempted:
+        print("preempted; what was done is kept, run the same command again to go on.", file=sys.stderr)
+        return preemption.EXIT_CODE
     except KeyboardInterrupt:
         print("\ninterrupted; finished stages are kept, run the same command again to go on.", file=sys.stderr)
         return 130

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import flax.linen as nn
@@ -12,6 +12,7 @@ import numpy as np
 
 from subtransfer import artifacts, sharding
 from subtransfer.distill import trainer
+from subtransfer.distill.run import Run
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig, abstract_params
 from subtransfer.settings.base import Setting, Task, Turn
@@ -71,28 +72,11 @@ def init_params(cfg: DecoderConfig, mesh, key):
     return jax.jit(lambda k: nn.meta.unbox(Decoder(cfg).init(k, tokens, tokens, mask)["params"]), out_shardings=shardings)(key)
 
 
-def train_base(
-    cfg: DecoderConfig,
-    mesh,
-    recipe: trainer.Recipe,
-    examples: trainer.Examples,
-    key,
-    *,
-    advance: Callable[[int], None],
-    label: str,
-):
+def train_base(cfg: DecoderConfig, mesh, recipe: trainer.Recipe, examples: trainer.Examples, key, run: Run):
     """Trains a decoder from scratch on the agent's turns of the corpus; returns (params, curves)."""
-    state, frozen = trainer.init_state(recipe, init_params(cfg, mesh, jax.random.fold_in(key, 0)), key)
-    state, curves = trainer.train(
-        cfg,
-        mesh,
-        recipe,
-        state,
-        frozen,
-        examples,
-        recipe.steps,
-        jax.random.fold_in(key, 1),
-        advance=advance,
-        label=label,
-    )
+    params = init_params(cfg, mesh, jax.random.fold_in(key, 0))
+    state, frozen = trainer.start_state(mesh, recipe, params, key, run)
+    del params
+    order = jax.random.fold_in(key, 1)
+    state, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, recipe.steps, order, run=run)
     return state.trainable, curves

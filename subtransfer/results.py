@@ -76,7 +76,7 @@ def collect(
                 sampler[raw] = json.loads((path(raw) / "sampler.json").read_text())
     context = json.loads(next(iter(probe_contexts)))
     bundle = {
-        "config": configuration.plain(config),
+        "config": configuration.of_results(config),
         "training_seeds": len(list(seeds)),
         "wording": dict(setting.wording),
         "arms": [

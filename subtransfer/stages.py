@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -12,9 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from subtransfer import artifacts, pretrain, results, sanitize, settings, trajectories
+from subtransfer import artifacts, distributed, pretrain, results, sanitize, settings, trajectories
 from subtransfer.arms import Arm, base_stage, teacher_stage
 from subtransfer.distill import agreement, student, trainer
+from subtransfer.distill.checkpoints import Policy as CheckpointPolicy
+from subtransfer.distill.run import Run, open_run
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
 from subtransfer.models.chat import ChatFormat
@@ -137,6 +140,11 @@ class Makers:
             return trainer.Tuning()
         return trainer.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
 
+    def run(self, stage: str, steps: int) -> contextlib.AbstractContextManager[Run]:
+        """What accompanies a stage's training."""
+        c = self.config.checkpoint
+        return open_run(stage, steps, self.path(stage), CheckpointPolicy(c.every_seconds, c.every_steps, c.keep))
+
     def rollout_spec(self, batch_size: int) -> RolloutSpec:
         """How trajectories to learn from are made."""
         r = self.config.rollouts
@@ -180,17 +188,10 @@ class Makers:
                 "from scratch: give --config.base.other_checkpoint=DIR, or set --config.arms.other_init=false."
             )
         recipe = trainer.Recipe(trainer.Loss("sft"), b.steps, b.batch_size, b.learning_rate)
-        with progress(name, b.steps, "steps") as advance:
-            params, curves = pretrain.train_base(
-                cfg,
-                self.mesh,
-                recipe,
-                pretrain.load_examples(corpus / "corpus.safetensors"),
-                self.key("base", name),
-                advance=advance,
-                label=name,
-            )
-        save_base(out, cfg, jax.device_get(params), tokenizer)
+        examples = pretrain.load_examples(corpus / "corpus.safetensors")
+        with self.run(name, b.steps) as run:
+            params, curves = pretrain.train_base(cfg, self.mesh, recipe, examples, self.key("base", name), run)
+        save_base(out, cfg, distributed.to_host(params), tokenizer)
         _write_json(out / "training.json", {"curves": _thin(curves)})
 
     def teacher(self, out: Path, source: str, model: str, seed: int) -> None:
@@ -211,22 +212,11 @@ class Makers:
         steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
         recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), steps, t.batch_size, t.learning_rate)
         key = self.key("teacher", seed)
-        state, frozen = trainer.init_state(recipe, base.params, jax.random.fold_in(key, 0))
-        label = teacher_stage(source, model, seed)
-        with progress(label, steps, "steps") as advance:
-            state, curves = trainer.train(
-                base.cfg,
-                self.mesh,
-                recipe,
-                state,
-                frozen,
-                examples,
-                steps,
-                jax.random.fold_in(key, 1),
-                advance=advance,
-                label=label,
-            )
-        save_tuned(out, base.cfg, self.path(base_stage(model)), recipe, jax.device_get(state))
+        with self.run(teacher_stage(source, model, seed), steps) as run:
+            state, frozen = trainer.start_state(self.mesh, recipe, base.params, jax.random.fold_in(key, 0), run)
+            order = jax.random.fold_in(key, 1)
+            state, curves = trainer.train(base.cfg, self.mesh, recipe, state, frozen, examples, steps, order, run=run)
+        save_tuned(out, base.cfg, self.path(base_stage(model)), recipe, distributed.to_host(state))
         _write_json(out / "training.json", {"curves": _thin(curves)})
 
     def rollouts(self, out: Path, label: str, source: str, policy_name: str, seed: int) -> None:
@@ -291,8 +281,7 @@ class Makers:
         if arm.on_policy:
             spec = self.rollout_spec(min(c.rollouts.batch_size, c.distill.episodes_per_round))
             on_policy = student.OnPolicy(c.distill.rounds, c.distill.episodes_per_round, spec, c.distill.batch_size)
-        label = f"student.{arm.name}.seed{seed}"
-        with progress(label, steps, "steps") as advance:
+        with self.run(f"student.{arm.name}.seed{seed}", steps) as run:
             state, curves, purity = student.distill(
                 base.cfg,
                 self.mesh,
@@ -308,10 +297,9 @@ class Makers:
                 on_policy=on_policy,
                 tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
                 max_tokens=c.distill.max_tokens,
-                advance=advance,
-                label=label,
+                run=run,
             )
-        save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, jax.device_get(state))
+        save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, distributed.to_host(state))
         context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}
         _write_json(out / "training.json", {"curves": _thin(curves), "purity": purity, "context": context})
 

@@ -52,6 +52,10 @@ def write(path: Path, trajectories: Sequence[Trajectory], description: str) -> N
     info = tfds.core.DatasetInfo(builder=identity, description=description, features=_features())
     path.mkdir(parents=True)
     writer = tfds.core.SequentialWriter(info, max_examples_per_shard=1 << 16, overwrite=False, file_format="array_record")
+    # Protocol buffers keep a map's entries in an order that differs between processes, unless they are asked not to.
+    examples = tfds.core.example_serializer.ExampleSerializer(info.features.get_serialized_info())
+    examples.serialize_example = lambda example: examples.get_tf_example(example).SerializeToString(deterministic=True)
+    writer._serializer = examples
     writer.initialize_splits(["train"])
     writer.add_examples({"train": [_example(t) for t in trajectories]})
     writer.close_all()

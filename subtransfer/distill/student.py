@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from subtransfer import sanitize
+from subtransfer import preemption, sanitize
 from subtransfer.distill import agreement, trainer
+from subtransfer.distill.run import Run
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
@@ -91,8 +93,7 @@ def distill(
     on_policy: OnPolicy | None = None,
     tasks: Sequence[Task] = (),
     max_tokens: int,
-    advance: Callable[[int], None] = lambda steps: None,
-    label: str,
+    run: Run,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
     """Trains a student that starts from `params`.
 
@@ -102,44 +103,76 @@ def distill(
       kept, foreign: the sanitized trajectories (off-policy), and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
+      run: the training's label, checkpoints and metrics.
 
     Returns:
-      (the final state, metric curves, {"rollouts": n, "dropped": m, "max_gap": between the sampler's log-probs and the
-      trainer's, nats} of its own rollouts or {}).
+      (the final state, metric curves, of its own rollouts or {}: {"rollouts": n, "dropped": m, "max_gap": between the sampler's
+      log-probs and the trainer's, nats, "rounds": one record a round}).
     """
-    state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
-    common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
+    state, frozen = trainer.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
+    common = {"teacher": teacher, "removed": removed, "run": run}
     if on_policy is None:
         examples = training_rows(kept, chat, guard, foreign=foreign).fitted_to(max_tokens)
         state, curves = trainer.train(
             cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), **common
         )
         return state, curves, {}
-    curves: dict[str, list[float]] = {}
-    purity: dict[str, Any] = {"rollouts": 0, "dropped": 0, "max_gap": 0.0}
-    for number in range(on_policy.rounds):
+    progress, steps = run.progress, recipe.steps // on_policy.rounds
+    progress.rollouts = progress.rollouts or {"rollouts": 0, "dropped": 0, "max_gap": 0.0, "rounds": []}
+    for number in range(int(state.step) // steps, on_policy.rounds):
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
-        begin = number * on_policy.per_round
-        chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
-        current = trainer.current_weights(recipe, state, frozen)
-        own, _ = run_episodes(
-            cfg, current, chat, chosen, on_policy.rollout, jax.random.fold_in(round_key, 0), policy_version=number
+        if int(state.step) % steps:
+            examples = trainer.Examples(**progress.examples)  # the round was cut off while it trained
+        else:
+            begin = number * on_policy.per_round
+            chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
+            progress.policy_version, progress.examples = number, {}
+            try:
+                own, _ = run_episodes(
+                    cfg,
+                    trainer.current_weights(recipe, state, frozen),
+                    chat,
+                    chosen,
+                    on_policy.rollout,
+                    jax.random.fold_in(round_key, 0),
+                    policy_version=number,
+                )
+            except preemption.Preempted:
+                run.leave(state)
+            clean = _filtered(cfg, trainer.current_weights(recipe, state, frozen), own, chat, guard, progress.rollouts)
+            require(
+                clean,
+                on_policy.min_kept,
+                f"On-policy round {number + 1} of {run.label}",
+                "run more episodes a round (--config.distill.episodes_per_round)",
+            )
+            examples = training_rows(clean, chat, guard).fitted_to(max_tokens)
+            progress.examples = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
+        state, _ = trainer.train(
+            cfg,
+            mesh,
+            recipe,
+            state,
+            frozen,
+            examples,
+            steps,
+            jax.random.fold_in(round_key, 1),
+            first=number * steps,
+            **common,
         )
-        purity["max_gap"] = max(purity["max_gap"], agreement.compare(cfg, current, own)["max_gap"])
-        clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
-        purity["rollouts"] += manifest["total"]
-        purity["dropped"] += manifest["dropped"]
-        require(
-            clean,
-            on_policy.min_kept,
-            f"On-policy round {number + 1} of {label}",
-            "run more episodes a round (--config.distill.episodes_per_round)",
-        )
-        examples = training_rows(clean, chat, guard).fitted_to(max_tokens)
-        steps = recipe.steps // on_policy.rounds
-        state, part = trainer.train(
-            cfg, mesh, recipe, state, frozen, examples, steps, jax.random.fold_in(round_key, 1), **common
-        )
-        for name, values in part.items():
-            curves.setdefault(name, []).extend(values)
-    return state, curves, purity
+    return state, run.curves, progress.rollouts
+
+
+def _filtered(cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, rollouts: dict[str, Any]):
+    """What the filters leave of a round's trajectories, which are entered into `rollouts`."""
+    clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
+    rollouts["max_gap"] = max(rollouts["max_gap"], agreement.compare(cfg, weights, own)["max_gap"])
+    rollouts["rollouts"] += manifest["total"]
+    rollouts["dropped"] += manifest["dropped"]
+    digest = hashlib.sha256()
+    for t in own:
+        digest.update(t.episode_id.encode() + t.tokens.tobytes())
+    # Two runs that agree in this have made the same trajectories, none twice and none left out.
+    record = {"policy_version": own[0].policy_version, "trajectories": len(own), "sha256": digest.hexdigest()[:16]}
+    rollouts["rounds"].append(record)
+    return clean

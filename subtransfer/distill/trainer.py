@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,8 +19,9 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
-from subtransfer import sharding
+from subtransfer import distributed, sharding
 from subtransfer.distill import objectives
+from subtransfer.distill.run import Run
 from subtransfer.errors import UserError
 from subtransfer.models import lora
 from subtransfer.models.decoder import Decoder, DecoderConfig
@@ -172,9 +173,13 @@ def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_m
 
 @functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
 def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teacher, removed, tokens, loss_mask, rates, key):
-    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each metric float32 [K]."""
+    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each metric float32 [K].
 
-    def step(state, batch):
+    The first step whose loss or gradient is not finite, and all after it, leave the state as it was.
+    """
+
+    def step(carry, batch):
+        state, good = carry
         tokens, loss_mask, rate = batch
 
         def objective(trainable):
@@ -185,9 +190,12 @@ def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teach
         updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
+        good = good & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        moved = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
+        return (jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state), good), metrics
 
-    return jax.lax.scan(step, state, (tokens, loss_mask, rates))
+    (state, _), metrics = jax.lax.scan(step, (state, jnp.array(True)), (tokens, loss_mask, rates))
+    return state, metrics
 
 
 def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
@@ -203,6 +211,24 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
         # The step donates its state: the caller's parameters must not be the same buffers.
         trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
     return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer().init(trainable)), frozen
+
+
+def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
+    """The state with all of its arrays on the mesh; what lies elsewhere (counters) is made whole on every device."""
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(lambda x: x if sharding.mesh_of(x) == mesh else distributed.place(x, whole), state)
+
+
+def start_state(mesh: Mesh, recipe: Recipe, params, key, run: Run) -> tuple[TrainState, Any]:
+    """As `init_state`, or the newest checkpoint of an earlier attempt, laid out alike."""
+    state, frozen = init_state(recipe, params, key)
+    state = on_mesh(mesh, state)
+    restored = run.resumed(state)
+    if restored is not None:
+        return restored, frozen
+    if state.step.is_deleted():  # there were checkpoints, all of them damaged
+        state, frozen = init_state(recipe, params, key)
+    return on_mesh(mesh, state), frozen
 
 
 def current_weights(recipe: Recipe, state: TrainState, frozen) -> dict[str, Any]:
@@ -231,40 +257,45 @@ def train(
     steps: int,
     key,
     *,
+    first: int = 0,
     teacher=None,
     removed: np.ndarray | None = None,
-    advance: Callable[[int], None] = lambda steps: None,
-    label: str = "training",
+    run: Run | None = None,
 ) -> tuple[TrainState, dict[str, list[float]]]:
-    """Runs `steps` steps over the examples (in an order that is a function of `key`).
+    """Runs the steps `first`, ..., `first + steps - 1` over the examples, in an order that is a function of `key`.
+
+    A state that stands further than `first` (one restored from a checkpoint) goes on from where it is.
 
     Args:
       teacher: the teacher's weights, for the soft-target objectives.
       removed: bool [V], tokens taken out of both distributions, or None.
+      run: shows, records and saves; None only records.
 
     Returns:
-      (the new state, each metric as a list of `steps` floats).
+      (the new state, each metric as a list of floats, one a step of the run so far).
 
     Raises:
-      UserError: the loss or a gradient became NaN or infinite.
+      UserError: the loss or a gradient became NaN or infinite; the state before that step is kept.
     """
+    run = run or Run()
     order = batch_indices(key, len(examples), recipe.batch_size, steps)
     placed = sharding.batch_sharding(mesh, leading=1)
-    done = int(state.step)
-    curves: dict[str, list[float]] = {}
-    for begin in range(0, steps, STEPS_PER_DISPATCH):
+    state = on_mesh(mesh, state)
+    laid_out = jax.tree.map(lambda x: x.sharding, state)
+    run.progress.rng = tuple(jax.random.key_data(key).tolist())
+    for begin in range(int(state.step) - first, steps, STEPS_PER_DISPATCH):
         rows = order[begin : begin + STEPS_PER_DISPATCH]
-        tokens, mask = jax.device_put((examples.tokens[rows], examples.loss_mask[rows]), placed)
-        rates = recipe.learning_rates(done + begin, len(rows))
+        tokens, mask = distributed.place((examples.tokens[rows], examples.loss_mask[rows]), placed)
+        rates = recipe.learning_rates(first + begin, len(rows))
         with jax.set_mesh(mesh):  # kernels divide themselves over it
             state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
-        for name, values in jax.device_get(metrics).items():
-            curves.setdefault(name, []).extend(float(v) for v in values)
-        finite = np.isfinite(curves["loss"][begin:]) & np.isfinite(curves["grad_norm"][begin:])
-        if not finite.all():
-            raise UserError(
-                f"The loss of {label} became NaN or infinite at step {begin + int(np.argmin(finite)) + 1}: "
-                "lower its learning rate."
-            )
-        advance(len(rows))
-    return state, curves
+        state = jax.device_put(state, laid_out)  # as it came: whoever restores it meets the same compiled program
+        metrics = distributed.to_host(metrics)
+        finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
+        good = len(rows) if finite.all() else int(np.argmin(finite))
+        run.record({name: values[:good] for name, values in metrics.items()})
+        if good < len(rows):
+            batch = {"tokens": examples.tokens[rows[good]], "loss_mask": examples.loss_mask[rows[good]], "examples": rows[good]}
+            raise run.diverged(state, first + begin + good + 1, batch)
+        run.keep(state)
+    return state, run.curves

@@ -23,7 +23,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from subtransfer import sharding
+from subtransfer import preemption, sharding
 from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout import engine, sampling
@@ -331,7 +331,13 @@ class _Lane:
         self.stats.dispatches += 1
 
     def collect(self) -> bool:
-        """Waits for the burst and reads it; False when no process has anything left."""
+        """Waits for the burst and reads it; False when no process has anything left.
+
+        Raises:
+          preemption.Preempted: a notice has come. One of several processes must not leave the others waiting for it.
+        """
+        if jax.process_count() == 1:
+            preemption.check()
         out = self.common.call.fetch(self.out)
         self._idle_since = time.perf_counter()
         self.stats.lane_s = self._idle_since - self._begin

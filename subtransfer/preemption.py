@@ -1,0 +1,56 @@
+"""SIGTERM, the notice that a machine is about to be taken away: what has been computed is saved, and the run ends for now.
+
+The first SIGTERM ends the run with `EXIT_CODE`: at once where nothing would be lost by it, otherwise (inside `deferred`) as
+soon as whoever asked for the delay has saved. A second one ends the process where it stands, which loses no more than SIGKILL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+
+# EX_TEMPFAIL of sysexits.h: the same command, run again, goes on. Launchers are told to restart on it.
+EXIT_CODE = 75
+
+_noticed = threading.Event()
+_deferrals = 0
+
+
+class Preempted(BaseException):
+    """The run ends because of a notice; like KeyboardInterrupt, no handler of errors catches it."""
+
+
+def listen() -> None:
+    """Takes SIGTERM from now on; to be called by the main thread."""
+    signal.signal(signal.SIGTERM, _notice)
+
+
+def _notice(number, frame) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _noticed.set()
+    if not _deferrals:
+        raise Preempted
+
+
+def noticed() -> bool:
+    """Whether a notice has come."""
+    return _noticed.is_set()
+
+
+def check() -> None:
+    """Raises Preempted if a notice has come: called where a thread can stop."""
+    if _noticed.is_set():
+        raise Preempted
+
+
+@contextlib.contextmanager
+def deferred() -> Iterator[None]:
+    """A notice waits for this block, which asks `noticed()` by itself whenever it can save."""
+    global _deferrals
+    _deferrals += 1
+    try:
+        yield
+    finally:
+        _deferrals -= 1

@@ -1,0 +1,307 @@
+"""Step checkpoints: what is cut off goes on as if nothing had happened."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from subtransfer import preemption
+from subtransfer.distill import student, trainer
+from subtransfer.distill.checkpoints import Checkpoints, Policy
+from subtransfer.distill.run import open_run
+from subtransfer.errors import UserError
+from subtransfer.rollout.episodes import RolloutSpec
+
+KEY = jax.random.key(7)
+STEPS = 12
+EVERY = Policy(every_steps=4)
+
+
+@pytest.fixture(autouse=True)
+def short_dispatches(monkeypatch):
+    monkeypatch.setattr(trainer, "STEPS_PER_DISPATCH", 4)
+
+
+@pytest.fixture
+def notice(monkeypatch):
+    """Sets after how many steps, or in which rollout, a notice of preemption comes."""
+    when = {"steps": None, "rollout": None}
+    keep, check, rollouts = trainer.Run.keep, preemption.check, student.run_episodes
+    count = [0]
+
+    def noticing_keep(self, state):
+        if when["steps"] == int(state.step):
+            monkeypatch.setattr(preemption, "noticed", lambda: True)
+        keep(self, state)
+
+    def counted_rollouts(*args, **kwargs):
+        count[0] += 1
+        if when["rollout"] == count[0]:
+            monkeypatch.setattr(preemption, "noticed", lambda: True)
+        return rollouts(*args, **kwargs)
+
+    def noticing_check():
+        if preemption.noticed():
+            raise preemption.Preempted
+        check()
+
+    monkeypatch.setattr(trainer.Run, "keep", noticing_keep)
+    monkeypatch.setattr(student, "run_episodes", counted_rollouts)
+    monkeypatch.setattr(preemption, "check", noticing_check)
+
+    def set_to(steps=None, rollout=None):
+        monkeypatch.setattr(preemption, "noticed", lambda: False)
+        when.update(steps=steps, rollout=rollout)
+        count[0] = 0
+
+    return set_to
+
+
+def _examples(cfg):
+    rng = np.random.default_rng(0)
+    return trainer.Examples(rng.integers(0, cfg.vocab_size, (20, 16)).astype(np.int32), np.ones((20, 16), bool))
+
+
+def _train(folder, cfg, mesh, params, *, tuning=None, policy=EVERY, rate=3e-3):
+    recipe = trainer.Recipe(trainer.Loss("sft", tuning=tuning or trainer.Tuning()), STEPS, 4, rate)
+    folder.parent.mkdir(exist_ok=True)
+    with open_run("student.x", STEPS, folder, policy) as run:
+        state, frozen = trainer.start_state(mesh, recipe, params, KEY, run)
+        return trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
+
+
+def _equal(a, b):
+    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+LORA = trainer.Tuning("lora", 4, 8.0, 0.1)
+
+
+@pytest.mark.parametrize("tuning", [trainer.Tuning(), LORA], ids=["full", "lora"])
+def test_a_resumed_training_equals_an_undisturbed_one(cfg, mesh, params, tuning, tmp_path, notice):
+    whole = _train(tmp_path / "w" / "a-0", cfg, mesh, params, tuning=tuning, policy=Policy())
+    assert not (tmp_path / "w" / ".steps").exists()  # nothing was due
+    for stop in (4, 8):
+        notice(steps=stop)
+        with pytest.raises(preemption.Preempted):
+            _train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy())
+    assert (tmp_path / "w" / ".steps" / "b-0" / "8").is_dir()
+    notice()
+    assert _equal(_train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy()), whole)
+
+
+def _on_policy(folder, cfg, mesh, params, chat, teacher):
+    recipe = trainer.Recipe(trainer.Loss("reverse_kl"), 16, 4, 3e-3)
+    rounds = student.OnPolicy(2, 12, RolloutSpec(12, 1, 8, 8, 1.0), 2)
+    guard = student.Guard(np.array([], np.int64), enforce=False)
+    tasks = chat.setting.tasks("safe", "train", 30, 0)
+    folder.parent.mkdir(exist_ok=True)
+    with open_run("student.y", 16, folder, EVERY) as run:
+        state, curves, rollouts = student.distill(
+            cfg, mesh, recipe, params, chat, guard, KEY, teacher=teacher, on_policy=rounds, tasks=tasks, max_tokens=64, run=run
+        )
+    return state, curves, rollouts
+
+
+def test_on_policy_rounds_lose_and_repeat_no_trajectory(cfg, mesh, params, chat, tmp_path, notice):
+    teacher = {"params": jax.tree.map(lambda x: x * 1.3, params)}
+    workdir = tmp_path / "w"
+    whole = _on_policy(workdir / "a-0", cfg, mesh, params, chat, teacher)
+    assert [r["policy_version"] for r in whole[2]["rounds"]] == [0, 1] and whole[2]["rollouts"] == 24
+    # While the first round trains, while the second rolls out, and while it trains.
+    for stop in ({"steps": 4}, {"rollout": 1}, {"steps": 12}):
+        notice(**stop)
+        with pytest.raises(preemption.Preempted):
+            _on_policy(workdir / "b-0", cfg, mesh, params, chat, teacher)
+    notice()
+    state, curves, rollouts = _on_policy(workdir / "b-0", cfg, mesh, params, chat, teacher)
+    assert _equal(state, whole[0]) and curves == whole[1] and rollouts == whole[2]
+
+
+def _spoil_bytes(path):
+    """Flips bits in the middle of the largest file of data."""
+    file = max((p for p in path.rglob("*") if p.parent.name == "d"), key=lambda p: p.stat().st_size)
+    data = bytearray(file.read_bytes())
+    for i in range(len(data) // 2, len(data) // 2 + 64):
+        data[i] ^= 0xFF
+    file.write_bytes(bytes(data))
+
+
+def _truncate(path):
+    for file in path.rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def _remove(path):
+    for file in (path / "state").rglob("manifest.ocdbt"):
+        file.unlink()
+
+
+@pytest.mark.parametrize("spoil", [_spoil_bytes, _truncate, _remove])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(cfg, mesh, params, tmp_path, notice, capfd, spoil):
+    folder = tmp_path / "w" / "b-0"
+    steps = tmp_path / "w" / ".steps" / "b-0"
+    notice(steps=8)
+    with pytest.raises(preemption.Preempted):
+        _train(folder, cfg, mesh, params)
+    (steps / "12.orbax-checkpoint-tmp").mkdir()
+    spoil(steps / "8")
+    notice()
+    capfd.readouterr()
+    resumed = _train(folder, cfg, mesh, params)
+    told = capfd.readouterr().err
+    assert "the checkpoint of step 8 is damaged" in told and "goes on from step 4" in told
+    assert not list(steps.glob("*tmp*")) and (steps / "damaged-8").is_dir()
+    assert _equal(resumed, _train(tmp_path / "w" / "a-0", cfg, mesh, params, policy=Policy()))
+
+
+def test_without_a_whole_checkpoint_it_starts_again(cfg, mesh, params, tmp_path, notice, capfd):
+    folder = tmp_path / "w" / "b-0"
+    notice(steps=4)
+    with pytest.raises(preemption.Preempted):
+        _train(folder, cfg, mesh, params)
+    _truncate(tmp_path / "w" / ".steps" / "b-0" / "4")
+    notice()
+    resumed = _train(folder, cfg, mesh, params)
+    assert "goes on" not in capfd.readouterr().err
+    assert _equal(resumed, _train(tmp_path / "w" / "a-0", cfg, mesh, params, policy=Policy()))
+
+
+def test_no_more_checkpoints_stay_than_asked_for(cfg, mesh, params, tmp_path):
+    _train(tmp_path / "w" / "a-0", cfg, mesh, params)
+    assert sorted(p.name for p in (tmp_path / "w" / ".steps" / "a-0").iterdir()) == ["12", "8"]
+
+
+def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(cfg, mesh, params, tmp_path):
+    folder = tmp_path / "w" / "a-0"
+    with pytest.raises(UserError, match="became NaN or infinite at step") as caught:
+        _train(folder, cfg, mesh, params, rate=1e30, policy=Policy())
+    steps = folder.parent / ".steps" / folder.name
+    (batch,) = steps.glob("batch-of-step-*.npz")
+    assert str(batch) in str(caught.value)
+    bad = int(batch.stem.rpartition("-")[2])
+    kept = np.load(batch)
+    np.testing.assert_array_equal(kept["tokens"], _examples(cfg).tokens[kept["examples"]])
+    # What is kept is the state right before: the same step goes wrong again, on the same batch, and nothing before it is lost.
+    recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 1e30)
+    checkpoints = Checkpoints(steps, "student.x", Policy())
+    state, progress = checkpoints.load(trainer.on_mesh(mesh, trainer.init_state(recipe, params, KEY)[0]))
+    checkpoints.close()
+    assert int(state.step) == bad - 1 == len(progress.curves.get("loss", []))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
+    with pytest.raises(UserError, match=f"at step {bad}:"):
+        _train(folder, cfg, mesh, params, rate=1e30, policy=Policy())
+
+
+def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path):
+    import shutil
+
+    (tmp_path / "w").mkdir()
+    advance = {"n": 0}
+    recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 3e-3)
+    with (
+        pytest.raises(UserError, match="has vanished"),
+        open_run("student.x", STEPS, tmp_path / "w" / "a-0", EVERY) as run,
+    ):
+        state, frozen = trainer.start_state(mesh, recipe, params, KEY, run)
+        record = run.record
+
+        def vanish(metrics):
+            advance["n"] += 1
+            if advance["n"] == 2:
+                run._checkpoints.wait()
+                shutil.rmtree(tmp_path / "w")
+            record(metrics)
+
+        run.record = vanish
+        trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
+    assert not (tmp_path / "w").exists()
+
+
+SMALL_RUN = """
+import sys
+from pathlib import Path
+import jax, numpy as np
+from subtransfer import pretrain, sharding
+from subtransfer.distill import trainer
+from subtransfer.distill.checkpoints import Policy
+from subtransfer.distill.run import open_run
+from subtransfer.errors import UserError
+from subtransfer.models.decoder import DecoderConfig
+
+trainer.STEPS_PER_DISPATCH = 4
+cfg = DecoderConfig(64, 32, 48, 1, 4, 2, 8)
+rng = np.random.default_rng(0)
+examples = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+recipe = trainer.Recipe(trainer.Loss("sft"), 12, 8, 3e-3)
+
+def train(mesh, folder, policy=Policy(every_steps=4)):
+    params = pretrain.init_params(cfg, mesh, jax.random.key(0))
+    Path(folder).parent.mkdir(exist_ok=True)
+    with open_run("student.x", 12, Path(folder), policy) as run:
+        state, frozen = trainer.start_state(mesh, recipe, params, jax.random.key(1), run)
+        begun = int(state.step)
+        _, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, 12, jax.random.key(2), run=run)
+    return begun, curves["loss"]
+"""
+
+OTHER_DEVICES = """
+import shutil
+workdir = Path(sys.argv[1]) / "w"
+one, eight = sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(2, 2, 2)
+_, whole = train(one, workdir / "a-0")
+_, sharded = train(eight, workdir / "b-0")
+np.testing.assert_allclose(sharded, whole, rtol=2e-4)
+for mesh, name in ((eight, "a-0"), (one, "b-0")):
+    shutil.rmtree(workdir / ".steps" / name / "12")
+    begun, losses = train(mesh, workdir / name)
+    assert begun == 8, begun
+    np.testing.assert_allclose(losses, whole, rtol=2e-4)
+print("equal")
+"""
+
+
+def _script(text, *arguments, **environment):
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.run([sys.executable, "-c", text, *map(str, arguments)], env=env, capture_output=True, text=True)
+
+
+def test_another_number_of_devices_goes_on_in_the_same_order(tmp_path):
+    done = _script(SMALL_RUN + OTHER_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
+
+
+FULL_DISK = """
+mesh = sharding.make_mesh()
+try:
+    train(mesh, Path(sys.argv[1]) / "a-0")
+except UserError as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_stops_a_training_with_a_sentence(tmp_path):
+    """A real file system of 300 KiB where one can be mounted; elsewhere a limit on file sizes."""
+    script = tmp_path / "script.py"
+    script.write_text(SMALL_RUN + FULL_DISK)
+    mount = f"mount -t tmpfs -o size=300k none {tmp_path / 'w'} && {sys.executable} {script} {tmp_path / 'w'}"
+    (tmp_path / "w").mkdir()
+    probe = subprocess.run(
+        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=300k none {tmp_path / 'w'}"], capture_output=True
+    )
+    if probe.returncode == 0:
+        command = ["unshare", "-m", "sh", "-c", mount]
+    else:
+        limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
+        script.write_text(limited + script.read_text())
+        command = [sys.executable, str(script), str(tmp_path / "w")]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "could not be saved" in done.stdout and "No space left" in done.stdout, done.stdout + done.stderr[-2000:]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,162 @@
+"""The whole experiment, killed again and again: it ends with the bytes of a run that nobody disturbed."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Few arms, on- and off-policy; stages of several dispatches, each of which is saved.
+TINY = (
+    "num_seeds=1 base.episodes=300 base.steps=60 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
+    "teacher.episodes=16 teacher.steps=40 teacher.batch_size=8 rollouts.episodes=32 rollouts.batch_size=32 rollouts.max_turns=2 "
+    "rollouts.max_new_tokens=8 sanitize.min_kept=8 distill.steps=80 distill.batch_size=8 distill.rounds=2 "
+    "distill.episodes_per_round=32 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 statistics.bootstrap=50 "
+    "distill.objective=forward_kl,reverse_kl arms.other_init=false arms.benign_teacher=false arms.self_distilled=false "
+    "arms.unsanitized=false checkpoint.every_steps=20"
+).split()
+# What is killed: a stage that trains, a checkpoint that is being written, trajectories that are being made, anything.
+MOMENTS = {
+    "training": (".base-*.tmp-*", ".teacher*.tmp-*", ".student*.tmp-*"),
+    "saving": (".steps/*/*.orbax-checkpoint-tmp*",),
+    "rollouts": (".rollouts*.tmp-*", ".student.reverse_kl*.tmp-*"),
+    "anything": (".*.tmp-*",),
+}
+
+
+def launch(workdir, *more, **environment):
+    arguments = [f"--config.{field}" for field in TINY] + list(more)
+    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/quickstart.py", f"--workdir={workdir}"]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
+    return subprocess.Popen(
+        command + arguments,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=env,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(processes):
+    """Waits for processes; returns their outputs."""
+    outputs = [process.communicate() for process in processes]
+    for process, (_, err) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, err[-3000:]
+    return outputs
+
+
+def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
+    """Signals `victims` a little after a moment has come; returns whether it came before the run was over."""
+    while all(process.poll() is None for process in processes):
+        if any(next(workdir.glob(pattern), None) for pattern in MOMENTS[moment]):
+            time.sleep(delay)
+            break
+        time.sleep(0.002)
+    alive = all(process.poll() is None for process in processes)
+    for process in victims if alive else ():
+        process.send_signal(how)
+    for process in processes:
+        process.communicate()
+    return alive
+
+
+def same_results(workdir, undisturbed):
+    """Every artefact of the two runs holds the same bytes, and nothing unfinished lies about."""
+    folders = sorted(p.name for p in undisturbed.iterdir() if (p / "artifact.json").is_file())
+    assert folders and folders == sorted(p.name for p in workdir.iterdir() if (p / "artifact.json").is_file())
+    for folder in folders:
+        names = sorted(p.relative_to(undisturbed) for p in (undisturbed / folder).rglob("*") if p.is_file())
+        assert names == sorted(p.relative_to(workdir) for p in (workdir / folder).rglob("*") if p.is_file())
+        for name in names:
+            assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    for name in ("results.csv", "results.jsonl", "results.json", "report.html"):
+        assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert not list(workdir.glob(".*.tmp-*")) and not list(workdir.glob(".steps/*"))
+    (student,) = workdir.glob("student.reverse_kl.seed0-*")
+    rollouts = json.loads((student / "training.json").read_text())["purity"]
+    assert [(r["policy_version"], r["trajectories"]) for r in rollouts["rounds"]] == [(0, 32), (1, 32)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "w"
+    finish([launch(workdir)])
+    return workdir
+
+
+def _fresh(tmp_path, undisturbed):
+    """A workdir that finds compiled programs, so that kills meet work and not compilation."""
+    shutil.copytree(undisturbed / ".compiled", tmp_path / "w" / ".compiled")
+    return tmp_path / "w"
+
+
+def _killed_again_and_again(tmp_path, undisturbed, moments, seed):
+    workdir, rng, kills = _fresh(tmp_path, undisturbed), random.Random(seed), 0
+    for moment in moments:
+        process = launch(workdir)
+        if not stop_at([process], workdir, moment, rng.uniform(0, 1) ** 2, [process]):
+            break
+        kills += 1
+    finish([launch(workdir)])
+    same_results(workdir, undisturbed)
+    return kills
+
+
+def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturbed):
+    workdir = _fresh(tmp_path, undisturbed)
+    process = launch(workdir)
+    assert stop_at([process], workdir, "saving", 0, [process])
+    process = launch(workdir)
+    assert stop_at([process], workdir, "rollouts", 0.1, [process], signal.SIGTERM)
+    assert process.returncode == 75
+    finish([launch(workdir)])
+    same_results(workdir, undisturbed)
+
+
+@pytest.mark.slow
+def test_thirty_kills(tmp_path, undisturbed):
+    """Runs that come to their end are followed by others until there were 30 kills."""
+    kills, attempt = 0, 0
+    while kills < 30:
+        rng = random.Random(f"kills/{attempt}")
+        moments = [rng.choice(list(MOMENTS)) for _ in range(30 - kills)]
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        kills += _killed_again_and_again(folder, undisturbed, moments, seed=attempt)
+        attempt += 1
+    print(f"{kills} kills in {attempt} runs")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed):
+    workdir = _fresh(tmp_path, undisturbed)
+    endless = ["--config.base.steps=1000000", "--config.checkpoint.every_steps=0", "--config.checkpoint.every_seconds=0.1"]
+
+    def begun():
+        process = launch(workdir, *endless)
+        while not next(workdir.glob(".steps/base-*/*.orbax-checkpoint-tmp*"), None):
+            assert process.poll() is None
+            time.sleep(0.002)
+        return process
+
+    process = begun()
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate()
+    assert process.returncode == 75, err
+    assert "preempted" in err and "Traceback" not in err, err
+    saved = max(int(p.name) for p in workdir.glob(".steps/base-*/*"))
+    assert saved % 20 == 0 < saved and f"saved at step {saved}" in err
+    process = begun()
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)  # may come before the first is taken: then it is one notice
+    _, err = process.communicate()
+    assert process.returncode in (-signal.SIGTERM, 75) and f"goes on from step {saved}" in err
