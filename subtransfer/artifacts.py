@@ -9,13 +9,14 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from subtransfer import preemption
+from subtransfer import preemption, processes
 from subtransfer.errors import UserError
 from subtransfer.schema import canonical_json
 
@@ -109,7 +110,10 @@ def atomic_write(path: Path, data: bytes | str) -> None:
 
 
 class Store:
-    """The stages of a workdir. Used as a context manager; one process at a time holds it.
+    """The stages of a workdir. Used as a context manager; one run at a time holds it.
+
+    Of several processes of a run the first writes; the others compute alongside, throw their copies away, and wait for the
+    seal. All must see the workdir.
 
     Attributes:
       events: (what happened, stage) in order; what is "reused", "computed" or "redone".
@@ -124,19 +128,36 @@ class Store:
         self._lock = None
 
     def __enter__(self) -> Store:
+        token = processes.share("workdir", self._open() if processes.leads() else None)
+        if not processes.leads():
+            try:
+                same = (self.workdir / ".lock").read_text() == token
+            except OSError:
+                same = False
+            if not same:
+                raise UserError(f"{self.workdir} is not the same folder in every process: choose one that all of them share.")
+        return self
+
+    def _open(self) -> str:
+        """Takes the lock and removes what runs left that died; returns what only this run can have written into the lock."""
         with os_errors(self.workdir):
             self.workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.workdir / ".lock").open("w")
+            self._lock = (self.workdir / ".lock").open("a+")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._lock.close()
             raise UserError(f"Another run is using {self.workdir}: wait for it, or choose another --workdir.") from error
+        token = os.urandom(16).hex()
+        with os_errors(self.workdir):
+            self._lock.truncate(0)
+            self._lock.write(token)
+            self._lock.flush()
         # The lock is ours, so whatever temporaries there are belong to runs that died.
         self._interrupted = {p.name.split(".tmp-")[0][1:] for p in self.workdir.glob(".*.tmp-*")}
         for path in self.workdir.glob(".*.tmp-*"):
             shutil.rmtree(path, ignore_errors=True)
-        return self
+        return token
 
     def __exit__(self, *_: Any) -> None:
         if self._lock is not None:
@@ -149,15 +170,29 @@ class Store:
         """
         folder = f"{name}-{digest(key)}"
         path = self.workdir / folder
-        steps = steps_folder(path)
-        if is_whole(path):
-            shutil.rmtree(steps, ignore_errors=True)  # a run was killed between sealing and this
-            self._note("reused", name, log)
-            return path
         preemption.check()
+        leads = processes.leads()
+        whole = processes.share(f"whole/{folder}", str(is_whole(path)) if leads else None) == "True"
+        if whole:
+            what = "reused"
+        elif leads:
+            what = self._make(path, key, build)
+        else:
+            with tempfile.TemporaryDirectory() as copy:
+                build(Path(copy))
+            what = None
+        what = processes.share(f"sealed/{folder}", what if leads else None)
+        if leads:
+            shutil.rmtree(steps_folder(path), ignore_errors=True)
+        self.events.append((what, name))
+        log(f"[{what}] {name}" + (" (an earlier attempt was cut off)" if what == "redone" else ""))
+        return path
+
+    def _make(self, path: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> str:
+        """Builds, seals and renames; returns "computed", or "redone" where there were remains of an earlier attempt."""
         damaged = path.exists()
-        begun = damaged or folder in self._interrupted or steps.is_dir()
-        temporary = self.workdir / f".{folder}.tmp-{os.getpid()}"
+        begun = damaged or path.name in self._interrupted or steps_folder(path).is_dir()
+        temporary = self.workdir / f".{path.name}.tmp-{os.getpid()}"
         with os_errors(self.workdir):
             if damaged:
                 shutil.rmtree(path)
@@ -169,13 +204,7 @@ class Store:
                 _sync(self.workdir)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(steps, ignore_errors=True)
-        self._note("redone" if begun else "computed", name, log)
-        return path
-
-    def _note(self, what: str, name: str, log: Callable[[str], None]) -> None:
-        self.events.append((what, name))
-        log(f"[{what}] {name}" + (" (an earlier attempt was cut off)" if what == "redone" else ""))
+        return "redone" if begun else "computed"
 
 
 def is_whole(path: Path) -> bool:
@@ -206,7 +235,9 @@ def _sync(path: Path) -> None:
 
 
 def save_params(path: Path, params: Any) -> None:
-    """Writes a tree of nested dicts of arrays as one safetensors file, names joined by "/"."""
+    """Writes a tree of nested dicts of arrays as one safetensors file, names joined by "/"; one of several processes does."""
+    if not processes.leads():
+        return
     from safetensors.numpy import save
 
     flat: dict[str, np.ndarray] = {}

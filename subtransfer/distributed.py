@@ -1,4 +1,4 @@
-"""Several processes that run one program: who writes, how arrays cross to the hosts, and what all have to agree on.
+"""Arrays of several processes: how they cross to and from the hosts, and what all processes have to agree on.
 
 Every process calls the same functions in the same order. With one process all of this is the identity.
 """
@@ -10,11 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-
-
-def leads() -> bool:
-    """Whether this process is the one that writes artefacts, reports and lines."""
-    return jax.process_index() == 0
 
 
 def place(tree: Any, shardings: Any) -> Any:
@@ -52,9 +47,3 @@ def anywhere(flag: bool) -> bool:
 def from_leader(flag: bool) -> bool:
     """The flag of the process that leads: clocks differ, and so would decisions taken by them."""
     return bool(flag) if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.array(flag)).ravel()[0])
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from subtransfer import artifacts, stages
+from subtransfer import artifacts, processes, stages
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, teacher_stage
 from subtransfer.errors import UserError
@@ -58,8 +58,8 @@ def code_version(*, report: bool) -> str:
     Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored.
     """
     root = Path(__file__).parent
-    names = ("launch.py", "progress.py", "artifacts.py", "preemption.py", "distill/checkpoints.py", "distill/run.py")
-    outside = {root / name for name in names}
+    outside = {root / f"{name}.py" for name in ("launch", "progress", "artifacts", "preemption", "processes")}
+    outside |= {root / "distill" / "checkpoints.py", root / "distill" / "run.py"}
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
         if path not in outside and (report or path.parent.name != "report"):
@@ -334,7 +334,7 @@ class Experiment:
         for stage in self.plan.values():
             store.stage(stage.name, stage.key, stage.build, log=log)
         results = {"report.html": self.path("report")}
-        for name in RESULT_FILES:
+        for name in RESULT_FILES if processes.leads() else ():
             source = results.get(name, self.path("results")) / name
             with artifacts.os_errors(self.workdir):
                 artifacts.atomic_write(self.workdir / name, source.read_bytes())

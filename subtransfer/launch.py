@@ -1,7 +1,10 @@
 """The one command: `python -m subtransfer.launch --config=configs/quickstart.py --workdir=DIR`.
 
 Every field of the config can be overridden, as in `--config.distill.objective=reverse_kl`. `--dry_run` prints the plan
-and stops. A mistake of the user's ends in one sentence on stderr and exit status 2.
+and stops. A mistake of the user's ends in one sentence on stderr and exit status 2; status 75 asks to be run again.
+
+Several processes run the same command, each with `--coordinator=HOST:PORT --num_processes=N --process_id=I`, or with
+`--distributed=auto` where a cluster says these itself.
 """
 
 from __future__ import annotations
@@ -14,12 +17,21 @@ from pathlib import Path
 
 from absl import flags
 
-from subtransfer import preemption
+from subtransfer import preemption, processes
 from subtransfer.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME, from the config's name.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop.")
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "off", ["off", "auto"], "auto: one of several processes that Cloud TPU, Slurm or Open MPI has started."
+)
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: one of several processes.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
+_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_PEER_TIMEOUT = flags.DEFINE_integer(
+    "peer_timeout", 60, "Seconds after which a process that is not heard of ends the others.", lower_bound=3
+)
 
 _OVERRIDE = "--config."
 
@@ -53,6 +65,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     config = configuration.load(config_file, overrides)
     folder = Path(workdir or f"runs/{config.name}")
 
+    if not dry_run:
+        _join()
     import jax
 
     from subtransfer import artifacts, settings, sharding
@@ -72,8 +86,10 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         return
     begin = time.monotonic()
     with artifacts.Store(folder) as store:
-        results = experiment.run(store, log=lambda line: print(line, flush=True))
+        results = experiment.run(store, log=lambda line: processes.leads() and print(line, flush=True))
         computed = sum(what != "reused" for what, _ in store.events)
+    if not processes.leads():
+        return
     rows = tables.read_csv(results / "results.csv")
     words = settings.get(config.setting).wording
     tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
@@ -84,6 +100,19 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}",
         soft_wrap=True,
     )
+
+
+def _join() -> None:
+    """Becomes one of several processes if the flags say so."""
+    given = [_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value]
+    if any(value is not None for value in given):
+        if _DISTRIBUTED.value == "auto" or any(value is None for value in given):
+            raise UserError("--coordinator, --num_processes and --process_id go together, and without --distributed=auto.")
+        if _PROCESS_ID.value >= _NUM_PROCESSES.value:
+            raise UserError(f"--process_id={_PROCESS_ID.value} cannot be: they are numbered from 0 to --num_processes - 1.")
+    elif _DISTRIBUTED.value == "off":
+        return
+    processes.join(*given, peer_timeout=_PEER_TIMEOUT.value)
 
 
 def print_plan(experiment, console) -> None:
@@ -114,17 +143,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Without accelerators JAX would print a warning that says nothing to the user of a laptop.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
         preemption.listen()
-        run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
+        try:
+            run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
+        except (UserError, preemption.Preempted, KeyboardInterrupt):
+            raise
+        except BaseException:
+            processes.await_verdict()  # the error may be how a peer's death shows here
+            raise
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        code, sentence = 2, f"error: {error}"
     except preemption.Preempted:
-        print("preempted; what was done is kept, run the same command again to go on.", file=sys.stderr)
-        return preemption.EXIT_CODE
+        code, sentence = preemption.EXIT_CODE, "preempted; what was done is kept, run the same command again to go on."
     except KeyboardInterrupt:
-        print("\ninterrupted; finished stages are kept, run the same command again to go on.", file=sys.stderr)
-        return 130
-    return 0
+        code, sentence = 130, "\ninterrupted; finished stages are kept, run the same command again to go on."
+    else:
+        return processes.leave(0, "")
+    print(sentence, file=sys.stderr)
+    return processes.leave(code, sentence)
 
 
 if __name__ == "__main__":

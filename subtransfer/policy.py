@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from subtransfer import artifacts, sharding
+from subtransfer import artifacts, distributed, sharding
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf, lora
@@ -167,12 +167,12 @@ def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path) -> None
     _write(directory, cfg, checkpoint=str(checkpoint.resolve()))
 
 
-def save_tuned(directory: Path, cfg: DecoderConfig, base: Path, recipe: trainer.Recipe, state: trainer.TrainState) -> None:
+def save_tuned(directory: Path, cfg: DecoderConfig, base: Path, recipe: trainer.Recipe, trainable) -> None:
     """Writes a policy that was tuned from `base`: all weights, or only the LoRA factors."""
     adapter, tuning = None, recipe.tuning
     if tuning.method == "lora":
         adapter = {"alpha": tuning.alpha, "rank": tuning.rank, "dropout": tuning.dropout}
-    artifacts.save_params(directory / "params.safetensors", state.trainable)
+    artifacts.save_params(directory / "params.safetensors", trainable)
     _write(directory, cfg, base=base.name, lora=adapter)
 
 
@@ -248,7 +248,7 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
     if meta["lora"] is not None:
         base = _load_artifact(directory.parent / meta["base"], mesh, resident)
         return _adapted(base, lora.Adapter(tree, **meta["lora"]))
-    params = _checked(jax.device_put(tree, sharding.param_shardings(abstract_params(cfg), mesh)), mesh)
+    params = _checked(distributed.place(tree, sharding.param_shardings(abstract_params(cfg), mesh)), mesh)
     base = resident.get(directory.parent / meta["base"]) if meta["base"] else None
     policy = Policy(cfg, params, base.tokenizer if base else load_policy_tokenizer(directory), None, str(directory))
     if meta["base"] is None:

@@ -7,17 +7,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
+from subtransfer import processes
+
 EVERY = 5.0  # seconds between plain lines
 
 
 def note(line: str) -> None:
     """A line about what has just been done, on stderr."""
-    print(f"  {line}", file=sys.stderr, flush=True)
+    if processes.leads():
+        print(f"  {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`. Shows on stderr; the clock is used for display only."""
+    """Yields `advance(n)`. Shows on stderr, of one process; the clock is used for display only."""
+    if not processes.leads():
+        yield lambda n: None
+        return
     if sys.stderr.isatty():
         from rich.console import Console
         from rich.progress import (

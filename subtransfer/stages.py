@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from subtransfer import artifacts, distributed, pretrain, results, sanitize, settings, trajectories
+from subtransfer import artifacts, distributed, pretrain, processes, results, sanitize, settings, trajectories
 from subtransfer.arms import Arm, base_stage, teacher_stage
 from subtransfer.distill import agreement, student, trainer
 from subtransfer.distill.checkpoints import Policy as CheckpointPolicy
@@ -76,7 +76,7 @@ def checkpoint_digest(directory: Path, workdir: Path) -> str:
                     digest = hashlib.file_digest(file, "sha256").hexdigest()
                 known[stamps[path][0]] = [*stamps[path][1:], digest]
                 advance(stamps[path][1] >> 20)
-        if workdir.is_dir():
+        if workdir.is_dir() and processes.leads():
             artifacts.atomic_write(memory, json.dumps(known))
     names = [[path.name, known[stamps[path][0]][2]] for path in paths]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
@@ -216,7 +216,7 @@ class Makers:
             state, frozen = trainer.start_state(self.mesh, recipe, base.params, jax.random.fold_in(key, 0), run)
             order = jax.random.fold_in(key, 1)
             state, curves = trainer.train(base.cfg, self.mesh, recipe, state, frozen, examples, steps, order, run=run)
-        save_tuned(out, base.cfg, self.path(base_stage(model)), recipe, distributed.to_host(state))
+        save_tuned(out, base.cfg, self.path(base_stage(model)), recipe, distributed.to_host(state.trainable))
         _write_json(out / "training.json", {"curves": _thin(curves)})
 
     def rollouts(self, out: Path, label: str, source: str, policy_name: str, seed: int) -> None:
@@ -299,7 +299,7 @@ class Makers:
                 max_tokens=c.distill.max_tokens,
                 run=run,
             )
-        save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, distributed.to_host(state))
+        save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, distributed.to_host(state.trainable))
         context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}
         _write_json(out / "training.json", {"curves": _thin(curves), "purity": purity, "context": context})
 

@@ -18,7 +18,7 @@ commands.naming commands.permissions commands.removing commands.tar commands.xar
 sandbox_world sandbox sandbox_supervisor launchers static trait cli
 """.split()
 FLOW = """
-errors schema preemption settings.base settings.words settings.filesystem settings.api_tasks settings.api
+errors schema preemption processes settings.base settings.words settings.filesystem settings.api_tasks settings.api
 settings.shell {shell} settings.bash_tasks settings.bash settings artifacts progress distributed encodings sanitize
 trajectories distill.objectives arms sharding models.attention models.attention_kernels models.quantise models.decoder models.presets config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling

@@ -5,11 +5,13 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
@@ -44,6 +46,15 @@ def launch(workdir, *more, **environment):
         text=True,
         start_new_session=True,
     )
+
+
+def launch_two(workdir, *more):
+    """The same command in two processes of one device each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--peer_timeout=20", *more]
+    return [launch(workdir, *flags, f"--process_id={i}") for i in range(2)]
 
 
 def finish(processes):
@@ -93,22 +104,37 @@ def undisturbed(tmp_path_factory):
     return workdir
 
 
+@pytest.fixture(scope="module")
+def undisturbed_two(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed_two") / "w"
+    finish(launch_two(workdir))
+    return workdir
+
+
 def _fresh(tmp_path, undisturbed):
     """A workdir that finds compiled programs, so that kills meet work and not compilation."""
     shutil.copytree(undisturbed / ".compiled", tmp_path / "w" / ".compiled")
     return tmp_path / "w"
 
 
-def _killed_again_and_again(tmp_path, undisturbed, moments, seed):
-    workdir, rng, kills = _fresh(tmp_path, undisturbed), random.Random(seed), 0
-    for moment in moments:
-        process = launch(workdir)
-        if not stop_at([process], workdir, moment, rng.uniform(0, 1) ** 2, [process]):
-            break
-        kills += 1
-    finish([launch(workdir)])
-    same_results(workdir, undisturbed)
-    return kills
+def _killed_again_and_again(tmp_path, undisturbed, start):
+    """30 kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
+    kills, attempt = 0, 0
+    while kills < 30:
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        workdir, rng = _fresh(folder, undisturbed), random.Random(f"kills/{attempt}")
+        while kills < 30:
+            processes = start(workdir)
+            victim, moment = rng.choice(processes), rng.choice(list(MOMENTS))
+            if not stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim]):
+                break
+            assert all(process.returncode in (-signal.SIGKILL, 75) for process in processes)
+            kills += 1
+        finish(start(workdir))
+        same_results(workdir, undisturbed)
+        attempt += 1
+    print(f"{kills} kills in {attempt} runs")
 
 
 def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturbed):
@@ -124,16 +150,45 @@ def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturb
 
 @pytest.mark.slow
 def test_thirty_kills(tmp_path, undisturbed):
-    """Runs that come to their end are followed by others until there were 30 kills."""
-    kills, attempt = 0, 0
-    while kills < 30:
-        rng = random.Random(f"kills/{attempt}")
-        moments = [rng.choice(list(MOMENTS)) for _ in range(30 - kills)]
-        folder = tmp_path / str(attempt)
+    _killed_again_and_again(tmp_path, undisturbed, lambda workdir: [launch(workdir)])
+
+
+@pytest.mark.slow
+def test_thirty_kills_of_two_processes(tmp_path, undisturbed_two):
+    _killed_again_and_again(tmp_path, undisturbed_two, launch_two)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_table_of_one(undisturbed, undisturbed_two):
+    assert (undisturbed / "results.csv").read_bytes() == (undisturbed_two / "results.csv").read_bytes()
+    for training in undisturbed.glob("*/training.json"):
+        alone, together = (
+            json.loads((w / training.relative_to(undisturbed)).read_text()) for w in (undisturbed, undisturbed_two)
+        )
+        for name, values in alone["curves"].items():
+            np.testing.assert_allclose(together["curves"][name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+
+
+@pytest.mark.slow
+def test_a_dead_peer_ends_the_other_with_its_name(tmp_path, undisturbed_two):
+    """Whether the one that coordinates dies or the other; the process that is left says so and asks for a restart."""
+    for dead in (0, 1):
+        folder = tmp_path / str(dead)
         folder.mkdir()
-        kills += _killed_again_and_again(folder, undisturbed, moments, seed=attempt)
-        attempt += 1
-    print(f"{kills} kills in {attempt} runs")
+        workdir = _fresh(folder, undisturbed_two)
+        processes = launch_two(workdir, "--config.base.steps=1000000", "--peer_timeout=5")
+        while not next(workdir.glob(".steps/base-*/*.orbax-checkpoint-tmp*"), None):
+            assert all(process.poll() is None for process in processes)
+            time.sleep(0.01)
+        processes[dead].kill()
+        begin = time.monotonic()
+        _, err = processes[1 - dead].communicate()
+        assert time.monotonic() - begin < 15
+        processes[dead].communicate()
+        assert processes[1 - dead].returncode == 75, err
+        errors = [line for line in err.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and f"process {dead} (" in errors[0] and str(processes[dead].pid) in errors[0], err
+        assert "Traceback" not in err and "stack trace" not in err
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from subtransfer import distributed
 from subtransfer.models.attention import causal_mask
 from subtransfer.models.decoder import Decoder, DecoderConfig
 from subtransfer.schema import Trajectory
@@ -50,7 +51,7 @@ def compare(cfg: DecoderConfig, weights, trajectories: Sequence[Trajectory]) -> 
         at = np.zeros(pieces * PIECE, np.int32)
         at[: len(where)] = where
         tokens = np.pad(t.tokens, (0, length - len(t.tokens)))[None]
-        trainer = np.asarray(_logprobs(cfg, weights, tokens, at.reshape(pieces, PIECE))).reshape(-1)[: len(where)]
+        trainer = distributed.to_host(_logprobs(cfg, weights, tokens, at.reshape(pieces, PIECE))).reshape(-1)[: len(where)]
         gaps.append(trainer - t.behavior_logprobs[where])
     log_ratio = np.concatenate(gaps).astype(np.float64)
     values = {

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtransfer import artifacts, distributed
+from subtransfer import artifacts, distributed, processes
 from subtransfer.errors import UserError
 from subtransfer.progress import note
 
@@ -196,7 +196,7 @@ class Checkpoints:
 
         A damaged one is said to be, set aside, and the one before is tried.
         """
-        if not self.folder.is_dir():
+        if not distributed.from_leader(self.folder.is_dir()):
             return None
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
         steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
@@ -210,9 +210,9 @@ class Checkpoints:
             reason = reason or "in another process"
             note(f"{self.label}: the checkpoint of step {step} is damaged ({reason}); going back to the one before")
             found = None
-            if distributed.leads():
+            if processes.leads():
                 artifacts.set_aside(self.folder / str(step))
-            distributed.barrier(f"{self.label}/{step}")
+            processes.barrier(f"damaged/{self.label}/{step}")
             self._orbax.reload()
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer import artifacts, distributed, preemption
+from subtransfer import artifacts, distributed, preemption, processes
 from subtransfer.distill.checkpoints import Checkpoints, Policy, Progress
 from subtransfer.errors import UserError
 from subtransfer.progress import note, progress
@@ -62,19 +62,19 @@ class Run:
         """
         leaving = distributed.anywhere(preemption.noticed())
         if self._checkpoints and (leaving or self._checkpoints.due(int(state.step))):
-            self._save(state)
+            self._save(state, confirm=leaving)
         if leaving:
             raise preemption.Preempted
 
     def leave(self, state: Any) -> None:
         """Saves the state, which `progress` describes, and ends the run: a notice has come while something else was done."""
         if self._checkpoints:
-            self._save(state)
+            self._save(state, confirm=True)
         raise preemption.Preempted
 
-    def _save(self, state: Any) -> None:
+    def _save(self, state: Any, *, confirm: bool) -> None:
         self._checkpoints.save(int(state.step), state, self.progress)
-        if preemption.noticed():
+        if confirm:
             self._checkpoints.wait()
             note(f"{self.label}: saved at step {self._checkpoints.confirmed}")
 
@@ -93,7 +93,7 @@ class Run:
         self._checkpoints.wait()
         folder = self._checkpoints.folder
         path = folder / f"batch-of-step-{step}.npz"
-        if distributed.leads():
+        if processes.leads():
             np.savez(path, **batch)
         return UserError(
             f"{sentence} That step's batch is kept in {path}, and the state before it in {folder / str(step - 1)}."

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import NamedSharding, PartitionSpec
 
+from subtransfer import distributed
+
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -51,10 +53,10 @@ def place_factors(factors: Mapping[str, Any], params: Mapping[str, Any]) -> dict
         kernel = params["layers"][target]["kernel"].sharding
         spec = (*kernel.spec, None, None, None)[:3] if isinstance(kernel, NamedSharding) else None
         if spec is None:
-            placed[target] = jax.device_put(pair, kernel)
+            placed[target] = distributed.place(pair, kernel)
             continue
         places = {"a": PartitionSpec(None, spec[1], None), "b": PartitionSpec(None, None, spec[2])}
-        placed[target] = {part: jax.device_put(pair[part], NamedSharding(kernel.mesh, places[part])) for part in "ab"}
+        placed[target] = distributed.place(pair, {part: NamedSharding(kernel.mesh, places[part]) for part in "ab"})
     return {"layers": placed}
 
 

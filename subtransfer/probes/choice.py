@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtransfer import distributed
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
 from subtransfer.settings.base import Setting, Task
@@ -150,7 +151,7 @@ def logprobs(cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: 
     shared = {"params": policies[0]["params"]} if adapted else {}
     parts = [{"lora": weights["lora"]} if adapted else weights for weights in policies]
     own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    scores = np.asarray(score(cfg, shared, own, split, batch.segments, batch.score_tokens, batch.score_mask))
+    scores = distributed.to_host(score(cfg, shared, own, split, batch.segments, batch.score_tokens, batch.score_mask))
     return scores.swapaxes(0, 1).reshape(len(policies), -1, scores.shape[-1])[:, :tasks]
 
 
