@@ -125,6 +125,11 @@ def defaults() -> ml_collections.ConfigDict:
     checkpoint.every_steps = 0  # above 0: also after so many steps
     checkpoint.keep = 2  # newest ones that stay until the stage is finished
 
+    c.metrics = metrics = ml_collections.ConfigDict()
+    metrics.tensorboard = True  # event files in WORKDIR/metrics/tensorboard, beside the JSONL
+    metrics.wandb = ""  # a Weights & Biases project, if the package is installed
+    metrics.peak_flops = 0.0  # of one device, a second, in the dtype of computation: above 0, MFU is reported against it
+
     c.mesh = mesh = ml_collections.ConfigDict()
     mesh.data = -1  # what the other axes leave
     mesh.fsdp = 1
@@ -300,7 +305,13 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in ("base.unsafe_rate", "teacher.explicit_fraction"):
         if not 0 <= known[field] <= 1:
             refuse(field, "between 0 and 1")
-    for field in ("teacher.epochs", "distill.epochs", "checkpoint.every_seconds", "checkpoint.every_steps"):
+    for field in (
+        "teacher.epochs",
+        "distill.epochs",
+        "checkpoint.every_seconds",
+        "checkpoint.every_steps",
+        "metrics.peak_flops",
+    ):
         if known[field] < 0:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
@@ -329,6 +340,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         refuse("distill.objective", '"all" alone, or a list of objectives')
     if not config.name or "/" in config.name or config.name.startswith("."):
         refuse("name", "a plain word, as it names a folder")
+    if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("metrics.wandb needs the package wandb, which is not installed: pip install wandb.")
     _validate_sizes(config, refuse)
     if config.pairs:
         _validate_pairs(config)
@@ -399,5 +412,5 @@ def plain(value: Any) -> Any:
 
 
 def of_results(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that results can depend on, as JSON types: not how often a run is saved."""
-    return {name: value for name, value in plain(config).items() if name != "checkpoint"}
+    """The fields that results can depend on, as JSON types: not how a run is saved and watched."""
+    return {name: value for name, value in plain(config).items() if name not in ("checkpoint", "metrics")}

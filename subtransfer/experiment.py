@@ -17,9 +17,10 @@ from typing import Any
 
 import jax
 
-from subtransfer import artifacts, processes, stages
+from subtransfer import artifacts, metrics, processes, stages
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, teacher_stage
+from subtransfer.distill.run import Window
 from subtransfer.errors import UserError
 from subtransfer.memory import Sizes
 from subtransfer.models import attention_kernels, families, hf
@@ -58,7 +59,7 @@ def code_version(*, report: bool) -> str:
     Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored.
     """
     root = Path(__file__).parent
-    outside = {root / f"{name}.py" for name in ("launch", "progress", "artifacts", "preemption", "processes")}
+    outside = {root / f"{name}.py" for name in ("launch", "progress", "artifacts", "preemption", "processes", "metrics")}
     outside |= {root / "distill" / "checkpoints.py", root / "distill" / "run.py"}
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
@@ -73,9 +74,10 @@ class Experiment:
     Args:
       config: a validated config.
       workdir: the run's folder; artefacts of several configs may share it.
+      profile: "STAGE:FIRST-LAST", steps of a training to be profiled, or "".
     """
 
-    def __init__(self, config, workdir: Path, mesh):
+    def __init__(self, config, workdir: Path, mesh, profile: str = ""):
         self.config = config
         self.workdir = Path(workdir)
         self.arms = arms(config)
@@ -92,11 +94,24 @@ class Experiment:
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
+        if profile:
+            self._makers.profile = self._window(profile)
 
     @property
     def mesh_text(self) -> str:
         """ "data 1 x fsdp 8 x tensor 2"."""
         return " x ".join(f"{axis} {size}" for axis, size in self._mesh.shape.items())
+
+    def _window(self, text: str) -> tuple[str, Window]:
+        stage, _, steps = text.partition(":")
+        first, _, last = steps.partition("-")
+        trained = [name for name in self.plan if name.partition(".")[0] in ("base", "base_other", "teacher", "student")]
+        if stage not in trained:
+            near = configuration.nearest(stage, trained)
+            raise UserError(f"--profile names {stage!r}, which trains nothing here; the nearest stage is {near!r}.")
+        if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+            raise UserError(f"--profile={text} is not of the form STAGE:FIRST-LAST, with steps counted from 1.")
+        return stage, Window(int(first), int(last), self.workdir / metrics.FOLDER / "profile" / stage)
 
     # -- the plan ----------------------------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ from subtransfer.errors import UserError
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME, from the config's name.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop.")
+_PROFILE = flags.DEFINE_string("profile", "", "STAGE:FIRST-LAST: profile these steps of a training, into WORKDIR/metrics.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "off", ["off", "auto"], "auto: one of several processes that Cloud TPU, Slurm or Open MPI has started."
 )
@@ -80,7 +81,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     if not dry_run:
         with artifacts.os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(config, folder, mesh)
+    experiment = Experiment(config, folder, mesh, _PROFILE.value)
     if dry_run:
         print_plan(experiment, console)
         return

@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from subtransfer import artifacts, distributed, pretrain, processes, results, sanitize, settings, trajectories
+from subtransfer import artifacts, distributed, metrics, pretrain, processes, results, sanitize, settings, trajectories
 from subtransfer.arms import Arm, base_stage, teacher_stage
 from subtransfer.distill import agreement, student, trainer
+from subtransfer.distill.checkpoints import Checkpoints
 from subtransfer.distill.checkpoints import Policy as CheckpointPolicy
-from subtransfer.distill.run import Run, open_run
+from subtransfer.distill.run import Run, Window, open_run
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
 from subtransfer.models.chat import ChatFormat
@@ -89,9 +90,11 @@ class Makers:
       config: the validated config.
       mesh: where the arrays live.
       path: stage name -> folder of its finished artefact.
+      profile: (a stage's name, its steps to be profiled), or None.
     """
 
-    def __init__(self, config, mesh, path: Callable[[str], Path]):
+    def __init__(self, config, mesh, path: Callable[[str], Path], profile: tuple[str, Window] | None = None):
+        self.profile = profile
         self.config = config
         self.mesh = mesh
         self.path = path
@@ -142,8 +145,18 @@ class Makers:
 
     def run(self, stage: str, steps: int) -> contextlib.AbstractContextManager[Run]:
         """What accompanies a stage's training."""
-        c = self.config.checkpoint
-        return open_run(stage, steps, self.path(stage), CheckpointPolicy(c.every_seconds, c.every_steps, c.keep))
+        c, m, artifact = self.config.checkpoint, self.config.metrics, self.path(stage)
+        saved = CheckpointPolicy(c.every_seconds, c.every_steps, c.keep)
+        scope = stage.partition(".")[0]
+        scope = {"student": "distill", "base_other": "base"}.get(scope, scope)
+        return open_run(
+            stage,
+            steps,
+            Checkpoints(artifacts.steps_folder(artifact), stage, saved),
+            metrics.Writer(artifact, scope, tensorboard=m.tensorboard, wandb=m.wandb),
+            peak_flops=m.peak_flops * self.mesh.size,
+            window=self.profile[1] if self.profile and self.profile[0] == stage else None,
+        )
 
     def rollout_spec(self, batch_size: int) -> RolloutSpec:
         """How trajectories to learn from are made."""

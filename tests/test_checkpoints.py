@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer import preemption
+from subtransfer import artifacts, metrics, preemption
 from subtransfer.distill import student, trainer
 from subtransfer.distill.checkpoints import Checkpoints, Policy
 from subtransfer.distill.run import open_run
@@ -60,6 +60,11 @@ def notice(monkeypatch):
     return set_to
 
 
+def _open(label, steps, folder, policy):
+    checkpoints = Checkpoints(artifacts.steps_folder(folder), label, policy)
+    return open_run(label, steps, checkpoints, metrics.Writer(folder, "distill", tensorboard=True, wandb=""))
+
+
 def _examples(cfg):
     rng = np.random.default_rng(0)
     return trainer.Examples(rng.integers(0, cfg.vocab_size, (20, 16)).astype(np.int32), np.ones((20, 16), bool))
@@ -68,7 +73,7 @@ def _examples(cfg):
 def _train(folder, cfg, mesh, params, *, tuning=None, policy=EVERY, rate=3e-3):
     recipe = trainer.Recipe(trainer.Loss("sft", tuning=tuning or trainer.Tuning()), STEPS, 4, rate)
     folder.parent.mkdir(exist_ok=True)
-    with open_run("student.x", STEPS, folder, policy) as run:
+    with _open("student.x", STEPS, folder, policy) as run:
         state, frozen = trainer.start_state(mesh, recipe, params, KEY, run)
         return trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
 
@@ -99,7 +104,7 @@ def _on_policy(folder, cfg, mesh, params, chat, teacher):
     guard = student.Guard(np.array([], np.int64), enforce=False)
     tasks = chat.setting.tasks("safe", "train", 30, 0)
     folder.parent.mkdir(exist_ok=True)
-    with open_run("student.y", 16, folder, EVERY) as run:
+    with _open("student.y", 16, folder, EVERY) as run:
         state, curves, rollouts = student.distill(
             cfg, mesh, recipe, params, chat, guard, KEY, teacher=teacher, on_policy=rounds, tasks=tasks, max_tokens=64, run=run
         )
@@ -205,17 +210,17 @@ def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path):
     recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 3e-3)
     with (
         pytest.raises(UserError, match="has vanished"),
-        open_run("student.x", STEPS, tmp_path / "w" / "a-0", EVERY) as run,
+        _open("student.x", STEPS, tmp_path / "w" / "a-0", EVERY) as run,
     ):
         state, frozen = trainer.start_state(mesh, recipe, params, KEY, run)
         record = run.record
 
-        def vanish(metrics):
+        def vanish(*args):
             advance["n"] += 1
             if advance["n"] == 2:
                 run._checkpoints.wait()
                 shutil.rmtree(tmp_path / "w")
-            record(metrics)
+            record(*args)
 
         run.record = vanish
         trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
@@ -226,11 +231,12 @@ SMALL_RUN = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from subtransfer import pretrain, sharding
+from subtransfer import artifacts, pretrain, sharding
 from subtransfer.distill import trainer
-from subtransfer.distill.checkpoints import Policy
+from subtransfer.distill.checkpoints import Checkpoints, Policy
 from subtransfer.distill.run import open_run
 from subtransfer.errors import UserError
+from subtransfer.metrics import Writer
 from subtransfer.models.decoder import DecoderConfig
 
 trainer.STEPS_PER_DISPATCH = 4
@@ -242,7 +248,8 @@ recipe = trainer.Recipe(trainer.Loss("sft"), 12, 8, 3e-3)
 def train(mesh, folder, policy=Policy(every_steps=4)):
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
     Path(folder).parent.mkdir(exist_ok=True)
-    with open_run("student.x", 12, Path(folder), policy) as run:
+    checkpoints = Checkpoints(artifacts.steps_folder(Path(folder)), "student.x", policy)
+    with open_run("student.x", 12, checkpoints, Writer(Path(folder), "distill", tensorboard=False, wandb="")) as run:
         state, frozen = trainer.start_state(mesh, recipe, params, jax.random.key(1), run)
         begun = int(state.step)
         _, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, 12, jax.random.key(2), run=run)

@@ -138,6 +138,8 @@ MISTAKES = {
     "no value": (["--config.seed"], "has no value"),
     "unknown flag": (["--workdri=x"], "Unknown command line flag"),
     "stray word": (["go"], "Unexpected argument 'go'"),
+    "processes": (["--num_processes=2"], "go together"),
+    "profile": (["--profile=results:1-2"], "trains nothing here"),
     "checkpoint": (["--config.base.checkpoint=/no/such"], "there is no directory"),
     "mesh": (["--config.mesh.fsdp=3"], "does not use all"),
     "nothing left after filters": (

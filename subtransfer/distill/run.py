@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
-from subtransfer import artifacts, distributed, preemption, processes
-from subtransfer.distill.checkpoints import Checkpoints, Policy, Progress
+from subtransfer import distributed, metrics, preemption, processes
+from subtransfer.distill.checkpoints import Checkpoints, Progress
 from subtransfer.errors import UserError
 from subtransfer.progress import note, progress
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Steps of a stage that are to be profiled, rounded outwards to whole dispatches: `first` to `last`, counted from 1."""
+
+    first: int
+    last: int
+    folder: Path
 
 
 class Run:
@@ -21,6 +33,7 @@ class Run:
     Attributes:
       label: the stage, for messages.
       progress: how far it has come; whoever trains keeps it up to date.
+      facts: numbers that go with the metrics of the steps to come.
     """
 
     def __init__(
@@ -28,9 +41,15 @@ class Run:
         label: str = "training",
         advance: Callable[[int], None] = lambda steps: None,
         checkpoints: Checkpoints | None = None,
+        writer: metrics.Writer | None = None,
+        peak_flops: float = 0.0,
+        window: Window | None = None,
     ):
-        self.label, self._advance, self._checkpoints = label, advance, checkpoints
+        self.label, self._advance, self._checkpoints, self._writer = label, advance, checkpoints, writer
+        self._peak_flops, self._window = peak_flops, window
         self.progress = Progress()
+        self.facts: dict[str, float] = {}
+        self._dispatches = 0
 
     @property
     def curves(self) -> dict[str, list[float]]:
@@ -40,19 +59,47 @@ class Run:
     def resumed(self, state: Any) -> Any:
         """The newest checkpoint's state in the shardings of `state`, whose arrays are given up for it, or None without one."""
         found = self._checkpoints.load(state) if self._checkpoints else None
+        step = int(found[0].step) if found else 0
+        if self._writer:
+            self._writer.start(step)
         if found is None:
             return None
         state, self.progress = found
-        step = int(state.step)
         note(f"{self.label} goes on from step {step}")
         self._advance(step)
         return state
 
-    def record(self, metrics: Mapping[str, np.ndarray]) -> None:
-        """Adds the metrics of a dispatch, float32 [K] each."""
+    @contextlib.contextmanager
+    def dispatch(self, first: int, steps: int) -> Iterator[Cost]:
+        """Around the steps `first` + 1, ..., `first` + `steps`: times them, and profiles them if asked to."""
+        window, cost = self._window, Cost(self._dispatches > 0, self._peak_flops)
+        profiled = window is not None and first < window.last and first + steps >= window.first
+        self._dispatches += 1
+        if profiled:
+            jax.profiler.start_trace(str(window.folder))
+        begin = time.perf_counter()
+        try:
+            yield cost
+        finally:
+            cost.seconds = time.perf_counter() - begin
+            if profiled:
+                jax.profiler.stop_trace()
+
+    def record(
+        self, first: int, metrics: Mapping[str, np.ndarray], shown: Mapping[str, np.ndarray], facts: Mapping[str, float]
+    ) -> None:
+        """Adds the metrics of the steps after `first`, float32 [K] each.
+
+        Args:
+          metrics: what the curves of an artefact are made of.
+          shown: what is written for people; `facts` and `Run.facts` with the last step.
+        """
         for name, values in metrics.items():
             self.curves.setdefault(name, []).extend(float(v) for v in values)
-        self._advance(len(next(iter(metrics.values()))))
+        steps = len(next(iter(metrics.values())))
+        if self._writer and steps:
+            self._writer.write(first + 1, shown, {**facts, **self.facts})
+        self._advance(steps)
 
     def keep(self, state: Any) -> None:
         """Saves the state after a dispatch if a checkpoint is due, or if the machine is about to be taken away.
@@ -100,16 +147,39 @@ class Run:
         )
 
 
+@dataclasses.dataclass
+class Cost:
+    """What a dispatch cost.
+
+    Attributes:
+      compiled: whether its program was there already: else the time says nothing.
+      peak_flops: of all devices, a second; 0 if not stated.
+      seconds: set when the dispatch is over.
+    """
+
+    compiled: bool
+    peak_flops: float
+    seconds: float = 0.0
+
+    def facts(self, steps: int, tokens: int, flops: float) -> dict[str, float]:
+        """Metrics of `steps` steps of so many tokens and operations each."""
+        if not self.compiled:
+            return metrics.device_memory()
+        step = self.seconds / steps
+        mfu = {"mfu": flops / step / self.peak_flops} if self.peak_flops else {}
+        return {"step_seconds": step, "tokens_per_second": tokens / step, **mfu, **metrics.device_memory()}
+
+
 @contextlib.contextmanager
-def open_run(label: str, steps: int, artifact: Path, policy: Policy) -> Iterator[Run]:
-    """A stage's training of `steps` steps, with a progress line and checkpoints beside the artefact that it makes.
+def open_run(label: str, steps: int, checkpoints: Checkpoints, writer: metrics.Writer, **options) -> Iterator[Run]:
+    """A stage's training of `steps` steps, with a progress line, its checkpoints and its metrics; `options` as of `Run`.
 
     A SIGTERM waits until the training has saved.
     """
-    checkpoints = Checkpoints(artifacts.steps_folder(artifact), label, policy)
     with progress(label, steps, "steps") as advance, preemption.deferred():
         try:
-            yield Run(label, advance, checkpoints)
+            yield Run(label, advance, checkpoints, writer, **options)
             checkpoints.wait()
         finally:
             checkpoints.close()
+            writer.close()

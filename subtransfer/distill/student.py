@@ -139,7 +139,8 @@ def distill(
                 )
             except preemption.Preempted:
                 run.leave(state)
-            clean = _filtered(cfg, trainer.current_weights(recipe, state, frozen), own, chat, guard, progress.rollouts)
+            run.facts["policy_version"] = number
+            clean = _filtered(cfg, trainer.current_weights(recipe, state, frozen), own, chat, guard, run)
             require(
                 clean,
                 on_policy.min_kept,
@@ -163,10 +164,13 @@ def distill(
     return state, run.curves, progress.rollouts
 
 
-def _filtered(cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, rollouts: dict[str, Any]):
-    """What the filters leave of a round's trajectories, which are entered into `rollouts`."""
+def _filtered(cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: Run) -> list[Trajectory]:
+    """What the filters leave of a round's trajectories, which are entered into the run's progress."""
+    rollouts = run.progress.rollouts
+    agreed = agreement.compare(cfg, weights, own)
+    run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
     clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
-    rollouts["max_gap"] = max(rollouts["max_gap"], agreement.compare(cfg, weights, own)["max_gap"])
+    rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])
     rollouts["rollouts"] += manifest["total"]
     rollouts["dropped"] += manifest["dropped"]
     digest = hashlib.sha256()

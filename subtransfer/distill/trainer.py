@@ -23,6 +23,7 @@ from subtransfer import distributed, sharding
 from subtransfer.distill import objectives
 from subtransfer.distill.run import Run
 from subtransfer.errors import UserError
+from subtransfer.metrics import step_flops
 from subtransfer.models import lora
 from subtransfer.models.decoder import Decoder, DecoderConfig
 
@@ -282,18 +283,30 @@ def train(
     placed = sharding.batch_sharding(mesh, leading=1)
     state = on_mesh(mesh, state)
     laid_out = jax.tree.map(lambda x: x.sharding, state)
+    flops = step_flops(
+        cfg,
+        tokens=recipe.batch_size * examples.tokens.shape[1],
+        length=examples.tokens.shape[1],
+        full=recipe.tuning.method == "full",
+        teacher=teacher is not None,
+    )
     run.progress.rng = tuple(jax.random.key_data(key).tolist())
     for begin in range(int(state.step) - first, steps, STEPS_PER_DISPATCH):
         rows = order[begin : begin + STEPS_PER_DISPATCH]
         tokens, mask = distributed.place((examples.tokens[rows], examples.loss_mask[rows]), placed)
         rates = recipe.learning_rates(first + begin, len(rows))
-        with jax.set_mesh(mesh):  # kernels divide themselves over it
-            state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
-        state = jax.device_put(state, laid_out)  # as it came: whoever restores it meets the same compiled program
-        metrics = distributed.to_host(metrics)
+        with run.dispatch(first + begin, len(rows)) as cost:
+            with jax.set_mesh(mesh):  # kernels divide themselves over it
+                state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
+            state = jax.device_put(state, laid_out)  # as it came: whoever restores it meets the same compiled program
+            metrics = distributed.to_host(metrics)
         finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
         good = len(rows) if finite.all() else int(np.argmin(finite))
-        run.record({name: values[:good] for name, values in metrics.items()})
+        metrics = {name: values[:good] for name, values in metrics.items()}
+        # People read "forward_kl", not "loss"; and what the step was given.
+        shown = {recipe.loss.objective if name == "loss" else name: values for name, values in metrics.items()}
+        facts = cost.facts(len(rows), rows[0].size * examples.tokens.shape[1], flops)
+        run.record(first + begin, metrics, {**shown, "learning_rate": rates[:good]}, facts)
         if good < len(rows):
             batch = {"tokens": examples.tokens[rows[good]], "loss_mask": examples.loss_mask[rows[good]], "examples": rows[good]}
             raise run.diverged(state, first + begin + good + 1, batch)

@@ -1,0 +1,123 @@
+"""The one writer of training metrics: JSONL, TensorBoard and, if asked for, Weights & Biases; and what a step should cost.
+
+Metrics lie in WORKDIR/metrics, outside of the artefacts: they hold times, which no two runs share. A record is one step. A
+training that goes on from a checkpoint first drops what was written after it, so that no step is there twice.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from subtransfer import artifacts, processes
+
+FOLDER = "metrics"
+
+
+class Writer:
+    """The metrics of one stage; of several processes the first writes.
+
+    Args:
+      artifact: the stage's artefact: its name names the files, its workdir holds them.
+      scope: what every metric's name begins with, as in "distill/forward_kl".
+      tensorboard: whether to write event files, too.
+      wandb: a Weights & Biases project, or "".
+    """
+
+    def __init__(self, artifact: Path, scope: str, *, tensorboard: bool, wandb: str):
+        self._scope, self._name = scope, artifact.name
+        self.path = artifact.parent / FOLDER / f"{artifact.name}.jsonl"
+        self._events = artifact.parent / FOLDER / "tensorboard" / artifact.name if tensorboard else None
+        self._project = wandb
+        self._file = self._board = self._wandb = None
+
+    def start(self, step: int) -> None:
+        """Begins after `step`: what earlier attempts wrote up to it stays, the rest goes."""
+        if not processes.leads():
+            return
+        kept = []
+        if step and self.path.is_file():
+            for line in self.path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # cut off by a kill
+                    break
+                if record["step"] > step:
+                    break
+                kept.append(record)
+        self.path.parent.mkdir(exist_ok=True)
+        artifacts.atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._file = self.path.open("a")
+        if self._events:
+            from tensorboardX import SummaryWriter
+
+            shutil.rmtree(self._events, ignore_errors=True)
+            self._board = SummaryWriter(str(self._events))
+            for record in kept:
+                self._draw(record)
+        if self._project:
+            import wandb
+
+            # A run that goes on keeps its identity; steps that it has already are not logged again.
+            self._wandb = wandb.init(project=self._project, id=self._name, name=self._name, resume="allow")
+
+    def write(self, first: int, metrics: Mapping[str, Sequence[float]], facts: Mapping[str, float]) -> None:
+        """Writes the steps `first`, `first + 1`, ...: `metrics` have one value a step, `facts` are of the last one."""
+        if self._file is None:
+            return
+        steps = len(next(iter(metrics.values())))
+        for i in range(steps):
+            values = {name: float(of_step[i]) for name, of_step in metrics.items()}
+            if i == steps - 1:
+                values |= {name: float(value) for name, value in facts.items()}
+            record = {"step": first + i, **{f"{self._scope}/{name}": value for name, value in values.items()}}
+            self._file.write(json.dumps(record) + "\n")
+            if self._board:
+                self._draw(record)
+            if self._wandb and first + i > self._wandb.step:
+                self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=first + i)
+        self._file.flush()
+
+    def _draw(self, record: Mapping[str, Any]) -> None:
+        for name, value in record.items():
+            if name != "step":
+                self._board.add_scalar(name, value, record["step"])
+
+    def close(self) -> None:
+        for sink in (self._file, self._board):
+            if sink is not None:
+                sink.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher: bool) -> float:
+    """Floating-point operations that a training step has to make, over all devices; what is recomputed does not count.
+
+    As in PaLM (Chowdhery et al. 2204.02311, appendix B): forward, 2 a token and parameter of a product, and causal attention's
+    2 x 2 x length / 2 x width of the heads a layer. The backward pass is twice that, or once where only adapters are trained; a
+    live teacher's forward comes on top.
+
+    Args:
+      cfg: the decoder's geometry.
+      tokens: of the batch, padding included.
+      length: of a row.
+      full: all weights are trained.
+      teacher: a teacher of the same geometry runs, too.
+    """
+    embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
+    attention = 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
+    forward = 2 * (cfg.num_params - embedding) + attention
+    return tokens * forward * ((3 if full else 2) + teacher)
+
+
+def device_memory() -> dict[str, float]:
+    """{"device_bytes": in use, "device_peak_bytes": the most so far} of this process's first device, if its backend tells."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    named = {"device_bytes": "bytes_in_use", "device_peak_bytes": "peak_bytes_in_use"}
+    return {name: stats[key] for name, key in named.items() if key in stats}
