@@ -64,6 +64,10 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     if not console.is_terminal:
         console.width = 144  # a log file has room
     config = configuration.load(config_file, overrides)
+    if "://" in (workdir or ""):
+        raise UserError(
+            f"The workdir {workdir} is not a path of the file system: mount the bucket (gcsfuse) and give the mount's path."
+        )
     folder = Path(workdir or f"runs/{config.name}")
 
     if not dry_run:
