@@ -43,9 +43,10 @@ def os_errors(folder: Path) -> Iterator[None]:
             raise UserError(f"Cannot write to {folder}: make it writable or choose another --workdir.") from error
         if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and not folder.is_dir()):
             raise UserError(f"{folder} is not a folder: choose another --workdir.") from error
-        # What else there is in a workdir is made by the run itself, so that what is missing was taken away.
-        inside = error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(folder)
-        if error.errno == errno.ENOENT and (inside or not folder.is_dir()):
+        # A stage's folder is made by the run itself, so that one that is missing was taken away.
+        parent = Path(os.fsdecode(error.filename)).parent if error.filename is not None else folder
+        gone = parent.is_relative_to(folder) and not parent.is_dir()
+        if error.errno == errno.ENOENT and (gone or not folder.is_dir()):
             raise UserError(f"The workdir {folder} has vanished: run the same command again.") from error
         raise
 
@@ -75,7 +76,7 @@ def storage_errors(folder: Path, what: str) -> Iterator[None]:
                     texts, cause = f"{texts} {cause}", cause.__cause__ or cause.__context__
                 number = next((number for words, number in _SYSTEM.items() if words in texts), None)
                 if number is None:
-                    raise UserError(f"{type(error).__name__}: {error}") from error
+                    raise UserError(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
                 raise OSError(number, os.strerror(number), str(folder)) from error
     except UserError as error:
         raise UserError(f"{what}. {error}") from error

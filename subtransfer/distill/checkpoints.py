@@ -8,6 +8,7 @@ the artefact is sealed. Saving is asynchronous: a checkpoint counts only when `w
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import logging
@@ -160,7 +161,7 @@ class Checkpoints:
         record = {
             "rng": [int(n) for n in progress.rng],
             "policy_version": progress.policy_version,
-            "rollouts": progress.rollouts,
+            "rollouts": copy.deepcopy(progress.rollouts),  # written later, while the run goes on
             "state": fingerprint(state),
             "arrays": _checksums(arrays),
         }

@@ -148,7 +148,7 @@ def distill(
                 "run more episodes a round (--config.distill.episodes_per_round)",
             )
             examples = training_rows(clean, chat, guard).fitted_to(max_tokens)
-            progress.examples = {field.name: getattr(examples, field.name) for field in dataclasses.fields(examples)}
+            progress.examples = examples.arrays
         state, _ = trainer.train(
             cfg,
             mesh,

@@ -103,6 +103,12 @@ class Examples:
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields that hold arrays, by name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: array for name, array in fields.items() if array is not None}
+
     @classmethod
     def from_rows(cls, rows: Sequence[tuple[np.ndarray, np.ndarray]], multiple: int = 8) -> Examples:
         """Pads (tokens, loss_mask) rows to one length, a multiple of `multiple`.
@@ -308,7 +314,7 @@ def train(
         facts = cost.facts(len(rows), rows[0].size * examples.tokens.shape[1], flops)
         run.record(first + begin, metrics, {**shown, "learning_rate": rates[:good]}, facts)
         if good < len(rows):
-            batch = {"tokens": examples.tokens[rows[good]], "loss_mask": examples.loss_mask[rows[good]], "examples": rows[good]}
+            batch = {"examples": rows[good], **{name: array[rows[good]] for name, array in examples.arrays.items()}}
             raise run.diverged(state, first + begin + good + 1, batch)
         run.keep(state)
     return state, run.curves
