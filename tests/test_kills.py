@@ -65,10 +65,19 @@ def finish(processes):
     return outputs
 
 
+def _born(path):
+    """When a folder was made or changed; what an earlier attempt left is older than the attempt."""
+    try:
+        return path.stat().st_ctime
+    except OSError:
+        return 0.0
+
+
 def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
     """Signals `victims` a little after a moment has come; returns whether it came before the run was over."""
+    begin = time.time() - 1
     while all(process.poll() is None for process in processes):
-        if any(next(workdir.glob(pattern), None) for pattern in MOMENTS[moment]):
+        if any(_born(path) > begin for pattern in MOMENTS[moment] for path in workdir.glob(pattern)):
             time.sleep(delay)
             break
         time.sleep(0.002)
@@ -131,6 +140,7 @@ def _killed_again_and_again(tmp_path, undisturbed, start):
                 break
             assert all(process.returncode in (-signal.SIGKILL, 75) for process in processes)
             kills += 1
+            print(f"kill {kills}: {moment}", flush=True)
         finish(start(workdir))
         same_results(workdir, undisturbed)
         attempt += 1
