@@ -7,7 +7,9 @@ soon as whoever asked for the delay has saved. A second one ends the process whe
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -25,6 +27,30 @@ class Preempted(BaseException):
 def listen() -> None:
     """Takes SIGTERM from now on; to be called by the main thread."""
     signal.signal(signal.SIGTERM, _notice)
+    if sys.platform == "linux":
+        _once(signal.SIGTERM)
+
+
+class _Sigaction(ctypes.Structure):
+    """Linux's `struct sigaction`, as the C library has it on 64 bits."""
+
+    _fields_ = [
+        ("handler", ctypes.c_void_p),
+        ("mask", ctypes.c_byte * 128),
+        ("flags", ctypes.c_uint),
+        ("restorer", ctypes.c_void_p),
+    ]
+
+
+def _once(number: int) -> None:
+    """Lets the kernel forget the handler as it calls it: the second signal ends the process, whatever keeps Python waiting.
+
+    Python runs handlers between two of its instructions, that is, not while a program is compiled.
+    """
+    libc, action = ctypes.CDLL(None), _Sigaction()
+    libc.sigaction(number, None, ctypes.byref(action))
+    action.flags |= 0x80000000  # SA_RESETHAND
+    libc.sigaction(number, ctypes.byref(action), None)
 
 
 def _notice(number, frame) -> None:

@@ -201,6 +201,19 @@ def test_a_dead_peer_ends_the_other_with_its_name(tmp_path, undisturbed_two):
         assert "Traceback" not in err and "stack trace" not in err
 
 
+def test_a_second_sigterm_ends_what_the_first_cannot_reach():
+    """Python calls no handler while C code runs, here an endless sum; the kernel needs none."""
+    script = "from subtransfer import preemption; preemption.listen(); print(1, flush=True); sum(range(10**13))"
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
+    process.stdout.readline()
+    process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed):
     workdir = _fresh(tmp_path, undisturbed)
