@@ -1,6 +1,7 @@
 """The whole experiment, killed again and again: it ends with the bytes of a run that nobody disturbed."""
 
 import json
+import multiprocessing
 import os
 import random
 import shutil
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -33,19 +35,57 @@ MOMENTS = {
 }
 
 
-def launch(workdir, *more, **environment):
-    arguments = [f"--config.{field}" for field in TINY] + list(more)
-    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/quickstart.py", f"--workdir={workdir}"]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.Popen(
-        command + arguments,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=env,
-        text=True,
-        start_new_session=True,
-    )
+# Processes are forked from one that has imported everything and touched no device: most of a short run's time is imports.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["subtransfer.experiment", "tensorflow_datasets", "transformers", "orbax.checkpoint", "tensorboardX"]
+)
+
+
+def _main(arguments, log):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.setsid()
+    os.chdir(ROOT)
+    with open(log, "wb", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
+    from subtransfer import launch
+
+    code = launch.main(["launch", *arguments])
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class Launched:
+    """One process of a run; `log` is what it prints."""
+
+    def __init__(self, workdir, *more):
+        arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}", *[f"--config.{field}" for field in TINY], *more]
+        with tempfile.NamedTemporaryFile(dir=workdir.parent, suffix=".log", delete=False) as file:
+            self._log = Path(file.name)
+        self._process = FORKS.Process(target=_main, args=(arguments, file.name))
+        self._process.start()
+
+    @property
+    def pid(self):
+        return self._process.pid
+
+    def running(self):
+        return self._process.is_alive()
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def wait(self):
+        """Returns (exit code or minus the signal, log)."""
+        self._process.join()
+        return self._process.exitcode, self._log.read_text()
+
+
+def launch(workdir, *more):
+    """A run in one process."""
+    return [Launched(workdir, *more)]
 
 
 def launch_two(workdir, *more):
@@ -54,15 +94,14 @@ def launch_two(workdir, *more):
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--peer_timeout=20", *more]
-    return [launch(workdir, *flags, f"--process_id={i}") for i in range(2)]
+    return [Launched(workdir, *flags, f"--process_id={i}") for i in range(2)]
 
 
 def finish(processes):
-    """Waits for processes; returns their outputs."""
-    outputs = [process.communicate() for process in processes]
-    for process, (_, err) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, err[-3000:]
-    return outputs
+    """Waits for the end of a run; returns what its first process printed."""
+    for code, log in (ended := [process.wait() for process in processes]):
+        assert code == 0, log[-3000:]
+    return ended[0][1]
 
 
 def _born(path):
@@ -74,19 +113,19 @@ def _born(path):
 
 
 def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
-    """Signals `victims` a little after a moment has come; returns whether it came before the run was over."""
+    """Signals `victims` a little after a moment has come; returns how all ended, or [] if the run was over before."""
     begin = time.time() - 1
-    while all(process.poll() is None for process in processes):
+    while all(process.running() for process in processes):
         if any(_born(path) > begin for pattern in MOMENTS[moment] for path in workdir.glob(pattern)):
             time.sleep(delay)
             break
         time.sleep(0.002)
-    alive = all(process.poll() is None for process in processes)
-    for process in victims if alive else ():
-        process.send_signal(how)
-    for process in processes:
-        process.communicate()
-    return alive
+    if not all(process.running() for process in processes):
+        finish(processes)
+        return []
+    for victim in victims:
+        victim.signal(how)
+    return [process.wait() for process in processes]
 
 
 def same_results(workdir, undisturbed):
@@ -109,7 +148,7 @@ def same_results(workdir, undisturbed):
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "w"
-    finish([launch(workdir)])
+    finish(launch(workdir))
     return workdir
 
 
@@ -126,6 +165,17 @@ def _fresh(tmp_path, undisturbed):
     return tmp_path / "w"
 
 
+def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturbed):
+    workdir = _fresh(tmp_path, undisturbed)
+    processes = launch(workdir)
+    assert stop_at(processes, workdir, "saving", 0, processes)[0][0] == -signal.SIGKILL
+    processes = launch(workdir)
+    ((code, log),) = stop_at(processes, workdir, "rollouts", 0.1, processes, signal.SIGTERM)
+    assert code == 75 and "preempted" in log and "Traceback" not in log, log
+    finish(launch(workdir))
+    same_results(workdir, undisturbed)
+
+
 def _killed_again_and_again(tmp_path, undisturbed, start):
     """30 kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
     kills, attempt = 0, 0
@@ -136,31 +186,21 @@ def _killed_again_and_again(tmp_path, undisturbed, start):
         while kills < 30:
             processes = start(workdir)
             victim, moment = rng.choice(processes), rng.choice(list(MOMENTS))
-            if not stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim]):
+            ended = stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim])
+            if not ended:
                 break
-            assert all(process.returncode in (-signal.SIGKILL, 75) for process in processes)
             kills += 1
-            print(f"kill {kills}: {moment}", flush=True)
+            print(f"kill {kills}: {moment}, codes {[code for code, _ in ended]}", flush=True)
+            assert all(code in (-signal.SIGKILL, 75) for code, _ in ended), ended
         finish(start(workdir))
         same_results(workdir, undisturbed)
         attempt += 1
     print(f"{kills} kills in {attempt} runs")
 
 
-def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturbed):
-    workdir = _fresh(tmp_path, undisturbed)
-    process = launch(workdir)
-    assert stop_at([process], workdir, "saving", 0, [process])
-    process = launch(workdir)
-    assert stop_at([process], workdir, "rollouts", 0.1, [process], signal.SIGTERM)
-    assert process.returncode == 75
-    finish([launch(workdir)])
-    same_results(workdir, undisturbed)
-
-
 @pytest.mark.slow
 def test_thirty_kills(tmp_path, undisturbed):
-    _killed_again_and_again(tmp_path, undisturbed, lambda workdir: [launch(workdir)])
+    _killed_again_and_again(tmp_path, undisturbed, launch)
 
 
 @pytest.mark.slow
@@ -186,55 +226,55 @@ def test_a_dead_peer_ends_the_other_with_its_name(tmp_path, undisturbed_two):
         folder = tmp_path / str(dead)
         folder.mkdir()
         workdir = _fresh(folder, undisturbed_two)
-        processes = launch_two(workdir, "--config.base.steps=1000000", "--peer_timeout=5")
-        while not next(workdir.glob(".steps/base-*/*.orbax-checkpoint-tmp*"), None):
-            assert all(process.poll() is None for process in processes)
-            time.sleep(0.01)
-        processes[dead].kill()
+        processes = launch_two(workdir, *ENDLESS, "--peer_timeout=5")
+        await_training(processes, workdir)
+        processes[dead].signal(signal.SIGKILL)
         begin = time.monotonic()
-        _, err = processes[1 - dead].communicate()
-        assert time.monotonic() - begin < 15
-        processes[dead].communicate()
-        assert processes[1 - dead].returncode == 75, err
-        errors = [line for line in err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and f"process {dead} (" in errors[0] and str(processes[dead].pid) in errors[0], err
-        assert "Traceback" not in err and "stack trace" not in err
+        code, log = processes[1 - dead].wait()
+        assert time.monotonic() - begin < 30 and code == 75, log
+        errors = [line for line in log.splitlines() if line.startswith("error: ")]
+        assert len(errors) == 1 and f"process {dead} (" in errors[0] and f"pid {processes[dead].pid})" in errors[0], log
+        assert "Traceback" not in log and "stack trace" not in log
+
+
+ENDLESS = ["--config.base.steps=1000000", "--config.checkpoint.every_steps=0", "--config.checkpoint.every_seconds=0.1"]
+
+
+def await_training(processes, workdir):
+    """Waits for the first checkpoint of a training without an end."""
+    while not next(workdir.glob(".steps/base-*/[1-9]*0"), None):
+        assert all(process.running() for process in processes), [process.wait() for process in processes]
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start", [launch, launch_two])
+def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed, start):
+    """Also where only one of several processes is told."""
+    workdir = _fresh(tmp_path, undisturbed)
+    processes = start(workdir, *ENDLESS)
+    await_training(processes, workdir)
+    processes[-1].signal(signal.SIGTERM)
+    ended = [process.wait() for process in processes]
+    assert all(code == 75 for code, _ in ended) and "Traceback" not in ended[0][1], ended
+    saved = max(int(p.name) for p in workdir.glob(".steps/base-*/*"))
+    assert saved % 20 == 0 < saved and f"saved at step {saved}" in ended[0][1], ended[0][1]
+    processes = start(workdir, *ENDLESS)
+    while max(int(p.name) for p in workdir.glob(".steps/base-*/[1-9]*0")) == saved:
+        assert all(process.running() for process in processes), [process.wait() for process in processes]
+        time.sleep(0.01)
+    processes[0].signal(signal.SIGTERM)
+    assert f"goes on from step {saved}" in [process.wait() for process in processes][0][1]
 
 
 def test_a_second_sigterm_ends_what_the_first_cannot_reach():
     """Python calls no handler while C code runs, here an endless sum; the kernel needs none."""
     script = "from subtransfer import preemption; preemption.listen(); print(1, flush=True); sum(range(10**13))"
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE)
-    process.stdout.readline()
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.5)
-    assert process.poll() is None
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=60)
+    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
     assert process.returncode == -signal.SIGTERM
-
-
-@pytest.mark.slow
-def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed):
-    workdir = _fresh(tmp_path, undisturbed)
-    endless = ["--config.base.steps=1000000", "--config.checkpoint.every_steps=0", "--config.checkpoint.every_seconds=0.1"]
-
-    def begun():
-        process = launch(workdir, *endless)
-        while not next(workdir.glob(".steps/base-*/*.orbax-checkpoint-tmp*"), None):
-            assert process.poll() is None
-            time.sleep(0.002)
-        return process
-
-    process = begun()
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate()
-    assert process.returncode == 75, err
-    assert "preempted" in err and "Traceback" not in err, err
-    saved = max(int(p.name) for p in workdir.glob(".steps/base-*/*"))
-    assert saved % 20 == 0 < saved and f"saved at step {saved}" in err
-    process = begun()
-    process.send_signal(signal.SIGTERM)
-    process.send_signal(signal.SIGTERM)  # may come before the first is taken: then it is one notice
-    _, err = process.communicate()
-    assert process.returncode in (-signal.SIGTERM, 75) and f"goes on from step {saved}" in err
