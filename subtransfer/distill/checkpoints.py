@@ -80,6 +80,10 @@ def _checksums(arrays: Any) -> Any:
     return jax.tree.map(lambda array: zlib.crc32(np.ascontiguousarray(array).tobytes()), arrays)
 
 
+def _as_saved(record: dict[str, Any], loaded: dict[str, Any]) -> bool:
+    return fingerprint(loaded["state"]) == record["state"] and _checksums(loaded["arrays"]) == record["arrays"]
+
+
 def _hush() -> None:
     """Leaves it to us to say what is wrong with a checkpoint: Orbax and TensorStore would add logs and tracebacks.
 
@@ -204,35 +208,34 @@ class Checkpoints:
         if steps:
             jax.tree.map(lambda x: x.delete(), state)
         for step in reversed(steps):
-            reason, found = self._read(step, abstract)
-            if not distributed.anywhere(bool(reason)):
+            # Processes agree before each collective step: what is damaged may be damaged for one of them only.
+            reason, record, loaded = self._read(step, abstract)
+            if not distributed.anywhere(bool(reason)) and not distributed.anywhere(not _as_saved(record, loaded)):
                 self.confirmed = self._last_step = step
-                return found
-            reason = reason or "in another process"
+                arrays = loaded["arrays"]
+                curves = {name: array.tolist() for name, array in arrays.get("curves", {}).items()}
+                known = record["policy_version"], record["rollouts"], arrays.get("examples", {})
+                return loaded["state"], Progress(curves, tuple(record["rng"]), *known)
+            reason = reason or "not what was saved"
             note(f"{self.label}: the checkpoint of step {step} is damaged ({reason}); going back to the one before")
-            found = None
+            loaded = None
             if processes.leads():
                 artifacts.set_aside(self.folder / str(step))
             processes.barrier(f"damaged/{self.label}/{step}")
             self._orbax.reload()
         return None
 
-    def _read(self, step: int, abstract: Any) -> tuple[str, tuple[Any, Progress] | None]:
-        """("", what a checkpoint holds), or (what is wrong with it, None)."""
+    def _read(self, step: int, abstract: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """What is wrong with a checkpoint (or ""), its description, and {"state", "arrays"}."""
         try:
             record = dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
             if record.pop("digest", None) != artifacts.digest(record):
-                return "its description is not what was saved", None
+                return "its description is not what was saved", {}, {}
             wanted = {"state": abstract, **({"arrays": None} if record["arrays"] else {})}
             loaded = self._orbax.load_checkpointables(step, wanted)
-            arrays = jax.tree.map(np.asarray, loaded.get("arrays", {}))
-            if fingerprint(loaded["state"]) != record["state"] or _checksums(arrays) != record["arrays"]:
-                return "its arrays are not what was saved", None
+            return "", record, {**loaded, "arrays": jax.tree.map(np.asarray, loaded.get("arrays", {}))}
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
-            return type(error).__name__, None
-        curves = {name: array.tolist() for name, array in arrays.get("curves", {}).items()}
-        known = record["policy_version"], record["rollouts"], arrays.get("examples", {})
-        return "", (loaded["state"], Progress(curves, tuple(record["rng"]), *known))
+            return type(error).__name__, {}, {}
 
     def close(self) -> None:
         """Waits for what is under way, without a word about whether it succeeded."""

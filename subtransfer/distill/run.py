@@ -69,6 +69,16 @@ class Run:
         self._advance(step)
         return state
 
+    def enter_order(self, rng: tuple[int, ...], *, resumed: bool) -> None:
+        """Notes the key of the data order that the steps to come are in; one that is gone on with must be the checkpoint's.
+
+        Raises:
+          UserError: it is another.
+        """
+        if resumed and self.progress.rng not in ((), rng):
+            raise UserError(f"The checkpoint of {self.label} was saved in another data order: delete its folder in .steps.")
+        self.progress.rng = rng
+
     @contextlib.contextmanager
     def dispatch(self, first: int, steps: int) -> Iterator[Cost]:
         """Around the steps `first` + 1, ..., `first` + `steps`: times them, and profiles them if asked to."""

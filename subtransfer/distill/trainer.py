@@ -296,8 +296,9 @@ def train(
         full=recipe.tuning.method == "full",
         teacher=teacher is not None,
     )
-    run.progress.rng = tuple(jax.random.key_data(key).tolist())
-    for begin in range(int(state.step) - first, steps, STEPS_PER_DISPATCH):
+    done = int(state.step) - first
+    run.enter_order(tuple(jax.random.key_data(key).tolist()), resumed=done > 0)
+    for begin in range(done, steps, STEPS_PER_DISPATCH):
         rows = order[begin : begin + STEPS_PER_DISPATCH]
         tokens, mask = distributed.place((examples.tokens[rows], examples.loss_mask[rows]), placed)
         rates = recipe.learning_rates(first + begin, len(rows))
