@@ -1,0 +1,91 @@
+"""Several processes compute what one computes."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LOSSES = """
+import json, sys
+from subtransfer import processes
+port, count, number, layouts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+if count > 1:
+    processes.join(f"localhost:{port}", count, number, peer_timeout=60)
+import jax, numpy as np
+from subtransfer import distributed, pretrain, sharding
+from subtransfer.distill import trainer
+from subtransfer.models.decoder import DecoderConfig
+
+cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
+rng = np.random.default_rng(0)
+examples = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+losses = {}
+for tuning in (trainer.Tuning(), trainer.Tuning("lora", 4, 8.0)):
+    for layout in layouts:
+        mesh = sharding.make_mesh(*layout, devices=jax.devices()[: int(np.prod(layout))])
+        params = pretrain.init_params(cfg, mesh, jax.random.key(0))
+        teacher = {"params": pretrain.init_params(cfg, mesh, jax.random.key(5))}
+        recipe = trainer.Recipe(trainer.Loss("forward_kl", tuning=tuning), 50, 8, 3e-3)
+        state, frozen = trainer.init_state(recipe, params, jax.random.key(1))
+        state, curves = trainer.train(
+            cfg, mesh, recipe, state, frozen, examples, 50, jax.random.key(2), teacher=teacher
+        )
+        whole = distributed.to_host(state.trainable)  # as an artefact is written
+        losses[f"{tuning.method} {layout}"] = [*curves["loss"], float(sum(np.abs(x).sum() for x in jax.tree.leaves(whole)))]
+if processes.leads():
+    print(json.dumps(losses))
+processes.leave(0, "")
+"""
+
+
+def _losses(count, devices, layouts):
+    """{tuning and layout: 50 losses and the sum of the trained weights' sizes}, from `count` processes."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    flags = f"--xla_force_host_platform_device_count={devices}"
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", LOSSES, str(port), str(count), str(i), json.dumps(layouts)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+    ended = [process.communicate() for process in started]
+    assert all(process.returncode == 0 for process in started), [err[-2000:] for _, err in ended]
+    return json.loads(ended[0][0].splitlines()[-1])
+
+
+@pytest.mark.slow
+def test_devices_and_processes_give_the_same_losses():
+    """1, 2 and 8 devices of one process and 2 processes of 4 devices each; full and LoRA; sharded over fsdp and tensor."""
+    alone = _losses(1, 8, [[1, 1, 1], [1, 2, 1], [1, 8, 1], [2, 2, 2]])
+    together = _losses(2, 4, [[1, 8, 1], [2, 2, 2]])
+    for method in ("full", "lora"):
+        reference = np.array(alone[f"{method} [1, 1, 1]"])
+        assert reference[49] < 0.9 * reference[0]
+        for kind in (alone, together):
+            for layout, losses in kind.items():
+                if layout.startswith(method):
+                    np.testing.assert_allclose(losses, reference, rtol=2e-3, err_msg=f"{len(kind)} {layout}")
+
+
+def test_a_coordinator_that_is_not_there_is_a_sentence():
+    """What is known before any device is touched: flags that do not belong together are refused by the command (test_launch)."""
+    script = (
+        "from subtransfer import processes\nfrom subtransfer.errors import UserError\n"
+        "try:\n    processes.join('nowhere.invalid:1', 2, 5, peer_timeout=5)\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("The processes did not find each other: ") and "Traceback" not in done.stderr
