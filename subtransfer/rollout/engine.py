@@ -65,12 +65,12 @@ class Shape:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lengths of slots that attention reads, shortest first. A part of a slot is a copy of it: without room for one, it
-        is read whole."""
-        if not self.copies:
-            return (self.length,)
-        sizes = {-(-self.length // (part * ROUND)) * ROUND for part in (4, 2)}
-        return (*sorted(s for s in sizes if s < self.length), self.length)
+        """Lengths of slots that attention reads, shortest first, each about half the next. A part of a slot is a copy of it:
+        without room for one, it is read whole."""
+        sizes = [self.length]
+        while self.copies and sizes[0] > 2 * ROUND:
+            sizes.insert(0, -(-sizes[0] // (2 * ROUND)) * ROUND)
+        return tuple(sizes)
 
 
 @struct.dataclass
