@@ -308,27 +308,27 @@ def extend(
     *,
     burst: Burst | None = None,
     at: Int[Array, "B P"] | None = None,
-    layers: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[Float[Array, "B L V"], tuple[KV, ...]]:
     """The forward of tokens that stand after others, the layers unrolled so that each one's KV is an array of its own.
 
     Args:
+      weights: of a decoder, stacked or `unstacked`.
       mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of its slots.
       at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a prefill's memory.
-      layers: `unstacked(cfg, weights)`, if it is at hand.
 
     Returns:
       (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the whole burst).
     """
     params = weights["params"]
-    layers = unstacked(cfg, weights) if layers is None else layers
+    weights = unstacked(cfg, weights)
     views = _views(cfg, positions, mask, positions if burst is None else burst.positions, past)
     x = _embed(cfg, params["embedding"], tokens)
     made = []
     for i in range(cfg.num_layers):
         own = None if burst is None else (burst.layers[i], burst.at)
         earlier = [part.layers[i] for part in past]
-        x, kv = Block(cfg, parent=None).apply(layers[i], x, None, (views[cfg.kinds[i]],), earlier, own)
+        layer = {name: tree["layers"][i] for name, tree in weights.items()}
+        x, kv = Block(cfg, parent=None).apply(layer, x, None, (views[cfg.kinds[i]],), earlier, own)
         made.append(kv)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
@@ -337,10 +337,19 @@ def extend(
     return matmul(x, head.astype(jnp.dtype(cfg.dtype)), out=jnp.float32), tuple(made)
 
 
-def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each layer's own weights. A loop on a CPU must be given them: it would copy them out of their stacks at every step."""
-    stacked = {name: tree["layers"] for name, tree in weights.items()}
-    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(cfg.num_layers)]
+def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same weights with each layer's apart, as N trees; those that are so already stay as they are.
+
+    Taking a layer out of its stack is a copy on a CPU: a program that reads the weights again and again is given them apart.
+    """
+
+    def split(tree):
+        layers = tree["layers"]
+        if not isinstance(layers, tuple):
+            layers = tuple(jax.tree.map(lambda a, i=i: a[i], layers) for i in range(cfg.num_layers))
+        return {**tree, "layers": layers}
+
+    return {name: split(tree) for name, tree in weights.items()}
 
 
 def _views(cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]) -> tuple[View, ...]:

@@ -190,6 +190,7 @@ def serve(
     prefix_ids = shared_prefix([c.prompt for c in conversations])
     rest = max(len(c.prompt) for c in conversations) - len(prefix_ids)
     plan = layout(slots, rest + more_tokens, max(rest, feed_tokens), mesh, int8_cache=int8_cache, lanes=lanes)
+    weights = engine.arranged(cfg, plan.shape, weights)
     prefix = engine.encode_prefix(cfg, weights, prefix_ids)
     allowed = None if grammar is None else jnp.asarray(grammar)
     data = jax.random.key_data(sampling.row_keys(key, np.array([c.index for c in conversations], np.uint32)))
