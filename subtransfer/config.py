@@ -42,7 +42,7 @@ def defaults() -> ml_collections.ConfigDict:
     base.other_checkpoint = ""  # the different-init twin's; empty: from scratch, with the same geometry and tokenizer
     base.max_scratch_params = 20_000_000  # refuse to train a larger twin from scratch
     base.dtype = "float32"  # of computation, or "bfloat16"; what is trained is float32
-    base.attention = "xla"  # of training: xla anywhere, cudnn on a GPU, pallas (splash) on a TPU
+    base.attention = "xla"  # xla anywhere; cudnn: training on a GPU; pallas: training (splash) and slots of rollouts on a TPU
     base.remat = False  # recompute each layer in the backward pass instead of keeping it
     base.width = 64
     base.mlp_width = 192
@@ -310,6 +310,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         refuse("rollouts.top_p", "above 0 and at most 1")
     if not 0 <= config.rollouts.min_p < 1:
         refuse("rollouts.min_p", "at least 0 and below 1")
+    if config.rollouts.int8_cache and config.base.attention == "pallas":
+        refuse("rollouts.int8_cache", "false with base.attention=pallas, whose kernel reads slots in full precision")
     one_of("setting", config.setting, settings.NAMES)
     one_of("tuning.method", config.tuning.method, ("full", "lora"))
     for target in config.tuning.targets:

@@ -24,8 +24,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, Past, View, attention, matmul
-from subtransfer.models.attention_kernels import causal
 from subtransfer.models.quantise import plain
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
@@ -77,7 +77,8 @@ class DecoderConfig:
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
       max_positions: the longest context that the model was made for.
       dtype: computation; parameters keep the dtype they were given.
-      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`.
+      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also reads a cache's slots, in
+        layers without a window.
     """
 
     vocab_size: int
@@ -207,10 +208,14 @@ class Block(nn.Module):
     """One layer: x [B, L, D] to (x, the KV that it has made, or None in training).
 
     With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise that of the fed tokens.
+
+    Attributes:
+      slots_kernel: a kernel reads the last earlier stretch, if it is each row's own.
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
+    slots_kernel: bool = False
 
     @nn.compact
     def __call__(self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None):
@@ -234,9 +239,10 @@ class Block(nn.Module):
             own = burst[0].write(own, burst[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
         if view.mask is None:
-            y = causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
+            y = attention_kernels.causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
         else:
-            y = attention(query, own, view, scale, past or ())
+            kernel = attention_kernels.occupied if self.slots_kernel else None
+            y = attention(query, own, view, scale, past or (), kernel)
         y = y.reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
         x = x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y)
@@ -328,7 +334,8 @@ def extend(
         own = None if burst is None else (burst.layers[i], burst.at)
         earlier = [part.layers[i] for part in past]
         layer = {name: tree["layers"][i] for name, tree in weights.items()}
-        x, kv = Block(cfg, parent=None).apply(layer, x, None, (views[cfg.kinds[i]],), earlier, own)
+        kernel = cfg.attention == "pallas" and not cfg.views[cfg.kinds[i]][1]
+        x, kv = Block(cfg, slots_kernel=kernel, parent=None).apply(layer, x, None, (views[cfg.kinds[i]],), earlier, own)
         made.append(kv)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
