@@ -18,15 +18,12 @@ __all__ = ["FileSystem", "FsError", "Inode", "Kind", "Stat", "allows", "size_of"
 class FileSystem:
     """An inode tree. `clock` is the time that changes are stamped with, in seconds since the epoch."""
 
-    def __init__(self, limits: Limits | None = None):
+    def __init__(self, limits: Limits | None = None, root: Inode | None = None, count: int = 1):
+        """Args: `root`: a tree that there is already, of `count` inodes; default: an empty root directory."""
         self.limits = limits or Limits()
         self.clock = EPOCH
-        self._count = 1
-        self.root = Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
-
-    def set_count(self, count: int) -> None:
-        """Starts counting inodes from `count`, after a tree has been built."""
         self._count = count
+        self.root = root or Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
 
     # -- looking up --------------------------------------------------------------------------------------------------
 
