@@ -23,6 +23,7 @@ class FileSystem:
         self.limits = limits or Limits()
         self.clock = EPOCH
         self._count = count
+        self._number = 11 + count  # the last that an inode got; none is given twice
         self.root = root or Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
 
     # -- looking up --------------------------------------------------------------------------------------------------
@@ -241,10 +242,11 @@ class FileSystem:
         if is_system(place := self.path_of(parent)):
             raise Unsupported("changing " + place)
         self._count += 1
+        self._number += 1
         if self._count > self.limits.files:
             raise LimitExceeded("file count", 137)
         gid = parent.gid if parent.mode & 0o2000 else who.gid
-        node = Inode(kind, 0o777, who.uid, gid, content, self.clock, 11 + self._count)
+        node = Inode(kind, 0o777, who.uid, gid, content, self.clock, self._number)
         if kind == "symlink":
             pass
         elif parent.default is not None:

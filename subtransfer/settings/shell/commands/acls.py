@@ -187,14 +187,14 @@ class _Setter:
                         if entry.key[0] == "mask" and any(key[1] is not None for key in target):
                             raise FsError("EINVAL", "Malformed access ACL: Missing or wrong entry")
                     continue
-                if entry.default and not default:
-                    default.update({key: access[key] for key in _BASE})
                 bits = entry.bits
                 if entry.conditional and (node.kind == "directory" or any(b & 1 for b in target.values())):
                     bits |= 1
                 target[entry.key] = bits
                 given[which] = True
                 masked[which] = masked[which] or entry.key[0] == "mask"
+        if default:
+            default = {key: access[key] for key in _BASE} | default
         kinds = {step.kind for step in self.steps}
         changed = (
             any(given.values()) or ("b" in kinds and node.acl is not None) or (kinds & {"b", "k"} and node.default is not None)

@@ -21,7 +21,7 @@ def missing_operand(ctx: Context) -> int:
 
 def confirmed(ctx: Context, question: str) -> bool:
     """Asks on stderr and reads an answer from stdin."""
-    ctx.fail(question + "?")
+    ctx.error(f"{ctx.name}: {question}? ")
     answer = ctx.source.readline() if ctx.source is not None else ""
     return answer[:1] in ("y", "Y")
 
@@ -129,9 +129,8 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-def make_parents(ctx: Context, name: str, verbose: bool = False, plain: bool = False) -> bool:
-    """mkdir -p; whether the last directory is new. Parents get u+wx besides what the umask leaves; 0755 with `plain`."""
-    who = ctx.who.with_umask(0o022) if plain else ctx.who
+def make_parents(ctx: Context, name: str, verbose: bool = False) -> bool:
+    """mkdir -p; whether the last directory is new. Parents get u+wx besides what the umask leaves."""
     parts = name.split("/")
     made = False
     for k in range(1, len(parts) + 1):
@@ -146,7 +145,7 @@ def make_parents(ctx: Context, name: str, verbose: bool = False, plain: bool = F
             continue
         last = not any(parts[k:])
         try:
-            ctx.fs.mkdir(absolute, who)
+            ctx.fs.mkdir(absolute, ctx.who)
         except FsError as error:
             if error.code == "EEXIST" and not last:
                 raise FsError("ENOTDIR") from error

@@ -277,8 +277,9 @@ class _Listing:
                 files.append((name, node))
         if files:
             self.show(self.ordered(files), None)
+            ctx.write("\n" if directories else "")
         headed = len(operands) > 1 or "R" in self.flags
-        first = not files
+        first = True
         pending = [(name, True) for name, _ in self.ordered(directories)]
         while pending:
             path, top = pending.pop(0)
