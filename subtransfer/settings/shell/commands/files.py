@@ -10,6 +10,7 @@ from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
 from subtransfer.settings.shell.commands.options import Inputs, Options, quote, tool, unknown, usage
 from subtransfer.settings.shell.commands.times import parse_date
 from subtransfer.settings.shell.commands.walking import join
+from subtransfer.settings.shell.inodes import allows
 from subtransfer.settings.shell.streams import FileSink
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -112,12 +113,13 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
         return missing_operand(ctx)
     status = 0
     for name in operands:
+        if "p" in flags and not make_ancestors(ctx, name, "created" if "v" in flags else ""):
+            status = 1
+            continue
         try:
-            if "p" in flags:
-                made = make_parents(ctx, name, "v" in flags)
-            else:
+            made = not ("p" in flags and ctx.fs.is_dir(ctx.path(name), ctx.who))
+            if made:
                 ctx.fs.mkdir(ctx.path(name), ctx.who)
-                made = True
                 if "v" in flags:
                     ctx.write(f"{ctx.name}: created directory {quote(name)}\n")
             if mode is not None and made:
@@ -129,36 +131,37 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-def make_parents(ctx: Context, name: str, verbose: bool = False) -> bool:
-    """mkdir -p; whether the last directory is new. Parents get u+wx besides what the umask leaves."""
-    parts = name.split("/")
-    made = False
-    for k in range(1, len(parts) + 1):
-        path = "/".join(parts[:k])
-        if not parts[k - 1]:
-            continue
+def make_ancestors(ctx: Context, name: str, verb: str, mode: int | None = None) -> bool:
+    """Makes the directories above a name; false after a complaint about the first that cannot be made or entered.
+
+    Args:
+      verb: "created" or "creating" to tell of them; "" for silence.
+      mode: theirs, whatever the umask is; None for what the umask leaves, and u+wx.
+    """
+    fs, who = ctx.fs, ctx.who if mode is None else ctx.who.with_umask(0)
+    for place in [k for k, c in enumerate(name.rstrip("/")) if c == "/" and name[:k].strip("/") and name[k - 1] != "/"]:
         ctx.tick()
-        made = False
-        absolute = ctx.path(path)
-        node = ctx.fs.find(absolute, ctx.who)
-        if node is not None and node.kind == "directory":
-            continue
-        last = not any(parts[k:])
+        above = name[:place]
+        refused = None
         try:
-            ctx.fs.mkdir(absolute, ctx.who)
+            fs.mkdir(ctx.path(above), who, 0o777 if mode is None else mode)
+            if mode is None:
+                fs.node(ctx.path(above), who).mode |= 0o300
+            if verb:
+                ctx.write(f"{ctx.name}: {verb} directory {quote(above)}\n")
         except FsError as error:
-            if error.code == "EEXIST" and not last:
-                raise FsError("ENOTDIR") from error
-            raise
-        made = True
-        if not last:
-            new = ctx.fs.node(absolute, ctx.who)
-            new.mode |= 0o300
-        if verbose:
-            ctx.write(f"{ctx.name}: created directory {quote(path)}\n")
-    if not name:
-        raise FsError("ENOENT")
-    return made
+            refused = error
+        try:
+            node = fs.node(ctx.path(above), who)
+            if node.kind != "directory":
+                raise FsError("ENOTDIR")
+            if not allows(node, 1, who):
+                raise FsError("EACCES")
+        except FsError as error:
+            cause = refused if refused is not None and error.code == "ENOENT" else error
+            ctx.fail(f"cannot create directory {quote(above)}: {cause.message}")
+            return False
+    return True
 
 
 @tool("rmdir", short="pv", long="parents=p verbose=v ignore-fail-on-non-empty=ignore")

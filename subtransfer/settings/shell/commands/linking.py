@@ -6,7 +6,7 @@ import posixpath
 
 from subtransfer.settings.shell.commands import Context, FsError
 from subtransfer.settings.shell.commands.copying import last_component, place_operands
-from subtransfer.settings.shell.commands.files import confirmed
+from subtransfer.settings.shell.commands.files import confirmed, make_ancestors
 from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
 from subtransfer.settings.shell.commands.options import Options, quote, tool, unknown, usage
 from subtransfer.settings.shell.inodes import Inode, allows
@@ -105,20 +105,20 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
     if "g" in flags and (group := ctx.users.gid(flags["g"])) is None:
         return ctx.fail(f"invalid group {quote(flags['g'])}")
     status = 0
+    verb = "creating" if "v" in flags else ""
     if "d" in flags:
         if not operands:
             return usage(ctx, "missing file operand")
         said = ~(mode ^ apply_mode(flags["m"], 0o7777, True, 0)) if "m" in flags else 0o7777
         for name in operands:
-            ctx.tick()
-            if _make_ancestors(ctx, name, "v" in flags):
+            if make_ancestors(ctx, name, verb, 0o755):
                 status = _make_directory(ctx, name, "v" in flags, mode, said, owner, group) or status
             else:
                 status = 1
         return status
-    if "D" in flags and operands:
-        if not _make_ancestors(ctx, flags["t"].rstrip("/") + "/x" if "t" in flags else operands[-1], "v" in flags):
-            return 1
+    place = flags["t"].rstrip("/") + "/x" if "t" in flags else operands[-1] if operands else ""
+    if "D" in flags and not make_ancestors(ctx, place, verb, 0o755):
+        return 1
     pairs = place_operands(ctx, flags, operands)
     if isinstance(pairs, int):
         return pairs
@@ -127,34 +127,7 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-def _make_ancestors(ctx: Context, name: str, verbose: bool) -> bool:
-    """Makes the directories above a name, 0755 whatever the umask is; false after a complaint about the first that fails."""
-    fs, who = ctx.fs, ctx.who.with_umask(0)
-    for place in [k for k, c in enumerate(name.rstrip("/")) if c == "/" and name[:k].strip("/") and name[k - 1] != "/"]:
-        above = name[:place]
-        refused = None
-        try:
-            fs.mkdir(ctx.path(above), who, 0o755)
-            if verbose:
-                ctx.write(f"install: creating directory {quote(above)}\n")
-        except FsError as error:
-            refused = error
-        try:
-            node = fs.node(ctx.path(above), who)
-            if node.kind != "directory":
-                raise FsError("ENOTDIR")
-            if not allows(node, 1, who):
-                raise FsError("EACCES")
-        except FsError as error:
-            cause = refused if refused is not None and error.code == "ENOENT" else error
-            ctx.fail(f"cannot create directory {quote(above)}: {cause.message}")
-            return False
-    return True
-
-
-def _make_directory(
-    ctx: Context, name: str, verbose: bool, mode: int, said: int, owner: int | None, group: int | None
-) -> int:
+def _make_directory(ctx: Context, name: str, verbose: bool, mode: int, said: int, owner: int | None, group: int | None) -> int:
     """install -d, below directories that exist.
 
     One that is there already is only changed where it differs, so others' may be named, too (gnulib's make_dir_parents).
