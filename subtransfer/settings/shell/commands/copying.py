@@ -260,7 +260,7 @@ class Copier:
             return False
         try:
             if existing is None:
-                fs.mkdir(path, who, node.mode & 0o777 | (0o700 if node.mode & 0o700 != 0o700 else 0))
+                fs.mkdir(path, who, node.mode & 0o1777 | (0o700 if node.mode & 0o700 != 0o700 else 0))
                 if "v" in self.flags:
                     ctx.write(f"{quote(source)} -> {quote(target)}\n")
             elif existing.kind != "directory":
@@ -373,7 +373,12 @@ def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
     except FsError as error:
         return ctx.fail(f"cannot stat {quote(source)}: {error.message}")
     last = source.rstrip("/").rpartition("/")[2]
-    old = fs.find(end.rstrip("/") or "/", who, follow=False) if target else None
+    try:
+        old = fs.walk(end, who, follow=False)[2] if target else None
+    except FsError as error:
+        if error.code != "ENOENT":
+            return ctx.fail(f"cannot stat {quote(target)}: {error.message}")
+        old = None
     if old is None and target.endswith("/") and node.kind != "directory":
         return ctx.fail(
             f"cannot move {quote(source)} to {quote(target)}: " + ("Not a directory" if target.strip("/") else "Is a directory")
