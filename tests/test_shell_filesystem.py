@@ -213,3 +213,13 @@ def test_owners_without_a_name_are_numbers():
     session = Session(after)
     assert session.run("stat -c '%u %g' /x").stdout == "4711 4712\n"
     assert session.tree() == after
+
+
+def test_inode_numbers_are_given_once():
+    session = Session(TREES["project"])
+    session.run("touch a b; ln b b2; rm a; touch c; ln c c2")
+    numbers = session.run("stat -c %i b b2 c c2 src notes.txt").stdout.split()
+    assert numbers[0] == numbers[1] != numbers[2] == numbers[3] and len(set(numbers)) == 4
+    paths = session.tree()["paths"]
+    home = TREES["project"]["cwd"]
+    assert [paths[f"{home}/{name}2"]["target"] for name in "bc"] == [f"{home}/b", f"{home}/c"]
