@@ -14,6 +14,7 @@ def session():
     return Session(TREES["project"])
 
 
+# fmt: off
 CASES = [
     ('x="a b"; printf \'<%s>\' $x"c d"$x "$x"', '<a><bc da><b><a b>', 0),
     ('set -- a "b c" d; printf \'<%s>\' "$@" "$*" pre"$@"post; printf \'<%s>\' $@', '<a><b c><d><a b c d><prea><b c><dpost><a><b><c><d>', 0),
@@ -47,6 +48,7 @@ EOF''', r'''2 sub $x bt "q" 'r' \ \a d e
     ('echo "${x/a*/b}" ${u:-$(echo sub)} "${u:-a  b}" ${u:-"a  b"} "${u+"quoted"}" "${u:-\'s\'}" ${u:-\'s\'}; echo ${u:=}${u:-e}', " sub a  b a  b  's' s\ne\n", 0),
     (r"cat <(echo 1) <(echo 2); while read l; do n=$l; done < <(printf '1\n2\n'); echo $n; echo x | tee >(cat > t) > /dev/null; cat t", '1\n2\n2\nx\n', 0),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("line", "stdout", "status"), CASES)
@@ -61,8 +63,8 @@ def test_quoting_gives_back_the_text(text):
     shell = session()
     assert shell.run(f"x={quoted}; printf '%s' \"$x\"").stdout == text
     assert shell.run(f"printf '%s' {quoted}").stdout == text
-    assert shell.run(f"eval printf %s \"$(printf %q {quoted})\"").stdout == text.rstrip("\n") or text.endswith("\n")
-    assert shell.run(f"x={quoted}; y=${{x@Q}}; eval \"z=$y\"; [ \"$x\" = \"$z\" ] && echo same").stdout == "same\n"
+    assert shell.run(f'eval printf %s "$(printf %q {quoted})"').stdout == text.rstrip("\n") or text.endswith("\n")
+    assert shell.run(f'x={quoted}; y=${{x@Q}}; eval "z=$y"; [ "$x" = "$z" ] && echo same').stdout == "same\n"
 
 
 @given(st.text("ab*?[]!-\\", max_size=8), st.text("ab-", max_size=6))
@@ -88,7 +90,9 @@ def _matches(text, pattern):
     return text[:1] == pattern[0] and _matches(text[1:], pattern[1:])
 
 
-@given(st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.sampled_from("+ - * & | ^ == != < > <= >=".split()))
+@given(
+    st.integers(-(2**63), 2**63 - 1), st.integers(-(2**63), 2**63 - 1), st.sampled_from("+ - * & | ^ == != < > <= >=".split())
+)
 def test_arithmetic_wraps_at_64_bits(a, b, operator):
     expected = eval(f"({a}) {operator} ({b})")  # Python's operators mean the same, without bounds
     expected = (int(expected) + 2**63) % 2**64 - 2**63

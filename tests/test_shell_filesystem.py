@@ -177,7 +177,9 @@ def test_an_empty_file_system_has_a_root():
 
 _LINES = st.sampled_from(
     "touch a;mkdir d;ln a b;ln -s a c;mv a d/;mv d e;rm -rf d;cp -a d f;chmod 2750 d;sudo chown bob a;setfacl -m u:bob:rw a;"
-    "setfacl -d -m g:staff:rx d;echo x > d/y;rm b;ln -f d/y b;sudo chgrp ops d;mkdir -p d/e/g;mv d/e .;chmod 000 d;chmod 755 d".split(";")
+    "setfacl -d -m g:staff:rx d;echo x > d/y;rm b;ln -f d/y b;sudo chgrp ops d;mkdir -p d/e/g;mv d/e .;chmod 000 d;chmod 755 d".split(
+        ";"
+    )
 )
 
 

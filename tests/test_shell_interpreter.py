@@ -17,6 +17,7 @@ def session(**arguments):
     return Session(TREES["project"], **arguments)
 
 
+# fmt: off
 CASES = [
     ('if false; then echo a; elif true; then echo b; else echo c; fi; if false; then :; fi; echo $?', 'b\n0\n', 0),
     ('for i in 1 2 3; do [ $i = 2 ] && continue; echo $i; done; set -- p q; for i; do echo $i; done', '1\n3\np\nq\n', 0),
@@ -53,6 +54,7 @@ CASES = [
     ('sleep 0 & wait; (exit 3) & wait $!; echo $?; f() { false; return; }; f; echo $?; exit 256', '3\n1\n', 0),
     ('cd src && pwd && cd - && cd && pwd; cd /nosuch 2>/dev/null; echo $?; cd /home/agent/project/current; pwd; pwd -P; cd ..; pwd; cd -P current; pwd', '/home/agent/project/src\n/home/agent/project\n/home/agent\n1\n/home/agent/project/current\n/home/agent/project/src\n/home/agent/project\n/home/agent/project/src\n', 0),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("line", "stdout", "status"), CASES)

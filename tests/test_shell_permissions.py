@@ -16,6 +16,7 @@ def session(world="project"):
     return Session(TREES[world])
 
 
+# fmt: off
 CASES = [
     ('project', "touch f; for m in 755 0644 4755 u+s g+s o+t +t +x -w u=rw,g=,o= a+X u+X g=u o=g ug+rw,o-rwx =r u= a= +rwx -x,+r 1777 2755 u+w-x g+wx-r 00755 ug=o; do chmod $m f; echo $m $? $(stat -c '%a %A' f); done", '755 0 755 -rwxr-xr-x\n0644 0 644 -rw-r--r--\n4755 0 4755 -rwsr-xr-x\nu+s 0 4755 -rwsr-xr-x\ng+s 0 6755 -rwsr-sr-x\no+t 0 7755 -rwsr-sr-t\n+t 0 7755 -rwsr-sr-t\n+x 0 7755 -rwsr-sr-t\n-w 0 7555 -r-sr-sr-t\nu=rw,g=,o= 0 600 -rw-------\na+X 0 600 -rw-------\nu+X 0 600 -rw-------\ng=u 0 660 -rw-rw----\no=g 0 666 -rw-rw-rw-\nug+rw,o-rwx 0 660 -rw-rw----\n=r 0 444 -r--r--r--\nu= 0 44 ----r--r--\na= 0 0 ----------\n+rwx 0 755 -rwxr-xr-x\n-x,+r 0 644 -rw-r--r--\n1777 0 1777 -rwxrwxrwt\n2755 0 2755 -rwxr-sr-x\nu+w-x 0 2655 -rw-r-sr-x\ng+wx-r 0 2635 -rw--wsr-x\n00755 0 755 -rwxr-xr-x\nug=o 0 555 -r-xr-xr-x\n', 0),
     ('project', "mkdir d; for m in 755 2755 u+s 755 00755 g+s =755 u=rwx +t a=rx 1777 777 g=s a+s =; do chmod $m d; echo $m $? $(stat -c '%a %A' d); done", '755 0 755 drwxr-xr-x\n2755 0 2755 drwxr-sr-x\nu+s 0 6755 drwsr-sr-x\n755 0 6755 drwsr-sr-x\n00755 0 755 drwxr-xr-x\ng+s 0 2755 drwxr-sr-x\n=755 0 755 drwxr-xr-x\nu=rwx 0 755 drwxr-xr-x\n+t 0 1755 drwxr-xr-t\na=rx 0 555 dr-xr-xr-x\n1777 0 1777 drwxrwxrwt\n777 0 777 drwxrwxrwx\ng=s 0 2707 drwx--Srwx\na+s 0 6707 drws--Srwx\n= 0 6000 d--S--S---\n', 0),
@@ -36,6 +37,7 @@ CASES = [
     ('server', "rm drop/alice; echo $?; rm drop/mine; echo $?; echo a > drop/alice; echo $?; rm alice.txt; echo $?; touch inbox/new; getfacl -c inbox/new; mkdir inbox/sub; getfacl -c inbox/sub; sudo id; echo $?; chmod 755 alice.txt; echo $?; touch x; stat -c '%a %G' x", '0\n0\n0\n0\nuser::rw-\nuser:bob:rw-\ngroup::r-x\t#effective:r--\nmask::rw-\nother::---\n\nuser::rwx\nuser:bob:rw-\ngroup::r-x\nmask::rwx\nother::---\ndefault:user::rwx\ndefault:user:bob:rw-\ndefault:group::r-x\ndefault:mask::rwx\ndefault:other::---\n\n1\n1\n640 dev\n', 0),
     ('server', "cp bin/tool t; stat -c '%a %U' t; cp -p bin/tool t2; stat -c %a t2; chmod u+x start.sh && ./start.sh; bin/a.sh; echo $?; bash bin/a.sh; mv team.txt t3; stat -c %U t3; mv inbox/one.txt .; cat one.txt; echo $?", '750 agent\n4755\nstarted\n126\na\nalice\n1\n0\n', 0),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("world", "line", "stdout", "status"), CASES)
@@ -44,7 +46,13 @@ def test_as_the_kernel_does(world, line, stdout, status):
     assert (result.stdout, result.exit_code, result.unsupported) == (stdout, status, ())
 
 
-@given(st.integers(0, 0o7777), st.sampled_from(["", "u", "g", "o", "ug", "uo", "a"]), st.sampled_from("+-="), st.sets(st.sampled_from("rwx")), st.integers(0, 0o777))
+@given(
+    st.integers(0, 0o7777),
+    st.sampled_from(["", "u", "g", "o", "ug", "uo", "a"]),
+    st.sampled_from("+-="),
+    st.sets(st.sampled_from("rwx")),
+    st.integers(0, 0o777),
+)
 def test_symbolic_modes_by_formula(mode, who, operator, letters, umask):
     bits = sum({"r": 4, "w": 2, "x": 1}[letter] for letter in letters)
     expected = mode & 0o777

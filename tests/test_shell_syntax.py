@@ -13,6 +13,7 @@ def session():
     return Session(TREES["project"])
 
 
+# fmt: off
 CASES = [
     (r'''echo a\
 b; echo 'x'#y #comment''', 'ab\nx#y\n', 0),
@@ -63,6 +64,7 @@ b; echo 'x'#y #comment''', 'ab\nx#y\n', 0),
     ('echo {', '{\n', 0),
     ('echo }; }', '', 2),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("line", "stdout", "status"), CASES)
@@ -86,14 +88,33 @@ def test_nodes():
 
 
 @pytest.mark.parametrize(
-    "text", ["coproc a", "select x in a; do b; done", "echo $[1]", "echo ${x!}", "a {fd}> b", "a <> b", "[[ a = @(b) ]]", "a\0b", "(" * 500]
+    "text",
+    [
+        "coproc a",
+        "select x in a; do b; done",
+        "echo $[1]",
+        "echo ${x!}",
+        "a {fd}> b",
+        "a <> b",
+        "[[ a = @(b) ]]",
+        "a\0b",
+        "(" * 500,
+    ],
 )
 def test_what_is_not_read_is_unsupported(text):
     assert parse(text).unsupported and not parse(text).body.items
 
 
 def test_what_only_bash_reads_is_marked():
-    marks = {"[[ a ]]": "[[", "((1))": "((...))", "a=(b)": "array", "a <<< b": "<<<", "a {b,c}": "{...}", "a &> b": "&>", "f=$'a'": "$'...'"}
+    marks = {
+        "[[ a ]]": "[[",
+        "((1))": "((...))",
+        "a=(b)": "array",
+        "a <<< b": "<<<",
+        "a {b,c}": "{...}",
+        "a &> b": "&>",
+        "f=$'a'": "$'...'",
+    }
     for text, mark in marks.items():
         assert parse(text).bashisms == (mark,), text
     assert parse("for i in a; do [ $i = ${x%b} ] && echo $((1+1)) > $(pwd)/c; done; f() { return 1; }").bashisms == ()
@@ -111,7 +132,11 @@ def test_any_text_is_read_or_refused(text):
     assert script.body is not None
 
 
-@given(st.lists(st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=10), min_size=1, max_size=5))
+@given(
+    st.lists(
+        st.text(st.characters(blacklist_characters="\0", blacklist_categories=["Cs"]), max_size=10), min_size=1, max_size=5
+    )
+)
 def test_quoted_words_are_read_back(words):
     line = "echo " + " ".join("'" + w.replace("'", "'\\''") + "'" for w in words)
     script = parse(line)
