@@ -287,7 +287,7 @@ class _Reporter:
         self.ctx = ctx
         self.flags = flags
         self.status = 0
-        self.warned = "p" in flags or "c" in flags
+        self.warned = "p" in flags
         self.out: list[str] = []  # is written at the end, when getfacl's buffer is
 
     def visit(self, name: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
@@ -11,7 +12,7 @@ from subtransfer.settings.shell.commands.options import Inputs, Options, quote, 
 from subtransfer.settings.shell.commands.times import parse_date
 from subtransfer.settings.shell.commands.walking import join
 from subtransfer.settings.shell.inodes import allows
-from subtransfer.settings.shell.streams import FileSink
+from subtransfer.settings.shell.streams import FileSink, FileSource
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -55,10 +56,10 @@ def cat(ctx: Context, options: Options, operands: list[str]) -> int:
     flags = {key for key, _ in options}
     ends, tabs, visible = bool(flags & set("AeE")), bool(flags & set("AtT")), bool(flags & set("Aetv"))
     plain = not flags - {"u"}
-    inputs = Inputs(ctx, _not_output(ctx, operands))
+    failed: list[str] = []
     number, blank = 0, False
     fresh = True
-    for _, text in inputs:
+    for text in _texts(ctx, operands, failed):
         if plain:
             ctx.write(text)
             continue
@@ -75,24 +76,29 @@ def cat(ctx: Context, options: Options, operands: list[str]) -> int:
             body = _visible(body, tabs) if visible else body.replace("\t", "^I") if tabs else body
             out.append(body + ("$" if ends and fresh else "") + ("\n" if fresh else ""))
         ctx.write("".join(out))
-    return int(inputs.failed or len(operands) != len(_not_output(ctx, operands, quiet=True)))
+    return int(bool(failed))
 
 
-def _not_output(ctx: Context, operands: list[str], quiet: bool = False) -> list[str]:
-    """The operands without a file that stdout is appended to, which cat refuses to copy onto itself."""
+def _texts(ctx: Context, operands: list[str], failed: list[str]) -> Iterator[str]:
+    """What the operands hold; those that cannot be read, or are what cat writes to, are complained of and go to `failed`."""
+    for name in operands or ["-"]:
+        if _is_output(ctx, name):
+            ctx.fail(f"{name}: input file is output file")
+            failed.append(name)
+            continue
+        inputs = Inputs(ctx, [name])
+        yield from (text for _, text in inputs)
+        failed += [name] * inputs.failed
+
+
+def _is_output(ctx: Context, name: str) -> bool:
+    """Whether stdout is the same file, with something in it that is still to be read."""
     if not isinstance(ctx.out, FileSink):
-        return operands
-    kept = []
-    for name in operands:
-        node = ctx.fs.find(ctx.path(name), ctx.who) if name != "-" else None
-        if node is ctx.out.node and node.content:
-            if not quiet:
-                ctx.fail(f"{name}: input file is output file")
-        else:
-            kept.append(name)
-    if operands and not kept:
-        return kept if quiet else ["/dev/null"]
-    return kept
+        return False
+    if name != "-":
+        return ctx.fs.find(ctx.path(name), ctx.who) is ctx.out.node and bool(ctx.out.node.content)
+    source = ctx.source
+    return isinstance(source, FileSource) and source.node is ctx.out.node and source.at < len(source.node.content)
 
 
 # -- directories ---------------------------------------------------------------------------------------------------------
