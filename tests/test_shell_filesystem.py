@@ -225,3 +225,20 @@ def test_inode_numbers_are_given_once():
     paths = session.tree()["paths"]
     home = TREES["project"]["cwd"]
     assert [paths[f"{home}/{name}2"]["target"] for name in "bc"] == [f"{home}/b", f"{home}/c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("cd current", "/home/agent/project/src"),
+        ("mkdir -p d/e; cd d/e; rm -r ../../d", "/home/agent/project"),
+        ("cd /usr/bin", "/usr"),
+        ("cd /dev", "/"),
+        ("cd ../..", "/home"),
+    ],
+)
+def test_the_working_directory_comes_back_as_one_of_the_tree(line, place):
+    session = Session(TREES["project"])
+    session.run(line)
+    after = session.tree()
+    assert after["cwd"] == place and tree.normalise(after) == after

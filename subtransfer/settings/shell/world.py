@@ -101,7 +101,16 @@ def export(fs: FileSystem, users: Users, tree: Mapping[str, Any], cwd: str, umas
             paths[path] = dict(tree["paths"][node.path])
         else:
             paths[path] = _entry(node, users)
-    return {**tree, "cwd": cwd, "umask": f"{umask:04o}", "paths": paths}
+    return {**tree, "cwd": _standing(fs, cwd, paths), "umask": f"{umask:04o}", "paths": paths}
+
+
+def _standing(fs: FileSystem, cwd: str, paths: Mapping[str, Any]) -> str:
+    """A shell's directory as one of the tree: without symlinks; the nearest above one that is gone or the system's own."""
+    while True:
+        place = fs.resolve(cwd) if fs.is_dir(cwd) else ""
+        if place in paths:
+            return place
+        cwd = posixpath.dirname(cwd)
 
 
 def _entry(node: Inode, users: Users) -> dict[str, Any]:
