@@ -231,7 +231,7 @@ def test_inode_numbers_are_given_once():
     ("line", "place"),
     [
         ("cd current", "/home/agent/project/src"),
-        ("mkdir -p d/e; cd d/e; rm -r ../../d", "/home/agent/project"),
+        ("mkdir -p d/e; cd d/e; rm -r ~/project/d", "/home/agent/project"),
         ("cd /usr/bin", "/usr"),
         ("cd /dev", "/"),
         ("cd ../..", "/home"),
