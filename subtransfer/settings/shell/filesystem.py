@@ -9,7 +9,7 @@ from __future__ import annotations
 from subtransfer.settings.shell.acl import Acl, inherit
 from subtransfer.settings.shell.inodes import FsError, Inode, Kind, Stat, allows, size_of
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Unsupported
-from subtransfer.settings.shell.tree import EPOCH, is_system
+from subtransfer.settings.shell.tree import EPOCH, NOBODY, is_system
 from subtransfer.settings.shell.users import ROOT, Credentials
 
 __all__ = ["FileSystem", "FsError", "Inode", "Kind", "Stat", "allows", "size_of"]
@@ -421,8 +421,10 @@ class FileSystem:
         node.ctime = self.clock
 
     def chown(self, path: str, uid: int | None, gid: int | None, who: Credentials, follow: bool = True) -> None:
-        """Changes owner and group (None: stays)."""
+        """Changes owner and group (None: stays); EINVAL for numbers beyond those that a tree can hold."""
         node = self.node(path, who, follow)
+        if max(uid or 0, gid or 0) > NOBODY:
+            raise FsError("EINVAL")
         if who.uid != 0:
             if who.uid != node.uid and (uid is not None or gid is not None):
                 raise FsError("EPERM")
@@ -441,6 +443,8 @@ class FileSystem:
             raise FsError("EPERM")
         if default is not None and node.entries is None:
             raise FsError("EACCES")
+        if any(number > NOBODY for part in (acl, default) if part for number, _ in (*part.users, *part.groups)):
+            raise FsError("EINVAL")
         self.chmod_node(node, mode, who)
         node.acl = acl
         node.default = default
