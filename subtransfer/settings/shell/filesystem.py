@@ -142,11 +142,6 @@ class FileSystem:
         node = self.find(path, who)
         return node is not None and node.kind == "file"
 
-    def access(self, path: str, bits: int, who: Credentials) -> bool:
-        """Whether access(2) would say yes; bits as in `allows`."""
-        node = self.find(path, who)
-        return node is not None and allows(node, bits, who)
-
     def listdir(self, path: str, who: Credentials) -> list[str]:
         """Names in a directory, sorted by code point, without "." and ".."."""
         node = self.node(path, who)
