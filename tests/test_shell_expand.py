@@ -14,6 +14,7 @@ def session():
     return Session(TREES["project"])
 
 
+# fmt: off
 CASES = [
     ('x="a b"; printf \'<%s>\' $x"c d"$x "$x"', "<a><bc da><b><a b>", 0),
     (
@@ -127,6 +128,7 @@ EOF""",
         0,
     ),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("line", "stdout", "status"), CASES)

@@ -17,6 +17,7 @@ def session(**arguments):
     return Session(TREES["project"], **arguments)
 
 
+# fmt: off
 CASES = [
     ("if false; then echo a; elif true; then echo b; else echo c; fi; if false; then :; fi; echo $?", "b\n0\n", 0),
     ("for i in 1 2 3; do [ $i = 2 ] && continue; echo $i; done; set -- p q; for i; do echo $i; done", "1\n3\np\nq\n", 0),
@@ -153,6 +154,7 @@ CASES = [
         0,
     ),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("line", "stdout", "status"), CASES)

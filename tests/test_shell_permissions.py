@@ -16,6 +16,7 @@ def session(world="project"):
     return Session(TREES[world])
 
 
+# fmt: off
 CASES = [
     (
         "project",
@@ -126,6 +127,7 @@ CASES = [
         0,
     ),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("world", "line", "stdout", "status"), CASES)

@@ -13,6 +13,7 @@ def session():
     return Session(TREES["project"])
 
 
+# fmt: off
 CASES = [
     (
         r"""echo a\
@@ -71,6 +72,7 @@ b; echo 'x'#y #comment""",
     ("echo {", "{\n", 0),
     ("echo }; }", "", 2),
 ]
+# fmt: on
 
 
 @pytest.mark.parametrize(("line", "stdout", "status"), CASES)

@@ -5,7 +5,7 @@ once. The scheduled HLO names `estimated_cycles` for every fusion, by the cost m
 schedules with; here they are summed, a loop's body as often as its condition lets it run.
 
 Collectives carry no estimate. They are counted at the chip's published interconnect bandwidth, which is the least they take.
-Nor do kernels (Pallas): they are counted as reading their operands and writing their results once, which is the least they take.
+Nor do kernels (Pallas): they are counted as reading their operands and writing their results once, the least that they take.
 Copies between HBM and VMEM that run beside arithmetic carry none either: a program's time is at least that of its bytes.
 """
 
