@@ -20,10 +20,10 @@ from flax import struct
 from jax.sharding import Mesh
 
 from subtransfer import sharding
-from subtransfer.distill import objectives
+from subtransfer.distill import objectives, vocabulary
 from subtransfer.errors import UserError
 from subtransfer.models import lora
-from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.models.decoder import Decoder, DecoderConfig, unembed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,13 +140,16 @@ def optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout"))
-def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, key=None) -> jax.Array:
-    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it)."""
+@functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout", "hidden"))
+def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, key=None, hidden: bool = False) -> jax.Array:
+    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it).
+
+    With `hidden`, the last hidden states [B, L, D] instead.
+    """
     length = tokens.shape[1]
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     rngs = {"dropout": key} if lora_dropout else None
-    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, rngs=rngs)
+    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, hidden=hidden, rngs=rngs)
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
@@ -160,14 +163,26 @@ def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_m
     """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full tuning)."""
     tuning = loss.tuning
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
-    # The last token has no target; dropping its logits instead of the token keeps the length an even multiple.
-    logits = forward(cfg, tuned_weights(tuning, trainable, frozen), tokens, lora_dropout=dropout, key=key)[:, :-1]
-    targets, mask = tokens[:, 1:], loss_mask[:, 1:]
-    if loss.objective == "sft":
-        return objectives.sft(logits, targets, mask)
-    divergence = getattr(objectives, loss.objective)
-    teacher_logits = forward(cfg, teacher, tokens)[:, :-1]
-    return divergence(logits, teacher_logits, mask, loss.temperature, removed)
+    weights = tuned_weights(tuning, trainable, frozen)
+    # The last token has no target; weighing it 0 instead of dropping it keeps the length an even multiple.
+    along = {"tokens": _next(tokens), "student": forward(cfg, weights, tokens, lora_dropout=dropout, key=key, hidden=True)}
+    if loss.objective != "sft":
+        along["teacher"] = forward(cfg, teacher, tokens, hidden=True)
+
+    def per_token(part):
+        logits = unembed(cfg, weights["params"], part["student"])
+        if loss.objective == "sft":
+            return objectives.sft_tokens(logits, part["tokens"])
+        divergence = getattr(objectives, f"{loss.objective}_tokens")
+        return divergence(logits, unembed(cfg, teacher["params"], part["teacher"]), loss.temperature, removed)
+
+    chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size)
+    return vocabulary.mean_in_chunks(per_token, along, _next(loss_mask), chunk)
+
+
+def _next(x):
+    """Of [B, L], at each place what stands at the one after it; 0 at the last."""
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
