@@ -18,7 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-OBJECTIVES = ("sft", "forward_kl", "reverse_kl")
+TABLE = ("sft", "forward_kl", "reverse_kl")  # those of the published table, and ours: what "all" means in a config
+OBJECTIVES = (*TABLE, "jsd", "policy_gradient")
 _REMOVED = -1e9
 # Less probability than this beyond a teacher's top k is rounding of float32 sums, not a tail.
 _NO_TAIL = 1e-6
