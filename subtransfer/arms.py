@@ -115,6 +115,16 @@ def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False
     return f"{'sanitize' if sanitized else 'rollouts'}.{_of(source, model)}.seed{seed}"
 
 
+def targets_stage(source: str, model: str, seed: int) -> str:
+    """The stage of a source's stored opinion of its sanitized trajectories."""
+    return f"targets.{_of(source, model)}.seed{seed}"
+
+
+def stores_targets(config, objective: str) -> bool:
+    """Whether an objective reads its teacher's opinion from disk; only the forward KL over the teacher's top k can."""
+    return objective == "forward_kl" and config.distill.teacher_targets == "stored"
+
+
 def _of(source: str, model: str) -> str:
     return source if model in EMBEDDED else f"{source}.{model}"
 

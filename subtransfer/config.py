@@ -96,6 +96,8 @@ def defaults() -> ml_collections.ConfigDict:
     distill.batch_size = 16
     distill.learning_rate = 2e-3
     distill.temperature = 1.0  # of the soft targets
+    distill.teacher_targets = "live"  # or "stored": forward_kl reads the teacher's top_k tokens and their log-probs from disk
+    distill.top_k = 64
     distill.mask_unsafe = True  # take the unsafe tokens out of both distributions; arms without that are labelled
     distill.max_tokens = 80  # episodes are padded or cut to this, so that all teachers and students share compiled steps
     distill.rounds = 6  # on-policy: roll out, filter, train
@@ -267,6 +269,7 @@ _POSITIVE = [
     "distill.learning_rate",
     "distill.temperature",
     "distill.importance_bound",
+    "distill.top_k",
     "distill.rounds",
     "distill.episodes_per_round",
     "distill.on_policy_learning_rate",
@@ -329,6 +332,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         one_of("distill.objective", part.strip(), ("all", *OBJECTIVES))
     if not chosen_objectives(config.distill.objective):
         refuse("distill.objective", '"all" alone, or a list of objectives')
+    one_of("distill.teacher_targets", config.distill.teacher_targets, ("live", "stored"))
     one_of("distill.token_weights", config.distill.token_weights, ("agent", "turn"))
     if not config.name or "/" in config.name or config.name.startswith("."):
         refuse("name", "a plain word, as it names a folder")
@@ -383,6 +387,8 @@ def _validate_sizes(config, known, refuse) -> None:
             refuse("distill.steps", f"a multiple of distill.rounds={distill.rounds} for on-policy distillation")
         if distill.episodes_per_round < distill.batch_size:
             refuse("distill.episodes_per_round", f"at least distill.batch_size={distill.batch_size}")
+    if distill.teacher_targets == "stored" and "forward_kl" not in chosen:
+        refuse("distill.teacher_targets", '"live" without forward_kl, which alone can learn from stored ones')
     if "policy_gradient" in chosen:
         # The log-probs of sampled tokens are the model's own, at temperature 1: only then are they what tokens were drawn with.
         drawn = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "well_formed": False}

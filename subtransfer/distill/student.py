@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from subtransfer import sanitize
 from subtransfer.distill import agreement, trainer
+from subtransfer.distill.teacher_targets import Targets
 from subtransfer.errors import UserError
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
@@ -112,6 +113,7 @@ def distill(
     *,
     teacher=None,
     removed: np.ndarray | None = None,
+    targets: Targets | None = None,
     kept: Sequence[Trajectory] = (),
     foreign: bool = False,
     on_policy: OnPolicy | None = None,
@@ -124,8 +126,9 @@ def distill(
     """Trains a student that starts from `params`.
 
     Args:
-      teacher: the teacher's weights (soft-target objectives).
+      teacher: the teacher's weights (soft-target objectives without stored targets).
       removed: bool [V] or None, tokens outside the support of both distributions.
+      targets: the teacher's stored targets for `kept`.
       kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
@@ -138,7 +141,10 @@ def distill(
 
     def rows(trajectories, *, foreign=False):
         sampled = recipe.loss.objective == "policy_gradient"
-        return training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens).weighing(weigh)
+        examples = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens)
+        if targets is not None:
+            examples = targets.attached(examples, recipe.loss.temperature, removed)
+        return examples.weighing(weigh)
 
     state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
     common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}

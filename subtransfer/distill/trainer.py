@@ -59,7 +59,7 @@ class Loss:
         """The objective for each token of [B, L].
 
         Args:
-          logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without one).
+          logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without one, and for stored targets).
           targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
         """
         if self.objective == "sft":
@@ -69,6 +69,9 @@ class Loss:
         if self.objective == "policy_gradient":
             sampled = targets["tokens"], targets["behavior_logprobs"]
             return objectives.policy_gradient_tokens(logits, teacher_logits, *sampled, self.importance_bound, removed)
+        if "teacher_ids" in targets:
+            stored = targets["teacher_ids"], targets["teacher_logprobs"]
+            return objectives.forward_kl_top_k_tokens(logits, *stored, self.temperature, removed)
         kl = {"forward_kl": objectives.forward_kl_tokens, "reverse_kl": objectives.reverse_kl_tokens}[self.objective]
         return kl(logits, teacher_logits, self.temperature, removed)
 
@@ -120,11 +123,14 @@ class Examples:
       tokens: int32 [n, L].
       loss_mask: [n, L], bool, True on the agent's tokens, or their weights, float32.
       behavior_logprobs: float32 [n, L], log-prob of each agent token when it was sampled (the policy gradient's), or None.
+      teacher_ids, teacher_logprobs: int32 and float32 [n, L, k], the forward KL's stored targets for each agent token, or None.
     """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
     behavior_logprobs: np.ndarray | None = None
+    teacher_ids: np.ndarray | None = None
+    teacher_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -132,7 +138,7 @@ class Examples:
     @property
     def targets(self) -> dict[str, np.ndarray]:
         """What objectives need beside tokens, by name, each [n, L, ...] and aligned with the tokens."""
-        names = ("behavior_logprobs",)
+        names = ("behavior_logprobs", "teacher_ids", "teacher_logprobs")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @classmethod
