@@ -85,9 +85,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.distill = distill = ml_collections.ConfigDict()
     # "all" for sft, forward_kl, reverse_kl; or a comma-separated list of these, jsd and policy_gradient
     distill.objective = "all"
-    distill.on_policy_fraction = (
-        1.0  # GKD's lambda of reverse_kl, jsd, policy_gradient: own episodes; the rest is the teacher's
-    )
+    # GKD's lambda: share of the student's own episodes with reverse_kl, jsd and policy_gradient; the rest is the teacher's
+    distill.on_policy_fraction = 1.0
     distill.jsd_beta = 0.5  # of jsd: 0 is the forward KL, 1 the reverse KL
     distill.importance_bound = 2.0  # of policy_gradient: no token weighs more for being likelier now than when it was sampled
     distill.token_weights = "agent"  # every agent token alike, or "turn": every agent turn alike
