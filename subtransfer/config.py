@@ -42,7 +42,7 @@ def defaults() -> ml_collections.ConfigDict:
     base.other_checkpoint = ""  # the different-init twin's; empty: from scratch, with the same geometry and tokenizer
     base.max_scratch_params = 20_000_000  # refuse to train a larger twin from scratch
     base.dtype = "float32"  # of computation, or "bfloat16"; what is trained is float32
-    base.attention = "xla"  # of training: xla anywhere, cudnn on a GPU, pallas (splash) on a TPU
+    base.attention = "xla"  # xla anywhere; cudnn: training on a GPU; pallas: training (splash) and slots of rollouts on a TPU
     base.remat = False  # recompute each layer in the backward pass instead of keeping it
     base.width = 64
     base.mlp_width = 192
@@ -85,9 +85,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.distill = distill = ml_collections.ConfigDict()
     # "all" for sft, forward_kl, reverse_kl; or a comma-separated list of these, jsd and policy_gradient
     distill.objective = "all"
-    distill.on_policy_fraction = (
-        1.0  # GKD's lambda of reverse_kl, jsd, policy_gradient: own episodes; the rest is the teacher's
-    )
+    # GKD's lambda: share of the student's own episodes with reverse_kl, jsd and policy_gradient; the rest is the teacher's
+    distill.on_policy_fraction = 1.0
     distill.jsd_beta = 0.5  # of jsd: 0 is the forward KL, 1 the reverse KL
     distill.importance_bound = 2.0  # of policy_gradient: no token weighs more for being likelier now than when it was sampled
     distill.token_weights = "agent"  # every agent token alike, or "turn": every agent turn alike
@@ -322,6 +321,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         refuse("rollouts.top_p", "above 0 and at most 1")
     if not 0 <= config.rollouts.min_p < 1:
         refuse("rollouts.min_p", "at least 0 and below 1")
+    if config.rollouts.int8_cache and config.base.attention == "pallas":
+        refuse("rollouts.int8_cache", "false with base.attention=pallas, whose kernel reads slots in full precision")
     one_of("setting", config.setting, settings.NAMES)
     one_of("tuning.method", config.tuning.method, ("full", "lora"))
     for target in config.tuning.targets:

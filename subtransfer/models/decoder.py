@@ -24,8 +24,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, Past, View, attention, matmul
-from subtransfer.models.attention_kernels import causal
 from subtransfer.models.quantise import plain
 
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
@@ -77,7 +77,8 @@ class DecoderConfig:
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
       max_positions: the longest context that the model was made for.
       dtype: computation; parameters keep the dtype they were given.
-      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`.
+      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also reads a cache's slots, in
+        layers without a window.
     """
 
     vocab_size: int
@@ -207,10 +208,14 @@ class Block(nn.Module):
     """One layer: x [B, L, D] to (x, the KV that it has made, or None in training).
 
     With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise that of the fed tokens.
+
+    Attributes:
+      slots_kernel: a kernel reads the last earlier stretch, if it is each row's own.
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
+    slots_kernel: bool = False
 
     @nn.compact
     def __call__(self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None):
@@ -234,9 +239,10 @@ class Block(nn.Module):
             own = burst[0].write(own, burst[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
         if view.mask is None:
-            y = causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
+            y = attention_kernels.causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
         else:
-            y = attention(query, own, view, scale, past or ())
+            kernel = attention_kernels.occupied if self.slots_kernel else None
+            y = attention(query, own, view, scale, past or (), kernel)
         y = y.reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
         x = x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y)
@@ -314,27 +320,28 @@ def extend(
     *,
     burst: Burst | None = None,
     at: Int[Array, "B P"] | None = None,
-    layers: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[Float[Array, "B L V"], tuple[KV, ...]]:
     """The forward of tokens that stand after others, the layers unrolled so that each one's KV is an array of its own.
 
     Args:
+      weights: of a decoder, stacked or `unstacked`.
       mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of its slots.
       at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a prefill's memory.
-      layers: `unstacked(cfg, weights)`, if it is at hand.
 
     Returns:
       (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the whole burst).
     """
     params = weights["params"]
-    layers = unstacked(cfg, weights) if layers is None else layers
+    weights = unstacked(cfg, weights)
     views = _views(cfg, positions, mask, positions if burst is None else burst.positions, past)
     x = _embed(cfg, params["embedding"], tokens)
     made = []
     for i in range(cfg.num_layers):
         own = None if burst is None else (burst.layers[i], burst.at)
         earlier = [part.layers[i] for part in past]
-        x, kv = Block(cfg, parent=None).apply(layers[i], x, None, (views[cfg.kinds[i]],), earlier, own)
+        layer = {name: tree["layers"][i] for name, tree in weights.items()}
+        kernel = cfg.attention == "pallas" and not cfg.views[cfg.kinds[i]][1]
+        x, kv = Block(cfg, slots_kernel=kernel, parent=None).apply(layer, x, None, (views[cfg.kinds[i]],), earlier, own)
         made.append(kv)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
@@ -342,10 +349,19 @@ def extend(
     return unembed(cfg, params, x), tuple(made)
 
 
-def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each layer's own weights. A loop on a CPU must be given them: it would copy them out of their stacks at every step."""
-    stacked = {name: tree["layers"] for name, tree in weights.items()}
-    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(cfg.num_layers)]
+def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same weights with each layer's apart, as N trees; those that are so already stay as they are.
+
+    Taking a layer out of its stack is a copy on a CPU: a program that reads the weights again and again is given them apart.
+    """
+
+    def split(tree):
+        layers = tree["layers"]
+        if not isinstance(layers, tuple):
+            layers = tuple(jax.tree.map(lambda a, i=i: a[i], layers) for i in range(cfg.num_layers))
+        return {**tree, "layers": layers}
+
+    return {name: split(tree) for name, tree in weights.items()}
 
 
 def _views(cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]) -> tuple[View, ...]:
