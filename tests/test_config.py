@@ -98,6 +98,7 @@ def test_every_config_is_valid_and_frozen(path):
     c = config.load(path, {})
     assert isinstance(c, ml_collections.FrozenConfigDict)
     assert "Command:" in path.read_text()
+    assert all(arm.label for arm in arms(c))
 
 
 def test_arms_follow_the_config():
