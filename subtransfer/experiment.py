@@ -19,7 +19,7 @@ import jax
 
 from subtransfer import artifacts, metrics, processes, stages
 from subtransfer import config as configuration
-from subtransfer.arms import Arm, arms, base_stage, rollout_stage, teacher_stage
+from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distill.run import Window
 from subtransfer.errors import UserError
 from subtransfer.memory import Sizes
@@ -260,10 +260,13 @@ class Experiment:
         c, make = self.config, self._makers
         name, base = f"student.{arm.name}.seed{s}", base_stage(arm.model)
         teacher = teacher_stage(arm.source, arm.teacher_model, s)
-        data = [] if arm.on_policy else [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)]
+        data = [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)] if arm.off_policy else []
         soft = [] if arm.objective == "sft" else [teacher]
         if soft:
             self._one_vocabulary(arm)
+        stored = stores_targets(c, arm.objective)
+        if stored:
+            soft = [self._targets(arm, s, data, teacher)]
         on_policy = {"rollouts": c.rollouts, "sanitize": c.sanitize} if arm.on_policy else {}
         epochs = c.distill.epochs and not arm.on_policy
         work = f"{c.distill.epochs} epochs" if epochs else f"{c.distill.steps} steps"
@@ -271,7 +274,7 @@ class Experiment:
         if arm.on_policy:
             work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
         full, size = c.tuning.method == "full", self.size(arm.model)
-        live = self.size(arm.teacher_model).weights if soft and (full or arm.init == "other") else 0
+        live = self.size(arm.teacher_model).weights if soft and not stored and (full or arm.init == "other") else 0
         self._add(
             name,
             lambda out: make.student(out, arm, s, data, teacher),
@@ -284,6 +287,19 @@ class Experiment:
             extra_keywords=c.sanitize.extra_keywords,
             training_seed=s,
             **on_policy,
+        )
+
+    def _targets(self, arm: Arm, s: int, data: Sequence[str], teacher: str) -> str:
+        c, make, name = self.config, self._makers, targets_stage(arm.source, arm.teacher_model, s)
+        fields = ("top_k", "temperature", "mask_unsafe", "max_tokens", "batch_size")
+        return self._add(
+            name,
+            lambda out: make.targets(out, name, *data, teacher),
+            inputs=[*data, teacher],
+            work=f"the teacher's {c.distill.top_k} likeliest tokens at each agent token",
+            memory=self.size(arm.teacher_model).training(c.distill.batch_size, full=False),
+            distill={field: c.distill[field] for field in fields},
+            extra_keywords=c.sanitize.extra_keywords,
         )
 
     def _one_vocabulary(self, arm: Arm) -> None:

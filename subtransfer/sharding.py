@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import flax.linen as nn
@@ -85,6 +86,11 @@ def mesh_of(tree) -> Mesh | None:
     """The mesh that a tree of arrays lies on, or None for arrays that lie on no named mesh."""
     placed = jax.tree.leaves(tree)[0].sharding
     return placed.mesh if isinstance(placed, NamedSharding) else None
+
+
+def using(mesh: Mesh | None):
+    """A context in which kernels divide themselves over a mesh; none for None."""
+    return contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh)
 
 
 def rows_sharding(mesh: Mesh, shape: tuple[int, ...], *, heads: int | None = None) -> NamedSharding:

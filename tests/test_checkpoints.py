@@ -100,7 +100,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(cfg, mesh, params, tuning,
 
 def _on_policy(folder, cfg, mesh, params, chat, teacher):
     recipe = trainer.Recipe(trainer.Loss("reverse_kl"), 16, 4, 3e-3)
-    rounds = student.OnPolicy(2, 12, RolloutSpec(12, 1, 8, 8, 1.0), 2)
+    rounds = student.OnPolicy(2, 12, RolloutSpec(12, 1, 8, 8, 1.0), 2, max_staleness=1)
     guard = student.Guard(np.array([], np.int64), enforce=False)
     tasks = chat.setting.tasks("safe", "train", 30, 0)
     folder.parent.mkdir(exist_ok=True)
@@ -116,6 +116,7 @@ def test_on_policy_rounds_lose_and_repeat_no_trajectory(cfg, mesh, params, chat,
     workdir = tmp_path / "w"
     whole = _on_policy(workdir / "a-0", cfg, mesh, params, chat, teacher)
     assert [r["policy_version"] for r in whole[2]["rounds"]] == [0, 1] and whole[2]["rollouts"] == 24
+    assert whole[2]["max_staleness"] == 1
     # While the first round trains, while the second rolls out, and while it trains.
     for stop in ({"steps": 4}, {"rollout": 1}, {"steps": 12}):
         notice(**stop)

@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from subtransfer import preemption, sanitize
 from subtransfer.distill import agreement, trainer
 from subtransfer.distill.run import Run
+from subtransfer.distill.teacher_targets import Targets
+from subtransfer.errors import UserError
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
@@ -49,23 +51,36 @@ class OnPolicy:
     Attributes:
       rollout: how its episodes are run.
       min_kept: fewest trajectories that a round may be left with.
+      own: share of a round's training episodes that are the student's own; the others are drawn from its teacher's.
+      max_staleness: rounds that its own episodes may be old: those of so many earlier ones are learned from again.
     """
 
     rounds: int
     per_round: int
     rollout: RolloutSpec
     min_kept: int
+    own: float = 1.0
+    max_staleness: int = 0
 
 
-def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *, foreign: bool = False) -> trainer.Examples:
+def training_rows(
+    kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *, foreign: bool = False, sampled: bool = False
+) -> trainer.Examples:
     """Trajectories as training episodes, after the leak check over exactly the tokens that will be trained on.
 
     Args:
       foreign: the trajectories are of another tokenizer or template: each message is tokenised again in `chat`'s.
+      sampled: with the log-probs that the tokens had when they were sampled.
 
     Raises:
       sanitize.LeakError: an unsafe token or a keyword is still there and the guard enforces.
+      UserError: log-probs are wanted of tokens that are made again.
     """
+    if foreign and sampled:
+        raise UserError(
+            "The policy gradient needs the log-probs of sampled tokens, but the teacher's template is not the student's: its "
+            "trajectories are tokenised again. Use --config.distill.on_policy_fraction=1, or another objective."
+        )
     if foreign:
         rows = [chat.retokenised(t.messages) for t in kept]
     else:
@@ -74,7 +89,19 @@ def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *,
         # The constant prompt is the setting's own, the same in every arm.
         bodies = [(t.episode_id, ids[fixed:], mask[fixed:]) for t, (ids, mask, fixed) in zip(kept, rows, strict=True)]
         sanitize.leak_check(bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords)
-    return trainer.Examples.from_rows([(ids, mask) for ids, mask, _ in rows])
+    targets = {"behavior_logprobs": [t.behavior_logprobs for t in kept]} if sampled else {}
+    return trainer.Examples.from_rows([(ids, mask) for ids, mask, _ in rows], **targets)
+
+
+def mixed(own: trainer.Examples, theirs: trainer.Examples | None, share: float, key) -> trainer.Examples:
+    """Own examples and as many of the teacher's as leave them a share of `share` (GKD's lambda, 2306.13649, for each round).
+
+    The teacher's are drawn without repetition, as long as there are enough.
+    """
+    count = round(len(own) * (1 - share) / share)
+    if not count:
+        return own
+    return own.joined(theirs.rows(trainer.batch_indices(key, len(theirs), count, 1)[0]))
 
 
 def distill(
@@ -88,45 +115,55 @@ def distill(
     *,
     teacher=None,
     removed: np.ndarray | None = None,
+    targets: Targets | None = None,
     kept: Sequence[Trajectory] = (),
     foreign: bool = False,
     on_policy: OnPolicy | None = None,
     tasks: Sequence[Task] = (),
     max_tokens: int,
+    weigh: str = "agent",
     run: Run,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
     """Trains a student that starts from `params`.
 
     Args:
-      teacher: the teacher's weights (soft-target objectives).
+      teacher: the teacher's weights (soft-target objectives without stored targets).
       removed: bool [V] or None, tokens outside the support of both distributions.
-      kept, foreign: the sanitized trajectories (off-policy), and whether they are of another tokenizer or template.
+      targets: the teacher's stored targets for `kept`.
+      kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
+      weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
       run: the training's label, checkpoints and metrics.
 
     Returns:
       (the final state, metric curves, of its own rollouts or {}: {"rollouts": n, "dropped": m, "max_gap": between the sampler's
-      log-probs and the trainer's, nats, "rounds": one record a round}).
+      log-probs and the trainer's, nats, "max_staleness": rounds between an episode and the training on it, "rounds": one record
+      a round}).
     """
+
+    def rows(trajectories, *, foreign=False):
+        sampled = recipe.loss.objective == "policy_gradient"
+        examples = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens)
+        if targets is not None:
+            examples = targets.attached(examples, recipe.loss.temperature, removed)
+        return examples.weighing(weigh)
+
     state, frozen = trainer.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
     common = {"teacher": teacher, "removed": removed, "run": run}
+    theirs = rows(kept, foreign=foreign) if kept else None
     if on_policy is None:
-        examples = training_rows(kept, chat, guard, foreign=foreign).fitted_to(max_tokens)
         state, curves = trainer.train(
-            cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), **common
+            cfg, mesh, recipe, state, frozen, theirs, recipe.steps, jax.random.fold_in(key, 1), **common
         )
         return state, curves, {}
     progress, steps = run.progress, recipe.steps // on_policy.rounds
-    progress.rollouts = progress.rollouts or {"rollouts": 0, "dropped": 0, "max_gap": 0.0, "rounds": []}
+    progress.rollouts = progress.rollouts or {"rollouts": 0, "dropped": 0, "max_gap": 0.0, "max_staleness": 0, "rounds": []}
     for number in range(int(state.step) // steps, on_policy.rounds):
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
-        if int(state.step) % steps:
-            examples = trainer.Examples(**progress.examples)  # the round was cut off while it trained
-        else:
+        if int(state.step) % steps == 0:  # otherwise the round was cut off while it trained, on episodes that were saved
             begin = number * on_policy.per_round
             chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
-            progress.policy_version, progress.examples = number, {}
             try:
                 own, _ = run_episodes(
                     cfg,
@@ -139,7 +176,6 @@ def distill(
                 )
             except preemption.Preempted:
                 run.leave(state)
-            run.facts["policy_version"] = number
             clean = _filtered(cfg, trainer.current_weights(recipe, state, frozen), own, chat, guard, run)
             require(
                 clean,
@@ -147,21 +183,37 @@ def distill(
                 f"On-policy round {number + 1} of {run.label}",
                 "run more episodes a round (--config.distill.episodes_per_round)",
             )
-            examples = training_rows(clean, chat, guard).fitted_to(max_tokens)
-            progress.examples = examples.arrays
+            progress.policy_version = number
+            progress.examples = _recent(progress.examples, rows(clean), number, on_policy.max_staleness)
+        staleness = number - int(progress.examples["policy_version"].min())
+        progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
+        run.facts |= {"policy_version": number, "staleness": staleness}
+        recent = trainer.Examples(**{name: x for name, x in progress.examples.items() if name != "policy_version"})
         state, _ = trainer.train(
             cfg,
             mesh,
             recipe,
             state,
             frozen,
-            examples,
+            mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2)),
             steps,
             jax.random.fold_in(round_key, 1),
             first=number * steps,
             **common,
         )
     return state, run.curves, progress.rollouts
+
+
+def _recent(held: dict[str, np.ndarray], new: trainer.Examples, number: int, max_staleness: int) -> dict[str, np.ndarray]:
+    """The arrays of the own examples that round `number` learns from: those held that are not too old, then the new ones.
+
+    "policy_version" int32 [n] says which round each is of.
+    """
+    arrays = {**new.arrays, "policy_version": np.full(len(new), number, np.int32)}
+    if not held:
+        return arrays
+    fresh = number - held["policy_version"] <= max_staleness
+    return {name: np.concatenate([held[name][fresh], array]) for name, array in arrays.items()}
 
 
 def _filtered(cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: Run) -> list[Trajectory]:
