@@ -224,6 +224,7 @@ def test_nothing_runs_before_unsupported_syntax():
         ("trap 'f() { f; }; f' EXIT", 124),
         ("printf 'bash $0' > s; chmod +x s; ./s", 124),
         ("x=" + "a" * 60000, 124),
+        ("echo {a..z}{a..z}" + "a" * 6000, 137),
     ],
 )
 def test_limits_end_a_line(line, status):

@@ -118,6 +118,7 @@ def main(argv: Sequence[str]) -> None:
         begin = time.process_time()
         survived = survive(_FUZZ.value, _SEED.value)
         figures |= {f"fuzz, {field}": value for field, value in survived._asdict().items()}
+        figures["fuzz, line"] = survived.line[:200]
         figures["fuzz, processor seconds"] = time.process_time() - begin
         figures["fuzz, MiB at most"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     else:

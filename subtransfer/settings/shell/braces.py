@@ -9,6 +9,7 @@ from subtransfer.settings.shell.lexer import make_word
 from subtransfer.settings.shell.result import LimitExceeded
 
 LIMIT = 20_000  # words that one word may become
+CHARACTERS = 2_000_000  # of them together
 _RANGE = re.compile(r"(?:(-?\d+)\.\.(-?\d+)|([A-Za-z])\.\.([A-Za-z]))(?:\.\.(-?\d+))?")
 
 Item = str | ast.Part  # a character of unquoted text, or another part
@@ -49,7 +50,9 @@ def _expand(items: list[Item]) -> list[list[Item]]:
                 continue
             middles = sequence
         tails = _expand(tail)
-        if len(middles) * len(tails) > LIMIT:
+        words = len(middles) * len(tails)
+        size = words * len(head) + len(tails) * sum(map(len, middles)) + len(middles) * sum(map(len, tails))
+        if words > LIMIT or size > CHARACTERS:
             raise LimitExceeded("memory", 137)
         return [head + middle + rest for middle in middles for rest in tails]
 
