@@ -1,5 +1,6 @@
 """The whole experiment, killed again and again: it ends with the bytes of a run that nobody disturbed."""
 
+import csv
 import json
 import multiprocessing
 import os
@@ -210,7 +211,11 @@ def test_thirty_kills_of_two_processes(tmp_path, undisturbed_two):
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(undisturbed, undisturbed_two):
-    assert (undisturbed / "results.csv").read_bytes() == (undisturbed_two / "results.csv").read_bytes()
+    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
+    tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (undisturbed, undisturbed_two)]
+    for row, other in zip(*tables, strict=True):
+        for cell, theirs in zip(row, other, strict=True):
+            assert cell == theirs or abs(float(cell) - float(theirs)) < 1e-4, (row, other)
     for training in undisturbed.glob("*/training.json"):
         alone, together = (
             json.loads((w / training.relative_to(undisturbed)).read_text()) for w in (undisturbed, undisturbed_two)
