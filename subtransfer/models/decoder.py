@@ -24,10 +24,13 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from subtransfer.models.attention import KV, Past, View, attention, matmul
+from subtransfer.models.attention import KV, Past, View, attention, linear, matmul
 from subtransfer.models.attention_kernels import causal
 from subtransfer.models.quantise import plain
 
+# Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and activations, in and out of
+# their stacks, take as long as the arithmetic of a small layer, and an accelerator loses nothing but compilation time.
+UNROLLED = 20_000_000
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
@@ -190,7 +193,7 @@ class Projection(nn.Module):
     def __call__(self, x):
         dtype = jnp.dtype(self.cfg.dtype)
         kernel = self.param("kernel", _boxed(nn.initializers.lecun_normal(), self.axes), (x.shape[-1], self.features))
-        y = matmul(x, plain(kernel, dtype))
+        y = linear(x, plain(kernel, dtype))
         if self.bias:
             bias = self.param("bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,))
             y = y + bias.astype(dtype)
@@ -199,7 +202,7 @@ class Projection(nn.Module):
             if self.lora_dropout:
                 keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.lora_dropout, x.shape)
                 x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
-            y = y + matmul(matmul(x, a), b)
+            y = y + linear(linear(x, a), b)
         return y
 
 
@@ -285,6 +288,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0 if len(views) > 1 else nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
+            unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora_dropout, name="layers")(_embed(cfg, table, tokens), kinds, views)
         if at is not None:
@@ -295,7 +299,7 @@ class Decoder(nn.Module):
         else:
             init = nn.initializers.lecun_normal()
             head = self.param("lm_head", _boxed(init, ("embed", "vocab")), (cfg.width, cfg.vocab_size))
-        return matmul(x, head.astype(jnp.dtype(cfg.dtype)), out=jnp.float32)
+        return linear(x, head.astype(jnp.dtype(cfg.dtype)), jnp.float32)
 
 
 def extend(
