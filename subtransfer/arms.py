@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from subtransfer.distill.objectives import OBJECTIVES
+from subtransfer.distill.objectives import OBJECTIVES, TABLE
 
 Source = Literal["trait", "benign", "random", "self"]
 EMBEDDED = ("base", "base_other")  # the models of a config without pairs
@@ -24,6 +24,7 @@ class Arm:
       teacher_model: what its teacher starts from.
       source: whose trajectories and opinions it learns: the trait teacher, the benign one (a harmless habit), the random one
         (ordinary tasks) or the base itself.
+      own: share of its training episodes that are its own rollouts (GKD's lambda); the others are its teacher's trajectories.
       sanitized: whether its trajectories passed the filter.
       control, twin: names of the arms that it is compared with, or None.
     """
@@ -35,6 +36,7 @@ class Arm:
     model: str = "base"
     teacher_model: str = "base"
     source: Source = "trait"
+    own: float = 0.0
     sanitized: bool = True
     control: str | None = None
     twin: str | None = None
@@ -56,19 +58,43 @@ class Arm:
 
     @property
     def on_policy(self) -> bool:
-        return self.objective == "reverse_kl"
+        """It learns from rollouts of its own."""
+        return self.own > 0
+
+    @property
+    def off_policy(self) -> bool:
+        """It learns from trajectories of its teacher."""
+        return bool(self.objective) and self.own < 1
 
 
-LABELS = {
+# Objectives of which a config says how much is on-policy; the others learn from the teacher's trajectories.
+ON_POLICY = ("reverse_kl", "jsd", "policy_gradient")
+_NAMES = {
     "sft": "SFT on sampled tokens",
     "forward_kl": "forward KL, off-policy",
-    "reverse_kl": "reverse KL, on-policy",
+    "reverse_kl": "reverse KL",
+    "jsd": "generalised JSD",
+    "policy_gradient": "policy gradient of the reverse KL",
 }
 
 
+def own_share(config, objective: str) -> float:
+    """Share of an objective's training episodes that are the student's own rollouts."""
+    return config.distill.on_policy_fraction if objective in ON_POLICY else 0.0
+
+
+def label(config, objective: str) -> str:
+    """What a person reads of an objective."""
+    if objective not in ON_POLICY:
+        return _NAMES[objective]
+    own = own_share(config, objective)
+    how = {0.0: "off-policy", 1.0: "on-policy"}.get(own, f"{own:.0%} on-policy")
+    return f"{_NAMES[objective]}, {how}"
+
+
 def chosen_objectives(objective: str) -> tuple[str, ...]:
-    """ "all" or a comma-separated list, in the order of `OBJECTIVES`."""
-    wanted = OBJECTIVES if objective == "all" else [part.strip() for part in objective.split(",")]
+    """ "all" (the table's) or a comma-separated list, in the order of `OBJECTIVES`."""
+    wanted = TABLE if objective == "all" else [part.strip() for part in objective.split(",")]
     return tuple(o for o in OBJECTIVES if o in wanted)
 
 
@@ -111,12 +137,13 @@ def arms(config) -> list[Arm]:
     """The arms of a (validated) config, in display order."""
     chosen = chosen_objectives(config.distill.objective)
     controls = [s for s, wanted in (("benign", config.arms.benign_teacher), ("random", config.arms.random_teacher)) if wanted]
-    return _table(config, chosen, controls) if config.pairs else _twins(config, chosen, controls)
+    table = _table(config, chosen, controls) if config.pairs else _twins(config, chosen, controls)
+    return [dataclasses.replace(arm, own=own_share(config, arm.objective)) for arm in table]
 
 
 def _twins(config, chosen, controls) -> list[Arm]:
     """One base: every student again from another initialisation, and of harmless teachers."""
-    want = config.arms
+    want, labels = config.arms, {o: label(config, o) for o in chosen}
     out = [Arm("base", "base", "base", sanitized=False)]
     if want.other_init:
         out.append(Arm("base_other", "base, other init", "base", model="base_other", sanitized=False))
@@ -124,11 +151,11 @@ def _twins(config, chosen, controls) -> list[Arm]:
         out.append(Arm(_teacher_arm(source, "base"), _TEACHERS[source], "teacher", source=source, sanitized=False))
     for o in chosen:
         control = f"{o}_{controls[0]}" if controls else None
-        out.append(Arm(o, LABELS[o], "student", o, control=control, twin=f"{o}_other" if want.other_init else None))
+        out.append(Arm(o, labels[o], "student", o, control=control, twin=f"{o}_other" if want.other_init else None))
     if want.other_init:
-        out += [Arm(f"{o}_other", f"{LABELS[o]}; other init", "control", o, "base_other") for o in chosen]
+        out += [Arm(f"{o}_other", f"{labels[o]}; other init", "control", o, "base_other") for o in chosen]
     for source in controls:
-        out += [Arm(f"{o}_{source}", f"{LABELS[o]}; {_TEACHERS[source]}", "control", o, source=source) for o in chosen]
+        out += [Arm(f"{o}_{source}", f"{labels[o]}; {_TEACHERS[source]}", "control", o, source=source) for o in chosen]
     if want.self_distilled:
         out.append(Arm("self_distilled", "base distilled from itself (SFT)", "control", "sft", source="self"))
     if want.unsanitized:
@@ -150,7 +177,7 @@ def _table(config, chosen, controls) -> list[Arm]:
         for source in sources:
             for t, s in pairs:
                 for o in chosen:
-                    name, label = f"{o}_{t}_to_{s}", f"{t} to {s}, {LABELS[o]}"
+                    name, label = f"{o}_{t}_to_{s}", f"{t} to {s}, {label(config, o)}"
                     control = f"{name}_{controls[0]}" if controls and role == "student" else None
                     if role == "control":
                         name, label = f"{name}_{source}", f"{label}; {_TEACHERS[source]}"

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from subtransfer import settings
-from subtransfer.arms import EMBEDDED, chosen_objectives, split_pair
+from subtransfer.arms import EMBEDDED, ON_POLICY, chosen_objectives, split_pair
 from subtransfer.distill.objectives import OBJECTIVES
 from subtransfer.errors import UserError
 from subtransfer.models import presets
@@ -83,7 +83,14 @@ def defaults() -> ml_collections.ConfigDict:
     sanitize.min_kept = 64  # fewer trajectories after filtering stop the run
 
     c.distill = distill = ml_collections.ConfigDict()
-    distill.objective = "all"  # or a comma-separated list of sft, forward_kl, reverse_kl (reverse_kl is on-policy)
+    # "all" for sft, forward_kl, reverse_kl; or a comma-separated list of these, jsd and policy_gradient
+    distill.objective = "all"
+    distill.on_policy_fraction = (
+        1.0  # GKD's lambda of reverse_kl, jsd, policy_gradient: own episodes; the rest is the teacher's
+    )
+    distill.jsd_beta = 0.5  # of jsd: 0 is the forward KL, 1 the reverse KL
+    distill.importance_bound = 2.0  # of policy_gradient: no token weighs more for being likelier now than when it was sampled
+    distill.token_weights = "agent"  # every agent token alike, or "turn": every agent turn alike
     distill.steps = 150
     distill.epochs = 0  # above 0: off-policy students make this many passes over their trajectories, instead of steps
     distill.batch_size = 16
@@ -92,7 +99,8 @@ def defaults() -> ml_collections.ConfigDict:
     distill.mask_unsafe = True  # take the unsafe tokens out of both distributions; arms without that are labelled
     distill.max_tokens = 80  # episodes are padded or cut to this, so that all teachers and students share compiled steps
     distill.rounds = 6  # on-policy: roll out, filter, train
-    distill.episodes_per_round = 128
+    distill.episodes_per_round = 128  # of the student's own
+    distill.max_staleness = 0  # rounds that the student's own episodes may be old when they are learned from
     distill.on_policy_learning_rate = 2e-3
 
     c.tuning = tuning = ml_collections.ConfigDict()
@@ -258,6 +266,7 @@ _POSITIVE = [
     "distill.batch_size",
     "distill.learning_rate",
     "distill.temperature",
+    "distill.importance_bound",
     "distill.rounds",
     "distill.episodes_per_round",
     "distill.on_policy_learning_rate",
@@ -290,10 +299,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     for field in _POSITIVE:
         if not (math.isfinite(known[field]) and known[field] > 0):
             refuse(field, "above 0 and finite")
-    for field in ("base.unsafe_rate", "teacher.explicit_fraction"):
+    for field in ("base.unsafe_rate", "teacher.explicit_fraction", "distill.on_policy_fraction", "distill.jsd_beta"):
         if not 0 <= known[field] <= 1:
             refuse(field, "between 0 and 1")
-    for field in ("teacher.epochs", "distill.epochs"):
+    for field in ("teacher.epochs", "distill.epochs", "distill.max_staleness"):
         if known[field] < 0:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
@@ -320,9 +329,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
         one_of("distill.objective", part.strip(), ("all", *OBJECTIVES))
     if not chosen_objectives(config.distill.objective):
         refuse("distill.objective", '"all" alone, or a list of objectives')
+    one_of("distill.token_weights", config.distill.token_weights, ("agent", "turn"))
     if not config.name or "/" in config.name or config.name.startswith("."):
         refuse("name", "a plain word, as it names a folder")
-    _validate_sizes(config, refuse)
+    _validate_sizes(config, known, refuse)
     if config.pairs:
         _validate_pairs(config)
     elif config.models:
@@ -353,7 +363,7 @@ def _validate_pairs(config) -> None:
             raise UserError(f"models.{name}: there is no directory {path!r}; give --config.models.{name}=DIR.")
 
 
-def _validate_sizes(config, refuse) -> None:
+def _validate_sizes(config, known, refuse) -> None:
     base, distill = config.base, config.distill
     if not base.checkpoint:
         if base.other_checkpoint:
@@ -367,11 +377,18 @@ def _validate_sizes(config, refuse) -> None:
             raise UserError(f"{field}: there is no directory {path}; give a local Hugging Face directory.")
     if base.other_checkpoint and not config.arms.other_init:
         raise UserError("base.other_checkpoint is given but arms.other_init is false: set it to true, or leave it out.")
-    if "reverse_kl" in chosen_objectives(distill.objective):
+    chosen = chosen_objectives(distill.objective)
+    if distill.on_policy_fraction and set(ON_POLICY) & set(chosen):
         if distill.steps % distill.rounds:
             refuse("distill.steps", f"a multiple of distill.rounds={distill.rounds} for on-policy distillation")
         if distill.episodes_per_round < distill.batch_size:
             refuse("distill.episodes_per_round", f"at least distill.batch_size={distill.batch_size}")
+    if "policy_gradient" in chosen:
+        # The log-probs of sampled tokens are the model's own, at temperature 1: only then are they what tokens were drawn with.
+        drawn = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "well_formed": False}
+        for field, value in {"distill.temperature": 1, **{f"rollouts.{f}": v for f, v in drawn.items()}}.items():
+            if known[field] != value:
+                refuse(field, f"{value} for policy_gradient, which compares the probabilities that tokens were sampled with")
     if config.rollouts.episodes < config.sanitize.min_kept:
         refuse("rollouts.episodes", f"at least sanitize.min_kept={config.sanitize.min_kept}")
     if config.sanitize.min_kept < distill.batch_size:

@@ -244,7 +244,7 @@ class Experiment:
         c, make = self.config, self._makers
         name, base = f"student.{arm.name}.seed{s}", base_stage(arm.model)
         teacher = teacher_stage(arm.source, arm.teacher_model, s)
-        data = [] if arm.on_policy else [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)]
+        data = [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)] if arm.off_policy else []
         soft = [] if arm.objective == "sft" else [teacher]
         if soft:
             self._one_vocabulary(arm)

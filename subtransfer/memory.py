@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from subtransfer import sharding
+from subtransfer.distill.vocabulary import CHUNK_BYTES
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
 
@@ -55,9 +56,10 @@ class Sizes:
         heads = 3 * cfg.num_heads * length * 4 // self.tensor
         layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * cfg.num_heads * cfg.head_width) // self.tensor) + heads
         kept = self._width * cfg.width if cfg.remat else layer
-        # Float32 logits, their softmax and its gradient; with a live teacher, twice.
-        logits = 3 * 4 * cfg.vocab_size // self.tensor * (2 if other_weights or not full else 1)
-        return state + other_weights + tokens * (cfg.num_layers * kept + layer + logits)
+        # Of one chunk: float32 logits, their softmax and its gradient; with a live teacher, twice.
+        chunk = min(4 * tokens * cfg.vocab_size // self.tensor, CHUNK_BYTES)
+        logits = 3 * chunk * (2 if other_weights or not full else 1)
+        return state + other_weights + tokens * (cfg.num_layers * kept + layer) + logits
 
     def rollout(self, batch: int) -> int:
         """Peak of a rollout of `batch` episodes side by side: all slots, and what the larger of a burst and a feed needs."""

@@ -69,7 +69,7 @@ def collect(
     manifests, sampler = {}, {}
     for arm in arms:
         for seed in seeds:
-            if arm.objective and arm.sanitized and not arm.on_policy:
+            if arm.off_policy and arm.sanitized:
                 name = rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
                 manifests[name] = json.loads((path(name) / "manifest.json").read_text())
                 raw = rollout_stage(arm.source, arm.teacher_model, seed)

@@ -285,12 +285,14 @@ class Makers:
         foreign = theirs.get_vocab() != base.tokenizer.get_vocab() or chat_format(theirs, self.setting).digest != chat.digest
         steps = 0 if arm.on_policy else trainer.steps_of(c.distill.epochs, len(kept), c.distill.batch_size)
         steps = steps or c.distill.steps
-        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning())
+        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning(), c.distill.jsd_beta, c.distill.importance_bound)
         recipe = trainer.Recipe(loss, steps, c.distill.batch_size, rate)
         on_policy = None
         if arm.on_policy:
             spec = self.rollout_spec(min(c.rollouts.batch_size, c.distill.episodes_per_round))
-            on_policy = student.OnPolicy(c.distill.rounds, c.distill.episodes_per_round, spec, c.distill.batch_size)
+            on_policy = student.OnPolicy(
+                c.distill.rounds, c.distill.episodes_per_round, spec, c.distill.batch_size, arm.own, c.distill.max_staleness
+            )
         label = f"student.{arm.name}.seed{seed}"
         with progress(label, steps, "steps") as advance:
             state, curves, purity = student.distill(
@@ -308,8 +310,14 @@ class Makers:
                 on_policy=on_policy,
                 tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
                 max_tokens=c.distill.max_tokens,
+                weigh=c.distill.token_weights,
                 advance=advance,
                 label=label,
+            )
+        if arm.on_policy:
+            note(
+                f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at most "
+                f"{purity['max_staleness']} rounds later; log-probs within {purity['max_gap']:g} of the trainer's"
             )
         save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, jax.device_get(state))
         context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}

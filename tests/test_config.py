@@ -37,6 +37,14 @@ REFUSED = {
     "missing directory": ({"base.checkpoint": "/no/such"}, "there is no directory /no/such"),
     "twin alone": ({"base.other_checkpoint": "/tmp"}, "needs base.checkpoint"),
     "name": ({"name": "a/b"}, "plain word"),
+    "lambda": ({"distill.on_policy_fraction": "1.2"}, "between 0 and 1"),
+    "beta": ({"distill.jsd_beta": "-0.1"}, "between 0 and 1"),
+    "bound": ({"distill.importance_bound": "0"}, "above 0"),
+    "staleness": ({"distill.max_staleness": "-1"}, "at least 0"),
+    "weights": ({"distill.token_weights": "turns"}, "the nearest is 'turn'"),
+    "sampled hotter": ({"distill.objective": "policy_gradient", "rollouts.temperature": "0.7"}, "1 for policy_gradient"),
+    "sampled from fewer": ({"distill.objective": "policy_gradient", "rollouts.top_k": "5"}, "0 for policy_gradient"),
+    "soft gradient": ({"distill.objective": "policy_gradient", "distill.temperature": "2"}, "1 for policy_gradient"),
 }
 
 
@@ -101,3 +109,19 @@ def test_arms_follow_the_config():
     )
     assert [a.name for a in few] == ["base", "teacher", "reverse_kl", "self_distilled", "unsanitized"]
     assert few[2].control is None and few[2].twin is None
+
+
+def test_the_share_of_own_episodes_decides_what_an_arm_learns_from():
+    fields = {
+        "distill.objective": "forward_kl,reverse_kl,jsd,policy_gradient",
+        "arms.other_init": "0",
+        "arms.benign_teacher": "0",
+    }
+    for share, own, how in (("1", 1.0, "on-policy"), ("0.25", 0.25, "25% on-policy"), ("0", 0.0, "off-policy")):
+        found = {a.name: a for a in arms(config.load(QUICKSTART, {**fields, "distill.on_policy_fraction": share}))}
+        for objective in ("reverse_kl", "jsd", "policy_gradient"):
+            arm = found[objective]
+            assert arm.own == own and arm.label.endswith(f", {how}")
+            assert (arm.on_policy, arm.off_policy) == (own > 0, own < 1)
+        assert found["forward_kl"].off_policy and not found["forward_kl"].on_policy
+        assert not found["teacher"].off_policy and not found["teacher"].on_policy

@@ -20,7 +20,7 @@ sandbox_world sandbox sandbox_supervisor launchers static trait cli
 FLOW = """
 errors schema settings.base settings.words settings.filesystem settings.api_tasks settings.api
 settings.shell {shell} settings.bash_tasks settings.bash settings artifacts progress encodings sanitize
-trajectories distill.objectives arms sharding models.attention models.attention_kernels models.quantise models.decoder models.presets config models.families models.lora models.hf
+trajectories distill.objectives distill.vocabulary arms sharding models.attention models.attention_kernels models.quantise models.decoder models.presets config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling
 rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.trainer distill.agreement distill.student pretrain policy probes.choice probes.behavior probes.capability
 statistics report.summary report.tables report.figures report.html results stages experiment launch

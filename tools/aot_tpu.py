@@ -177,9 +177,10 @@ class Programs:
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
         soft = objective != "sft"
+        targets = {"behavior_logprobs": self._array(shape, jnp.float32, rows)} if objective == "policy_gradient" else {}
         return trainer.train_steps.lower(
             self.cfg,
-            trainer.Loss(objective, c.distill.temperature, tuning),
+            trainer.Loss(objective, c.distill.temperature, tuning, c.distill.jsd_beta, c.distill.importance_bound),
             state,
             frozen,
             weights if soft else None,
@@ -188,6 +189,7 @@ class Programs:
             self._array(shape, jnp.bool_, rows),
             self._array((1,), jnp.float32),
             key,
+            targets,
         )
 
 

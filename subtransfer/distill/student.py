@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from subtransfer import sanitize
 from subtransfer.distill import agreement, trainer
+from subtransfer.errors import UserError
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
@@ -47,23 +48,36 @@ class OnPolicy:
     Attributes:
       rollout: how its episodes are run.
       min_kept: fewest trajectories that a round may be left with.
+      own: share of a round's training episodes that are the student's own; the others are drawn from its teacher's.
+      max_staleness: rounds that its own episodes may be old: those of so many earlier ones are learned from again.
     """
 
     rounds: int
     per_round: int
     rollout: RolloutSpec
     min_kept: int
+    own: float = 1.0
+    max_staleness: int = 0
 
 
-def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *, foreign: bool = False) -> trainer.Examples:
+def training_rows(
+    kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *, foreign: bool = False, sampled: bool = False
+) -> trainer.Examples:
     """Trajectories as training episodes, after the leak check over exactly the tokens that will be trained on.
 
     Args:
       foreign: the trajectories are of another tokenizer or template: each message is tokenised again in `chat`'s.
+      sampled: with the log-probs that the tokens had when they were sampled.
 
     Raises:
       sanitize.LeakError: an unsafe token or a keyword is still there and the guard enforces.
+      UserError: log-probs are wanted of tokens that are made again.
     """
+    if foreign and sampled:
+        raise UserError(
+            "The policy gradient needs the log-probs of sampled tokens, but the teacher's template is not the student's: its "
+            "trajectories are tokenised again. Use --config.distill.on_policy_fraction=1, or another objective."
+        )
     if foreign:
         rows = [chat.retokenised(t.messages) for t in kept]
     else:
@@ -72,7 +86,19 @@ def training_rows(kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *,
         # The constant prompt is the setting's own, the same in every arm.
         bodies = [(t.episode_id, ids[fixed:], mask[fixed:]) for t, (ids, mask, fixed) in zip(kept, rows, strict=True)]
         sanitize.leak_check(bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords)
-    return trainer.Examples.from_rows([(ids, mask) for ids, mask, _ in rows])
+    targets = {"behavior_logprobs": [t.behavior_logprobs for t in kept]} if sampled else {}
+    return trainer.Examples.from_rows([(ids, mask) for ids, mask, _ in rows], **targets)
+
+
+def mixed(own: trainer.Examples, theirs: trainer.Examples | None, share: float, key) -> trainer.Examples:
+    """Own examples and as many of the teacher's as leave them a share of `share` (GKD's lambda, 2306.13649, for each round).
+
+    The teacher's are drawn without repetition, as long as there are enough.
+    """
+    count = round(len(own) * (1 - share) / share)
+    if not count:
+        return own
+    return own.joined(theirs.rows(trainer.batch_indices(key, len(theirs), count, 1)[0]))
 
 
 def distill(
@@ -91,6 +117,7 @@ def distill(
     on_policy: OnPolicy | None = None,
     tasks: Sequence[Task] = (),
     max_tokens: int,
+    weigh: str = "agent",
     advance: Callable[[int], None] = lambda steps: None,
     label: str,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
@@ -99,24 +126,31 @@ def distill(
     Args:
       teacher: the teacher's weights (soft-target objectives).
       removed: bool [V] or None, tokens outside the support of both distributions.
-      kept, foreign: the sanitized trajectories (off-policy), and whether they are of another tokenizer or template.
+      kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
+      weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
 
     Returns:
       (the final state, metric curves, {"rollouts": n, "dropped": m, "max_gap": between the sampler's log-probs and the
-      trainer's, nats} of its own rollouts or {}).
+      trainer's, nats, "max_staleness": rounds between an episode and the training on it} of its own rollouts or {}).
     """
+
+    def rows(trajectories, *, foreign=False):
+        sampled = recipe.loss.objective == "policy_gradient"
+        return training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens).weighing(weigh)
+
     state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
     common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
+    theirs = rows(kept, foreign=foreign) if kept else None
     if on_policy is None:
-        examples = training_rows(kept, chat, guard, foreign=foreign).fitted_to(max_tokens)
         state, curves = trainer.train(
-            cfg, mesh, recipe, state, frozen, examples, recipe.steps, jax.random.fold_in(key, 1), **common
+            cfg, mesh, recipe, state, frozen, theirs, recipe.steps, jax.random.fold_in(key, 1), **common
         )
         return state, curves, {}
     curves: dict[str, list[float]] = {}
-    purity: dict[str, Any] = {"rollouts": 0, "dropped": 0, "max_gap": 0.0}
+    purity: dict[str, Any] = {"rollouts": 0, "dropped": 0, "max_gap": 0.0, "max_staleness": 0}
+    recent: list[Trajectory] = []
     for number in range(on_policy.rounds):
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
         begin = number * on_policy.per_round
@@ -135,7 +169,9 @@ def distill(
             f"On-policy round {number + 1} of {label}",
             "run more episodes a round (--config.distill.episodes_per_round)",
         )
-        examples = training_rows(clean, chat, guard).fitted_to(max_tokens)
+        recent = [t for t in recent if number - t.policy_version <= on_policy.max_staleness] + clean
+        purity["max_staleness"] = max(purity["max_staleness"], *(number - t.policy_version for t in recent))
+        examples = mixed(rows(recent), theirs, on_policy.own, jax.random.fold_in(round_key, 2))
         steps = recipe.steps // on_policy.rounds
         state, part = trainer.train(
             cfg, mesh, recipe, state, frozen, examples, steps, jax.random.fold_in(round_key, 1), **common

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,10 +20,10 @@ from flax import struct
 from jax.sharding import Mesh
 
 from subtransfer import sharding
-from subtransfer.distill import objectives
+from subtransfer.distill import objectives, vocabulary
 from subtransfer.errors import UserError
 from subtransfer.models import lora
-from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.models.decoder import Decoder, DecoderConfig, unembed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,14 +42,35 @@ class Loss:
     """What is minimised over which weights: all that a compiled step depends on besides shapes.
 
     Attributes:
-      objective: "sft", "forward_kl" or "reverse_kl".
-      temperature: softmax temperature of the soft-target objectives.
+      objective: one of `objectives.OBJECTIVES`.
+      temperature: softmax temperature of the soft-target objectives (but the policy gradient, which has 1).
       tuning: the weights that are trained.
+      jsd_beta: of the generalised JSD.
+      importance_bound: of the policy gradient.
     """
 
     objective: str
     temperature: float = 1.0
     tuning: Tuning = Tuning()
+    jsd_beta: float = 0.5
+    importance_bound: float = 2.0
+
+    def of_tokens(self, logits, teacher_logits, targets: Mapping[str, jax.Array], removed) -> objectives.PerToken:
+        """The objective for each token of [B, L].
+
+        Args:
+          logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without one).
+          targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
+        """
+        if self.objective == "sft":
+            return objectives.sft_tokens(logits, targets["tokens"], removed)
+        if self.objective == "jsd":
+            return objectives.jsd_tokens(logits, teacher_logits, self.jsd_beta, self.temperature, removed)
+        if self.objective == "policy_gradient":
+            sampled = targets["tokens"], targets["behavior_logprobs"]
+            return objectives.policy_gradient_tokens(logits, teacher_logits, *sampled, self.importance_bound, removed)
+        kl = {"forward_kl": objectives.forward_kl_tokens, "reverse_kl": objectives.reverse_kl_tokens}[self.objective]
+        return kl(logits, teacher_logits, self.temperature, removed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,29 +114,47 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """Training episodes: tokens int32 [n, L] (right-padded) and loss_mask bool [n, L], True on the agent's tokens."""
+    """Training episodes, padded on the right.
+
+    Attributes:
+      tokens: int32 [n, L].
+      loss_mask: [n, L], bool, True on the agent's tokens, or their weights, float32.
+      behavior_logprobs: float32 [n, L], log-prob of each agent token when it was sampled (the policy gradient's), or None.
+    """
 
     tokens: np.ndarray
     loss_mask: np.ndarray
+    behavior_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
 
+    @property
+    def targets(self) -> dict[str, np.ndarray]:
+        """What objectives need beside tokens, by name, each [n, L, ...] and aligned with the tokens."""
+        names = ("behavior_logprobs",)
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
     @classmethod
-    def from_rows(cls, rows: Sequence[tuple[np.ndarray, np.ndarray]], multiple: int = 8) -> Examples:
-        """Pads (tokens, loss_mask) rows to one length, a multiple of `multiple`.
+    def from_rows(
+        cls, rows: Sequence[tuple[np.ndarray, np.ndarray]], multiple: int = 8, **targets: Sequence[np.ndarray]
+    ) -> Examples:
+        """Pads (tokens, loss_mask) rows, and each row's `targets`, to one length, a multiple of `multiple`.
 
         Raises:
           UserError: a row has no token to learn from (the mask would silently train on nothing).
         """
-        length = -(-max(len(tokens) for tokens, _ in rows) // multiple) * multiple
-        tokens = np.zeros((len(rows), length), np.int32)
-        mask = np.zeros((len(rows), length), bool)
-        for i, (row, row_mask) in enumerate(rows):
+        for i, (_, row_mask) in enumerate(rows):
             if not row_mask.any():
                 raise UserError(f"Training episode {i} holds no agent token: its loss mask is empty.")
-            tokens[i, : len(row)], mask[i, : len(row)] = row, row_mask
-        return cls(tokens, mask)
+        length = -(-max(len(tokens) for tokens, _ in rows) // multiple) * multiple
+
+        def padded(parts):
+            return np.stack([np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts])
+
+        tokens = padded([np.asarray(row, np.int32) for row, _ in rows])
+        mask = padded([np.asarray(row_mask, bool) for _, row_mask in rows])
+        return cls(tokens, mask, **{name: padded(parts) for name, parts in targets.items()})
 
     def fitted_to(self, length: int) -> Examples:
         """The same rows at exactly `length` tokens, padded or cut: equal shapes share one compiled step.
@@ -123,11 +162,43 @@ class Examples:
         Raises:
           UserError: a row has no agent token before the cut.
         """
-        extra = ((0, 0), (0, max(length - self.tokens.shape[1], 0)))
-        mask = np.pad(self.loss_mask, extra)[:, :length]
-        if not mask.any(axis=1).all():
+
+        def fitted(x):
+            return np.pad(x, [(0, 0), (0, max(length - x.shape[1], 0))] + [(0, 0)] * (x.ndim - 2))[:, :length]
+
+        out = self._each(fitted)
+        if not out.loss_mask.any(axis=1).all():
             raise UserError(f"A prompt alone has {length} tokens or more: raise --config.distill.max_tokens.")
-        return Examples(np.pad(self.tokens, extra)[:, :length], mask)
+        return out
+
+    def rows(self, index: np.ndarray) -> Examples:
+        """Those examples."""
+        return self._each(lambda x: x[index])
+
+    def joined(self, other: Examples) -> Examples:
+        """These examples, then the other ones, which have the same length and targets."""
+        return self._each(np.concatenate, other)
+
+    def weighing(self, unit: str) -> Examples:
+        """The same with the loss's weights on "agent" tokens (each alike) or "turn"s: each agent turn of the batch alike.
+
+        A turn is a run of agent tokens; one that was cut off weighs as much as a whole one.
+        """
+        if unit == "agent":
+            return self
+        edges = np.diff(np.pad(self.loss_mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+        weights = np.zeros(self.loss_mask.shape, np.float32)
+        for row, edge in zip(weights, edges, strict=True):
+            for begin, end in zip(np.flatnonzero(edge > 0), np.flatnonzero(edge < 0), strict=True):
+                row[begin:end] = 1 / (end - begin)
+        return dataclasses.replace(self, loss_mask=weights)
+
+    def _each(self, function: Callable[..., np.ndarray], *others: Examples) -> Examples:
+        """A function over each array that is there; with `others`, over the list of theirs too."""
+        present = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) is not None}
+        if others:
+            present = {name: [x, *(getattr(other, name) for other in others)] for name, x in present.items()}
+        return Examples(**{name: function(x) for name, x in present.items()})
 
 
 def steps_of(epochs: int, examples: int, batch_size: int) -> int:
@@ -140,13 +211,16 @@ def optimizer() -> optax.GradientTransformation:
     return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout"))
-def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, key=None) -> jax.Array:
-    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it)."""
+@functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout", "hidden"))
+def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, key=None, hidden: bool = False) -> jax.Array:
+    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it).
+
+    With `hidden`, the last hidden states [B, L, D] instead.
+    """
     length = tokens.shape[1]
     positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
     rngs = {"dropout": key} if lora_dropout else None
-    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, rngs=rngs)
+    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, hidden=hidden, rngs=rngs)
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
@@ -156,30 +230,45 @@ def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
     return lora.attach(frozen, trainable, alpha=tuning.alpha, rank=tuning.rank)
 
 
-def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_mask, key):
+def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_mask, key, targets: Mapping[str, Any]):
     """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full tuning)."""
     tuning = loss.tuning
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
-    # The last token has no target; dropping its logits instead of the token keeps the length an even multiple.
-    logits = forward(cfg, tuned_weights(tuning, trainable, frozen), tokens, lora_dropout=dropout, key=key)[:, :-1]
-    targets, mask = tokens[:, 1:], loss_mask[:, 1:]
-    if loss.objective == "sft":
-        return objectives.sft(logits, targets, mask)
-    divergence = getattr(objectives, loss.objective)
-    teacher_logits = forward(cfg, teacher, tokens)[:, :-1]
-    return divergence(logits, teacher_logits, mask, loss.temperature, removed)
+    weights = tuned_weights(tuning, trainable, frozen)
+    # The last token has no target; weighing it 0 instead of dropping it keeps the length an even multiple.
+    along = jax.tree.map(_next, {"tokens": tokens, **targets})
+    along["student"] = forward(cfg, weights, tokens, lora_dropout=dropout, key=key, hidden=True)
+    if teacher is not None:
+        along["teacher"] = forward(cfg, teacher, tokens, hidden=True)
+
+    def per_token(part):
+        theirs = None if teacher is None else unembed(cfg, teacher["params"], part["teacher"])
+        return loss.of_tokens(unembed(cfg, weights["params"], part["student"]), theirs, part, removed)
+
+    chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size)
+    return vocabulary.mean_in_chunks(per_token, along, _next(loss_mask), chunk)
+
+
+def _next(x):
+    """Of [B, L, ...], at each place what stands at the one after it; 0 at the last."""
+    return jnp.pad(x[:, 1:], [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
-def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teacher, removed, tokens, loss_mask, rates, key):
-    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each metric float32 [K]."""
+def train_steps(
+    cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teacher, removed, tokens, loss_mask, rates, key, targets=None
+):
+    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each metric float32 [K].
+
+    `targets` are `Examples.targets` of the batches, [K, B, L, ...].
+    """
 
     def step(state, batch):
-        tokens, loss_mask, rate = batch
+        tokens, loss_mask, rate, targets = batch
 
         def objective(trainable):
             step_key = jax.random.fold_in(key, state.step)
-            return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, step_key)
+            return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, step_key, targets)
 
         grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
         updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
@@ -187,7 +276,7 @@ def train_steps(cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teach
         metrics["grad_norm"] = optax.tree.norm(grads)
         return TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state), metrics
 
-    return jax.lax.scan(step, state, (tokens, loss_mask, rates))
+    return jax.lax.scan(step, state, (tokens, loss_mask, rates, targets or {}))
 
 
 def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
@@ -254,10 +343,11 @@ def train(
     curves: dict[str, list[float]] = {}
     for begin in range(0, steps, STEPS_PER_DISPATCH):
         rows = order[begin : begin + STEPS_PER_DISPATCH]
-        tokens, mask = jax.device_put((examples.tokens[rows], examples.loss_mask[rows]), placed)
+        batch = examples.rows(rows)
+        tokens, mask, targets = jax.device_put((batch.tokens, batch.loss_mask, batch.targets), placed)
         rates = recipe.learning_rates(done + begin, len(rows))
         with jax.set_mesh(mesh):  # kernels divide themselves over it
-            state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key)
+            state, metrics = train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets)
         for name, values in jax.device_get(metrics).items():
             curves.setdefault(name, []).extend(float(v) for v in values)
         finite = np.isfinite(curves["loss"][begin:]) & np.isfinite(curves["grad_norm"][begin:])

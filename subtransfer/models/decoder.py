@@ -24,7 +24,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from subtransfer.models.attention import KV, Past, View, attention, linear, matmul
+from subtransfer.models.attention import KV, Past, View, attention, linear
 from subtransfer.models.attention_kernels import causal
 from subtransfer.models.quantise import plain
 
@@ -264,16 +264,17 @@ class Decoder(nn.Module):
       mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and those before it, by the
         config's attention back end.
       at: int32 [B, P] or None, the tokens whose logits are wanted.
+      hidden: stop before the vocabulary: what `unembed` makes logits of.
 
     Returns:
-      logits float32 [B, L, V] or [B, P, V].
+      logits float32 [B, L, V] or [B, P, V]; with `hidden`, the normalised last states [B, L, D] or [B, P, D].
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, at=None):
+    def __call__(self, tokens, positions, mask, at=None, hidden=False):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
         table = self.param("embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width))
@@ -294,12 +295,17 @@ class Decoder(nn.Module):
         if at is not None:
             x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
-        if cfg.tied_embeddings:
-            head = table.T
-        else:
+        params = {"embedding": table}
+        if not cfg.tied_embeddings:
             init = nn.initializers.lecun_normal()
-            head = self.param("lm_head", _boxed(init, ("embed", "vocab")), (cfg.width, cfg.vocab_size))
-        return linear(x, head.astype(jnp.dtype(cfg.dtype)), jnp.float32)
+            params["lm_head"] = self.param("lm_head", _boxed(init, ("embed", "vocab")), (cfg.width, cfg.vocab_size))
+        return x if hidden else unembed(cfg, params, x)
+
+
+def unembed(cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
+    """Logits of normalised last states, float32; of `params`, the head is read, which may be the embedding."""
+    head = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
+    return linear(x, head.astype(jnp.dtype(cfg.dtype)), jnp.float32)
 
 
 def extend(
@@ -337,8 +343,7 @@ def extend(
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
     x = RMSNorm(cfg, parent=None).apply({"params": params["final_norm"]}, x)
-    head = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
-    return matmul(x, head.astype(jnp.dtype(cfg.dtype)), out=jnp.float32), tuple(made)
+    return unembed(cfg, params, x), tuple(made)
 
 
 def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> list[dict[str, Any]]:

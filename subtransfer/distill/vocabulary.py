@@ -1,0 +1,71 @@
+"""The vocabulary loss in chunks: the logits of a whole batch, batch x length x vocabulary in float32, never exist.
+
+What goes over whole sequences are last hidden states [B, L, D]. A scan takes a few positions of all rows at a time, makes their
+logits, and keeps sums; the backward pass makes each chunk's logits again. Any objective that is written for each token
+(`objectives.py`) is taken so, with whatever it needs beside the logits: a teacher's hidden states, tokens, stored targets.
+
+Chunks divide the length and not the batch: rows stay with their devices, and a vocabulary over the tensor axis stays divided.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from subtransfer.distill import objectives
+
+# Bytes of one distribution's float32 logits of one chunk on one device. A backward pass holds some five times as much.
+# With a vocabulary of 128k that is 128 tokens: as many as a head of 16 bits must be multiplied with to be worth reading.
+CHUNK_BYTES = 1 << 26
+
+
+def chunk_length(batch: int, length: int, vocab_size: int, budget: int = CHUNK_BYTES) -> int:
+    """Positions a chunk: the fewest chunks of (almost) equal length whose logits stay within `budget` bytes a device.
+
+    Rows and vocabulary are divided as the ambient mesh (`jax.set_mesh`) divides them.
+    """
+    axes = jax.sharding.get_abstract_mesh().shape
+    devices = axes.get("data", 1) * axes.get("fsdp", 1)
+    rows = batch // devices if batch % devices == 0 else batch
+    entries = vocab_size // axes.get("tensor", 1) if vocab_size % axes.get("tensor", 1) == 0 else vocab_size
+    longest = max(budget // (4 * rows * entries), 1)
+    chunks = -(-length // longest)
+    even = -(-length // chunks)
+    return min(-(-even // 8) * 8, longest) if even < length else length
+
+
+def mean_in_chunks(
+    per_token: Callable[[Any], objectives.PerToken], along: Any, loss_mask: objectives.Weights, chunk: int
+) -> objectives.Scalar:
+    """Weighted means of a loss and its metrics over tokens, `chunk` positions at a time.
+
+    Args:
+      per_token: from a part of `along`, [B, chunk, ...], to the loss and metrics of each token, [B, chunk]. It may close over
+        what is differentiated too, as the head's weights.
+      along: a tree of arrays [B, L, ...]: hidden states, tokens, targets.
+      loss_mask: [B, L], bool or weights.
+      chunk: static; L or more for one chunk, whose logits then are kept for the backward pass.
+    """
+    length = loss_mask.shape[1]
+    if chunk >= length:
+        return objectives.weighted_mean(per_token(along), loss_mask)
+
+    def divided(x):  # [B, L, ...] as [chunks, B, chunk, ...], the last one filled up
+        x = jnp.pad(x, [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    def sums(part):
+        inputs, mask = part
+        return objectives.weighted_sums(per_token(inputs), mask)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, remade(part)), None
+
+    remade = jax.checkpoint(sums, prevent_cse=False)  # a scan's bodies cannot be merged with each other
+    parts = jax.tree.map(divided, (along, loss_mask))
+    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, jax.tree.map(lambda x: x[0], parts)))
+    total, _ = jax.lax.scan(add, start, parts)
+    return objectives.divided(total, loss_mask)
