@@ -114,7 +114,7 @@ class Bench:
         cfg = self.cfg
 
         def value(params):
-            return trainer.loss_fn(cfg, loss, params, None, teacher, None, self.tokens, self.mask, None)
+            return trainer.loss_fn(cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {})
 
         (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
         return float(got), {name: float(np.linalg.norm(fetch())) for name, _, fetch in hf.to_tensors(cfg, grads)}
