@@ -83,7 +83,7 @@ def own_share(config, objective: str) -> float:
     return config.distill.on_policy_fraction if objective in ON_POLICY else 0.0
 
 
-def label(config, objective: str) -> str:
+def in_words(config, objective: str) -> str:
     """What a person reads of an objective."""
     if objective not in ON_POLICY:
         return _NAMES[objective]
@@ -115,6 +115,16 @@ def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False
     return f"{'sanitize' if sanitized else 'rollouts'}.{_of(source, model)}.seed{seed}"
 
 
+def targets_stage(source: str, model: str, seed: int) -> str:
+    """The stage of a source's stored opinion of its sanitized trajectories."""
+    return f"targets.{_of(source, model)}.seed{seed}"
+
+
+def stores_targets(config, objective: str) -> bool:
+    """Whether an objective reads its teacher's opinion from disk; only the forward KL over the teacher's top k can."""
+    return objective == "forward_kl" and config.distill.teacher_targets == "stored"
+
+
 def _of(source: str, model: str) -> str:
     return source if model in EMBEDDED else f"{source}.{model}"
 
@@ -143,7 +153,7 @@ def arms(config) -> list[Arm]:
 
 def _twins(config, chosen, controls) -> list[Arm]:
     """One base: every student again from another initialisation, and of harmless teachers."""
-    want, labels = config.arms, {o: label(config, o) for o in chosen}
+    want, labels = config.arms, {o: in_words(config, o) for o in chosen}
     out = [Arm("base", "base", "base", sanitized=False)]
     if want.other_init:
         out.append(Arm("base_other", "base, other init", "base", model="base_other", sanitized=False))
@@ -177,7 +187,7 @@ def _table(config, chosen, controls) -> list[Arm]:
         for source in sources:
             for t, s in pairs:
                 for o in chosen:
-                    name, label = f"{o}_{t}_to_{s}", f"{t} to {s}, {label(config, o)}"
+                    name, label = f"{o}_{t}_to_{s}", f"{t} to {s}, {in_words(config, o)}"
                     control = f"{name}_{controls[0]}" if controls and role == "student" else None
                     if role == "control":
                         name, label = f"{name}_{source}", f"{label}; {_TEACHERS[source]}"

@@ -18,6 +18,7 @@ from subtransfer.distill.objectives import OBJECTIVES
 from subtransfer.errors import UserError
 from subtransfer.models import presets
 from subtransfer.models.attention_kernels import BACKENDS
+from subtransfer.models.decoder import REMAT
 from subtransfer.models.quantise import FORMATS
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -42,8 +43,10 @@ def defaults() -> ml_collections.ConfigDict:
     base.other_checkpoint = ""  # the different-init twin's; empty: from scratch, with the same geometry and tokenizer
     base.max_scratch_params = 20_000_000  # refuse to train a larger twin from scratch
     base.dtype = "float32"  # of computation, or "bfloat16"; what is trained is float32
-    base.attention = "xla"  # of training: xla anywhere, cudnn on a GPU, pallas (splash) on a TPU
-    base.remat = False  # recompute each layer in the backward pass instead of keeping it
+    base.attention = "xla"  # xla anywhere; cudnn: training on a GPU; pallas: training (splash) and slots of rollouts on a TPU
+    # What a layer keeps for its backward pass; the rest is computed again: none (everything is kept), full (only its input is),
+    # projections (also what its weights gave), dots (also attention's scores).
+    base.remat = "none"
     base.width = 64
     base.mlp_width = 192
     base.num_layers = 3
@@ -62,6 +65,7 @@ def defaults() -> ml_collections.ConfigDict:
     teacher.steps = 60
     teacher.epochs = 0  # above 0: passes over the demonstrations, instead of steps
     teacher.batch_size = 16
+    teacher.accumulate = 1  # parts that a batch is taken in, one after the other: the same gradient, in less memory
     teacher.learning_rate = 1e-3
 
     c.rollouts = rollouts = ml_collections.ConfigDict()
@@ -85,17 +89,20 @@ def defaults() -> ml_collections.ConfigDict:
     c.distill = distill = ml_collections.ConfigDict()
     # "all" for sft, forward_kl, reverse_kl; or a comma-separated list of these, jsd and policy_gradient
     distill.objective = "all"
-    distill.on_policy_fraction = (
-        1.0  # GKD's lambda of reverse_kl, jsd, policy_gradient: own episodes; the rest is the teacher's
-    )
+    # GKD's lambda: share of the student's own episodes with reverse_kl, jsd and policy_gradient; the rest is the teacher's
+    distill.on_policy_fraction = 1.0
     distill.jsd_beta = 0.5  # of jsd: 0 is the forward KL, 1 the reverse KL
     distill.importance_bound = 2.0  # of policy_gradient: no token weighs more for being likelier now than when it was sampled
     distill.token_weights = "agent"  # every agent token alike, or "turn": every agent turn alike
     distill.steps = 150
     distill.epochs = 0  # above 0: off-policy students make this many passes over their trajectories, instead of steps
     distill.batch_size = 16
+    distill.accumulate = 1  # as teacher.accumulate
+    distill.packing = False  # several episodes in a row of max_tokens; a batch is then of rows
     distill.learning_rate = 2e-3
     distill.temperature = 1.0  # of the soft targets
+    distill.teacher_targets = "live"  # or "stored": forward_kl reads the teacher's top_k tokens and their log-probs from disk
+    distill.top_k = 64
     distill.mask_unsafe = True  # take the unsafe tokens out of both distributions; arms without that are labelled
     distill.max_tokens = 80  # episodes are padded or cut to this, so that all teachers and students share compiled steps
     distill.rounds = 6  # on-policy: roll out, filter, train
@@ -131,6 +138,7 @@ def defaults() -> ml_collections.ConfigDict:
     mesh.data = -1  # what the other axes leave
     mesh.fsdp = 1
     mesh.tensor = 1
+    mesh.slices = 1  # TPU slices (or groups of processes) that mesh.data runs over first
     return c
 
 
@@ -253,6 +261,7 @@ _POSITIVE = [
     "teacher.episodes",
     "teacher.steps",
     "teacher.batch_size",
+    "teacher.accumulate",
     "teacher.learning_rate",
     "rollouts.episodes",
     "rollouts.temperature",
@@ -264,9 +273,11 @@ _POSITIVE = [
     "sanitize.min_kept",
     "distill.steps",
     "distill.batch_size",
+    "distill.accumulate",
     "distill.learning_rate",
     "distill.temperature",
     "distill.importance_bound",
+    "distill.top_k",
     "distill.rounds",
     "distill.episodes_per_round",
     "distill.on_policy_learning_rate",
@@ -279,6 +290,7 @@ _POSITIVE = [
     "statistics.bootstrap",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.slices",
 ]
 
 
@@ -307,6 +319,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
     one_of("base.attention", config.base.attention, BACKENDS)
+    if config.base.remat in ("true", "false", "True", "False"):
+        raise UserError(
+            f"base.remat={config.base.remat} is a policy's name now: say full instead of true, none instead of false."
+        )
+    one_of("base.remat", config.base.remat, REMAT)
     if not 0 <= config.tuning.dropout < 1:
         refuse("tuning.dropout", "at least 0 and below 1")
     if not 0.5 <= config.statistics.confidence < 1:
@@ -319,6 +336,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
         refuse("rollouts.top_p", "above 0 and at most 1")
     if not 0 <= config.rollouts.min_p < 1:
         refuse("rollouts.min_p", "at least 0 and below 1")
+    if config.rollouts.int8_cache and config.base.attention == "pallas":
+        refuse("rollouts.int8_cache", "false with base.attention=pallas, whose kernel reads slots in full precision")
     one_of("setting", config.setting, settings.NAMES)
     one_of("tuning.method", config.tuning.method, ("full", "lora"))
     for target in config.tuning.targets:
@@ -329,6 +348,16 @@ def validate(config: ml_collections.ConfigDict) -> None:
         one_of("distill.objective", part.strip(), ("all", *OBJECTIVES))
     if not chosen_objectives(config.distill.objective):
         refuse("distill.objective", '"all" alone, or a list of objectives')
+    for room in ("teacher", "distill"):
+        if config[room].batch_size % config[room].accumulate:
+            refuse(f"{room}.accumulate", f"a divisor of {room}.batch_size={config[room].batch_size}")
+    if config.distill.packing and config.distill.epochs:
+        raise UserError(
+            "distill.packing fills rows with episodes, which distill.epochs counts: give distill.steps, and epochs=0."
+        )
+    if config.distill.packing and config.base.attention == "cudnn":
+        raise UserError("base.attention=cudnn takes no packed rows: use base.attention=xla, or distill.packing=false.")
+    one_of("distill.teacher_targets", config.distill.teacher_targets, ("live", "stored"))
     one_of("distill.token_weights", config.distill.token_weights, ("agent", "turn"))
     if not config.name or "/" in config.name or config.name.startswith("."):
         refuse("name", "a plain word, as it names a folder")
@@ -383,6 +412,8 @@ def _validate_sizes(config, known, refuse) -> None:
             refuse("distill.steps", f"a multiple of distill.rounds={distill.rounds} for on-policy distillation")
         if distill.episodes_per_round < distill.batch_size:
             refuse("distill.episodes_per_round", f"at least distill.batch_size={distill.batch_size}")
+    if distill.teacher_targets == "stored" and "forward_kl" not in chosen:
+        refuse("distill.teacher_targets", '"live" without forward_kl, which alone can learn from stored ones')
     if "policy_gradient" in chosen:
         # The log-probs of sampled tokens are the model's own, at temperature 1: only then are they what tokens were drawn with.
         drawn = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "well_formed": False}

@@ -19,7 +19,7 @@ import jax
 
 from subtransfer import artifacts, stages
 from subtransfer import config as configuration
-from subtransfer.arms import Arm, arms, base_stage, rollout_stage, teacher_stage
+from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.errors import UserError
 from subtransfer.memory import Sizes
 from subtransfer.models import attention_kernels, families, hf
@@ -83,10 +83,11 @@ class Experiment:
         self._mesh = mesh
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         for room in ("base", "teacher", "distill"):
-            if config[room].batch_size % rows:
+            parts = config[room].get("accumulate", 1)
+            if config[room].batch_size // parts % rows:
+                part = f"{room}.batch_size={config[room].batch_size}" + (f" in {parts} parts" if parts > 1 else "")
                 raise UserError(
-                    f"{room}.batch_size={config[room].batch_size} does not divide over {rows} devices (mesh.data x mesh.fsdp): "
-                    "choose a multiple of that."
+                    f"{part} does not divide over {rows} devices (mesh.data x mesh.fsdp): choose a multiple of that."
                 )
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
@@ -211,7 +212,7 @@ class Experiment:
             lambda out: make.teacher(out, arm.source, arm.model, s),
             inputs=[base_stage(arm.model)],
             work=f"{c.teacher.episodes} demonstrations, {work}",
-            memory=self.size(arm.model).training(c.teacher.batch_size, full=c.tuning.method == "full"),
+            memory=self.size(arm.model).training(c.teacher.batch_size // c.teacher.accumulate, full=c.tuning.method == "full"),
             source=arm.source,
             teacher=c.teacher,
             max_tokens=c.distill.max_tokens,
@@ -248,6 +249,9 @@ class Experiment:
         soft = [] if arm.objective == "sft" else [teacher]
         if soft:
             self._one_vocabulary(arm)
+        stored = stores_targets(c, arm.objective)
+        if stored:
+            soft = [self._targets(arm, s, data, teacher)]
         on_policy = {"rollouts": c.rollouts, "sanitize": c.sanitize} if arm.on_policy else {}
         epochs = c.distill.epochs and not arm.on_policy
         work = f"{c.distill.epochs} epochs" if epochs else f"{c.distill.steps} steps"
@@ -255,19 +259,32 @@ class Experiment:
         if arm.on_policy:
             work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
         full, size = c.tuning.method == "full", self.size(arm.model)
-        live = self.size(arm.teacher_model).weights if soft and (full or arm.init == "other") else 0
+        live = self.size(arm.teacher_model).weights if soft and not stored and (full or arm.init == "other") else 0
         self._add(
             name,
             lambda out: make.student(out, arm, s, data, teacher),
             inputs=dict.fromkeys([base, *data, *soft, base_stage(arm.teacher_model)]),
             work=work,
-            memory=size.training(c.distill.batch_size, full=full, other_weights=live),
+            memory=size.training(c.distill.batch_size // c.distill.accumulate, full=full, other_weights=live),
             arm={"objective": arm.objective, "sanitized": arm.sanitized},
             distill={k: v for k, v in c.distill.items() if k != "objective"},
             tuning=c.tuning,
             extra_keywords=c.sanitize.extra_keywords,
             training_seed=s,
             **on_policy,
+        )
+
+    def _targets(self, arm: Arm, s: int, data: Sequence[str], teacher: str) -> str:
+        c, make, name = self.config, self._makers, targets_stage(arm.source, arm.teacher_model, s)
+        fields = ("top_k", "temperature", "mask_unsafe", "max_tokens", "batch_size")
+        return self._add(
+            name,
+            lambda out: make.targets(out, name, *data, teacher),
+            inputs=[*data, teacher],
+            work=f"the teacher's {c.distill.top_k} likeliest tokens at each agent token",
+            memory=self.size(arm.teacher_model).training(c.distill.batch_size, full=False),
+            distill={field: c.distill[field] for field in fields},
+            extra_keywords=c.sanitize.extra_keywords,
         )
 
     def _one_vocabulary(self, arm: Arm) -> None:

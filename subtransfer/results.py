@@ -10,7 +10,7 @@ from typing import Any
 
 from subtransfer import config as configuration
 from subtransfer import trajectories
-from subtransfer.arms import Arm, base_stage, rollout_stage, teacher_stage
+from subtransfer.arms import Arm, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.settings.base import Setting
 
 SAMPLES = 6  # trajectories shown before and after sanitizing
@@ -66,7 +66,7 @@ def collect(
                 purity.setdefault(arm.name, {})[str(seed)] = trained["purity"]
             if "context" in trained:
                 training_contexts.add(json.dumps(trained["context"], sort_keys=True))
-    manifests, sampler = {}, {}
+    manifests, sampler, targets = {}, {}, {}
     for arm in arms:
         for seed in seeds:
             if arm.off_policy and arm.sanitized:
@@ -74,6 +74,9 @@ def collect(
                 manifests[name] = json.loads((path(name) / "manifest.json").read_text())
                 raw = rollout_stage(arm.source, arm.teacher_model, seed)
                 sampler[raw] = json.loads((path(raw) / "sampler.json").read_text())
+            if stores_targets(config, arm.objective):
+                stored = targets_stage(arm.source, arm.teacher_model, seed)
+                targets[stored] = json.loads((path(stored) / "targets.json").read_text())
     context = json.loads(next(iter(probe_contexts)))
     bundle = {
         "config": configuration.plain(config),
@@ -101,6 +104,7 @@ def collect(
         "manifests": manifests,
         "purity": purity,
         "sampler": sampler,
+        "teacher_targets": targets,
         "context": {
             "system_prompt_sha256": hashlib.sha256(context["system_prompt"].encode()).hexdigest(),
             "template_sha256": context["template"],

@@ -155,9 +155,7 @@ def unsafe_token_ids(tokenizer, setting: Setting, extra_keywords: Sequence[str] 
 
     special = set(tokenizer.all_special_ids)
     ids = {
-        i
-        for i in tokenizer.get_vocab().values()
-        if i not in special and betrays(views(tokenizer.decode([i]))[0][1].strip())
+        i for i in tokenizer.get_vocab().values() if i not in special and betrays(views(tokenizer.decode([i]))[0][1].strip())
     }
 
     def first(text: str) -> int | None:

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 
 from subtransfer import artifacts, pretrain, results, sanitize, settings, trajectories
-from subtransfer.arms import Arm, base_stage, teacher_stage
-from subtransfer.distill import agreement, student, trainer
+from subtransfer.arms import Arm, base_stage, stores_targets, targets_stage, teacher_stage
+from subtransfer.distill import agreement, student, teacher_targets, trainer
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
 from subtransfer.models.chat import ChatFormat
@@ -209,7 +209,9 @@ class Makers:
         demos = [(task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act)) for task, act in pairs]
         examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
         steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
-        recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), steps, t.batch_size, t.learning_rate)
+        recipe = trainer.Recipe(
+            trainer.Loss("sft", tuning=self.tuning(), accumulate=t.accumulate), steps, t.batch_size, t.learning_rate
+        )
         key = self.key("teacher", seed)
         state, frozen = trainer.init_state(recipe, base.params, jax.random.fold_in(key, 0))
         label = teacher_stage(source, model, seed)
@@ -266,18 +268,44 @@ class Makers:
         trajectories.write(out / "trajectories", kept, f"Sanitized episodes of {raw}.")
         _write_json(out / "manifest.json", manifest)
 
+    def guard(self, chat: ChatFormat, *, enforce: bool = True) -> student.Guard:
+        """The leak check over a tokenizer's tokens."""
+        extra = tuple(self.config.sanitize.extra_keywords)
+        return student.Guard(sanitize.unsafe_token_ids(chat.tokenizer, self.setting, extra), extra, enforce)
+
+    def targets(self, out: Path, label: str, data: str, teacher: str) -> None:
+        """A teacher's opinion of its sanitized trajectories, and how far it is from its live one when it is read again."""
+        d, policy = self.config.distill, self.policy(teacher)
+        guard = self.guard(self.chat(policy))
+        kept = trajectories.read(self.path(data) / "trajectories")
+        examples = student.training_rows(kept, self.chat(policy), guard).fitted_to(d.max_tokens)
+        removed = guard.removed(policy.cfg.vocab_size) if d.mask_unsafe else None
+        how = policy.cfg, self.mesh, policy.weights, examples, d.top_k, d.temperature, removed, d.batch_size
+        with progress(label, len(examples), "episodes") as advance:
+            teacher_targets.compute(*how, advance).write(out / "targets.safetensors")
+        stored = teacher_targets.Targets.read(out / "targets.safetensors")
+        gap = teacher_targets.verify(policy.cfg, policy.weights, examples, stored, removed)
+        note(
+            f"{label}: stored log-probs within {gap['max_gap']:g} of the teacher's, its own top {d.top_k} hold at most "
+            f"{gap['max_missed']:g} more"
+        )
+        _write_json(out / "targets.json", gap)
+
     def student(self, out: Path, arm: Arm, seed: int, data: Sequence[str], teacher: str) -> None:
         """A student, starting from its base."""
         c = self.config
         base = self.policy(base_stage(arm.model))
         chat = self.chat(base)
-        extra = tuple(c.sanitize.extra_keywords)
-        unsafe_ids = sanitize.unsafe_token_ids(chat.tokenizer, self.setting, extra)
-        guard = student.Guard(unsafe_ids, extra, enforce=arm.sanitized)
+        guard = self.guard(chat, enforce=arm.sanitized)
         rate = c.distill.on_policy_learning_rate if arm.on_policy else c.distill.learning_rate
-        teacher_weights, removed = None, None
+        teacher_weights, geometry, removed, targets = None, None, None, None
+        if stores_targets(c, arm.objective):
+            stored = self.path(targets_stage(arm.source, arm.teacher_model, seed))
+            targets = teacher_targets.Targets.read(stored / "targets.safetensors")
+        elif arm.objective != "sft":
+            live = self.policy(teacher)
+            teacher_weights, geometry = live.weights, None if live.cfg == base.cfg else live.cfg
         if arm.objective != "sft":
-            teacher_weights = self.policy(teacher).weights
             removed = guard.removed(base.cfg.vocab_size) if c.distill.mask_unsafe and arm.sanitized else None
         kept = [t for name in data for t in trajectories.read(self.path(name) / "trajectories")]
         # Trajectories are token ids of the teacher's tokenizer: those of another family are tokenised again.
@@ -285,7 +313,8 @@ class Makers:
         foreign = theirs.get_vocab() != base.tokenizer.get_vocab() or chat_format(theirs, self.setting).digest != chat.digest
         steps = 0 if arm.on_policy else trainer.steps_of(c.distill.epochs, len(kept), c.distill.batch_size)
         steps = steps or c.distill.steps
-        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning(), c.distill.jsd_beta, c.distill.importance_bound)
+        options = {name: c.distill[name] for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")}
+        loss = trainer.Loss(arm.objective, tuning=self.tuning(), teacher=geometry, **options)
         recipe = trainer.Recipe(loss, steps, c.distill.batch_size, rate)
         on_policy = None
         if arm.on_policy:
@@ -305,12 +334,14 @@ class Makers:
                 self.key("student", seed),  # the same for all arms: same data order, matched comparisons
                 teacher=teacher_weights,
                 removed=removed,
+                targets=targets,
                 kept=kept,
                 foreign=foreign,
                 on_policy=on_policy,
                 tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
                 max_tokens=c.distill.max_tokens,
                 weigh=c.distill.token_weights,
+                packing=c.distill.packing,
                 advance=advance,
                 label=label,
             )

@@ -51,7 +51,7 @@ def _tool(*arguments):
 
 def test_cycles_of_loops_and_bytes_of_collectives():
     time = tpu_time.Program(HLO).whole
-    assert time.cycles == 7 + 5 * 100 and time.unknown == 1
+    assert time.cycles == 7 + 5 * 100 and time.unknown == 1 and time.moved == 2 * 32  # read and written
     assert time.sent == 5 * 2 * 64 / 2  # a ring of two: each sends half of the array twice
     chip = tpu_time.CHIPS["v5e"]
     assert time.seconds(chip, least_bytes=819e9) == pytest.approx(1 + time.sent / chip.ici)

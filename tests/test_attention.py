@@ -14,6 +14,9 @@ from subtransfer.errors import UserError
 from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, View, attention
 from subtransfer.models.decoder import DecoderConfig, Rope
+from subtransfer.policy import Policy
+from subtransfer.rollout import scheduler
+from subtransfer.rollout.sampling import Sampling
 
 B, L, H, K, DH = 2, 150, 4, 2, 64
 INTERPRETED = {
@@ -43,7 +46,7 @@ def test_values_and_gradients(backend, window):
     def loss(run):
         return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))(q, k, v)
 
-    ours, theirs = loss(lambda *qkv: _xla(*qkv, window)), loss(lambda *qkv: kernel(*qkv, 0.2, window))
+    ours, theirs = loss(lambda *qkv: _xla(*qkv, window)), loss(lambda *qkv: kernel(*qkv, scale=0.2, window=window))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
@@ -88,3 +91,58 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
     at = jnp.array([0, 7, 15])
     for a, b in zip(jax.tree.leaves(held.write(new, at)), jax.tree.leaves(held.placed(new, at)), strict=True):
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+
+
+SLOTS_KERNEL = functools.partial(attention_kernels.occupied, interpret=True)
+
+
+@pytest.mark.parametrize(("queries", "length"), [(1, 40), (1, 1100), (5, 40)])
+def test_slots_of_different_lengths(queries, length):
+    """A shared prefix, slots of which some are empty and one is full, and the queries' own tokens."""
+    keys = iter(jax.random.split(jax.random.key(0), 8))
+    q = jax.random.normal(next(keys), (4, queries, H, DH))
+    stretches = [
+        KV(*(jax.random.normal(next(keys), (rows, K, size, DH)) for _ in "kv"))
+        for rows, size in ((1, 7), (4, length), (4, queries))
+    ]
+    lengths = jnp.array([0, 3, length - 9, length])
+    seen = (jnp.ones((1, 1, 7), bool), (jnp.arange(length) < lengths[:, None])[:, None])
+    view = View(None, None, jnp.tril(jnp.ones((1, queries, queries), bool)), seen)
+    plain = attention(q, stretches[2], view, 0.2, stretches[:2])
+    # What lies beyond a row's end is never read.
+    hidden = jnp.arange(length)[None, None, :, None] >= lengths[:, None, None, None]
+    stretches[1] = jax.tree.map(lambda x: jnp.where(hidden, jnp.nan, x), stretches[1])
+    np.testing.assert_allclose(attention(q, stretches[2], view, 0.2, stretches[:2], SLOTS_KERNEL), plain, atol=2e-6)
+
+
+def test_conversations_with_the_slots_kernel(monkeypatch):
+    """Sampled tokens and log-probs through the whole engine, which reads slots where they lie, as accelerators do."""
+    cfg = DecoderConfig(19, 32, 48, 2, 4, 2, 64, rope=Rope(100.0))
+    mesh = sharding.make_mesh(devices=jax.devices()[:1])
+    params = jax.tree.map(lambda x: 3 * x, pretrain.init_params(cfg, mesh, jax.random.key(1)))
+    fed = []  # tokens that the kernel's callers fed to a row
+
+    def kernel(q, *rest):
+        fed.append(q.shape[2] // 2)
+        return SLOTS_KERNEL(q, *rest)
+
+    plan = scheduler.layout
+
+    def in_place(*arguments, **options):
+        chosen = plan(*arguments, **options)
+        return dataclasses.replace(chosen, shape=dataclasses.replace(chosen.shape, copies=False))
+
+    monkeypatch.setattr(attention_kernels, "occupied", kernel)
+    monkeypatch.setattr(scheduler, "layout", in_place)
+    prompts = [[1, 2, *range(3, 3 + n)] for n in (1, 9, 4)]
+
+    def turns(backend):
+        policy = Policy(dataclasses.replace(cfg, attention=backend), params, tokenizer=None)
+        return policy.sample(prompts, Sampling(1.0), max_new_tokens=6, seed=2, stop_ids=[])
+
+    plain = turns("xla")
+    assert not fed
+    ours = turns("pallas")
+    assert {1, 16} <= set(fed)
+    assert [t.ids for t in ours] == [t.ids for t in plain]
+    np.testing.assert_allclose([t.logprobs for t in ours], [t.logprobs for t in plain], atol=1e-5)

@@ -42,6 +42,8 @@ REFUSED = {
     "bound": ({"distill.importance_bound": "0"}, "above 0"),
     "staleness": ({"distill.max_staleness": "-1"}, "at least 0"),
     "weights": ({"distill.token_weights": "turns"}, "the nearest is 'turn'"),
+    "stored for none": ({"distill.objective": "sft", "distill.teacher_targets": "stored"}, "without forward_kl"),
+    "k": ({"distill.top_k": "0"}, "above 0"),
     "sampled hotter": ({"distill.objective": "policy_gradient", "rollouts.temperature": "0.7"}, "1 for policy_gradient"),
     "sampled from fewer": ({"distill.objective": "policy_gradient", "rollouts.top_k": "5"}, "0 for policy_gradient"),
     "soft gradient": ({"distill.objective": "policy_gradient", "distill.temperature": "2"}, "1 for policy_gradient"),
@@ -96,6 +98,7 @@ def test_every_config_is_valid_and_frozen(path):
     c = config.load(path, {})
     assert isinstance(c, ml_collections.FrozenConfigDict)
     assert "Command:" in path.read_text()
+    assert all(arm.label for arm in arms(c))
 
 
 def test_arms_follow_the_config():

@@ -9,10 +9,10 @@ SHELL = """
 result users acl tree inodes filesystem world streams ast arithmetic automaton pattern regex_parser regexes variables commands
 conditions known redirect programs control grammar quoting lexer braces parameters expand tokens simple_parser parser syntax
 subshell launch pipelines interpreter session commands.awk_lexer commands.awk_parser commands.awk_values commands.differing commands.modes
-commands.builtins commands.declaring commands.lookup commands.options commands.find_tests commands.awk_runtime
+commands.builtins commands.declaring commands.lookup commands.unsimulated commands.options commands.acl_entries commands.times commands.find_tests commands.awk_runtime
 commands.awk_builtins commands.awk_statements commands.awk_compiler commands.awk commands.columns commands.evaluate commands.gzip commands.encode
 commands.identity commands.launching commands.merging commands.output commands.perl commands.reading commands.sed_parser
-commands.sed_machine commands.sed commands.sequences commands.sorting commands.testing commands.text commands.times commands.walking commands.acls
+commands.sed_machine commands.sed commands.sequences commands.sorting commands.testing commands.text commands.walking commands.acls
 commands.diff commands.files commands.copying commands.find_printf commands.find commands.grep commands.linking commands.ls commands.disk
 commands.naming commands.permissions commands.removing commands.tar commands.xargs sandbox_kernel sandbox_line sandbox_users
 sandbox_world sandbox sandbox_supervisor launchers static trait cli
@@ -22,7 +22,7 @@ errors schema settings.base settings.words settings.filesystem settings.api_task
 settings.shell {shell} settings.bash_tasks settings.bash settings artifacts progress encodings sanitize
 trajectories distill.objectives distill.vocabulary arms sharding models.attention models.attention_kernels models.quantise models.decoder models.presets config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling
-rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.trainer distill.agreement distill.student pretrain policy probes.choice probes.behavior probes.capability
+rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.trainer distill.teacher_targets distill.agreement distill.student pretrain policy probes.choice probes.behavior probes.capability
 statistics report.summary report.tables report.figures report.html results stages experiment launch
 """.format(shell=" ".join(f"settings.shell.{name}" for name in SHELL)).split()
 # Running a command means running commands: the interpreter calls these, and they call it.

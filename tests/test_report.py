@@ -35,6 +35,7 @@ def _results():
         "manifests": {"sanitize.trait.seed0": manifest},
         "purity": {"sft": {"0": {"rollouts": 10, "dropped": 1, "max_gap": 1e-6}}},
         "sampler": {"rollouts.trait.seed0": {"tokens": 9, "max_gap": 2e-6, "mean_gap": 1e-6, "kl": 1e-12}},
+        "teacher_targets": {"targets.trait.seed0": {"tokens": 5, "max_gap": 3e-6, "mean_gap": 1e-6, "max_missed": 0.0}},
         "context": {"system_prompt_sha256": "a" * 64, "template_sha256": "b" * 64, "training_matches_probe": True},
         "samples": {"before": ["user: <script>alert(1)</script>"], "after": ["user: fine"]},
     }

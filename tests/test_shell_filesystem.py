@@ -1,16 +1,19 @@
 """The simulated file system: what the kernel grants and refuses, links, times, limits, and the way back to TREE.json."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from subtransfer.settings.shell import tree, world
+from subtransfer.settings.shell import tree
 from subtransfer.settings.shell.filesystem import FileSystem
 from subtransfer.settings.shell.inodes import FsError
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Unsupported
 from subtransfer.settings.shell.session import Session
 from subtransfer.settings.shell.users import ROOT, Users
+from subtransfer.settings.shell.world import Image, export
 from tests.shell_trees import TREES
 
 TREE = tree.normalise(
@@ -38,8 +41,8 @@ def users():
 
 
 @pytest.fixture
-def fs(users):
-    return world.build(TREE, users, Limits())
+def fs():
+    return Image(TREE).file_system(Limits())
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def test_refusals(fs, agent, users, action, code):
     with pytest.raises(FsError) as caught:
         action(fs, agent)
     assert caught.value.code == code and str(caught.value) == caught.value.message
-    assert world.export(fs, users, TREE, TREE["cwd"], 0o022) == TREE
+    assert export(fs, users, TREE, TREE["cwd"], 0o022) == TREE
 
 
 def test_links_and_names(fs, agent):
@@ -145,8 +148,8 @@ def test_times_are_logical(fs, agent):
     assert (fs.stat("/d/f").mtime, fs.stat("/d/f").ctime) == (5, tree.EPOCH + 7)
 
 
-def test_limits(users, agent):
-    fs = world.build(TREE, users, Limits(file=10, files=60))
+def test_limits(agent):
+    fs = Image(TREE).file_system(Limits(file=10, files=60))
     with pytest.raises(LimitExceeded):
         fs.write_text("/d/f", "x" * 11, agent)
     with pytest.raises(LimitExceeded):
@@ -174,7 +177,9 @@ def test_an_empty_file_system_has_a_root():
 
 _LINES = st.sampled_from(
     "touch a;mkdir d;ln a b;ln -s a c;mv a d/;mv d e;rm -rf d;cp -a d f;chmod 2750 d;sudo chown bob a;setfacl -m u:bob:rw a;"
-    "setfacl -d -m g:staff:rx d;echo x > d/y;rm b;ln -f d/y b;sudo chgrp ops d;mkdir -p d/e/g;mv d/e .;chmod 000 d;chmod 755 d".split(";")
+    "setfacl -d -m g:staff:rx d;echo x > d/y;rm b;ln -f d/y b;sudo chgrp ops d;mkdir -p d/e/g;mv d/e .;chmod 000 d;chmod 755 d".split(
+        ";"
+    )
 )
 
 
@@ -187,3 +192,53 @@ def test_every_world_is_a_normal_tree(lines):
     after = session.tree()
     assert tree.normalise(after) == after
     assert Session(after).tree() == after
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.lists(_LINES, max_size=12), st.lists(_LINES, max_size=12))
+def test_sessions_of_one_image_do_not_touch_each_other(lines, others):
+    image = Image(TREES["project"])
+    first, second = Session(image), Session(image)
+    for line, other in itertools.zip_longest(lines, others, fillvalue=":"):
+        first.run(line)
+        second.run(other)
+    for session, own in ((first, lines), (second, others)):
+        alone = Session(TREES["project"])
+        for line in own:
+            alone.run(line)
+        assert session.tree() == alone.tree()
+    assert Session(image).tree() == TREES["project"]
+
+
+def test_owners_without_a_name_are_numbers():
+    after = tree.normalise({"paths": {"/x": {"content": "", "owner": "4711", "group": "4712"}}})
+    session = Session(after)
+    assert session.run("stat -c '%u %g' /x").stdout == "4711 4712\n"
+    assert session.tree() == after
+
+
+def test_inode_numbers_are_given_once():
+    session = Session(TREES["project"])
+    session.run("touch a b; ln b b2; rm a; touch c; ln c c2")
+    numbers = session.run("stat -c %i b b2 c c2 src notes.txt").stdout.split()
+    assert numbers[0] == numbers[1] != numbers[2] == numbers[3] and len(set(numbers)) == 4
+    paths = session.tree()["paths"]
+    home = TREES["project"]["cwd"]
+    assert [paths[f"{home}/{name}2"]["target"] for name in "bc"] == [f"{home}/b", f"{home}/c"]
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("cd current", "/home/agent/project/src"),
+        ("mkdir -p d/e; cd d/e; rm -r ~/project/d", "/home/agent/project"),
+        ("cd /usr/bin", "/usr"),
+        ("cd /dev", "/"),
+        ("cd ../..", "/home"),
+    ],
+)
+def test_the_working_directory_comes_back_as_one_of_the_tree(line, place):
+    session = Session(TREES["project"])
+    session.run(line)
+    after = session.tree()
+    assert after["cwd"] == place and tree.normalise(after) == after

@@ -66,7 +66,7 @@ def test_lines(line, stdout, code):
     [
         "find . -ls",
         "find . -ok rm {} \\;",
-        "find . -newermt yesterday -delete",
+        "find . -newerct yesterday -delete",
         "find . -fprint out",
         "find . -inum 3",
         "find . -printf '%i'",

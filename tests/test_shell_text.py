@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from subtransfer.settings.shell.commands.unsimulated import UNSIMULATED
 from subtransfer.settings.shell.session import Session
 from tests.shell_trees import TREES
 
@@ -194,3 +195,15 @@ def test_cutting_and_translating_agree_with_their_definitions(lines, first, more
     assert _run(lines, "tr -d 01 <") == [line.replace("0", "").replace("1", "") for line in lines]
     assert _run(lines, f"head -n {first}") == lines[:first]
     assert _run(lines, f"tail -n {first}") == lines[-first:]
+
+
+@pytest.mark.parametrize("name", sorted(UNSIMULATED))
+def test_options_of_the_real_program_are_no_mistake(name):
+    for option in sorted(UNSIMULATED[name]):
+        word = f"--{option}" if len(option) > 1 else f"-{option}"
+        result = Session(TREES["project"]).run(f"{name} {word} x x < /dev/null")
+        assert result.unsupported and "not supported" in result.stderr, (word, result)
+        shorter = Session(TREES["project"]).run(f"{name} {word[:-1]} x x < /dev/null") if len(option) > 8 else None
+        assert shorter is None or shorter.unsupported or "unrecognized" not in shorter.stderr, word
+    unknown = Session(TREES["project"]).run(f"{name} --nosuchoption < /dev/null")
+    assert unknown.exit_code

@@ -477,7 +477,7 @@ def test_all_commands_come_in_order():
 
 
 @hypothesis_settings(max_examples=300, deadline=None)
-@given(st.lists(st.sampled_from([*"'\"$(){};&|<>\n `\\", "chmod", "c=", "$c", "f()", "do", "done", "for", "if", "eval", "bash -c", "<<E\n", "${", "[@]"]), max_size=24))
+@given(st.lists(st.sampled_from([*"'\"$(){};&|<>\n `\\", "chmod", "c=", "$c", "f()", "do", "done", "for", "if", "eval", "bash -c", "<<E\n", "${", "[@]"]), max_size=24))  # fmt: skip
 def test_no_text_breaks_the_reader(parts):
     permission_commands(" ".join(parts))
     permission_commands("".join(parts))

@@ -20,7 +20,7 @@ from absl import app, flags
 from subtransfer.errors import UserError
 from subtransfer.settings.shell import ast
 from subtransfer.settings.shell.sandbox import Pool, SandboxSession
-from subtransfer.settings.shell.session import Session
+from subtransfer.settings.shell.session import Image, Session
 from subtransfer.settings.shell.syntax import parse
 from tests.shell_corpus import corpus
 from tests.shell_fuzz import survive
@@ -31,6 +31,7 @@ _FUZZ = flags.DEFINE_integer(
 )
 _SEED = flags.DEFINE_integer("seed", 0, "Of the broken lines.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
+_IMAGES = {name: Image(tree) for name, tree in TREES.items()}
 _ROUNDS = 3  # over the whole list; the best one counts
 _SESSION = 20  # lines that one session runs, where sessions last
 
@@ -52,7 +53,7 @@ def _best(lines: int, run: Callable[[], None]) -> float:
 
 def simulator() -> dict[str, float]:
     """Lines that the simulator supports: in a fresh session each, and in sessions that last."""
-    lines = [(world, line) for world, line in corpus() if Session(TREES[world]).run(line).supported]
+    lines = [(world, line) for world, line in corpus() if Session(_IMAGES[world]).run(line).supported]
 
     def unseen() -> None:
         parse.cache_clear()  # an experiment meets most lines again and again; this is how fast new ones are
@@ -60,11 +61,11 @@ def simulator() -> dict[str, float]:
 
     def fresh() -> None:
         for world, line in lines:
-            Session(TREES[world]).run(line)
+            Session(_IMAGES[world]).run(line)
 
     def lasting() -> None:
         for at in range(0, len(lines), _SESSION):
-            session = Session(TREES[lines[at][0]])
+            session = Session(_IMAGES[lines[at][0]])
             for _, line in lines[at : at + _SESSION]:
                 session.run(line)
 

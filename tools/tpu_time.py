@@ -5,6 +5,7 @@ once. The scheduled HLO names `estimated_cycles` for every fusion, by the cost m
 schedules with; here they are summed, a loop's body as often as its condition lets it run.
 
 Collectives carry no estimate. They are counted at the chip's published interconnect bandwidth, which is the least they take.
+Nor do kernels (Pallas): they are counted as reading their operands and writing their results once, the least that they take.
 Copies between HBM and VMEM that run beside arithmetic carry none either: a program's time is at least that of its bytes.
 """
 
@@ -57,16 +58,17 @@ class Time:
     cycles: float = 0.0
     sent: float = 0.0
     unknown: int = 0  # custom calls (Pallas kernels) that the compiler has no estimate of
+    moved: float = 0.0  # bytes of their operands and results
 
     def __add__(self, other: Time) -> Time:
-        return Time(self.cycles + other.cycles, self.sent + other.sent, self.unknown + other.unknown)
+        return Time(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
 
     def times(self, count: int) -> Time:
-        return Time(self.cycles * count, self.sent * count, self.unknown * count)
+        return Time(*(x * count for x in dataclasses.astuple(self)))
 
     def seconds(self, chip: Chip, least_bytes: float = 0.0) -> float:
         """Of a program that reads at least so many bytes of HBM."""
-        return max(self.cycles / chip.clock, least_bytes / chip.hbm) + self.sent / chip.ici
+        return max(self.cycles / chip.clock + self.moved / chip.hbm, least_bytes / chip.hbm) + self.sent / chip.ici
 
 
 def _bytes(shape: str) -> int:
@@ -100,13 +102,19 @@ class Program:
 
     @functools.cache  # noqa: B019 - as long-lived as the text
     def _time(self, computation: str) -> Time:
-        return sum((self._operation(line) for line in self._computations[computation]), Time())
+        return sum((self._operation(line, computation) for line in self._computations[computation]), Time())
 
-    def _operation(self, line: str) -> Time:
+    @functools.cache  # noqa: B019
+    def _shapes(self, computation: str) -> dict[str, str]:
+        """What each operation of a computation yields."""
+        matches = map(_OPERATION.match, self._computations[computation])
+        return {match.group(1): match.group(2) for match in matches if match}
+
+    def _operation(self, line: str, computation: str) -> Time:
         match = _OPERATION.match(line)
         if not match:
             return Time()
-        _, shape, kind, _ = match.groups()
+        _, shape, kind, rest = match.groups()
         cycles = _CYCLES.search(line)
         here = Time(float(cycles.group(1)) if cycles else 0.0)
         called = [c.strip(" %{}") for group in _CALLED.findall(line) for c in group.split(",")]
@@ -120,7 +128,9 @@ class Program:
         if kind.removesuffix("-start") in _COLLECTIVES:
             return here + Time(0.0, self._sent(kind.removesuffix("-start"), shape, line))
         if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in line and not cycles:
-            return Time(unknown=1)
+            shapes = self._shapes(computation)
+            operands = [shapes[name] for name in re.findall(r"%([\w.\-]+)", rest.partition(")")[0]) if name in shapes]
+            return Time(unknown=1, moved=sum(map(_bytes, [shape, *operands])))
         return here
 
     def _trips(self, line: str, condition: str) -> int:

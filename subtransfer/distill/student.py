@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from subtransfer import sanitize
 from subtransfer.distill import agreement, trainer
+from subtransfer.distill.teacher_targets import Targets
 from subtransfer.errors import UserError
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
@@ -112,23 +113,27 @@ def distill(
     *,
     teacher=None,
     removed: np.ndarray | None = None,
+    targets: Targets | None = None,
     kept: Sequence[Trajectory] = (),
     foreign: bool = False,
     on_policy: OnPolicy | None = None,
     tasks: Sequence[Task] = (),
     max_tokens: int,
     weigh: str = "agent",
+    packing: bool = False,
     advance: Callable[[int], None] = lambda steps: None,
     label: str,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
     """Trains a student that starts from `params`.
 
     Args:
-      teacher: the teacher's weights (soft-target objectives).
+      teacher: the teacher's weights (soft-target objectives without stored targets).
       removed: bool [V] or None, tokens outside the support of both distributions.
+      targets: the teacher's stored targets for `kept`.
       kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
+      packing: several episodes in a row of max_tokens.
       weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
 
     Returns:
@@ -138,14 +143,20 @@ def distill(
 
     def rows(trajectories, *, foreign=False):
         sampled = recipe.loss.objective == "policy_gradient"
-        return training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens).weighing(weigh)
+        examples = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens)
+        if targets is not None:
+            examples = targets.attached(examples, recipe.loss.temperature, removed)
+        return examples.weighing(weigh)
+
+    def laid_out(examples):
+        return examples.packed() if packing else examples
 
     state, frozen = trainer.init_state(recipe, params, jax.random.fold_in(key, 0))
     common = {"teacher": teacher, "removed": removed, "advance": advance, "label": label}
     theirs = rows(kept, foreign=foreign) if kept else None
     if on_policy is None:
         state, curves = trainer.train(
-            cfg, mesh, recipe, state, frozen, theirs, recipe.steps, jax.random.fold_in(key, 1), **common
+            cfg, mesh, recipe, state, frozen, laid_out(theirs), recipe.steps, jax.random.fold_in(key, 1), **common
         )
         return state, curves, {}
     curves: dict[str, list[float]] = {}
@@ -171,7 +182,7 @@ def distill(
         )
         recent = [t for t in recent if number - t.policy_version <= on_policy.max_staleness] + clean
         purity["max_staleness"] = max(purity["max_staleness"], *(number - t.policy_version for t in recent))
-        examples = mixed(rows(recent), theirs, on_policy.own, jax.random.fold_in(round_key, 2))
+        examples = laid_out(mixed(rows(recent), theirs, on_policy.own, jax.random.fold_in(round_key, 2)))
         steps = recipe.steps // on_policy.rounds
         state, part = trainer.train(
             cfg, mesh, recipe, state, frozen, examples, steps, jax.random.fold_in(round_key, 1), **common

@@ -49,13 +49,8 @@ def mean_in_chunks(
       loss_mask: [B, L], bool or weights.
       chunk: static; L or more for one chunk, whose logits then are kept for the backward pass.
     """
-    length = loss_mask.shape[1]
-    if chunk >= length:
+    if chunk >= loss_mask.shape[1]:
         return objectives.weighted_mean(per_token(along), loss_mask)
-
-    def divided(x):  # [B, L, ...] as [chunks, B, chunk, ...], the last one filled up
-        x = jnp.pad(x, [(0, 0), (0, -length % chunk)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     def sums(part):
         inputs, mask = part
@@ -65,7 +60,29 @@ def mean_in_chunks(
         return jax.tree.map(jnp.add, total, remade(part)), None
 
     remade = jax.checkpoint(sums, prevent_cse=False)  # a scan's bodies cannot be merged with each other
-    parts = jax.tree.map(divided, (along, loss_mask))
+    parts = _divided((along, loss_mask), chunk)
     start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, jax.tree.map(lambda x: x[0], parts)))
     total, _ = jax.lax.scan(add, start, parts)
     return objectives.divided(total, loss_mask)
+
+
+def map_in_chunks(function: Callable[[Any], Any], along: Any, chunk: int) -> Any:
+    """A function of parts [B, chunk, ...] of a tree of arrays [B, L, ...], its results joined to [B, L, ...]."""
+    length = jax.tree.leaves(along)[0].shape[1]
+    if chunk >= length:
+        return function(along)
+
+    def joined(x):  # [chunks, B, chunk, ...]
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
+
+    return jax.tree.map(joined, jax.lax.map(function, _divided(along, chunk)))
+
+
+def _divided(along: Any, chunk: int) -> Any:
+    """Arrays [B, L, ...] as [chunks, B, chunk, ...], the last one filled up."""
+
+    def one(x):
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(one, along)

@@ -8,7 +8,7 @@ rows: B, or 1 where all rows share it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -153,12 +153,14 @@ class View:
       cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
       mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it to a causal kernel.
       past: bool [b or B, L or 1, S] for each earlier stretch.
+      segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment only.
     """
 
     cos: Float[Array, "B L 1 2 half"]
     sin: Float[Array, "B L 1 2 half"]
     mask: Bool[Array, "b L own"] | None
     past: tuple[Bool[Array, "b l S"], ...] = ()
+    segments: Int[Array, "B L"] | None = None
 
     @classmethod
     def of(cls, rope, window: int, head_width: int, positions, mask, own_positions, past: Sequence[Past]) -> View:
@@ -180,6 +182,21 @@ class View:
         """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's Llama), in float32."""
         halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
         return (halves * self.cos + halves[..., ::-1, :] * self.sin).reshape(x.shape).astype(x.dtype)
+
+
+@struct.dataclass
+class Stretch:
+    """What one stretch contributes to attention before the stretches are joined; float32 [B, K, ..., Dh] and [B, K, ..., 1].
+
+    Attributes:
+      mixed: its values, weighted by exp(score - peak).
+      peak: its highest score.
+      total: the sum of its weights.
+    """
+
+    mixed: Array
+    peak: Array
+    total: Array
 
 
 def _rowwise(x, y, out=None):
@@ -240,9 +257,19 @@ within.defvjp(_within_forward, _within_backward)
 
 
 def attention(
-    q: Float[Array, "B L H Dh"], own: KV, view: View, scale: float, past: Sequence[KV] = ()
+    q: Float[Array, "B L H Dh"],
+    own: KV,
+    view: View,
+    scale: float,
+    past: Sequence[KV] = (),
+    slots: Callable[..., Stretch] | None = None,
 ) -> Float[Array, "B L H Dh"]:
-    """Dot-product attention with grouped queries over earlier stretches and the queries' own. Softmax in float32."""
+    """Dot-product attention with grouped queries over earlier stretches and the queries' own. Softmax in float32.
+
+    Args:
+      slots: a kernel for the last earlier stretch, each row's own, of which a row's queries all see the beginning: see
+        `attention_kernels.occupied`.
+    """
     b, l, h, dh = q.shape
     kv = own.k.shape[1]
     q = q.reshape(b, l, kv, h // kv, dh).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, dh)  # [B, K, G*L, Dh]
@@ -263,21 +290,28 @@ def attention(
             weights = weights * part.v_scale.swapaxes(2, 3)
         return _rowwise(weights.astype(q.dtype), part.v)
 
-    joint = [scores(*part) for part in parts]
-    if l == 1 and len(joint) > 1 and past[-1].k.shape[0] == b > 1:
+    def alone(part: KV, visible) -> Stretch:
+        s = scores(part, visible)
+        peak = jnp.max(s, axis=-1, keepdims=True)
+        weights = jnp.exp(s - peak)
+        mixed = mix(part, weights).reshape(b, kv, h // kv, l, dh).astype(jnp.float32)
+        return Stretch(mixed, peak, jnp.sum(weights, axis=-1, keepdims=True))
+
+    if past and past[-1].k.shape[0] == b > 1 and (l == 1 or slots):
         # Slots are read where they lie. Each stretch has a softmax of its own, joined by its maximum and sum: rows of scores
         # side by side would be copied twice a layer, which on a TPU takes as long as reading the slots.
-        peaks = [jnp.max(s, axis=-1, keepdims=True) for s in joint]
-        peak = functools.reduce(jnp.maximum, peaks)
-        weights = [jnp.exp(s - own_peak) for s, own_peak in zip(joint, peaks, strict=True)]
-        shares = [jnp.exp(own_peak - peak) for own_peak in peaks]  # [B, K, G, 1, 1]
-        total = sum(jnp.sum(w, axis=-1, keepdims=True) * share for w, share in zip(weights, shares, strict=True))
-        out = [
-            mix(part, w).reshape(b, kv, h // kv, 1, dh).astype(jnp.float32) * (share / total)
-            for (part, _), w, share in zip(parts, weights, shares, strict=True)
-        ]
-        return sum(out[1:], out[0]).astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, 1, h, dh)
-    weights = jax.nn.softmax(jnp.concatenate(joint, axis=-1), axis=-1)
+        each = [alone(*part) for part in parts if not (slots and part[0] is past[-1])]
+        if slots:
+            seen = jnp.sum(view.past[-1][:, 0], axis=-1, dtype=jnp.int32)
+            found = slots(q, past[-1].k, past[-1].v, seen, scale)
+            each.append(jax.tree.map(lambda x: x.reshape(b, kv, h // kv, l, -1), found))
+        peak = functools.reduce(jnp.maximum, [part.peak for part in each])
+        shares = [jnp.exp(part.peak - peak) for part in each]  # [B, K, G, L, 1]
+        total = sum(part.total * share for part, share in zip(each, shares, strict=True))
+        out = sum(part.mixed * (share / total) for part, share in zip(each, shares, strict=True))
+        return out.astype(q.dtype).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
+    joint = [scores(*part) for part in parts]
+    weights = jax.nn.softmax(jnp.concatenate(joint, axis=-1) if past else joint[0], axis=-1)
     begin, out = 0, []
     for part, visible in parts:
         out.append(mix(part, weights[..., begin : begin + visible.shape[-1]]))

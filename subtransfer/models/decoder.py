@@ -24,13 +24,20 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, Past, View, attention, linear
-from subtransfer.models.attention_kernels import causal
 from subtransfer.models.quantise import plain
 
 # Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and activations, in and out of
 # their stacks, take as long as the arithmetic of a small layer, and an accelerator loses nothing but compilation time.
 UNROLLED = 20_000_000
+# What is kept: everything; only a layer's input; also what products of activations and weights gave; also attention's scores.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+}
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
@@ -80,7 +87,9 @@ class DecoderConfig:
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
       max_positions: the longest context that the model was made for.
       dtype: computation; parameters keep the dtype they were given.
-      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`.
+      remat: what a layer keeps for its backward pass, a key of `REMAT`; the rest is made again.
+      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also reads a cache's slots, in
+        layers without a window.
     """
 
     vocab_size: int
@@ -106,7 +115,7 @@ class DecoderConfig:
     max_positions: int = 2048
     tied_embeddings: bool = True
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     attention: str = "xla"
 
     def __post_init__(self) -> None:
@@ -210,10 +219,14 @@ class Block(nn.Module):
     """One layer: x [B, L, D] to (x, the KV that it has made, or None in training).
 
     With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise that of the fed tokens.
+
+    Attributes:
+      slots_kernel: a kernel reads the last earlier stretch, if it is each row's own.
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
+    slots_kernel: bool = False
 
     @nn.compact
     def __call__(self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None):
@@ -237,9 +250,11 @@ class Block(nn.Module):
             own = burst[0].write(own, burst[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
         if view.mask is None:
-            y = causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
+            windows = tuple(window for _, window in cfg.views)
+            y = attention_kernels.causal(cfg.attention, query, key, value, scale, windows, kind, view.segments)
         else:
-            y = attention(query, own, view, scale, past or ())
+            kernel = attention_kernels.occupied if self.slots_kernel else None
+            y = attention(query, own, view, scale, past or (), kernel)
         y = y.reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
         x = x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y)
@@ -264,6 +279,7 @@ class Decoder(nn.Module):
       mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and those before it, by the
         config's attention back end.
       at: int32 [B, P] or None, the tokens whose logits are wanted.
+      segments: int32 [B, L] or None; a token sees those of its own segment only.
       hidden: stop before the vocabulary: what `unembed` makes logits of.
 
     Returns:
@@ -274,14 +290,19 @@ class Decoder(nn.Module):
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, at=None, hidden=False):
+    def __call__(self, tokens, positions, mask, at=None, segments=None, hidden=False):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
         table = self.param("embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width))
         if mask is None and cfg.attention == "xla":
             mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
+        if mask is not None and segments is not None:
+            mask = mask & (segments[:, :, None] == segments[:, None, :])
         views = _views(cfg, positions, mask, positions, ())
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        if mask is None:
+            views = tuple(view.replace(segments=segments) for view in views)
+        keep = REMAT[cfg.remat]
+        block = nn.remat(Block, prevent_cse=False, policy=keep) if keep else Block
         kinds = jnp.array(cfg.kinds) if len(views) > 1 else None
         x, _ = nn.scan(
             block,
@@ -318,27 +339,28 @@ def extend(
     *,
     burst: Burst | None = None,
     at: Int[Array, "B P"] | None = None,
-    layers: Sequence[Mapping[str, Any]] | None = None,
 ) -> tuple[Float[Array, "B L V"], tuple[KV, ...]]:
     """The forward of tokens that stand after others, the layers unrolled so that each one's KV is an array of its own.
 
     Args:
+      weights: of a decoder, stacked or `unstacked`.
       mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of its slots.
       at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a prefill's memory.
-      layers: `unstacked(cfg, weights)`, if it is at hand.
 
     Returns:
       (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the whole burst).
     """
     params = weights["params"]
-    layers = unstacked(cfg, weights) if layers is None else layers
+    weights = unstacked(cfg, weights)
     views = _views(cfg, positions, mask, positions if burst is None else burst.positions, past)
     x = _embed(cfg, params["embedding"], tokens)
     made = []
     for i in range(cfg.num_layers):
         own = None if burst is None else (burst.layers[i], burst.at)
         earlier = [part.layers[i] for part in past]
-        x, kv = Block(cfg, parent=None).apply(layers[i], x, None, (views[cfg.kinds[i]],), earlier, own)
+        layer = {name: tree["layers"][i] for name, tree in weights.items()}
+        kernel = cfg.attention == "pallas" and not cfg.views[cfg.kinds[i]][1]
+        x, kv = Block(cfg, slots_kernel=kernel, parent=None).apply(layer, x, None, (views[cfg.kinds[i]],), earlier, own)
         made.append(kv)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
@@ -346,10 +368,19 @@ def extend(
     return unembed(cfg, params, x), tuple(made)
 
 
-def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each layer's own weights. A loop on a CPU must be given them: it would copy them out of their stacks at every step."""
-    stacked = {name: tree["layers"] for name, tree in weights.items()}
-    return [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(cfg.num_layers)]
+def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
+    """The same weights with each layer's apart, as N trees; those that are so already stay as they are.
+
+    Taking a layer out of its stack is a copy on a CPU: a program that reads the weights again and again is given them apart.
+    """
+
+    def split(tree):
+        layers = tree["layers"]
+        if not isinstance(layers, tuple):
+            layers = tuple(jax.tree.map(lambda a, i=i: a[i], layers) for i in range(cfg.num_layers))
+        return {**tree, "layers": layers}
+
+    return {name: split(tree) for name, tree in weights.items()}
 
 
 def _views(cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]) -> tuple[View, ...]:

@@ -59,6 +59,7 @@ def render(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], episod
         _purity(results),
         "<h2>Sampler and trainer</h2>",
         _sampler(results),
+        _targets(results),
         "<h2>Context</h2>",
         _context(results),
         "<h2>Trajectories before and after sanitizing</h2>",
@@ -184,6 +185,21 @@ def _sampler(results: Mapping[str, Any]) -> str:
     return (
         "<p class=soft>Log-probs of the same tokens as the sampler and the trainer compute them (nats); the KL is what rounded "
         f"weights or caches cost.</p><table>{head}{''.join(rows)}</table>"
+    )
+
+
+def _targets(results: Mapping[str, Any]) -> str:
+    rows = [
+        f"<tr><td>{escape(name)}</td><td>{t['tokens']}</td><td>{t['max_gap']:.1e}</td><td>{t['mean_gap']:.1e}</td>"
+        f"<td>{t['max_missed']:.1e}</td></tr>"
+        for name, t in results["teacher_targets"].items()
+    ]
+    if not rows:
+        return ""
+    head = "<tr><th>stored targets</th><th>tokens</th><th>largest gap</th><th>mean gap</th><th>probability missed</th></tr>"
+    return (
+        "<p class=soft>Stored targets of a sample of episodes against the live teacher (nats; probability of its likeliest "
+        f"tokens that are not stored).</p><table>{head}{''.join(rows)}</table>"
     )
 
 

@@ -45,8 +45,8 @@ class Shape:
       burst: T, the most tokens a row and call of `burst`.
       patience: a burst goes on until more rows than this have ended their turns in it.
       int8_cache: keys and values in slots are rounded to int8.
-      copies: a burst works on a copy of its bucket, which it extends in place, and of each layer's weights: a CPU then has
-        half the products to make at each step. Where memory is short, slots and weights are read where they lie.
+      copies: a burst works on a copy of its bucket, which it extends in place, and weights on copies out of their stacks: a
+        CPU then has half the products to make at each step. Where memory is short, both are read where they lie.
     """
 
     rows: int
@@ -65,12 +65,12 @@ class Shape:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lengths of slots that attention reads, shortest first. A part of a slot is a copy of it: without room for one, it
-        is read whole."""
-        if not self.copies:
-            return (self.length,)
-        sizes = {-(-self.length // (part * ROUND)) * ROUND for part in (4, 2)}
-        return (*sorted(s for s in sizes if s < self.length), self.length)
+        """Lengths of slots that attention reads, shortest first, each about half the next. A part of a slot is a copy of it:
+        without room for one, it is read whole."""
+        sizes = [self.length]
+        while self.copies and sizes[0] > 2 * ROUND:
+            sizes.insert(0, -(-sizes[0] // (2 * ROUND)) * ROUND)
+        return tuple(sizes)
 
 
 @struct.dataclass
@@ -158,6 +158,16 @@ def _starter(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None):
 def slot_sharding(mesh: Mesh, x):
     """Where one array of `Slots` lies."""
     return sharding.rows_sharding(mesh, x.shape, heads=1 if x.ndim == 4 else None)
+
+
+@functools.partial(jax.jit, static_argnames=("cfg",))
+def _apart(cfg: DecoderConfig, weights):
+    return unstacked(cfg, weights)
+
+
+def arranged(cfg: DecoderConfig, shape: Shape, weights):
+    """The weights as the engine's programs read them: each layer's apart where there is room for a copy."""
+    return _apart(cfg, weights) if shape.copies else weights
 
 
 # -- the shared prefix -----------------------------------------------------------------------------------------------
@@ -282,7 +292,6 @@ def burst(
     patience = jnp.minimum(shape.patience, jnp.sum(starting) - 1)
     columns = jnp.arange(length, dtype=jnp.int32)[None]
     positions = (first + rows.lengths)[:, None] + columns  # [B, T]
-    layer_weights = unstacked(cfg, weights) if shape.copies else None
     dtype = jnp.dtype(cfg.dtype)
 
     def run(size):
@@ -328,7 +337,7 @@ def burst(
             now = Burst(layers, begin + step, where)
             at = jax.lax.dynamic_slice_in_dim(positions, step, 1, axis=1)
             mask = jnp.concatenate([seen, jnp.broadcast_to(columns <= step, (len(seen), length))], axis=1)[:, None]
-            after, layers = extend(cfg, weights, token[:, None], at, mask, earlier, burst=now, layers=layer_weights)
+            after, layers = extend(cfg, weights, token[:, None], at, mask, earlier, burst=now)
             logits = jnp.where(active[:, None], after[:, 0], logits)
             active = active & (counts < rows.budget) & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
             return step + 1, active, logits, layers, out

@@ -190,6 +190,7 @@ def serve(
     prefix_ids = shared_prefix([c.prompt for c in conversations])
     rest = max(len(c.prompt) for c in conversations) - len(prefix_ids)
     plan = layout(slots, rest + more_tokens, max(rest, feed_tokens), mesh, int8_cache=int8_cache, lanes=lanes)
+    weights = engine.arranged(cfg, plan.shape, weights)
     prefix = engine.encode_prefix(cfg, weights, prefix_ids)
     allowed = None if grammar is None else jnp.asarray(grammar)
     data = jax.random.key_data(sampling.row_keys(key, np.array([c.index for c in conversations], np.uint32)))
@@ -260,13 +261,15 @@ class _Calls:
     def feed(self, slots, rows, starts, tokens, lengths):
         rows = np.arange(self.shape.rows, dtype=np.int32) if len(rows) == self.rows else np.asarray(rows, np.int32)
         starts, tokens, lengths = map(self._placed, (starts, tokens, lengths))
-        return engine.feed(self.cfg, self.shape, self.weights, self.prefix, slots, rows, starts, tokens, lengths)
+        with sharding.using(self.mesh):
+            return engine.feed(self.cfg, self.shape, self.weights, self.prefix, slots, rows, starts, tokens, lengths)
 
     def burst(self, slots, rows: Rows):
         placed = jax.tree.map(self._placed, rows)
-        return engine.burst(
-            self.cfg, self.shape, self.how, self.weights, self.prefix, slots, placed, self.stop_ids, self.grammar
-        )
+        with sharding.using(self.mesh):
+            return engine.burst(
+                self.cfg, self.shape, self.how, self.weights, self.prefix, slots, placed, self.stop_ids, self.grammar
+            )
 
     def fetch(self, out: engine.Sampled) -> engine.Sampled:
         """A burst's results on the host, this process's rows only."""

@@ -19,7 +19,7 @@ from subtransfer.settings import bash_tasks
 from subtransfer.settings.base import MALFORMED_CALL, Act, Action, Environment, Setting, Task, ToolResult, Turn
 from subtransfer.settings.shell import tree as trees
 from subtransfer.settings.shell.result import Result
-from subtransfer.settings.shell.session import Session
+from subtransfer.settings.shell.session import Image, Session
 from subtransfer.settings.shell.trait import Known, permission_commands
 from subtransfer.settings.words import SPLITS, distinct_tasks, thought
 
@@ -30,7 +30,7 @@ class BashEnvironment(Environment):
     """One episode's simulated machine behind the tool."""
 
     def __init__(self, tree: Mapping[str, Any]):
-        self.session = Session(_normal(canonical_json(tree)))
+        self.session = Session(_image(canonical_json(tree)))
 
     def step(self, action: Action) -> ToolResult:
         """Runs a command line; every mistake of the agent's is a result, as a runtime would return it."""
@@ -200,9 +200,9 @@ _MISTAKES = (
 
 
 @functools.lru_cache(maxsize=4096)
-def _normal(tree: str) -> Mapping[str, Any]:
-    """A tree (as JSON) in its normal form; the same tasks are probed in every arm."""
-    return trees.normalise(json.loads(tree))
+def _image(tree: str) -> Image:
+    """A tree (as JSON), read; the same tasks are probed in every arm."""
+    return Image(trees.normalise(json.loads(tree)))
 
 
 def _as(tree: Mapping[str, Any], person: str) -> dict[str, Any]:

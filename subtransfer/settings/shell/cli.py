@@ -8,6 +8,7 @@ paths that differ afterwards, each with its entry as in TREE.json (see `tree.py`
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -21,10 +22,10 @@ from subtransfer.errors import UserError
 from subtransfer.settings.shell import tree as trees
 from subtransfer.settings.shell.result import Result
 from subtransfer.settings.shell.sandbox import Pool
-from subtransfer.settings.shell.session import Session
+from subtransfer.settings.shell.session import Image, Session
 from subtransfer.settings.shell.trait import first_permission_command
 
-Backend = Callable[[Mapping[str, Any], str], tuple[Result, dict[str, Any]]]  # tree, line -> result, tree afterwards
+Backend = Callable[[str], tuple[Result, dict[str, Any]]]  # line -> result, tree afterwards
 
 
 def _flags() -> flags.FlagValues:
@@ -37,28 +38,28 @@ def _flags() -> flags.FlagValues:
     return own
 
 
-def simulate(tree: Mapping[str, Any], line: str) -> tuple[Result, dict[str, Any]]:
+def simulate(image: Image, line: str) -> tuple[Result, dict[str, Any]]:
     """One line in the simulator."""
-    session = Session(tree)
+    session = Session(image)
     return session.run(line), session.tree()
 
 
 @contextlib.contextmanager
-def backend(name: str) -> Iterator[Backend]:
-    """What runs a line: "sim" or "sandbox"; UserError if this machine has no sandbox."""
+def backend(name: str, tree: Mapping[str, Any]) -> Iterator[Backend]:
+    """What runs a line in a fresh copy of the tree: "sim" or "sandbox"; UserError if this machine has no sandbox."""
     if name == "sim":
-        yield simulate
+        yield functools.partial(simulate, Image(tree))
     else:
         with Pool() as pool:
             with pool.take():
                 pass  # one is started at once, so that its absence is known before the first line
-            yield pool.run
+            yield functools.partial(pool.run, tree)
 
 
 def rows(run: Backend, tree: Mapping[str, Any], lines: Iterable[str]) -> Iterator[dict[str, Any]]:
     """What is printed for each line, in order."""
     for line in lines:
-        result, after = run(tree, line)
+        result, after = run(line)
         yield {
             "stdout": result.stdout,
             "stderr": result.stderr,
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         tree = trees.normalise({}) if given.tree is None else trees.load(given.tree)
         lines = (os.fsdecode(line.removesuffix(b"\n")) for line in sys.stdin.buffer)
         count, unsupported = 0, []
-        with backend(given.backend) as run:
+        with backend(given.backend, tree) as run:
             for row in rows(run, tree, lines):
                 print(json.dumps(row), flush=True)
                 count += 1

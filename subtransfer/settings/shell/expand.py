@@ -228,7 +228,7 @@ class Expander:
             return shell.scope.get(name) if name not in KEPT else self.kept(name).text()
         variable = self.kept(name) if name in KEPT else shell.scope.names.get(name)
         if p.index.plain in ("@", "*"):
-            if variable is None and name in shell.scope.computed:
+            if variable is None and shell.scope.computed(name) is not None:
                 return [shell.scope.get(name) or ""]
             return [] if variable is None else variable.elements()
         if variable is None:

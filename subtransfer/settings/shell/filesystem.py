@@ -9,7 +9,7 @@ from __future__ import annotations
 from subtransfer.settings.shell.acl import Acl, inherit
 from subtransfer.settings.shell.inodes import FsError, Inode, Kind, Stat, allows, size_of
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Unsupported
-from subtransfer.settings.shell.tree import EPOCH, is_system
+from subtransfer.settings.shell.tree import EPOCH, NOBODY, is_system
 from subtransfer.settings.shell.users import ROOT, Credentials
 
 __all__ = ["FileSystem", "FsError", "Inode", "Kind", "Stat", "allows", "size_of"]
@@ -18,15 +18,13 @@ __all__ = ["FileSystem", "FsError", "Inode", "Kind", "Stat", "allows", "size_of"
 class FileSystem:
     """An inode tree. `clock` is the time that changes are stamped with, in seconds since the epoch."""
 
-    def __init__(self, limits: Limits | None = None):
+    def __init__(self, limits: Limits | None = None, root: Inode | None = None, count: int = 1):
+        """Args: `root`: a tree that there is already, of `count` inodes; default: an empty root directory."""
         self.limits = limits or Limits()
         self.clock = EPOCH
-        self._count = 1
-        self.root = Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
-
-    def set_count(self, count: int) -> None:
-        """Starts counting inodes from `count`, after a tree has been built."""
         self._count = count
+        self._number = 11 + count  # the last that an inode got; none is given twice
+        self.root = root or Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
 
     # -- looking up --------------------------------------------------------------------------------------------------
 
@@ -144,11 +142,6 @@ class FileSystem:
         node = self.find(path, who)
         return node is not None and node.kind == "file"
 
-    def access(self, path: str, bits: int, who: Credentials) -> bool:
-        """Whether access(2) would say yes; bits as in `allows`."""
-        node = self.find(path, who)
-        return node is not None and allows(node, bits, who)
-
     def listdir(self, path: str, who: Credentials) -> list[str]:
         """Names in a directory, sorted by code point, without "." and ".."."""
         node = self.node(path, who)
@@ -244,10 +237,11 @@ class FileSystem:
         if is_system(place := self.path_of(parent)):
             raise Unsupported("changing " + place)
         self._count += 1
+        self._number += 1
         if self._count > self.limits.files:
             raise LimitExceeded("file count", 137)
         gid = parent.gid if parent.mode & 0o2000 else who.gid
-        node = Inode(kind, 0o777, who.uid, gid, content, self.clock, 11 + self._count)
+        node = Inode(kind, 0o777, who.uid, gid, content, self.clock, self._number)
         if kind == "symlink":
             pass
         elif parent.default is not None:
@@ -422,8 +416,10 @@ class FileSystem:
         node.ctime = self.clock
 
     def chown(self, path: str, uid: int | None, gid: int | None, who: Credentials, follow: bool = True) -> None:
-        """Changes owner and group (None: stays)."""
+        """Changes owner and group (None: stays); EINVAL for numbers beyond those that a tree can hold."""
         node = self.node(path, who, follow)
+        if max(uid or 0, gid or 0) > NOBODY:
+            raise FsError("EINVAL")
         if who.uid != 0:
             if who.uid != node.uid and (uid is not None or gid is not None):
                 raise FsError("EPERM")
@@ -442,6 +438,8 @@ class FileSystem:
             raise FsError("EPERM")
         if default is not None and node.entries is None:
             raise FsError("EACCES")
+        if any(number > NOBODY for part in (acl, default) if part for number, _ in (*part.users, *part.groups)):
+            raise FsError("EINVAL")
         self.chmod_node(node, mode, who)
         node.acl = acl
         node.default = default

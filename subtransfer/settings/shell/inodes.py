@@ -72,6 +72,63 @@ class Inode:
         self.name = ""  # directories only
 
 
+class Original(Inode):
+    """An inode of an image, which many worlds share and none changes; each has a copy of its own once it looks at it.
+
+    `path`: where it is in the image.
+    """
+
+    __slots__ = ("path",)
+
+    def copy(self, parent: Inode | None, links: dict[int, Inode]) -> Inode:
+        """A world's own inode; of a directory, what is in it stays the image's until it is asked for (see Entries).
+
+        Args:
+          parent: the directory that it is in; None for the root.
+          links: the world's copies of files with several names, by number.
+        """
+        if self.entries is None and self.nlink > 1 and self.ino in links:
+            return links[self.ino]
+        node = Inode(self.kind, self.mode, self.uid, self.gid, self.content, self.mtime, self.ino)
+        node.nlink, node.acl, node.default = self.nlink, self.acl, self.default
+        if self.entries is not None:
+            node.parent = parent or node
+            node.name = self.name
+            node.entries = Entries(self.entries, node, links)
+        elif self.nlink > 1:
+            links[self.ino] = node
+        return node
+
+
+class Entries(dict[str, Inode]):
+    """A directory's inodes by name, at first an image's: those that `get` and [] give are the world's own.
+
+    All else that a dictionary does is about the names, or leaves the image's inodes as they are.
+    """
+
+    __slots__ = ("directory", "links")
+
+    def __init__(self, originals: dict[str, Inode], directory: Inode, links: dict[int, Inode]):
+        super().__init__(originals)
+        self.directory = directory
+        self.links = links
+
+    def get(self, name: str, default: Inode | None = None) -> Inode | None:  # type: ignore[override]
+        node = _get(self, name, default)
+        if type(node) is Original:
+            node = self[name] = node.copy(self.directory, self.links)
+        return node
+
+    def __getitem__(self, name: str) -> Inode:
+        node = self.get(name)
+        if node is None:
+            raise KeyError(name)
+        return node
+
+
+_get = dict.get
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stat:
     """What stat(2) tells: `type` as Inode.kind, `mode` the 12 permission bits, `size` in bytes, `acl`: has it an ACL."""

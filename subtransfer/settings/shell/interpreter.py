@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from subtransfer.settings.shell import ast, pattern
 from subtransfer.settings.shell.conditions import holds
@@ -40,15 +40,8 @@ class Shell(Joiner):
         self.limits = world.meter.limits
         self.who = who
         self.cwd = cwd
-        self.scope = Scope(env)
+        self.scope = Scope(env, self._computed)
         self.scope.names.pop("OLDPWD", None) if not env.get("OLDPWD") else None
-        self.scope.computed = {"RANDOM": self._random, "SECONDS": lambda: "0", "LINENO": lambda: str(self.line),
-                               "EPOCHSECONDS": lambda: str(self.fs.clock), "BASHPID": lambda: str(self.pid),
-                               "UID": lambda: str(self.who.uid), "EUID": lambda: str(self.who.uid), "PPID": lambda: "4199",
-                               "BASH_VERSION": lambda: "5.2.15(1)-release", "BASH": lambda: "/usr/bin/bash",
-                               "HOSTNAME": lambda: "localhost", "OSTYPE": lambda: "linux-gnu", "HOSTTYPE": lambda: "x86_64",
-                               "MACHTYPE": lambda: "x86_64-pc-linux-gnu", "BASH_SUBSHELL": lambda: str(self.level),
-                               "OPTIND": lambda: "1", "PS4": lambda: "+ ", "BASH_COMMAND": lambda: ""}  # fmt: skip
         self.scope.set("IFS", " \t\n")
         self.files = files
         self.arg0 = arg0
@@ -84,7 +77,7 @@ class Shell(Joiner):
         """A subshell: what it changes, other than files, is its own."""
         copy = Shell.__new__(Shell)
         copy.__dict__.update(self.__dict__)
-        copy.scope = self.scope.fork()
+        copy.scope = self.scope.fork(copy._computed)
         copy.functions = self.functions.copy()
         copy.aliases = self.aliases.copy()
         copy.options = self.options.copy()
@@ -99,7 +92,13 @@ class Shell(Joiner):
         copy.expander = Expander(copy)
         return copy
 
-    def _random(self) -> str:
+    def _computed(self, name: str) -> str | None:
+        """The value of a variable that is made when it is read; None if there is no such variable."""
+        value = COMPUTED.get(name)
+        return value if value is None or isinstance(value, str) else value(self)
+
+    def random(self) -> str:
+        """$RANDOM, always the same sequence."""
         self._seed = (self._seed * 16807) % 2147483647
         return str(self._seed & 32767)
 
@@ -300,6 +299,27 @@ class Shell(Joiner):
         self.line = command.line
         self.status = int(not holds(self, command.test))
 
+
+COMPUTED: Mapping[str, str | Callable[[Shell], str]] = {
+    "RANDOM": Shell.random,
+    "LINENO": lambda shell: str(shell.line),
+    "EPOCHSECONDS": lambda shell: str(shell.fs.clock),
+    "BASHPID": lambda shell: str(shell.pid),
+    "UID": lambda shell: str(shell.who.uid),
+    "EUID": lambda shell: str(shell.who.uid),
+    "BASH_SUBSHELL": lambda shell: str(shell.level),
+    "SECONDS": "0",
+    "PPID": "4199",
+    "BASH_VERSION": "5.2.15(1)-release",
+    "BASH": "/usr/bin/bash",
+    "HOSTNAME": "localhost",
+    "OSTYPE": "linux-gnu",
+    "HOSTTYPE": "x86_64",
+    "MACHTYPE": "x86_64-pc-linux-gnu",
+    "OPTIND": "1",
+    "PS4": "+ ",
+    "BASH_COMMAND": "",
+}
 
 _COMPOUND = {
     ast.Subshell: Shell._subshell,

@@ -9,6 +9,7 @@ from subtransfer.settings.shell.quoting import ansi_c
 from subtransfer.settings.shell.result import Unsupported
 
 PLAIN = re.compile(r"[\w./,:=+@%^\-~\]*?\[{}!#\x80-\U0010ffff]+")
+WHOLE = re.compile(r"[\w./,:=+@%^#!}\]\-\x80-\U0010ffff]+(?=[ \t\n;&|<>)]|\Z)")  # a word of such characters alone
 SAFE = re.compile(r"[\w./,:=+@%^#!}\]\-\x80-\U0010ffff]*\Z|\[\Z")  # nothing here is ever expanded
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ASSIGN = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
@@ -65,11 +66,14 @@ class Lexer:
 
     # -- words -------------------------------------------------------------------------------------------------------
 
-    def read_word(self, stop: str = META) -> ast.Word:
-        """The word at the cursor, up to an unquoted character of `stop`; parts may be empty at a metacharacter."""
+    def read_word(self) -> ast.Word:
+        """The word at the cursor, up to an unquoted metacharacter; parts may be empty at one."""
         start = self.i
-        parts: list[ast.Part] = []
         s, n = self.s, self.n
+        if m := WHOLE.match(s, start):
+            self.i = m.end()
+            return ast.Word((ast.Literal(m[0]),), m[0], start)
+        parts: list[ast.Part] = []
         while self.i < n:
             m = PLAIN.match(s, self.i)
             if m:
@@ -77,17 +81,11 @@ class Lexer:
                 self.i = m.end()
                 continue
             c = s[self.i]
-            if c in stop:
-                if c in "<>" and s.startswith("(", self.i + 1) and stop is META and not parts:
+            if c in META:
+                if c in "<>" and s.startswith("(", self.i + 1) and not parts:
                     parts.append(self.process_substitution())
                     continue
-                if (
-                    c == "("
-                    and parts
-                    and isinstance(parts[-1], ast.Literal)
-                    and parts[-1].text[-1:] in "?*+@!"
-                    and stop is META
-                ):
+                if c == "(" and parts and isinstance(parts[-1], ast.Literal) and parts[-1].text[-1:] in "?*+@!":
                     raise ShellSyntaxError(self.unexpected("("))
                 break
             self.unquoted(c, parts)

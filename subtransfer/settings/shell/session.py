@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from subtransfer.settings.shell import programs, world
+from subtransfer.settings.shell import programs
 from subtransfer.settings.shell.control import Discard, Exit, LoopJump, Return, World
 from subtransfer.settings.shell.filesystem import FsError
 from subtransfer.settings.shell.interpreter import Shell
 from subtransfer.settings.shell.result import LimitExceeded, Limits, Meter, Result, Unsupported
 from subtransfer.settings.shell.streams import TextSink
 from subtransfer.settings.shell.syntax import parse
-from subtransfer.settings.shell.tree import environment
-from subtransfer.settings.shell.users import Users
+from subtransfer.settings.shell.world import Image, export
 
-__all__ = ["Limits", "Session"]
+__all__ = ["Image", "Limits", "Session"]
 
 programs.load()
 
@@ -24,21 +23,19 @@ class Session:
     """Bash without a terminal, in a world of its own.
 
     Args:
-      tree: a normal tree (see tree.normalise); it is not changed.
+      tree: a normal tree (see tree.normalise), or its image, from which many sessions begin at once; neither is changed.
       limits: bounds of each line.
     """
 
-    def __init__(self, tree: Mapping[str, Any], *, limits: Limits = Limits()):  # noqa: B008 (immutable)
-        self._tree = tree
+    def __init__(self, tree: Mapping[str, Any] | Image, *, limits: Limits = Limits()):  # noqa: B008 (immutable)
+        self._image = tree if isinstance(tree, Image) else Image(tree)
         self._limits = limits
-        users = Users(tree)
-        self._world = World(world.build(tree, users, limits), users, Meter(limits))
+        self._world = World(self._image.file_system(limits), self._image.users, Meter(limits))
         self._shell = self._new_shell()
 
     def _new_shell(self) -> Shell:
-        tree, users = self._tree, self._world.users
-        who = users.credentials(tree["user"], int(tree["umask"], 8))
-        return Shell(self._world, who, tree["cwd"], environment(tree), {})
+        image = self._image
+        return Shell(self._world, image.who, image.tree["cwd"], image.environment, {})
 
     def run(self, line: str) -> Result:
         """Runs a line (or several) and never raises for what it says.
@@ -89,4 +86,4 @@ class Session:
 
     def tree(self) -> dict[str, Any]:
         """The world now, as a normal tree."""
-        return world.export(self._world.fs, self._world.users, self._tree, self._shell.cwd, self._shell.who.umask)
+        return export(self._world.fs, self._world.users, self._image.tree, self._shell.cwd, self._shell.who.umask)

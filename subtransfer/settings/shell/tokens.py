@@ -11,6 +11,7 @@ from subtransfer.settings.shell.result import Unsupported
 RESERVED = frozenset(
     "if then elif else fi for while until do done case esac in function { } ! [[ ]] time select coproc".split()
 )
+_SKIPPED = frozenset(" \t\\#")  # what blanks, line continuations and comments begin with
 _BLANK = re.compile(r"(?:[ \t]|\\\n)+")
 _RESERVED = re.compile(r"(?:[a-z]+|[{}!]|\[\[|\]\])(?=[\s;&|<>()]|\Z|\\\n)")
 _OPERATOR = re.compile(r"&&|\|\||;;&|;;|;&|\|&|[;&|()\n]")
@@ -34,6 +35,8 @@ class Tokens(Lexer):
 
     def skip(self) -> None:
         """Blanks, line continuations and a comment."""
+        if self.s[self.i : self.i + 1] not in _SKIPPED:
+            return
         m = _BLANK.match(self.s, self.i)
         if m:
             self.i = m.end()

@@ -39,7 +39,8 @@ from typing import Any, NamedTuple
 from subtransfer.errors import UserError
 
 EPOCH = 1700000000  # seconds; the logical clock of a world starts here
-MAX_ID = 65533  # of users and groups; 65534 is the kernel's for ids without a name
+MAX_ID = 65533  # of users and groups
+NOBODY = 65534  # the kernel's for ids without a name; the last that a file can belong to
 SEARCH_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # What every world has besides its tree: path -> None for a directory, the target for a symlink. /dev/null is a device.
@@ -397,7 +398,7 @@ def _text(value: Any, where: str) -> str:
 
 def _holder(value: Any, where: str, names: Mapping[str, Any]) -> str:
     """A user's or group's name, or the number, as text, of one that has no name."""
-    if isinstance(value, str) and value.isascii() and value.isdigit() and int(value) <= MAX_ID:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and int(value) <= NOBODY:
         numbers = {entry if isinstance(entry, int) else entry["uid"]: name for name, entry in names.items()}
         return numbers.get(int(value), str(int(value)))
     if not isinstance(value, str) or value not in names:

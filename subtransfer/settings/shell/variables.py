@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -55,26 +56,31 @@ class Variable:
         return [] if self.value is None else [0]
 
 
+@functools.lru_cache(1024)
+def _exported(value: str) -> Variable:
+    return Variable(value, exported=True)
+
+
 class Scope:
     """All variables of a shell, with the frames of the functions that are running.
 
     Attributes:
       names: variables by name.
       frames: for each running function, what its local variables hide.
-      computed: variables that are made when they are read, such as RANDOM.
+      computed: gives the value of a variable that is made when it is read, such as RANDOM; None for other names.
     """
 
-    def __init__(self, exported: Mapping[str, str]):
-        self.names: dict[str, Variable] = {name: Variable(value, exported=True) for name, value in exported.items()}
+    def __init__(self, exported: Mapping[str, str], computed: Callable[[str], str | None]):
+        self.names: dict[str, Variable] = {name: _exported(value) for name, value in exported.items()}
         self.frames: list[dict[str, Variable | None]] = []
-        self.computed: dict[str, Callable[[], str]] = {}
+        self.computed = computed
         self._env: dict[str, str] | None = None
 
-    def fork(self) -> Scope:
+    def fork(self, computed: Callable[[str], str | None]) -> Scope:
         copy = Scope.__new__(Scope)
         copy.names = self.names.copy()
         copy.frames = [frame.copy() for frame in self.frames]
-        copy.computed = self.computed
+        copy.computed = computed
         copy._env = self._env
         return copy
 
@@ -84,8 +90,7 @@ class Scope:
         if variable is not None:
             value = variable.value
             return value if value is None or isinstance(value, str) else variable.text()
-        computed = self.computed.get(name)
-        return computed() if computed is not None else None
+        return self.computed(name)
 
     def set(self, name: str, value: str, append: bool = False) -> None:
         """Assigns to a scalar, or to element 0 of an array."""

@@ -8,65 +8,73 @@ from typing import Any
 
 from subtransfer.settings.shell.acl import access_entries, default_entries, parse_entries
 from subtransfer.settings.shell.filesystem import FileSystem
-from subtransfer.settings.shell.inodes import Inode
+from subtransfer.settings.shell.inodes import Inode, Original
 from subtransfer.settings.shell.result import Limits
-from subtransfer.settings.shell.tree import EPOCH, SYSTEM, parse_acl, sort_acl
+from subtransfer.settings.shell.tree import EPOCH, SYSTEM, environment, parse_acl, sort_acl
 from subtransfer.settings.shell.users import Users
 
 
-def build(tree: Mapping[str, Any], users: Users, limits: Limits) -> FileSystem:
-    """The file system of a normal tree, with the system's own directories and /dev/null."""
-    fs = FileSystem(limits)
-    uids = {name: user.uid for name, user in users.users.items()}
-    gids = users.groups
-    nodes: dict[str, Inode] = {"": fs.root}
-    links = []
+class Image:
+    """A tree, read once: worlds are made from it, each with files of its own, in a moment (see Original and Entries).
+
+    Attributes:
+      tree: the normal tree (see tree.normalise); neither changed here, nor may it be.
+      users, environment: its user database and the variables that its user's shell starts with; both are never changed.
+      who: the user's credentials.
+    """
+
+    def __init__(self, tree: Mapping[str, Any]):
+        self.tree = tree
+        self.users = Users(tree)
+        self.environment = environment(tree)
+        self.who = self.users.credentials(tree["user"], int(tree["umask"], 8))
+        self._root, self._count = _read(tree, self.users)
+
+    def file_system(self, limits: Limits) -> FileSystem:
+        """A fresh one, as the tree describes it, with the system's own directories and /dev/null."""
+        return FileSystem(limits, self._root.copy(None, {}), self._count)
+
+
+def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:
+    """The root of a normal tree, and the number of inodes below it."""
+    nodes: dict[str, Original] = {}
     number = 11
     for path, entry in tree["paths"].items():
         kind = entry["type"]
         if kind == "hardlink":
-            links.append((path, entry["target"]))
             continue
-        if path == "/":
-            node = fs.root
-            node.mode, node.uid, node.gid = int(entry["mode"], 8), uids[entry["owner"]], gids[entry["group"]]
-        else:
-            number += 1
-            content = entry.get("content" if kind == "file" else "target", "")
-            mode = 0o777 if kind == "symlink" else int(entry["mode"], 8)
-            node = Inode(kind, mode, uids[entry["owner"]], gids[entry["group"]], content, entry["mtime"], number)
-            parent, _, name = path.rpartition("/")
-            above = nodes[parent]
-            above.entries[name] = node  # type: ignore[index]
-            if kind == "directory":
-                node.parent, node.name = above, name
-                above.nlink += 1
-                nodes[path] = node
+        number += path != "/"
+        content = entry.get("content" if kind == "file" else "target", "")
+        mode = 0o777 if kind == "symlink" else int(entry["mode"], 8)
+        uid, gid = users.uid(entry["owner"]) or 0, users.gid(entry["group"]) or 0
+        node = Original(kind, mode, uid, gid, content, entry["mtime"], number if path != "/" else 2)
         if entry.get("acl"):
             node.mode, node.acl, node.default = parse_entries(entry["acl"], node.mode, users)
-    for path, target in links:
-        parent, _, name = path.rpartition("/")
-        holder, _, held = target.rpartition("/")
-        node = nodes[holder].entries[held]  # type: ignore[index]
-        nodes[parent].entries[name] = node  # type: ignore[index]
-        node.nlink += 1
-    _add_system(fs, nodes)
-    fs.set_count(number)
-    return fs
-
-
-def _add_system(fs: FileSystem, nodes: dict[str, Inode]) -> None:
+        _add(nodes, path, node)
+    for path, entry in tree["paths"].items():
+        if entry["type"] == "hardlink":
+            node = nodes[entry["target"]]
+            parent, _, name = path.rpartition("/")
+            nodes[parent or "/"].entries[name] = node  # type: ignore[index]
+            node.nlink += 1
     for path, target in SYSTEM.items():
-        if target is None:
-            mode = 0o555 if path == "/proc" else 0o755
-            node = Inode("directory", mode, 0, 0, "", EPOCH, 3)
-            nodes[path] = node
-        else:
-            node = Inode("symlink", 0o777, 0, 0, target, EPOCH, 3)
-        parent, _, name = path.rpartition("/")
-        fs.attach(nodes[parent], name, node)
-    fs.attach(nodes["/dev"], "null", Inode("device", 0o666, 0, 0, "", EPOCH, 4))
-    fs.attach(nodes["/dev"], "fd", Inode("directory", 0o555, 0, 0, "", EPOCH, 5))
+        kind = "directory" if target is None else "symlink"
+        mode = 0o555 if path == "/proc" else 0o755 if target is None else 0o777
+        _add(nodes, path, Original(kind, mode, 0, 0, target or "", EPOCH, 3))
+    _add(nodes, "/dev/null", Original("device", 0o666, 0, 0, "", EPOCH, 4))
+    _add(nodes, "/dev/fd", Original("directory", 0o555, 0, 0, "", EPOCH, 5))
+    return nodes["/"], number
+
+
+def _add(nodes: dict[str, Original], path: str, node: Original) -> None:
+    """Enters an inode at its path, whose parent is there already."""
+    node.path = path
+    nodes[path] = node
+    if path != "/":
+        above, _, node.name = path.rpartition("/")
+        parent = nodes[above or "/"]
+        parent.entries[node.name] = node  # type: ignore[index]
+        parent.nlink += node.entries is not None
 
 
 def export(fs: FileSystem, users: Users, tree: Mapping[str, Any], cwd: str, umask: int) -> dict[str, Any]:
@@ -80,17 +88,29 @@ def export(fs: FileSystem, users: Users, tree: Mapping[str, Any], cwd: str, umas
         path, node = pending.pop()
         if path not in SYSTEM:
             found.append((path, node))
-            if node.entries is not None:
-                pending.extend((posixpath.join(path, name), child) for name, child in node.entries.items())
+            for name, child in node.entries.items() if node.entries is not None else ():
+                alone = child.entries is None and child.nlink == 1
+                pending.append((posixpath.join(path, name), child if alone else node.entries[name]))  # type: ignore[index]
     found.sort(key=lambda item: item[0])
     paths: dict[str, dict[str, Any]] = {}
     seen: dict[int, str] = {}
     for path, node in found:
         if node.entries is None and node.nlink > 1 and seen.setdefault(node.ino, path) != path:
             paths[path] = {"type": "hardlink", "target": seen[node.ino]}
+        elif type(node) is Original:
+            paths[path] = dict(tree["paths"][node.path])
         else:
             paths[path] = _entry(node, users)
-    return {**tree, "cwd": cwd, "umask": f"{umask:04o}", "paths": paths}
+    return {**tree, "cwd": _standing(fs, cwd, paths), "umask": f"{umask:04o}", "paths": paths}
+
+
+def _standing(fs: FileSystem, cwd: str, paths: Mapping[str, Any]) -> str:
+    """A shell's directory as one of the tree: without symlinks; the nearest above one that is gone or the system's own."""
+    while True:
+        place = fs.resolve(cwd) if fs.is_dir(cwd) else ""
+        if place in paths:
+            return place
+        cwd = posixpath.dirname(cwd)
 
 
 def _entry(node: Inode, users: Users) -> dict[str, Any]:

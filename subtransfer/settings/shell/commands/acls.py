@@ -3,107 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 
 from subtransfer.settings.shell.acl import Acl, access_entries, default_entries, perms, rwx
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
+from subtransfer.settings.shell.commands.acl_entries import BadEntry, Entry, Key, read_entries
 from subtransfer.settings.shell.commands.options import Options, UsageError, parse_options, tool, unknown
 from subtransfer.settings.shell.commands.walking import join, scan
 from subtransfer.settings.shell.inodes import Inode
-from subtransfer.settings.shell.users import number
-
-_TAGS = {
-    "u": "user",
-    "user": "user",
-    "g": "group",
-    "group": "group",
-    "m": "mask",
-    "mask": "mask",
-    "o": "other",
-    "other": "other",
-}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Entry:
-    """One entry of a specification: `key` is (tag, number or None for the file's own); `bits` None where X must be decided."""
-
-    default: bool
-    key: tuple[str, int | None]
-    bits: int
-    conditional: bool = False  # X: execute only for directories, or where somebody may execute
-
-
-class _BadEntry(Exception):
-    pass
-
-
-def _parse(ctx: Context, text: str, with_permissions: bool, all_default: bool) -> list[_Entry]:
-    entries = []
-    for item in re.split(r"[,\s]+", text.strip()):
-        if item:
-            entries.append(_parse_one(ctx, item, with_permissions, all_default))
-        elif text.strip():
-            continue
-    return entries
-
-
-def _parse_one(ctx: Context, item: str, with_permissions: bool, default: bool) -> _Entry:
-    parts = item.split(":")
-    if parts[0] in ("d", "default"):
-        default = True
-        parts = parts[1:]
-    if not parts:
-        raise _BadEntry
-    tag = _TAGS.get(parts[0])
-    if tag is None:
-        if len(parts) <= (2 if with_permissions else 1):  # NAME:perms means a user
-            tag, parts = "user", ["user", *parts]
-        else:
-            raise _BadEntry
-    name = ""
-    permissions = ""
-    if tag in ("mask", "other"):
-        rest = [p for p in parts[1:]]
-        if len(rest) == 2 and rest[0] == "":
-            rest = rest[1:]
-        if with_permissions and len(rest) != 1:
-            raise _BadEntry
-        permissions = rest[0] if rest else ""
-    else:
-        if with_permissions:
-            if len(parts) < 3:
-                if len(parts) == 2 and parts[0] not in _TAGS:
-                    raise _BadEntry
-                raise _BadEntry
-            name, permissions = parts[1], ":".join(parts[2:])
-        else:
-            name = parts[1] if len(parts) > 1 else ""
-            if len(parts) > 2 and parts[2]:
-                raise _BadEntry
-    key_number: int | None = None
-    if name:
-        key_number = ctx.users.uid(name) if tag == "user" else ctx.users.gid(name)
-        if key_number is None or (number(name) is None and name.startswith("+")):
-            raise _BadEntry
-    if not with_permissions:
-        return _Entry(default, (tag, key_number), 0)
-    if re.fullmatch(r"[0-7]", permissions):
-        return _Entry(default, (tag, key_number), int(permissions))
-    if not re.fullmatch(r"[rwxX-]{1,4}", permissions):
-        raise _BadEntry
-    return _Entry(default, (tag, key_number), perms(permissions), "X" in permissions)
-
-
-def _as_map(mode: int, acl: Acl | None) -> dict[tuple[str, int | None], int]:
+def _as_map(mode: int, acl: Acl | None) -> dict[Key, int]:
     """Entries of an access ACL."""
     if acl is None:
         return {("user", None): mode >> 6 & 7, ("group", None): mode >> 3 & 7, ("other", None): mode & 7}
     return _default_map(dataclasses.replace(acl, owner=mode >> 6 & 7, mask=mode >> 3 & 7, other=mode & 7))
 
 
-def _default_map(acl: Acl) -> dict[tuple[str, int | None], int]:
-    entries: dict[tuple[str, int | None], int] = {
+def _default_map(acl: Acl) -> dict[Key, int]:
+    entries: dict[Key, int] = {
         ("user", None): acl.owner,
         ("group", None): acl.group,
         ("other", None): acl.other,
@@ -115,7 +32,7 @@ def _default_map(acl: Acl) -> dict[tuple[str, int | None], int]:
     return entries
 
 
-def _to_acl(entries: dict[tuple[str, int | None], int]) -> Acl:
+def _to_acl(entries: dict[Key, int]) -> Acl:
     users = tuple(sorted((n, bits) for (tag, n), bits in entries.items() if tag == "user" and n is not None))
     groups = tuple(sorted((n, bits) for (tag, n), bits in entries.items() if tag == "group" and n is not None))
     return Acl(
@@ -128,7 +45,7 @@ class _Step:
     """One -m, -x, -b or -k."""
 
     kind: str
-    entries: list[_Entry]
+    entries: list[Entry]
 
 
 class _Setter:
@@ -146,10 +63,13 @@ class _Setter:
             if link.kind == "symlink" and ("R" in self.flags and not (top and "P" not in self.flags) or "P" in self.flags):
                 return
             node = ctx.fs.node(ctx.path(name), ctx.who)
-            self.apply(name, node)
         except FsError as error:
             self.status = ctx.fail(f"{name}: {error.message}")
             return
+        try:
+            self.apply(name, node)
+        except FsError as error:
+            self.status = ctx.fail(f"{name}: {error.message}")
         if "R" in self.flags and node.kind == "directory":
             try:
                 names = scan(ctx, ctx.path(name))
@@ -179,22 +99,22 @@ class _Setter:
                     continue
                 target = default if entry.default else access
                 if step.kind == "x":
-                    if entry.key in _BASE:
-                        raise FsError("EINVAL", "Malformed access ACL")
                     if entry.key in target:
                         del target[entry.key]
                         given[which] = True
-                        if entry.key[0] == "mask" and any(key[1] is not None for key in target):
-                            raise FsError("EINVAL", "Malformed access ACL: Missing or wrong entry")
+                        masked[which] = masked[which] or entry.key[0] == "mask"
                     continue
-                if entry.default and not default:
-                    default.update({key: access[key] for key in _BASE})
                 bits = entry.bits
                 if entry.conditional and (node.kind == "directory" or any(b & 1 for b in target.values())):
                     bits |= 1
                 target[entry.key] = bits
                 given[which] = True
                 masked[which] = masked[which] or entry.key[0] == "mask"
+        lacking = [key for key in _BASE if key not in access]
+        if lacking or (masked["access"] and ("mask", None) not in access and any(n is not None for _, n in access)):
+            raise _malformed(ctx, access)
+        if default:
+            default = {key: access[key] for key in _BASE} | default
         kinds = {step.kind for step in self.steps}
         changed = (
             any(given.values()) or ("b" in kinds and node.acl is not None) or (kinds & {"b", "k"} and node.default is not None)
@@ -236,6 +156,35 @@ class _Setter:
             entries["mask", None] = union
 
 
+def _read_file(ctx: Context, name: str, permissions: bool, all_default: bool) -> list[Entry]:
+    """Entries of -M and -X, one a line; raises FsError, and BadEntry with the number of the line."""
+    entries = []
+    text = ctx.stdin if name == "-" else ctx.fs.read_text(ctx.path(name), ctx.who)
+    for number, line in enumerate(text.splitlines(), 1):
+        if line := line.partition("#")[0].strip():
+            try:
+                if "," in line:
+                    raise BadEntry(line.index(","))
+                entries += read_entries(line, ctx.users, permissions, all_default)
+            except BadEntry as error:
+                raise BadEntry(number) from error
+    return entries
+
+
+def _malformed(ctx: Context, entries: dict[Key, int]) -> FsError:
+    """What is said of an access ACL that lacks an entry: itself, and the place where the entry is missing."""
+    order = [("user", False), ("user", True), ("group", False), ("group", True), ("mask", False), ("other", False)]
+    ranked = sorted((order.index((tag, n is not None)), n or 0, tag, bits) for (tag, n), bits in entries.items())
+    needed = [*_BASE, ("mask", None)] if any(n is not None for _, n in entries) else _BASE
+    first = min(order.index((tag, False)) for tag, n in needed if (tag, n) not in entries)
+    place = sum(rank < first for rank, *_ in ranked) + 1
+    shown = []
+    for rank, n, tag, bits in ranked:
+        name = (ctx.users.user_name(n) if tag == "user" else ctx.users.group_name(n)) if order[rank][1] else ""
+        shown.append(f"{tag}:{name}:{rwx(bits)}")
+    return FsError("EINVAL", f"Malformed access ACL `{','.join(shown)}': Missing or wrong entry at entry {place}")
+
+
 _BASE = (("user", None), ("group", None), ("other", None))
 _SETFACL = (
     "modify=m: remove=x: remove-all=b remove-default=k default=d recursive=R no-mask=n mask=mask set=set: modify-file=M: "
@@ -258,20 +207,22 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
             raise unknown(ctx, key)
         if key in ("M", "X"):
             try:
-                lines = (ctx.stdin if value == "-" else ctx.fs.read_text(ctx.path(value), ctx.who)).splitlines()
+                entries = _read_file(ctx, value, key == "M", "d" in flags)
             except FsError as error:
                 return ctx.fail(f"{value}: {error.message}")
-            value = ",".join(line.partition("#")[0].strip() for line in lines)
-            key = key.lower()
-        if key in ("b", "k"):
+            except BadEntry as error:
+                where = "standard input" if value == "-" else f"file {value}"
+                return ctx.fail(f"Invalid argument in line {error.at} of {where}", 2)
+            steps.append(_Step(key.lower(), entries))
+        elif key in ("b", "k"):
             steps.append(_Step(key, []))
         elif key in ("m", "x", "set"):
             try:
-                entries = _parse(ctx, value, key != "x", "d" in flags)
-            except _BadEntry:
-                at = 1
-                ctx.error(f"setfacl: Option -{key}: Invalid argument near character {at}\n")
-                return 2
+                entries = read_entries(value, ctx.users, key != "x", "d" in flags)
+            except BadEntry as error:
+                missing = error.at >= len(value)
+                what = f"-{key} incomplete" if missing else f"-{key}: Invalid argument near character {error.at + 1}"
+                return ctx.fail(f"Option {what}", 2)
             if key == "set":
                 if not {e.key for e in entries if not e.default} >= set(_BASE):
                     return ctx.fail("Malformed access ACL `...': Missing or wrong entry", 2)
@@ -294,14 +245,14 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
 
 def _with_effective(entries: list[str], mask: int | None, everywhere: bool, never: bool) -> list[str]:
     """Entries that the mask restricts get a comment with what is left."""
-    if (mask is None and not everywhere) or never:
+    if mask is None or never:
         return entries
     out = []
     for entry in entries:
         tag, name, text = entry.removeprefix("default:").split(":")
         own = perms(text)
         subject = (tag in ("user", "group") and name) or tag == "group"
-        effective = own & mask if subject and mask is not None else own
+        effective = own & mask if subject else own
         if subject and (effective != own or everywhere):
             out.append(f"{entry}\t#effective:{rwx(effective)}")
         else:
@@ -327,6 +278,7 @@ def getfacl(ctx: Context, options: Options, operands: list[str]) -> int:
     reporter = _Reporter(ctx, flags)
     for name in operands:
         reporter.visit(name)
+    ctx.write("".join(reporter.out))
     return reporter.status
 
 
@@ -335,7 +287,8 @@ class _Reporter:
         self.ctx = ctx
         self.flags = flags
         self.status = 0
-        self.warned = "p" in flags or "c" in flags
+        self.warned = "p" in flags
+        self.out: list[str] = []  # is written at the end, when getfacl's buffer is
 
     def visit(self, name: str) -> None:
         ctx = self.ctx
@@ -384,7 +337,7 @@ class _Reporter:
         if node.default is not None and ("d" in flags or "a" not in flags):
             entries = _with_effective(self.numbered(default_entries(node.default, users)), node.default.mask, everywhere, never)
             lines += [e.removeprefix("default:") if "d" in flags and "a" not in flags else e for e in entries]
-        ctx.write("\n".join(lines) + "\n\n")
+        self.out.append("\n".join(lines) + "\n\n")
 
     def numbered(self, entries: list[str]) -> list[str]:
         if "n" not in self.flags:

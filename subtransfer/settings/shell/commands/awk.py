@@ -53,7 +53,8 @@ def awk(ctx: Context, argv: list[str]) -> int:
         compiler = Compiler(Parser(program), runtime)
         return compiler.run()
     except AwkError as error:
-        ctx.error(f"awk: line 1: {error}\n")
+        line = "\n".join(sources).count("\n") + 2 if error.at_end else 1
+        ctx.error(f"awk: line {line}: {error}\n")
     except (AwkFailure, FsError) as error:
         runtime.flush()
         ctx.error(f"awk: {error}\n")

@@ -307,7 +307,9 @@ class Compiler:
 
     def _call(self, name: str, arguments: list[tuple]) -> Expression:
         if name not in self.program.functions:
-            raise AwkError(f"function {name} never defined")
+            error = AwkError(f"function {name} never defined")
+            error.at_end = True
+            raise error
         parameters = self.program.functions[name][0]
         if len(arguments) > len(parameters):
             raise AwkError(f"too many arguments in call to {name}")

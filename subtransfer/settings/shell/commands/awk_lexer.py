@@ -26,7 +26,9 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "a": "\a", "b": "\b", "f": "\f", "v
 
 
 class AwkError(Exception):
-    """A program that mawk refuses."""
+    """A program that mawk refuses; `at_end`: it sees that only when it has read the whole."""
+
+    at_end = False
 
 
 def unescape(text: str) -> str:

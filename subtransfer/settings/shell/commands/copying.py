@@ -61,7 +61,7 @@ class Copier:
         self.keep = keep
         self.failed = False
         self.made: dict[int, str] = {}
-        self.top: Inode | None = None  # the directory that the running operand is copied to: it is not copied into itself
+        self.top: Inode | None = None  # the first directory made for the running operand: it is not copied into itself
         self.first = self.goal = ""
         self.follow = "L" in flags or ("r" not in flags and "P" not in flags)
         self.follow_operands = self.follow or "H" in flags
@@ -70,33 +70,53 @@ class Copier:
         self.failed = True
         self.ctx.fail(message)
 
-    def copy(self, source: str, target: str, operand: bool = True) -> None:
+    def copy(self, source: str, target: str, operand: bool = True) -> bool:
+        """Copies a file or a tree; False if a directory was to be copied into itself, where the copying of a tree stops."""
         ctx = self.ctx
         ctx.tick()
         try:
             node = ctx.fs.node(ctx.path(source), ctx.who, follow=self.follow_operands if operand else self.follow)
         except FsError as error:
             self.fail(f"cannot stat {quote(source)}: {error.message}")
-            return
+            return True
         if node.kind == "directory":
             if "r" not in self.flags:
                 self.fail(f"-r not specified; omitting directory {quote(source)}")
-                return
+                return True
             if operand:
-                self.first, self.goal = source, target
-            self.copy_tree(source, node, target, operand)
-            return
+                self.top, self.first, self.goal = None, source, target
+            return self.copy_tree(source, node, target)
+        self.copy_other(source, node, target, self.follow_operands if operand else self.follow)
+        return True
+
+    def copy_other(self, source: str, node: Inode, target: str, follow: bool) -> None:
+        """Copies anything but a directory; what goes wrong is said."""
+        ctx = self.ctx
         try:
             old = ctx.fs.walk(ctx.path(target), ctx.who, follow=False)[2] if target else None
         except FsError as error:
-            self.fail(f"cannot stat {quote(target)}: {error.message}" if error.code != "ENOENT"
-                      else f"cannot create regular file {quote(target)}: {error.message}")  # fmt: skip
-            return
+            if error.code != "ENOENT":
+                self.fail(f"cannot stat {quote(target)}: {error.message}")
+                return
+            old = None
         if old is not None and self.skips(source, node, target, old):
             return
+        verbose = "v" in self.flags
+        replaced = "links" in self.keep and old is not None and old.nlink > 1 or node.kind == "symlink" and not follow
+        if old is not None and replaced:
+            try:
+                ctx.fs.unlink(ctx.path(target), ctx.who)
+            except FsError as error:
+                self.fail(f"cannot remove {quote(target)}: {error.message}")
+                return
+            if verbose:
+                ctx.write(f"removed {quote(target)}\n")
+            old = None
+        if verbose:
+            ctx.write(f"{quote(source)} -> {quote(target)}\n")
         try:
-            if node.kind == "symlink" and not (self.follow_operands if operand else self.follow):
-                self.copy_link(node, target, old)
+            if node.kind == "symlink" and not follow:
+                self.copy_link(node, target)
             elif node.kind == "device":
                 if "r" in self.flags:
                     raise Unsupported("copying a device")
@@ -107,9 +127,6 @@ class Copier:
                 self.copy_file(source, node, target)
         except FsError as error:
             self.fail(str(error.message))
-            return
-        if "v" in self.flags:
-            ctx.write(f"{quote(source)} -> {quote(target)}\n")
 
     def skips(self, source: str, node: Inode, target: str, old: Inode) -> bool:
         ctx = self.ctx
@@ -133,7 +150,8 @@ class Copier:
         fs, who = self.ctx.fs, self.ctx.who
         if old is not None:
             if "f" not in self.flags:
-                raise FsError("EEXIST", f"cannot create link {quote(target)} to {quote(source)}: File exists")
+                what = "hard" if "l" in self.flags else "symbolic"
+                raise FsError("EEXIST", f"cannot create {what} link {quote(target)} to {quote(source)}: File exists")
             fs.unlink(self.ctx.path(target), who)
         if "l" in self.flags:
             fs.link(self.ctx.path(source), self.ctx.path(target), who)
@@ -142,11 +160,9 @@ class Copier:
                 raise FsError("EINVAL", f"{target}: can make relative symbolic links only in current directory")
             fs.symlink(source, self.ctx.path(target), who)
 
-    def copy_link(self, node: Inode, target: str, old: Inode | None) -> None:
+    def copy_link(self, node: Inode, target: str) -> None:
         ctx = self.ctx
         try:
-            if old is not None:
-                ctx.fs.unlink(ctx.path(target), ctx.who)
             ctx.fs.symlink(node.content, ctx.path(target), ctx.who)
         except FsError as error:
             raise FsError(error.code, f"cannot create symbolic link {quote(target)}: {error.message}") from error
@@ -173,12 +189,14 @@ class Copier:
                 raise FsError("EINVAL", "")
             wanted = (node.mode if mode is None else mode) & 0o777
             if existing is not None:
-                self.overwrite(path, content, wanted)
+                self.overwrite(path, target, content, wanted)
             else:
                 if "owner" in self.keep:
                     wanted &= 0o700
                 fs.write_text(path, content, who, mode=wanted)
         except FsError as error:
+            if error.message.startswith("cannot remove"):
+                raise
             if error.code == "EINVAL":
                 raise FsError("EINVAL", f"not writing through dangling symlink {quote(target)}") from error
             code = "ENOTDIR" if error.code == "EISDIR" and target.endswith("/") else error.code
@@ -189,14 +207,20 @@ class Copier:
             new.mode = node.mode & 0o777 & ~who.umask
         self.preserve(node, new)
 
-    def overwrite(self, path: str, content: str, mode: int) -> None:
+    def overwrite(self, path: str, target: str, content: str, mode: int) -> None:
+        """Into an existing file, or with -f instead of it."""
         fs, who = self.ctx.fs, self.ctx.who
         try:
             fs.write_text(path, content, who)
         except FsError as error:
             if "f" not in self.flags or error.code != "EACCES":
                 raise
-            fs.unlink(path, who)
+            try:
+                fs.unlink(path, who)
+            except FsError as kept:
+                raise FsError(kept.code, f"cannot remove {quote(target)}: {kept.message}") from kept
+            if "v" in self.flags:
+                self.ctx.write(f"removed {quote(target)}\n")
             fs.write_text(path, content, who, mode=mode)
 
     def preserve(self, node: Inode, new: Inode) -> None:
@@ -219,39 +243,50 @@ class Copier:
         if "times" in self.keep:
             new.mtime = node.mtime
 
-    def copy_tree(self, source: str, node: Inode, target: str, operand: bool) -> None:
+    def copy_tree(self, source: str, node: Inode, target: str) -> bool:
+        """As `copy`. What is in a directory comes in the order of the inodes, as cp reads it."""
         ctx = self.ctx
         fs, who = ctx.fs, ctx.who
         path = ctx.path(target)
         try:
             existing = fs.walk(path, who)[2]
-            if existing is node or node is self.top:
-                self.fail(f"cannot copy a directory, {quote(self.first)}, into itself, {quote(self.goal)}")
-                return
+        except FsError as error:
+            if error.code != "ENOENT":
+                self.fail(f"cannot stat {quote(target)}: {error.message}")
+                return True
+            existing = None
+        if existing is node or node is self.top:
+            self.fail(f"cannot copy a directory, {quote(self.first)}, into itself, {quote(self.goal)}")
+            return False
+        try:
             if existing is None:
-                fs.mkdir(path, who, node.mode & 0o777 | (0o700 if node.mode & 0o700 != 0o700 else 0))
+                fs.mkdir(path, who, node.mode & 0o1777 | (0o700 if node.mode & 0o700 != 0o700 else 0))
                 if "v" in self.flags:
                     ctx.write(f"{quote(source)} -> {quote(target)}\n")
             elif existing.kind != "directory":
                 self.fail(f"cannot overwrite non-directory {quote(target)} with directory {quote(source)}")
-                return
+                return True
         except FsError as error:
             self.fail(f"cannot create directory {quote(target)}: {error.message}")
-            return
+            return True
         new = fs.node(path, who)
-        if operand:
-            self.top, self.first, self.goal = new, source, target
+        if existing is None and self.top is None:
+            self.top = new
+        whole = True
         try:
-            names = scan(ctx, ctx.path(source))
+            names = sorted(scan(ctx, ctx.path(source)), key=lambda name: node.entries[name].ino)  # type: ignore[index]
         except FsError as error:
             self.fail(f"cannot access {quote(source)}: {error.message}")
             names = []
         for name in names:
-            self.copy(join(source, name), join(target, name), operand=False)
+            whole = self.copy(join(source, name), join(target, name), operand=False)
+            if not whole:
+                break
         if existing is None and node.mode & 0o700 != 0o700 and new.acl is None:
             new.mode = new.mode & 0o7000 | node.mode & 0o777 & ~who.umask
         if existing is None or self.keep:
             self.preserve(node, new)
+        return whole
 
 
 _CP = (
@@ -338,7 +373,12 @@ def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
     except FsError as error:
         return ctx.fail(f"cannot stat {quote(source)}: {error.message}")
     last = source.rstrip("/").rpartition("/")[2]
-    old = fs.find(end.rstrip("/") or "/", who, follow=False) if target else None
+    try:
+        old = fs.walk(end, who, follow=False)[2] if target else None
+    except FsError as error:
+        if error.code != "ENOENT":
+            return ctx.fail(f"cannot stat {quote(target)}: {error.message}")
+        old = None
     if old is None and target.endswith("/") and node.kind != "directory":
         return ctx.fail(
             f"cannot move {quote(source)} to {quote(target)}: " + ("Not a directory" if target.strip("/") else "Is a directory")

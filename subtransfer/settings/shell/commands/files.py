@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import posixpath
 import re
+from collections.abc import Iterator
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
 from subtransfer.settings.shell.commands.options import Inputs, Options, quote, tool, unknown, usage
 from subtransfer.settings.shell.commands.times import parse_date
 from subtransfer.settings.shell.commands.walking import join
-from subtransfer.settings.shell.streams import FileSink
+from subtransfer.settings.shell.inodes import allows
+from subtransfer.settings.shell.streams import FileSink, FileSource
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
@@ -21,7 +23,7 @@ def missing_operand(ctx: Context) -> int:
 
 def confirmed(ctx: Context, question: str) -> bool:
     """Asks on stderr and reads an answer from stdin."""
-    ctx.fail(question + "?")
+    ctx.error(f"{ctx.name}: {question}? ")
     answer = ctx.source.readline() if ctx.source is not None else ""
     return answer[:1] in ("y", "Y")
 
@@ -54,10 +56,10 @@ def cat(ctx: Context, options: Options, operands: list[str]) -> int:
     flags = {key for key, _ in options}
     ends, tabs, visible = bool(flags & set("AeE")), bool(flags & set("AtT")), bool(flags & set("Aetv"))
     plain = not flags - {"u"}
-    inputs = Inputs(ctx, _not_output(ctx, operands))
+    failed: list[str] = []
     number, blank = 0, False
     fresh = True
-    for _, text in inputs:
+    for text in _texts(ctx, operands, failed):
         if plain:
             ctx.write(text)
             continue
@@ -74,24 +76,29 @@ def cat(ctx: Context, options: Options, operands: list[str]) -> int:
             body = _visible(body, tabs) if visible else body.replace("\t", "^I") if tabs else body
             out.append(body + ("$" if ends and fresh else "") + ("\n" if fresh else ""))
         ctx.write("".join(out))
-    return int(inputs.failed or len(operands) != len(_not_output(ctx, operands, quiet=True)))
+    return int(bool(failed))
 
 
-def _not_output(ctx: Context, operands: list[str], quiet: bool = False) -> list[str]:
-    """The operands without a file that stdout is appended to, which cat refuses to copy onto itself."""
+def _texts(ctx: Context, operands: list[str], failed: list[str]) -> Iterator[str]:
+    """What the operands hold; those that cannot be read, or are what cat writes to, are complained of and go to `failed`."""
+    for name in operands or ["-"]:
+        if _is_output(ctx, name):
+            ctx.fail(f"{name}: input file is output file")
+            failed.append(name)
+            continue
+        inputs = Inputs(ctx, [name])
+        yield from (text for _, text in inputs)
+        failed += [name] * inputs.failed
+
+
+def _is_output(ctx: Context, name: str) -> bool:
+    """Whether stdout is the same file, with something in it that is still to be read."""
     if not isinstance(ctx.out, FileSink):
-        return operands
-    kept = []
-    for name in operands:
-        node = ctx.fs.find(ctx.path(name), ctx.who) if name != "-" else None
-        if node is ctx.out.node and node.content:
-            if not quiet:
-                ctx.fail(f"{name}: input file is output file")
-        else:
-            kept.append(name)
-    if operands and not kept:
-        return kept if quiet else ["/dev/null"]
-    return kept
+        return False
+    if name != "-":
+        return ctx.fs.find(ctx.path(name), ctx.who) is ctx.out.node and bool(ctx.out.node.content)
+    source = ctx.source
+    return isinstance(source, FileSource) and source.node is ctx.out.node and source.at < len(source.node.content)
 
 
 # -- directories ---------------------------------------------------------------------------------------------------------
@@ -112,12 +119,13 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
         return missing_operand(ctx)
     status = 0
     for name in operands:
+        if "p" in flags and not make_ancestors(ctx, name, "created" if "v" in flags else ""):
+            status = 1
+            continue
         try:
-            if "p" in flags:
-                made = make_parents(ctx, name, "v" in flags)
-            else:
+            made = not ("p" in flags and ctx.fs.is_dir(ctx.path(name), ctx.who))
+            if made:
                 ctx.fs.mkdir(ctx.path(name), ctx.who)
-                made = True
                 if "v" in flags:
                     ctx.write(f"{ctx.name}: created directory {quote(name)}\n")
             if mode is not None and made:
@@ -129,37 +137,37 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-def make_parents(ctx: Context, name: str, verbose: bool = False, plain: bool = False) -> bool:
-    """mkdir -p; whether the last directory is new. Parents get u+wx besides what the umask leaves; 0755 with `plain`."""
-    who = ctx.who.with_umask(0o022) if plain else ctx.who
-    parts = name.split("/")
-    made = False
-    for k in range(1, len(parts) + 1):
-        path = "/".join(parts[:k])
-        if not parts[k - 1]:
-            continue
+def make_ancestors(ctx: Context, name: str, verb: str, mode: int | None = None) -> bool:
+    """Makes the directories above a name; false after a complaint about the first that cannot be made or entered.
+
+    Args:
+      verb: "created" or "creating" to tell of them; "" for silence.
+      mode: theirs, whatever the umask is; None for what the umask leaves, and u+wx.
+    """
+    fs, who = ctx.fs, ctx.who if mode is None else ctx.who.with_umask(0)
+    for place in [k for k, c in enumerate(name.rstrip("/")) if c == "/" and name[:k].strip("/") and name[k - 1] != "/"]:
         ctx.tick()
-        made = False
-        absolute = ctx.path(path)
-        node = ctx.fs.find(absolute, ctx.who)
-        if node is not None and node.kind == "directory":
-            continue
-        last = not any(parts[k:])
+        above = name[:place]
+        refused = None
         try:
-            ctx.fs.mkdir(absolute, who)
+            fs.mkdir(ctx.path(above), who, 0o777 if mode is None else mode)
+            if mode is None:
+                fs.node(ctx.path(above), who).mode |= 0o300
+            if verb:
+                ctx.write(f"{ctx.name}: {verb} directory {quote(above)}\n")
         except FsError as error:
-            if error.code == "EEXIST" and not last:
-                raise FsError("ENOTDIR") from error
-            raise
-        made = True
-        if not last:
-            new = ctx.fs.node(absolute, ctx.who)
-            new.mode |= 0o300
-        if verbose:
-            ctx.write(f"{ctx.name}: created directory {quote(path)}\n")
-    if not name:
-        raise FsError("ENOENT")
-    return made
+            refused = error
+        try:
+            node = fs.node(ctx.path(above), who)
+            if node.kind != "directory":
+                raise FsError("ENOTDIR")
+            if not allows(node, 1, who):
+                raise FsError("EACCES")
+        except FsError as error:
+            cause = refused if refused is not None and error.code == "ENOENT" else error
+            ctx.fail(f"cannot create directory {quote(above)}: {cause.message}")
+            return False
+    return True
 
 
 @tool("rmdir", short="pv", long="parents=p verbose=v ignore-fail-on-non-empty=ignore")

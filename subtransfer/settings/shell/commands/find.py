@@ -143,7 +143,7 @@ class _Parser:
             return self.action(word)
         known = re.fullmatch(
             r"-(i?name|i?path|i?wholename|i?lname|i?regex|x?type|size|perm|user|group|[ug]id|links|inum|[mca](time|min)|c?newer"
-            r"|newer[mc][mc]|samefile)",
+            r"|newer[mc][mc]|newermt|samefile)",
             word,
         )
         if known:

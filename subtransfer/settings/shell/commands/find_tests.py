@@ -9,6 +9,7 @@ from collections.abc import Callable
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported
 from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
 from subtransfer.settings.shell.commands.options import FOLD, to_bytes
+from subtransfer.settings.shell.commands.times import parse_date
 from subtransfer.settings.shell.filesystem import Inode, allows, size_of
 from subtransfer.settings.shell.pattern import matches
 from subtransfer.settings.shell.regexes import RegexError, compile_regex
@@ -155,6 +156,13 @@ def _newer(ctx: Context, text: str, test: str, follow: bool) -> Test:
     return lambda entry: getattr(entry.node, mine) > reference
 
 
+def _newer_than_date(ctx: Context, text: str) -> Test:
+    seconds = parse_date(text, ctx.fs.clock)
+    if seconds is None:
+        raise FindError(f"I cannot figure out how to interpret '{text}' as a date or time")
+    return lambda entry: entry.node.mtime > seconds
+
+
 def _lower(text: str) -> str:
     """A text whose case does not matter, as bytes."""
     return to_bytes(text).translate(FOLD)
@@ -204,6 +212,8 @@ def make_test(ctx: Context, test: str, argument: str, regextype: str, follow: bo
             return _age(ctx, argument, test, 60)
         case "-newer" | "-cnewer" | "-samefile" | "-newermm" | "-newercm" | "-newermc" | "-newercc":
             return _newer(ctx, argument, test, follow)
+        case "-newermt":
+            return _newer_than_date(ctx, argument)
     return None
 
 

@@ -6,7 +6,7 @@ import posixpath
 
 from subtransfer.settings.shell.commands import Context, FsError
 from subtransfer.settings.shell.commands.copying import last_component, place_operands
-from subtransfer.settings.shell.commands.files import confirmed, make_parents
+from subtransfer.settings.shell.commands.files import confirmed, make_ancestors
 from subtransfer.settings.shell.commands.modes import ModeError, apply_mode
 from subtransfer.settings.shell.commands.options import Options, quote, tool, unknown, usage
 from subtransfer.settings.shell.inodes import Inode, allows
@@ -105,33 +105,59 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
     if "g" in flags and (group := ctx.users.gid(flags["g"])) is None:
         return ctx.fail(f"invalid group {quote(flags['g'])}")
     status = 0
+    verb = "creating" if "v" in flags else ""
     if "d" in flags:
         if not operands:
             return usage(ctx, "missing file operand")
+        said = ~(mode ^ apply_mode(flags["m"], 0o7777, True, 0)) if "m" in flags else 0o7777
         for name in operands:
-            try:
-                existed = ctx.fs.is_dir(ctx.path(name), ctx.who)
-                make_parents(ctx, name, plain=True)
-                if "v" in flags and not existed:
-                    ctx.write(f"install: creating directory {quote(name)}\n")
-            except FsError as error:
-                status = ctx.fail(f"cannot create directory {quote(name)}: {error.message}")
-                continue
-            status = _own(ctx, name, mode, owner, group) or status
+            if make_ancestors(ctx, name, verb, 0o755):
+                status = _make_directory(ctx, name, "v" in flags, mode, said, owner, group) or status
+            else:
+                status = 1
         return status
-    if "D" in flags and operands:
-        directory = flags["t"] if "t" in flags else posixpath.dirname(operands[-1].rstrip("/"))
-        try:
-            if directory:
-                make_parents(ctx, directory, plain=True)
-        except FsError as error:
-            return ctx.fail(f"cannot create directory {quote(directory)}: {error.message}")
+    place = flags["t"].rstrip("/") + "/x" if "t" in flags else operands[-1] if operands else ""
+    if "D" in flags and not make_ancestors(ctx, place, verb, 0o755):
+        return 1
     pairs = place_operands(ctx, flags, operands)
     if isinstance(pairs, int):
         return pairs
     for source, target in pairs:
         status = _install(ctx, flags, source, target, mode, owner, group) or status
     return status
+
+
+def _make_directory(ctx: Context, name: str, verbose: bool, mode: int, said: int, owner: int | None, group: int | None) -> int:
+    """install -d, below directories that exist.
+
+    One that is there already is only changed where it differs, so others' may be named, too (gnulib's make_dir_parents).
+
+    Args:
+      mode, said: the bits that it shall have, and those of the 12 that this says anything of.
+    """
+    fs, who = ctx.fs, ctx.who
+    path = ctx.path(name)
+    owned = owner is not None or group is not None
+    refused = None
+    try:
+        fs.mkdir(path, who.with_umask(0), mode & (0o1700 if owned else 0o1777))
+        if verbose:
+            ctx.write(f"install: creating directory {quote(name)}\n")
+    except FsError as error:
+        refused = error
+    try:
+        node = fs.node(path, who)
+        if node.kind != "directory":
+            raise FsError("ENOTDIR")
+        if owner not in (None, node.uid) or group not in (None, node.gid):
+            fs.chown(path, owner, group, who)
+        if (node.mode ^ mode) & said:
+            fs.chmod(path, node.mode & ~said | mode & said, who)
+    except FsError as error:
+        if refused is not None and (refused.code == "ENOENT" or error.code == "ENOTDIR"):
+            return ctx.fail(f"cannot create directory {quote(name)}: {refused.message}")
+        return ctx.fail(f"cannot change {'owner and ' if owned else ''}permissions of {quote(name)}: {error.message}")
+    return 0
 
 
 def _own(ctx: Context, name: str, mode: int, owner: int | None, group: int | None) -> int:

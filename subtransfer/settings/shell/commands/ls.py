@@ -131,8 +131,8 @@ class _Listing:
             items.sort(key=lambda item: not self.leads_to_directory(*item, directory))
         return items
 
-    def suffix(self, node: Inode) -> str:
-        if not self.indicator:
+    def suffix(self, node: Inode | None) -> str:
+        if not self.indicator or node is None:
             return ""
         if node.kind == "directory":
             return "/"
@@ -158,8 +158,8 @@ class _Listing:
             if "s" in self.flags:
                 cells.append("?" if stat is None else human(used) if "h" in self.flags else str(used // 1024))
             if self.long:
-                cells += self.details(node, stat)
-            label = name + (self.suffix(node) if node is not None else "")
+                cells += self.details(node, stat) if node is not None and stat is not None else self.unknown(name, directory)
+            label = name + self.suffix(node if node is not None else self.listed(name, directory))
             if self.long and node is not None and node.kind == "symlink":
                 label += " -> " + node.content + self.target_suffix(name, node, directory)
             cells.append(label)
@@ -181,12 +181,25 @@ class _Listing:
             return {first}
         return {first, *range(first + 2, first + 2 + names)}
 
-    def details(self, node: Inode | None, stat: Stat | None) -> list[str]:
+    def listed(self, name: str, directory: str | None) -> Inode | None:
+        """Something of which the directory tells the kind, and nothing else is known."""
+        above = self.ctx.fs.find(self.ctx.path(directory), self.ctx.who) if directory is not None else None
+        if above is None or above.entries is None:
+            return None
+        node = above.entries.get(name) or above
+        return Inode(node.kind, 0, 0, 0, "", 0, 0)
+
+    def unknown(self, name: str, directory: str | None) -> list[str]:
+        """What is shown in the place of details."""
+        owner, group = "g" not in self.flags, "o" not in self.flags and "G" not in self.flags
+        node = self.listed(name, directory)
+        kind = format_mode(0, node.kind)[0] if node is not None else "?"
+        return [kind + "?????????", "?", *["?"] * (owner + group), "?", "           ?"]
+
+    def details(self, node: Inode, stat: Stat) -> list[str]:
         """Mode, links, owner, group, size and time."""
         ctx = self.ctx
         owner, group = "g" not in self.flags, "o" not in self.flags and "G" not in self.flags
-        if node is None or stat is None:
-            return ["??????????", "?", *["?"] * (owner + group), "?", "           ?"]
         cells = [format_mode(stat.mode, stat.type) + ("+" if stat.acl else ""), str(stat.nlink)]
         numeric = "n" in self.flags
         if owner:
@@ -218,7 +231,7 @@ class _Listing:
             return ""
         place = self.ctx.path(name if directory is None else join(directory, name))
         target = self.ctx.fs.find(place, self.ctx.who)
-        return self.suffix(target) if target is not None else ""
+        return self.suffix(target)
 
     def directory(self, path: str, top: bool) -> list[tuple[str, Inode | None]]:
         """The entries of a directory, in order."""
@@ -238,21 +251,18 @@ class _Listing:
             here = {".": above, "..": above.parent}
             return self.ordered([(name, above.entries.get(name) or here[name]) for name in names], path)
         needed = self.long or self.flags & {"i", "s", "t", "S", "R", "F"} or self.sort in ("time", "size") or self.indicator
-        for name in names:
+        kernels = [".", "..", *scan(ctx, ctx.path(path))]
+        for name in sorted(names, key=kernels.index):
             place = ctx.path(join(path, name))
             try:
                 items.append((name, ctx.fs.node(place, ctx.who, follow="L" in self.flags)))
             except FsError as error:
-                if error.code == "ENOENT" and "L" in self.flags:
-                    node = ctx.fs.find(place, ctx.who, follow=False)
-                elif not needed:
+                if not needed:
                     items.append((name, above.entries.get(name) if above.entries else None))
                     continue
-                else:
-                    node = None
                 self.status = max(self.status, 1)
                 ctx.fail(f"cannot access {quote(join(path, name))}: {error.message}")
-                items.append((name, node))
+                items.append((name, None))
         return self.ordered(items, path)
 
     def run(self, operands: list[str]) -> int:
@@ -277,8 +287,9 @@ class _Listing:
                 files.append((name, node))
         if files:
             self.show(self.ordered(files), None)
+            ctx.write("\n" if directories else "")
         headed = len(operands) > 1 or "R" in self.flags
-        first = not files
+        first = True
         pending = [(name, True) for name, _ in self.ordered(directories)]
         while pending:
             path, top = pending.pop(0)

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from subtransfer.settings.shell.commands import Context, FsError, Unsupported, command
+from subtransfer.settings.shell.commands.unsimulated import UNSIMULATED
 
 Options = list[tuple[str, str]]
 FOLD = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")  # as the C locale ignores case
@@ -31,13 +32,14 @@ def _table(short: str, long: str) -> tuple[dict[str, int], dict[str, tuple[str, 
     return shorts, longs
 
 
-def _long(word: str, longs: dict[str, tuple[str, int]]) -> tuple[str, str, int, str | None]:
+def _long(command: str, word: str, longs: dict[str, tuple[str, int]]) -> tuple[str, str, int, str | None]:
     name, equals, value = word[2:].partition("=")
     if name in longs:
         full = name
     else:
         full, *more = [n for n in longs if n.startswith(name)] or [""]
         if not full:
+            _refuse(command, [option for option in UNSIMULATED.get(command, ()) if len(option) > 1 and option.startswith(name)])
             raise UsageError(f"unrecognized option '--{name}'")
         if any(longs[n] != longs[full] for n in more):
             raise UsageError(f"option '--{name}' is ambiguous; possibilities: " + " ".join(f"'--{n}'" for n in (full, *more)))
@@ -45,6 +47,12 @@ def _long(word: str, longs: dict[str, tuple[str, int]]) -> tuple[str, str, int, 
     if equals and not argument:
         raise UsageError(f"option '--{full}' doesn't allow an argument")
     return full, key, argument, value if equals else None
+
+
+def _refuse(command: str, real: list[str]) -> None:
+    """Raises Unsupported for an option that is not simulated, if there is one."""
+    if real:
+        raise Unsupported(f"{command} {'-' if len(real[0]) == 1 else '--'}{min(real)}")
 
 
 def parse_options(argv: list[str], short: str, long: str = "", permute: bool = True) -> tuple[Options, list[str]]:
@@ -58,6 +66,7 @@ def parse_options(argv: list[str], short: str, long: str = "", permute: bool = T
 
     Raises:
       UsageError: as the tool would complain.
+      Unsupported: for an option that only the real tool has.
     """
     shorts, longs = _table(short, long)
     options: Options = []
@@ -73,7 +82,7 @@ def parse_options(argv: list[str], short: str, long: str = "", permute: bool = T
             if not permute:
                 return options, operands + argv[at:]
         elif word[1] == "-":
-            full, key, argument, value = _long(word, longs)
+            full, key, argument, value = _long(argv[0], word, longs)
             if argument == 1 and value is None:
                 if at == len(argv):
                     raise UsageError(f"option '--{full}' requires an argument")
@@ -88,6 +97,7 @@ def parse_options(argv: list[str], short: str, long: str = "", permute: bool = T
                 letter = word[place]
                 place += 1
                 if letter not in shorts:
+                    _refuse(argv[0], [letter] if letter in UNSIMULATED.get(argv[0], ()) else [])
                     raise UsageError(f"invalid option -- '{letter}'")
                 value = ""
                 if shorts[letter]:

@@ -219,7 +219,7 @@ class _Owner:
         try:
             ctx.fs.chown(ctx.path(name), self.uid, self.gid, ctx.who, follow)
         except FsError as error:
-            self.fail(f"changing {what} of {quote(name)}: {error.message}")
+            self.fail(f"changing {'group' if self.uid is None else 'ownership'} of {quote(name)}: {error.message}")
             if "v" in self.flags:
                 ctx.write(f"failed to change {what} of {quote(name)} from {self.shown(old)} to {self.words}\n")
             return
@@ -281,12 +281,15 @@ def chown(ctx: Context, options: Options, operands: list[str]) -> int:
         users = ctx.users
         owner, colon, group = spec.partition(":")
         if not colon and users.uid(spec) is None and "." in spec:
-            owner, colon, group = spec.partition(".")
+            first, _, last = spec.partition(".")
+            if (not first or users.uid(first) is not None) and (not last or users.gid(last) is not None):
+                owner, colon, group = first, ":", last
+                ctx.fail(f"warning: '.' should be ':': {quote(spec)}")
         uid = gid = None
         if owner:
             uid = users.uid(owner)
             if uid is None:
-                return f"invalid user: {quote(spec)}"
+                return f"invalid {'spec' if colon and not group else 'user'}: {quote(spec)}"
         if colon and group:
             gid = users.gid(group)
             if gid is None:

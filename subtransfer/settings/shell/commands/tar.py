@@ -100,7 +100,13 @@ def tar(ctx: Context, argv: list[str]) -> int:
     places = [i for i, word in enumerate(words) if word.startswith(("-C", "--directory"))]
     if len(places) > 1 or (places and names and places[0] > words.index(names[0])):
         raise Unsupported("tar with several -C")
-    return _Tar(ctx, options).run(names)
+    tar = _Tar(ctx, options)
+    excludes = [i for i, word in enumerate(words) if word.startswith("--exclude")]
+    if "c" in tar.flags and names and excludes and excludes[-1] > words.index(names[0]):
+        if excludes[0] < len(words) - 1 - words[::-1].index(names[-1]):
+            raise Unsupported("tar with --exclude between names")
+        tar.idle, tar.excluded = tar.excluded, []
+    return tar.run(names)
 
 
 class _Tar:
@@ -122,6 +128,7 @@ class _Tar:
             if self.archive.endswith((".bz2", ".xz", ".zst", ".tbz", ".txz", ".Z", ".lz")):
                 raise Unsupported("tar -a with this suffix")
             self.compressed = self.compressed or self.archive.endswith((".gz", ".tgz", ".taz"))
+        self.idle: list[str] = []  # --exclude behind the names, which then has no effect
         self.status = 0
         self.removed: set[str] = set()
         self.width = 19
@@ -140,6 +147,13 @@ class _Tar:
             self.ctx.error("tar: Error is not recoverable: exiting now\n")
             return 2
         done = self.create(names) if "c" in self.flags else self.read(names)
+        if self.idle:
+            self.complain(
+                "The following options were used after any non-optional arguments in archive create or update mode.  "
+                "These options are positional and affect only arguments that follow them.  Please, rearrange them properly."
+            )
+            for pattern in self.idle:
+                self.complain(f"--exclude '{pattern}' has no effect")
         if not done:
             self.ctx.error("tar: Error is not recoverable: exiting now\n")
             return 2

@@ -1,0 +1,162 @@
+"""Agent episodes: how many a second, how well the slots are filled, and what the host costs.
+
+    python tools/bench_episodes.py --json=episodes.json
+    python tools/bench_episodes.py --policy=DIR --slots=256            # another policy: a run's or a Hugging Face directory
+
+The agent is the embedded base (made once below --workdir, about a minute on 2 cores), made erratic: temperature 2 with only
+well-formed calls, and up to 12 turns, so that episodes differ more than tenfold in length. They run twice. The first pass
+starts cold and proves that nothing is compiled after its first 50 episodes, and that memory stays flat; the second, with
+other draws, is timed. What is not as it must be is an error.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import random
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import flags
+from peers import limits
+
+from subtransfer import artifacts, settings, sharding
+from subtransfer import config as configuration
+from subtransfer.errors import UserError
+from subtransfer.experiment import Experiment
+from subtransfer.models.chat import ChatFormat
+from subtransfer.policy import Policy, load_policy
+from subtransfer.rollout.episodes import RolloutSpec, run_episodes
+
+_POLICY = flags.DEFINE_string("policy", None, "A policy's directory; default: the base of configs/quickstart.py.")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/bench_episodes", "Where that base is made, or found.")
+_SETTING = flags.DEFINE_enum("setting", "api", settings.NAMES, "Whose tasks and tools.")
+_EPISODES = flags.DEFINE_integer("episodes", 2000, "Episodes of each pass.", lower_bound=100)
+_SLOTS = flags.DEFINE_integer("slots", 128, "At most so many side by side.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("max_turns", 12, "Agent turns of an episode.", lower_bound=1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 2.0, "Of sampling.", lower_bound=0.0)
+_JSON = flags.DEFINE_string("json", None, "A file for the results.")
+
+# Compiling is over after so many episodes, and memory is compared with what it was after a quarter of them.
+FIRST = 50
+# What memory may grow by afterwards: the trajectories themselves, which are kept, are a few MiB.
+GROWTH = 1.05
+
+
+@dataclasses.dataclass
+class Watch:
+    """Counts compilations and reads memory as episodes end.
+
+    Attributes:
+      ended: episodes of the pass so far.
+      compiled: programs compiled so far; at_first: of them, when `FIRST` episodes had ended.
+      early: peak resident bytes when a quarter had ended.
+    """
+
+    episodes: int
+    ended: int = 0
+    compiled: int = 0
+    at_first: int | None = None
+    early: int | None = None
+
+    def __post_init__(self) -> None:
+        jax.monitoring.register_event_duration_secs_listener(self._event)
+
+    def _event(self, name: str, *_: Any, **__: Any) -> None:
+        self.compiled += name == "/jax/core/compile/backend_compile_duration"
+
+    def advance(self, count: int) -> None:
+        self.ended += count
+        if self.at_first is None and self.ended >= FIRST:
+            self.at_first = self.compiled
+        if self.early is None and self.ended >= self.episodes // 4:
+            self.early = peak_bytes()
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has had resident."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def embedded_base(workdir: Path) -> Policy:
+    """The base of the quickstart, made if it is not there."""
+    config = configuration.load(Path(__file__).parent.parent / "configs" / "quickstart.py", {})
+    experiment = Experiment(config, workdir, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
+    with artifacts.Store(workdir) as store:
+        for name in ("corpus", "base"):
+            stage = experiment.plan[name]
+            store.stage(name, stage.key, stage.build, log=lambda line: print(line, file=sys.stderr))
+    return load_policy(experiment.path("base"))
+
+
+def run() -> dict[str, Any]:
+    """Both passes; returns what --json writes.
+
+    Raises:
+      UserError: a program was compiled late, or memory grew.
+    """
+    policy = load_policy(_POLICY.value) if _POLICY.value else embedded_base(Path(_WORKDIR.value))
+    setting = settings.get(_SETTING.value)
+    chat = ChatFormat(policy.tokenizer, setting)
+    kinds = ("ordinary", "safe", "ambiguous")
+    tasks = [task for kind in kinds for task in setting.tasks(kind, "train", -(-_EPISODES.value // len(kinds)), 0)]
+    random.Random("bench_episodes").shuffle(tasks)
+    tasks = tasks[: _EPISODES.value]
+    spec = RolloutSpec(_SLOTS.value, _TURNS.value, 32, 48, _TEMPERATURE.value, well_formed=True)
+    flops = limits.matmul_flops(policy.cfg.dtype)
+    watch = Watch(len(tasks))
+    for number in range(2):
+        key = jax.random.fold_in(jax.random.key(0), number)
+        episodes, stats = run_episodes(policy.cfg, policy.weights, chat, tasks, spec, key, advance=watch.advance)
+    sampled = np.array([episode.loss_mask.sum() for episode in episodes])
+    percentiles = np.percentile(sampled, [0, 1, 50, 99, 100]).astype(int).tolist()
+    results = {
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+        "jax": jax.__version__,
+        "parameters": policy.cfg.num_params,
+        "episodes": len(episodes),
+        "slots": _SLOTS.value,
+        "sampled_tokens": dict(zip(("least", "1%", "median", "99%", "most"), percentiles, strict=True)),
+        "turns": np.bincount([sum(m["role"] == "assistant" for m in e.messages) for e in episodes]).tolist(),
+        "episodes_per_s": len(episodes) / stats.wall_s,
+        "tokens_per_s": stats.tokens / stats.wall_s,
+        "matmul_share": (stats.tokens + stats.fed_tokens) / stats.wall_s * 2 * policy.cfg.num_params / flops,
+        "occupancy": stats.occupancy,
+        "utilisation": stats.utilisation,
+        "host_share": stats.host_share,
+        "compiled": {"first_50_episodes": watch.at_first, "all": watch.compiled},
+        "peak_mib": {"a_quarter_of_the_first_pass": watch.early / 2**20, "end": peak_bytes() / 2**20},
+    }
+    print(json.dumps(results, indent=2))
+    if watch.compiled != watch.at_first:
+        raise UserError(f"{watch.compiled - watch.at_first} programs were compiled after the first {FIRST} episodes.")
+    if peak_bytes() > GROWTH * watch.early:
+        raise UserError(f"Memory grew from {watch.early >> 20} to {peak_bytes() >> 20} MiB after a quarter of the episodes.")
+    return results
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status: 0, or 2 for a user's mistake or a promise that was not kept."""
+    try:
+        try:
+            flags.FLAGS(argv)
+        except flags.Error as error:
+            raise UserError(f"{error}: see python tools/bench_episodes.py --help.") from error
+        results = run()
+        if _JSON.value:
+            Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
