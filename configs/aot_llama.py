@@ -19,7 +19,7 @@ def get_config():
     config.models.llama = "preset:llama3.1-8b"
     config.pairs = ("llama>llama",)
     config.base.dtype = "bfloat16"
-    config.base.remat = True
+    config.base.remat = "full"
     config.tuning.method = "lora"
     config.mesh.tensor = 8
 

@@ -32,7 +32,7 @@ def get_config():
         "llama_8b>qwen_7b",
     )
     config.base.dtype = "bfloat16"
-    config.base.remat = True
+    config.base.remat = "full"
 
     config.tuning.method = "lora"
     config.tuning.rank = 16

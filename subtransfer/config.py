@@ -18,6 +18,7 @@ from subtransfer.distill.objectives import OBJECTIVES
 from subtransfer.errors import UserError
 from subtransfer.models import presets
 from subtransfer.models.attention_kernels import BACKENDS
+from subtransfer.models.decoder import REMAT
 from subtransfer.models.quantise import FORMATS
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -43,7 +44,9 @@ def defaults() -> ml_collections.ConfigDict:
     base.max_scratch_params = 20_000_000  # refuse to train a larger twin from scratch
     base.dtype = "float32"  # of computation, or "bfloat16"; what is trained is float32
     base.attention = "xla"  # xla anywhere; cudnn: training on a GPU; pallas: training (splash) and slots of rollouts on a TPU
-    base.remat = False  # recompute each layer in the backward pass instead of keeping it
+    # What a layer keeps for its backward pass; the rest is computed again: none (everything is kept), full (only its input is),
+    # projections (also what its weights gave), dots (also attention's scores).
+    base.remat = "none"
     base.width = 64
     base.mlp_width = 192
     base.num_layers = 3
@@ -62,6 +65,7 @@ def defaults() -> ml_collections.ConfigDict:
     teacher.steps = 60
     teacher.epochs = 0  # above 0: passes over the demonstrations, instead of steps
     teacher.batch_size = 16
+    teacher.accumulate = 1  # parts that a batch is taken in, one after the other: the same gradient, in less memory
     teacher.learning_rate = 1e-3
 
     c.rollouts = rollouts = ml_collections.ConfigDict()
@@ -93,6 +97,8 @@ def defaults() -> ml_collections.ConfigDict:
     distill.steps = 150
     distill.epochs = 0  # above 0: off-policy students make this many passes over their trajectories, instead of steps
     distill.batch_size = 16
+    distill.accumulate = 1  # as teacher.accumulate
+    distill.packing = False  # several episodes in a row of max_tokens; a batch is then of rows
     distill.learning_rate = 2e-3
     distill.temperature = 1.0  # of the soft targets
     distill.teacher_targets = "live"  # or "stored": forward_kl reads the teacher's top_k tokens and their log-probs from disk
@@ -143,6 +149,7 @@ def defaults() -> ml_collections.ConfigDict:
     mesh.data = -1  # what the other axes leave
     mesh.fsdp = 1
     mesh.tensor = 1
+    mesh.slices = 1  # TPU slices (or groups of processes) that mesh.data runs over first
     return c
 
 
@@ -265,6 +272,7 @@ _POSITIVE = [
     "teacher.episodes",
     "teacher.steps",
     "teacher.batch_size",
+    "teacher.accumulate",
     "teacher.learning_rate",
     "rollouts.episodes",
     "rollouts.temperature",
@@ -276,6 +284,7 @@ _POSITIVE = [
     "sanitize.min_kept",
     "distill.steps",
     "distill.batch_size",
+    "distill.accumulate",
     "distill.learning_rate",
     "distill.temperature",
     "distill.importance_bound",
@@ -293,6 +302,7 @@ _POSITIVE = [
     "checkpoint.keep",
     "mesh.fsdp",
     "mesh.tensor",
+    "mesh.slices",
 ]
 
 
@@ -328,6 +338,11 @@ def validate(config: ml_collections.ConfigDict) -> None:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
     one_of("base.attention", config.base.attention, BACKENDS)
+    if config.base.remat in ("true", "false", "True", "False"):
+        raise UserError(
+            f"base.remat={config.base.remat} is a policy's name now: say full instead of true, none instead of false."
+        )
+    one_of("base.remat", config.base.remat, REMAT)
     if not 0 <= config.tuning.dropout < 1:
         refuse("tuning.dropout", "at least 0 and below 1")
     if not 0.5 <= config.statistics.confidence < 1:
@@ -352,6 +367,15 @@ def validate(config: ml_collections.ConfigDict) -> None:
         one_of("distill.objective", part.strip(), ("all", *OBJECTIVES))
     if not chosen_objectives(config.distill.objective):
         refuse("distill.objective", '"all" alone, or a list of objectives')
+    for room in ("teacher", "distill"):
+        if config[room].batch_size % config[room].accumulate:
+            refuse(f"{room}.accumulate", f"a divisor of {room}.batch_size={config[room].batch_size}")
+    if config.distill.packing and config.distill.epochs:
+        raise UserError(
+            "distill.packing fills rows with episodes, which distill.epochs counts: give distill.steps, and epochs=0."
+        )
+    if config.distill.packing and config.base.attention == "cudnn":
+        raise UserError("base.attention=cudnn takes no packed rows: use base.attention=xla, or distill.packing=false.")
     one_of("distill.teacher_targets", config.distill.teacher_targets, ("live", "stored"))
     one_of("distill.token_weights", config.distill.token_weights, ("agent", "turn"))
     if not config.name or "/" in config.name or config.name.startswith("."):

@@ -86,10 +86,11 @@ class Experiment:
         self._mesh = mesh
         rows = mesh.shape["data"] * mesh.shape["fsdp"]
         for room in ("base", "teacher", "distill"):
-            if config[room].batch_size % rows:
+            parts = config[room].get("accumulate", 1)
+            if config[room].batch_size // parts % rows:
+                part = f"{room}.batch_size={config[room].batch_size}" + (f" in {parts} parts" if parts > 1 else "")
                 raise UserError(
-                    f"{room}.batch_size={config[room].batch_size} does not divide over {rows} devices (mesh.data x mesh.fsdp): "
-                    "choose a multiple of that."
+                    f"{part} does not divide over {rows} devices (mesh.data x mesh.fsdp): choose a multiple of that."
                 )
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
@@ -227,7 +228,7 @@ class Experiment:
             lambda out: make.teacher(out, arm.source, arm.model, s),
             inputs=[base_stage(arm.model)],
             work=f"{c.teacher.episodes} demonstrations, {work}",
-            memory=self.size(arm.model).training(c.teacher.batch_size, full=c.tuning.method == "full"),
+            memory=self.size(arm.model).training(c.teacher.batch_size // c.teacher.accumulate, full=c.tuning.method == "full"),
             source=arm.source,
             teacher=c.teacher,
             max_tokens=c.distill.max_tokens,
@@ -280,7 +281,7 @@ class Experiment:
             lambda out: make.student(out, arm, s, data, teacher),
             inputs=dict.fromkeys([base, *data, *soft, base_stage(arm.teacher_model)]),
             work=work,
-            memory=size.training(c.distill.batch_size, full=full, other_weights=live),
+            memory=size.training(c.distill.batch_size // c.distill.accumulate, full=full, other_weights=live),
             arm={"objective": arm.objective, "sanitized": arm.sanitized},
             distill={k: v for k, v in c.distill.items() if k != "objective"},
             tuning=c.tuning,

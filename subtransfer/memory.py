@@ -55,7 +55,7 @@ class Sizes:
         state = (0 if full else self.weights) + 4 * 5 * trained  # weights, gradient, two moments, update
         heads = 3 * cfg.num_heads * length * 4 // self.tensor
         layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * cfg.num_heads * cfg.head_width) // self.tensor) + heads
-        kept = self._width * cfg.width if cfg.remat else layer
+        kept = self._width * cfg.width if cfg.remat == "full" else layer
         # Of one chunk: float32 logits, their softmax and its gradient; with a live teacher, twice.
         chunk = min(4 * tokens * cfg.vocab_size // self.tensor, CHUNK_BYTES)
         logits = 3 * chunk * (2 if other_weights or not full else 1)

@@ -28,11 +28,15 @@ RULES = {
 BATCH = PartitionSpec(("data", "fsdp"))
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, devices=None) -> Mesh:
     """A mesh with axes (data, fsdp, tensor); `data=-1` takes the devices that are left.
 
+    Args:
+      slices: groups of devices that are joined by a slower network than the devices of one: the data axis runs over them
+        first, so that between them only gradients travel.
+
     Raises:
-      UserError: the sizes do not multiply to the number of devices.
+      UserError: the sizes do not multiply to the number of devices, or the data axis does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
     if data == -1:
@@ -42,13 +46,25 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> M
             f"mesh.data x mesh.fsdp x mesh.tensor = {data} x {fsdp} x {tensor} does not use all {len(devices)} "
             "devices: choose sizes that multiply to that number, or mesh.data=-1."
         )
+    if data % slices:
+        raise UserError(f"mesh.data={data} does not divide over mesh.slices={slices}: choose a multiple, or mesh.data=-1.")
+    if slices > 1:
+        inner, outer = (data // slices, fsdp, tensor), (slices, 1, 1)
+        by_process = getattr(devices[0], "slice_index", None) is None
+        try:
+            placed = mesh_utils.create_hybrid_device_mesh(
+                inner, outer, devices, process_is_granule=by_process, allow_split_physical_axes=True
+            )
+        except ValueError as error:
+            raise UserError(f"mesh.slices={slices} does not fit these devices: {error}.") from error
+        return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     if devices[0].platform == "tpu":  # an axis of 8 may be half of a torus's 4 x 4, which `jax.make_mesh` refuses
         placed = mesh_utils.create_device_mesh((data, fsdp, tensor), devices, allow_split_physical_axes=True)
         return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def plan_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> AbstractMesh:
+def plan_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> AbstractMesh:
     """The mesh that a plan is made for: of any size, whatever devices there are."""
     if data == -1:
         data = max(len(jax.devices()) // (fsdp * tensor), 1)

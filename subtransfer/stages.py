@@ -223,7 +223,9 @@ class Makers:
         demos = [(task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act)) for task, act in pairs]
         examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
         steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
-        recipe = trainer.Recipe(trainer.Loss("sft", tuning=self.tuning()), steps, t.batch_size, t.learning_rate)
+        recipe = trainer.Recipe(
+            trainer.Loss("sft", tuning=self.tuning(), accumulate=t.accumulate), steps, t.batch_size, t.learning_rate
+        )
         key = self.key("teacher", seed)
         with self.run(teacher_stage(source, model, seed), steps) as run:
             state, frozen = trainer.start_state(self.mesh, recipe, base.params, jax.random.fold_in(key, 0), run)
@@ -299,12 +301,13 @@ class Makers:
         chat = self.chat(base)
         guard = self.guard(chat, enforce=arm.sanitized)
         rate = c.distill.on_policy_learning_rate if arm.on_policy else c.distill.learning_rate
-        teacher_weights, removed, targets = None, None, None
+        teacher_weights, geometry, removed, targets = None, None, None, None
         if stores_targets(c, arm.objective):
             stored = self.path(targets_stage(arm.source, arm.teacher_model, seed))
             targets = teacher_targets.Targets.read(stored / "targets.safetensors")
         elif arm.objective != "sft":
-            teacher_weights = self.policy(teacher).weights
+            live = self.policy(teacher)
+            teacher_weights, geometry = live.weights, None if live.cfg == base.cfg else live.cfg
         if arm.objective != "sft":
             removed = guard.removed(base.cfg.vocab_size) if c.distill.mask_unsafe and arm.sanitized else None
         kept = [t for name in data for t in trajectories.read(self.path(name) / "trajectories")]
@@ -313,7 +316,8 @@ class Makers:
         foreign = theirs.get_vocab() != base.tokenizer.get_vocab() or chat_format(theirs, self.setting).digest != chat.digest
         steps = 0 if arm.on_policy else trainer.steps_of(c.distill.epochs, len(kept), c.distill.batch_size)
         steps = steps or c.distill.steps
-        loss = trainer.Loss(arm.objective, c.distill.temperature, self.tuning(), c.distill.jsd_beta, c.distill.importance_bound)
+        options = {name: c.distill[name] for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")}
+        loss = trainer.Loss(arm.objective, tuning=self.tuning(), teacher=geometry, **options)
         recipe = trainer.Recipe(loss, steps, c.distill.batch_size, rate)
         on_policy = None
         if arm.on_policy:
@@ -340,6 +344,7 @@ class Makers:
                 tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
                 max_tokens=c.distill.max_tokens,
                 weigh=c.distill.token_weights,
+                packing=c.distill.packing,
                 run=run,
             )
         if arm.on_policy:

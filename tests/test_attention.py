@@ -46,7 +46,7 @@ def test_values_and_gradients(backend, window):
     def loss(run):
         return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))(q, k, v)
 
-    ours, theirs = loss(lambda *qkv: _xla(*qkv, window)), loss(lambda *qkv: kernel(*qkv, 0.2, window))
+    ours, theirs = loss(lambda *qkv: _xla(*qkv, window)), loss(lambda *qkv: kernel(*qkv, scale=0.2, window=window))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 

@@ -39,7 +39,6 @@ from tpu_time import CHIPS, Chip, Program
 
 from subtransfer import config as configuration
 from subtransfer import memory, sharding
-from subtransfer.arms import arms
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
@@ -60,17 +59,24 @@ WHOLE = PartitionSpec()
 
 @dataclasses.dataclass(frozen=True)
 class Programs:
-    """The programs of one model on one mesh, with abstract arguments that carry their shardings."""
+    """The programs of one model on one mesh, with abstract arguments that carry their shardings.
+
+    Attributes:
+      objective: of the training step, the config's first one with soft targets, or "sft".
+      teacher: the geometry of its live teacher.
+    """
 
     config: Any
     cfg: DecoderConfig
     mesh: Any
+    objective: str
+    teacher: DecoderConfig
 
     def _array(self, shape, dtype, spec=WHOLE):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
 
-    def _params(self, dtype):
-        abstract = abstract_params(self.cfg)
+    def _params(self, cfg, dtype):
+        abstract = abstract_params(cfg)
         shardings = sharding.param_shardings(abstract, self.mesh)
         return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), nn.meta.unbox(abstract), shardings)
 
@@ -88,12 +94,33 @@ class Programs:
             }
         return {"layers": out}
 
-    def weights(self):
-        """A tuned policy's weights."""
+    def weights(self, cfg=None):
+        """A tuned policy's weights, of the model itself or of another geometry."""
+        cfg = cfg or self.cfg
         if self.config.tuning.method == "full":
-            return {"params": self._params(jnp.float32)}
-        params = self._params(jnp.dtype(self.cfg.dtype))
+            return {"params": self._params(cfg, jnp.float32)}
+        params = self._params(cfg, jnp.dtype(cfg.dtype))
         return {"params": params, "lora": self._factors(params)}
+
+    @property
+    def shared_base(self) -> int:
+        """Bytes that a training step's arguments name twice and a chip holds once: the base under teacher and student."""
+        if self.objective == "sft" or self.config.tuning.method == "full" or self.teacher != self.cfg:
+            return 0
+        return shard_bytes(self.weights()["params"])
+
+    @property
+    def flops_a_token(self) -> float:
+        """Of a training step: forward and backward (a frozen base's weights get no gradient), and a live teacher's forward.
+
+        Two for each weight and pass; attention's products and what is computed again are not counted.
+        """
+
+        def weights(cfg):
+            return cfg.num_params - (0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width)
+
+        passes = 4 if self.config.tuning.method == "lora" else 6
+        return passes * weights(self.cfg) + (2 * weights(self.teacher) if self.objective != "sft" else 0)
 
     def _rows(self, shape, dtype, heads=None):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows_sharding(self.mesh, shape, heads=heads))
@@ -158,10 +185,8 @@ class Programs:
         return choice.score.lower(self.cfg, shared, own, batches, *(self._array(*f) for f in fixed))
 
     def train(self):
-        """One step of the config's first soft-target objective with a live teacher, or of SFT."""
-        c = self.config
-        objective = next((a.objective for a in arms(c) if a.objective not in ("", "sft")), "sft")
-        t = c.tuning
+        """One step; of a soft-target objective with its live teacher."""
+        c, objective, t = self.config, self.objective, self.config.tuning
         tuning = trainer.Tuning()
         weights = self.weights()
         trainable, frozen = weights["params"], None
@@ -178,12 +203,13 @@ class Programs:
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
         soft = objective != "sft"
         targets = {"behavior_logprobs": self._array(shape, jnp.float32, rows)} if objective == "policy_gradient" else {}
+        options = {name: c.distill[name] for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")}
         return trainer.train_steps.lower(
             self.cfg,
-            trainer.Loss(objective, c.distill.temperature, tuning, c.distill.jsd_beta, c.distill.importance_bound),
+            trainer.Loss(objective, tuning=tuning, teacher=self.teacher, **options),
             state,
             frozen,
-            weights if soft else None,
+            self.weights(self.teacher) if soft else None,
             self._array((self.cfg.vocab_size,), jnp.bool_) if soft and c.distill.mask_unsafe else None,
             self._array(shape, jnp.int32, rows),
             self._array(shape, jnp.bool_, rows),
@@ -206,6 +232,8 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
     sizes, shape = compiled.memory_analysis(), programs.layout.shape
     held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
     slots, weights = shard_bytes(programs.slots()), shard_bytes(programs.weights())
+    if program == "train":
+        held -= programs.shared_base
     if program in ("prefill", "decode"):
         held += (programs.layout.lanes - 1) * slots  # the other lanes' slots wait on the same chip
     read = weights
@@ -232,10 +260,8 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
         out["tokens_per_s"] = tokens / seconds
     if program == "decode":
         out["of_bandwidth_limit"] = steps * read / chip.hbm / seconds
-    if program == "train":  # forward and backward of the activations; a frozen base's weights get no gradient
-        passes = 4 if programs.config.tuning.method == "lora" else 6
-        flops = passes * (programs.cfg.num_params - programs.cfg.vocab_size * programs.cfg.width) * tokens
-        out["mfu"] = flops / (seconds * chip.flops * programs.mesh.size)
+    if program == "train":
+        out["mfu"] = programs.flops_a_token * tokens / (seconds * chip.flops * programs.mesh.size)
     return out
 
 
@@ -248,14 +274,14 @@ REMEDIES = {
     "prefill": "rollouts.batch_size",
     "decode": "rollouts.batch_size or distill.max_tokens",
     "probe": "distill.max_tokens",
-    "train": "distill.batch_size, set base.remat",
+    "train": "distill.batch_size, raise distill.accumulate, set base.remat=full",
 }
 
 
 def estimates(size: Sizes, config) -> dict[str, int]:
     """What the plan says of the same programs, in bytes."""
     rollout, full = size.rollout(config.rollouts.batch_size), config.tuning.method == "full"
-    train = size.training(config.distill.batch_size, full=full)
+    train = size.training(config.distill.batch_size // config.distill.accumulate, full=full)
     return {"prefill": rollout, "decode": rollout, "probe": size.rollout(config.probe.batch_size), "train": train}
 
 
@@ -271,7 +297,8 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         if program not in REMEDIES:
             raise UserError(f"There is no program {program!r} in {', '.join(REMEDIES)}: correct --programs.")
     try:
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value).devices
+        several = {"num_slices": config.mesh.slices} if config.mesh.slices > 1 else {}
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value, **several).devices
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"The topology {_TOPOLOGY.value} is not to be had ({reason}): pip install -e '.[tpu]'.") from error
@@ -281,9 +308,12 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
     mesh = sharding.make_mesh(**shape, devices=devices)
     experiment = Experiment(config, Path("runs") / config.name, sharding.plan_mesh(**shape))
     chip, rows, refusals = CHIPS[kind], [], []
-    for name in dict.fromkeys(arm.model for arm in experiment.arms):
+    for name in dict.fromkeys(arm.model for arm in experiment.arms if arm.objective):
         size = experiment.size(name)
-        programs, planned = Programs(config, size.cfg, mesh), estimates(size, config)
+        soft = [arm for arm in experiment.arms if arm.model == name and arm.objective not in ("", "sft")]
+        objective, teacher = (soft[0].objective, soft[0].teacher_model) if soft else ("sft", name)
+        programs = Programs(config, size.cfg, mesh, objective, experiment.size(teacher).cfg)
+        planned = estimates(size, config)
         for program in _PROGRAMS.value:
             row = {"model": name, "estimated_gib": planned[program] / 2**30, **measure(programs, program, chip)}
             rows.append(row)

@@ -188,7 +188,7 @@ def sft_tokens(student_logits, tokens, removed=None) -> PerToken:
     """`sft` of each token."""
     logq = log_probs(student_logits, 1.0, removed)
     nll = -_of(logq, tokens)
-    return nll, {"loss": nll, "accuracy": _equal(jnp.argmax(logq, axis=-1), tokens)}
+    return nll, {"loss": nll, "accuracy": _equal(_likeliest(logq), tokens)}
 
 
 def forward_kl_tokens(student_logits, teacher_logits, temperature: float = 1.0, removed=None) -> PerToken:
@@ -238,7 +238,7 @@ def policy_gradient_tokens(
         "reverse_kl": gap,
         "importance": importance,
         "truncated": (importance > importance_bound).astype(jnp.float32),
-        "teacher_agreement": _equal(jnp.argmax(logp, axis=-1), jnp.argmax(logq, axis=-1)),
+        "teacher_agreement": _equal(_likeliest(logp), _likeliest(logq)),
     }
     return loss, metrics
 
@@ -256,7 +256,7 @@ def forward_kl_top_k_tokens(student_logits, teacher_ids, teacher_logprobs, tempe
     kl = jnp.sum(p * (teacher_logprobs - jnp.take_along_axis(logq, teacher_ids, axis=-1)), axis=-1)
     kl = kl + rest * (jnp.log(jnp.where(rest > 0, rest, 1.0)) - log_tail)
     likeliest = jnp.take_along_axis(teacher_ids, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)[..., 0]
-    return kl * temperature**2, {"loss": kl, "teacher_agreement": _equal(likeliest, jnp.argmax(logq, axis=-1))}
+    return kl * temperature**2, {"loss": kl, "teacher_agreement": _equal(likeliest, _likeliest(logq))}
 
 
 def _pair(student_logits, teacher_logits, temperature, removed):
@@ -270,12 +270,19 @@ def _kl(log_first, log_second) -> Float[Array, "B L"]:
 
 
 def _divergence(value, logp, logq, scale) -> PerToken:
-    agreement = _equal(jnp.argmax(logp, axis=-1), jnp.argmax(logq, axis=-1))
+    agreement = _equal(_likeliest(logp), _likeliest(logq))
     return value * scale, {"loss": value, "teacher_agreement": agreement}
 
 
 def _of(log_probs, tokens) -> Float[Array, "B L"]:
     return jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
+
+
+def _likeliest(log_probs) -> Int[Array, "B L"]:
+    """The first of the largest, by two plain reductions: arg-max takes ten times as long on a CPU."""
+    best = jnp.max(log_probs, axis=-1, keepdims=True)
+    last = log_probs.shape[-1] - 1
+    return jnp.min(jnp.where(log_probs == best, jnp.arange(last + 1), last), axis=-1)
 
 
 def _equal(a, b) -> Float[Array, "B L"]:

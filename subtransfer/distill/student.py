@@ -122,6 +122,7 @@ def distill(
     tasks: Sequence[Task] = (),
     max_tokens: int,
     weigh: str = "agent",
+    packing: bool = False,
     run: Run,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
     """Trains a student that starts from `params`.
@@ -133,6 +134,7 @@ def distill(
       kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
+      packing: several episodes in a row of max_tokens.
       weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
       run: the training's label, checkpoints and metrics.
 
@@ -149,12 +151,15 @@ def distill(
             examples = targets.attached(examples, recipe.loss.temperature, removed)
         return examples.weighing(weigh)
 
+    def laid_out(examples):
+        return examples.packed() if packing else examples
+
     state, frozen = trainer.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
     common = {"teacher": teacher, "removed": removed, "run": run}
     theirs = rows(kept, foreign=foreign) if kept else None
     if on_policy is None:
         state, curves = trainer.train(
-            cfg, mesh, recipe, state, frozen, theirs, recipe.steps, jax.random.fold_in(key, 1), **common
+            cfg, mesh, recipe, state, frozen, laid_out(theirs), recipe.steps, jax.random.fold_in(key, 1), **common
         )
         return state, curves, {}
     progress, steps = run.progress, recipe.steps // on_policy.rounds
@@ -195,7 +200,7 @@ def distill(
             recipe,
             state,
             frozen,
-            mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2)),
+            laid_out(mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2))),
             steps,
             jax.random.fold_in(round_key, 1),
             first=number * steps,

@@ -7,6 +7,7 @@ host stays out of the way.
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,8 @@ class Loss:
       tuning: the weights that are trained.
       jsd_beta: of the generalised JSD.
       importance_bound: of the policy gradient.
+      accumulate: parts that a batch is taken in, one after the other, to need less memory.
+      teacher: the live teacher's geometry; None: the student's own.
     """
 
     objective: str
@@ -56,6 +59,8 @@ class Loss:
     tuning: Tuning = Tuning()
     jsd_beta: float = 0.5
     importance_bound: float = 2.0
+    accumulate: int = 1
+    teacher: DecoderConfig | None = None
 
     def of_tokens(self, logits, teacher_logits, targets: Mapping[str, jax.Array], removed) -> objectives.PerToken:
         """The objective for each token of [B, L].
@@ -126,6 +131,7 @@ class Examples:
       loss_mask: [n, L], bool, True on the agent's tokens, or their weights, float32.
       behavior_logprobs: float32 [n, L], log-prob of each agent token when it was sampled (the policy gradient's), or None.
       teacher_ids, teacher_logprobs: int32 and float32 [n, L, k], the forward KL's stored targets for each agent token, or None.
+      segments: int32 [n, L], the episode of a packed row that each token belongs to, from 1 on, 0 for padding; or None.
     """
 
     tokens: np.ndarray
@@ -133,6 +139,7 @@ class Examples:
     behavior_logprobs: np.ndarray | None = None
     teacher_ids: np.ndarray | None = None
     teacher_logprobs: np.ndarray | None = None
+    segments: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -145,7 +152,7 @@ class Examples:
 
     @property
     def targets(self) -> dict[str, np.ndarray]:
-        """What objectives need beside tokens, by name, each [n, L, ...] and aligned with the tokens."""
+        """What a step needs beside tokens, by name, each [n, L, ...] and aligned with the tokens."""
         return {name: array for name, array in self.arrays.items() if name not in ("tokens", "loss_mask")}
 
     @classmethod
@@ -206,6 +213,34 @@ class Examples:
                 row[begin:end] = 1 / (end - begin)
         return dataclasses.replace(self, loss_mask=weights)
 
+    def packed(self) -> Examples:
+        """Several episodes in a row of the same length, each up to its last token that counts: best fit, longest first."""
+        length = self.tokens.shape[1]
+        ends = length - np.argmax(self.loss_mask[:, ::-1] > 0, axis=1)
+        room: list[tuple[int, int]] = []  # (what is left, row), sorted
+        rows: list[list[int]] = []
+        for i in np.argsort(-ends, kind="stable"):
+            at = bisect.bisect_left(room, (ends[i], -1))
+            left, row = room.pop(at) if at < len(room) else (length, len(rows))
+            if row == len(rows):
+                rows.append([])
+            rows[row].append(int(i))
+            bisect.insort(room, (left - ends[i], row))
+
+        def joined(x):
+            out = np.zeros((len(rows), *x.shape[1:]), x.dtype)
+            for row, members in zip(out, rows, strict=True):
+                parts = np.concatenate([x[i, : ends[i]] for i in members])
+                row[: len(parts)] = parts
+            return out
+
+        mask = self.loss_mask.copy()
+        mask[:, 0] = False  # an episode's first token is predicted from nothing, not from the episode before
+        number = {i: n for members in rows for n, i in enumerate(members, 1)}
+        numbers = np.array([number[i] for i in range(len(self))], np.int32)
+        segments = np.broadcast_to(numbers[:, None], self.tokens.shape)
+        return dataclasses.replace(self, loss_mask=mask, segments=segments)._each(joined)
+
     def _each(self, function: Callable[..., np.ndarray], *others: Examples) -> Examples:
         """A function over each array that is there; with `others`, over the list of theirs too."""
         present = self.arrays
@@ -225,15 +260,21 @@ def optimizer() -> optax.GradientTransformation:
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout", "hidden"))
-def forward(cfg: DecoderConfig, weights, tokens, *, lora_dropout: float = 0.0, key=None, hidden: bool = False) -> jax.Array:
+def forward(
+    cfg: DecoderConfig, weights, tokens, *, segments=None, lora_dropout: float = 0.0, key=None, hidden: bool = False
+) -> jax.Array:
     """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so causality hides it).
 
-    With `hidden`, the last hidden states [B, L, D] instead.
+    Args:
+      segments: of packed rows, `Examples.segments`: each episode has its own positions and sees itself alone.
+      hidden: return the last hidden states [B, L, D] instead.
     """
-    length = tokens.shape[1]
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    if segments is not None:
+        begins = jnp.diff(segments, axis=1, prepend=-1) != 0
+        positions = positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
     rngs = {"dropout": key} if lora_dropout else None
-    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, hidden=hidden, rngs=rngs)
+    return Decoder(cfg, lora_dropout).apply(weights, tokens, positions, None, segments=segments, hidden=hidden, rngs=rngs)
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
@@ -247,16 +288,18 @@ def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_m
     """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full tuning)."""
     tuning = loss.tuning
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
-    weights = tuned_weights(tuning, trainable, frozen)
+    weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
     # The last token has no target; weighing it 0 instead of dropping it keeps the length an even multiple.
+    targets = dict(targets)
+    segments = targets.pop("segments", None)
     along = jax.tree.map(_next, {"tokens": tokens, **targets})
-    along["student"] = forward(cfg, weights, tokens, lora_dropout=dropout, key=key, hidden=True)
+    along["student"] = forward(cfg, weights, tokens, segments=segments, lora_dropout=dropout, key=key, hidden=True)
     if teacher is not None:
-        along["teacher"] = forward(cfg, teacher, tokens, hidden=True)
+        along["teacher"] = forward(theirs, teacher, tokens, segments=segments, hidden=True)
 
     def per_token(part):
-        theirs = None if teacher is None else unembed(cfg, teacher["params"], part["teacher"])
-        return loss.of_tokens(unembed(cfg, weights["params"], part["student"]), theirs, part, removed)
+        wanted = None if teacher is None else unembed(theirs, teacher["params"], part["teacher"])
+        return loss.of_tokens(unembed(cfg, weights["params"], part["student"]), wanted, part, removed)
 
     chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size)
     return vocabulary.mean_in_chunks(per_token, along, _next(loss_mask), chunk)
@@ -265,6 +308,28 @@ def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_m
 def _next(x):
     """Of [B, L, ...], at each place what stands at the one after it; 0 at the last."""
     return jnp.pad(x[:, 1:], [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targets, key) -> Any:
+    """Gradients and metrics of a batch, its rows taken in `count` parts: means over all of its tokens, not means of means."""
+    if count == 1:
+        return gradient(tokens, loss_mask, targets, key)
+
+    def divided(x):  # [B, ...] to [count, B / count, ...], each part of rows from all devices
+        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+
+    total = jnp.sum(_next(loss_mask).astype(jnp.float32))
+
+    def part(sums, inputs):
+        number, tokens, loss_mask, targets = inputs
+        share = jnp.sum(_next(loss_mask).astype(jnp.float32)) / jnp.where(total > 0, total, 1.0)
+        found = gradient(tokens, loss_mask, targets, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda x, y: x + share * y, sums, found), None
+
+    parts = (jnp.arange(count), *jax.tree.map(divided, (tokens, loss_mask, targets)))
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], parts[1:]), key)
+    sums, _ = jax.lax.scan(part, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return sums
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
@@ -281,11 +346,12 @@ def train_steps(
         state, good = carry
         tokens, loss_mask, rate, targets = batch
 
-        def objective(trainable):
-            step_key = jax.random.fold_in(key, state.step)
-            return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, step_key, targets)
+        def objective(trainable, tokens, loss_mask, targets, key):
+            return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, key, targets)
 
-        grads, metrics = jax.grad(objective, has_aux=True)(state.trainable)
+        gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
+        step_key = jax.random.fold_in(key, state.step)
+        grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
         updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)

@@ -24,6 +24,46 @@ def matmul(a, b, *, out=None):
     return jnp.matmul(a, b, precision=exact, preferred_element_type=out)
 
 
+def apart(x):
+    """x itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory against its grain, ten
+    times as slow as the loop and XLA's own transposition one after the other."""
+    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def linear(x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], out=None) -> Float[Array, "*rows F"]:
+    """`matmul` whose gradients are products that a CPU does fast: of a weight's gradient it transposes the narrower operand."""
+    return matmul(x, kernel, out=out)
+
+
+def _linear_forward(x, kernel, out):
+    return matmul(x, kernel, out=out), (x, kernel)
+
+
+def _linear_backward(out, kept, dy):
+    x, kernel = kept
+    x, dy = apart(x), apart(dy.astype(kernel.dtype))
+    d_kernel = _over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else apart(_over_rows(dy, x)).T
+    return matmul(dy, kernel.T), d_kernel
+
+
+def _over_rows(x: Float[Array, "*rows D"], y: Float[Array, "*rows F"]) -> Float[Array, "D F"]:
+    """The sum over rows of x's outer y; a CPU takes rows of one axis, a mesh may have divided several."""
+    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+
+    def product(x, y):
+        rows = tuple(range(x.ndim - 1))
+        return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), precision=exact)
+
+    def flat(x, y):
+        return product(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
+
+    return jax.lax.platform_dependent(x, y, cpu=flat, default=product)
+
+
+linear.defvjp(_linear_forward, _linear_backward)
+
+
 @struct.dataclass
 class KV:
     """Keys and values of one layer.
@@ -113,12 +153,14 @@ class View:
       cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
       mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it to a causal kernel.
       past: bool [b or B, L or 1, S] for each earlier stretch.
+      segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment only.
     """
 
     cos: Float[Array, "B L 1 2 half"]
     sin: Float[Array, "B L 1 2 half"]
     mask: Bool[Array, "b L own"] | None
     past: tuple[Bool[Array, "b l S"], ...] = ()
+    segments: Int[Array, "B L"] | None = None
 
     @classmethod
     def of(cls, rope, window: int, head_width: int, positions, mask, own_positions, past: Sequence[Past]) -> View:
@@ -167,6 +209,53 @@ def _rowwise(x, y, out=None):
     return stacked.reshape(k, b, m, -1).transpose(1, 0, 2, 3)
 
 
+def _weights(q, k, mask, scale: float) -> Float[Array, "B K M S"]:
+    scores = apart(matmul(q, k.swapaxes(2, 3), out=jnp.float32))
+    length = mask.shape[1]  # of the M query rows, L for each head of a group
+    scores = scores.reshape(*scores.shape[:2], -1, length, scores.shape[3])
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores * scale, NEG_INF), axis=-1)
+    return apart(weights.reshape(*q.shape[:3], -1).astype(q.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def within(
+    q: Float[Array, "B K M Dh"],
+    k: Float[Array, "B K S Dh"],
+    v: Float[Array, "B K S Dh"],
+    mask: Bool[Array, "b L S"],
+    scale: float,
+) -> Float[Array, "B K M Dh"]:
+    """Attention of M = G x L grouped query rows over their own stretch; its backward is FlashAttention's (2205.14135, B.4).
+
+    The softmax's gradient needs the sum of weights times their gradients, which is that of outputs times theirs: narrower.
+    """
+    return matmul(_weights(q, k, mask, scale), v)
+
+
+def _within_forward(q, k, v, mask, scale):
+    q, k, v = apart(q), apart(k), apart(v)
+    weights = _weights(q, k, mask, scale)
+    out = matmul(weights, v)
+    return out, (q, k, v, weights, out)
+
+
+def _within_backward(scale, kept, d_out):
+    q, k, v, weights, out = kept
+    d_out = apart(d_out)
+    drift = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    d_weights = apart(matmul(d_out, v.swapaxes(2, 3), out=jnp.float32))
+    d_scores = apart((weights * (d_weights - drift) * scale).astype(q.dtype))
+    return matmul(d_scores, k), _transposed(d_scores, q), _transposed(weights, d_out), None
+
+
+def _transposed(x, y):
+    """x^T @ y [B, K, S, Dh], as (y^T @ x)^T: what is transposed is Dh wide, not S."""
+    return apart(matmul(apart(y.swapaxes(2, 3)), x)).swapaxes(2, 3)
+
+
+within.defvjp(_within_forward, _within_backward)
+
+
 def attention(
     q: Float[Array, "B L H Dh"],
     own: KV,
@@ -184,6 +273,9 @@ def attention(
     b, l, h, dh = q.shape
     kv = own.k.shape[1]
     q = q.reshape(b, l, kv, h // kv, dh).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, dh)  # [B, K, G*L, Dh]
+    if not past and own.k_scale is None and own.k.shape[0] == b:
+        out = within(q, own.k, own.v, view.mask, scale)
+        return out.reshape(b, kv, h // kv, l, dh).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
     parts = [*zip(past, view.past, strict=True), (own, view.mask)]
 
     def scores(part: KV, visible):  # -> [B, K, G, L, S]

@@ -52,40 +52,45 @@ def causal(
     scale: float,
     windows: tuple[int, ...],
     kind=None,
+    segments: Int[Array, "B L"] | None = None,
 ) -> Float[Array, "B L H Dh"]:
     """Each token sees itself and those before it, in a layer with a window only the last so many.
 
     Args:
       windows: of each kind of layer, 0 for none.
       kind: int32 [], this layer's kind, where there are two.
+      segments: of packed rows, a token sees those of its own segment only.
     """
     run = {"cudnn": _cudnn, "pallas": _splash}[backend]
     if len(windows) == 1:
-        return run(q, k, v, scale, windows[0])
+        return run(q, k, v, segments, scale=scale, window=windows[0])
     one, two = (functools.partial(run, scale=scale, window=window) for window in windows)
-    return jax.lax.cond(kind == 0, one, two, q, k, v)
+    return jax.lax.cond(kind == 0, one, two, q, k, v, segments)
 
 
-def _cudnn(q, k, v, scale: float, window: int, implementation: str = "cudnn"):
+def _cudnn(q, k, v, segments=None, *, scale: float, window: int, implementation: str = "cudnn"):
+    if segments is not None:
+        raise ValueError("cuDNN's kernel takes no segments")
     local = (window - 1, 0) if window else None
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
     )
 
 
-def _splash(q, k, v, scale: float, window: int, interpret: bool = False):
+def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: bool = False):
     """On each chip over its own rows and heads: the compiler cannot divide a kernel by itself."""
     mesh = jax.sharding.get_abstract_mesh()
     local = functools.partial(_splash_local, scale=scale, window=window, interpret=interpret)
     if mesh.empty or mesh.size == 1:
-        return local(q, k, v)
+        return local(q, k, v, segments)
     rows = ("data", "fsdp") if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
     heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
     spec = PartitionSpec(rows, None, heads)
-    return jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False)(q, k, v)
+    each = (spec, spec, spec, PartitionSpec(rows))
+    return jax.shard_map(local, mesh=mesh, in_specs=each, out_specs=spec, check_vma=False)(q, k, v, segments)
 
 
-def _splash_local(q, k, v, *, scale: float, window: int, interpret: bool):
+def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bool):
     length, heads = q.shape[1], q.shape[2]
     padded = -(-length // LANES) * LANES  # what is added comes last, where causality hides it
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
@@ -102,7 +107,10 @@ def _splash_local(q, k, v, *, scale: float, window: int, interpret: bool):
         block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names}),
         interpret=interpret,
     )
-    out = jax.vmap(kernel)((q * scale).astype(q.dtype), k, v)
+    if segments is not None:  # what is added to the length is a segment of its own
+        segments = jnp.pad(segments, ((0, 0), (0, padded - length)), constant_values=-1)
+        segments = splash_attention_kernel.SegmentIds(segments, segments)
+    out = jax.vmap(kernel)((q * scale).astype(q.dtype), k, v, segments)
     return out.swapaxes(1, 2)[:, :length]
 
 

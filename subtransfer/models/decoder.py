@@ -25,9 +25,19 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer.models import attention_kernels
-from subtransfer.models.attention import KV, Past, View, attention, matmul
+from subtransfer.models.attention import KV, Past, View, attention, linear
 from subtransfer.models.quantise import plain
 
+# Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and activations, in and out of
+# their stacks, take as long as the arithmetic of a small layer, and an accelerator loses nothing but compilation time.
+UNROLLED = 20_000_000
+# What is kept: everything; only a layer's input; also what products of activations and weights gave; also attention's scores.
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": jax.checkpoint_policies.dots_saveable,
+}
 ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
@@ -77,6 +87,7 @@ class DecoderConfig:
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
       max_positions: the longest context that the model was made for.
       dtype: computation; parameters keep the dtype they were given.
+      remat: what a layer keeps for its backward pass, a key of `REMAT`; the rest is made again.
       attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also reads a cache's slots, in
         layers without a window.
     """
@@ -104,7 +115,7 @@ class DecoderConfig:
     max_positions: int = 2048
     tied_embeddings: bool = True
     dtype: str = "float32"
-    remat: bool = False
+    remat: str = "none"
     attention: str = "xla"
 
     def __post_init__(self) -> None:
@@ -191,7 +202,7 @@ class Projection(nn.Module):
     def __call__(self, x):
         dtype = jnp.dtype(self.cfg.dtype)
         kernel = self.param("kernel", _boxed(nn.initializers.lecun_normal(), self.axes), (x.shape[-1], self.features))
-        y = matmul(x, plain(kernel, dtype))
+        y = linear(x, plain(kernel, dtype))
         if self.bias:
             bias = self.param("bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,))
             y = y + bias.astype(dtype)
@@ -200,7 +211,7 @@ class Projection(nn.Module):
             if self.lora_dropout:
                 keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.lora_dropout, x.shape)
                 x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
-            y = y + matmul(matmul(x, a), b)
+            y = y + linear(linear(x, a), b)
         return y
 
 
@@ -239,7 +250,8 @@ class Block(nn.Module):
             own = burst[0].write(own, burst[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
         if view.mask is None:
-            y = attention_kernels.causal(cfg.attention, query, key, value, scale, tuple(w for _, w in cfg.views), kind)
+            windows = tuple(window for _, window in cfg.views)
+            y = attention_kernels.causal(cfg.attention, query, key, value, scale, windows, kind, view.segments)
         else:
             kernel = attention_kernels.occupied if self.slots_kernel else None
             y = attention(query, own, view, scale, past or (), kernel)
@@ -267,6 +279,7 @@ class Decoder(nn.Module):
       mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and those before it, by the
         config's attention back end.
       at: int32 [B, P] or None, the tokens whose logits are wanted.
+      segments: int32 [B, L] or None; a token sees those of its own segment only.
       hidden: stop before the vocabulary: what `unembed` makes logits of.
 
     Returns:
@@ -277,14 +290,19 @@ class Decoder(nn.Module):
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, at=None, hidden=False):
+    def __call__(self, tokens, positions, mask, at=None, segments=None, hidden=False):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
         table = self.param("embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width))
         if mask is None and cfg.attention == "xla":
             mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
+        if mask is not None and segments is not None:
+            mask = mask & (segments[:, :, None] == segments[:, None, :])
         views = _views(cfg, positions, mask, positions, ())
-        block = nn.remat(Block, prevent_cse=False) if cfg.remat else Block
+        if mask is None:
+            views = tuple(view.replace(segments=segments) for view in views)
+        keep = REMAT[cfg.remat]
+        block = nn.remat(Block, prevent_cse=False, policy=keep) if keep else Block
         kinds = jnp.array(cfg.kinds) if len(views) > 1 else None
         x, _ = nn.scan(
             block,
@@ -292,6 +310,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0 if len(views) > 1 else nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
+            unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora_dropout, name="layers")(_embed(cfg, table, tokens), kinds, views)
         if at is not None:
@@ -307,7 +326,7 @@ class Decoder(nn.Module):
 def unembed(cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
     """Logits of normalised last states, float32; of `params`, the head is read, which may be the embedding."""
     head = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
-    return matmul(x, head.astype(jnp.dtype(cfg.dtype)), out=jnp.float32)
+    return linear(x, head.astype(jnp.dtype(cfg.dtype)), jnp.float32)
 
 
 def extend(

@@ -39,7 +39,7 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_config(directory: str | Path, dtype: str = "float32", remat: bool = False, attention: str = "xla") -> DecoderConfig:
+def read_config(directory: str | Path, dtype: str = "float32", remat: str = "none", attention: str = "xla") -> DecoderConfig:
     """The geometry in a directory's `config.json`; of a multimodal Gemma 3, that of its language model.
 
     Args:
@@ -79,7 +79,7 @@ def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
         raise UserError(f"{path} is not a valid {raw['model_type']} config ({reason}): copy it again.") from error
 
 
-def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: bool) -> DecoderConfig:
+def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> DecoderConfig:
     def refuse(field: str, value: Any, works: str) -> None:
         raise UserError(f"{path}: {field} {value!r} is not supported: use a checkpoint with {works}.")
 

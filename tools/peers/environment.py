@@ -14,6 +14,7 @@ from subtransfer.errors import UserError
 
 PINS = {
     "torch": ("torch==2.13.0", "transformers==5.23.*", "accelerate"),
+    "train": ("torch==2.13.0", "transformers==5.23.*", "trl==0.25.*"),
     "tunix": ("google-tunix==0.1.7", "jax==0.10.2", "transformers==5.12.*"),
 }
 
@@ -40,7 +41,8 @@ class Peer:
     """A peer's process: a request in, its answer out, idle in between.
 
     A request is {"do": "generate" | "continuous" | "greedy", "checkpoint", "dtype", "device", "threads", "prompts",
-    "new_tokens", "rows", "seed"}; an answer {"seconds", "tokens"}, with "rows" for "greedy", or {"error"}.
+    "new_tokens", "rows", "seed"}; an answer {"seconds", "tokens"}, with "rows" for "greedy", or {"error"}. The training
+    peer's are in `train_peer.py`.
     """
 
     def __init__(self, name: str, python: Path, device: str, log: Path):

@@ -31,14 +31,14 @@ def geometry(name: str, family: str, dtype: str) -> DecoderConfig:
     return cfg
 
 
-def write(directory: Path, name: str, family: str, dtype: str) -> Path:
+def write(directory: Path, name: str, family: str, dtype: str, seed: int = 0) -> Path:
     """Writes a checkpoint: a Hugging Face directory whose tokenizer has one word for each id."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
     cfg = geometry(name, family, dtype)
     mesh = sharding.make_mesh(devices=jax.local_devices()[:1])
-    params = pretrain.init_params(cfg, mesh, jax.random.key(0))
+    params = pretrain.init_params(cfg, mesh, jax.random.key(seed))
     params = jax.tree.map(lambda x: x.astype(jnp.dtype(dtype)), params)
     words = tokenizers.models.WordLevel({f"t{i}": i for i in range(cfg.vocab_size)}, unk_token="t0")
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"

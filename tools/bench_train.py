@@ -1,0 +1,265 @@
+"""Training speed: this project's step beside torch + transformers, with the same weights, batch and objective.
+
+    python tools/bench_train.py --json=train.json
+    python tools/bench_train.py --objectives=sft,forward_kl,gkd
+    python tools/bench_train.py --geometry=llama3.2-1b --dtype=bfloat16 --batch=4 --length=2048 --attention=cudnn \
+        --compiled                                                                          # on an accelerator
+
+One run: random weights (made on the spot as Hugging Face directories), one batch, Adam after clipping the gradient's norm at 1.
+Soft targets come from a live teacher, whose forward is part of the step. Before anything is timed, the loss, the norm of
+every tensor's gradient and the losses of the first steps must agree. Then contenders take turns, so that noise falls on all
+of them; a turn is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD loss at
+beta 0, the reference of forward KL. The peer's environment is installed below --cache, unless --torch_python names one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a waiting contender's threads must not turn in the other's time
+
+import jax
+import numpy as np
+from absl import flags
+from peers import limits, models
+from peers.environment import Peer, interpreter
+
+from subtransfer.distill import trainer
+from subtransfer.errors import UserError
+from subtransfer.models import hf
+from subtransfer.policy import load_policy
+
+_GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation.")
+_DEVICE = flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where all contenders run.")
+_BATCH = flags.DEFINE_integer("batch", 64, "Episodes a step.", lower_bound=1)
+_LENGTH = flags.DEFINE_integer("length", 64, "Tokens of each.", lower_bound=2)
+_STEPS = flags.DEFINE_integer("steps", 10, "Steps a turn.", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each contender.", lower_bound=1)
+_OBJECTIVES = flags.DEFINE_list("objectives", ["sft", "forward_kl"], "Of sft, forward_kl and gkd.")
+_ATTENTION = flags.DEFINE_string("attention", "xla", "Our base.attention.")
+_COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile of the peer.")
+_CACHE = flags.DEFINE_string("cache", "~/.cache/subtransfer/peers", "Where the peer's environment is made.")
+_TORCH = flags.DEFINE_string("torch_python", None, "A Python that has torch and transformers, instead of an installation.")
+_JSON = flags.DEFINE_string("json", None, "A file for the results.")
+
+RATE = 1e-3
+
+
+@dataclasses.dataclass
+class Contender:
+    """One line of the table: who trains on which objective, torch's threads (0: ours, which chooses itself), seconds a step."""
+
+    who: str
+    objective: str
+    threads: int
+    seconds: list[float] = dataclasses.field(default_factory=list)
+    error: str = ""
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
+
+
+class Bench:
+    """The weights, the batch, the peer's process, and a turn of each contender."""
+
+    def __init__(self, folder: Path, device: str):
+        self.device = device
+        self.paths = [models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i) for i in (0, 1)]
+        self.student, self.teacher = (load_policy(path, dtype=_DTYPE.value) for path in self.paths)
+        self.cfg = dataclasses.replace(self.student.cfg, attention=_ATTENTION.value)
+        rng = np.random.default_rng(0)
+        shape = (_BATCH.value, _LENGTH.value)  # id 0 is padding, which gets no gradient in transformers
+        self.tokens = rng.integers(1, self.student.cfg.vocab_size, shape).astype(np.int32)
+        self.mask = rng.random(shape) < 0.7
+        python = Path(_TORCH.value) if _TORCH.value else interpreter("train", Path(_CACHE.value).expanduser(), device)
+        self.peer = Peer("train", python, device, folder / "peer.log")
+        self._states: dict[str, trainer.TrainState] = {}
+        self._batch = jax.device_put([np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)])
+
+    def _loss(self, objective: str) -> tuple[trainer.Loss, Any]:
+        """Our objective, and the teacher's weights if it needs them."""
+        loss = trainer.Loss("forward_kl" if objective == "gkd" else objective)
+        return loss, None if loss.objective == "sft" else self.teacher.weights
+
+    def ask(self, do: str, contender: Contender) -> dict[str, Any]:
+        """One request to the peer."""
+        return self.peer.ask(
+            do=do,
+            objective=contender.objective,
+            checkpoint=str(self.paths[0]),
+            teacher=str(self.paths[1]),
+            dtype=_DTYPE.value,
+            device="cuda" if self.device == "gpu" else "cpu",
+            threads=contender.threads,
+            tokens=self.tokens.tolist(),
+            mask=self.mask.tolist(),
+            steps=_STEPS.value,
+            learning_rate=RATE,
+            compiled=_COMPILED.value,
+        )
+
+    def gradients(self, objective: str) -> tuple[float, dict[str, float]]:
+        """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
+        loss, teacher = self._loss(objective)
+        cfg = self.cfg
+
+        def value(params):
+            return trainer.loss_fn(cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {})
+
+        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
+        return float(got), {name: float(np.linalg.norm(fetch())) for name, _, fetch in hf.to_tensors(cfg, grads)}
+
+    def turn(self, objective: str) -> tuple[float, list[float]]:
+        """Seconds a step and the losses of our next steps."""
+        loss, teacher = self._loss(objective)
+        if objective not in self._states:
+            recipe = trainer.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
+            self._states[objective], _ = trainer.init_state(recipe, self.student.params, jax.random.key(0))
+        rates, key = np.full(_STEPS.value, RATE, np.float32), jax.random.key(0)
+        begin = time.perf_counter()
+        self._states[objective], metrics = trainer.train_steps(
+            self.cfg, loss, self._states[objective], None, teacher, None, *self._batch, rates, key
+        )
+        losses = jax.device_get(metrics["loss"]).tolist()
+        return (time.perf_counter() - begin) / _STEPS.value, losses
+
+    def flops(self, objective: str) -> float:
+        """Of the products of one step: backward is twice forward; scores are counted whole, the embedding is none."""
+        cfg, tokens = self.cfg, self.tokens.size
+        table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
+        scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
+        return 2 * tokens * (cfg.num_params - table + scores) * (3 if objective == "sft" else 4)
+
+
+def agreement(bench: Bench, contender: Contender) -> dict[str, float]:
+    """Largest relative differences of the loss, of gradients' norms, and of the losses of the first steps.
+
+    Raises:
+      UserError: the two do not train the same thing.
+    """
+    theirs = bench.ask("gradients", contender)
+    if "error" in theirs:
+        raise UserError(f"The peer cannot train on {contender.objective}: {theirs['error']}")
+    loss, norms = bench.gradients(contender.objective)
+    missing = set(norms) ^ set(theirs["norms"])
+    if missing:
+        raise UserError(f"The peer has other weights than we: {sorted(missing)[:3]}.")
+    found = {
+        "loss": abs(loss / theirs["loss"] - 1),
+        "gradients": max(abs(norm / theirs["norms"][name] - 1) for name, norm in norms.items()),
+    }
+    _, ours = bench.turn(contender.objective)
+    later = bench.ask("train", contender)["losses"]
+    found["later_losses"] = max(abs(a / b - 1) for a, b in zip(ours, later, strict=True))
+    limit = 1e-4 if _DTYPE.value == "float32" else 5e-2
+    for what, gap in found.items():
+        if not gap < limit:
+            raise UserError(f"{contender.objective}: {what} differs from the peer's by {gap:.1e}: no speed counts before.")
+    return found
+
+
+def measure(bench: Bench, lines: list[Contender]) -> float:
+    """All turns; returns the best rate of a large product before and after them, 1/s."""
+    peak = limits.matmul_flops(_DTYPE.value)
+    for number in range(_ROUNDS.value + 1):
+        for line in lines:
+            if line.error:
+                continue
+            if line.threads:
+                got = bench.ask("train", line)
+                line.error = got.get("error", "")
+                seconds = got.get("seconds", 0.0)
+            else:
+                seconds, _ = bench.turn(line.objective)
+            if number and not line.error:  # the first round warms up
+                line.seconds.append(seconds)
+    return max(peak, limits.matmul_flops(_DTYPE.value))
+
+
+def run(folder: Path) -> dict[str, Any]:
+    """The whole benchmark; returns what --json writes."""
+    device = "cpu" if jax.default_backend() == "cpu" else "gpu"
+    cores = len(os.sched_getaffinity(0))
+    bench = Bench(folder, device)
+    try:
+        results: dict[str, Any] = {
+            "geometry": _GEOMETRY.value,
+            "parameters": bench.cfg.num_params,
+            "batch": [_BATCH.value, _LENGTH.value],
+            "dtype": _DTYPE.value,
+            "device": jax.devices()[0].device_kind,
+            "cores": cores,
+            "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+            "versions": {"jax": jax.__version__, "peer": bench.peer.versions},
+        }
+        threads = sorted({1, cores}) if device == "cpu" else [1]
+        results["agreement"], results["lines"], results["ratios"] = {}, [], {}
+        for objective in _OBJECTIVES.value:
+            found = agreement(bench, Contender("torch", objective, threads[-1]))
+            results["agreement"][objective] = found
+            print(f"{objective}: differs from torch by " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()), flush=True)
+            ours = Contender("ours", objective, 0)
+            theirs = [Contender("torch", objective, n) for n in threads]
+            peak = measure(bench, [ours, *theirs])
+            best = min((line for line in theirs if not line.error), key=lambda line: line.median)
+            for line in (ours, *theirs):
+                row = dataclasses.asdict(line)
+                if not line.error:
+                    row |= {"median": line.median, "of_matmul_peak": bench.flops(objective) / line.median / peak}
+                results["lines"].append(row)
+            results["ratios"][objective] = best.median / ours.median
+            results.setdefault("matmul_gflops", {})[objective] = peak / 1e9
+        report(results)
+        return results
+    finally:
+        bench.peer.close()
+
+
+def report(results: dict[str, Any]) -> None:
+    """Prints everything as Markdown."""
+    print(json.dumps({k: v for k, v in results.items() if k not in ("lines", "ratios", "agreement")}, indent=2))
+    print("\n| objective | contender | threads | ms a step | least - most | of the matmul peak |\n" + "| --- " * 6 + "|")
+    for row in results["lines"]:
+        head = f"| {row['objective']} | {row['who']} | {row['threads'] or 'own'} |"
+        if row["error"]:
+            print(f"{head} {row['error']} | | |")
+            continue
+        spread = f"{1e3 * min(row['seconds']):.1f} - {1e3 * max(row['seconds']):.1f}"
+        print(f"{head} {1e3 * row['median']:.1f} | {spread} | {row['of_matmul_peak']:.0%} |")
+    for objective, ratio in results["ratios"].items():
+        print(f"{objective}: ours is {ratio:.2f}x as fast as torch at its best")
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit status: 0, or 2 for a user's mistake."""
+    try:
+        try:
+            flags.FLAGS(argv)
+        except flags.Error as error:
+            raise UserError(f"{error}: see python tools/bench_train.py --help.") from error
+        if unknown := set(_OBJECTIVES.value) - {"sft", "forward_kl", "gkd"}:
+            raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
+        if _DEVICE.value != "auto":
+            jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
+        with tempfile.TemporaryDirectory() as folder:
+            results = run(Path(folder))
+        if _JSON.value:
+            Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
