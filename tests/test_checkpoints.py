@@ -278,6 +278,7 @@ def _script(text, *arguments, **environment):
     return subprocess.run([sys.executable, "-c", text, *map(str, arguments)], env=env, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_another_number_of_devices_goes_on_in_the_same_order(tmp_path):
     done = _script(SMALL_RUN + OTHER_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]

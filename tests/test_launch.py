@@ -81,16 +81,23 @@ def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
     with torch.no_grad():
         theirs = model(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(ours.logits(tokens), theirs, atol=1e-4)
-    # The twin is trained from scratch with the directory's geometry and tokenizer.
-    run = _launch(tmp_path / "own", f"--config.base.checkpoint={tmp_path / 'out'}", "--config.distill.objective=sft")
-    assert run.returncode == 0, run.stderr[-3000:]
-    assert "base_other" in (tmp_path / "own" / "results.csv").read_text()
     again = _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}")
     assert again.returncode == 2 and "not empty" in again.stderr and again.stderr.count("\n") == 1
     bad = _tool("export", f"--policy={tmp_path}", f"--out={tmp_path / 'x'}")
     assert bad.returncode == 2 and "holds no policy" in bad.stderr
 
 
+@pytest.mark.slow
+def test_a_run_starts_from_what_another_exported(finished, tmp_path):
+    """The twin is trained from scratch with the directory's geometry and tokenizer."""
+    policy = next(finished[0].glob("student.forward_kl.seed0-*"))
+    assert _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}").returncode == 0
+    run = _launch(tmp_path / "own", f"--config.base.checkpoint={tmp_path / 'out'}", "--config.distill.objective=sft")
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "base_other" in (tmp_path / "own" / "results.csv").read_text()
+
+
+@pytest.mark.slow
 def test_lora_students(tmp_path):
     """LoRA artefacts hold the factors only; the probe reads them merged."""
     more = ["distill.objective=sft", "arms.other_init=false", "arms.benign_teacher=0", "arms.unsanitized=0", "tuning.rank=2"]

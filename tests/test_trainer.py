@@ -82,7 +82,7 @@ cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
 ex = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
 losses = []
-for devices, shape in ((1, (1, 1, 1)), (8, (8, 1, 1)), (8, (2, 2, 2))):
+for devices, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
     if shape == (2, 2, 2):
@@ -94,13 +94,13 @@ for devices, shape in ((1, (1, 1, 1)), (8, (8, 1, 1)), (8, (2, 2, 2))):
     _, curves = trainer.train(cfg, mesh, recipe, state, frozen, ex, 25, jax.random.key(2), teacher=teacher)
     losses.append(curves["loss"])
 np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)
-np.testing.assert_allclose(losses[2], losses[0], rtol=2e-4)
 print("equal")
 """
 
 
 def test_one_and_eight_devices_agree():
-    """Simulated devices prove that the sharded program is the same program; they prove nothing about speed."""
+    """Simulated devices prove that the sharded program is the same program; they prove nothing about speed. More layouts, slow,
+    are in test_layouts.py."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
