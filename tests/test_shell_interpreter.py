@@ -243,3 +243,20 @@ def test_endless_pipes_end_when_enough_is_read():
 def test_nothing_that_is_typed_raises(line):
     result = session(limits=Limits(steps=2000, output=20000)).run(line)
     assert 0 <= result.exit_code <= 255
+
+
+@pytest.mark.parametrize(
+    ("line", "stdout"),
+    [
+        ("ls nosuch 2>&0; echo $?", "2\n"),
+        ("ls nosuch 2</dev/null; echo $?", "2\n"),
+        ("ls nosuch 2>&-; echo $?", "2\n"),
+        ("exec 2>&-; echo hi >&2; echo $?; nosuchcmd; echo $?", "1\n127\n"),
+        ("echo hi >&0; echo $?", "1\n"),
+        ("echo a | cat 2>&0; echo $?", "a\n0\n"),
+        ("ls nosuch 2>&-; echo hi", "hi\n"),
+    ],
+)
+def test_outputs_that_cannot_be_written(line, stdout):
+    """As real bash does, for each of them; complaints that find standard error closed are lost without an error."""
+    assert session().run(line).stdout == stdout

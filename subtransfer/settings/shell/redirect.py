@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from subtransfer.settings.shell import ast
 from subtransfer.settings.shell.filesystem import FsError
 from subtransfer.settings.shell.result import Unsupported
-from subtransfer.settings.shell.streams import BadSink, FileSink, FileSource, NullSink, Sink, Source, TextSource
+from subtransfer.settings.shell.streams import BadSink, FileSink, FileSource, LostSink, NullSink, Sink, Source, TextSource
 from subtransfer.settings.shell.variables import ShellError
 
 if TYPE_CHECKING:
@@ -29,10 +29,22 @@ def apply_redirects(shell: Shell, redirects: tuple[ast.Redirect, ...], files: Fi
                 files[redirect.fd] = TextSource(shell.expander.text(redirect.target) + "\n")
             else:
                 _open(shell, redirect, files)
+            _check_outputs(files)
     except ShellError as error:
         error.stderr = files[2]  # the complaint goes where stderr leads by then
         raise
     return files
+
+
+def _check_outputs(files: Files) -> None:
+    """Standard output and error that were opened for reading are as good as closed."""
+    for fd in (1, 2):
+        if not hasattr(files.get(fd), "write"):
+            files[fd] = _closed(fd)
+
+
+def _closed(fd: int) -> BadSink:
+    return LostSink() if fd == 2 else BadSink()
 
 
 def _target(shell: Shell, word: ast.Word) -> str:
@@ -58,11 +70,12 @@ def _open(shell: Shell, redirect: ast.Redirect, files: Files) -> None:
                     files.pop(fd, None)
                     return
                 raise ShellError(f"{target}: Bad file descriptor")
-            files[fd] = files[source]
+            found = files[source]
+            files[fd] = _closed(fd) if isinstance(found, BadSink) else found
             return
         if target == "-":
             if fd in (1, 2):
-                files[fd] = BadSink()
+                files[fd] = _closed(fd)
             else:
                 files.pop(fd, None)
             return

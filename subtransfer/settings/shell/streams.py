@@ -135,3 +135,12 @@ class BadSink:
     def write(self, text: str) -> None:
         if text:
             raise FsError("EBADF", "Bad file descriptor")
+
+
+class LostSink(BadSink):
+    """A closed standard error: complaints are lost, and nobody minds."""
+
+    __slots__ = ()
+
+    def write(self, text: str) -> None:
+        pass
