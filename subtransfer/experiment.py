@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 
-from subtransfer import artifacts, metrics, processes, stages
+from subtransfer import artifacts, metrics, processes, stages, validation
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distill.run import Window
@@ -108,7 +108,7 @@ class Experiment:
         first, _, last = steps.partition("-")
         trained = [name for name in self.plan if name.partition(".")[0] in ("base", "base_other", "teacher", "student")]
         if stage not in trained:
-            near = configuration.nearest(stage, trained)
+            near = validation.nearest(stage, trained)
             raise UserError(f"--profile names {stage!r}, which trains nothing here; the nearest stage is {near!r}.")
         if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
             raise UserError(f"--profile={text} is not of the form STAGE:FIRST-LAST, with steps counted from 1.")
@@ -172,8 +172,8 @@ class Experiment:
         b, checkpoint = self.config.base, self._checkpoint(model)
         if model == "base_other" and not checkpoint:
             checkpoint = b.checkpoint  # a twin from scratch has its sibling's geometry
-        if checkpoint.startswith(configuration.PRESET):
-            preset = PRESETS[checkpoint.removeprefix(configuration.PRESET)]
+        if checkpoint.startswith(validation.PRESET):
+            preset = PRESETS[checkpoint.removeprefix(validation.PRESET)]
             return Sizes(
                 self.config, dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention), self._mesh, 2
             )
@@ -188,7 +188,7 @@ class Experiment:
         c, make, name = self.config, self._makers, base_stage(model)
         checkpoint, size = self._checkpoint(model), self.size(model)
         if checkpoint:
-            preset = checkpoint.startswith(configuration.PRESET)
+            preset = checkpoint.startswith(validation.PRESET)
             self._add(
                 name,
                 lambda out: make.imported(out, Path(checkpoint)),
@@ -308,7 +308,7 @@ class Experiment:
         paths = [self._checkpoint(model) for model in (arm.teacher_model, arm.model)]
         if not all(paths) or paths[0] == paths[1]:
             return  # one model, or a twin that shares the tokenizer
-        if any(path.startswith(configuration.PRESET) for path in paths):
+        if any(path.startswith(validation.PRESET) for path in paths):
             same = self.size(arm.model).cfg.family == self.size(arm.teacher_model).cfg.family
         else:
             teacher, own = (hf.load_tokenizer(path, None).get_vocab() for path in paths)
@@ -356,7 +356,7 @@ class Experiment:
         The result files are copied to the top of the workdir at the end.
         """
         for model in (self.config.models or {}).values():
-            if model.startswith(configuration.PRESET):
+            if model.startswith(validation.PRESET):
                 raise UserError(
                     f"{model} is a geometry without weights, for --dry_run: give the checkpoint's directory instead."
                 )

@@ -12,6 +12,7 @@ import numpy as np
 
 from subtransfer import artifacts, sharding
 from subtransfer.distill import trainer
+from subtransfer.distill.examples import Examples
 from subtransfer.distill.run import Run
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig, abstract_params
@@ -51,18 +52,18 @@ def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting)
     yield from setting.spoken()
 
 
-def encode(demos: Sequence[tuple[Task, Sequence[Turn]]], chat: ChatFormat) -> trainer.Examples:
+def encode(demos: Sequence[tuple[Task, Sequence[Turn]]], chat: ChatFormat) -> Examples:
     """Demonstrations as padded training episodes."""
-    return trainer.Examples.from_rows([chat.demonstration(task.instruction, turns) for task, turns in demos])
+    return Examples.from_rows([chat.demonstration(task.instruction, turns) for task, turns in demos])
 
 
-def save_examples(path: Path, examples: trainer.Examples) -> None:
+def save_examples(path: Path, examples: Examples) -> None:
     artifacts.save_params(path, {"tokens": examples.tokens, "loss_mask": examples.loss_mask.astype(np.uint8)})
 
 
-def load_examples(path: Path) -> trainer.Examples:
+def load_examples(path: Path) -> Examples:
     arrays = artifacts.load_params(path)
-    return trainer.Examples(arrays["tokens"], arrays["loss_mask"].astype(bool))
+    return Examples(arrays["tokens"], arrays["loss_mask"].astype(bool))
 
 
 def init_params(cfg: DecoderConfig, mesh, key):
@@ -72,7 +73,7 @@ def init_params(cfg: DecoderConfig, mesh, key):
     return jax.jit(lambda k: nn.meta.unbox(Decoder(cfg).init(k, tokens, tokens, mask)["params"]), out_shardings=shardings)(key)
 
 
-def train_base(cfg: DecoderConfig, mesh, recipe: trainer.Recipe, examples: trainer.Examples, key, run: Run):
+def train_base(cfg: DecoderConfig, mesh, recipe: trainer.Recipe, examples: Examples, key, run: Run):
     """Trains a decoder from scratch on the agent's turns of the corpus; returns (params, curves)."""
     params = init_params(cfg, mesh, jax.random.fold_in(key, 0))
     state, frozen = trainer.start_state(mesh, recipe, params, key, run)

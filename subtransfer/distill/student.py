@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from subtransfer import preemption, sanitize
 from subtransfer.distill import agreement, trainer
+from subtransfer.distill.examples import Examples
 from subtransfer.distill.run import Run
 from subtransfer.distill.teacher_targets import Targets
 from subtransfer.errors import UserError
@@ -65,7 +66,7 @@ class OnPolicy:
 
 def training_rows(
     kept: Sequence[Trajectory], chat: ChatFormat, guard: Guard, *, foreign: bool = False, sampled: bool = False
-) -> trainer.Examples:
+) -> Examples:
     """Trajectories as training episodes, after the leak check over exactly the tokens that will be trained on.
 
     Args:
@@ -90,10 +91,10 @@ def training_rows(
         bodies = [(t.episode_id, ids[fixed:], mask[fixed:]) for t, (ids, mask, fixed) in zip(kept, rows, strict=True)]
         sanitize.leak_check(bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords)
     targets = {"behavior_logprobs": [t.behavior_logprobs for t in kept]} if sampled else {}
-    return trainer.Examples.from_rows([(ids, mask) for ids, mask, _ in rows], **targets)
+    return Examples.from_rows([(ids, mask) for ids, mask, _ in rows], **targets)
 
 
-def mixed(own: trainer.Examples, theirs: trainer.Examples | None, share: float, key) -> trainer.Examples:
+def mixed(own: Examples, theirs: Examples | None, share: float, key) -> Examples:
     """Own examples and as many of the teacher's as leave them a share of `share` (GKD's lambda, 2306.13649, for each round).
 
     The teacher's are drawn without repetition, as long as there are enough.
@@ -193,7 +194,7 @@ def distill(
         staleness = number - int(progress.examples["policy_version"].min())
         progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
         run.facts |= {"policy_version": number, "staleness": staleness}
-        recent = trainer.Examples(**{name: x for name, x in progress.examples.items() if name != "policy_version"})
+        recent = Examples(**{name: x for name, x in progress.examples.items() if name != "policy_version"})
         state, _ = trainer.train(
             cfg,
             mesh,
@@ -209,7 +210,7 @@ def distill(
     return state, run.curves, progress.rollouts
 
 
-def _recent(held: dict[str, np.ndarray], new: trainer.Examples, number: int, max_staleness: int) -> dict[str, np.ndarray]:
+def _recent(held: dict[str, np.ndarray], new: Examples, number: int, max_staleness: int) -> dict[str, np.ndarray]:
     """The arrays of the own examples that round `number` learns from: those held that are not too old, then the new ones.
 
     "policy_version" int32 [n] says which round each is of.

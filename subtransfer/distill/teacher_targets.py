@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from subtransfer import artifacts, distributed, sharding
 from subtransfer.distill import objectives, vocabulary
-from subtransfer.distill.trainer import Examples, forward
+from subtransfer.distill.examples import Examples
+from subtransfer.distill.trainer import forward
 from subtransfer.errors import UserError
 from subtransfer.models.attention import causal_mask
 from subtransfer.models.decoder import Decoder, DecoderConfig, unembed
