@@ -21,10 +21,11 @@ from subtransfer.scaling_laws import BROKEN, CONSTANT, EVERY, LAWS, LEVELS, LOG_
 from subtransfer.scaling_noise import Draws, Noise, Observations, components, draw, observe
 
 __all__ = [
-    "BROKEN", "CONSTANT", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE",
+    "BROKEN", "CONSTANT", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE", "RULED_OUT",
     "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "compare", "fit", "observe",
 ]  # fmt: skip
 
+RULED_OUT = 0.01  # a law falls below this p: that only one stands is a strong claim, and several laws are tried
 _PASSES = 3  # of fitting and weighing anew: rates' variances depend on the fitted curve
 _GRID = 24  # places between an estimate and a bound at which a profile is looked at, before it is halved down
 _HALVINGS = 16
@@ -74,7 +75,7 @@ class Fit:
 
     def whiskers(self) -> tuple[np.ndarray, np.ndarray]:
         """(low, high) of the mean at each size, [G], by the noise alone, without any law: Student's t."""
-        half = stats.t.ppf(0.5 + self.confidence / 2, self.noise.freedom) * np.sqrt(np.diag(self.noise.covariance()))
+        half = stats.t.ppf(0.5 + self.confidence / 2, self.data.seed_freedom) * np.sqrt(np.diag(self.noise.covariance()))
         return tuple(np.clip(self.data.means + side * half, *LEVELS[self.data.kind]) for side in (-1, 1))
 
 
@@ -134,7 +135,7 @@ def fit(
     curve = law.values(problem.z, theta)
     near = np.broadcast_to(theta, (n_boot, len(theta)))
     free, least = problem.minimise(curve + boot.errors, boot.whiten, near=near)
-    least_limit = stats.f.ppf(confidence, 1, noise.freedom)
+    least_limit = stats.f.ppf(confidence, 1, data.seed_freedom)
     limits = []
     for i in range(len(theta)):
         fixed = np.broadcast_to(np.arange(len(theta)) == i, near.shape)
@@ -234,7 +235,7 @@ class Comparison:
     @property
     def standing(self) -> list[str]:
         """The laws that the data do not rule out, best first."""
-        return [name for name in sorted(self.delta, key=self.delta.get) if self.p[name] > 1 - self.confidence]
+        return [name for name in sorted(self.delta, key=self.delta.get) if self.p[name] >= RULED_OUT]
 
     @property
     def distinguished(self) -> bool:
@@ -278,13 +279,17 @@ def compare(
 ) -> Comparison:
     """Fits laws to the same data, ranks them by AICc, and rules out those that could not have made such data.
 
-    A law is ruled out if its AICc stands further above the best law's than in `confidence` of the bootstrap samples drawn
+    A law is ruled out if its AICc stands as far above the best law's in fewer than `RULED_OUT` of the bootstrap samples drawn
     around the law's own curve, all laws fitted to each. So neither the penalty for a parameter nor luck decides alone: two laws
     with the same curve over these sizes stand or fall together, however many parameters they have.
 
     Raises:
-      UserError: there are too few sizes for all of the laws.
+      UserError: there are too few sizes for all of the laws, or too few samples to rule one out.
     """
+    if n_boot * RULED_OUT < 1:
+        raise UserError(
+            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use n_boot={1 / RULED_OUT:.0f} or more."
+        )
     able = [law for law in laws if len(data.x) >= law.least_sizes]
     refused = {law.name: f"it needs {law.least_sizes} sizes" for law in laws if law not in able}
     if not able:

@@ -123,12 +123,6 @@ class Noise:
         unit = self.unit
         return (shared + diagonal[..., None] * np.eye(len(unit))) * unit * unit[:, None]
 
-    @property
-    def freedom(self) -> float:
-        """Degrees of freedom of the variance of a mean (Satterthwaite 1946): the seeds' few, as far as it is theirs."""
-        share = (self.seed - self.cell) / self.seeds * self.unit**2 / np.diag(self.covariance())
-        return float((self.seeds - 1).sum() / max(float(share.mean()), 1e-3) ** 2)
-
     def whiten(self, seed: np.ndarray | None = None) -> np.ndarray:
         """[..., G, G], W with W' W the inverse of the covariance."""
         return np.linalg.inv(np.linalg.cholesky(self.covariance(seed)))

@@ -24,7 +24,7 @@ from subtransfer import scaling
 from subtransfer.errors import UserError
 
 _SIMULATIONS = flags.DEFINE_integer("simulations", 200, "Studies of each world.", lower_bound=1)
-_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 200, "Bootstrap samples of each study.", lower_bound=50)
+_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 200, "Bootstrap samples of each study.", lower_bound=100)
 _WORLDS = flags.DEFINE_list("worlds", [], "Some of the worlds; default: all.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -38,6 +38,7 @@ class World:
       kind, sizes, seeds, tasks: of the study; sizes from 30k to 1M.
       seed_share, task_share: shares of an outcome's variance that belong to the training seed and to the task (of rates:
         seeds' rates are beta with that intraclass correlation, and a normal copula has the tasks in common).
+      drift: the largest size's seed_share over the smallest's; the fits take it to be 1.
       compared: laws to be compared; empty: the law is fitted and its intervals are counted.
       standing: the laws that a right verdict leaves standing at least; lone: whether it is to leave no other.
     """
@@ -50,6 +51,7 @@ class World:
     tasks: int = 256
     seed_share: float = 0.01
     task_share: float = 0.3
+    drift: float = 1.0
     compared: tuple[str, ...] = ()
     standing: tuple[str, ...] = ()
     lone: bool = False
@@ -69,14 +71,15 @@ class World:
         rng = np.random.default_rng(seed)
         task = rng.standard_normal(self.tasks)[:, None]
         own, outcomes = np.sqrt(1 - self.task_share), []
-        for mean in self.means:
+        shares = self.seed_share * self.drift ** np.linspace(-0.5, 0.5, self.sizes)
+        for mean, share in zip(self.means, shares, strict=True):
             noise = np.sqrt(self.task_share) * task + own * rng.standard_normal((self.tasks, self.seeds))
             if self.kind == scaling.RATE:
-                total = 1 / self.seed_share - 1
+                total = 1 / share - 1
                 rates = rng.beta(mean * total, (1 - mean) * total, self.seeds)
                 outcomes.append((noise < stats.norm.ppf(rates)).astype(float))
             else:
-                scatter = np.sqrt(self.seed_share / (1 - self.seed_share)) * rng.standard_normal(self.seeds)
+                scatter = np.sqrt(share / (1 - share)) * rng.standard_normal(self.seeds)
                 outcomes.append(mean + noise + scatter)
         return scaling.Observations("size", self.kind, self.x, tuple(outcomes))
 
@@ -85,7 +88,9 @@ _THREE = ("constant", "power", "logistic")
 WORLDS = {
     "power": World(scaling.POWER, (0.3, 0.1, 0.5)),
     "logistic": World(scaling.LOGISTIC, (0.05, 0.8, 2e5, 1.5)),
-    "power, log-odds": World(scaling.POWER, (-2.0, 3.0, 0.6), scaling.LOG_ODDS, seed_share=0.05),
+    "power of log-odds": World(scaling.POWER, (-2.0, 3.0, 0.6), scaling.LOG_ODDS, seed_share=0.05),
+    "power at five sizes": World(scaling.POWER, (0.3, 0.1, 0.5), sizes=5),
+    "power under drift": World(scaling.POWER, (0.3, 0.1, 0.5), drift=6.0),
     "flat": World(scaling.CONSTANT, (0.3,), compared=_THREE, standing=("constant", "power")),
     "one curve": World(scaling.LOGISTIC, (0.02, 0.8, 6e4, 0.8), compared=_THREE, standing=("power", "logistic")),
     "S-shaped": World(scaling.LOGISTIC, (0.05, 0.8, 2e5, 2.5), compared=_THREE, standing=("logistic",), lone=True),

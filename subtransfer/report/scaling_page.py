@@ -9,7 +9,7 @@ import numpy as np
 
 from subtransfer.report.figures import _svg, _text
 from subtransfer.report.html import _STYLE
-from subtransfer.scaling import RATE, Comparison, Interval
+from subtransfer.scaling import RATE, RULED_OUT, Comparison, Interval
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760.0, 340.0, 64.0, 150.0, 12.0, 46.0
 _COLOURS = {"constant": "var(--base)", "power": "var(--control)", "logistic": "var(--student)"}
@@ -80,8 +80,7 @@ def short(value: float) -> str:
 
 
 def _interval(value: Interval) -> str:
-    low = f"≤ {_signed(value.low)}" if value.low_open else _signed(value.low)
-    high = f"≥ {_signed(value.high)}" if value.high_open else _signed(value.high)
+    low, high = _signed(value.low) + "*" * value.low_open, _signed(value.high) + "*" * value.high_open
     return f"{_signed(value.estimate)} [{low}, {high}]"
 
 
@@ -108,8 +107,8 @@ def section(title: str, comparison: Comparison) -> str:
     refused = "".join(f"<li>{escape(name)}: not fitted, {escape(why)}.</li>" for name, why in comparison.refused.items())
     return (
         f"<h2>{escape(title)}</h2><p>{escape(comparison.verdict())}</p>{figure(comparison)}"
-        f"<p class=soft>{_NAMES[data.kind].capitalize()}; {len(data.x)} sizes, {data.seeds.min()} to {data.seeds.max()} "
-        f"training seeds each, {data.tasks} tasks. Observed at the largest size: {_signed(data.means[-1])}. "
+        f"<p class=soft>{_NAMES[data.kind].capitalize()}; {len(data.x)} sizes, {data.seeds.sum()} training "
+        f"runs, {data.tasks} tasks. Observed at the largest size: {_signed(data.means[-1])}. "
         f"X = {short(data.x_ref)}.</p>"
         f"<div class=wide><table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table></div>"
         f"<ul>{refused}</ul>"
@@ -122,8 +121,8 @@ def page(title: str, comparisons: Mapping[str, Comparison]) -> str:
     notes = (
         f"<h2>Notes</h2><p>Intervals and bands: {100 * confidence:.0f}%. Weighted least squares of the means of each size; "
         "tasks are resampled at all sizes at once, the seeds' part is drawn with a variance pooled over sizes. p (law): how "
-        f"often data made by this law would leave its AICc as far above the best law's; ruled out below {1 - confidence:.2g}. "
-        "≤ and ≥: the data do not bound the parameter on that side, and its own bound stands there.</p>"
+        "often data made by this law would leave its AICc as far above the best law's; ruled out below "
+        f"{RULED_OUT:g}. *: the data do not bound the parameter on that side, and its own bound stands there.</p>"
     )
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
