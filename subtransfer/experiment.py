@@ -56,14 +56,15 @@ class Stage:
 def code_version(*, report: bool) -> str:
     """Hash of the sources that an artefact depends on: changed code makes new artefacts, never mixes with old ones.
 
-    Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored.
+    Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored, nor on what is made of
+    the results of many.
     """
     root = Path(__file__).parent
     outside = {root / f"{name}.py" for name in ("launch", "progress", "artifacts", "preemption", "processes", "metrics")}
     outside |= {root / "distill" / "checkpoints.py", root / "distill" / "run.py"}
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
-        if path not in outside and (report or path.parent.name != "report"):
+        if path not in outside and not path.name.startswith("scaling") and (report or path.parent.name != "report"):
             h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return h.hexdigest()[:16]
 
