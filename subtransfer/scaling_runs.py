@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer import config as configuration
+from subtransfer import validation
 from subtransfer.errors import UserError
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
@@ -110,8 +110,8 @@ def _parameters(config: Mapping[str, Any], model: str) -> int:
     base = config["base"]
     checkpoint = {"base": base["checkpoint"], "base_other": base["other_checkpoint"] or base["checkpoint"]}.get(model)
     checkpoint = config["models"][model] if checkpoint is None else checkpoint
-    if checkpoint.startswith(configuration.PRESET):
-        return PRESETS[checkpoint.removeprefix(configuration.PRESET)].num_params
+    if checkpoint.startswith(validation.PRESET):
+        return PRESETS[checkpoint.removeprefix(validation.PRESET)].num_params
     if checkpoint:
         return families.read_config(checkpoint, base["dtype"], base["remat"], base["attention"]).num_params
     geometry = {name.removeprefix("base."): base[name.removeprefix("base.")] for name in _GEOMETRY}
@@ -135,9 +135,7 @@ def gather(arms: Sequence[RunArm], axis: str, *, kind: str = RATE, varying: Sequ
     known = {field for arm in arms for field in arm.fields}
     for field in (axis, *wanted, *varying):
         if field not in known:
-            raise UserError(
-                f"The runs have no field {field!r}; the nearest is {configuration.nearest(field, sorted(known))!r}."
-            )
+            raise UserError(f"The runs have no field {field!r}; the nearest is {validation.nearest(field, sorted(known))!r}.")
     chosen = [arm for arm in arms if all(arm.fields.get(field) == value for field, value in wanted.items())]
     if not chosen:
         raise UserError(f"No arm of the {len({a.run for a in arms})} runs has {wanted}: ask for fewer or other values.")
