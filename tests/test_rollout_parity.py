@@ -45,7 +45,8 @@ def test_logprobs_equal_transformers_and_the_trainer(pair):
         tokens, at = torch.tensor([prompt + turn.ids]), np.arange(len(prompt), len(prompt) + NEW)
         with torch.no_grad():
             theirs = model(tokens).logits.log_softmax(-1).numpy()[0, at - 1, turn.ids]
-        logits = np.asarray(trainer.forward(policy.cfg, policy.weights, tokens.numpy().astype(np.int32)))[0, at - 1]
+        padded = np.pad(tokens.numpy().astype(np.int32), ((0, 0), (0, 64 + NEW - tokens.shape[1])))  # one shape, one program
+        logits = np.asarray(trainer.forward(policy.cfg, policy.weights, padded))[0, at - 1]
         trained = torch.tensor(logits).log_softmax(-1).numpy()[np.arange(NEW), turn.ids]
         np.testing.assert_allclose(turn.logprobs, theirs, atol=1e-4)
         np.testing.assert_allclose(turn.logprobs, trained, atol=1e-4)
