@@ -232,7 +232,7 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
     if directory in resident:
         return resident[directory]
     meta = families.read_json(directory / META)
-    cfg = DecoderConfig.from_dict(meta["model"])
+    cfg = _geometry(directory, meta)
     if meta["checkpoint"] is not None:
         checkpoint = Path(meta["checkpoint"])
         if not checkpoint.is_dir():
@@ -261,7 +261,14 @@ def load_policy_tokenizer(directory: Path):
     meta = families.read_json(directory / META)
     if meta["base"] is not None:
         return load_policy_tokenizer(directory.parent / meta["base"])
-    return hf.load_tokenizer(meta["checkpoint"] or directory / "tokenizer", DecoderConfig.from_dict(meta["model"]))
+    return hf.load_tokenizer(meta["checkpoint"] or directory / "tokenizer", _geometry(directory, meta))
+
+
+def _geometry(directory: Path, meta: dict[str, Any]) -> DecoderConfig:
+    try:
+        return DecoderConfig.from_dict(meta["model"])
+    except (TypeError, ValueError) as error:
+        raise UserError(f"The policy {directory} is of another version of this package ({error}): make it again.") from error
 
 
 def _adapted(base: Policy, adapter: lora.Adapter) -> Policy:

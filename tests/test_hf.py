@@ -1,5 +1,6 @@
 """The decoder and its Hugging Face directories against transformers, for every family."""
 
+import dataclasses
 import functools
 import json
 import re
@@ -191,6 +192,11 @@ def test_a_policy_as_a_library_object(tmp_path, chat):
             bad()
     with pytest.raises(UserError, match="holds no policy"):
         load_policy(tmp_path / "nothing")
+    (tmp_path / "old").mkdir()
+    older = {"model": {**dataclasses.asdict(policy.cfg), "remat": False}, "checkpoint": None, "base": None, "lora": None}
+    (tmp_path / "old" / "policy.json").write_text(json.dumps(older))
+    with pytest.raises(UserError, match="is of another version of this package .remat"):
+        load_policy(tmp_path / "old")
 
 
 @pytest.fixture

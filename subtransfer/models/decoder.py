@@ -123,6 +123,8 @@ class DecoderConfig:
             raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
         if self.head_width % 2:
             raise ValueError(f"head_width ({self.head_width}) must be even for rotary positions")
+        if self.remat not in REMAT:
+            raise ValueError(f"remat ({self.remat!r}) must be one of {', '.join(REMAT)}")
         if self.sliding and (len(self.sliding) != self.num_layers or self.window < 1):
             raise ValueError(f"{self.num_layers} layers need as many window flags and a window above 0")
 
