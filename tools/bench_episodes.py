@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
-from peers import limits
+from peers import command, limits
 
 from subtransfer import artifacts, settings, sharding
 from subtransfer import config as configuration
@@ -40,7 +40,7 @@ _EPISODES = flags.DEFINE_integer("episodes", 2000, "Episodes of each pass.", low
 _SLOTS = flags.DEFINE_integer("slots", 128, "At most so many side by side.", lower_bound=1)
 _TURNS = flags.DEFINE_integer("max_turns", 12, "Agent turns of an episode.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 2.0, "Of sampling.", lower_bound=0.0)
-_JSON = flags.DEFINE_string("json", None, "A file for the results.")
+flags.DEFINE_string("json", None, "A file for the results.")
 
 # Compiling is over after so many episodes.
 FIRST = 50
@@ -139,21 +139,5 @@ def run() -> dict[str, Any]:
     return results
 
 
-def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, or 2 for a user's mistake or a promise that was not kept."""
-    try:
-        try:
-            flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(f"{error}: see python tools/bench_episodes.py --help.") from error
-        results = run()
-        if _JSON.value:
-            Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(command.main(sys.argv, run))

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
-from peers import limits, models
+from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
 from subtransfer.errors import UserError
@@ -45,7 +45,7 @@ _PEERS = flags.DEFINE_list("peers", ["generate", "continuous", "tunix"], "Whom t
 _CACHE = flags.DEFINE_string("cache", "~/.cache/subtransfer/peers", "Where the peers' environments are made.")
 _TORCH = flags.DEFINE_string("torch_python", None, "A Python that has torch and transformers, instead of an installation.")
 _TUNIX = flags.DEFINE_string("tunix_python", None, "A Python that has google-tunix, instead of an installation.")
-_JSON = flags.DEFINE_string("json", None, "A file for the results.")
+flags.DEFINE_string("json", None, "A file for the results.")
 
 
 @dataclasses.dataclass
@@ -264,28 +264,17 @@ def run(folder: Path) -> dict[str, Any]:
         bench.close()
 
 
-def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, or 2 for a user's mistake."""
-    try:
-        try:
-            flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(f"{error}: see python tools/bench_rollout.py --help.") from error
-        if unknown := set(_PEERS.value) - {"generate", "continuous", "tunix", ""}:
-            raise UserError(f"Unknown peers {sorted(unknown)}: choose among generate, continuous, tunix.")
-        if not all(batch.isdigit() and int(batch) for batch in _BATCHES.value):
-            raise UserError(f"--batches={','.join(_BATCHES.value)} must be numbers above 0.")
-        if _DEVICE.value != "auto":
-            jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
-        with tempfile.TemporaryDirectory() as folder:
-            results = run(Path(folder))
-        if _JSON.value:
-            Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def checked_run() -> dict[str, Any]:
+    """The benchmark, after what flags cannot check themselves."""
+    if unknown := set(_PEERS.value) - {"generate", "continuous", "tunix", ""}:
+        raise UserError(f"Unknown peers {sorted(unknown)}: choose among generate, continuous, tunix.")
+    if not all(batch.isdigit() and int(batch) for batch in _BATCHES.value):
+        raise UserError(f"--batches={','.join(_BATCHES.value)} must be numbers above 0.")
+    if _DEVICE.value != "auto":
+        jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
+    with tempfile.TemporaryDirectory() as folder:
+        return run(Path(folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(command.main(sys.argv, checked_run))

@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a waiting contender's thr
 import jax
 import numpy as np
 from absl import flags
-from peers import limits, models
+from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
 from subtransfer.distill import trainer
@@ -49,7 +49,7 @@ _ATTENTION = flags.DEFINE_string("attention", "xla", "Our base.attention.")
 _COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile of the peer.")
 _CACHE = flags.DEFINE_string("cache", "~/.cache/subtransfer/peers", "Where the peer's environment is made.")
 _TORCH = flags.DEFINE_string("torch_python", None, "A Python that has torch and transformers, instead of an installation.")
-_JSON = flags.DEFINE_string("json", None, "A file for the results.")
+flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
 
@@ -240,26 +240,15 @@ def report(results: dict[str, Any]) -> None:
         print(f"{objective}: ours is {ratio:.2f}x as fast as torch at its best")
 
 
-def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, or 2 for a user's mistake."""
-    try:
-        try:
-            flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(f"{error}: see python tools/bench_train.py --help.") from error
-        if unknown := set(_OBJECTIVES.value) - {"sft", "forward_kl", "gkd"}:
-            raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
-        if _DEVICE.value != "auto":
-            jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
-        with tempfile.TemporaryDirectory() as folder:
-            results = run(Path(folder))
-        if _JSON.value:
-            Path(_JSON.value).write_text(json.dumps(results, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+def checked_run() -> dict[str, Any]:
+    """The benchmark, after what flags cannot check themselves."""
+    if unknown := set(_OBJECTIVES.value) - {"sft", "forward_kl", "gkd"}:
+        raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
+    if _DEVICE.value != "auto":
+        jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
+    with tempfile.TemporaryDirectory() as folder:
+        return run(Path(folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(command.main(sys.argv, checked_run))

@@ -4,12 +4,11 @@ Requests and answers are those of `environment.Peer`; "generate" is `model.gener
 batching, "greedy" returns the tokens themselves.
 """
 
-import json
-import sys
 import time
 
 import torch
 import transformers
+from serve import serve
 
 _models = {}
 
@@ -78,17 +77,5 @@ def answer(request):
     return {**reply, "rows": rows} if request["do"] == "greedy" else reply
 
 
-def main() -> None:
-    lines, sys.stdout = sys.stdout, sys.stderr  # libraries print; answers alone belong on the pipe
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(json.dumps({"versions": versions}), file=lines, flush=True)
-    for line in sys.stdin:
-        try:
-            reply = answer(json.loads(line))
-        except Exception as error:  # whatever a peer cannot do is a line of the benchmark's table
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), file=lines, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(f"torch {torch.__version__}, transformers {transformers.__version__}", answer)

@@ -6,13 +6,12 @@ tensor's gradient norm}; "train" answers {"seconds" a step, "losses"} of as many
 weights that the request before has left.
 """
 
-import json
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
 import transformers
+from serve import serve
 
 _models = {}
 
@@ -82,17 +81,5 @@ def answer(request):
     return {"seconds": seconds, "losses": [x.item() for x in losses]}
 
 
-def main() -> None:
-    lines, sys.stdout = sys.stdout, sys.stderr  # libraries print; answers alone belong on the pipe
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
-    print(json.dumps({"versions": versions}), file=lines, flush=True)
-    for line in sys.stdin:
-        try:
-            reply = answer(json.loads(line))
-        except Exception as error:  # whatever a peer cannot do is a line of the benchmark's table
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), file=lines, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    serve(f"torch {torch.__version__}, transformers {transformers.__version__}", answer)

@@ -10,6 +10,8 @@ import sys
 import time
 from pathlib import Path
 
+from serve import serve
+
 _samplers = {}
 
 
@@ -75,19 +77,7 @@ def answer(request):
     return {**reply, "rows": [row.tolist() for row in out.tokens]} if request["do"] == "greedy" else reply
 
 
-def main() -> None:
-    lines, sys.stdout = sys.stdout, sys.stderr  # libraries print; answers alone belong on the pipe
+if __name__ == "__main__":
     if sys.argv[1] == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("google-tunix", "jax"))
-    print(json.dumps({"versions": versions}), file=lines, flush=True)
-    for line in sys.stdin:
-        try:
-            reply = answer(json.loads(line))
-        except Exception as error:  # whatever a peer cannot do is a line of the benchmark's table
-            reply = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(reply), file=lines, flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    serve(", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("google-tunix", "jax")), answer)
