@@ -64,13 +64,11 @@ def test_an_unknown_chip_is_a_sentence(tmp_path):
 
 
 def test_what_does_not_fit_is_a_sentence():
-    from aot_tpu import refusal
-
     row = {"model": "m", "program": "decode", "gib": 17.25}
-    (sentence,) = refusal(row, "v5e")
+    (sentence,) = tpu_time.refusal(row, "v5e")
     assert (
         sentence.startswith("decode of m needs 17.2 GiB of a chip's 16: lower rollouts.batch_size")
-        and refusal(row, "v5p") == []
+        and tpu_time.refusal(row, "v5p") == []
     )
 
 

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
-from tpu_time import CHIPS, Chip, Program
+from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
 
 from subtransfer import config as configuration
 from subtransfer import memory, sharding
@@ -270,14 +270,6 @@ def shard_bytes(tree) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-REMEDIES = {
-    "prefill": "rollouts.batch_size",
-    "decode": "rollouts.batch_size or distill.max_tokens",
-    "probe": "distill.max_tokens",
-    "train": "distill.batch_size, raise distill.accumulate, set base.remat=full",
-}
-
-
 def estimates(size: Sizes, config) -> dict[str, int]:
     """What the plan says of the same programs, in bytes."""
     rollout, full = size.rollout(config.rollouts.batch_size), config.tuning.method == "full"
@@ -324,17 +316,6 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
             json.dumps({"topology": _TOPOLOGY.value, "mesh": shape, "programs": rows}, indent=1) + "\n"
         )
     return refusals
-
-
-def refusal(row: dict[str, Any], kind: str) -> list[str]:
-    """The sentence about a program that does not fit a chip; none for one that does."""
-    if row["gib"] <= CHIPS[kind].gib:
-        return []
-    needs = f"{row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}" if math.isfinite(row["gib"]) else "more than a chip has"
-    return [
-        f"{row['program']} of {row['model']} needs {needs}: lower "
-        f"{REMEDIES[row['program']]}, or raise mesh.tensor or mesh.fsdp."
-    ]
 
 
 def show(rows: list[dict[str, Any]], title: str) -> None:

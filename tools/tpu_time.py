@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import math
 import re
+from typing import Any
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
@@ -49,6 +50,26 @@ CHIPS = {
     "v5p": Chip(95, 2765e9, 459e12, 1.75e9, 4800e9 / 16),
     "v6e": Chip(32, 1640e9, 918e12, 1.75e9, 3584e9 / 16),
 }
+
+
+# What lowers the memory of a program, by the config's fields.
+REMEDIES = {
+    "prefill": "rollouts.batch_size",
+    "decode": "rollouts.batch_size or distill.max_tokens",
+    "probe": "distill.max_tokens",
+    "train": "distill.batch_size, raise distill.accumulate, set base.remat=full",
+}
+
+
+def refusal(row: dict[str, Any], kind: str) -> list[str]:
+    """The sentence about a program that does not fit a chip; none for one that does."""
+    if row["gib"] <= CHIPS[kind].gib:
+        return []
+    needs = f"{row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}" if math.isfinite(row["gib"]) else "more than a chip has"
+    return [
+        f"{row['program']} of {row['model']} needs {needs}: lower "
+        f"{REMEDIES[row['program']]}, or raise mesh.tensor or mesh.fsdp."
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
