@@ -10,6 +10,9 @@ Soft targets come from a live teacher, whose forward is part of the step. Before
 every tensor's gradient and the losses of the first steps must agree. Then contenders take turns, so that noise falls on all
 of them; a turn is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD loss at
 beta 0, the reference of forward KL. The peer's environment is installed below --cache, unless --torch_python names one.
+
+On a CPU we train twice: with all cores as one device, and with a device a core and rows divided over them (as a run does with
+JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The best of each is compared.
 """
 
 from __future__ import annotations
@@ -32,6 +35,7 @@ from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
+from subtransfer import sharding
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
 from subtransfer.models import hf
@@ -54,13 +58,13 @@ flags.DEFINE_string("json", None, "A file for the results.")
 RATE = 1e-3
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Contender:
-    """One line of the table: who trains on which objective, torch's threads (0: ours, which chooses itself), seconds a step."""
+    """One line of the table: who trains on which objective, on how many devices (ours) or threads (torch's), seconds a step."""
 
     who: str
     objective: str
-    threads: int
+    width: int
     seconds: list[float] = dataclasses.field(default_factory=list)
     error: str = ""
 
@@ -83,8 +87,7 @@ class Bench:
         self.mask = rng.random(shape) < 0.7
         python = Path(_TORCH.value) if _TORCH.value else interpreter("train", Path(_CACHE.value).expanduser(), device)
         self.peer = Peer("train", python, device, folder / "peer.log")
-        self._states: dict[str, trainer.TrainState] = {}
-        self._batch = jax.device_put([np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)])
+        self._states: dict[Contender, trainer.TrainState] = {}
 
     def _loss(self, objective: str) -> tuple[trainer.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
@@ -100,7 +103,7 @@ class Bench:
             teacher=str(self.paths[1]),
             dtype=_DTYPE.value,
             device="cuda" if self.device == "gpu" else "cpu",
-            threads=contender.threads,
+            threads=contender.width,
             tokens=self.tokens.tolist(),
             mask=self.mask.tolist(),
             steps=_STEPS.value,
@@ -119,17 +122,27 @@ class Bench:
         (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
         return float(got), {name: float(np.linalg.norm(fetch())) for name, _, fetch in hf.to_tensors(cfg, grads)}
 
-    def turn(self, objective: str) -> tuple[float, list[float]]:
+    def turn(self, contender: Contender) -> tuple[float, list[float]]:
         """Seconds a step and the losses of our next steps."""
-        loss, teacher = self._loss(objective)
-        if objective not in self._states:
+        loss, teacher = self._loss(contender.objective)
+        mesh = sharding.make_mesh(devices=jax.devices()[: contender.width])
+        if contender not in self._states:
             recipe = trainer.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
-            self._states[objective], _ = trainer.init_state(recipe, self.student.params, jax.random.key(0))
+            state, _ = trainer.init_state(recipe, self.student.params, jax.random.key(0))
+            self._states[contender] = trainer.on_mesh(mesh, state)
+        batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
+        batch, teacher = jax.block_until_ready(
+            (
+                jax.device_put(batch, sharding.batch_sharding(mesh, leading=1)),
+                jax.device_put(teacher, sharding.replicated(mesh)),
+            )
+        )
         rates, key = np.full(_STEPS.value, RATE, np.float32), jax.random.key(0)
         begin = time.perf_counter()
-        self._states[objective], metrics = trainer.train_steps(
-            self.cfg, loss, self._states[objective], None, teacher, None, *self._batch, rates, key
-        )
+        with jax.set_mesh(mesh):
+            self._states[contender], metrics = trainer.train_steps(
+                self.cfg, loss, self._states[contender], None, teacher, None, *batch, rates, key
+            )
         losses = jax.device_get(metrics["loss"]).tolist()
         return (time.perf_counter() - begin) / _STEPS.value, losses
 
@@ -141,7 +154,7 @@ class Bench:
         return 2 * tokens * (cfg.num_params - table + scores) * (3 if objective == "sft" else 4)
 
 
-def agreement(bench: Bench, contender: Contender) -> dict[str, float]:
+def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
     """Largest relative differences of the loss, of gradients' norms, and of the losses of the first steps.
 
     Raises:
@@ -158,9 +171,9 @@ def agreement(bench: Bench, contender: Contender) -> dict[str, float]:
         "loss": abs(loss / theirs["loss"] - 1),
         "gradients": max(abs(norm / theirs["norms"][name] - 1) for name, norm in norms.items()),
     }
-    _, ours = bench.turn(contender.objective)
+    _, losses = bench.turn(ours)
     later = bench.ask("train", contender)["losses"]
-    found["later_losses"] = max(abs(a / b - 1) for a, b in zip(ours, later, strict=True))
+    found["later_losses"] = max(abs(a / b - 1) for a, b in zip(losses, later, strict=True))
     limit = 1e-4 if _DTYPE.value == "float32" else 5e-2
     for what, gap in found.items():
         if not gap < limit:
@@ -175,12 +188,12 @@ def measure(bench: Bench, lines: list[Contender]) -> float:
         for line in lines:
             if line.error:
                 continue
-            if line.threads:
+            if line.who == "torch":
                 got = bench.ask("train", line)
                 line.error = got.get("error", "")
                 seconds = got.get("seconds", 0.0)
             else:
-                seconds, _ = bench.turn(line.objective)
+                seconds, _ = bench.turn(line)
             if number and not line.error:  # the first round warms up
                 line.seconds.append(seconds)
     return max(peak, limits.matmul_flops(_DTYPE.value))
@@ -202,22 +215,21 @@ def run(folder: Path) -> dict[str, Any]:
             "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
             "versions": {"jax": jax.__version__, "peer": bench.peer.versions},
         }
-        threads = sorted({1, cores}) if device == "cpu" else [1]
+        widths = sorted({1, cores}) if device == "cpu" else [1]
         results["agreement"], results["lines"], results["ratios"] = {}, [], {}
         for objective in _OBJECTIVES.value:
-            found = agreement(bench, Contender("torch", objective, threads[-1]))
+            ours, theirs = ([Contender(who, objective, n) for n in widths] for who in ("ours", "torch"))
+            found = agreement(bench, ours[-1], theirs[-1])
             results["agreement"][objective] = found
             print(f"{objective}: differs from torch by " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()), flush=True)
-            ours = Contender("ours", objective, 0)
-            theirs = [Contender("torch", objective, n) for n in threads]
-            peak = measure(bench, [ours, *theirs])
-            best = min((line for line in theirs if not line.error), key=lambda line: line.median)
-            for line in (ours, *theirs):
+            peak = measure(bench, [*ours, *theirs])
+            best = [min((line for line in lines if not line.error), key=lambda line: line.median) for lines in (ours, theirs)]
+            for line in (*ours, *theirs):
                 row = dataclasses.asdict(line)
                 if not line.error:
                     row |= {"median": line.median, "of_matmul_peak": bench.flops(objective) / line.median / peak}
                 results["lines"].append(row)
-            results["ratios"][objective] = best.median / ours.median
+            results["ratios"][objective] = best[1].median / best[0].median
             results.setdefault("matmul_gflops", {})[objective] = peak / 1e9
         report(results)
         return results
@@ -228,16 +240,20 @@ def run(folder: Path) -> dict[str, Any]:
 def report(results: dict[str, Any]) -> None:
     """Prints everything as Markdown."""
     print(json.dumps({k: v for k, v in results.items() if k not in ("lines", "ratios", "agreement")}, indent=2))
-    print("\n| objective | contender | threads | ms a step | least - most | of the matmul peak |\n" + "| --- " * 6 + "|")
+    print(
+        "\n| objective | contender | devices or threads | ms a step | least - most | of the matmul peak |\n"
+        + "| --- " * 6
+        + "|"
+    )
     for row in results["lines"]:
-        head = f"| {row['objective']} | {row['who']} | {row['threads'] or 'own'} |"
+        head = f"| {row['objective']} | {row['who']} | {row['width']} |"
         if row["error"]:
             print(f"{head} {row['error']} | | |")
             continue
         spread = f"{1e3 * min(row['seconds']):.1f} - {1e3 * max(row['seconds']):.1f}"
         print(f"{head} {1e3 * row['median']:.1f} | {spread} | {row['of_matmul_peak']:.0%} |")
     for objective, ratio in results["ratios"].items():
-        print(f"{objective}: ours is {ratio:.2f}x as fast as torch at its best")
+        print(f"{objective}: ours at its best is {ratio:.2f}x as fast as torch at its best")
 
 
 def checked_run() -> dict[str, Any]:
@@ -246,6 +262,7 @@ def checked_run() -> dict[str, Any]:
         raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
     if _DEVICE.value != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
+    jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         return run(Path(folder))
 
