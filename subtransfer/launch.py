@@ -128,8 +128,8 @@ def print_plan(experiment, console) -> None:
     table = Table("stage", "state", "work", "MiB a device (est.)", title=title, box=None)
     for stage in experiment.plan.values():
         done = (experiment.workdir / stage.folder / "artifact.json").is_file()
-        memory = f"{stage.memory / 2**20:,.0f}" if stage.memory else ""
-        table.add_row(stage.name, "finished" if done else "to do", stage.work, memory)
+        memory = stage.memory() / 2**20
+        table.add_row(stage.name, "finished" if done else "to do", stage.work, f"{memory:,.0f}" if memory else "")
     console.print(table)
     todo = sum(not (experiment.workdir / s.folder / "artifact.json").is_file() for s in experiment.plan.values())
     console.print(f"{len(experiment.plan)} stages, {todo} to do.")

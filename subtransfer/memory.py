@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
 
 
+@functools.cache
 def shard_count(cfg: DecoderConfig, mesh) -> int:
     """Parameters that the fullest device holds; `mesh` may be abstract."""
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
