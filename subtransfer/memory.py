@@ -39,9 +39,16 @@ class Sizes:
         self.params = cfg.num_params
         self.rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self.tensor = mesh.shape["tensor"]
-        self._held = shard_count(cfg, mesh)
-        self.weights = weight_bytes * self._held
+        self._mesh, self._weight_bytes = mesh, weight_bytes
         self._width = np.dtype("float32").itemsize if cfg.dtype == "float32" else 2
+
+    @functools.cached_property
+    def _held(self) -> int:
+        return shard_count(self.cfg, self._mesh)
+
+    @property
+    def weights(self) -> int:
+        return self._weight_bytes * self._held
 
     def training(self, batch: int, *, full: bool, other_weights: int = 0) -> int:
         """Peak of a training step on `batch` episodes.

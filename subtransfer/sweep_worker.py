@@ -1,0 +1,238 @@
+"""A worker of a sweep: one process that makes stage after stage as it is told, and keeps what it has compiled and loaded.
+
+It is started by `sweep_run.py` with one end of a socket, over which JSON lines go: a job says which stage of which member, the
+answer what became of it. It ends when the other end is closed, as it is when its parent dies; a stage under way is saved first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from subtransfer import artifacts, preemption
+from subtransfer.errors import UserError
+
+LOGS = "logs"  # of stages, and of workers that make none
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker is told to make.
+
+    Attributes:
+      member: the member's name; overrides: its fields.
+      stage: the stage's name; folder: its artefact's.
+      over: the number of a claim on it whose lease has run out.
+    """
+
+    member: str
+    overrides: Mapping[str, Any]
+    stage: str
+    folder: str
+    over: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A job as the store takes it: a key, what makes the artefact, and facts to be recorded with it."""
+
+    key: Mapping[str, Any]
+    build: Callable[[Path], None]
+    facts: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What became of a job.
+
+    Attributes:
+      what: "reused", "computed", "redone", "busy" (another makes it) or "failed"; "ready" of a worker that has started.
+      seconds: that it took.
+      number, holder: of the other's claim.
+      sentence: why it failed.
+      transient: whether trying again may help.
+    """
+
+    what: str
+    seconds: float = 0.0
+    number: int | None = None
+    holder: str = ""
+    sentence: str = ""
+    transient: bool = False
+
+
+# What goes away by itself: the network, a file server, memory that another process took.
+_ERRNOS = {
+    getattr(errno, name)
+    for name in "EAGAIN EINTR EIO ESTALE ETIMEDOUT ECONNRESET ECONNREFUSED ECONNABORTED EHOSTDOWN EHOSTUNREACH ENETDOWN "
+    "ENETUNREACH ENETRESET ENOMEM EPIPE EREMOTEIO".split()
+    if hasattr(errno, name)
+}
+_STATUSES = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED", "CANCELLED")
+
+
+def transient(error: BaseException) -> bool:
+    """Whether the same work may succeed another time: never for a mistake of the user's or of the program's."""
+    if isinstance(error, (ConnectionError, TimeoutError, MemoryError)):
+        return True
+    if isinstance(error, OSError):
+        return error.errno in _ERRNOS
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and str(error).startswith(_STATUSES)
+
+
+def log_path(workdir: Path, folder: str) -> Path:
+    """Where a stage's output lies."""
+    return workdir / LOGS / f"{folder}.log"
+
+
+@contextlib.contextmanager
+def _output_to(path: Path) -> Iterator[None]:
+    """Everything that is written meanwhile to standard output and error goes to the end of a file, also from C++."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with path.open("ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, stream in ((1, sys.stdout), (2, sys.stderr)):
+            stream.flush()
+            os.dup2(kept[number - 1], number)
+            os.close(kept[number - 1])
+
+
+def serve(channel: socket.socket, store: artifacts.Store, task_of: Callable[[Job], Task]) -> None:
+    """Makes what it is told until the channel is closed.
+
+    Args:
+      store: entered.
+      task_of: finds out what a job is; its UserErrors are answers.
+
+    Raises:
+      preemption.Preempted: the channel was closed, or a SIGTERM has come, while a stage was being made.
+    """
+    jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    file = channel.makefile("rw", encoding="utf-8")
+
+    def listen() -> None:
+        with contextlib.suppress(OSError, ValueError):
+            for line in file:
+                jobs.put(Job(**json.loads(line)))
+        jobs.put(None)
+        if not preemption.noticed():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def answer(what: Answer) -> None:
+        with contextlib.suppress(OSError):  # nobody is there any more
+            channel.sendall((json.dumps(dataclasses.asdict(what)) + "\n").encode())
+
+    answer(Answer("ready"))
+    threading.Thread(target=listen, name="jobs", daemon=True).start()
+    while job := jobs.get():
+        with _output_to(log_path(store.workdir, job.folder)):
+            result = _make(job, store, task_of)
+        answer(result)
+
+
+def _make(job: Job, store: artifacts.Store, task_of: Callable[[Job], Task]) -> Answer:
+    begin = time.monotonic()
+    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.stage} for {job.member}, pid {os.getpid()}", flush=True)
+    try:
+        task = task_of(job)
+        if f"{job.stage}-{artifacts.digest(task.key)}" != job.folder:
+            raise UserError("The package or the config file was changed while the sweep ran: start it again.")
+        what = store.try_stage(job.stage, task.key, task.build, over=job.over, facts=task.facts)
+        print(f"[{what}] {job.stage}", flush=True)
+        return Answer(what, time.monotonic() - begin)
+    except artifacts.Busy as busy:
+        print(f"[busy] {job.stage} is being made by {busy.claim.owner}", flush=True)
+        return Answer("busy", number=busy.claim.number, holder=str(busy.claim.owner))
+    except UserError as error:
+        print(f"error: {error}", flush=True)
+        return Answer("failed", sentence=str(error))
+    except Exception as error:
+        traceback.print_exc()
+        first = (str(error).splitlines() or [""])[0]
+        return Answer("failed", sentence=f"{type(error).__name__}: {first}", transient=transient(error))
+
+
+class Tasks:
+    """The jobs of a config file's members: the last few experiments stay, with the models that they have loaded.
+
+    Args:
+      config_file: of the sweep.
+      common: overrides of all members.
+    """
+
+    KEPT = 2
+
+    def __init__(self, config_file: str, common: Mapping[str, Any], workdir: Path):
+        from subtransfer import config as configuration
+
+        self._workdir, self._common = workdir, common
+        self._module = configuration.module_of(config_file)
+        self._experiments: dict[str, Any] = {}
+
+    def __call__(self, job: Job) -> Task:
+        experiment = self._experiments.pop(job.member, None) or self._experiment(job)
+        self._experiments[job.member] = experiment  # the newest
+        while len(self._experiments) > self.KEPT:
+            self._experiments.pop(next(iter(self._experiments)))
+        stage = experiment.plan[job.stage]
+        return Task(stage.key, stage.build, {"flops": stage.flops()})
+
+    def _experiment(self, job: Job):
+        from subtransfer import config as configuration
+        from subtransfer import sharding
+        from subtransfer.experiment import Experiment
+        from subtransfer.validation import validate
+
+        config = configuration.Fields.of(configuration.read(self._module))
+        configuration.apply_overrides(config, job.overrides)
+        configuration.apply_overrides(config, self._common)
+        validate(config)
+        experiment = Experiment(config, self._workdir, sharding.make_mesh(**config.mesh))
+        experiment.check()
+        return experiment
+
+
+def main(argv: list[str]) -> int:
+    """`python -m subtransfer.sweep_worker SETTINGS`, as `sweep_run.py` starts it; SETTINGS are JSON."""
+    settings = json.loads(argv[1])
+    preemption.listen()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    workdir = Path(settings["workdir"])
+    channel = socket.socket(fileno=settings["channel"])
+    try:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        tasks = Tasks(settings["config"], settings["overrides"], workdir)
+        with artifacts.Store(workdir, settings["lease"]) as store:
+            serve(channel, store, tasks)
+    except preemption.Preempted:
+        return preemption.EXIT_CODE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
