@@ -9,9 +9,7 @@ from subtransfer.metrics import step_flops
 from subtransfer.models.decoder import DecoderConfig
 
 
-def training(
-    cfg: DecoderConfig, steps: int, batch: int, length: int, *, full: bool = True, teacher: bool = False
-) -> float:
+def training(cfg: DecoderConfig, steps: int, batch: int, length: int, *, full: bool = True, teacher: bool = False) -> float:
     """Of so many optimiser steps; a live `teacher` of the same geometry runs, too."""
     return float(steps * step_flops(cfg, tokens=batch * length, length=length, full=full, teacher=teacher))
 

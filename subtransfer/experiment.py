@@ -299,14 +299,16 @@ class Experiment:
         if arm.on_policy:
             work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
         full, size = c.tuning.method == "full", self.size(arm.model)
-        resident = soft and not stored and (full or arm.init == "other")
+        own_weights = bool(soft) and not stored and (full or arm.init == "other")  # of the teacher, beside the student's
         teachers = self.size(arm.teacher_model)
         self._add(
             name,
             lambda out: make.student(out, arm, s, data, teacher),
             inputs=dict.fromkeys([base, *data, *soft, base_stage(arm.teacher_model)]),
             work=work,
-            memory=lambda: size.training(c.distill.batch_size // c.distill.accumulate, full=full, other_weights=teachers.weights if resident else 0),
+            memory=lambda: size.training(
+                c.distill.batch_size // c.distill.accumulate, full=full, other_weights=teachers.weights if own_weights else 0
+            ),
             flops=lambda: costs.student(size.cfg, c, arm, full=full, teacher=bool(soft) and not stored),
             arm={"objective": arm.objective, "sanitized": arm.sanitized},
             distill={k: v for k, v in c.distill.items() if k != "objective"},

@@ -20,9 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jax.sharding import AbstractMesh
-
-from subtransfer import artifacts
+from subtransfer import artifacts, sharding
 from subtransfer import config as configuration
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
@@ -166,7 +164,7 @@ def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
       overrides: apply to all members, after their own.
 
     Raises:
-      UserError: there is no sweep(), it fails, it returns no list of members or an empty one, or names are not what they must be.
+      UserError: there is no sweep(), it fails, it returns no members, or their names are not what they must be.
     """
     module = configuration.module_of(config_file)
     if not hasattr(module, "sweep"):
@@ -277,12 +275,12 @@ class Plan:
         return next(self.nodes[n] for n in self.stages[member] if self.nodes[n].name == name)
 
 
-def plan(sweep: Sweep, workdir: Path, mesh: AbstractMesh, *, to_run: bool = False) -> Plan:
+def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> Plan:
     """Validates every member and merges their stages; what is kept is small, however many members there are.
 
     Args:
-      mesh: of one worker.
-      to_run: also refuses what can be planned but not run.
+      devices: of one worker.
+      to_run: also refuses what can be planned but not run, or not on so many devices.
 
     Raises:
       UserError: for an invalid member, with its name, or for two that are the same experiment.
@@ -294,8 +292,9 @@ def plan(sweep: Sweep, workdir: Path, mesh: AbstractMesh, *, to_run: bool = Fals
         config = sweep.config(member)
         _differs(seen, member, config)
         try:
-            experiment = Experiment(config, workdir, mesh)
+            experiment = Experiment(config, workdir, sharding.plan_mesh(**config.mesh, devices=devices))
             if to_run:
+                sharding.data_size(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
                 experiment.check()
         except UserError as error:
             raise UserError(f"Member {member.name!r} of the sweep: {error}") from error

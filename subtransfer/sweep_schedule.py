@@ -61,6 +61,15 @@ class Schedule:
         """Whether every member has its results or has failed."""
         return not self._open
 
+    @property
+    def left(self) -> int:
+        """Stages that are neither done nor given up."""
+        return len(self.state) - self.state.count(DONE) - self.state.count(FAILED)
+
+    def unfinished(self, member: int) -> int:
+        """Stages that a member lacks."""
+        return self._left[member]
+
     def _set(self, number: int, state: int) -> None:
         before, node = self.state[number], self.plan.nodes[number]
         if READY in (before, state):

@@ -22,8 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from subtransfer import artifacts, preemption
+from subtransfer import artifacts, preemption, sharding
 from subtransfer.errors import UserError
+from subtransfer.experiment import Experiment
+from subtransfer.sweep import Member, expand
 
 LOGS = "logs"  # of stages, and of workers that make none
 
@@ -182,11 +184,8 @@ class Tasks:
     KEPT = 2
 
     def __init__(self, config_file: str, common: Mapping[str, Any], workdir: Path):
-        from subtransfer import config as configuration
-
-        self._workdir, self._common = workdir, common
-        self._module = configuration.module_of(config_file)
-        self._experiments: dict[str, Any] = {}
+        self._workdir, self._sweep = workdir, expand(config_file, common)
+        self._experiments: dict[str, Experiment] = {}
 
     def __call__(self, job: Job) -> Task:
         experiment = self._experiments.pop(job.member, None) or self._experiment(job)
@@ -196,16 +195,8 @@ class Tasks:
         stage = experiment.plan[job.stage]
         return Task(stage.key, stage.build, {"flops": stage.flops()})
 
-    def _experiment(self, job: Job):
-        from subtransfer import config as configuration
-        from subtransfer import sharding
-        from subtransfer.experiment import Experiment
-        from subtransfer.validation import validate
-
-        config = configuration.Fields.of(configuration.read(self._module))
-        configuration.apply_overrides(config, job.overrides)
-        configuration.apply_overrides(config, self._common)
-        validate(config)
+    def _experiment(self, job: Job) -> Experiment:
+        config = self._sweep.config(Member(job.member, job.overrides))
         experiment = Experiment(config, self._workdir, sharding.make_mesh(**config.mesh))
         experiment.check()
         return experiment
