@@ -80,7 +80,12 @@ def code_version(*, report: bool) -> str:
     outside |= {root / "distill" / "checkpoints.py", root / "distill" / "run.py"}
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
-        if path not in outside and not path.name.startswith(("scaling", "sweep")) and (report or path.parent.name != "report"):
+        if (
+            path not in outside
+            and not path.name.startswith(("scaling", "sweep"))
+            and path.parent.name != "sweeps"
+            and (report or path.parent.name != "report")
+        ):
             h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
     return h.hexdigest()[:16]
 

@@ -127,10 +127,10 @@ def _run_sweep(config_file: str, overrides: dict[str, str], workdir: str | None,
         )
     if _PROFILE.value:
         raise UserError("--profile goes with a single run: leave out --sweep and give the member's fields.")
-    from subtransfer import sweep_run
+    from subtransfer.sweeps import command
 
     options = {"workers": _WORKERS.value, "retries": _RETRIES.value, "lease": _LEASE.value, "dry_run": dry_run}
-    return sweep_run.command(config_file, overrides, Path(workdir) if workdir else None, console, **options)
+    return command.run(config_file, overrides, Path(workdir) if workdir else None, console, **options)
 
 
 def _join() -> None:

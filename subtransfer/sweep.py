@@ -24,6 +24,7 @@ from subtransfer import artifacts, sharding
 from subtransfer import config as configuration
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
+from subtransfer.sweeps.schedule import Node, Plan
 from subtransfer.validation import fields, validate
 
 
@@ -230,49 +231,6 @@ def _differs(seen: dict[str, str], member: Member, config: configuration.Fields)
 
 
 # -- the plan --------------------------------------------------------------------------------------------------------
-
-
-class Node:
-    """A stage of a plan; many members may need it.
-
-    Attributes:
-      name, folder: of the stage, e.g. "student.sft.seed0", and of its artefact.
-      inputs: numbers of the nodes that it reads.
-      users: numbers of the members that need it, ascending.
-      flops: estimated floating-point operations; 0 where these are not what takes the time.
-    """
-
-    __slots__ = ("name", "folder", "inputs", "users", "flops")
-
-    def __init__(self, name: str, folder: str, inputs: array, flops: float):
-        self.name, self.folder, self.inputs, self.flops = name, folder, inputs, flops
-        self.users = array("L")
-
-    @property
-    def kind(self) -> str:
-        """What it does: the part of the name before the first dot."""
-        return self.name.partition(".")[0]
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """The stages of all members.
-
-    Attributes:
-      members: in order.
-      nodes: each distinct stage once, inputs before what reads them.
-      stages: for each member the numbers of its nodes, in the order of a single run.
-      geometry: for each member a text that members with models of the same shapes share.
-    """
-
-    members: list[Member]
-    nodes: list[Node]
-    stages: list[array]
-    geometry: list[str]
-
-    def node(self, member: int, name: str) -> Node:
-        """A member's stage by name."""
-        return next(self.nodes[n] for n in self.stages[member] if self.nodes[n].name == name)
 
 
 def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> Plan:

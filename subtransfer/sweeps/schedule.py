@@ -1,12 +1,55 @@
-"""Which stage of a sweep is made next: pure bookkeeping over a plan, told what happened, asked what is to be done."""
+"""The stages of a sweep, and which is made next: pure bookkeeping, told what happened, asked what is to be done."""
 
 from __future__ import annotations
 
 import dataclasses
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
-from subtransfer.sweep import Plan
+
+class Node:
+    """A stage of a plan; many members may need it.
+
+    Attributes:
+      name, folder: of the stage, e.g. "student.sft.seed0", and of its artefact.
+      inputs: numbers of the nodes that it reads.
+      users: numbers of the members that need it, ascending.
+      flops: estimated floating-point operations; 0 where these are not what takes the time.
+    """
+
+    __slots__ = ("name", "folder", "inputs", "users", "flops")
+
+    def __init__(self, name: str, folder: str, inputs: array, flops: float):
+        self.name, self.folder, self.inputs, self.flops = name, folder, inputs, flops
+        self.users = array("L")
+
+    @property
+    def kind(self) -> str:
+        """What it does: the part of the name before the first dot."""
+        return self.name.partition(".")[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The stages of all members.
+
+    Attributes:
+      members: in order; each has a `name` and `overrides`.
+      nodes: each distinct stage once, inputs before what reads them.
+      stages: for each member the numbers of its nodes, in the order of a single run.
+      geometry: for each member a text that members with models of the same shapes share.
+    """
+
+    members: list[Any]
+    nodes: list[Node]
+    stages: list[array]
+    geometry: list[str]
+
+    def node(self, member: int, name: str) -> Node:
+        """A member's stage by name."""
+        return next(self.nodes[n] for n in self.stages[member] if self.nodes[n].name == name)
+
 
 WAITING, READY, RUNNING, ELSEWHERE, DONE, FAILED = range(6)
 

@@ -10,9 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from subtransfer.sweep import Node, Plan
-from subtransfer.sweep_schedule import Failure
-from subtransfer.sweep_worker import log_path
+from subtransfer.sweeps.jobs import log_path
+from subtransfer.sweeps.schedule import Failure, Node, Plan
 
 _ROWS = 30  # members that are listed
 

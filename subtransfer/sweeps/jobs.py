@@ -1,7 +1,7 @@
-"""A worker of a sweep: one process that makes stage after stage as it is told, and keeps what it has compiled and loaded.
+"""What goes between a sweep and its workers, and how a worker serves: JSON lines over a socket.
 
-It is started by `sweep_run.py` with one end of a socket, over which JSON lines go: a job says which stage of which member, the
-answer what became of it. It ends when the other end is closed, as it is when its parent dies; a stage under way is saved first.
+A job says which stage of which member is to be made, the answer what became of it. A worker ends when the other end is closed,
+as it is when its parent dies; a stage under way is saved first.
 """
 
 from __future__ import annotations
@@ -22,10 +22,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from subtransfer import artifacts, preemption, sharding
+from subtransfer import artifacts, preemption
 from subtransfer.errors import UserError
-from subtransfer.experiment import Experiment
-from subtransfer.sweep import Member, expand
 
 LOGS = "logs"  # of stages, and of workers that make none
 
@@ -171,59 +169,3 @@ def _make(job: Job, store: artifacts.Store, task_of: Callable[[Job], Task]) -> A
         traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
         return Answer("failed", sentence=f"{type(error).__name__}: {first}", transient=transient(error))
-
-
-class Tasks:
-    """The jobs of a config file's members: the last few experiments stay, with the models that they have loaded.
-
-    Args:
-      config_file: of the sweep.
-      common: overrides of all members.
-    """
-
-    KEPT = 2
-
-    def __init__(self, config_file: str, common: Mapping[str, Any], workdir: Path):
-        self._workdir, self._sweep = workdir, expand(config_file, common)
-        self._experiments: dict[str, Experiment] = {}
-
-    def __call__(self, job: Job) -> Task:
-        experiment = self._experiments.pop(job.member, None) or self._experiment(job)
-        self._experiments[job.member] = experiment  # the newest
-        while len(self._experiments) > self.KEPT:
-            self._experiments.pop(next(iter(self._experiments)))
-        stage = experiment.plan[job.stage]
-        return Task(stage.key, stage.build, {"flops": stage.flops()})
-
-    def _experiment(self, job: Job) -> Experiment:
-        config = self._sweep.config(Member(job.member, job.overrides))
-        experiment = Experiment(config, self._workdir, sharding.make_mesh(**config.mesh))
-        experiment.check()
-        return experiment
-
-
-def main(argv: list[str]) -> int:
-    """`python -m subtransfer.sweep_worker SETTINGS`, as `sweep_run.py` starts it; SETTINGS are JSON."""
-    settings = json.loads(argv[1])
-    preemption.listen()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    workdir = Path(settings["workdir"])
-    channel = socket.socket(fileno=settings["channel"])
-    try:
-        import jax
-
-        jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-        tasks = Tasks(settings["config"], settings["overrides"], workdir)
-        with artifacts.Store(workdir, settings["lease"]) as store:
-            serve(channel, store, tasks)
-    except preemption.Preempted:
-        return preemption.EXIT_CODE
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv))

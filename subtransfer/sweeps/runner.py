@@ -14,23 +14,17 @@ import selectors
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from subtransfer import artifacts, preemption, sweep_devices, sweep_show
+from subtransfer import artifacts, preemption
 from subtransfer.claims import POLL, Claims, Patience
 from subtransfer.errors import UserError
-from subtransfer.experiment import publish
 from subtransfer.progress import steady
-from subtransfer.sweep import Plan, expand
-from subtransfer.sweep import plan as make_plan
-from subtransfer.sweep_schedule import Schedule
-from subtransfer.sweep_worker import LOGS, Answer, Job, log_path
+from subtransfer.sweeps.jobs import LOGS, Answer, Job, log_path
+from subtransfer.sweeps.schedule import Plan, Schedule
 
 RUNS = "runs"
 STATE = "sweep.json"
@@ -74,6 +68,7 @@ class Runner:
       workdir: exists.
       environments: environment variables of each worker, one mapping a worker.
       command: given the number of the worker's end of its channel, the arguments that start one.
+      publish: copies result files: given the artefacts "results" and "report" of a member and a folder.
       retries: how often a stage is tried again whose worker died or whose failure may go away.
       log: takes lines for people.
     """
@@ -85,11 +80,12 @@ class Runner:
         environments: Sequence[dict[str, str]],
         command: Callable[[int], list[str]],
         *,
+        publish: Callable[[Path, Path, Path], None],
         retries: int,
         log: Callable[[str], None],
     ):
         self.plan, self.workdir = plan, Path(workdir)
-        self._environments, self._command, self._log = environments, command, log
+        self._environments, self._command, self._publish_to, self._log = environments, command, publish, log
         for folder in (LOGS, artifacts.CLAIMS):
             (self.workdir / folder).mkdir(exist_ok=True)
         self.schedule = Schedule(plan, finished(plan, self.workdir), retries)
@@ -253,7 +249,7 @@ class Runner:
         while self.schedule.completed:
             member = self.schedule.completed.pop()
             results, report = (self.workdir / self.plan.node(member, name).folder for name in ("results", "report"))
-            publish(results, report, self.workdir / RUNS / self.plan.members[member].name)
+            self._publish_to(results, report, self.workdir / RUNS / self.plan.members[member].name)
             self._published += 1
             if time.monotonic() - self._written > _STATE_EVERY:
                 self._write_state()
@@ -297,47 +293,3 @@ def finished(plan: Plan, workdir: Path) -> set[int]:
     except FileNotFoundError:
         return set()
     return {n for n, node in enumerate(plan.nodes) if node.folder in there and artifacts.is_whole(workdir / node.folder)}
-
-
-def command(
-    config_file: str,
-    overrides: dict[str, str],
-    workdir: Path | None,
-    console: Console,
-    *,
-    workers: int,
-    retries: int,
-    lease: float,
-    dry_run: bool,
-) -> int:
-    """Expands, shows and runs a sweep; returns the exit status: 0, or 1 if members have failed.
-
-    Raises:
-      UserError: nothing was begun, or the workdir cannot be used.
-    """
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")  # in this process, which must not hold what its workers need
-    environments, devices, in_words = sweep_devices.shares(workers)
-    begin = time.monotonic()
-    sweep = expand(config_file, overrides)
-    workdir = workdir or Path("runs") / sweep.base.name
-    plan = make_plan(sweep, workdir, devices, to_run=not dry_run)
-    rates = sweep_show.Rates.of(artifacts.history(workdir))
-    sweep_show.print_plan(plan, finished(plan, workdir), rates, workdir, in_words, workers, console)
-    if dry_run:
-        return 0
-
-    with artifacts.os_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    settings = {"config": str(config_file), "overrides": overrides, "workdir": str(workdir), "lease": lease}
-
-    def worker(channel: int) -> list[str]:
-        return [sys.executable, "-m", "subtransfer.sweep_worker", json.dumps(settings | {"channel": channel})]
-
-    with artifacts.os_errors(workdir):
-        runner = Runner(plan, workdir, environments, worker, retries=retries, log=lambda line: print(line, flush=True))
-        runner.run()
-    failures = runner.schedule.failures
-    sweep_show.print_end(plan, failures, runner.events, time.monotonic() - begin, workdir, console)
-    return 1 if failures else 0
