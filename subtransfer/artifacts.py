@@ -296,6 +296,10 @@ class Store:
                 made = True
                 self._record(path.name, what, {**facts, "seconds": round(time.monotonic() - begin, 3)})
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
+            except Exception as error:
+                if not held.beat():  # the other has removed what was being written
+                    raise Lost(str(error)) from error
+                raise
             finally:
                 if not made:
                     shutil.rmtree(temporary, ignore_errors=True)

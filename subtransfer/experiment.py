@@ -75,18 +75,14 @@ def code_version(*, report: bool) -> str:
     on what is made of the results of many.
     """
     root = Path(__file__).parent
-    names = "launch progress artifacts claims costs preemption processes metrics".split()
-    outside = {root / f"{name}.py" for name in names}
-    outside |= {root / "distill" / "checkpoints.py", root / "distill" / "run.py"}
+    outside = ("sweep", "scaling", "report/scaling", "report/sweep", "distill/checkpoints.py", "distill/run.py")
+    outside += () if report else ("report/",)
+    outside += tuple(f"{name}.py" for name in "launch progress artifacts claims costs preemption processes metrics".split())
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
-        if (
-            path not in outside
-            and not path.name.startswith(("scaling", "sweep"))
-            and path.parent.name != "sweeps"
-            and (report or path.parent.name != "report")
-        ):
-            h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(outside):
+            h.update(name.encode() + path.read_bytes())
     return h.hexdigest()[:16]
 
 
