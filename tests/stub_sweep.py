@@ -12,6 +12,7 @@ from array import array
 from pathlib import Path
 
 from subtransfer import artifacts, preemption
+from subtransfer.errors import UserError
 from subtransfer.sweeps.jobs import Task, serve
 from subtransfer.sweeps.runner import Runner
 from subtransfer.sweeps.schedule import Node, Plan
@@ -72,7 +73,7 @@ def task(options, workdir):
                     import os
 
                     os._exit(9)
-                raise {"user": artifacts.UserError, "network": ConnectionError, "bug": KeyError}[trouble](f"no {job.stage}")
+                raise {"user": UserError, "network": ConnectionError, "bug": KeyError}[trouble](f"no {job.stage}")
             (out / "file").write_text(f"{job.stage} {number if job.stage != 'base' else ''}\n")
 
         return Task(key(job.stage, number), build, {"flops": 0})
@@ -84,6 +85,8 @@ def main(mode, workdir, options):
     workdir, given = Path(workdir), json.loads(options)
     preemption.listen()
     try:
+        if mode == "work" and given.get("broken"):
+            raise RuntimeError("no device")
         if mode == "work":
             with artifacts.Store(workdir, given["lease"]) as store:
                 serve(socket.socket(fileno=given["channel"]), store, task(given, workdir))
@@ -106,6 +109,11 @@ def main(mode, workdir, options):
         return 1 if runner.schedule.failures else 0
     except preemption.Preempted:
         return preemption.EXIT_CODE
+    except KeyboardInterrupt:
+        return 130
+    except UserError as error:
+        print(f"error: {error}")
+        return 2
 
 
 if __name__ == "__main__":
