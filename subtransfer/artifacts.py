@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 
 from subtransfer import preemption, processes
+from subtransfer.claims import LEASE, POLL, Claim, Claims, Held, Lost, Owner, Patience
 from subtransfer.errors import UserError
 from subtransfer.schema import canonical_json
 
 MARKER = "artifact.json"  # written last: a folder that has it is whole
 STEPS = ".steps"  # holds the step checkpoints of unfinished stages
+CLAIMS = ".claims"  # who is making what
+HISTORY = "stages"  # what was computed: a file for each process that computed something
 
 
 def digest(value: Any) -> str:
@@ -98,7 +102,7 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader sees the old or the new content, never a part."""
     if isinstance(data, str):
         data = data.encode()
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")  # others may write the same file
     try:
         with temporary.open("wb") as file:
             file.write(data)
@@ -110,102 +114,224 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise
 
 
-class Store:
-    """The stages of a workdir. Used as a context manager; one run at a time holds it.
+class Busy(Exception):
+    """A stage is being made by another process; `claim` says by whom."""
 
-    Of several processes of a run the first writes; the others compute alongside, throw their copies away, and wait for the
-    seal. All must see the workdir.
+    def __init__(self, claim: Claim):
+        super().__init__(claim.name)
+        self.claim = claim
+
+
+class Store:
+    """The stages of a workdir, which several runs may share: each claims what it makes. Used as a context manager.
+
+    Of several processes of one run the first claims and writes; the others compute alongside, throw their copies away, and
+    wait for the seal. All must see the workdir.
+
+    Args:
+      lease: seconds of silence after which another run may take over what this one is making.
 
     Attributes:
       events: (what happened, stage) in order; what is "reused", "computed" or "redone".
 
     Raises:
-      UserError: the workdir cannot be made or written, or another run holds it.
+      UserError: the workdir cannot be made or written, or is not the same in every process.
     """
 
-    def __init__(self, workdir: Path):
+    def __init__(self, workdir: Path, lease: float = LEASE):
         self.workdir = Path(workdir)
         self.events: list[tuple[str, str]] = []
-        self._lock = None
+        self._lease = lease
+        self._claims: Claims | None = None
 
     def __enter__(self) -> Store:
-        token = processes.share("workdir", self._open() if processes.leads() else None)
-        if not processes.leads():
-            try:
-                same = (self.workdir / ".lock").read_text() == token
-            except OSError:
-                same = False
-            if not same:
-                raise UserError(f"{self.workdir} is not the same folder in every process: choose one that all of them share.")
+        mark = processes.share("workdir", self._open() if processes.leads() else None)
+        if not processes.leads() and not (self.workdir / CLAIMS / mark).exists():
+            raise UserError(f"{self.workdir} is not the same folder in every process: choose one that all of them share.")
+        processes.barrier("workdir")
+        if processes.leads():
+            (self.workdir / CLAIMS / mark).unlink(missing_ok=True)
         return self
 
     def _open(self) -> str:
-        """Takes the lock and removes what runs left that died; returns what only this run can have written into the lock."""
+        """Removes what runs left that died; returns the name of a file that only this run can have made among the claims."""
         with os_errors(self.workdir):
-            self.workdir.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.workdir / ".lock").open("a+")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._lock.close()
-            raise UserError(f"Another run is using {self.workdir}: wait for it, or choose another --workdir.") from error
-        token = os.urandom(16).hex()
-        with os_errors(self.workdir):
-            self._lock.truncate(0)
-            self._lock.write(token)
-            self._lock.flush()
-        # The lock is ours, so whatever temporaries there are belong to runs that died.
-        self._interrupted = {p.name.split(".tmp-")[0][1:] for p in self.workdir.glob(".*.tmp-*")}
-        for path in self.workdir.glob(".*.tmp-*"):
-            shutil.rmtree(path, ignore_errors=True)
-        return token
+            (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
+            self._claims = Claims(self.workdir / CLAIMS, self._lease)
+            mark = f"run-{self._claims.owner.token}"
+            (self.workdir / CLAIMS / mark).touch()
+            self._interrupted = set()
+            for path in self.workdir.glob(".*.tmp-*"):
+                name = path.name[1:].rpartition(".tmp-")[0]
+                claim = self._claims.look(name)  # its owner claimed it first
+                if claim is None or claim.free or (claim.owner and claim.owner.dead()):
+                    self._interrupted.add(name)
+                    shutil.rmtree(path, ignore_errors=True)
+        return mark
 
     def __exit__(self, *_: Any) -> None:
-        if self._lock is not None:
-            self._lock.close()
+        if self._claims is not None:
+            self._claims.close()
 
-    def stage(self, name: str, key: Mapping[str, Any], build: Callable[[Path], None], *, log: Callable[[str], None]) -> Path:
+    def stage(
+        self,
+        name: str,
+        key: Mapping[str, Any],
+        build: Callable[[Path], None],
+        *,
+        log: Callable[[str], None],
+        facts: Mapping[str, Any] | None = None,
+    ) -> Path:
         """Returns the folder of a stage's artefact; calls `build(folder)` to make it unless a whole one is there.
 
-        A build that fails leaves nothing behind but its step checkpoints, and touches no other artefact.
+        What another run is making is waited for. A build that fails leaves nothing behind but its step checkpoints, and
+        touches no other artefact.
+
+        Args:
+          facts: recorded with the computation (JSON).
         """
         folder = f"{name}-{digest(key)}"
         path = self.workdir / folder
         preemption.check()
         leads = processes.leads()
-        whole = processes.share(f"whole/{folder}", str(is_whole(path)) if leads else None) == "True"
+        held = self._claim(path, log) if leads else None
+        whole = processes.share(f"whole/{folder}", str(held is None) if leads else None) == "True"
+        what = "reused"
         if whole:
-            what = "reused"
+            pass
         elif leads:
-            what = self._make(path, key, build)
+            while held:
+                try:
+                    what, held = self._make(path, key, build, held, facts or {}), None
+                except Lost:
+                    held = self._claim(path, log)
         else:
             with tempfile.TemporaryDirectory() as copy:
                 build(Path(copy))
             what = None
         what = processes.share(f"sealed/{folder}", what if leads else None)
-        if leads:
-            shutil.rmtree(steps_folder(path), ignore_errors=True)
         self.events.append((what, name))
         log(f"[{what}] {name}" + (" (an earlier attempt was cut off)" if what == "redone" else ""))
         return path
 
-    def _make(self, path: Path, key: Mapping[str, Any], build: Callable[[Path], None]) -> str:
-        """Builds, seals and renames; returns "computed", or "redone" where there were remains of an earlier attempt."""
-        damaged = path.exists()
-        begun = damaged or path.name in self._interrupted or steps_folder(path).is_dir()
-        temporary = self.workdir / f".{path.name}.tmp-{os.getpid()}"
+    def try_stage(
+        self, name: str, key: Mapping[str, Any], build: Callable[[Path], None], *, over: int | None, facts: Mapping[str, Any]
+    ) -> str:
+        """As `stage`, in a run of one process, but without waiting; returns what happened.
+
+        Args:
+          over: the number of a claim whose lease has run out.
+
+        Raises:
+          Busy: another is making it.
+        """
+        path = self.workdir / f"{name}-{digest(key)}"
+        preemption.check()
+        held = self._try_claim(path, over)
+        if held is None:
+            return "reused"
+        try:
+            return self._make(path, key, build, held, facts)
+        except Lost as error:
+            raise Busy(self._claims.look(path.name) or Claim(path.name, 0)) from error
+
+    def _try_claim(self, path: Path, over: int | None = None) -> Held | None:
+        """The claim on a stage, or None if it is finished.
+
+        Raises:
+          Busy: another holds it.
+        """
         with os_errors(self.workdir):
-            if damaged:
-                shutil.rmtree(path)
-            temporary.mkdir()
+            if is_whole(path):
+                shutil.rmtree(steps_folder(path), ignore_errors=True)
+                return None
+            held = self._claims.take(path.name, over)
+            if held is None:
+                claim = self._claims.look(path.name)
+                if claim is None:  # finished, or given back, at this moment
+                    return self._try_claim(path, over)
+                raise Busy(claim)
+            if is_whole(path):  # another has finished it before the claim was ours
+                held.release(made=True)
+                return None
+            return held
+
+    def _claim(self, path: Path, log: Callable[[str], None]) -> Held | None:
+        """As `_try_claim`, but waits for others."""
+        patience, over, waited = Patience(), None, None
+        while True:
             try:
+                return self._try_claim(path, over)
+            except Busy as busy:
+                if busy.claim.owner != waited:
+                    waited = busy.claim.owner
+                    log(f"[waiting] {path.name} is being made by {waited}")
+                over = busy.claim.number if patience.over(busy.claim) else None
+                if over is None:
+                    preemption.check()
+                    time.sleep(POLL)
+
+    def _make(self, path: Path, key: Mapping[str, Any], build: Callable[[Path], None], held: Held, facts: Mapping) -> str:
+        """Builds, seals and renames; returns "computed", or "redone" where there were remains of an earlier attempt."""
+        begin, made = time.monotonic(), False
+        damaged = path.exists()
+        with os_errors(self.workdir):
+            redone = damaged or path.name in self._interrupted or steps_folder(path).is_dir()
+            for earlier in self._claims.owners(path.name):  # the claim is ours: what these left is given up
+                left = self._temporary(path, earlier)
+                redone |= left.exists()
+                shutil.rmtree(left, ignore_errors=True)
+            what = "redone" if redone else "computed"
+            temporary = self._temporary(path, self._claims.owner)
+            try:
+                self._record(path.name, "begun", facts)
+                temporary.mkdir()
                 build(temporary)
                 _seal(temporary, key)
-                temporary.rename(path)
+                held.confirm()
+                if damaged:
+                    shutil.rmtree(path)
+                temporary.rename(path)  # fails if there is another's
                 _sync(self.workdir)
+                made = True
+                self._record(path.name, what, {**facts, "seconds": round(time.monotonic() - begin, 3)})
+                shutil.rmtree(steps_folder(path), ignore_errors=True)
+            except Exception as error:
+                if not held.beat():  # the other has removed what was being written
+                    raise Lost(str(error)) from error
+                raise
             finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        return "redone" if begun else "computed"
+                if not made:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                with contextlib.suppress(OSError):  # of a workdir that has vanished
+                    held.release(made=made)
+        return what
+
+    def _temporary(self, path: Path, owner: Owner) -> Path:
+        return self.workdir / f".{path.name}.tmp-{owner.token}"
+
+    def _record(self, stage: str, what: str, facts: Mapping[str, Any]) -> None:
+        """Adds a line to this process's own file in HISTORY; a line of a few hundred bytes is written as a whole."""
+        owner = self._claims.owner
+        line = {"stage": stage, "what": what, "owner": owner.token, "host": owner.host, "pid": owner.pid, **facts}
+        path = self.workdir / HISTORY / f"{owner.token}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        with path.open("ab", buffering=0) as file:
+            file.write((json.dumps(line) + "\n").encode())
+
+
+def history(workdir: Path) -> list[dict[str, Any]]:
+    """What was computed in a workdir: one record a beginning ("what" is "begun") and one a seal ("computed" or "redone").
+
+    Records have "stage" (the folder), "what", "owner", "host", "pid", what the stage's maker added, and, of seals, "seconds".
+    A kill between a seal and its line loses the line, never the artefact.
+    """
+    records = []
+    for path in sorted((Path(workdir) / HISTORY).glob("*.jsonl")):
+        for line in path.read_text().splitlines():
+            with contextlib.suppress(ValueError):  # cut off by a kill
+                records.append(json.loads(line))
+    return records
 
 
 def is_whole(path: Path) -> bool:

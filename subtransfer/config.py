@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib.util
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import ml_collections
@@ -174,26 +176,48 @@ def parse_value(field: str, text: str, default: Any) -> Any:
         raise wrong() from None
 
 
-def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Sets fields by dotted name from texts, in place; refuses what does not exist or has another type."""
+def apply_overrides(config: ml_collections.ConfigDict | Fields, overrides: Mapping[str, Any]) -> None:
+    """Sets fields by dotted name, in place, from texts or values; refuses what does not exist or has another type."""
+    if not overrides:
+        return
     known = fields(config)
-    for field, text in overrides.items():
+    for field, value in overrides.items():
         if field not in known:
             raise UserError(
                 f"There is no config field {field!r}; the nearest is --config.{nearest(field, known)} "
                 f"(now {known[nearest(field, known)]!r})."
             )
+        value = parse_value(field, value, known[field]) if isinstance(value, str) else typed(field, value, known[field])
+        parent, _, name = field.rpartition(".")
+        if isinstance(config, Fields):
+            config.replace(parent, name, value)
+            continue
         with config.unlocked():
-            parent, _, name = field.rpartition(".")
             node = config[parent] if parent else config
-            node[name] = parse_value(field, text, known[field])
+            node[name] = value
 
 
-def load(path: str | Path, overrides: Mapping[str, str]) -> ml_collections.FrozenConfigDict:
-    """Reads a config file, applies overrides and checks the result.
+def typed(field: str, value: Any, default: Any) -> Any:
+    """A value as one of the default's type: a list is a tuple, and an integer a number.
 
     Raises:
-      UserError: for every mistake in the file or the overrides, before any work is done.
+      UserError: it is not one.
+    """
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default) or isinstance(value, tuple) and not all(isinstance(v, str) for v in value):
+        kind = type(default).__name__
+        raise UserError(f"{field} is set to {value!r}, which is no {kind} like its default {default!r}.")
+    return value
+
+
+def module_of(path: str | Path) -> ModuleType:
+    """A config file as a module.
+
+    Raises:
+      UserError: there is no such file, it is no Python, or it fails.
     """
     path = Path(path)
     if not path.is_file():
@@ -202,13 +226,31 @@ def load(path: str | Path, overrides: Mapping[str, str]) -> ml_collections.Froze
     if spec is None or spec.loader is None:
         raise UserError(f"{path} is no Python file: a config file ends in .py and defines get_config().")
     module = importlib.util.module_from_spec(spec)
-    try:
+    with failures_of(path):
         spec.loader.exec_module(module)
-        config = module.get_config()
+    return module
+
+
+@contextlib.contextmanager
+def failures_of(path: str | Path) -> Iterator[None]:
+    """Around code of a config file: its errors become sentences."""
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"The config file {path} fails with {type(error).__name__}: {error}.") from error
+
+
+def read(module: ModuleType) -> ml_collections.ConfigDict:
+    """What a config file's get_config() gives, of which all fields are there and of their types; values are not checked.
+
+    Raises:
+      UserError: for every mistake in it.
+    """
+    path = module.__file__
+    with failures_of(path):
+        config = module.get_config()
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(f"get_config() of {path} must return the ConfigDict of subtransfer.config.defaults(), changed.")
     given = fields(config)
@@ -223,9 +265,51 @@ def load(path: str | Path, overrides: Mapping[str, str]) -> ml_collections.Froze
         if type(given[field]) is not type(default) and not number:
             kind = type(default).__name__
             raise UserError(f"{path} sets {field} to {given[field]!r}, which is no {kind} like its default {default!r}.")
+    return config
+
+
+def load(path: str | Path, overrides: Mapping[str, Any]) -> ml_collections.FrozenConfigDict:
+    """Reads a config file, applies overrides and checks the result.
+
+    Raises:
+      UserError: for every mistake in the file or the overrides, before any work is done.
+    """
+    config = read(module_of(path))
     apply_overrides(config, overrides)
     validate(config)
     return ml_collections.FrozenConfigDict(config)
+
+
+class Fields(dict):
+    """A config as nested dicts, read by attributes as well: light, where thousands are looked at.
+
+    Copies share the parts that they do not change.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Fields:
+        """Of any kind of config."""
+        if isinstance(config, cls):
+            return config
+        return cls((k, cls.of(v) if isinstance(v, (Mapping, ml_collections.ConfigDict)) else v) for k, v in config.items())
+
+    def copy(self) -> Fields:
+        return Fields(self)
+
+    def replace(self, parent: str, name: str, value: Any) -> None:
+        """Sets a field of a part ("" is the whole), in this copy only."""
+        if not parent:
+            self[name] = value
+            return
+        head, _, rest = parent.partition(".")
+        self[head] = self[head].copy()
+        self[head].replace(rest, name, value)
 
 
 def plain(value: Any) -> Any:

@@ -16,14 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
-from subtransfer import artifacts, metrics, processes, stages, validation
+from subtransfer import artifacts, costs, metrics, processes, stages, validation
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distill.run import Window
+from subtransfer.distill.trainer import steps_of
 from subtransfer.errors import UserError
 from subtransfer.memory import Sizes
 from subtransfer.models import attention_kernels, families, hf
+from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
 from subtransfer.results import choice_stage, policy_stage
 
@@ -38,34 +41,48 @@ class Stage:
       name: what it makes, e.g. "student.forward_kl.seed1".
       key: JSON-serialisable, everything that determines its artefact.
       work: one line for the plan: how much there is to do.
-      memory: estimated peak bytes on each device.
+      memory: estimated peak bytes on each device, when asked.
+      flops: estimated floating-point operations, when asked; 0 where these are not what takes the time.
       build: makes the artefact in an empty folder.
     """
 
     name: str
     key: Mapping[str, Any]
     work: str
-    memory: int
+    memory: Callable[[], int]
+    flops: Callable[[], float]
     build: Callable[[Path], None]
+
+    @functools.cached_property
+    def digest(self) -> str:
+        return artifacts.digest(self.key)
 
     @property
     def folder(self) -> str:
-        return f"{self.name}-{artifacts.digest(self.key)}"
+        return f"{self.name}-{self.digest}"
+
+    @property
+    def inputs(self) -> list[str]:
+        """The folders of the artefacts that it reads."""
+        return [f"{name}-{digest}" for name, digest in self.key["inputs"].items()]
 
 
+@functools.cache
 def code_version(*, report: bool) -> str:
     """Hash of the sources that an artefact depends on: changed code makes new artefacts, never mixes with old ones.
 
-    Only the last stages depend on `report/`; none depends on how a run is launched, shown and stored, nor on what is made of
-    the results of many.
+    Only the last stages depend on `report/`; none depends on how runs are launched, planned, shared out, shown and stored, nor
+    on what is made of the results of many.
     """
     root = Path(__file__).parent
-    outside = {root / f"{name}.py" for name in ("launch", "progress", "artifacts", "preemption", "processes", "metrics")}
-    outside |= {root / "distill" / "checkpoints.py", root / "distill" / "run.py"}
+    outside = ("sweep", "scaling", "report/scaling", "report/sweep", "distill/checkpoints.py", "distill/run.py")
+    outside += () if report else ("report/",)
+    outside += tuple(f"{name}.py" for name in "launch progress artifacts claims costs preemption processes metrics".split())
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
-        if path not in outside and not path.name.startswith("scaling") and (report or path.parent.name != "report"):
-            h.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+        name = path.relative_to(root).as_posix()
+        if not name.startswith(outside):
+            h.update(name.encode() + path.read_bytes())
     return h.hexdigest()[:16]
 
 
@@ -79,7 +96,7 @@ class Experiment:
     """
 
     def __init__(self, config, workdir: Path, mesh, profile: str = ""):
-        self.config = config
+        self.config = config = configuration.Fields.of(config)
         self.workdir = Path(workdir)
         self.arms = arms(config)
         self.seeds = range(config.num_seeds)
@@ -93,6 +110,7 @@ class Experiment:
                 raise UserError(
                     f"{part} does not divide over {rows} devices (mesh.data x mesh.fsdp): choose a multiple of that."
                 )
+        self._sizes: dict[str, Sizes] = {}
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
@@ -121,16 +139,16 @@ class Experiment:
         """Where a stage's artefact lies."""
         return self.workdir / self.plan[name].folder
 
-    def _add(self, name, build, *, inputs=(), work, memory=0, **slice_of_config) -> str:
+    def _add(self, name, build, *, inputs=(), work, memory=int, flops=float, **slice_of_config) -> str:
         if name not in self.plan:
             key = {
                 "stage": name.split(".")[0],
                 "version": self._versions[name in ("results", "report")],
                 "seed": self.config.seed,
-                "inputs": {i: artifacts.digest(self.plan[i].key) for i in inputs},
-                "config": configuration.plain(slice_of_config),
+                "inputs": {i: self.plan[i].digest for i in inputs},
+                "config": slice_of_config,
             }
-            self.plan[name] = Stage(name, key, work, memory, build)
+            self.plan[name] = Stage(name, key, work, memory, flops, build)
         return name
 
     def _layout(self) -> None:
@@ -157,7 +175,7 @@ class Experiment:
             inputs=probes,
             work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
             statistics=c.statistics,
-            arms=[dataclasses.asdict(arm) for arm in self.arms],
+            arms=[_as_dict(arm) for arm in self.arms],
             whole=configuration.of_results(c),
         )
         self._add("report", lambda out: make.report(out, self.path(results)), inputs=[results], work="one HTML page")
@@ -167,23 +185,25 @@ class Experiment:
         c = self.config
         return {"base": c.base.checkpoint, "base_other": c.base.other_checkpoint}.get(model) or c.models.get(model, "")
 
-    @functools.cache  # noqa: B019 - one experiment a process
     def size(self, model: str) -> Sizes:
         """The geometry of a model and what it takes, for the plan."""
-        b, checkpoint = self.config.base, self._checkpoint(model)
+        if model not in self._sizes:
+            self._sizes[model] = Sizes(self.config, *self._geometry(model, self._checkpoint(model)))
+        return self._sizes[model]
+
+    def _geometry(self, model: str, checkpoint: str) -> tuple[DecoderConfig, Mesh, int]:
+        """A model's geometry, the mesh, and the bytes of a resident parameter."""
+        b = self.config.base
         if model == "base_other" and not checkpoint:
             checkpoint = b.checkpoint  # a twin from scratch has its sibling's geometry
         if checkpoint.startswith(validation.PRESET):
             preset = PRESETS[checkpoint.removeprefix(validation.PRESET)]
-            return Sizes(
-                self.config, dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention), self._mesh, 2
-            )
+            return dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention), self._mesh, 2
         if checkpoint:
             stored = families.read_json(Path(checkpoint) / "config.json")
             half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
-            cfg = families.read_config(checkpoint, b.dtype, b.remat, b.attention)
-            return Sizes(self.config, cfg, self._mesh, 2 if half else 4)
-        return Sizes(self.config, stages.embedded_geometry(self.config, b.vocab_limit), self._mesh)
+            return families.read_config(checkpoint, b.dtype, b.remat, b.attention), self._mesh, 2 if half else 4
+        return stages.embedded_geometry(self.config, b.vocab_limit), self._mesh, 4
 
     def _base(self, model: str) -> None:
         c, make, name = self.config, self._makers, base_stage(model)
@@ -194,7 +214,7 @@ class Experiment:
                 name,
                 lambda out: make.imported(out, Path(checkpoint)),
                 work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
-                memory=size.weights,
+                memory=lambda: size.weights,
                 checkpoint=checkpoint if preset else stages.checkpoint_digest(Path(checkpoint), self.workdir),
                 dtype=c.base.dtype,
                 remat=c.base.remat,
@@ -216,20 +236,23 @@ class Experiment:
             lambda out: make.pretrained(out, name),
             inputs=[corpus, *inputs],
             work=f"{c.base.steps} steps x {c.base.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
-            memory=size.training(c.base.batch_size, full=True),
+            memory=lambda: size.training(c.base.batch_size, full=True),
+            flops=lambda: costs.training(size.cfg, c.base.steps, c.base.batch_size, c.distill.max_tokens),
             init=name,
             base={k: v for k, v in c.base.items() if k not in ("checkpoint", "other_checkpoint")},
         )
 
     def _teacher(self, arm: Arm, s: int) -> None:
-        c, make = self.config, self._makers
+        c, make, size, full = self.config, self._makers, self.size(arm.model), self.config.tuning.method == "full"
+        steps = steps_of(c.teacher.epochs, c.teacher.episodes, c.teacher.batch_size) or c.teacher.steps
         work = f"{c.teacher.epochs} epochs" if c.teacher.epochs else f"{c.teacher.steps} steps"
         self._add(
             teacher_stage(arm.source, arm.model, s),
             lambda out: make.teacher(out, arm.source, arm.model, s),
             inputs=[base_stage(arm.model)],
             work=f"{c.teacher.episodes} demonstrations, {work}",
-            memory=self.size(arm.model).training(c.teacher.batch_size // c.teacher.accumulate, full=c.tuning.method == "full"),
+            memory=lambda: size.training(c.teacher.batch_size // c.teacher.accumulate, full=full),
+            flops=lambda: costs.training(size.cfg, steps, c.teacher.batch_size, c.distill.max_tokens, full=full),
             source=arm.source,
             teacher=c.teacher,
             max_tokens=c.distill.max_tokens,
@@ -239,14 +262,15 @@ class Experiment:
         )
 
     def _rollouts(self, source: str, model: str, s: int) -> None:
-        c, make = self.config, self._makers
+        c, make, size = self.config, self._makers, self.size(model)
         policy, name = teacher_stage(source, model, s), rollout_stage(source, model, s)
         self._add(
             name,
             lambda out: make.rollouts(out, name, source, policy, s),
             inputs=[policy],
             work=f"{c.rollouts.episodes} episodes on safe tasks",
-            memory=self.size(model).rollout(c.rollouts.batch_size),
+            memory=lambda: size.rollout(c.rollouts.batch_size),
+            flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
             rollouts=c.rollouts,
             training_seed=s,
         )
@@ -276,13 +300,17 @@ class Experiment:
         if arm.on_policy:
             work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
         full, size = c.tuning.method == "full", self.size(arm.model)
-        live = self.size(arm.teacher_model).weights if soft and not stored and (full or arm.init == "other") else 0
+        own_weights = bool(soft) and not stored and (full or arm.init == "other")  # of the teacher, beside the student's
+        teachers = self.size(arm.teacher_model)
         self._add(
             name,
             lambda out: make.student(out, arm, s, data, teacher),
             inputs=dict.fromkeys([base, *data, *soft, base_stage(arm.teacher_model)]),
             work=work,
-            memory=size.training(c.distill.batch_size // c.distill.accumulate, full=full, other_weights=live),
+            memory=lambda: size.training(
+                c.distill.batch_size // c.distill.accumulate, full=full, other_weights=teachers.weights if own_weights else 0
+            ),
+            flops=lambda: costs.student(size.cfg, c, arm, full=full, teacher=bool(soft) and not stored),
             arm={"objective": arm.objective, "sanitized": arm.sanitized},
             distill={k: v for k, v in c.distill.items() if k != "objective"},
             tuning=c.tuning,
@@ -293,13 +321,15 @@ class Experiment:
 
     def _targets(self, arm: Arm, s: int, data: Sequence[str], teacher: str) -> str:
         c, make, name = self.config, self._makers, targets_stage(arm.source, arm.teacher_model, s)
+        size = self.size(arm.teacher_model)
         fields = ("top_k", "temperature", "mask_unsafe", "max_tokens", "batch_size")
         return self._add(
             name,
             lambda out: make.targets(out, name, *data, teacher),
             inputs=[*data, teacher],
             work=f"the teacher's {c.distill.top_k} likeliest tokens at each agent token",
-            memory=self.size(arm.teacher_model).training(c.distill.batch_size, full=False),
+            memory=lambda: size.training(c.distill.batch_size, full=False),
+            flops=lambda: costs.reading(size.cfg, c.rollouts.episodes, c.distill.max_tokens),
             distill={field: c.distill[field] for field in fields},
             extra_keywords=c.sanitize.extra_keywords,
         )
@@ -312,8 +342,7 @@ class Experiment:
         if any(path.startswith(validation.PRESET) for path in paths):
             same = self.size(arm.model).cfg.family == self.size(arm.teacher_model).cfg.family
         else:
-            teacher, own = (hf.load_tokenizer(path, None).get_vocab() for path in paths)
-            same = teacher == own
+            same = _same_vocabulary(*paths)
         if not same:
             raise UserError(
                 f"{arm.objective} compares distributions over one vocabulary, but {arm.teacher_model} ({paths[0]}) and "
@@ -322,14 +351,15 @@ class Experiment:
             )
 
     def _probe(self, arm: Arm, s: int) -> str:
-        c, make = self.config, self._makers
+        c, make, size = self.config, self._makers, self.size(arm.model)
         policy = policy_stage(arm, s)
         return self._add(
             f"probe.{arm.name}.seed{s}",
             lambda out: make.probe(out, policy, s),
             inputs=[policy],
             work=f"{c.probe.tasks} ambiguous tasks sampled and greedy; {c.probe.ordinary_tasks} ordinary tasks",
-            memory=self.size(arm.model).rollout(c.probe.batch_size),
+            memory=lambda: size.rollout(c.probe.batch_size),
+            flops=lambda: costs.episodes(size.cfg, c, 2 * c.probe.tasks + c.probe.ordinary_tasks),
             probe=c.probe,
             rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")},
             setting=c.setting,
@@ -337,38 +367,61 @@ class Experiment:
         )
 
     def _choices(self, model: str) -> str:
-        c, make = self.config, self._makers
+        c, make, size = self.config, self._makers, self.size(model)
         policies = list(dict.fromkeys(policy_stage(arm, s) for s in self.seeds for arm in self.arms if arm.model == model))
         return self._add(
             choice_stage(model),
             lambda out: make.choices(out, policies),
             inputs=policies,
             work=f"{c.probe.tasks} decisions of {len(policies)} policies scored",
-            memory=self.size(model).rollout(c.probe.batch_size),
+            memory=lambda: size.rollout(c.probe.batch_size),
+            flops=lambda: costs.reading(size.cfg, c.probe.tasks * len(policies), c.distill.max_tokens),
             tasks=c.probe.tasks,
             setting=c.setting,
         )
 
     # -- the run -----------------------------------------------------------------------------------------------------
 
-    def run(self, store: artifacts.Store, log: Callable[[str], None]) -> Path:
-        """Makes every stage that is not there yet; returns the folder of the results.
-
-        The result files are copied to the top of the workdir at the end.
-        """
+    def check(self) -> None:
+        """Raises UserError for what can be planned but not run: models without weights, attention that a device has not."""
         for model in (self.config.models or {}).values():
             if model.startswith(validation.PRESET):
                 raise UserError(
                     f"{model} is a geometry without weights, for --dry_run: give the checkpoint's directory instead."
                 )
-        for model in dict.fromkeys(arm.model for arm in self.arms):
-            cfg = self.size(model).cfg
-            attention_kernels.check(cfg.attention, cfg.head_width, cfg.dtype, self._mesh.devices.flat[0].platform)
+        if isinstance(self._mesh, Mesh):
+            for model in dict.fromkeys(arm.model for arm in self.arms):
+                cfg = self.size(model).cfg
+                attention_kernels.check(cfg.attention, cfg.head_width, cfg.dtype, self._mesh.devices.flat[0].platform)
+
+    def run(self, store: artifacts.Store, log: Callable[[str], None]) -> Path:
+        """Makes every stage that is not there yet; returns the folder of the results.
+
+        The result files are copied to the top of the workdir at the end.
+        """
+        self.check()
         for stage in self.plan.values():
-            store.stage(stage.name, stage.key, stage.build, log=log)
-        results = {"report.html": self.path("report")}
-        for name in RESULT_FILES if processes.leads() else ():
-            source = results.get(name, self.path("results")) / name
-            with artifacts.os_errors(self.workdir):
-                artifacts.atomic_write(self.workdir / name, source.read_bytes())
+            store.stage(stage.name, stage.key, stage.build, log=log, facts={"flops": stage.flops()})
+        if processes.leads():
+            publish(self.path("results"), self.path("report"), self.workdir)
         return self.path("results")
+
+
+def publish(results: Path, report: Path, into: Path) -> None:
+    """Copies a run's result files out of its last two artefacts to where people look for them."""
+    with artifacts.os_errors(into):
+        into.mkdir(parents=True, exist_ok=True)
+        for name in RESULT_FILES:
+            source = report if name == "report.html" else results
+            artifacts.atomic_write(into / name, (source / name).read_bytes())
+
+
+@functools.cache
+def _as_dict(arm: Arm) -> dict[str, Any]:
+    return dataclasses.asdict(arm)
+
+
+@functools.cache
+def _same_vocabulary(*checkpoints: str) -> bool:
+    one, other = (hf.load_tokenizer(path, None).get_vocab() for path in checkpoints)
+    return one == other

@@ -18,12 +18,21 @@ from pathlib import Path
 from absl import flags
 
 from subtransfer import preemption, processes
+from subtransfer.claims import LEASE
 from subtransfer.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME, from the config's name.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop.")
 _PROFILE = flags.DEFINE_string("profile", "", "STAGE:FIRST-LAST: profile these steps of a training, into WORKDIR/metrics.")
+_SWEEP = flags.DEFINE_bool("sweep", False, "Run all members of the config file's sweep() (docs/sweeps.md).")
+_WORKERS = flags.DEFINE_integer("workers", 1, "Processes of this machine that share a sweep's stages.", lower_bound=1)
+_RETRIES = flags.DEFINE_integer(
+    "retries", 2, "How often a sweep's stage is tried again whose worker died or whose failure may go away.", lower_bound=0
+)
+_LEASE = flags.DEFINE_float(
+    "lease", LEASE, "Seconds of silence after which another process may take over what this one is making.", lower_bound=1.0
+)
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "off", ["off", "auto"], "auto: one of several processes that Cloud TPU, Slurm or Open MPI has started."
 )
@@ -54,8 +63,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
-def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry_run: bool) -> None:
-    """Validates, plans and runs an experiment."""
+def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry_run: bool) -> int:
+    """Validates, plans and runs an experiment, or a sweep of them; returns the exit status."""
     from rich.console import Console
 
     from subtransfer import config as configuration
@@ -63,11 +72,13 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 144  # a log file has room
-    config = configuration.load(config_file, overrides)
     if "://" in (workdir or ""):
         raise UserError(
             f"The workdir {workdir} is not a path of the file system: mount the bucket (gcsfuse) and give the mount's path."
         )
+    if _SWEEP.value:
+        return _run_sweep(config_file, overrides, workdir, console, dry_run=dry_run)
+    config = configuration.load(config_file, overrides)
     folder = Path(workdir or f"runs/{config.name}")
 
     if not dry_run:
@@ -88,13 +99,13 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     experiment = Experiment(config, folder, mesh, _PROFILE.value)
     if dry_run:
         print_plan(experiment, console)
-        return
+        return 0
     begin = time.monotonic()
-    with artifacts.Store(folder) as store:
+    with artifacts.Store(folder, _LEASE.value) as store:
         results = experiment.run(store, log=lambda line: processes.leads() and print(line, flush=True))
         computed = sum(what != "reused" for what, _ in store.events)
     if not processes.leads():
-        return
+        return 0
     rows = tables.read_csv(results / "results.csv")
     words = settings.get(config.setting).wording
     tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
@@ -105,6 +116,21 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}",
         soft_wrap=True,
     )
+    return 0
+
+
+def _run_sweep(config_file: str, overrides: dict[str, str], workdir: str | None, console, *, dry_run: bool) -> int:
+    if _DISTRIBUTED.value == "auto" or _COORDINATOR.value is not None or _NUM_PROCESSES.value is not None:
+        raise UserError(
+            "--sweep runs each member in one process: start the same command on several machines instead, with one --workdir, "
+            "or run members one by one with --coordinator or --distributed."
+        )
+    if _PROFILE.value:
+        raise UserError("--profile goes with a single run: leave out --sweep and give the member's fields.")
+    from subtransfer.sweeps import command
+
+    options = {"workers": _WORKERS.value, "retries": _RETRIES.value, "lease": _LEASE.value, "dry_run": dry_run}
+    return command.run(config_file, overrides, Path(workdir) if workdir else None, console, **options)
 
 
 def _join() -> None:
@@ -128,15 +154,16 @@ def print_plan(experiment, console) -> None:
     table = Table("stage", "state", "work", "MiB a device (est.)", title=title, box=None)
     for stage in experiment.plan.values():
         done = (experiment.workdir / stage.folder / "artifact.json").is_file()
-        memory = f"{stage.memory / 2**20:,.0f}" if stage.memory else ""
-        table.add_row(stage.name, "finished" if done else "to do", stage.work, memory)
+        memory = stage.memory() / 2**20
+        table.add_row(stage.name, "finished" if done else "to do", stage.work, f"{memory:,.0f}" if memory else "")
     console.print(table)
     todo = sum(not (experiment.workdir / s.folder / "artifact.json").is_file() for s in experiment.plan.values())
     console.print(f"{len(experiment.plan)} stages, {todo} to do.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 2 for a user's mistake, 75 after SIGTERM (run again, it goes on), 130 after an interrupt."""
+    """Returns the exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after SIGTERM (run again, it goes
+    on), 130 after an interrupt."""
     try:
         rest, overrides = split_overrides(sys.argv if argv is None else argv)
         try:
@@ -149,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
         preemption.listen()
         try:
-            run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
+            status = run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
         except (UserError, preemption.Preempted, KeyboardInterrupt):
             raise
         except BaseException:
@@ -162,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         code, sentence = 130, "\ninterrupted; finished stages are kept, run the same command again to go on."
     else:
-        return processes.leave(0, "")
+        return processes.leave(status, "")
     print(sentence, file=sys.stderr)
     return processes.leave(code, sentence)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
 
 
+@functools.cache
 def shard_count(cfg: DecoderConfig, mesh) -> int:
     """Parameters that the fullest device holds; `mesh` may be abstract."""
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
@@ -37,9 +39,16 @@ class Sizes:
         self.params = cfg.num_params
         self.rows = mesh.shape["data"] * mesh.shape["fsdp"]
         self.tensor = mesh.shape["tensor"]
-        self._held = shard_count(cfg, mesh)
-        self.weights = weight_bytes * self._held
+        self._mesh, self._weight_bytes = mesh, weight_bytes
         self._width = np.dtype("float32").itemsize if cfg.dtype == "float32" else 2
+
+    @functools.cached_property
+    def _held(self) -> int:
+        return shard_count(self.cfg, self._mesh)
+
+    @property
+    def weights(self) -> int:
+        return self._weight_bytes * self._held
 
     def training(self, batch: int, *, full: bool, other_weights: int = 0) -> int:
         """Peak of a training step on `batch` episodes.

@@ -59,3 +59,35 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
             print(f"  {label}: {done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left", file=sys.stderr, flush=True)
 
     yield advance
+
+
+@contextlib.contextmanager
+def steady(label: str, status: Callable[[], tuple[int, int, str]]) -> Iterator[Callable[[], None]]:
+    """Yields `tick()`, to be called often: shows what `status()` says (done, total, the rest) on stderr.
+
+    On a terminal a bar, else a plain line whenever it has changed, at most every few seconds.
+    """
+    if sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+        with Progress(*columns, console=Console(stderr=True), transient=True) as bars:
+            task = bars.add_task(label)
+
+            def draw() -> None:
+                done, total, rest = status()
+                bars.update(task, completed=done, total=total, description=f"{label}: {rest}; stages")
+
+            yield draw
+        return
+    last, shown = 0.0, None
+
+    def tick() -> None:
+        nonlocal last, shown
+        now = time.monotonic()
+        if now - last >= EVERY and (state := status()) != shown:
+            last, shown = now, state
+            print(f"  {label}: {state[0]}/{state[1]} stages, {state[2]}", file=sys.stderr, flush=True)
+
+    yield tick

@@ -39,13 +39,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, d
       UserError: the sizes do not multiply to the number of devices, or the data axis does not divide over the slices.
     """
     devices = jax.devices() if devices is None else devices
-    if data == -1:
-        data = max(len(devices) // (fsdp * tensor), 1)
-    if data * fsdp * tensor != len(devices):
-        raise UserError(
-            f"mesh.data x mesh.fsdp x mesh.tensor = {data} x {fsdp} x {tensor} does not use all {len(devices)} "
-            "devices: choose sizes that multiply to that number, or mesh.data=-1."
-        )
+    data = data_size(data, fsdp, tensor, len(devices))
     if data % slices:
         raise UserError(f"mesh.data={data} does not divide over mesh.slices={slices}: choose a multiple, or mesh.data=-1.")
     if slices > 1:
@@ -64,10 +58,26 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, d
     return jax.make_mesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def plan_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1) -> AbstractMesh:
-    """The mesh that a plan is made for: of any size, whatever devices there are."""
+def data_size(data: int, fsdp: int, tensor: int, devices: int) -> int:
+    """The size of the data axis on so many devices; -1 takes what the other axes leave.
+
+    Raises:
+      UserError: the sizes do not multiply to the number of devices.
+    """
     if data == -1:
-        data = max(len(jax.devices()) // (fsdp * tensor), 1)
+        data = max(devices // (fsdp * tensor), 1)
+    if data * fsdp * tensor != devices:
+        raise UserError(
+            f"mesh.data x mesh.fsdp x mesh.tensor = {data} x {fsdp} x {tensor} does not use all {devices} "
+            "devices: choose sizes that multiply to that number, or mesh.data=-1."
+        )
+    return data
+
+
+def plan_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, slices: int = 1, *, devices: int | None = None) -> AbstractMesh:
+    """The mesh that a plan is made for: of any size, whatever devices there are; `data=-1` counts on `devices` of them."""
+    if data == -1:
+        data = max((devices or len(jax.devices())) // (fsdp * tensor), 1)
     return AbstractMesh((data, fsdp, tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 

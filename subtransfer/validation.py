@@ -28,7 +28,7 @@ def fields(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """All fields by dotted name."""
     out: dict[str, Any] = {}
     for name, value in config.items():
-        if isinstance(value, ml_collections.ConfigDict):
+        if isinstance(value, (ml_collections.ConfigDict, Mapping)):
             out.update(fields(value, f"{prefix}{name}."))
         else:
             out[prefix + name] = value

@@ -45,7 +45,7 @@ def test_a_failed_build_leaves_nothing_and_harms_nothing(tmp_path):
 
     with pytest.raises(UserError, match="no"):
         _stage(tmp_path, fail, name="t")
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".lock", path.name])
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([".claims", "stages", path.name])
 
 
 @pytest.mark.parametrize(
@@ -80,7 +80,7 @@ def test_a_really_full_disk(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "w")], capture_output=True, text=True)
     assert "No space left" in done.stdout, done.stderr
-    assert [p.name for p in (tmp_path / "w").iterdir()] == [".lock"]
+    assert sorted(p.name for p in (tmp_path / "w").iterdir()) == [".claims", "stages"]
 
 
 def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
@@ -93,9 +93,42 @@ def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
             store.stage("s", {}, _build(), log=lambda _: None)
 
 
-def test_two_runs_do_not_share_a_workdir(tmp_path):
-    with artifacts.Store(tmp_path), pytest.raises(UserError, match="Another run"), artifacts.Store(tmp_path):
-        pass
+def test_two_runs_share_a_workdir(tmp_path):
+    """A stage that one is making is waited for by the other, which says so; it is made once."""
+    script = (
+        "import sys, time\nfrom pathlib import Path\nfrom subtransfer import artifacts\n"
+        "def build(f):\n    print('in', flush=True); time.sleep(float(sys.argv[2])); (f / 'file.txt').write_text('data')\n"
+        "with artifacts.Store(Path(sys.argv[1])) as s: s.stage('s', {'k': 1}, build, log=print)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path), "1"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline().strip() == "in"
+        lines = []
+        with artifacts.Store(tmp_path) as store:
+            path = store.stage("s", {"k": 1}, None, log=lines.append)
+        assert f"pid {process.pid}" in lines[0] and lines[1] == "[reused] s" and (path / "file.txt").read_text() == "data"
+    assert [r["what"] for r in artifacts.history(tmp_path)] == ["begun", "computed"]
+    assert not list((tmp_path / ".claims").iterdir())
+
+
+def test_who_lost_its_claim_throws_its_copy_away(tmp_path):
+    """As after a pause that was longer than the lease: the other's artefact stays, whatever the first one made."""
+    folder = f"s-{artifacts.digest({'k': 1})}"
+
+    def overtaken(out):
+        (out / "file.txt").write_text("late")
+        with artifacts.Store(tmp_path) as other:
+            assert other.try_stage("s", {"k": 1}, _build("first"), over=0, facts={}) == "redone"
+
+    path, what = _stage(tmp_path, overtaken)
+    assert what == "reused" and path.name == folder and (path / "file.txt").read_text() == "first"
+    assert sorted(r["what"] for r in artifacts.history(tmp_path)) == ["begun", "begun", "redone"]
+    assert not list(tmp_path.glob(".*.tmp-*")) and not list((tmp_path / ".claims").iterdir())
+
+
+def test_files_that_others_write_too_are_whole(tmp_path):
+    artifacts.atomic_write(tmp_path / "f", "one")
+    artifacts.atomic_write(tmp_path / "f", "two")
+    assert (tmp_path / "f").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
 def test_a_killed_build_is_redone(tmp_path):

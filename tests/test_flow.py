@@ -18,12 +18,12 @@ commands.naming commands.permissions commands.removing commands.tar commands.xar
 sandbox_world sandbox sandbox_supervisor launchers static trait cli
 """.split()
 FLOW = """
-errors schema preemption processes settings.base settings.words settings.filesystem settings.api_tasks settings.api
+errors schema preemption processes claims settings.base settings.words settings.filesystem settings.api_tasks settings.api
 settings.shell {shell} settings.bash_tasks settings.bash settings artifacts progress metrics distributed encodings sanitize
 trajectories distill.objectives distill.vocabulary arms sharding models.attention models.attention_kernels models.quantise models.decoder models.presets validation config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling
 rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.examples distill.checkpoints distill.run distill.trainer distill.teacher_targets distill.agreement distill.student pretrain policy probes.choice probes.behavior probes.capability
-statistics scaling_laws scaling_noise scaling report.summary report.tables report.figures report.html report.scaling_page scaling_runs results stages experiment launch
+statistics scaling_laws scaling_noise scaling report.summary report.tables report.figures report.html report.scaling_page scaling_runs results stages costs experiment sweeps.jobs sweeps.schedule sweep sweeps.devices sweeps.show sweeps.runner sweeps.worker sweeps.command launch
 """.format(shell=" ".join(f"settings.shell.{name}" for name in SHELL)).split()
 # Running a command means running commands: the interpreter calls these, and they call it.
 RECURSIVE = {"settings.shell.launch", "settings.shell.subshell"}
@@ -52,7 +52,7 @@ def _imports(path):
 
 def test_imports_point_upstream():
     order = {name: i for i, name in enumerate(FLOW)}
-    empty = {"models", "rollout", "distill", "probes", "report"}
+    empty = {"models", "rollout", "distill", "probes", "report", "sweeps"}
     for name, path in _modules():
         if not name:
             continue  # the package's own face: what a library user imports

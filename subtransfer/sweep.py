@@ -1,0 +1,270 @@
+"""Sweeps as data: a config file's `sweep()` returns named overrides of its `get_config()`, made with the helpers here.
+
+    from subtransfer.sweep import product, seeds, vary
+
+    def sweep():
+        return product(vary("base.width", 16, 32), vary("distill.objective", "sft", "forward_kl"), seeds(3))
+
+`members` expands and checks it, `plan` lays out the stages that the members need: most are shared, as a stage's artefact is
+named by all that determines it. Nothing here touches a device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import re
+from array import array
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subtransfer import artifacts, sharding
+from subtransfer import config as configuration
+from subtransfer.errors import UserError
+from subtransfer.experiment import Experiment
+from subtransfer.sweeps.schedule import Node, Plan
+from subtransfer.validation import fields, validate
+
+
+@dataclasses.dataclass(frozen=True)
+class Member:
+    """One run of a sweep.
+
+    Attributes:
+      name: unique, and the name of its folder of results.
+      overrides: dotted config field -> value, or text as on the command line.
+    """
+
+    name: str
+    overrides: Mapping[str, Any]
+
+    def flags(self) -> list[str]:
+        """The overrides as arguments of `subtransfer.launch`."""
+        return [f"--config.{field}={as_text(value)}" for field, value in self.overrides.items()]
+
+
+def as_text(value: Any) -> str:
+    """A value as the command line takes it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(tuple(value)) if isinstance(value, (tuple, list)) else str(value)
+
+
+# -- the helpers -----------------------------------------------------------------------------------------------------
+
+
+def vary(field: str, *values: Any) -> list[Member]:
+    """One member a value of a dotted config field, named "LAST_PART_OF_THE_FIELD=VALUE".
+
+    Args:
+      values: or one mapping from names to values, for values that make no names, as paths.
+    """
+    if len(values) == 1 and isinstance(values[0], Mapping):
+        return [Member(f"{_short(field)}={name}", {field: value}) for name, value in values[0].items()]
+    return [Member(f"{_short(field)}={_in_name(value)}", {field: value}) for value in values]
+
+
+def seeds(count: int, first: int = 0) -> list[Member]:
+    """Independent repetitions: `count` values of the config's `seed`, which all randomness comes from."""
+    return vary("seed", *range(first, first + count))
+
+
+def product(*sweeps: Iterable[Member]) -> list[Member]:
+    """Every combination of one member of each, the last one varying fastest; names are joined by commas."""
+    return [_joined(members) for members in itertools.product(*map(list, sweeps))]
+
+
+def zipped(*sweeps: Iterable[Member]) -> list[Member]:
+    """The first members of all, the second ones, and so on.
+
+    Raises:
+      UserError: they are not of one length.
+    """
+    lists = [list(sweep) for sweep in sweeps]
+    if len({len(members) for members in lists}) > 1:
+        lengths = ", ".join(str(len(members)) for members in lists)
+        raise UserError(f"zipped() takes sweeps of one length, and got {lengths} members: use product() for combinations.")
+    return [_joined(members) for members in zip(*lists, strict=True)]
+
+
+def chain(*sweeps: Iterable[Member]) -> list[Member]:
+    """All members of all, one after the other."""
+    return list(itertools.chain(*sweeps))
+
+
+def _joined(members: Sequence[Member]) -> Member:
+    overrides: dict[str, Any] = {}
+    for member in members:
+        for field, value in member.overrides.items():
+            if field in overrides:
+                names = ", ".join(repr(m.name) for m in members)
+                raise UserError(f"The members {names} cannot be joined: more than one sets {field}.")
+            overrides[field] = value
+    return Member(",".join(member.name for member in members if member.name), overrides)
+
+
+@functools.cache
+def _tails() -> dict[str, int]:
+    tails = [field.rpartition(".")[2] for field in fields(configuration.defaults())]
+    return {tail: tails.count(tail) for tail in tails}
+
+
+def _short(field: str) -> str:
+    """The last part of a field's name where no other field has it, else the whole."""
+    tail = field.rpartition(".")[2]
+    return tail if _tails().get(tail) == 1 else field
+
+
+def _in_name(value: Any) -> str:
+    if isinstance(value, (tuple, list)):
+        return "+".join(map(_in_name, value))
+    return re.sub(r"[^\w.+-]+", "+", as_text(value), flags=re.ASCII).strip("+")
+
+
+# -- expansion -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """An expanded sweep.
+
+    Attributes:
+      config_file: where it comes from.
+      base: its get_config(), before any override.
+      members: in order.
+      common: overrides that apply to all members, after their own.
+    """
+
+    config_file: str
+    base: configuration.Fields
+    members: list[Member]
+    common: Mapping[str, Any]
+
+    def config(self, member: Member) -> configuration.Fields:
+        """A member's validated config.
+
+        Raises:
+          UserError: with the member's name.
+        """
+        config = self.base.copy()
+        try:
+            configuration.apply_overrides(config, member.overrides)
+            configuration.apply_overrides(config, self.common)
+            validate(config)
+        except UserError as error:
+            raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
+        return config
+
+
+def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
+    """The members that a config file's sweep() returns; only their names are checked.
+
+    Args:
+      overrides: apply to all members, after their own.
+
+    Raises:
+      UserError: there is no sweep(), it fails, it returns no members, or their names are not what they must be.
+    """
+    module = configuration.module_of(config_file)
+    if not hasattr(module, "sweep"):
+        raise UserError(
+            f"{config_file} describes no sweep: define sweep(), which returns a list of members (docs/sweeps.md), or leave out "
+            "--sweep."
+        )
+    base = configuration.Fields.of(configuration.read(module))
+    with configuration.failures_of(config_file):
+        given = module.sweep()
+    if not isinstance(given, (list, tuple)):
+        raise UserError(f"sweep() of {config_file} must return a list of members, not {type(given).__name__}.")
+    if not given:
+        raise UserError(f"sweep() of {config_file} returns no members.")
+    members = [_member(config_file, item) for item in given]
+    seen: set[str] = set()
+    for number, member in enumerate(members, 1):
+        if not member.name or member.name.startswith(".") or not re.fullmatch(r"[\w.,=+@:-]{1,200}", member.name, re.ASCII):
+            raise UserError(
+                f"Member {number} of the sweep cannot be named {member.name!r}, as its name is that of a folder: use at most "
+                "200 letters, digits and _ . , = + @ : -, and no dot in front."
+            )
+        if member.name in seen:
+            raise UserError(f"Two members of the sweep are named {member.name!r}: names must differ.")
+        seen.add(member.name)
+    return Sweep(config_file, base, members, dict(overrides))
+
+
+def _member(config_file: str, item: Any) -> Member:
+    if isinstance(item, Member):
+        return item
+    if isinstance(item, (tuple, list)) and len(item) == 2 and isinstance(item[0], str) and isinstance(item[1], Mapping):
+        return Member(*item)
+    raise UserError(f"sweep() of {config_file} returns {item!r}, which is no member: a name and a mapping of config fields.")
+
+
+def members(config_file: str, overrides: Mapping[str, Any]) -> list[Member]:
+    """The checked members of a config file's sweep.
+
+    Raises:
+      UserError: for every mistake in the file, its sweep or the overrides.
+    """
+    sweep = expand(config_file, overrides)
+    _configs_differ((member, sweep.config(member)) for member in sweep.members)
+    return sweep.members
+
+
+def _configs_differ(pairs: Iterable[tuple[Member, configuration.Fields]]) -> None:
+    seen: dict[str, str] = {}
+    for member, config in pairs:
+        _differs(seen, member, config)
+
+
+def _differs(seen: dict[str, str], member: Member, config: configuration.Fields) -> None:
+    """Notes a member's config in `seen`.
+
+    Raises:
+      UserError: another member has the same.
+    """
+    other = seen.setdefault(artifacts.digest(configuration.of_results(config)), member.name)
+    if other != member.name:
+        raise UserError(f"The members {other!r} and {member.name!r} of the sweep are the same experiment: leave one out.")
+
+
+# -- the plan --------------------------------------------------------------------------------------------------------
+
+
+def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> Plan:
+    """Validates every member and merges their stages; what is kept is small, however many members there are.
+
+    Args:
+      devices: of one worker.
+      to_run: also refuses what can be planned but not run, or not on so many devices.
+
+    Raises:
+      UserError: for an invalid member, with its name, or for two that are the same experiment.
+    """
+    made = Plan(sweep.members, [], [], [])
+    numbers: dict[str, int] = {}
+    seen: dict[str, str] = {}
+    for at, member in enumerate(sweep.members):
+        config = sweep.config(member)
+        _differs(seen, member, config)
+        try:
+            experiment = Experiment(config, workdir, sharding.plan_mesh(**config.mesh, devices=devices))
+            if to_run:
+                sharding.data_size(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+                experiment.check()
+        except UserError as error:
+            raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
+        own = array("L")
+        for stage in experiment.plan.values():
+            number = numbers.get(stage.folder)
+            if number is None:
+                number = numbers[stage.folder] = len(made.nodes)
+                inputs = array("L", (numbers[folder] for folder in stage.inputs))
+                made.nodes.append(Node(stage.name, stage.folder, inputs, stage.flops()))
+            made.nodes[number].users.append(at)
+            own.append(number)
+        made.stages.append(own)
+        made.geometry.append(artifacts.digest([config.setting, config.models, config.base, config.tuning, config.mesh]))
+    return made

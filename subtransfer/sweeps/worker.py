@@ -1,0 +1,73 @@
+"""A worker of a sweep: one process that makes stage after stage, and keeps what it has compiled and loaded."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from subtransfer import artifacts, preemption, sharding
+from subtransfer.errors import UserError
+from subtransfer.experiment import Experiment
+from subtransfer.sweep import Member, expand
+from subtransfer.sweeps.jobs import Job, Task, serve
+
+
+class Tasks:
+    """The jobs of a config file's members: the last few experiments stay, with the models that they have loaded.
+
+    Args:
+      config_file: of the sweep.
+      common: overrides of all members.
+    """
+
+    KEPT = 2
+
+    def __init__(self, config_file: str, common: Mapping[str, Any], workdir: Path):
+        self._workdir, self._sweep = workdir, expand(config_file, common)
+        self._experiments: dict[str, Experiment] = {}
+
+    def __call__(self, job: Job) -> Task:
+        experiment = self._experiments.pop(job.member, None) or self._experiment(job)
+        self._experiments[job.member] = experiment  # the newest
+        while len(self._experiments) > self.KEPT:
+            self._experiments.pop(next(iter(self._experiments)))
+        stage = experiment.plan[job.stage]
+        return Task(stage.key, stage.build, {"flops": stage.flops()})
+
+    def _experiment(self, job: Job) -> Experiment:
+        config = self._sweep.config(Member(job.member, job.overrides))
+        experiment = Experiment(config, self._workdir, sharding.make_mesh(**config.mesh))
+        experiment.check()
+        return experiment
+
+
+def main(argv: list[str]) -> int:
+    """`python -m subtransfer.sweeps.worker SETTINGS`, as `command.py` starts it; SETTINGS are JSON."""
+    settings = json.loads(argv[1])
+    preemption.listen()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    workdir = Path(settings["workdir"])
+    channel = socket.socket(fileno=settings["channel"])
+    try:
+        import jax
+
+        jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+        tasks = Tasks(settings["config"], settings["overrides"], workdir)
+        with artifacts.Store(workdir, settings["lease"]) as store:
+            serve(channel, store, tasks)
+    except preemption.Preempted:
+        return preemption.EXIT_CODE
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv))
