@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from subtransfer import artifacts, costs, metrics, processes, stages, validation
+from subtransfer import artifacts, costs, metrics, processes, provenance, stages, validation
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distill.run import Window
@@ -61,6 +62,10 @@ class Stage:
     def folder(self) -> str:
         return f"{self.name}-{self.digest}"
 
+    def facts(self) -> dict[str, Any]:
+        """What is recorded when this process makes it: the estimated work, and who made it."""
+        return {"flops": self.flops(), **provenance.facts()}
+
     @property
     def inputs(self) -> list[str]:
         """The folders of the artefacts that it reads."""
@@ -77,7 +82,8 @@ def code_version(*, report: bool) -> str:
     root = Path(__file__).parent
     outside = ("sweep", "scaling", "report/scaling", "report/sweep", "distill/checkpoints.py", "distill/run.py")
     outside += () if report else ("report/",)
-    outside += tuple(f"{name}.py" for name in "launch progress artifacts claims costs preemption processes metrics".split())
+    names = "launch progress artifacts provenance claims costs preemption processes metrics conditions runs table"
+    outside += tuple(f"{name}.py" for name in names.split())
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
@@ -401,16 +407,18 @@ class Experiment:
         """
         self.check()
         for stage in self.plan.values():
-            store.stage(stage.name, stage.key, stage.build, log=log, facts={"flops": stage.flops()})
+            store.stage(stage.name, stage.key, stage.build, log=log, facts=stage.facts())
         if processes.leads():
-            publish(self.path("results"), self.path("report"), self.workdir)
+            publish(self.path("results"), self.path("report"), self.workdir, {s.name: s.folder for s in self.plan.values()})
         return self.path("results")
 
 
-def publish(results: Path, report: Path, into: Path) -> None:
-    """Copies a run's result files out of its last two artefacts to where people look for them."""
+def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str]) -> None:
+    """Copies a run's result files out of its last two artefacts to where people look for them, with stages.json: the folder of
+    each stage's artefact by its name."""
     with artifacts.os_errors(into):
         into.mkdir(parents=True, exist_ok=True)
+        artifacts.atomic_write(into / provenance.STAGES, json.dumps(dict(folders), indent=1, sort_keys=True) + "\n")
         for name in RESULT_FILES:
             source = report if name == "report.html" else results
             artifacts.atomic_write(into / name, (source / name).read_bytes())

@@ -96,6 +96,26 @@ def bootstrap_difference(
     return float(a.mean() - b.mean()), *_interval(samples, confidence)
 
 
+def bootstrap_mean(
+    outcomes: np.ndarray, *, n_boot: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(mean, low, high) of outcomes [T, S] that are no shares, such as log-odds; bootstrapped as in `bootstrap_difference`."""
+    outcomes = np.asarray(outcomes, float)
+    rng = np.random.default_rng(seed)
+    samples = _resampled_means(outcomes, _task_weights(outcomes.shape[0], n_boot, rng), rng)
+    return float(outcomes.mean()), *_interval(samples, confidence)
+
+
+def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) of one number a training seed [S]: Student's t; NaN bounds with one seed, which knows no scatter."""
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
+
+
 def transfer_ratio(
     student: np.ndarray,
     control: np.ndarray,
