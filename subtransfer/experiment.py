@@ -205,16 +205,16 @@ class Experiment:
         if checkpoint.startswith(validation.PRESET):
             preset = PRESETS[checkpoint.removeprefix(validation.PRESET)]
             return dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention), self._mesh, 2
-        if checkpoint:
+        if checkpoint and not checkpoint.startswith(validation.OWN):
             stored = families.read_json(Path(checkpoint) / "config.json")
             half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
             return families.read_config(checkpoint, b.dtype, b.remat, b.attention), self._mesh, 2 if half else 4
-        return stages.embedded_geometry(self.config, b.vocab_limit), self._mesh, 4
+        return stages.embedded_geometry(configuration.of_model(self.config, model), b.vocab_limit), self._mesh, 4
 
     def _base(self, model: str) -> None:
         c, make, name = self.config, self._makers, base_stage(model)
         checkpoint, size = self._checkpoint(model), self.size(model)
-        if checkpoint:
+        if checkpoint and not checkpoint.startswith(validation.OWN):
             preset = checkpoint.startswith(validation.PRESET)
             self._add(
                 name,
@@ -227,6 +227,12 @@ class Experiment:
                 attention=c.base.attention,
             )
             return
+        b = configuration.of_model(c, model).base
+        if checkpoint and size.params > b.max_scratch_params:
+            raise UserError(
+                f"models.{model} would be trained from scratch with {size.params / 1e6:.0f}M parameters, more than "
+                f"base.max_scratch_params={b.max_scratch_params}: make it smaller, or give a checkpoint's directory."
+            )
         # A twin of a given checkpoint shares its tokenizer and geometry.
         inputs = ["base"] if c.base.checkpoint else []
         corpus = self._add(
@@ -241,11 +247,11 @@ class Experiment:
             name,
             lambda out: make.pretrained(out, name),
             inputs=[corpus, *inputs],
-            work=f"{c.base.steps} steps x {c.base.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
-            memory=lambda: size.training(c.base.batch_size, full=True),
-            flops=lambda: costs.training(size.cfg, c.base.steps, c.base.batch_size, c.distill.max_tokens),
+            work=f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
+            memory=lambda: size.training(b.batch_size, full=True),
+            flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
             init=name,
-            base={k: v for k, v in c.base.items() if k not in ("checkpoint", "other_checkpoint")},
+            base={k: v for k, v in b.items() if k not in ("checkpoint", "other_checkpoint")},
         )
 
     def _teacher(self, arm: Arm, s: int) -> None:
@@ -345,7 +351,10 @@ class Experiment:
         paths = [self._checkpoint(model) for model in (arm.teacher_model, arm.model)]
         if not all(paths) or paths[0] == paths[1]:
             return  # one model, or a twin that shares the tokenizer
-        if any(path.startswith(validation.PRESET) for path in paths):
+        own = [path.startswith(validation.OWN) for path in paths]
+        if any(own):
+            same = all(own)  # of one corpus
+        elif any(path.startswith(validation.PRESET) for path in paths):
             same = self.size(arm.model).cfg.family == self.size(arm.teacher_model).cfg.family
         else:
             same = _same_vocabulary(*paths)

@@ -11,6 +11,7 @@ from typing import Any
 import ml_collections
 import numpy as np
 
+from subtransfer import config as configuration
 from subtransfer import provenance, validation
 from subtransfer.arms import Arm, arms, rollout_stage
 from subtransfer.artifacts import MEMBERS, SWEEP
@@ -190,7 +191,8 @@ def parameters(config: Mapping[str, Any], model: str) -> int:
     checkpoint = config["models"][model] if checkpoint is None else checkpoint
     if checkpoint.startswith(validation.PRESET):
         return PRESETS[checkpoint.removeprefix(validation.PRESET)].num_params
-    if checkpoint:
+    if checkpoint and not checkpoint.startswith(validation.OWN):
         return families.read_config(checkpoint, base["dtype"], base["remat"], base["attention"]).num_params
+    base = configuration.of_model(config, model).base
     geometry = {name.removeprefix("base."): base[name.removeprefix("base.")] for name in GEOMETRY}
     return DecoderConfig(vocab_size=base["vocab_limit"], head_width=base["width"] // base["num_heads"], **geometry).num_params
