@@ -6,6 +6,7 @@ replicates. Outcomes come as an array [T, S] of tasks by seeds, entries in [0, 1
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -101,9 +102,15 @@ def bootstrap_mean(
 ) -> tuple[float, float, float]:
     """(mean, low, high) of outcomes [T, S] that are no shares, such as log-odds; bootstrapped as in `bootstrap_difference`."""
     outcomes = np.asarray(outcomes, float)
-    rng = np.random.default_rng(seed)
-    samples = _resampled_means(outcomes, _task_weights(outcomes.shape[0], n_boot, rng), rng)
+    weights = _common_weights(outcomes.shape[0], n_boot, seed)
+    samples = _resampled_means(outcomes, weights, np.random.default_rng([seed, 1]))
     return float(outcomes.mean()), *_interval(samples, confidence)
+
+
+@functools.lru_cache(maxsize=2)
+def _common_weights(tasks: int, n_boot: int, seed: int) -> np.ndarray:
+    """`_task_weights` that all means over so many tasks share: drawing them takes longer than what is done with them."""
+    return _task_weights(tasks, n_boot, np.random.default_rng([seed, 0]))
 
 
 def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:

@@ -22,6 +22,7 @@ from subtransfer import config as configuration
 from subtransfer import results, runs, statistics, validation
 from subtransfer.arms import rollout_stage
 from subtransfer.artifacts import atomic_write, os_errors
+from subtransfer.errors import UserError
 from subtransfer.provenance import FACTS
 from subtransfer.report.summary import COLUMNS
 from subtransfer.runs import NATS, SCALARS, SHARES, STRENGTH, STUDENT, TEACHER, RunArm
@@ -140,6 +141,21 @@ def of(workdirs: Iterable[str | Path]) -> pa.Table:
         return pa.array([str(v) if field.type == _TEXT and v is not None else v for v in values], field.type)
 
     return pa.Table.from_arrays([column(field) for field in layout], schema=layout)
+
+
+def read(workdir: str | Path) -> list[dict[str, Any]]:
+    """The rows that `write` wrote.
+
+    Raises:
+      UserError: there is no table, or it is damaged.
+    """
+    path = Path(workdir) / FILE
+    try:
+        return pq.read_table(path).to_pylist()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: python tools/tabulate.py {workdir} writes it.") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path} is damaged ({error}): python tools/tabulate.py {workdir} writes it anew.") from error
 
 
 def as_parquet(table: pa.Table) -> bytes:

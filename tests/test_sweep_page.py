@@ -8,6 +8,7 @@ import subprocess
 import pytest
 
 from subtransfer import table
+from subtransfer.errors import UserError
 from subtransfer.report import sweep_page
 from tests import studies
 from tools import tabulate
@@ -35,6 +36,7 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(workdir):
+    table.write(workdir)
     return sweep_page.write(workdir).read_text()
 
 
@@ -62,6 +64,12 @@ def test_one_run_has_a_page_too(workdir, tmp_path, capsys):
         shutil.copy(run / name, tmp_path)
     assert tabulate.main([str(tmp_path)]) == 0
     assert (tmp_path / "sweep.html").read_text().count("<td><a") == 1 and (tmp_path / "table.parquet").is_file()
+    (tmp_path / "table.parquet").write_text("x")
+    with pytest.raises(UserError, match="table.parquet is damaged"):
+        sweep_page.write(tmp_path)
+    (tmp_path / "table.parquet").unlink()
+    with pytest.raises(UserError, match="table.parquet is missing: python tools/tabulate.py"):
+        sweep_page.write(tmp_path)
     assert tabulate.main([str(tmp_path / "nowhere")]) == 2 and "holds no finished run" in capsys.readouterr().err
 
 

@@ -167,15 +167,14 @@ def render(rows: Sequence[Row], members: Sequence[Mapping[str, Any]], origin: Ma
 
 
 def write(workdir: str | Path) -> Path:
-    """Writes WORKDIR/sweep.html, of the members that are finished by now; returns its path.
+    """Writes WORKDIR/sweep.html, drawn from WORKDIR/table.parquet and sweep.json; returns its path.
 
     Raises:
-      UserError: as `runs.read`, or the workdir cannot be written.
+      UserError: there is no table, or the workdir cannot be written.
     """
     workdir = Path(workdir)
-    located = [(arm, row) for arm, i, row in table.located([workdir]) if i == 0]
-    origin = runs.origin(arm.provenance for arm, _ in located)
-    page = render([row for _, row in located], runs.members(workdir), origin)
+    rows = {(row["run"], row["arm"]): row for row in table.read(workdir)}
+    page = render(list(rows.values()), runs.members(workdir), runs.origin(rows.values()))
     with os_errors(workdir):
         atomic_write(workdir / FILE, page)
     return workdir / FILE
