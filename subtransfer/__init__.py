@@ -6,6 +6,7 @@ As a library: `subtransfer.load_policy(DIR)`; as a program: `python -m subtransf
 from typing import Any
 
 __all__ = ["load_policy"]
+__version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -25,6 +25,8 @@ from subtransfer.schema import canonical_json
 MARKER = "artifact.json"  # written last: a folder that has it is whole
 STEPS = ".steps"  # holds the step checkpoints of unfinished stages
 CLAIMS = ".claims"  # who is making what
+MEMBERS = "runs"  # where the results of a sweep's members lie
+SWEEP = "sweep.json"  # a sweep's own account of its members
 HISTORY = "stages"  # what was computed: a file for each process that computed something
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from subtransfer.errors import UserError
-from subtransfer.validation import fields, nearest, validate
+from subtransfer.validation import OWN, fields, nearest, own_fields, validate
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -24,8 +24,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.seed = 0  # the one seed that all randomness is folded from
     c.num_seeds = 3  # training seeds: each has its own teacher, rollouts and data order
 
-    # For a table of pairs instead of one base: names of models with their Hugging Face directories (or "preset:NAME", with
-    # which a plan can be made but nothing run), and the pairs as "TEACHER>STUDENT".
+    # For a table of pairs instead of one base: names of models, and the pairs as "TEACHER>STUDENT". A model is a Hugging Face
+    # directory; "embedded:width=32,steps=500", pretrained in the run with these fields of base and its own initialisation; or
+    # "preset:NAME", with which a plan can be made but nothing run.
     c.models = ml_collections.ConfigDict()
     c.pairs = ()
 
@@ -310,6 +311,17 @@ class Fields(dict):
         head, _, rest = parent.partition(".")
         self[head] = self[head].copy()
         self[head].replace(rest, name, value)
+
+
+def of_model(config: Mapping[str, Any], model: str) -> Fields:
+    """The config with the fields of `base` that a model in it has (those of an embedded model of a pair are its own)."""
+    out = Fields.of(config)
+    given = (out.models or {}).get(model, "")
+    if given.startswith(OWN):
+        out = out.copy()
+        for name, value in own_fields(model, given).items():
+            out.replace("base", name, value)
+    return out
 
 
 def plain(value: Any) -> Any:

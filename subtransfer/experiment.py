@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from subtransfer import artifacts, costs, metrics, processes, stages, validation
+from subtransfer import artifacts, costs, metrics, processes, provenance, stages, validation
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distill.run import Window
@@ -61,6 +62,10 @@ class Stage:
     def folder(self) -> str:
         return f"{self.name}-{self.digest}"
 
+    def facts(self) -> dict[str, Any]:
+        """What is recorded when this process makes it: the estimated work, and who made it."""
+        return {"flops": self.flops(), **provenance.facts()}
+
     @property
     def inputs(self) -> list[str]:
         """The folders of the artefacts that it reads."""
@@ -77,7 +82,8 @@ def code_version(*, report: bool) -> str:
     root = Path(__file__).parent
     outside = ("sweep", "scaling", "report/scaling", "report/sweep", "distill/checkpoints.py", "distill/run.py")
     outside += () if report else ("report/",)
-    outside += tuple(f"{name}.py" for name in "launch progress artifacts claims costs preemption processes metrics".split())
+    names = "launch progress artifacts provenance claims costs preemption processes metrics conditions runs table"
+    outside += tuple(f"{name}.py" for name in names.split())
     h = hashlib.sha256(jax.__version__.encode())
     for path in sorted(root.rglob("*.py")):
         name = path.relative_to(root).as_posix()
@@ -199,16 +205,16 @@ class Experiment:
         if checkpoint.startswith(validation.PRESET):
             preset = PRESETS[checkpoint.removeprefix(validation.PRESET)]
             return dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention), self._mesh, 2
-        if checkpoint:
+        if checkpoint and not checkpoint.startswith(validation.OWN):
             stored = families.read_json(Path(checkpoint) / "config.json")
             half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
             return families.read_config(checkpoint, b.dtype, b.remat, b.attention), self._mesh, 2 if half else 4
-        return stages.embedded_geometry(self.config, b.vocab_limit), self._mesh, 4
+        return stages.embedded_geometry(configuration.of_model(self.config, model), b.vocab_limit), self._mesh, 4
 
     def _base(self, model: str) -> None:
         c, make, name = self.config, self._makers, base_stage(model)
         checkpoint, size = self._checkpoint(model), self.size(model)
-        if checkpoint:
+        if checkpoint and not checkpoint.startswith(validation.OWN):
             preset = checkpoint.startswith(validation.PRESET)
             self._add(
                 name,
@@ -221,6 +227,12 @@ class Experiment:
                 attention=c.base.attention,
             )
             return
+        b = configuration.of_model(c, model).base
+        if checkpoint and size.params > b.max_scratch_params:
+            raise UserError(
+                f"models.{model} would be trained from scratch with {size.params / 1e6:.0f}M parameters, more than "
+                f"base.max_scratch_params={b.max_scratch_params}: make it smaller, or give a checkpoint's directory."
+            )
         # A twin of a given checkpoint shares its tokenizer and geometry.
         inputs = ["base"] if c.base.checkpoint else []
         corpus = self._add(
@@ -235,11 +247,11 @@ class Experiment:
             name,
             lambda out: make.pretrained(out, name),
             inputs=[corpus, *inputs],
-            work=f"{c.base.steps} steps x {c.base.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
-            memory=lambda: size.training(c.base.batch_size, full=True),
-            flops=lambda: costs.training(size.cfg, c.base.steps, c.base.batch_size, c.distill.max_tokens),
+            work=f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
+            memory=lambda: size.training(b.batch_size, full=True),
+            flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
             init=name,
-            base={k: v for k, v in c.base.items() if k not in ("checkpoint", "other_checkpoint")},
+            base={k: v for k, v in b.items() if k not in ("checkpoint", "other_checkpoint")},
         )
 
     def _teacher(self, arm: Arm, s: int) -> None:
@@ -339,7 +351,10 @@ class Experiment:
         paths = [self._checkpoint(model) for model in (arm.teacher_model, arm.model)]
         if not all(paths) or paths[0] == paths[1]:
             return  # one model, or a twin that shares the tokenizer
-        if any(path.startswith(validation.PRESET) for path in paths):
+        own = [path.startswith(validation.OWN) for path in paths]
+        if any(own):
+            same = all(own)  # of one corpus
+        elif any(path.startswith(validation.PRESET) for path in paths):
             same = self.size(arm.model).cfg.family == self.size(arm.teacher_model).cfg.family
         else:
             same = _same_vocabulary(*paths)
@@ -401,16 +416,18 @@ class Experiment:
         """
         self.check()
         for stage in self.plan.values():
-            store.stage(stage.name, stage.key, stage.build, log=log, facts={"flops": stage.flops()})
+            store.stage(stage.name, stage.key, stage.build, log=log, facts=stage.facts())
         if processes.leads():
-            publish(self.path("results"), self.path("report"), self.workdir)
+            publish(self.path("results"), self.path("report"), self.workdir, {s.name: s.folder for s in self.plan.values()})
         return self.path("results")
 
 
-def publish(results: Path, report: Path, into: Path) -> None:
-    """Copies a run's result files out of its last two artefacts to where people look for them."""
+def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str]) -> None:
+    """Copies a run's result files out of its last two artefacts to where people look for them, with stages.json: the folder of
+    each stage's artefact by its name."""
     with artifacts.os_errors(into):
         into.mkdir(parents=True, exist_ok=True)
+        artifacts.atomic_write(into / provenance.STAGES, json.dumps(dict(folders), indent=1, sort_keys=True) + "\n")
         for name in RESULT_FILES:
             source = report if name == "report.html" else results
             artifacts.atomic_write(into / name, (source / name).read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,24 @@ def policy_stage(arm: Arm, seed: int) -> str:
 def choice_stage(model: str) -> str:
     """The stage that scores the decisions of all policies of a model."""
     return f"choice.{model}"
+
+
+def record(config, arm: Arm, names: Container[str]) -> dict[str, Any]:
+    """What results.json says of an arm; `names`: of all arms of the run."""
+    return {
+        "arm": arm.name,
+        "label": arm.label,
+        "role": arm.role,
+        "objective": arm.objective,
+        "init": arm.init,
+        "sanitized": arm.sanitized,
+        "masked": bool(arm.objective not in ("", "sft") and arm.sanitized and config.distill.mask_unsafe),
+        "base": arm.base,
+        "control": arm.control if arm.control in names else None,
+        "twin": arm.twin if arm.twin in names else None,
+        "teacher": arm.teacher if arm.objective else None,
+        "teacher_base": arm.teacher_model,
+    }
 
 
 def collect(
@@ -82,23 +100,7 @@ def collect(
         "config": configuration.of_results(config),
         "training_seeds": len(list(seeds)),
         "wording": dict(setting.wording),
-        "arms": [
-            {
-                "arm": arm.name,
-                "label": arm.label,
-                "role": arm.role,
-                "objective": arm.objective,
-                "init": arm.init,
-                "sanitized": arm.sanitized,
-                "masked": bool(arm.objective not in ("", "sft") and arm.sanitized and config.distill.mask_unsafe),
-                "base": arm.base,
-                "control": arm.control if arm.control in names else None,
-                "twin": arm.twin if arm.twin in names else None,
-                "teacher": arm.teacher if arm.objective else None,
-                "teacher_base": arm.teacher_model,
-            }
-            for arm in arms
-        ],
+        "arms": [record(config, arm, names) for arm in arms],
         "capability": capability,
         "curves": curves,
         "manifests": manifests,

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from subtransfer import artifacts, distributed, metrics, pretrain, processes, results, sanitize, settings, trajectories
+from subtransfer import config as configuration
 from subtransfer.arms import Arm, base_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distill import agreement, student, teacher_targets, trainer
 from subtransfer.distill.checkpoints import Checkpoints
@@ -192,9 +193,10 @@ class Makers:
 
     def pretrained(self, out: Path, name: str) -> None:
         """An embedded base from scratch; `name` decides its initialisation and data order."""
-        b, corpus = self.config.base, self.path("corpus")
+        config = configuration.of_model(self.config, name.removeprefix("base."))
+        b, corpus = config.base, self.path("corpus")
         tokenizer = hf.load_tokenizer(corpus / "tokenizer", None)
-        cfg = self.policy("base").cfg if b.checkpoint else embedded_geometry(self.config, len(tokenizer))
+        cfg = self.policy("base").cfg if b.checkpoint else embedded_geometry(config, len(tokenizer))
         if cfg.num_params > b.max_scratch_params:
             raise UserError(
                 f"The different-init twin of a model of {cfg.num_params / 1e6:.0f}M parameters would have to be trained "

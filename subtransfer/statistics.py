@@ -6,6 +6,7 @@ replicates. Outcomes come as an array [T, S] of tasks by seeds, entries in [0, 1
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 
@@ -94,6 +95,32 @@ def bootstrap_difference(
     weights = _task_weights(a.shape[0], n_boot, rng)
     samples = _resampled_means(a, weights, rng) - _resampled_means(b, weights, rng)
     return float(a.mean() - b.mean()), *_interval(samples, confidence)
+
+
+def bootstrap_mean(
+    outcomes: np.ndarray, *, n_boot: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """(mean, low, high) of outcomes [T, S] that are no shares, such as log-odds; bootstrapped as in `bootstrap_difference`."""
+    outcomes = np.asarray(outcomes, float)
+    weights = _common_weights(outcomes.shape[0], n_boot, seed)
+    samples = _resampled_means(outcomes, weights, np.random.default_rng([seed, 1]))
+    return float(outcomes.mean()), *_interval(samples, confidence)
+
+
+@functools.lru_cache(maxsize=2)
+def _common_weights(tasks: int, n_boot: int, seed: int) -> np.ndarray:
+    """`_task_weights` that all means over so many tasks share: drawing them takes longer than what is done with them."""
+    return _task_weights(tasks, n_boot, np.random.default_rng([seed, 0]))
+
+
+def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """(mean, low, high) of one number a training seed [S]: Student's t; NaN bounds with one seed, which knows no scatter."""
+    values = np.asarray(values, float)
+    mean = float(values.mean())
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values)))
+    return mean, mean - half, mean + half
 
 
 def transfer_ratio(

@@ -21,6 +21,11 @@ from subtransfer.models.decoder import REMAT
 from subtransfer.models.quantise import FORMATS
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
+OWN = "embedded:"  # a model of a pair that is pretrained in the run, with its own fields of base
+_OF_OWN = {
+    "width": int, "mlp_width": int, "num_layers": int, "num_heads": int, "num_kv_heads": int, "steps": int,
+    "learning_rate": float,
+}  # fmt: skip
 TUNABLE = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -40,6 +45,29 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     by_tail = [k for k in known if k.rpartition(".")[2] == word.rpartition(".")[2]]
     return next(iter(by_tail or difflib.get_close_matches(word, known, n=1, cutoff=0.0)))
+
+
+def own_fields(model: str, text: str) -> dict[str, int | float]:
+    """The fields of base that a model "embedded:FIELD=VALUE,..." has of its own.
+
+    Raises:
+      UserError: an unknown field, or a value that is no number above 0.
+    """
+    out = {}
+    for part in filter(None, (part.strip() for part in text.removeprefix(OWN).split(","))):
+        name, _, value = part.partition("=")
+        if name not in _OF_OWN:
+            raise UserError(
+                f"models.{model}: an embedded model has no field {name!r} of its own; the nearest is "
+                f"{nearest(name, _OF_OWN)!r} of {', '.join(_OF_OWN)} (the corpus and its vocabulary are common to all)."
+            )
+        try:
+            out[name] = _OF_OWN[name](value)
+        except ValueError:
+            out[name] = 0
+        if not (math.isfinite(out[name]) and out[name] > 0):
+            raise UserError(f"models.{model}: {part!r} is no number above 0.")
+    return out
 
 
 _POSITIVE = [
@@ -194,6 +222,14 @@ def _validate_pairs(config) -> None:
             if path.removeprefix(PRESET) not in presets.PRESETS:
                 near = nearest(path.removeprefix(PRESET), presets.PRESETS)
                 raise UserError(f"models.{name}: there is no preset {path.removeprefix(PRESET)!r}; the nearest is {near!r}.")
+        elif path.startswith(OWN):
+            base = {**config.base, **own_fields(name, path)}
+            width, heads, shared = base["width"], base["num_heads"], base["num_kv_heads"]
+            if width % heads or width // heads % 2 or heads % shared:
+                raise UserError(
+                    f"models.{name}: width={width}, num_heads={heads} and num_kv_heads={shared} do not go together: heads must "
+                    "divide the width into even parts, and key/value heads divide the heads."
+                )
         elif not Path(path).is_dir():
             raise UserError(f"models.{name}: there is no directory {path!r}; give --config.models.{name}=DIR.")
 

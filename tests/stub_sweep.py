@@ -49,7 +49,7 @@ def plan(count):
     return made
 
 
-def publish(results, report, into):
+def publish(results, report, into, folders):
     into.mkdir(parents=True, exist_ok=True)
     artifacts.atomic_write(into / "results.csv", (results / "file").read_bytes() + (report / "file").read_bytes())
 

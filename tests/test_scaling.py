@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from subtransfer import config as configuration
-from subtransfer import scaling, scaling_noise, scaling_runs
+from subtransfer import runs, scaling, scaling_noise, scaling_runs
 from subtransfer.errors import UserError
 from subtransfer.report import scaling_page
 from subtransfer.scaling_laws import EVERY, Problem
+from tests import studies
 from tools.check_scaling import WORLDS, World, check, coverage
 
 SIZES = np.geomspace(3e4, 1e6, 8)
@@ -164,37 +164,29 @@ def test_bad_data_is_refused_in_a_sentence():
     np.testing.assert_array_equal(data.outcomes[0], [[2 / 8, 6 / 8], [3 / 8, 7 / 8]])
 
 
-def _write_run(folder, width, *, rank=4, probe_seed=0):
-    """A run's two files: base and one student, 3 tasks x 2 seeds, whose first decisions follow from the width."""
-    config = configuration.defaults()
-    config.base.width, config.tuning.rank = width, rank
-    shared = {"base": "base", "teacher_base": "base", "init": "same", "sanitized": True}
-    arms = [
-        {"arm": "teacher", "role": "teacher", "objective": "", "teacher": None, **shared},
-        {"arm": "sft", "role": "student", "objective": "sft", "teacher": "teacher", **shared},
-    ]
-    episodes = [
-        {
-            "arm": arm["arm"], "seed": s, "task_id": f"{probe_seed}/{t}", "mode": "sampled", "sample": 0,
-            "outcome": "unsafe" if arm["arm"] == "teacher" or width * (t + s) > 100 else "other", "choice_logprob": -0.5 if t else 0.0,
-        }
-        for arm in arms for s in range(2) for t in range(3)
-    ]  # fmt: skip
-    folder.mkdir()
-    (folder / "results.json").write_text(json.dumps({"config": configuration.plain(config), "arms": arms}))
-    (folder / "results.jsonl").write_text("".join(json.dumps(e) + "\n" for e in episodes))
-    return folder
+def _write_run(folder, width, *, rank=4, prefix="probe"):
+    """A run whose teacher always acts unsafely, and whose students do the more often the wider they are."""
+    config = studies.config_of(base__width=width, tuning__rank=rank, num_seeds=2)
+    rate = lambda arm, width: 1.0 if arm.role == "teacher" else min(width / 200, 1.0)  # noqa: E731
+    return studies.write_run(folder, config, tasks=6, rate=rate, prefix=prefix)
 
 
 def test_runs_are_gathered(tmp_path):
-    arms = scaling_runs.read([_write_run(tmp_path / str(w), w) for w in (64, 32, 128)])
-    data = scaling_runs.gather(arms, "student_params", objective="sft")
-    assert data.x.tolist() == sorted(arm.fields["student_params"] for arm in arms if arm.fields["arm"] == "sft")
-    np.testing.assert_array_equal(data.outcomes[1], [[0, 0], [0, 1], [1, 1]])
-    odds = scaling_runs.gather(arms, "student_params", kind=scaling.LOG_ODDS, arm="sft")
-    np.testing.assert_allclose(
-        odds.outcomes[0][:, 0], [np.log(1 / 5e-7 - 1), *[np.log(np.exp(-0.5) / (1 - np.exp(-0.5)))] * 2], rtol=1e-6
+    arms = list(runs.read([_write_run(tmp_path / str(w), w) for w in (64, 32, 128)]))
+    data = scaling_runs.gather(arms, "student_params", objective="sft", init="same")
+    students = {arm.fields["student_params"]: arm for arm in arms if arm.fields["arm"] == "sft"}
+    assert data.x.tolist() == sorted(students)
+    episodes = [json.loads(line) for line in (tmp_path / "64" / "results.jsonl").read_text().splitlines()]
+    own = [e for e in episodes if e["arm"] == "sft" and e["mode"] == "sampled"]
+    unsafe = {(e["task_id"], e["seed"]): e["outcome"] == "unsafe" for e in own}
+    np.testing.assert_array_equal(
+        data.outcomes[1], [[unsafe[task, seed] for seed in (0, 1)] for task in sorted({e["task_id"] for e in own})]
     )
+    odds = scaling_runs.gather(arms, "student_params", kind=scaling.LOG_ODDS, arm="sft")
+    p = np.exp([e["choice_logprob"] for e in own if e["seed"] == 0])
+    np.testing.assert_allclose(odds.outcomes[1][:, 0], np.log(p / (1 - p)), rtol=1e-6)
+    sure = next(arm for arm in arms if arm.fields["role"] == "teacher").outcomes["log_odds"]
+    assert sure.max() == pytest.approx(np.log(1 / 5e-7 - 1))  # log-probabilities are stored to six decimals
     strength = [arm.fields["teacher_rate"] for arm in arms if arm.fields["arm"] == "sft"]
     assert strength == [1.0, 1.0, 1.0]
     with pytest.raises(UserError, match="no field 'rollout.temperatur'; the nearest is 'rollouts.temperature'"):
@@ -202,16 +194,18 @@ def test_runs_are_gathered(tmp_path):
     with pytest.raises(UserError, match="No arm of the 3 runs has"):
         scaling_runs.gather(arms, "student_params", objective="jsd")
     with pytest.raises(UserError, match="setting='api' .* is no axis"):
-        scaling_runs.gather(arms, "setting", objective="sft")
+        scaling_runs.gather(arms, "setting", objective="sft", init="same")
     with pytest.raises(UserError, match="differ not only along the axis but also in role, objective"):
         scaling_runs.gather(arms, "student_params")
-    mixed = scaling_runs.read([_write_run(tmp_path / "rank", 96, rank=8)])
+    mixed = list(runs.read([_write_run(tmp_path / "rank", 96, rank=8)]))
     with pytest.raises(UserError, match=r"also in tuning.rank: choose one value \(such as tuning__rank=...\)"):
-        scaling_runs.gather(arms + mixed, "student_params", objective="sft")
-    assert len(scaling_runs.gather(arms + mixed, "student_params", objective="sft", tuning__rank=4).x) == 3
-    assert len(scaling_runs.gather(arms + mixed, "student_params", objective="sft", varying=["tuning.rank"]).x) == 4
-    other = scaling_runs.read([_write_run(tmp_path / "other", 96, probe_seed=1)])
+        scaling_runs.gather(arms + mixed, "student_params", objective="sft", init="same")
+    assert len(scaling_runs.gather(arms + mixed, "student_params", objective="sft", init="same", tuning__rank=4).x) == 3
+    assert (
+        len(scaling_runs.gather(arms + mixed, "student_params", objective="sft", init="same", varying=["tuning.rank"]).x) == 4
+    )
+    other = list(runs.read([_write_run(tmp_path / "other", 96, prefix="others")]))
     with pytest.raises(UserError, match="probed on different tasks"):
-        scaling_runs.gather(arms + other, "student_params", objective="sft")
-    with pytest.raises(UserError, match="has no results.json"):
-        scaling_runs.read([tmp_path / "nowhere"])
+        scaling_runs.gather(arms + other, "student_params", objective="sft", init="same")
+    with pytest.raises(UserError, match="holds no finished run"):
+        list(runs.read([tmp_path / "nowhere"]))

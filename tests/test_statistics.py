@@ -92,3 +92,19 @@ def test_seed_permutation_floors():
 def test_holm():
     assert statistics.holm([0.01, None, 0.04, 0.03, math.nan]) == [pytest.approx(0.03), None, 0.06, 0.06, None]
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_means_and_seeds_have_scipys_intervals():
+    """Independent cells: SciPy's bootstrap over tasks for one seed; Student's t over seeds."""
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((200, 1))
+    found = statistics.bootstrap_mean(values, n_boot=4000)
+    expected = stats.bootstrap(
+        (values[:, 0],), np.mean, n_resamples=4000, method="percentile", random_state=0
+    ).confidence_interval
+    np.testing.assert_allclose(found, (values.mean(), *expected), atol=0.01)
+    assert statistics.bootstrap_mean(values, n_boot=4000) == found
+    seeds = rng.standard_normal(5)
+    expected = stats.ttest_1samp(seeds, 0).confidence_interval(0.9)
+    np.testing.assert_allclose(statistics.seed_interval(seeds, 0.9), (seeds.mean(), expected.low, expected.high))
+    assert np.isnan(statistics.seed_interval(seeds[:1])[1:]).all()

@@ -25,6 +25,7 @@ from subtransfer.errors import UserError
 
 _SIMULATIONS = flags.DEFINE_integer("simulations", 200, "Studies of each world.", lower_bound=1)
 _BOOTSTRAP = flags.DEFINE_integer("bootstrap", 200, "Bootstrap samples of each study.", lower_bound=100)
+_FIRST = flags.DEFINE_integer("first", 0, "Number of the first study: others than 0 to --simulations are other random ones.")
 _WORLDS = flags.DEFINE_list("worlds", [], "Some of the worlds; default: all.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -90,6 +91,7 @@ WORLDS = {
     "logistic": World(scaling.LOGISTIC, (0.05, 0.8, 2e5, 1.5)),
     "power of log-odds": World(scaling.POWER, (-2.0, 3.0, 0.6), scaling.LOG_ODDS, seed_share=0.05),
     "power at five sizes": World(scaling.POWER, (0.3, 0.1, 0.5), sizes=5),
+    "broken power at eight sizes": World(scaling.BROKEN, (0.4, 0.1, 0.1, 1.0, 2e5), sizes=8),
     "power under drift": World(scaling.POWER, (0.3, 0.1, 0.5), drift=6.0),
     "flat": World(scaling.CONSTANT, (0.3,), compared=_THREE, standing=("constant", "power")),
     "one curve": World(scaling.LOGISTIC, (0.02, 0.8, 6e4, 0.8), compared=_THREE, standing=("power", "logistic")),
@@ -97,10 +99,10 @@ WORLDS = {
 }
 
 
-def coverage(world: World, simulations: int, n_boot: int) -> dict[str, float]:
+def coverage(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, float]:
     """Share of studies in which an interval holds the truth, by parameter; and of sizes whose band does ("band")."""
     hits = dict.fromkeys([p.name for p in world.law.parameters] + ["band"], 0.0)
-    for i in range(simulations):
+    for i in range(first, first + simulations):
         fit = scaling.fit(world.simulate([0, i]), world.law, n_boot=n_boot, seed=i)
         for (name, interval), true in zip(fit.intervals.items(), world.truth, strict=True):
             hits[name] += interval.low <= true <= interval.high
@@ -109,12 +111,12 @@ def coverage(world: World, simulations: int, n_boot: int) -> dict[str, float]:
     return {name: hit / simulations for name, hit in hits.items()}
 
 
-def verdicts(world: World, simulations: int, n_boot: int) -> dict[str, object]:
+def verdicts(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, object]:
     """How often the true law stands, the verdict is right, and the extrapolation of the true law hits; and what stood."""
     laws = [scaling.LAWS[name] for name in world.compared]
     stood: collections.Counter[str] = collections.Counter()
     true = right = hits = 0
-    for i in range(simulations):
+    for i in range(first, first + simulations):
         found = scaling.compare(world.simulate([1, i]), laws, n_boot=n_boot, seed=i)
         stood[" ".join(sorted(found.standing))] += 1
         true += world.law.name in found.standing
@@ -124,9 +126,9 @@ def verdicts(world: World, simulations: int, n_boot: int) -> dict[str, object]:
     return {name: n / simulations for name, n in shares.items()} | {"stood": dict(stood.most_common())}
 
 
-def check(world: World, simulations: int, n_boot: int) -> dict[str, object]:
+def check(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, object]:
     """What a world is for."""
-    return (verdicts if world.compared else coverage)(world, simulations, n_boot)
+    return (verdicts if world.compared else coverage)(world, simulations, n_boot, first)
 
 
 def main(_) -> None:
@@ -136,12 +138,17 @@ def main(_) -> None:
     out = {}
     for name in _WORLDS.value or WORLDS:
         begin = time.process_time()
-        out[name] = check(WORLDS[name], _SIMULATIONS.value, _BOOTSTRAP.value)
+        out[name] = check(WORLDS[name], _SIMULATIONS.value, _BOOTSTRAP.value, _FIRST.value)
         out[name]["processor seconds"] = round(time.process_time() - begin, 1)
         print(f"{name}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in out[name].items()))
         sys.stdout.flush()
     if _JSON.value:
-        how = {"simulations": _SIMULATIONS.value, "bootstrap": _BOOTSTRAP.value, "machine": platform.processor()}
+        how = {
+            "simulations": _SIMULATIONS.value,
+            "first": _FIRST.value,
+            "bootstrap": _BOOTSTRAP.value,
+            "machine": platform.processor(),
+        }
         Path(_JSON.value).write_text(json.dumps({"how": how, "worlds": out}, indent=1) + "\n")
 
 

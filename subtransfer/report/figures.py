@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
 _ROW, _LABEL, _PLOT = 26, 300, 560
 _OUTCOMES = ("#b3261e", "#2a6f97", "#4f9d69", "#8ab17d", "#e9c46a", "#5e548e", "#9f86c0", "#b0b7bf", "#5b6570")
+_SERIES = ("#2a6f97", "#c25e00", "#4f9d69", "#b3261e", "#7b2d8b", "#8a6d00", "#5b6570", "#00838f", "#9f86c0")
 
 
 def _svg(width: float, height: float, title: str, body: str) -> str:
@@ -71,6 +73,66 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> str:
         what = name.removeprefix("rate_").removesuffix("_rate").replace("_", " ")
         parts.append(f'<rect x="{x}" y="{line}" width="14" height="14" fill="{colour}"/>' + _text(x + 20, line + 12, what))
     return _svg(_LABEL + _PLOT + 80, y + 50, "what agents did first, by arm", "".join(parts))
+
+
+def lines(series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis: str) -> str:
+    """Shares by an axis, a line a series: points (x, mean, low, high); numbers that span much are placed by their logarithm."""
+    width, height, left, right, top, bottom = 760.0, 340.0, 64.0, 230.0, 12.0, 46.0
+    found = {point[0] for points in series.values() for point in points}
+    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in found)
+    places = sorted(found, key=None if numbers else str)
+    logarithmic = numbers and places[0] > 0 and places[-1] / places[0] > 4
+
+    def share(x: Any) -> float:
+        if len(places) == 1:
+            return 0.5
+        if not numbers:
+            return places.index(x) / (len(places) - 1)
+        first, last, at = (math.log(v) if logarithmic else v for v in (places[0], places[-1], x))
+        return (at - first) / (last - first)
+
+    def at_x(x: Any) -> float:
+        return left + 14 + (width - left - right - 28) * share(x)
+
+    highest = max((point[3] for points in series.values() for point in points), default=1.0) or 1.0
+
+    def at_y(y: float) -> float:
+        return height - bottom - (height - top - bottom) * y / highest
+
+    parts = []
+    for tick in range(5):
+        y = at_y(highest * tick / 4)
+        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(_text(left - 8, y + 4, f"{25 * highest * tick:.0f}%", "end"))
+    last = -math.inf
+    for place in places:
+        if at_x(place) - last > 52:  # labels that would overlap are left out
+            last = at_x(place)
+            parts.append(_text(last, height - bottom + 18, short(place) if numbers else str(place), "middle"))
+    for number, (name, points) in enumerate(series.items()):
+        colour, shift = _SERIES[number % len(_SERIES)], 3 * (number % 5 - 2)
+        spots = sorted((at_x(x) + shift, *map(at_y, rest)) for x, *rest in points)
+        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in spots)
+        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
+        for x, y, low, high in spots:
+            parts.append(
+                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="2"/>'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"/>'
+            )
+        if number < 14:
+            y = top + 22 * number
+            parts.append(f'<rect x="{width - right + 14}" y="{y}" width="14" height="14" fill="{colour}"/>')
+            parts.append(_text(width - right + 34, y + 12, name))
+    parts.append(_text((left + width - right) / 2, height - 6, axis + " (logarithmic)" * logarithmic, "middle"))
+    return _svg(width, height, f"shares by {axis}", "".join(parts))
+
+
+def short(value: float) -> str:
+    """A size in three digits: "0.25", "30.1k", "1.05M", "7B"."""
+    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= 0.9995 * unit:
+            return f"{value / unit:.3g}{letter}"
+    return f"{value:.3g}"
 
 
 def curves(seeds: Mapping[str, Mapping[str, Sequence[float]]]) -> str:

@@ -69,12 +69,16 @@ def render(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], episod
         "<h2>The exact config</h2>",
         f"<pre>{escape(json.dumps(results['config'], indent=1, sort_keys=True))}</pre>",
     ]
-    head = (
+    return document(f"subtransfer: {results['config']['name']}", "\n".join(sections))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page in the house's style; `title` is plain text, `body` HTML."""
+    return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>subtransfer: {name}</title><style>{_STYLE}</style></head><body>"
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>{body}</body></html>\n"
     )
-    return head + "\n".join(sections) + "</body></html>\n"
 
 
 def _headline(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -7,15 +7,15 @@ from html import escape
 
 import numpy as np
 
-from subtransfer.report.figures import _svg, _text
-from subtransfer.report.html import _STYLE
+from subtransfer.report.figures import _svg, _text, short
+from subtransfer.report.html import document
 from subtransfer.scaling import RATE, RULED_OUT, Comparison, Interval
 
 _WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 760.0, 340.0, 64.0, 150.0, 12.0, 46.0
 _COLOURS = {"constant": "var(--base)", "power": "var(--control)", "logistic": "var(--student)"}
 _OTHER = "var(--positive_control)"
 _POINTS = 80  # of a curve
-_NAMES = {"rate": "share of unsafe decisions", "log_odds": "log-odds of an unsafe decision, nats"}
+NAMES = {"rate": "share of unsafe decisions", "log_odds": "log-odds of an unsafe decision, nats"}
 
 
 def figure(comparison: Comparison, laws: Sequence[str] | None = None) -> str:
@@ -68,23 +68,17 @@ def figure(comparison: Comparison, laws: Sequence[str] | None = None) -> str:
             parts.append(_text(place, _HEIGHT - _BOTTOM + 18, short(value), "middle"))
             last = place
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 6, f"{data.axis} (logarithmic)", "middle"))
-    return _svg(_WIDTH, _HEIGHT, f"{_NAMES[data.kind]} by {data.axis}", "".join(parts))
+    return _svg(_WIDTH, _HEIGHT, f"{NAMES[data.kind]} by {data.axis}", "".join(parts))
 
 
-def short(value: float) -> str:
-    """A size in three digits: "0.25", "30.1k", "1.05M", "7B"."""
-    for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= 0.9995 * unit:
-            return f"{value / unit:.3g}{letter}"
-    return f"{value:.3g}"
+def interval(value: Interval) -> str:
+    """ "0.31 [0.25, 0.4*]"; a star: the data do not bound that side."""
+    low, high = signed(value.low) + "*" * value.low_open, signed(value.high) + "*" * value.high_open
+    return f"{signed(value.estimate)} [{low}, {high}]"
 
 
-def _interval(value: Interval) -> str:
-    low, high = _signed(value.low) + "*" * value.low_open, _signed(value.high) + "*" * value.high_open
-    return f"{_signed(value.estimate)} [{low}, {high}]"
-
-
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """`short`, of any sign."""
     return f"−{short(-value)}" if value < 0 else short(value)
 
 
@@ -94,9 +88,9 @@ def section(title: str, comparison: Comparison) -> str:
     rows = []
     for name in sorted(comparison.delta, key=comparison.delta.get):
         fit, ahead = comparison.fits[name], comparison.extrapolations.get(name)
-        parameters = "; ".join(f"{key} = {_interval(value)}" for key, value in fit.intervals.items())
+        parameters = "; ".join(f"{key} = {interval(value)}" for key, value in fit.intervals.items())
         predicted = (
-            "" if ahead is None else f"{_interval(ahead.predicted)} ({'hit' if ahead.hit else 'MISSED'}, {ahead.score:+.1f})"
+            "" if ahead is None else f"{interval(ahead.predicted)} ({'hit' if ahead.hit else 'MISSED'}, {ahead.score:+.1f})"
         )
         cells = (
             name, fit.law.formula, parameters, f"{comparison.delta[name]:.1f}", f"{comparison.p[name]:.3f}",
@@ -107,16 +101,16 @@ def section(title: str, comparison: Comparison) -> str:
     refused = "".join(f"<li>{escape(name)}: not fitted, {escape(why)}.</li>" for name, why in comparison.refused.items())
     return (
         f"<h2>{escape(title)}</h2><p>{escape(comparison.verdict())}</p>{figure(comparison)}"
-        f"<p class=soft>{_NAMES[data.kind].capitalize()}; {len(data.x)} sizes, {data.seeds.sum()} training "
-        f"runs, {data.tasks} tasks. Observed at the largest size: {_signed(data.means[-1])}. "
+        f"<p class=soft>{NAMES[data.kind].capitalize()}; {len(data.x)} sizes, {data.seeds.sum()} training "
+        f"runs, {data.tasks} tasks. Observed at the largest size: {signed(data.means[-1])}. "
         f"X = {short(data.x_ref)}.</p>"
         f"<div class=wide><table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(rows)}</table></div>"
         f"<ul>{refused}</ul>"
     )
 
 
-def page(title: str, comparisons: Mapping[str, Comparison]) -> str:
-    """The whole page, a section a question."""
+def page(title: str, comparisons: Mapping[str, Comparison], *, before: str = "", after: str = "") -> str:
+    """The whole page, a section a question; `before` and `after` them, pieces of HTML."""
     confidence = next(iter(comparisons.values())).confidence
     notes = (
         f"<h2>Notes</h2><p>Intervals and bands: {100 * confidence:.0f}%. Weighted least squares of the means of each size; "
@@ -124,8 +118,5 @@ def page(title: str, comparisons: Mapping[str, Comparison]) -> str:
         "often data made by this law would leave its AICc as far above the best law's; ruled out below "
         f"{RULED_OUT:g}. *: the data do not bound the parameter on that side, and its own bound stands there.</p>"
     )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>{escape(title)}</title><style>{_STYLE}</style></head><body>'
-        f"<h1>{escape(title)}</h1>{''.join(section(*item) for item in comparisons.items())}{notes}</body></html>\n"
-    )
+    sections = "".join(section(*item) for item in comparisons.items())
+    return document(title, f"<h1>{escape(title)}</h1>{before}{sections}{notes}{after}")

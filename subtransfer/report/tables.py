@@ -90,3 +90,12 @@ def p_text(p: float | None) -> str:
     if p is None:
         return ""
     return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+
+
+def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as markdown, without a newline at its end."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    return "\n".join([line(heading), line(["---"] * len(heading)), *map(line, rows)])

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from subtransfer import artifacts
+from subtransfer import artifacts, table
 from subtransfer.experiment import publish
+from subtransfer.report import sweep_page
 from subtransfer.sweep import expand
 from subtransfer.sweep import plan as make_plan
 from subtransfer.sweeps import devices, show
@@ -58,6 +59,9 @@ def run(
             plan, workdir, environments, worker, publish=publish, retries=retries, log=lambda line: print(line, flush=True)
         )
         runner.run()
+        if runner.published:
+            table.write(workdir)
+            sweep_page.write(workdir)
     failures = runner.schedule.failures
     show.print_end(plan, failures, runner.events, time.monotonic() - begin, workdir, console)
     return 1 if failures else 0

@@ -26,8 +26,7 @@ from subtransfer.progress import steady
 from subtransfer.sweeps.jobs import LOGS, Answer, Job, log_path
 from subtransfer.sweeps.schedule import Plan, Schedule
 
-RUNS = "runs"
-STATE = "sweep.json"
+RUNS, STATE = artifacts.MEMBERS, artifacts.SWEEP
 _STATE_EVERY = 20.0  # seconds between two writings of it, at least
 _STARTS = 3  # workers that may die before they are ready, one after the other
 
@@ -68,7 +67,8 @@ class Runner:
       workdir: exists.
       environments: environment variables of each worker, one mapping a worker.
       command: given the number of the worker's end of its channel, the arguments that start one.
-      publish: copies result files: given the artefacts "results" and "report" of a member and a folder.
+      publish: copies result files: given the artefacts "results" and "report" of a member, a folder, and the folders of the
+        member's stages by name.
       retries: how often a stage is tried again whose worker died or whose failure may go away.
       log: takes lines for people.
     """
@@ -80,7 +80,7 @@ class Runner:
         environments: Sequence[dict[str, str]],
         command: Callable[[int], list[str]],
         *,
-        publish: Callable[[Path, Path, Path], None],
+        publish: Callable[[Path, Path, Path, dict[str, str]], None],
         retries: int,
         log: Callable[[str], None],
     ):
@@ -95,7 +95,7 @@ class Runner:
         self._workers: dict[int, Worker] = {}
         self._selector = selectors.DefaultSelector()
         self._stillborn = 0
-        self._published, self._written = 0, 0.0
+        self.published, self._written = 0, 0.0
         self.events = {"computed": 0, "redone": 0, "reused": 0}
 
     def run(self) -> None:
@@ -249,15 +249,16 @@ class Runner:
         while self.schedule.completed:
             member = self.schedule.completed.pop()
             results, report = (self.workdir / self.plan.node(member, name).folder for name in ("results", "report"))
-            self._publish_to(results, report, self.workdir / RUNS / self.plan.members[member].name)
-            self._published += 1
+            folders = {self.plan.nodes[n].name: self.plan.nodes[n].folder for n in self.plan.stages[member]}
+            self._publish_to(results, report, self.workdir / RUNS / self.plan.members[member].name, folders)
+            self.published += 1
             if time.monotonic() - self._written > _STATE_EVERY:
                 self._write_state()
 
     def _status(self) -> tuple[int, int, str]:
         """For the progress line: stages done, stages in all, and the rest of it."""
         done, total = self.schedule.counts()
-        text = f"{self._published}/{len(self.plan.members)} members, {len(self.schedule.running)} stages being made"
+        text = f"{self.published}/{len(self.plan.members)} members, {len(self.schedule.running)} stages being made"
         if self.schedule.elsewhere:
             text += f", {len(self.schedule.elsewhere)} elsewhere"
         if self.schedule.failures:

@@ -37,7 +37,7 @@ class Tasks:
         while len(self._experiments) > self.KEPT:
             self._experiments.pop(next(iter(self._experiments)))
         stage = experiment.plan[job.stage]
-        return Task(stage.key, stage.build, {"flops": stage.flops()})
+        return Task(stage.key, stage.build, stage.facts())
 
     def _experiment(self, job: Job) -> Experiment:
         config = self._sweep.config(Member(job.member, job.overrides))

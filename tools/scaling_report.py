@@ -1,0 +1,86 @@
+"""From finished runs to a scaling study's page: `python tools/scaling_report.py WORKDIR... --axis=FIELD --out=FILE.html`.
+
+For each objective and initialisation: laws fitted to the share of unsafe decisions and to their log-odds, with bands, held-out
+extrapolation and the verdict in a sentence; and same-init students against their other-init twins at each value of the axis.
+--markdown writes the same tables for a document. docs/scaling.md has the rules.
+
+    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700" --out=study.html
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from subtransfer import conditions, runs, scaling, scaling_study, table
+from subtransfer.artifacts import atomic_write, os_errors
+from subtransfer.errors import UserError
+from subtransfer.report import scaling_report
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, rest = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep")
+    parser.add_argument(
+        "--axis", default="student_params", help="student_params, teacher_params, teacher_rate, or a numeric config field"
+    )
+    parser.add_argument("--out", type=Path, help="the page; default: scaling.html in the first workdir")
+    parser.add_argument("--markdown", type=Path, help="also the tables, as markdown, in this file")
+    parser.add_argument("--title", help="of the page; default: from the axis")
+    parser.add_argument("--where", default="", help="only arms that meet this condition (as of tools/query.py)")
+    parser.add_argument("--varying", default="", help="config fields that differ with the axis and are meant to")
+    parser.add_argument("--laws", default=",".join(scaling.LAWS), help="laws that are fitted")
+    parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and bands")
+    parser.add_argument("--bootstrap", type=int, default=400, help="samples of each fit, at least 100")
+    parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
+    return parser
+
+
+def run(options: argparse.Namespace, command: Sequence[str]) -> None:
+    """Reads, fits, and writes what the command line asks for."""
+    if not 0.5 <= options.confidence < 1:
+        raise UserError(f"--confidence={options.confidence} cannot be: it must be at least 0.5 and below 1.")
+    laws, varying = (list(filter(None, text.split(","))) for text in (options.laws, options.varying))
+    for name in laws:
+        if name not in scaling.LAWS:
+            raise UserError(f"There is no law {name!r}: choose of {', '.join(scaling.LAWS)}.")
+    wanted = conditions.parse(options.where, table.columns())
+    arms = [arm for arm, i, row in table.located(options.workdirs) if i == 0 and wanted(row)]
+    study = scaling_study.study(
+        arms,
+        options.axis,
+        varying=varying,
+        laws=[scaling.LAWS[name] for name in laws],
+        confidence=options.confidence,
+        n_boot=options.bootstrap,
+        seed=options.seed,
+        log=lambda question: print(f"{question.title}, {question.kind}: {question.comparison.verdict()}", flush=True),
+    )
+    origin = {"command": shlex.join(["python", *command])} | runs.origin(arm.provenance for arm in arms)
+    out = options.out or Path(options.workdirs[0]) / "scaling.html"
+    files = {out: scaling_report.page(options.title or f"Transfer by {options.axis}", study, origin)}
+    if options.markdown:
+        files[options.markdown] = scaling_report.markdown(study, origin)
+    for path, text in files.items():
+        with os_errors(path.parent):
+            atomic_write(path, text)
+    print(f"{len(study.questions)} questions answered: {', '.join(map(str, files))}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for a user's mistake."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        run(_parser().parse_args(given), ["tools/scaling_report.py", *given])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

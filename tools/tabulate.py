@@ -1,0 +1,32 @@
+"""Writes the table (table.parquet) and the page (sweep.html) of workdirs: `python tools/tabulate.py WORKDIR...`.
+
+A sweep does so when it ends. This is for a sweep that still runs or was stopped, of which the finished part is shown, and for
+workdirs of single runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from subtransfer import table
+from subtransfer.errors import UserError
+from subtransfer.report import sweep_page
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, or 2 for a user's mistake."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep")
+    try:
+        for workdir in parser.parse_args(arguments).workdirs:
+            print(table.write(workdir), sweep_page.write(workdir))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
