@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import socket
+import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -54,12 +57,10 @@ class Writer:
         artifacts.atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         if self._events:
-            from tensorboardX import SummaryWriter
-
             shutil.rmtree(self._events, ignore_errors=True)
-            self._board = SummaryWriter(str(self._events))
+            self._board = _EventFile(self._events)
             for record in kept:
-                self._draw(record)
+                self._board.write(record)
         if self._project:
             import wandb
 
@@ -78,15 +79,12 @@ class Writer:
             record = {"step": first + i, **{f"{self._scope}/{name}": value for name, value in values.items()}}
             self._file.write(json.dumps(record) + "\n")
             if self._board:
-                self._draw(record)
+                self._board.write(record)
             if self._wandb and first + i > self._wandb.step:
                 self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=first + i)
         self._file.flush()
-
-    def _draw(self, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(name, value, record["step"])
+        if self._board:
+            self._board.flush()
 
     def close(self) -> None:
         for sink in (self._file, self._board):
@@ -94,6 +92,36 @@ class Writer:
                 sink.close()
         if self._wandb:
             self._wandb.finish()
+
+
+class _EventFile:
+    """TensorBoard's events in a new file of `folder`; a refusal of the system is raised to whoever writes.
+
+    tensorboardX's own writer has a thread that dies of it, and then whoever goes on to write waits for that thread for ever.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True)
+        self._file = (folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}").open("wb")
+        self._event(file_version="brain.Event:2")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        values = [{"tag": name, "simple_value": value} for name, value in record.items() if name != "step"]
+        self._event(step=record["step"], summary={"value": values})
+
+    def _event(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = Event(wall_time=time.time(), **content).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        self._file.write(size + struct.pack("<I", masked_crc32c(size)) + data + struct.pack("<I", masked_crc32c(data)))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher: bool) -> float:

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ MOMENTS = {
     "rollouts": (".rollouts*.tmp-*", ".student.reverse_kl*.tmp-*"),
     "anything": (".*.tmp-*",),
 }
+KILLS = 15  # of one process; as many of two
 
 
 # Processes are forked from one that has imported everything and touched no device: most of a short run's time is imports.
@@ -113,11 +115,13 @@ def _born(path):
         return 0.0
 
 
-def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
-    """Signals `victims` a little after a moment has come; returns how all ended, or [] if the run was over before."""
-    begin = time.time() - 1
+def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL, after=0):
+    """Signals `victims` a little after a moment has come for the time `after` + 1; returns how all ended, or [] if the run was
+    over before."""
+    begin, seen = time.time() - 1, set()
     while all(process.running() for process in processes):
-        if any(_born(path) > begin for pattern in MOMENTS[moment] for path in workdir.glob(pattern)):
+        seen |= {path.name for pattern in MOMENTS[moment] for path in workdir.glob(pattern) if _born(path) > begin}
+        if len(seen) > after:
             time.sleep(delay)
             break
         time.sleep(0.002)
@@ -127,6 +131,27 @@ def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
     for victim in victims:
         victim.signal(how)
     return [process.wait() for process in processes]
+
+
+def confirmed(workdir):
+    """{label of an unfinished stage: the step of its newest checkpoint}."""
+    out = {}
+    for folder in workdir.glob(".steps/*"):
+        steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        if steps and not (workdir / folder.name / "artifact.json").is_file():
+            out[folder.name.rpartition("-")[0]] = max(steps)
+    return out
+
+
+def went_on(log, workdir, before):
+    """Every stage that the attempt came to went on from its newest checkpoint, whole; `before` is `confirmed` before it."""
+    assert "damaged" not in log, log
+    resumed = {label: int(step) for label, step in re.findall(r"^  (\S+) goes on from step (\d+)$", log, re.M)}
+    now = confirmed(workdir)
+    for label, step in before.items():
+        untouched = label not in resumed and now.get(label) == step  # it ended before it came to this stage
+        assert resumed.get(label) == step or untouched, (label, before, now, log)
+    assert not set(resumed) - set(before), (resumed, before)
 
 
 def same_results(workdir, undisturbed):
@@ -141,9 +166,21 @@ def same_results(workdir, undisturbed):
     for name in ("results.csv", "results.jsonl", "results.json", "report.html"):
         assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert not list(workdir.glob(".*.tmp-*")) and not list(workdir.glob(".steps/*"))
+    nothing_lost(workdir)
+
+
+def nothing_lost(workdir):
+    """Of every training each step once, of every student each trajectory once."""
+    for metrics in workdir.glob("metrics/*.jsonl"):
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        whole = {"base": 60, "teacher": 40, "student": 80}[metrics.name.partition(".")[0].partition("-")[0]]
+        assert steps == list(range(1, whole + 1)), (metrics, steps)
     (student,) = workdir.glob("student.reverse_kl.seed0-*")
-    rollouts = json.loads((student / "training.json").read_text())["purity"]
-    assert [(r["policy_version"], r["trajectories"]) for r in rollouts["rounds"]] == [(0, 32), (1, 32)]
+    own = json.loads((student / "training.json").read_text())["purity"]
+    assert [(r["policy_version"], r["trajectories"]) for r in own["rounds"]] == [(0, 32), (1, 32)]
+    assert own["rollouts"] == 64 and len({r["sha256"] for r in own["rounds"]}) == 2
+    (theirs,) = (json.loads(path.read_text()) for path in workdir.glob("sanitize.*/manifest.json"))
+    assert theirs["total"] == 32 == theirs["kept"] + theirs["dropped"]
 
 
 @pytest.fixture(scope="module")
@@ -178,34 +215,39 @@ def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturb
 
 
 def _killed_again_and_again(tmp_path, undisturbed, start):
-    """30 kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
-    kills, attempt = 0, 0
-    while kills < 30:
+    """`KILLS` kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
+    kills, attempt, begin = 0, 0, time.monotonic()
+    while kills < KILLS:
         folder = tmp_path / str(attempt)
         folder.mkdir()
         workdir, rng = _fresh(folder, undisturbed), random.Random(f"kills/{attempt}")
-        while kills < 30:
-            processes = start(workdir)
-            victim, moment = rng.choice(processes), rng.choice(list(MOMENTS))
-            ended = stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim])
+        while kills < KILLS:
+            before, processes = confirmed(workdir), start(workdir)
+            victim, moment = rng.choice(processes), list(MOMENTS)[kills % len(MOMENTS)]
+            ended = stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim], after=rng.randrange(3))
             if not ended:
                 break
             kills += 1
-            print(f"kill {kills}: {moment}, codes {[code for code, _ in ended]}", flush=True)
+            stage = " ".join(sorted(path.name[1:].rpartition("-")[0].rpartition("-")[0] for path in workdir.glob(".*.tmp-*")))
+            codes = [code for code, _ in ended]
+            print(f"kill {kills}: {moment}, codes {codes}, in {stage or 'no stage'}, saved {confirmed(workdir)}", flush=True)
             assert all(code in (-signal.SIGKILL, 75) for code, _ in ended), ended
-        finish(start(workdir))
+            went_on(ended[0][1], workdir, before)
+        else:
+            before = confirmed(workdir)
+            went_on(finish(start(workdir)), workdir, before)
         same_results(workdir, undisturbed)
         attempt += 1
-    print(f"{kills} kills in {attempt} runs")
+    print(f"{kills} kills in {attempt} runs, {time.monotonic() - begin:.0f} s")
 
 
 @pytest.mark.slow
-def test_thirty_kills(tmp_path, undisturbed):
+def test_killed_again_and_again(tmp_path, undisturbed):
     _killed_again_and_again(tmp_path, undisturbed, launch)
 
 
 @pytest.mark.slow
-def test_thirty_kills_of_two_processes(tmp_path, undisturbed_two):
+def test_two_processes_killed_again_and_again(tmp_path, undisturbed_two):
     _killed_again_and_again(tmp_path, undisturbed_two, launch_two)
 
 
