@@ -145,15 +145,26 @@ def leave(code: int, sentence: str) -> int:
         _life.over.set()
         _life.client.key_value_set(f"ended/{_life.me}", json.dumps([code, sentence]))
         time.sleep(3 * PULSE)  # the store may live in this process: it stays until the others have read it
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end(code)
     import jax
 
     barrier("end")
     _life.over.set()
     jax.distributed.shutdown()
     return code
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process; after an error at once.
+
+    The interpreter would wait for all threads, and a save that was refused leaves some of Orbax's, which wait for ten minutes for
+    what will not come.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    sys.exit(0)
 
 
 # -- the C++ side ----------------------------------------------------------------------------------------------------
