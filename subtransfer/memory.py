@@ -14,7 +14,6 @@ from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
 
-
 LARGEST_SCORES = 1 << 35  # bytes of one layer's attention scores on a device: more than any leaves room for
 
 
@@ -86,8 +85,8 @@ class Sizes:
         if cfg.attention == "xla" and scores > LARGEST_SCORES:
             raise UserError(
                 f"base.attention=xla would make {scores / 2**30:,.0f} GiB of scores a layer on each device, of every two of "
-                f"{length:,} positions of {model}: use base.attention=pallas on a TPU or cudnn on a GPU, whose kernels keep none "
-                "of them, or lower distill.max_tokens."
+                f"{length:,} positions of {model}: use base.attention=pallas on a TPU or cudnn on a GPU, whose kernels keep "
+                "none of them, or lower distill.max_tokens."
             )
 
     def rollout(self, batch: int) -> int:

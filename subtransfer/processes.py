@@ -157,8 +157,8 @@ def leave(code: int, sentence: str) -> int:
 def end(code: int) -> NoReturn:
     """Ends the process; after an error at once.
 
-    The interpreter would wait for all threads, and a save that was refused leaves some of Orbax's, which wait for ten minutes for
-    what will not come.
+    The interpreter would wait for all threads, and a save that was refused leaves some of Orbax's, which wait for five minutes
+    for what will not come.
     """
     sys.stdout.flush()
     sys.stderr.flush()
