@@ -48,6 +48,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             initialization_timeout=300,
         )
     except (RuntimeError, ValueError) as error:
+        if coordinator is None and "should be defined" in str(error):
+            raise UserError(
+                "--distributed=auto finds no variables of Cloud TPU, Slurm or Open MPI: give --coordinator, --num_processes "
+                "and --process_id."
+            ) from error
         raise UserError(f"The processes did not find each other: {str(error).splitlines()[0]}") from error
     _life = _Life(peer_timeout)
 

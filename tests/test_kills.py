@@ -45,8 +45,8 @@ FORKS.set_forkserver_preload(
 )
 
 
-def _main(arguments, log):
-    os.environ["JAX_PLATFORMS"] = "cpu"
+def _main(arguments, log, environment):
+    os.environ.update({"JAX_PLATFORMS": "cpu", **environment})
     os.setsid()
     os.chdir(ROOT)
     with open(log, "wb", buffering=0) as file:
@@ -63,11 +63,11 @@ def _main(arguments, log):
 class Launched:
     """One process of a run; `log` is what it prints."""
 
-    def __init__(self, workdir, *more):
+    def __init__(self, workdir, *more, environment=None):
         arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}", *[f"--config.{field}" for field in TINY], *more]
         with tempfile.NamedTemporaryFile(dir=workdir.parent, suffix=".log", delete=False) as file:
             self._log = Path(file.name)
-        self._process = FORKS.Process(target=_main, args=(arguments, file.name))
+        self._process = FORKS.Process(target=_main, args=(arguments, file.name, environment or {}))
         self._process.start()
 
     @property
@@ -98,6 +98,33 @@ def launch_two(workdir, *more):
         port = free.getsockname()[1]
     flags = [f"--coordinator=localhost:{port}", "--num_processes=2", "--peer_timeout=20", *more]
     return [Launched(workdir, *flags, f"--process_id={i}") for i in range(2)]
+
+
+# What these set in each of two processes on one machine, as jax.distributed reads it; {i} is the process.
+CLUSTERS = {
+    "Slurm": {
+        "SLURM_JOB_ID": "{job}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{i}",
+        "SLURM_LOCALID": "{i}",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "{mpi_job}.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{i}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{i}",
+    },
+}
+
+
+def launch_on(cluster, workdir, *more):
+    """The same command in two processes, `--distributed=auto` in the environment of a cluster's job."""
+    job = random.SystemRandom().randrange(4096)  # it decides on the port
+    values = {"job": job, "mpi_job": job * 4096}
+    flags = ["--distributed=auto", "--peer_timeout=20", *more]
+    of = [{name: text.format(i=i, **values) for name, text in CLUSTERS[cluster].items()} for i in range(2)]
+    return [Launched(workdir, *flags, environment=environment) for environment in of]
 
 
 def finish(processes):
@@ -251,19 +278,48 @@ def test_two_processes_killed_again_and_again(tmp_path, undisturbed_two):
     _killed_again_and_again(tmp_path, undisturbed_two, launch_two)
 
 
+def same_table(one, other):
+    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
+    tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (one, other)]
+    for row, theirs in zip(*tables, strict=True):
+        for cell, their_cell in zip(row, theirs, strict=True):
+            assert cell == their_cell or abs(float(cell) - float(their_cell)) < 1e-4, (row, theirs)
+    for training in one.glob("*/training.json"):
+        curves, their_curves = (json.loads((w / training.relative_to(one)).read_text())["curves"] for w in (one, other))
+        for name, values in curves.items():
+            np.testing.assert_allclose(their_curves[name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+
+
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(undisturbed, undisturbed_two):
-    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
-    tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (undisturbed, undisturbed_two)]
-    for row, other in zip(*tables, strict=True):
-        for cell, theirs in zip(row, other, strict=True):
-            assert cell == theirs or abs(float(cell) - float(theirs)) < 1e-4, (row, other)
-    for training in undisturbed.glob("*/training.json"):
-        alone, together = (
-            json.loads((w / training.relative_to(undisturbed)).read_text()) for w in (undisturbed, undisturbed_two)
-        )
-        for name, values in alone["curves"].items():
-            np.testing.assert_allclose(together["curves"][name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+    same_table(undisturbed, undisturbed_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", list(CLUSTERS))
+def test_a_cluster_that_says_which_process_is_which(tmp_path, undisturbed_two, cluster):
+    workdir = _fresh(tmp_path, undisturbed_two)
+    finish(launch_on(cluster, workdir))
+    same_results(workdir, undisturbed_two)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(tmp_path, undisturbed, undisturbed_two):
+    """Two processes, then one, then two again: each goes on from the others' checkpoint, in the same order, with the same rounds."""
+    workdir = _fresh(tmp_path, undisturbed)
+    shutil.copytree(undisturbed_two / ".compiled", workdir / ".compiled", dirs_exist_ok=True)
+    resumed = set()
+    for start, moment in ((launch_two, "saving"), (launch, "saving"), (launch_two, "rollouts"), (launch, "rollouts")):
+        before, processes = confirmed(workdir), start(workdir)
+        ended = stop_at(processes, workdir, moment, 0.3, processes, signal.SIGTERM, after=1 if moment == "saving" else 0)
+        assert ended and all(code == 75 for code, _ in ended), ended
+        went_on(ended[0][1], workdir, before)
+        resumed |= set(before)
+    before = confirmed(workdir)
+    went_on(finish(launch_two(workdir)), workdir, before)
+    assert resumed | set(before), "no training was cut off"
+    nothing_lost(workdir)
+    same_table(undisturbed, workdir)
 
 
 @pytest.mark.slow
