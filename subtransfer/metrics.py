@@ -6,6 +6,7 @@ training that goes on from a checkpoint first drops what was written after it, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import socket
@@ -18,6 +19,7 @@ from typing import Any
 import jax
 
 from subtransfer import artifacts, processes
+from subtransfer.errors import UserError
 
 FOLDER = "metrics"
 
@@ -62,10 +64,7 @@ class Writer:
             for record in kept:
                 self._board.write(record)
         if self._project:
-            import wandb
-
-            # A run that goes on keeps its identity; steps that it has already are not logged again.
-            self._wandb = wandb.init(project=self._project, id=self._name, name=self._name, resume="allow")
+            self._wandb = _wandb_run(self._project, self._name, self.path.parent)
 
     def write(self, first: int, metrics: Mapping[str, Sequence[float]], facts: Mapping[str, float]) -> None:
         """Writes the steps `first`, `first + 1`, ...: `metrics` have one value a step, `facts` are of the last one."""
@@ -87,11 +86,31 @@ class Writer:
             self._board.flush()
 
     def close(self) -> None:
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
-        if self._wandb:
-            self._wandb.finish()
+        with contextlib.ExitStack() as sinks:  # all of them, also if one cannot write what it has left
+            if self._wandb:
+                sinks.callback(self._wandb.finish)
+            for sink in (self._board, self._file):
+                if sink is not None:
+                    sinks.callback(sink.close)
+
+
+def _wandb_run(project: str, name: str, folder: Path):
+    """A run of Weights & Biases. One that goes on keeps its identity; steps that it has already are not logged again.
+
+    Raises:
+      UserError: there is no access to it.
+    """
+    import wandb
+
+    settings = wandb.Settings(console="off", quiet=True)
+    try:
+        return wandb.init(project=project, id=name, name=name, dir=folder, resume="allow", settings=settings)
+    except wandb.errors.Error as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"Weights & Biases does not begin the run {name} ({reason}): log in with `wandb login`, set WANDB_MODE=offline, or "
+            "leave metrics.wandb empty."
+        ) from error
 
 
 class _EventFile:
