@@ -215,6 +215,7 @@ class Experiment:
         c, make, name = self.config, self._makers, base_stage(model)
         checkpoint, size = self._checkpoint(model), self.size(model)
         if checkpoint and not checkpoint.startswith(validation.OWN):
+            size.check_context(checkpoint, c.distill.batch_size // c.distill.accumulate)
             preset = checkpoint.startswith(validation.PRESET)
             self._add(
                 name,

@@ -11,8 +11,11 @@ import numpy as np
 
 from subtransfer import sharding
 from subtransfer.distill.vocabulary import CHUNK_BYTES
+from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
+
+LARGEST_SCORES = 1 << 35  # bytes of one layer's attention scores on a device: more than any leaves room for
 
 
 @functools.cache
@@ -64,11 +67,36 @@ class Sizes:
         state = (0 if full else self.weights) + 4 * 5 * trained  # weights, gradient, two moments, update
         heads = 3 * cfg.num_heads * length * 4 // self.tensor
         layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * cfg.num_heads * cfg.head_width) // self.tensor) + heads
-        kept = self._width * cfg.width if cfg.remat == "full" else layer
+        shared = self.tensor if length % self.tensor == 0 else 1  # between layers, positions lie over the tensor axis
+        kept = self._width * cfg.width // shared if cfg.remat == "full" else layer
         # Of one chunk: float32 logits, their softmax and its gradient; with a live teacher, twice.
         chunk = min(4 * tokens * cfg.vocab_size // self.tensor, CHUNK_BYTES)
         logits = 3 * chunk * (2 if other_weights or not full else 1)
         return state + other_weights + tokens * (cfg.num_layers * kept + layer) + logits
+
+    def check_context(self, model: str, batch: int) -> None:
+        """Refuses episodes that are longer than a model, or plain attention, can take.
+
+        Args:
+          model: its name, for the sentence.
+          batch: episodes that a training step takes at a time.
+
+        Raises:
+          UserError: it says what would do.
+        """
+        cfg, length = self.cfg, self._episode_tokens()
+        if length > cfg.max_positions:
+            raise UserError(
+                f"Episodes of {length:,} tokens do not fit {model}, which was made for {cfg.max_positions:,} positions: lower "
+                "distill.max_tokens, or rollouts.max_turns, max_new_tokens and max_tool_tokens."
+            )
+        scores = 4 * -(-batch // self.rows) * cfg.num_heads * length**2 // self.tensor
+        if cfg.attention == "xla" and scores > LARGEST_SCORES:
+            raise UserError(
+                f"base.attention=xla would make {scores / 2**30:,.0f} GiB of scores a layer on each device, of every two of "
+                f"{length:,} positions of {model}: use base.attention=pallas on a TPU or cudnn on a GPU, whose kernels keep "
+                "none of them, or lower distill.max_tokens."
+            )
 
     def rollout(self, batch: int) -> int:
         """Peak of a rollout of `batch` episodes side by side: all slots, and what the larger of a burst and a feed needs."""

@@ -6,8 +6,12 @@ training that goes on from a checkpoint first drops what was written after it, s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
+import socket
+import struct
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,7 @@ from typing import Any
 import jax
 
 from subtransfer import artifacts, processes
+from subtransfer.errors import UserError
 
 FOLDER = "metrics"
 
@@ -54,17 +59,12 @@ class Writer:
         artifacts.atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         if self._events:
-            from tensorboardX import SummaryWriter
-
             shutil.rmtree(self._events, ignore_errors=True)
-            self._board = SummaryWriter(str(self._events))
+            self._board = _EventFile(self._events)
             for record in kept:
-                self._draw(record)
+                self._board.write(record)
         if self._project:
-            import wandb
-
-            # A run that goes on keeps its identity; steps that it has already are not logged again.
-            self._wandb = wandb.init(project=self._project, id=self._name, name=self._name, resume="allow")
+            self._wandb = _wandb_run(self._project, self._name, self.path.parent)
 
     def write(self, first: int, metrics: Mapping[str, Sequence[float]], facts: Mapping[str, float]) -> None:
         """Writes the steps `first`, `first + 1`, ...: `metrics` have one value a step, `facts` are of the last one."""
@@ -78,22 +78,69 @@ class Writer:
             record = {"step": first + i, **{f"{self._scope}/{name}": value for name, value in values.items()}}
             self._file.write(json.dumps(record) + "\n")
             if self._board:
-                self._draw(record)
+                self._board.write(record)
             if self._wandb and first + i > self._wandb.step:
                 self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=first + i)
         self._file.flush()
-
-    def _draw(self, record: Mapping[str, Any]) -> None:
-        for name, value in record.items():
-            if name != "step":
-                self._board.add_scalar(name, value, record["step"])
+        if self._board:
+            self._board.flush()
 
     def close(self) -> None:
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
-        if self._wandb:
-            self._wandb.finish()
+        with contextlib.ExitStack() as sinks:  # all of them, also if one cannot write what it has left
+            if self._wandb:
+                sinks.callback(self._wandb.finish)
+            for sink in (self._board, self._file):
+                if sink is not None:
+                    sinks.callback(sink.close)
+
+
+def _wandb_run(project: str, name: str, folder: Path):
+    """A run of Weights & Biases. One that goes on keeps its identity; steps that it has already are not logged again.
+
+    Raises:
+      UserError: there is no access to it.
+    """
+    import wandb
+
+    settings = wandb.Settings(console="off", quiet=True)
+    try:
+        return wandb.init(project=project, id=name, name=name, dir=folder, resume="allow", settings=settings)
+    except wandb.errors.Error as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(
+            f"Weights & Biases does not begin the run {name} ({reason}): log in with `wandb login`, set WANDB_MODE=offline, or "
+            "leave metrics.wandb empty."
+        ) from error
+
+
+class _EventFile:
+    """TensorBoard's events in a new file of `folder`; a refusal of the system is raised to whoever writes.
+
+    tensorboardX's own writer has a thread that dies of it, and then whoever goes on to write waits for that thread for ever.
+    """
+
+    def __init__(self, folder: Path):
+        folder.mkdir(parents=True)
+        self._file = (folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}").open("wb")
+        self._event(file_version="brain.Event:2")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        values = [{"tag": name, "simple_value": value} for name, value in record.items() if name != "step"]
+        self._event(step=record["step"], summary={"value": values})
+
+    def _event(self, **content: Any) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        data = Event(wall_time=time.time(), **content).SerializeToString()
+        size = struct.pack("<Q", len(data))
+        self._file.write(size + struct.pack("<I", masked_crc32c(size)) + data + struct.pack("<I", masked_crc32c(data)))
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher: bool) -> float:

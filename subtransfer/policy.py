@@ -277,5 +277,5 @@ def _adapted(base: Policy, adapter: lora.Adapter) -> Policy:
 
 
 def _checked(params, mesh: Mesh):
-    sharding.check_sharded(params, mesh)
+    sharding.check_divided(params, mesh, "The model")
     return params

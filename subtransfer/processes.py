@@ -48,6 +48,11 @@ def join(coordinator: str | None, num_processes: int | None, process_id: int | N
             initialization_timeout=300,
         )
     except (RuntimeError, ValueError) as error:
+        if coordinator is None and "should be defined" in str(error):
+            raise UserError(
+                "--distributed=auto finds no variables of Cloud TPU, Slurm or Open MPI: give --coordinator, --num_processes "
+                "and --process_id."
+            ) from error
         raise UserError(f"The processes did not find each other: {str(error).splitlines()[0]}") from error
     _life = _Life(peer_timeout)
 
@@ -145,15 +150,26 @@ def leave(code: int, sentence: str) -> int:
         _life.over.set()
         _life.client.key_value_set(f"ended/{_life.me}", json.dumps([code, sentence]))
         time.sleep(3 * PULSE)  # the store may live in this process: it stays until the others have read it
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+        end(code)
     import jax
 
     barrier("end")
     _life.over.set()
     jax.distributed.shutdown()
     return code
+
+
+def end(code: int) -> NoReturn:
+    """Ends the process; after an error at once.
+
+    The interpreter would wait for all threads, and a save that was refused leaves some of Orbax's, which wait for five minutes
+    for what will not come.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)
+    sys.exit(0)
 
 
 # -- the C++ side ----------------------------------------------------------------------------------------------------

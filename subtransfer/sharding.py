@@ -15,8 +15,13 @@ from subtransfer.errors import UserError
 
 AXES = ("data", "fsdp", "tensor")
 
-# Logical axis of a parameter -> mesh axis. An axis that is not listed is an error, never silent replication.
+# Logical axis of a parameter or an activation -> mesh axes. One that is not listed is an error, never silent replication.
 RULES = {
+    # Activations between layers: the tensor axis, which shares a layer's heads and columns, shares positions between them
+    # (sequence parallelism, Korthikanti et al. 2205.05198), so that what is kept for a long row's backward pass is divided.
+    "rows": ("data", "fsdp"),
+    "length": "tensor",
+    "features": None,
     "layers": None,
     "head_width": None,
     "embed": "fsdp",
@@ -87,9 +92,21 @@ def _spec(shape, logical, mesh: Mesh) -> PartitionSpec:
         if axis not in RULES:
             raise ValueError(f"no sharding rule for the logical axis {axis!r}")
         target = RULES[axis]
-        # A dimension that the mesh axis does not divide (a 1-head test model, say) stays whole.
-        entries.append(target if target and size % mesh.shape[target] == 0 else None)
+        parts = math.prod(mesh.shape[name] for name in ((target,) if isinstance(target, str) else target or ()))
+        # A dimension that the mesh axes do not divide (a 1-head test model, say) stays whole.
+        entries.append(target if size % parts == 0 else None)
     return PartitionSpec(*entries)
+
+
+def laid_out(x: jax.Array, *logical: str) -> jax.Array:
+    """An activation under the ambient mesh (`jax.set_mesh`), laid out by the rules; without one it stays as it is.
+
+    Weights are divided over fsdp as rows are: left alone, the compiler may keep the weights' division and every row everywhere.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec(x.shape, logical, mesh))
 
 
 def param_shardings(abstract_params, mesh: Mesh):
@@ -133,17 +150,30 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_sharded(params, mesh: Mesh, *, largest_replicated: int = 1 << 24) -> None:
-    """Raises UserError if a parameter of more than `largest_replicated` elements is whole on each device of a sharding mesh."""
-    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
-        return
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        shard = leaf.sharding.shard_shape(leaf.shape)
-        if math.prod(leaf.shape) > largest_replicated and shard == leaf.shape:
-            raise UserError(
-                f"The parameter {jax.tree_util.keystr(path)} {leaf.shape} would be whole on every device: "
-                "choose mesh.fsdp and mesh.tensor that divide its axes."
-            )
+def check_divided(tree, mesh: Mesh, what: str, *, largest_shared: int = 1 << 28) -> None:
+    """Checks that nothing large is replicated.
+
+    Args:
+      tree: arrays, abstract or not, with shardings: parameters, a training's state.
+      what: their name, which the sentence begins with.
+      largest_shared: bytes of an array that a device may hold although its neighbours along fsdp or tensor hold the same.
+
+    Raises:
+      UserError: it names an array of which they hold more.
+    """
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        if held <= largest_shared:
+            continue
+        spec = leaf.sharding.spec if isinstance(leaf.sharding, NamedSharding) else ()
+        divided = {axis for entry in spec for axis in (entry if isinstance(entry, tuple) else (entry,))}
+        for axis in ("fsdp", "tensor"):
+            if mesh.shape[axis] > 1 and axis not in divided:
+                raise UserError(
+                    f"{what} has {jax.tree_util.keystr(path)} {leaf.shape}, of which all {mesh.shape[axis]} devices of "
+                    f"mesh.{axis} would hold the same {held / 2**20:,.0f} MiB: choose a mesh.{axis} that divides its axes, or "
+                    "for factors of LoRA a lower tuning.rank."
+                )
 
 
 def bytes_of(tree) -> int:

@@ -250,7 +250,7 @@ def train(mesh, folder, policy=Policy(every_steps=4)):
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
     Path(folder).parent.mkdir(exist_ok=True)
     checkpoints = Checkpoints(artifacts.steps_folder(Path(folder)), "student.x", policy)
-    with open_run("student.x", 12, checkpoints, Writer(Path(folder), "distill", tensorboard=False, wandb="")) as run:
+    with open_run("student.x", 12, checkpoints, Writer(Path(folder), "distill", tensorboard=True, wandb="")) as run:
         state, frozen = trainer.start_state(mesh, recipe, params, jax.random.key(1), run)
         begun = int(state.step)
         _, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, 12, jax.random.key(2), run=run)
@@ -284,33 +284,69 @@ def test_another_number_of_devices_goes_on_in_the_same_order(tmp_path):
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
-FULL_DISK = """
+FAILING_DISK = """
+import os, subprocess
+workdir, mounted = Path(sys.argv[1]), sys.argv[2] == "mounted"
 mesh = sharding.make_mesh()
-try:
-    train(mesh, Path(sys.argv[1]) / "a-0")
-except UserError as error:
-    print(error)
+
+def refused(*arguments):
+    try:
+        with artifacts.os_errors(workdir):  # as around every stage
+            train(mesh, *arguments)
+    except UserError as error:
+        print(f"- {error}")
+
+refused(workdir / "a-0")
+if mounted:
+    subprocess.run(["mount", "-o", "remount,size=4m", workdir], check=True)
+    with open(workdir / "filler", "ab", buffering=0) as filler:
+        try:
+            while True:
+                filler.write(bytes(512))
+        except OSError:
+            pass
+    refused(workdir / "b-0", Policy())  # nothing but metrics is written
+    (workdir / "filler").unlink()
+    subprocess.run(["mount", "-o", "remount,size=8m", workdir], check=True)
+    save, saves = Checkpoints.save, []
+
+    def then_read_only(self, step, *what):
+        saves.append(step)
+        if len(saves) == 2:
+            self.wait()
+            subprocess.run(["mount", "--bind", workdir, workdir], check=True)
+            subprocess.run(["mount", "-o", "remount,bind,ro", workdir], check=True)
+        save(self, step, *what)
+
+    Checkpoints.save = then_read_only
+    refused(workdir / "c-0")
+    subprocess.run(["umount", workdir], check=True)
+    print("goes on from", train(mesh, workdir / "c-0")[0], flush=True)
+os._exit(0)  # what Orbax's threads still wait for does not come
 """
 
 
-def test_a_full_disk_stops_a_training_with_a_sentence(tmp_path):
+def test_a_disk_that_is_full_or_becomes_read_only_stops_a_training_with_a_sentence(tmp_path):
     """A real file system of 300 KiB where one can be mounted; elsewhere a limit on file sizes."""
     script = tmp_path / "script.py"
-    script.write_text(SMALL_RUN + FULL_DISK)
-    mount = f"mount -t tmpfs -o size=300k none {tmp_path / 'w'} && {sys.executable} {script} {tmp_path / 'w'}"
+    script.write_text(SMALL_RUN + FAILING_DISK)
     (tmp_path / "w").mkdir()
-    probe = subprocess.run(
-        ["unshare", "-m", "sh", "-c", f"mount -t tmpfs -o size=300k none {tmp_path / 'w'}"], capture_output=True
-    )
-    if probe.returncode == 0:
-        command = ["unshare", "-m", "sh", "-c", mount]
+    mount = f"mount -t tmpfs -o size=300k none {tmp_path / 'w'}"
+    mounted = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode == 0
+    if mounted:
+        command = ["unshare", "-m", "sh", "-c", f"{mount} && exec {sys.executable} {script} {tmp_path / 'w'} mounted"]
     else:
         limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
         script.write_text(limited + script.read_text())
-        command = [sys.executable, str(script), str(tmp_path / "w")]
+        command = [sys.executable, str(script), str(tmp_path / "w"), "limited"]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "could not be saved" in done.stdout and "No space left" in done.stdout, done.stdout + done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    full, *more = done.stdout.splitlines()
+    assert "could not be saved" in full and "No space left" in full, done.stdout
+    if mounted:
+        metrics_full, read_only, resumed = more
+        assert metrics_full.startswith("- No space left"), done.stdout
+        assert "at step 8 could not be saved; the last whole one is of step 4. Cannot write" in read_only, done.stdout
+        assert resumed == "goes on from 4"

@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -34,6 +35,7 @@ MOMENTS = {
     "rollouts": (".rollouts*.tmp-*", ".student.reverse_kl*.tmp-*"),
     "anything": (".*.tmp-*",),
 }
+KILLS = 15  # of one process; as many of two
 
 
 # Processes are forked from one that has imported everything and touched no device: most of a short run's time is imports.
@@ -43,8 +45,8 @@ FORKS.set_forkserver_preload(
 )
 
 
-def _main(arguments, log):
-    os.environ["JAX_PLATFORMS"] = "cpu"
+def _main(arguments, log, environment):
+    os.environ.update({"JAX_PLATFORMS": "cpu", **environment})
     os.setsid()
     os.chdir(ROOT)
     with open(log, "wb", buffering=0) as file:
@@ -61,11 +63,11 @@ def _main(arguments, log):
 class Launched:
     """One process of a run; `log` is what it prints."""
 
-    def __init__(self, workdir, *more):
+    def __init__(self, workdir, *more, environment=None):
         arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}", *[f"--config.{field}" for field in TINY], *more]
         with tempfile.NamedTemporaryFile(dir=workdir.parent, suffix=".log", delete=False) as file:
             self._log = Path(file.name)
-        self._process = FORKS.Process(target=_main, args=(arguments, file.name))
+        self._process = FORKS.Process(target=_main, args=(arguments, file.name, environment or {}))
         self._process.start()
 
     @property
@@ -98,6 +100,33 @@ def launch_two(workdir, *more):
     return [Launched(workdir, *flags, f"--process_id={i}") for i in range(2)]
 
 
+# What these set in each of two processes on one machine, as jax.distributed reads it; {i} is the process.
+CLUSTERS = {
+    "Slurm": {
+        "SLURM_JOB_ID": "{job}",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": "{i}",
+        "SLURM_LOCALID": "{i}",
+    },
+    "Open MPI": {
+        "OMPI_MCA_orte_hnp_uri": "{mpi_job}.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "OMPI_COMM_WORLD_RANK": "{i}",
+        "OMPI_COMM_WORLD_LOCAL_RANK": "{i}",
+    },
+}
+
+
+def launch_on(cluster, workdir, *more):
+    """The same command in two processes, `--distributed=auto` in the environment of a cluster's job."""
+    job = random.SystemRandom().randrange(4096)  # it decides on the port
+    values = {"job": job, "mpi_job": job * 4096}
+    flags = ["--distributed=auto", "--peer_timeout=20", *more]
+    of = [{name: text.format(i=i, **values) for name, text in CLUSTERS[cluster].items()} for i in range(2)]
+    return [Launched(workdir, *flags, environment=environment) for environment in of]
+
+
 def finish(processes):
     """Waits for the end of a run; returns what its first process printed."""
     for code, log in (ended := [process.wait() for process in processes]):
@@ -113,11 +142,13 @@ def _born(path):
         return 0.0
 
 
-def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
-    """Signals `victims` a little after a moment has come; returns how all ended, or [] if the run was over before."""
-    begin = time.time() - 1
+def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL, after=0):
+    """Signals `victims` a little after a moment has come for the time `after` + 1; returns how all ended, or [] if the run was
+    over before."""
+    begin, seen = time.time() - 1, set()
     while all(process.running() for process in processes):
-        if any(_born(path) > begin for pattern in MOMENTS[moment] for path in workdir.glob(pattern)):
+        seen |= {path.name for pattern in MOMENTS[moment] for path in workdir.glob(pattern) if _born(path) > begin}
+        if len(seen) > after:
             time.sleep(delay)
             break
         time.sleep(0.002)
@@ -127,6 +158,27 @@ def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL):
     for victim in victims:
         victim.signal(how)
     return [process.wait() for process in processes]
+
+
+def confirmed(workdir):
+    """{label of an unfinished stage: the step of its newest checkpoint}."""
+    out = {}
+    for folder in workdir.glob(".steps/*"):
+        steps = [int(path.name) for path in folder.iterdir() if path.name.isdigit()]
+        if steps and not (workdir / folder.name / "artifact.json").is_file():
+            out[folder.name.rpartition("-")[0]] = max(steps)
+    return out
+
+
+def went_on(log, workdir, before):
+    """Every stage that the attempt came to went on from its newest checkpoint, whole; `before` is `confirmed` before it."""
+    assert "damaged" not in log, log
+    resumed = {label: int(step) for label, step in re.findall(r"^  (\S+) goes on from step (\d+)$", log, re.M)}
+    now = confirmed(workdir)
+    for label, step in before.items():
+        untouched = label not in resumed and now.get(label) == step  # it ended before it came to this stage
+        assert resumed.get(label) == step or untouched, (label, before, now, log)
+    assert not set(resumed) - set(before), (resumed, before)
 
 
 def same_results(workdir, undisturbed):
@@ -141,9 +193,21 @@ def same_results(workdir, undisturbed):
     for name in ("results.csv", "results.jsonl", "results.json", "report.html"):
         assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert not list(workdir.glob(".*.tmp-*")) and not list(workdir.glob(".steps/*"))
+    nothing_lost(workdir)
+
+
+def nothing_lost(workdir):
+    """Of every training each step once, of every student each trajectory once."""
+    for metrics in workdir.glob("metrics/*.jsonl"):
+        steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+        whole = {"base": 60, "teacher": 40, "student": 80}[metrics.name.partition(".")[0].partition("-")[0]]
+        assert steps == list(range(1, whole + 1)), (metrics, steps)
     (student,) = workdir.glob("student.reverse_kl.seed0-*")
-    rollouts = json.loads((student / "training.json").read_text())["purity"]
-    assert [(r["policy_version"], r["trajectories"]) for r in rollouts["rounds"]] == [(0, 32), (1, 32)]
+    own = json.loads((student / "training.json").read_text())["purity"]
+    assert [(r["policy_version"], r["trajectories"]) for r in own["rounds"]] == [(0, 32), (1, 32)]
+    assert own["rollouts"] == 64 and len({r["sha256"] for r in own["rounds"]}) == 2
+    (theirs,) = (json.loads(path.read_text()) for path in workdir.glob("sanitize.*/manifest.json"))
+    assert theirs["total"] == 32 == theirs["kept"] + theirs["dropped"]
 
 
 @pytest.fixture(scope="module")
@@ -178,50 +242,84 @@ def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturb
 
 
 def _killed_again_and_again(tmp_path, undisturbed, start):
-    """30 kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
-    kills, attempt = 0, 0
-    while kills < 30:
+    """`KILLS` kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
+    kills, attempt, begin = 0, 0, time.monotonic()
+    while kills < KILLS:
         folder = tmp_path / str(attempt)
         folder.mkdir()
         workdir, rng = _fresh(folder, undisturbed), random.Random(f"kills/{attempt}")
-        while kills < 30:
-            processes = start(workdir)
-            victim, moment = rng.choice(processes), rng.choice(list(MOMENTS))
-            ended = stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim])
+        while kills < KILLS:
+            before, processes = confirmed(workdir), start(workdir)
+            victim, moment = rng.choice(processes), list(MOMENTS)[kills % len(MOMENTS)]
+            ended = stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim], after=rng.randrange(3))
             if not ended:
                 break
             kills += 1
-            print(f"kill {kills}: {moment}, codes {[code for code, _ in ended]}", flush=True)
+            stage = " ".join(sorted(path.name[1:].rpartition("-")[0].rpartition("-")[0] for path in workdir.glob(".*.tmp-*")))
+            codes = [code for code, _ in ended]
+            print(f"kill {kills}: {moment}, codes {codes}, in {stage or 'no stage'}, saved {confirmed(workdir)}", flush=True)
             assert all(code in (-signal.SIGKILL, 75) for code, _ in ended), ended
-        finish(start(workdir))
+            went_on(ended[0][1], workdir, before)
+        else:
+            before = confirmed(workdir)
+            went_on(finish(start(workdir)), workdir, before)
         same_results(workdir, undisturbed)
         attempt += 1
-    print(f"{kills} kills in {attempt} runs")
+    print(f"{kills} kills in {attempt} runs, {time.monotonic() - begin:.0f} s")
 
 
 @pytest.mark.slow
-def test_thirty_kills(tmp_path, undisturbed):
+def test_killed_again_and_again(tmp_path, undisturbed):
     _killed_again_and_again(tmp_path, undisturbed, launch)
 
 
 @pytest.mark.slow
-def test_thirty_kills_of_two_processes(tmp_path, undisturbed_two):
+def test_two_processes_killed_again_and_again(tmp_path, undisturbed_two):
     _killed_again_and_again(tmp_path, undisturbed_two, launch_two)
+
+
+def same_table(one, other):
+    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
+    tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (one, other)]
+    for row, theirs in zip(*tables, strict=True):
+        for cell, their_cell in zip(row, theirs, strict=True):
+            assert cell == their_cell or abs(float(cell) - float(their_cell)) < 1e-4, (row, theirs)
+    for training in one.glob("*/training.json"):
+        curves, their_curves = (json.loads((w / training.relative_to(one)).read_text())["curves"] for w in (one, other))
+        for name, values in curves.items():
+            np.testing.assert_allclose(their_curves[name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_table_of_one(undisturbed, undisturbed_two):
-    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
-    tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (undisturbed, undisturbed_two)]
-    for row, other in zip(*tables, strict=True):
-        for cell, theirs in zip(row, other, strict=True):
-            assert cell == theirs or abs(float(cell) - float(theirs)) < 1e-4, (row, other)
-    for training in undisturbed.glob("*/training.json"):
-        alone, together = (
-            json.loads((w / training.relative_to(undisturbed)).read_text()) for w in (undisturbed, undisturbed_two)
-        )
-        for name, values in alone["curves"].items():
-            np.testing.assert_allclose(together["curves"][name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+    same_table(undisturbed, undisturbed_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cluster", list(CLUSTERS))
+def test_a_cluster_that_says_which_process_is_which(tmp_path, undisturbed_two, cluster):
+    workdir = _fresh(tmp_path, undisturbed_two)
+    finish(launch_on(cluster, workdir))
+    same_results(workdir, undisturbed_two)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes_goes_on(tmp_path, undisturbed, undisturbed_two):
+    """Two processes, then one, then two again: each goes on from the others' checkpoint, in the same order, with the same rounds."""
+    workdir = _fresh(tmp_path, undisturbed)
+    shutil.copytree(undisturbed_two / ".compiled", workdir / ".compiled", dirs_exist_ok=True)
+    resumed = set()
+    for start, moment in ((launch_two, "saving"), (launch, "saving"), (launch_two, "rollouts"), (launch, "rollouts")):
+        before, processes = confirmed(workdir), start(workdir)
+        ended = stop_at(processes, workdir, moment, 0.3, processes, signal.SIGTERM, after=1 if moment == "saving" else 0)
+        assert ended and all(code == 75 for code, _ in ended), ended
+        went_on(ended[0][1], workdir, before)
+        resumed |= set(before)
+    before = confirmed(workdir)
+    went_on(finish(launch_two(workdir)), workdir, before)
+    assert resumed | set(before), "no training was cut off"
+    nothing_lost(workdir)
+    same_table(undisturbed, workdir)
 
 
 @pytest.mark.slow

@@ -48,3 +48,40 @@ def test_devices_and_layouts_agree_over_50_steps(method):
     done = subprocess.run([sys.executable, "-c", SCRIPT, "50", method], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "equal"
+
+
+MEMORY = """
+import jax, numpy as np
+from subtransfer import pretrain, sharding
+from subtransfer.distill import trainer
+from subtransfer.models import decoder
+
+decoder.UNROLLED = 0
+cfg = decoder.DecoderConfig(64, 128, 512, 8, 8, 8, 16, remat="full")
+whole = None
+for shape in ((1, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)):
+    devices = int(np.prod(shape))
+    mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
+    recipe = trainer.Recipe(trainer.Loss("sft"), 1, 8, 3e-3)
+    params = pretrain.init_params(cfg, mesh, jax.random.key(0))
+    state, _ = trainer.init_state(recipe, params, jax.random.key(1))
+    state = trainer.on_mesh(mesh, state)
+    placed = sharding.batch_sharding(mesh, leading=1)
+    tokens, mask = (jax.device_put(np.ones((1, 8, 64), kind), placed) for kind in (np.int32, bool))
+    rates, key = np.ones(1, np.float32), jax.random.key(2)
+    with jax.set_mesh(mesh):
+        step = trainer.train_steps.lower(cfg, recipe.loss, state, None, None, None, tokens, mask, rates, key).compile()
+    made = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, step.output_shardings[0])
+    sharding.check_divided(made, mesh, "The state", largest_shared=20_000)
+    used = step.memory_analysis().temp_size_in_bytes
+    whole = whole or used
+    assert used < 2 * whole / (shape[1] * shape[2]), (shape, used, whole)
+"""
+
+
+@pytest.mark.slow
+def test_gradients_and_activations_are_divided():
+    """What a step needs beside its state falls with the devices; most of it are gradients and what layers keep."""
+    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]

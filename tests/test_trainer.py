@@ -77,6 +77,7 @@ EIGHT = """
 import jax, numpy as np
 from subtransfer import pretrain, sharding
 from subtransfer.distill import trainer
+from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
@@ -90,6 +91,16 @@ for devices, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):
         assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24), kernel.sharding
     recipe = trainer.Recipe(trainer.Loss("forward_kl"), 25, 8, 3e-3)
     state, frozen = trainer.init_state(recipe, params, jax.random.key(1))
+    state = trainer.on_mesh(mesh, state)
+    if shape == (2, 2, 2):
+        sharding.check_divided(state, mesh, "The state", largest_shared=1024)
+        clip, adam = state.opt_state
+        whole = {**adam.nu, "embedding": jax.device_put(adam.nu["embedding"], sharding.replicated(mesh))}
+        try:
+            replicated = state.replace(opt_state=(clip, adam._replace(nu=whole)))
+            sharding.check_divided(replicated, mesh, "The state", largest_shared=1024)
+        except UserError as error:
+            print(error)
     teacher = {"params": pretrain.init_params(cfg, mesh, jax.random.key(5))}
     _, curves = trainer.train(cfg, mesh, recipe, state, frozen, ex, 25, jax.random.key(2), teacher=teacher)
     losses.append(curves["loss"])
@@ -100,8 +111,10 @@ print("equal")
 
 def test_one_and_eight_devices_agree():
     """Simulated devices prove that the sharded program is the same program; they prove nothing about speed. More layouts, slow,
-    are in test_layouts.py."""
+    are in test_layouts.py. A state of which something large is replicated is refused."""
     env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.strip() == "equal"
+    refused, equal = done.stdout.splitlines()
+    assert "The state has" in refused and "nu['embedding'] (64, 32), of which all 2 devices of mesh.fsdp" in refused
+    assert equal == "equal"

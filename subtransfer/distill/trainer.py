@@ -257,9 +257,14 @@ def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
 
 
 def start_state(mesh: Mesh, recipe: Recipe, params, key, run: Run) -> tuple[TrainState, Any]:
-    """As `init_state`, or the newest checkpoint of an earlier attempt, laid out alike."""
+    """As `init_state`, or the newest checkpoint of an earlier attempt, laid out alike.
+
+    Raises:
+      UserError: something large of the state would be whole on several devices.
+    """
     state, frozen = init_state(recipe, params, key)
     state = on_mesh(mesh, state)
+    sharding.check_divided(state, mesh, f"The training state of {run.label}")
     restored = run.resumed(state)
     if restored is not None:
         return restored, frozen

@@ -24,6 +24,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from subtransfer import sharding
 from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, Past, View, attention, linear
 from subtransfer.models.quantise import plain
@@ -237,6 +238,9 @@ class Block(nn.Module):
         h, k, dh = cfg.num_heads, cfg.num_kv_heads, cfg.head_width
         view = views[0] if kind is None else jax.tree.map(lambda one, two: jnp.where(kind == 0, one, two), *views)
 
+        def between(x):
+            return sharding.laid_out(x, "rows", "length", "features") if past is None else x  # fed tokens are few
+
         def project(name, features, axes, y, bias=False):
             return Projection(cfg, features, axes, bias, self.lora_dropout, name=name)(y)
 
@@ -259,13 +263,13 @@ class Block(nn.Module):
             y = attention(query, own, view, scale, past or (), kernel)
         y = y.reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
-        x = x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y)
+        x = between(x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y))
 
         y = RMSNorm(cfg, name="mlp_norm")(x)
         gate = project("gate", cfg.mlp_width, ("embed", "mlp"), y)
         up = project("up", cfg.mlp_width, ("embed", "mlp"), y)
         y = project("down", cfg.width, ("mlp", "embed"), ACTIVATIONS[cfg.activation](gate) * up)
-        x = x + (RMSNorm(cfg, name="mlp_post_norm")(y) if cfg.post_norms else y)
+        x = between(x + (RMSNorm(cfg, name="mlp_post_norm")(y) if cfg.post_norms else y))
         return x, None if past is None else own
 
 
@@ -306,6 +310,7 @@ class Decoder(nn.Module):
         keep = REMAT[cfg.remat]
         block = nn.remat(Block, prevent_cse=False, policy=keep) if keep else Block
         kinds = jnp.array(cfg.kinds) if len(views) > 1 else None
+        x = sharding.laid_out(_embed(cfg, table, tokens), "rows", "length", "features")
         x, _ = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
@@ -314,7 +319,8 @@ class Decoder(nn.Module):
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora_dropout, name="layers")(_embed(cfg, table, tokens), kinds, views)
+        )(cfg, self.lora_dropout, name="layers")(x, kinds, views)
+        x = sharding.laid_out(x, "rows", "features", "features")  # the loss takes a part of the positions of all rows at a time
         if at is not None:
             x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
