@@ -5,7 +5,7 @@ Command:   python -m subtransfer.launch --config=configs/scaling.py --sweep --wo
 Hardware:  2 CPU cores
 Result:    docs/scaling_study.md
 
-A size's student has the size of its teacher, as in the published table. What differs between sizes is the geometry alone: corpus,
+A student has the size of its teacher, as in the published table. What differs between sizes is the geometry alone: corpus,
 steps, learning rates, episodes and probe tasks are the same, and so is `seed`, so that all sizes are probed on the same tasks.
 """
 
