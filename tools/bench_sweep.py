@@ -21,6 +21,7 @@ from absl import flags
 from subtransfer import artifacts
 from subtransfer.errors import UserError
 from subtransfer.sweep import expand, plan
+from subtransfer.sweeps.devices import Share
 from subtransfer.sweeps.jobs import Job
 from subtransfer.sweeps.runner import Runner
 from tests import stub_sweep
@@ -97,14 +98,14 @@ def running(folder: Path, members: int) -> dict[str, Any]:
                 one = task(Job(member.name, member.overrides, node.name, node.folder))
                 store.stage(node.name, one.key, one.build, log=lambda line: None)
             results, report = (workdirs[0] / made.node(at, name).folder for name in ("results", "report"))
-            stub_sweep.publish(results, report, workdirs[0] / "runs" / member.name)
+            stub_sweep.publish(results, report, workdirs[0] / "runs" / member.name, {})
     alone = time.perf_counter() - begin
 
     def worker(channel: int) -> list[str]:
         return [sys.executable, "-m", "tests.stub_sweep", "work", str(workdirs[1]), json.dumps(options | {"channel": channel})]
 
     before, cpu, begin = _memory(), _processor(), time.perf_counter()
-    runner = Runner(made, workdirs[1], [{}], worker, publish=stub_sweep.publish, retries=0, log=print)
+    runner = Runner(made, workdirs[1], [Share()], worker, publish=stub_sweep.publish, retries=0, log=print)
     runner.run()
     seconds = time.perf_counter() - begin
     if runner.schedule.failures or runner.events["computed"] != len(made.nodes):
