@@ -10,7 +10,9 @@ another closed it: local file systems and NFS (3 and later) do that.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import secrets
@@ -134,7 +136,14 @@ class Held:
         """
         path = self._claims.path(self.name, number)
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._write(file)
+        try:
+            self._write(file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.close(file)
+            if error.errno == errno.ESTALE:  # a mounted bucket: of two that created it, the first to send it has it
+                raise FileExistsError(path) from error
+            raise
         return file
 
     def _write(self, file: int, free: bool = False) -> None:
