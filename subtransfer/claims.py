@@ -4,13 +4,15 @@ The claim on NAME is the file `NAME.N` with the highest number N; whoever create
 (O_EXCL), so that of several takers exactly one succeeds, and their numbers only grow until the thing is made: one that looked
 long ago cannot take away what another has taken since. A holder changes a counter in its file every few seconds. A holder that
 is silent for its lease, by the clock of whoever wants the claim, or whose process on this machine is dead, has lost it; a
-holder that has lost it ends its process. Assumed are exclusive creation and that an opened file shows what was written and
-synced before: local file systems and NFS (3 and later) do that.
+holder that has lost it ends its process. Assumed are exclusive creation and that an opened file shows what was written before
+another closed it: local file systems and NFS (3 and later) do that.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import json
 import os
 import secrets
@@ -134,7 +136,14 @@ class Held:
         """
         path = self._claims.path(self.name, number)
         file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | getattr(os, "O_CLOEXEC", 0), 0o666)
-        self._write(file)
+        try:
+            self._write(file)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.close(file)
+            if error.errno == errno.ESTALE:  # a mounted bucket: of two that created it, the first to send it has it
+                raise FileExistsError(path) from error
+            raise
         return file
 
     def _write(self, file: int, free: bool = False) -> None:
@@ -145,7 +154,7 @@ class Held:
             "owner": dataclasses.asdict(self._claims.owner),
         }
         os.pwrite(file, json.dumps(record).encode(), 0)  # always of the same length
-        os.fsync(file)
+        os.close(os.dup(file))  # on closing, network file systems send what was written; others have no need of it
 
     def beat(self) -> bool:
         """Shows that the holder lives; returns whether it still holds the claim."""

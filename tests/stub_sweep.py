@@ -13,6 +13,7 @@ from pathlib import Path
 
 from subtransfer import artifacts, preemption
 from subtransfer.errors import UserError
+from subtransfer.sweeps.devices import Share
 from subtransfer.sweeps.jobs import Task, serve
 from subtransfer.sweeps.runner import Runner
 from subtransfer.sweeps.schedule import Node, Plan
@@ -99,7 +100,7 @@ def main(mode, workdir, options):
         runner = Runner(
             plan(given["members"]),
             workdir,
-            [{}] * given["workers"],
+            [Share()] * given["workers"],
             command,
             publish=publish,
             retries=given["retries"],

@@ -1,5 +1,6 @@
 """Claims: one holder at a time, whoever dies, sleeps or is far away."""
 
+import errno
 import json
 import os
 import shutil
@@ -149,6 +150,21 @@ def test_a_half_written_claim_is_left_to_its_lease(tmp_path):
     claims.take("x", over=0).release(made=True)
     assert not os.listdir(tmp_path)
     claims.close()
+
+
+def test_of_two_on_a_mounted_bucket_the_first_to_send_its_file_has_it(two, monkeypatch):
+    """There, exclusive creation succeeds for both; the second is told when it closes the file (ESTALE)."""
+    one, other = two
+    one.take("x").release(made=False)
+    theirs = one.path("x", 0).read_text().replace('"free"', '"held"')
+
+    def dup(file):
+        monkeypatch.undo()
+        other.path("y", 0).write_text(theirs)
+        raise OSError(errno.ESTALE, "stale")
+
+    monkeypatch.setattr(os, "dup", dup)
+    assert other.take("y") is None and other.look("y").owner == one.owner
 
 
 def test_a_process_that_slept_too_long_ends_itself(tmp_path):

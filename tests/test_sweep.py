@@ -20,6 +20,7 @@ from subtransfer import config as configuration
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
 from subtransfer.sweep import Member, chain, expand, members, plan, product, seeds, vary, zipped
+from subtransfer.sweeps import devices
 from subtransfer.sweeps.schedule import Schedule
 from subtransfer.sweeps.show import Rates
 from tests import stub_sweep
@@ -361,3 +362,35 @@ def test_estimates_come_from_stages_of_the_same_kind():
     assert rates.seconds(node("base", 5e9)) == pytest.approx(46)  # nothing is known of its kind: all kinds together
     assert rates.seconds(node("report", 0)) == 0.5 and rates.seconds(node("corpus", 0)) == 0.0
     assert Rates.of([]).seconds(node("base", 1e9)) is None
+
+
+# -- what workers get ------------------------------------------------------------------------------------------------
+
+
+def test_workers_share_the_machine(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1, 2, 3, 6})
+    given_, count, words = devices.shares(2)
+    assert [sorted(share.cores) for share in given_] == [[0, 1], [2, 3]] and count == 8
+    assert words == "2 workers with 2 CPU cores each"
+    assert [sorted(share.cores) for share in devices.shares(6)[0]] == [[0], [1], [2], [3], [6], [0]]
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5,7")
+    given_, count, _ = devices.shares(2)
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in given_] == ["0,1", "4,5"] and count == 2
+    given_, count, _ = devices.shares(10)
+    assert given_[7].environment == {"CUDA_VISIBLE_DEVICES": "4", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"} and count == 1
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    assert devices.shares(1)[0] == [devices.Share()]
+    with pytest.raises(UserError, match="cannot share a TPU"):
+        devices.shares(2)
+
+
+def test_a_worker_inherits_its_cores():
+    core = min(os.sched_getaffinity(0))
+    before = os.sched_getaffinity(0)
+    with devices.Share({"A": "b"}, frozenset({core})).start() as environment:
+        command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0), os.environ['A'])"]
+        out = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+    assert out == f"{{{core}}} b\n" and os.sched_getaffinity(0) == before

@@ -37,7 +37,7 @@ def run(
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # in this process, which must not hold what its workers need
-    environments, count, in_words = devices.shares(workers)
+    shares, count, in_words = devices.shares(workers)
     begin = time.monotonic()
     sweep = expand(config_file, overrides)
     workdir = workdir or Path("runs") / sweep.base.name
@@ -56,7 +56,7 @@ def run(
 
     with artifacts.os_errors(workdir):
         runner = Runner(
-            plan, workdir, environments, worker, publish=publish, retries=retries, log=lambda line: print(line, flush=True)
+            plan, workdir, shares, worker, publish=publish, retries=retries, log=lambda line: print(line, flush=True)
         )
         runner.run()
         if runner.published:

@@ -23,6 +23,7 @@ from subtransfer import artifacts, preemption
 from subtransfer.claims import POLL, Claims, Patience
 from subtransfer.errors import UserError
 from subtransfer.progress import steady
+from subtransfer.sweeps.devices import Share
 from subtransfer.sweeps.jobs import LOGS, Answer, Job, log_path
 from subtransfer.sweeps.schedule import Plan, Schedule
 
@@ -65,7 +66,7 @@ class Runner:
     Args:
       plan: of the sweep.
       workdir: exists.
-      environments: environment variables of each worker, one mapping a worker.
+      shares: what each worker gets of the machine, one a worker.
       command: given the number of the worker's end of its channel, the arguments that start one.
       publish: copies result files: given the artefacts "results" and "report" of a member, a folder, and the folders of the
         member's stages by name.
@@ -77,7 +78,7 @@ class Runner:
         self,
         plan: Plan,
         workdir: Path,
-        environments: Sequence[dict[str, str]],
+        shares: Sequence[Share],
         command: Callable[[int], list[str]],
         *,
         publish: Callable[[Path, Path, Path, dict[str, str]], None],
@@ -85,7 +86,7 @@ class Runner:
         log: Callable[[str], None],
     ):
         self.plan, self.workdir = plan, Path(workdir)
-        self._environments, self._command, self._publish_to, self._log = environments, command, publish, log
+        self._shares, self._command, self._publish_to, self._log = shares, command, publish, log
         for folder in (LOGS, artifacts.CLAIMS):
             (self.workdir / folder).mkdir(exist_ok=True)
         self.schedule = Schedule(plan, finished(plan, self.workdir), retries)
@@ -127,13 +128,13 @@ class Runner:
     def _start(self, number: int) -> Worker:
         ours, theirs = socket.socketpair()
         log = self.workdir / LOGS / f"worker-{os.getpid()}-{number}.log"
-        with log.open("ab") as output:
+        with log.open("ab") as output, self._shares[number].start() as environment:
             process = subprocess.Popen(
                 self._command(theirs.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                env=os.environ | self._environments[number],
+                env=environment,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,  # a signal to this command's group reaches them once, from here
             )
@@ -144,7 +145,7 @@ class Runner:
 
     def _give_work(self) -> None:
         """Starts workers as long as there are stages left for them, and gives each that waits a stage."""
-        for number in range(len(self._environments)):
+        for number in range(len(self._shares)):
             if number not in self._workers and len(self._workers) < self.schedule.left:
                 self._workers[number] = self._start(number)
         for worker in self._workers.values():
