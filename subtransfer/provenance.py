@@ -68,6 +68,20 @@ def facts() -> dict[str, Any]:
     }
 
 
+def stages(run: Path) -> dict[str, str]:
+    """The folder of each stage of published results, by name; {} where it is not known.
+
+    Raises:
+      UserError: the run's stages.json is damaged.
+    """
+    try:
+        return json.loads((run / STAGES).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        raise UserError(f"{run / STAGES} is damaged ({error}): run the run's command again.") from error
+
+
 class History:
     """What a workdir's history says of who made its artefacts."""
 
@@ -82,14 +96,11 @@ class History:
         Raises:
           UserError: the run's stages.json is damaged.
         """
-        try:
-            stages = json.loads((run / STAGES).read_text())
-        except FileNotFoundError:
+        own = stages(run)
+        if not own:
             return {}
-        except ValueError as error:
-            raise UserError(f"{run / STAGES} is damaged ({error}): run the run's command again.") from error
-        makers = [record for folder in stages.values() for record in self._makers.get(folder, ())]
-        return {name: joined(record.get(name) for record in makers) for name in FACTS} | {"stages": stages}
+        makers = [record for folder in own.values() for record in self._makers.get(folder, ())]
+        return {name: joined(record.get(name) for record in makers) for name in FACTS} | {"stages": own}
 
 
 def joined(values: Iterable[Any]) -> str | None:

@@ -67,7 +67,10 @@ def members(workdir: str | Path) -> list[dict[str, Any]]:
     """What a sweep says of its members (sweep.json): "name", "overrides", "state", "results", "stages", and of failed ones
     "failed", "error" and "log"; [] where there was no sweep."""
     path = Path(workdir) / SWEEP
-    return json.loads(path.read_text())["members"] if path.is_file() else []
+    try:
+        return json.loads(path.read_text())["members"] if path.is_file() else []
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): run the sweep's command again.") from error
 
 
 def folders(workdir: str | Path) -> list[Path]:
@@ -82,8 +85,8 @@ def folders(workdir: str | Path) -> list[Path]:
     found = [workdir] if (workdir / "results.json").is_file() else []
     planned = {member["name"]: member.get("stages") for member in members(workdir)}
     for path in sorted(workdir.glob(f"{MEMBERS}/*/results.json")):
-        stages, wanted = path.with_name(provenance.STAGES), planned.get(path.parent.name)
-        if not wanted or not stages.is_file() or json.loads(stages.read_text()) == wanted:
+        made, wanted = provenance.stages(path.parent), planned.get(path.parent.name)
+        if not made or not wanted or made == wanted:
             found.append(path.parent)
     if not found:
         raise UserError(
@@ -114,11 +117,15 @@ def _read(run: Path, history: provenance.History) -> Iterator[RunArm]:
     except ValueError as error:
         raise UserError(f"The results in {run} are damaged ({error}): run its command again.") from error
     config = bundle["config"]
+    try:
+        designs = {arm.name: arm for arm in arms(ml_collections.ConfigDict(config))}
+        designs = {arm["arm"]: designs[arm["arm"]] for arm in bundle["arms"]}
+    except (AttributeError, KeyError) as error:
+        raise UserError(f"The results in {run} are another version's ({error}): run its command again.") from error
     by_arm: dict[str, list] = {arm["arm"]: [] for arm in bundle["arms"]}
     for episode in episodes:
         by_arm[episode["arm"]].append(episode)
     outcomes = {name: Outcomes(own) for name, own in by_arm.items()}
-    designs = {arm.name: arm for arm in arms(ml_collections.ConfigDict(config))}
     name = run.name if run.parent.name == MEMBERS else config["name"]
     origin = history.of(run)
     for arm in bundle["arms"]:

@@ -76,12 +76,12 @@ def test_the_command_writes_page_and_markdown(workdir, tmp_path, capsys):
         "--bootstrap=100",
         "--laws=constant",
         "--where=base.width > 16",
-        f"--markdown={tmp_path / 's.md'}",
+        f"--out={tmp_path / 's'}",
         "--title=A <b>",
     )
     assert tool.main([str(workdir), *options]) == 0
     assert "5 questions answered" in capsys.readouterr().out
-    page, text = (workdir / "scaling.html").read_text(), (tmp_path / "s.md").read_text()
+    page, text = (tmp_path / "s.html").read_text(), (tmp_path / "s.md").read_text()
     assert page.count("<svg") == 5 and "<h1>A &lt;b&gt;</h1>" in page and "<script" not in page and "nan" not in page
     assert "python tools/scaling_report.py" in page and "device kind" in page
     assert "4 runs, 48 tasks" in text and "38.3k" not in text and text.count("| constant |") == 5

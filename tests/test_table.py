@@ -107,6 +107,15 @@ def test_what_cannot_be_read_is_a_sentence(workdir, tmp_path):
     (run / "stages.json").write_text("{")
     with pytest.raises(UserError, match="stages.json is damaged"):
         provenance.History(tmp_path).of(run)
+    (run / "sweep.json").write_text("{")
+    with pytest.raises(UserError, match="sweep.json is damaged"):
+        runs.members(run)
+    old = studies.write_run(tmp_path / "old", studies.config_of(num_seeds=2, distill__objective="sft"), tasks=4)
+    bundle = json.loads((old / "results.json").read_text())
+    bundle["arms"][0]["arm"] = "an arm that there was once"
+    (old / "results.json").write_text(json.dumps(bundle))
+    with pytest.raises(UserError, match="are another version's"):
+        table.of([old])
 
 
 def test_facts_are_json():

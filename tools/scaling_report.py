@@ -1,10 +1,10 @@
-"""From finished runs to a scaling study's page: `python tools/scaling_report.py WORKDIR... --axis=FIELD --out=FILE.html`.
+"""From finished runs to a scaling study: `python tools/scaling_report.py WORKDIR... --axis=FIELD --out=NAME`.
 
 For each objective and initialisation: laws fitted to the share of unsafe decisions and to their log-odds, with bands, held-out
 extrapolation and the verdict in a sentence; and same-init students against their other-init twins at each value of the axis.
---markdown writes the same tables for a document. docs/scaling.md has the rules.
+NAME.html is the page, NAME.md has verdicts and tables for a document. docs/scaling.md has the rules.
 
-    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700" --out=study.html
+    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700" --out=study
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--axis", default="student_params", help="student_params, teacher_params, teacher_rate, or a numeric config field"
     )
-    parser.add_argument("--out", type=Path, help="the page; default: scaling.html in the first workdir")
-    parser.add_argument("--markdown", type=Path, help="also the tables, as markdown, in this file")
+    parser.add_argument("--out", type=Path, help="the files without .html and .md; default: scaling in the first workdir")
     parser.add_argument("--title", help="of the page; default: from the axis")
     parser.add_argument("--where", default="", help="only arms that meet this condition (as of tools/query.py)")
     parser.add_argument("--varying", default="", help="config fields that differ with the axis and are meant to")
@@ -61,10 +60,12 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         log=lambda question: print(f"{question.title}, {question.kind}: {question.comparison.verdict()}", flush=True),
     )
     origin = {"command": shlex.join(["python", *command])} | runs.origin(arm.provenance for arm in arms)
-    out = options.out or Path(options.workdirs[0]) / "scaling.html"
-    files = {out: scaling_report.page(options.title or f"Transfer by {options.axis}", study, origin)}
-    if options.markdown:
-        files[options.markdown] = scaling_report.markdown(study, origin)
+    out = options.out or Path(options.workdirs[0]) / "scaling"
+    stem = out.stem if out.suffix in (".html", ".md") else out.name
+    files = {
+        out.with_name(f"{stem}.html"): scaling_report.page(options.title or f"Transfer by {options.axis}", study, origin),
+        out.with_name(f"{stem}.md"): scaling_report.markdown(study, origin),
+    }
     for path, text in files.items():
         with os_errors(path.parent):
             atomic_write(path, text)

@@ -59,9 +59,8 @@ def run(
             plan, workdir, shares, worker, publish=publish, retries=retries, log=lambda line: print(line, flush=True)
         )
         runner.run()
-        if runner.published:
-            table.write(workdir)
-            sweep_page.write(workdir)
     failures = runner.schedule.failures
     show.print_end(plan, failures, runner.events, time.monotonic() - begin, workdir, console)
+    if runner.published:
+        console.print(f"Table: {table.write(workdir)}; page: {sweep_page.write(workdir)}", soft_wrap=True)
     return 1 if failures else 0
