@@ -24,6 +24,7 @@ EXTRAS = {"tpu": "tpu", "gpu": "cuda", "cpu": ""}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--infra", default="gcp", help="Where: CLOUD[/REGION[/ZONE]] or k8s[/CONTEXT] (default: gcp).")
     parser.add_argument("--spot", action="store_true", help="Machines that may be taken away, at a fraction of the price.")
+    parser.add_argument("--queued", action="store_true", help="Cloud TPUs as queued resources.")
     parser.add_argument("--image", help="Container image instead of the setup script; needed on Kubernetes.")
     parser.add_argument("--disk", type=jobs.positive, default=100, help="GiB of the machines' disks (default: 100).")
 
@@ -41,8 +42,8 @@ def check(options: argparse.Namespace, launch: Launch) -> None:
         raise UserError("Pods mount no NFS share by themselves: make a volume of it (docs/cloud.md) and give volume://NAME.")
     if kubernetes and not options.image:
         raise UserError("On Kubernetes, SkyPilot needs --image=IMAGE: build launch/Dockerfile (docs/cloud.md).")
-    if options.image and launch.machine.kind == "tpu" and not kubernetes:
-        raise UserError("SkyPilot runs no containers on Cloud TPU VMs: leave out --image.")
+    if options.queued and (launch.machine.kind != "tpu" or options.infra.split("/")[0] != "gcp"):
+        raise UserError("--queued is of Cloud TPUs: leave it out, or give --infra=gcp and a TPU.")
 
 
 def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
@@ -62,6 +63,8 @@ def _task(options: argparse.Namespace, launch: Launch, job: Job) -> dict[str, An
         resources["accelerators"] = f"tpu-{machine.google}:1"
         if options.infra.split("/")[0] == "gcp":
             resources["accelerator_args"] = {"runtime_version": machine.runtime}
+            if options.queued:
+                resources["accelerator_args"]["gcp_queued_resource"] = True
     elif machine.kind == "gpu":
         resources["accelerators"] = f"{machine.name}:{machine.size}"
     if options.image:
