@@ -42,6 +42,7 @@ class Launch:
     """What was asked for, read and checked.
 
     Attributes:
+      config: path of the config file in the repository.
       jobs: at least one.
       machine: of each job.
       workdir: of all.
@@ -49,6 +50,7 @@ class Launch:
     """
 
     name: str
+    config: str
     jobs: tuple[Job, ...]
     machine: machines.Machine
     workdir: workdirs.Workdir
@@ -120,7 +122,7 @@ def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Launch:
             f"--workdir={options.workdir}: {len(jobs)} jobs cannot share a bucket, as gcsfuse shows a file to other machines "
             "only when it is closed; give an NFS share (nfs://HOST/EXPORT/FOLDER, such as Filestore), or one job."
         )
-    return Launch(name, jobs, machine, workdir, spread, reason)
+    return Launch(name, config, jobs, machine, workdir, spread, reason)
 
 
 def _spread(options: argparse.Namespace, machine: machines.Machine) -> tuple[str, str]:
@@ -159,6 +161,16 @@ def slug(text: str, longest: int) -> str:
     if not name or not name[0].isalpha():
         name = f"run-{name}".strip("-")
     return name[:longest].rstrip("-")
+
+
+def check_image(launch: Launch) -> None:
+    """Refuses a config file that the container does not have.
+
+    Raises:
+      UserError: it lies elsewhere than in configs/.
+    """
+    if not launch.config.startswith("configs/"):
+        raise UserError(f"The container has the config files of configs/ only (launch/Dockerfile): move {launch.config} there.")
 
 
 def processes(machine: machines.Machine) -> Sequence[str]:

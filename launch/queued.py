@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace, launch: Launch) -> None:
     """Refuses what queued resources cannot run."""
+    jobs.check_image(launch)
     if launch.machine.kind != "tpu":
         raise UserError("Queued resources are TPUs: use the engine skypilot for GPUs.")
     if launch.workdir.kind not in ("gs", "nfs"):

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def check(options: argparse.Namespace, launch: Launch) -> None:
     """Refuses what xpk cannot run."""
+    jobs.check_image(launch)
     if launch.machine.kind != "tpu":
         raise UserError("xpk is used for TPUs here: run GPU jobs on Kubernetes with the engine skypilot and --infra=k8s.")
     if launch.workdir.kind != "path":

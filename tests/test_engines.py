@@ -1,5 +1,6 @@
 """Launchers for real engines: what they render, that the engines' own parsers take it, and that shells hand it on whole."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -17,7 +18,7 @@ from subtransfer.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "engines"
-STUDY = "--config=tests/data/study.py"
+SMOKE = "--config=configs/smoke.py"
 IMAGE = "--image=us-docker.pkg.dev/PROJECT/images/subtransfer:1"
 GCP = "--project=PROJECT --zone=us-west4-a"
 XPK = f"{GCP} --cluster=CLUSTER {IMAGE} --storage=share --workdir=/mnt/share/study"
@@ -25,16 +26,16 @@ QUEUED = f"{GCP} {IMAGE} --service_account=runner@PROJECT.iam.gserviceaccount.co
 
 # One line a launch: the folder of its golden files, and its flags.
 LAUNCHES = {
-    "skypilot_tpu_pod": f"skypilot {STUDY} --sweep --accelerator=tpu-v5e-16 --workdir=nfs://10.0.0.2/share/study --spot",
-    "skypilot_queued": f"skypilot {STUDY} --accelerator=tpu-v6e-8 --workdir=gs://BUCKET/study --infra=gcp/us-east5 --queued",
-    "skypilot_gpus": f"skypilot {STUDY} --accelerator=H100:8 --nodes=2 --workdir=nfs://10.0.0.2/share/study --config.seed=7",
-    "skypilot_kubernetes": f"skypilot {STUDY} --sweep --accelerator=L4:1 --workdir=volume://share/study --infra=k8s {IMAGE} --jobs=2",
-    "queued_slices": f"queued {STUDY} --accelerator=tpu-v5e-16 --slices=2 --workdir=gs://BUCKET/study {QUEUED} --spot",
-    "queued_nfs": f"queued {STUDY} --sweep --accelerator=tpu-v6e-8 --workdir=nfs://10.0.0.2/share/study {QUEUED} --jobs=2",
-    "xpk_slices": f"xpk {STUDY} --sweep --accelerator=tpu-v5e-256 --slices=2 {XPK}",
-    "xpk_shared": f"xpk {STUDY} --sweep --accelerator=tpu-v5e-8 {XPK} --jobs=4 --workers=2",
-    "slurm_shared": f"slurm {STUDY} --sweep --accelerator=H100:8 --workdir=/scratch/study --jobs=3 --sbatch=qos=high --python=python",
-    "slurm_hosts": f"slurm {STUDY} --sweep --accelerator=H100:8 --nodes=2 --workdir=/scratch/study --partition=gpu --python=python",
+    "skypilot_tpu_pod": f"skypilot {SMOKE} --sweep --accelerator=tpu-v5e-16 --workdir=nfs://10.0.0.2/share/study --spot",
+    "skypilot_queued": f"skypilot {SMOKE} --accelerator=tpu-v6e-8 --workdir=gs://BUCKET/study --infra=gcp/us-east5 --queued",
+    "skypilot_gpus": f"skypilot {SMOKE} --accelerator=H100:8 --nodes=2 --workdir=nfs://10.0.0.2/share/study --config.seed=7",
+    "skypilot_kubernetes": f"skypilot {SMOKE} --sweep --accelerator=L4:1 --workdir=volume://share/study --infra=k8s {IMAGE} --jobs=2",
+    "queued_slices": f"queued {SMOKE} --accelerator=tpu-v5e-16 --slices=2 --workdir=gs://BUCKET/study {QUEUED} --spot",
+    "queued_nfs": f"queued {SMOKE} --sweep --accelerator=tpu-v6e-8 --workdir=nfs://10.0.0.2/share/study {QUEUED} --jobs=2",
+    "xpk_slices": f"xpk {SMOKE} --sweep --accelerator=tpu-v5e-256 --slices=2 {XPK}",
+    "xpk_shared": f"xpk {SMOKE} --sweep --accelerator=tpu-v5e-8 {XPK} --jobs=4 --workers=2",
+    "slurm_shared": f"slurm {SMOKE} --sweep --accelerator=H100:8 --workdir=/scratch/study --jobs=3 --sbatch=qos=high --python=python",
+    "slurm_hosts": f"slurm {SMOKE} --sweep --accelerator=H100:8 --nodes=2 --workdir=/scratch/study --partition=gpu --python=python",
 }
 
 
@@ -69,7 +70,7 @@ def tasks(name):
 
 def test_skypilot_tasks_have_the_essentials():
     pod = tasks("skypilot_tpu_pod")
-    assert [task["name"] for task in pod] == ["study-0", "study-1", "study-2"]
+    assert [task["name"] for task in pod] == ["smoke-0", "smoke-1", "smoke-2"]
     for task in pod:
         resources = task["resources"]
         assert resources["accelerators"] == "tpu-v5litepod-16:1" and resources["use_spot"]
@@ -114,12 +115,12 @@ def test_skypilots_shell_hands_the_flags_on_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = LAUNCHES["skypilot_gpus"].split()[1:]
     assert submit.main(["skypilot", "render", *flags, f"--config.name={NASTY}", f"--out={tmp_path}"]) == 0
-    task = yaml.safe_load((tmp_path / "study.yaml").read_text())
+    task = yaml.safe_load((tmp_path / "smoke.yaml").read_text())
     nodes = {"SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
     assert spoken(task["run"], tmp_path, **nodes) == [
         "-m",
         "subtransfer.launch",
-        "--config=tests/data/study.py",
+        "--config=configs/smoke.py",
         "--workdir=/mnt/subtransfer/study",
         "--config.seed=7",
         f"--config.name={NASTY}",
@@ -215,6 +216,16 @@ def test_mistakes_are_sentences(line, more, sentence, tmp_path, monkeypatch, cap
     assert sentence in said and said.startswith("error: ") and said.count("\n") == 1
 
 
+def test_a_container_has_the_files_of_configs_only(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("xpk_slices", "queued_slices"):
+        engine, *flags = LAUNCHES[name].split()
+        options = submit.parser().parse_args([engine, "render", *flags])
+        plan = dataclasses.replace(jobs.plan(options, {}), config="tests/other.py")
+        with pytest.raises(UserError, match="move tests/other.py there"):
+            submit.ENGINES[engine].check(options, plan)
+
+
 @pytest.mark.parametrize("name", ["slurm_shared", "queued_slices", "skypilot_kubernetes", "xpk_slices"])
 def test_what_submitting_lacks_is_a_sentence(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
@@ -287,7 +298,7 @@ def test_the_engines_own_parsers_take_it(name, tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     if name == "xpk_slices":
         assert said.count("JobSet of 2 x 64 hosts, restarted on status 75") == 3
-        jobset = yaml.safe_load((tmp_path / "study-0.jobset.yaml").read_text())
+        jobset = yaml.safe_load((tmp_path / "smoke-0.jobset.yaml").read_text())
         [replicated] = jobset["spec"]["replicatedJobs"]
         pod = replicated["template"]["spec"]["template"]["spec"]
         assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "16x16"
@@ -321,7 +332,7 @@ def test_submitits_local_executor_runs_a_sweep_of_three(tmp_path, monkeypatch, c
     """Three jobs, one a member, on one workdir; a program that is told to stop is put back and goes on."""
     needs("slurm")
     monkeypatch.chdir(ROOT)
-    line = f"slurm {STUDY} --sweep --spread=members --accelerator=cpu --workdir={tmp_path / 'work'} --local --hours=0.5"
+    line = f"slurm {SMOKE} --sweep --spread=members --accelerator=cpu --workdir={tmp_path / 'work'} --local --hours=0.5"
     # The first program that runs is stopped once, as by a notice; then it is itself.
     stopped = tmp_path / "stopped"
     python = tmp_path / "python"
@@ -335,7 +346,7 @@ def test_submitits_local_executor_runs_a_sweep_of_three(tmp_path, monkeypatch, c
     logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("*_log.err"))
     assert logs.count("Requeued job") == 1
     # The sweep's own command then finds every stage made, and gathers the results of all members.
-    gather = [sys.executable, "-m", "subtransfer.launch", STUDY, "--sweep", f"--workdir={tmp_path / 'work'}"]
+    gather = [sys.executable, "-m", "subtransfer.launch", SMOKE, "--sweep", f"--workdir={tmp_path / 'work'}"]
     done = subprocess.run(gather, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = {path.parent.name for path in (tmp_path / "work" / "runs").glob("*/results.csv")}

@@ -1,3 +1,3 @@
 #!/bin/bash
 set -e
-sky jobs launch --yes --detach-run OUT/study.yaml
+sky jobs launch --yes --detach-run OUT/smoke.yaml

@@ -1,4 +1,11 @@
-"""A sweep of three tiny runs that share their base, teacher and rollouts: seconds each on a laptop."""
+"""Three tiny runs that share base, teacher and rollouts: whether a launch works, before it costs something. They learn nothing.
+
+Command:   python -m subtransfer.launch --config=configs/smoke.py --sweep
+           python -m launch.submit slurm submit --local --config=configs/smoke.py --sweep --spread=members --accelerator=cpu \\
+               --workdir=/tmp/smoke
+Hardware:  2 CPU cores
+Result:    a table that means nothing, in about a minute (docs/cloud.md)
+"""
 
 from subtransfer.config import apply_overrides, defaults
 
@@ -13,7 +20,7 @@ arms.other_init=false arms.self_distilled=false arms.unsanitized=false
 
 def get_config():
     config = defaults()
-    config.name = "study"
+    config.name = "smoke"
     apply_overrides(config, dict(item.split("=", 1) for item in TINY.split()))
     return config
 

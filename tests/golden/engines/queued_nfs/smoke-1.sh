@@ -16,7 +16,7 @@ while [ "$status" -ne 0 ]; do
   # --net=host and --privileged: libtpu's own devices, metadata and ports.
   docker run --rm --init --net=host --privileged --stop-timeout=120 -v /mnt/subtransfer:/mnt/subtransfer \
     us-docker.pkg.dev/PROJECT/images/subtransfer:1 \
-    python -m subtransfer.launch --config=tests/data/study.py --workdir=/mnt/subtransfer/study --sweep --workers=1 || status=$?
+    python -m subtransfer.launch --config=configs/smoke.py --workdir=/mnt/subtransfer/study --sweep --workers=1 || status=$?
   if [ "$status" -ne 0 ] && [ "$status" -ne 75 ]; then
     errors=$((errors + 1))
     if [ "$errors" -gt 3 ]; then break; fi
@@ -26,6 +26,6 @@ done
 worker=$(curl -fsS -H Metadata-Flavor:Google \
   http://metadata.google.internal/computeMetadata/v1/instance/attributes/agent-worker-number)
 if [ "$worker" -eq 0 ]; then
-  gcloud compute tpus queued-resources delete study-1 --project=PROJECT --zone=us-west4-a --force --quiet --async
+  gcloud compute tpus queued-resources delete smoke-1 --project=PROJECT --zone=us-west4-a --force --quiet --async
 fi
 exit "$status"
