@@ -1,4 +1,4 @@
-"""Environments of the benchmark's peers, made on demand, and the processes that run in them."""
+"""Environments of foreign programs, made on demand, and the benchmark's peers that run in them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,35 @@ def interpreter(name: str, cache: Path, platform: str) -> Path:
     pins = PINS[name]
     if name == "tunix" and platform == "gpu":
         pins = (*pins, "jax[cuda13]==0.10.2")
+    return install(name, pins, cache)
+
+
+def place(name: str, pins: tuple[str, ...], cache: Path) -> Path:
+    """The folder of an environment with these packages for this Python."""
     digest = hashlib.sha256(" ".join((sys.version, *pins)).encode()).hexdigest()[:8]
-    folder = cache / f"{name}-{digest}"
-    python, ready = folder / "bin" / "python", folder / "ready"
-    if not ready.is_file():
+    return cache / f"{name}-{digest}"
+
+
+def installed(folder: Path) -> bool:
+    """Whether an environment's installation was finished."""
+    return (folder / "ready").is_file()
+
+
+def install(name: str, pins: tuple[str, ...], cache: Path) -> Path:
+    """The Python of an environment with these packages, which is made if it is not there.
+
+    Raises:
+      UserError: pip fails.
+    """
+    folder = place(name, pins, cache)
+    python = folder / "bin" / "python"
+    if not installed(folder):
         print(f"installing {' '.join(pins)} in {folder}", flush=True)
         venv.create(folder, clear=True, with_pip=True)
         done = subprocess.run([python, "-m", "pip", "install", "-q", *pins], stderr=subprocess.PIPE, text=True)
         if done.returncode:
             raise UserError(f"{name} could not be installed in {folder}: {done.stderr.strip().splitlines()[-1]}")
-        ready.touch()
+        (folder / "ready").touch()
     return python
 
 

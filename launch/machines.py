@@ -1,0 +1,108 @@
+"""What a job runs on: accelerators, hosts and slices, in the terms of the engines."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+
+from subtransfer.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Generation:
+    """A TPU generation.
+
+    Attributes:
+      google: its name in Google's accelerator types ("v5litepod" of "v5litepod-16").
+      cores: TensorCores of a chip that the number of a type counts; 1 where it counts chips.
+      host: the most chips of a slice that one host serves alone; larger slices have hosts of 4 chips.
+      runtime: of a TPU VM (Google's "TPU software versions").
+    """
+
+    google: str
+    cores: int
+    host: int
+    runtime: str
+
+
+# https://cloud.google.com/tpu/docs/v4, v5e, v5p, v6e and https://cloud.google.com/tpu/docs/runtimes
+GENERATIONS = {
+    "v4": Generation("v4", 2, 4, "tpu-ubuntu2204-base"),
+    "v5e": Generation("v5litepod", 1, 8, "v2-alpha-tpuv5-lite"),
+    "v5p": Generation("v5p", 2, 4, "v2-alpha-tpuv5"),
+    "v6e": Generation("v6e", 1, 8, "v2-alpha-tpuv6e"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What one job gets.
+
+    Attributes:
+      kind: "tpu", "gpu" or "cpu".
+      name: "v5e" of a TPU, "H100" of a GPU, "" of a CPU.
+      size: number of the TPU type (16 of v5e-16), or accelerators of a host.
+      slices: TPU slices.
+      nodes: hosts of a job on GPUs or CPUs.
+    """
+
+    kind: str
+    name: str
+    size: int
+    slices: int = 1
+    nodes: int = 1
+
+    @property
+    def chips(self) -> int:
+        """Of all slices, or accelerators of all hosts."""
+        if self.kind != "tpu":
+            return self.size * self.nodes
+        return self.size // GENERATIONS[self.name].cores * self.slices
+
+    @property
+    def hosts(self) -> int:
+        """Of all slices."""
+        if self.kind != "tpu":
+            return self.nodes
+        chips = self.chips // self.slices
+        return self.slices * (1 if chips <= GENERATIONS[self.name].host else chips // 4)
+
+    @property
+    def google(self) -> str:
+        """A TPU's accelerator type: "v5litepod-16"."""
+        return f"{GENERATIONS[self.name].google}-{self.size}"
+
+    @property
+    def runtime(self) -> str:
+        """A TPU VM's software version."""
+        return GENERATIONS[self.name].runtime
+
+
+def parse(accelerator: str, slices: int = 1, nodes: int = 1) -> Machine:
+    """Reads "tpu-v5e-16", "H100:8" or "cpu".
+
+    Raises:
+      UserError: it is none of these, or is asked for in slices or nodes that it does not come in.
+    """
+    tpu = re.fullmatch(r"tpu-(\w+)-(\d+)", accelerator)
+    gpu = re.fullmatch(r"([A-Za-z][\w-]*):(\d+)", accelerator)
+    if tpu:
+        name, size = tpu[1], int(tpu[2])
+        name = next((known for known, generation in GENERATIONS.items() if generation.google == name), name)
+        if name not in GENERATIONS:
+            raise UserError(f"--accelerator={accelerator}: the TPU generations known here are {', '.join(GENERATIONS)}.")
+        generation = GENERATIONS[name]
+        chips = size // generation.cores
+        if not chips or size % generation.cores or chips > generation.host and chips % 4:
+            counts = "TensorCores, two a chip" if generation.cores == 2 else "chips"
+            raise UserError(f"--accelerator={accelerator}: there is no such slice; the number of a {name} counts {counts}.")
+        if nodes != 1:
+            raise UserError(f"--nodes={nodes}: the hosts of a TPU follow from its type; several slices are --slices.")
+        return Machine("tpu", name, size, slices=slices)
+    if slices != 1:
+        raise UserError(f"--slices={slices}: only TPUs come in slices; hosts with GPUs are --nodes.")
+    if accelerator == "cpu":
+        return Machine("cpu", "", 0, nodes=nodes)
+    if gpu and int(gpu[2]):
+        return Machine("gpu", gpu[1], int(gpu[2]), nodes=nodes)
+    raise UserError(f"--accelerator={accelerator} is none: write tpu-v5e-16, H100:8 (type and number a host) or cpu.")

@@ -1,0 +1,149 @@
+"""Runs a config or a sweep on a real engine, from the repository's root:
+
+    python -m launch.submit ENGINE ACTION --config=... --workdir=... --accelerator=... [--sweep] [--config.FIELD=VALUE ...]
+
+Engines: skypilot (managed jobs), queued (Cloud TPU queued resources), xpk (JobSet and Kueue on GKE), slurm (submitit).
+Actions: install the engine's client in an environment of its own; render files into a folder and print the commands that
+submit them (the default); validate them offline with the engine's own parser; submit; status; collect results into a folder;
+teardown. `python -m launch.submit ENGINE render --help` has the flags, docs/cloud.md the way from an empty project.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch import clients, jobs, queued, results, skypilot, slurm, xpk
+from launch.jobs import Launch
+from subtransfer.errors import UserError
+from subtransfer.launch import split_overrides
+
+ENGINES = {"skypilot": skypilot, "queued": queued, "xpk": xpk, "slurm": slurm}
+ACTIONS = {
+    "render": "Write the files and print the commands that submit them.",
+    "validate": "Render, and let the engine's own parser read it; nothing leaves this machine.",
+    "submit": "Render, and start the jobs.",
+    "status": "Ask the engine for the jobs' states.",
+    "collect": "Copy tables, reports and logs from the workdir to --into.",
+    "teardown": "End the jobs and give their machines back.",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="python -m launch.submit", description=__doc__.splitlines()[0], allow_abbrev=False)
+    engines = top.add_subparsers(dest="engine", required=True, metavar="ENGINE")
+    for name, engine in ENGINES.items():
+        actions = engines.add_parser(name, help=engine.__doc__.splitlines()[0]).add_subparsers(dest="action", required=True)
+        if name in clients.CLIENTS:
+            actions.add_parser("install", help="Make the environment of the client, if it is not there.")
+        for action, words in ACTIONS.items():
+            flags = actions.add_parser(action, help=words, description=words, allow_abbrev=False)
+            jobs.add_arguments(flags)
+            engine.add_arguments(flags)
+            if name in clients.CLIENTS:
+                clients.add_arguments(flags)
+            if action in ("render", "validate", "submit"):
+                flags.add_argument("--out", type=Path, help="Folder of what is rendered; default: build/launch/NAME.")
+            if action == "collect":
+                flags.add_argument("--into", type=Path, required=True, help="Folder of this machine.")
+                flags.add_argument("--mounted", type=Path, help="Where this machine has the workdir, if that is no bucket.")
+    return top
+
+
+def render(engine, options: argparse.Namespace, launch: Launch) -> tuple[Path, list[list[str]]]:
+    """Writes the files. Returns their folder and the commands that submit them, which it has in submit.sh."""
+    folder = options.out or Path("build") / "launch" / launch.name
+    folder.mkdir(parents=True, exist_ok=True)
+    made = engine.commands(options, launch, folder)
+    lines = [shlex.join(command) for command in made]
+    files = engine.render(options, launch) | {"submit.sh": "\n".join(["#!/bin/bash", "set -e", *lines]) + "\n"}
+    for name, text in files.items():
+        (folder / name).write_text(text)
+    return folder, made
+
+
+def act(options: argparse.Namespace, overrides: dict[str, str]) -> int:
+    """Does what the command line asks for. Returns the exit status."""
+    engine = ENGINES[options.engine]
+    if options.action == "install":
+        print(clients.install(options.engine))
+        return 0
+    launch = jobs.plan(options, overrides)
+    engine.check(options, launch)
+    if options.action == "collect":
+        return _collect(options, launch)
+    if options.action in ("status", "teardown"):
+        _need(engine.missing(options))
+        verb = engine.status if options.action == "status" else engine.teardown
+        return _run(options, verb(options, launch))
+    if options.action == "submit":
+        _need(engine.missing(options))
+    folder, made = render(engine, options, launch)
+    if launch.reason:
+        print(f"--spread={launch.spread}: {launch.reason}.")
+    chips, hosts = launch.machine.chips, launch.machine.hosts
+    each = f"{_count(chips, 'accelerator')}, {_count(hosts, 'host')}" if chips else _count(hosts, "host")
+    print(f"{_count(len(launch.jobs), 'job')} in {folder}; each has {each}.")
+    if options.action == "validate":
+        print("\n".join(engine.validate(options, launch, folder)))
+    elif options.action == "submit":
+        return _run(options, made)
+    else:
+        print("\n".join(shlex.join(command) for command in made))
+    return 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _need(missing: str) -> None:
+    if missing:
+        raise UserError(missing)
+
+
+def _run(options: argparse.Namespace, commands: list[list[str]]) -> int:
+    """Runs commands one after the other, before the user's eyes, as far as they succeed."""
+    surroundings = clients.surroundings(options, options.engine)
+    for command in commands:
+        print(f"+ {shlex.join(command)}", flush=True)
+        try:
+            status = subprocess.run(command, env=surroundings, cwd=jobs.ROOT).returncode
+        except FileNotFoundError:
+            raise UserError(f"There is no command {command[0]}: install it, or put it on PATH.") from None
+        if status:
+            return status
+    return 0
+
+
+def _collect(options: argparse.Namespace, launch: Launch) -> int:
+    if launch.workdir.kind == "gs":
+        _need(clients.google_missing())
+        options.into.mkdir(parents=True, exist_ok=True)
+        return _run(options, results.commands(launch, options.into.resolve()))
+    if not options.mounted and launch.workdir.kind != "path":
+        raise UserError(f"{options.workdir} is no folder of this machine: mount it, and say where with --mounted=DIR.")
+    count = results.copy(options.mounted or Path(launch.workdir.path), options.into)
+    print(f"{count} files in {options.into}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 2 for a user's mistake, else that of the command that failed, or 0."""
+    try:
+        rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        if len(rest) > 1 and rest[0] in ENGINES and rest[1].startswith("--") and rest[1] != "--help":
+            rest.insert(1, "render")
+        return act(parser().parse_args(rest), overrides)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+#!/bin/bash
+set -e
+sky jobs launch --yes --detach-run OUT/smoke.yaml
