@@ -147,6 +147,7 @@ MISTAKES = {
     "stray word": (["go"], "Unexpected argument 'go'"),
     "processes": (["--num_processes=2"], "go together"),
     "profile": (["--profile=results:1-2"], "trains nothing here"),
+    "no sweep": (["--sweep"], "describes no sweep: define sweep()"),
     "checkpoint": (["--config.base.checkpoint=/no/such"], "there is no directory"),
     "mesh": (["--config.mesh.fsdp=3"], "does not use all"),
     "nothing left after filters": (

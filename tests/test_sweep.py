@@ -1,6 +1,7 @@
 """Sweeps: the helpers, expansion and its refusals, the plan, and the runner with stages that only write a file."""
 
 import gc
+import io
 import json
 import os
 import random
@@ -14,13 +15,14 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from subtransfer import artifacts, sharding
 from subtransfer import config as configuration
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
 from subtransfer.sweep import Member, chain, expand, members, plan, product, seeds, vary, zipped
-from subtransfer.sweeps import devices
+from subtransfer.sweeps import command, devices
 from subtransfer.sweeps.schedule import Schedule
 from subtransfer.sweeps.show import Rates
 from tests import stub_sweep
@@ -186,6 +188,31 @@ def test_a_thousand_members_are_light(tmp_path):
     # A seed's base, teacher, rollouts and their probes are shared; a learning rate has a student, its probes and results.
     assert len(made.nodes) == 10 * (stages - 5) + 1000 * 5
     assert grown < 32 << 10
+
+
+def test_the_plan_is_shown_with_what_it_costs(tmp_path):
+    path = _file(tmp_path, "return vary('distill.learning_rate', *[(1 + i) / 1e4 for i in range(40)])")
+    few = {"num_seeds": "1", "distill.objective": "sft", "arms.other_init": "false", "arms.benign_teacher": "false"}
+    few |= {"arms.self_distilled": "false", "arms.unsanitized": "false"}
+
+    def shown(workdir):
+        console = Console(record=True, width=144, file=io.StringIO())
+        options = {"workers": 2, "retries": 2, "lease": 60.0, "dry_run": True}
+        assert command.run(path, few, workdir, console, **options) == 0
+        return console.export_text()
+
+    text = shown(tmp_path / "w")
+    lines = [line.split() for line in text.splitlines()]
+    assert lines[2][:4] == ["distill.learning_rate=0.0001", "12", "7", "12"] and lines[3][3] == "5" and len(lines[3]) == 5
+    assert "... and 10 more members." in text and not (tmp_path / "w").exists()
+    assert "40 members with 480 stages, of which 207 are different and 7 shared; 207 to do" in text
+    assert "nothing has been computed in this workdir yet" in text
+    made = plan(expand(path, few), tmp_path / "w", 1)
+    (tmp_path / "w" / "stages").mkdir(parents=True)
+    record = {"stage": made.node(0, "base").folder, "what": "computed", "seconds": 60, "flops": made.node(0, "base").flops}
+    (tmp_path / "w" / "stages" / "x.jsonl").write_text(json.dumps(record) + "\n")
+    text = shown(tmp_path / "w")
+    assert "min of one worker" in text and "from the times of the 1 stages computed in this workdir so far" in text
 
 
 # -- the schedule ----------------------------------------------------------------------------------------------------
