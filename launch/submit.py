@@ -80,7 +80,7 @@ def act(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if options.action in ("status", "teardown"):
         _need(engine.missing(options))
         verb = engine.status if options.action == "status" else engine.teardown
-        return _run(options, verb(options, launch))
+        return _run(options, verb(options, launch), all_of_them=True)
     if options.action == "submit":
         _need(engine.missing(options))
     folder, made = render(engine, options, launch)
@@ -107,22 +107,24 @@ def _need(missing: str) -> None:
         raise UserError(missing)
 
 
-def _run(options: argparse.Namespace, commands: list[list[str]]) -> int:
-    """Runs commands one after the other, before the user's eyes, as far as they succeed."""
+def _run(options: argparse.Namespace, commands: list[list[str]], *, all_of_them: bool = False) -> int:
+    """Runs commands one after the other, before the user's eyes, as far as they succeed, or all. Returns the worst status."""
     surroundings = clients.surroundings(options, options.engine)
+    worst = 0
     for command in commands:
         print(f"+ {shlex.join(command)}", flush=True)
         try:
             status = subprocess.run(command, env=surroundings, cwd=jobs.ROOT).returncode
         except FileNotFoundError:
             raise UserError(f"There is no command {command[0]}: install it, or put it on PATH.") from None
-        if status:
-            return status
-    return 0
+        worst = max(worst, status)
+        if status and not all_of_them:
+            break
+    return worst
 
 
 def _collect(options: argparse.Namespace, launch: Launch) -> int:
-    if launch.workdir.kind == "gs":
+    if launch.workdir.kind == "gs" and not options.mounted:
         _need(clients.google_missing())
         options.into.mkdir(parents=True, exist_ok=True)
         return _run(options, results.commands(launch, options.into.resolve()))
