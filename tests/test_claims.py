@@ -230,13 +230,15 @@ def test_two_homes_share_one_workdir_and_one_dies(tmp_path, seed):
     assert len({record["owner"] for record in artifacts.history(tmp_path / "w")}) >= 2
 
 
-def _nothing_lost_nothing_twice(workdir, plan):
+def _nothing_lost_nothing_twice(workdir, plan, kills=1):
     for node in plan.nodes:
         assert artifacts.is_whole(workdir / node.folder)
     sealed = [record["stage"] for record in artifacts.history(workdir) if record["what"] != "begun"]
     assert len(sealed) == len(set(sealed)) and set(sealed) <= {node.folder for node in plan.nodes}
-    assert len(sealed) >= len(plan.nodes) - 1  # a kill between a seal and its line loses the line
-    assert not list(workdir.glob(".*.tmp-*")) and not list((workdir / ".claims").iterdir())
+    # A kill between a seal and its line loses the line, and leaves the claim on what is there for all to take.
+    assert len(sealed) >= len(plan.nodes) - kills
+    assert len({file.stem for file in (workdir / ".claims").iterdir()}) <= kills
+    assert not list(workdir.glob(".*.tmp-*"))
     assert sorted(p.name for p in (workdir / "runs").iterdir()) == [member.name for member in plan.members]
     for i, member in enumerate(plan.members):
         assert (workdir / "runs" / member.name / "results.csv").read_text() == f"results {i}\nreport {i}\n"
