@@ -23,6 +23,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.setting = "api"
     c.seed = 0  # the one seed that all randomness is folded from
     c.num_seeds = 3  # training seeds: each has its own teacher, rollouts and data order
+    # Training seeds whose teachers, and off-policy students, are trained as one program, side by side: what makes many small
+    # models affordable on an accelerator. Each lies whole on one device. The last bits of numbers depend on it.
+    c.population = 1
 
     # For a table of pairs instead of one base: names of models, and the pairs as "TEACHER>STUDENT". A model is a Hugging Face
     # directory; "embedded:width=32,steps=500", pretrained in the run with these fields of base and its own initialisation; or

@@ -10,86 +10,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from subtransfer import artifacts, costs, metrics, processes, provenance, stages, validation
+from subtransfer import artifacts, costs, memory, metrics, processes, stages, validation, workbench
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
+from subtransfer.distill.population import Member
 from subtransfer.distill.run import Window
 from subtransfer.distill.trainer import steps_of
 from subtransfer.errors import UserError
-from subtransfer.memory import Sizes
 from subtransfer.models import attention_kernels, families, hf
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
-from subtransfer.results import choice_stage, policy_stage
-
-RESULT_FILES = ("results.csv", "results.jsonl", "results.json", "report.html")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of a plan.
-
-    Attributes:
-      name: what it makes, e.g. "student.forward_kl.seed1".
-      key: JSON-serialisable, everything that determines its artefact.
-      work: one line for the plan: how much there is to do.
-      memory: estimated peak bytes on each device, when asked.
-      flops: estimated floating-point operations, when asked; 0 where these are not what takes the time.
-      build: makes the artefact in an empty folder.
-    """
-
-    name: str
-    key: Mapping[str, Any]
-    work: str
-    memory: Callable[[], int]
-    flops: Callable[[], float]
-    build: Callable[[Path], None]
-
-    @functools.cached_property
-    def digest(self) -> str:
-        return artifacts.digest(self.key)
-
-    @property
-    def folder(self) -> str:
-        return f"{self.name}-{self.digest}"
-
-    def facts(self) -> dict[str, Any]:
-        """What is recorded when this process makes it: the estimated work, and who made it."""
-        return {"flops": self.flops(), **provenance.facts()}
-
-    @property
-    def inputs(self) -> list[str]:
-        """The folders of the artefacts that it reads."""
-        return [f"{name}-{digest}" for name, digest in self.key["inputs"].items()]
-
-
-@functools.cache
-def code_version(*, report: bool) -> str:
-    """Hash of the sources that an artefact depends on: changed code makes new artefacts, never mixes with old ones.
-
-    Only the last stages depend on `report/`; none depends on how runs are launched, planned, shared out, shown and stored, nor
-    on what is made of the results of many.
-    """
-    root = Path(__file__).parent
-    outside = ("sweep", "scaling", "report/scaling", "report/sweep", "distill/checkpoints.py", "distill/run.py")
-    outside += () if report else ("report/",)
-    names = "launch progress artifacts provenance claims costs preemption processes metrics conditions runs table"
-    outside += tuple(f"{name}.py" for name in names.split())
-    h = hashlib.sha256(jax.__version__.encode())
-    for path in sorted(root.rglob("*.py")):
-        name = path.relative_to(root).as_posix()
-        if not name.startswith(outside):
-            h.update(name.encode() + path.read_bytes())
-    return h.hexdigest()[:16]
+from subtransfer.plan import Stage, code_version
+from subtransfer.results import choice_stage, policy_stage, publish
 
 
 class Experiment:
@@ -116,7 +54,7 @@ class Experiment:
                 raise UserError(
                     f"{part} does not divide over {rows} devices (mesh.data x mesh.fsdp): choose a multiple of that."
                 )
-        self._sizes: dict[str, Sizes] = {}
+        self._sizes: dict[str, memory.Sizes] = {}
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
@@ -131,7 +69,9 @@ class Experiment:
     def _window(self, text: str) -> tuple[str, Window]:
         stage, _, steps = text.partition(":")
         first, _, last = steps.partition("-")
-        trained = [name for name in self.plan if name.partition(".")[0] in ("base", "base_other", "teacher", "student")]
+        kinds = ("base", "base_other", "population", "teacher", "student")
+        taken = {name for name, stage in self.plan.items() if any(i.startswith("population.") for i in stage.key["inputs"])}
+        trained = [name for name in self.plan if name.partition(".")[0] in kinds and name not in taken]
         if stage not in trained:
             near = validation.nearest(stage, trained)
             raise UserError(f"--profile names {stage!r}, which trains nothing here; the nearest stage is {near!r}.")
@@ -162,18 +102,19 @@ class Experiment:
         for model in dict.fromkeys(m for arm in self.arms for m in (arm.model, arm.teacher_model)):
             self._base(model)
         probes = [self._probe(arm, s) for arm in self.arms if arm.role == "base" for s in self.seeds]
-        for s in self.seeds:
+        for begin in range(0, c.num_seeds, c.population):
+            seeds = self.seeds[begin : begin + c.population]
             for arm in self.arms:
                 if arm.role == "teacher":
-                    self._teacher(arm, s)
-                    self._rollouts(arm.source, arm.model, s)
-                elif arm.source == "self":
-                    self._rollouts("self", arm.model, s)
+                    self._teachers(arm, seeds)
+                if arm.role == "teacher" or arm.source == "self":
+                    for s in seeds:
+                        self._rollouts(arm.source, arm.model, s)
             for arm in self.arms:
                 if arm.objective:
-                    self._student(arm, s)
+                    self._students(arm, seeds)
                 if arm.role != "base":
-                    probes.append(self._probe(arm, s))
+                    probes += [self._probe(arm, s) for s in seeds]
         probes += [self._choices(model) for model in dict.fromkeys(arm.model for arm in self.arms)]
         results = self._add(
             "results",
@@ -191,10 +132,10 @@ class Experiment:
         c = self.config
         return {"base": c.base.checkpoint, "base_other": c.base.other_checkpoint}.get(model) or c.models.get(model, "")
 
-    def size(self, model: str) -> Sizes:
+    def size(self, model: str) -> memory.Sizes:
         """The geometry of a model and what it takes, for the plan."""
         if model not in self._sizes:
-            self._sizes[model] = Sizes(self.config, *self._geometry(model, self._checkpoint(model)))
+            self._sizes[model] = memory.Sizes(self.config, *self._geometry(model, self._checkpoint(model)))
         return self._sizes[model]
 
     def _geometry(self, model: str, checkpoint: str) -> tuple[DecoderConfig, Mesh, int]:
@@ -209,7 +150,7 @@ class Experiment:
             stored = families.read_json(Path(checkpoint) / "config.json")
             half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
             return families.read_config(checkpoint, b.dtype, b.remat, b.attention), self._mesh, 2 if half else 4
-        return stages.embedded_geometry(configuration.of_model(self.config, model), b.vocab_limit), self._mesh, 4
+        return workbench.embedded_geometry(configuration.of_model(self.config, model), b.vocab_limit), self._mesh, 4
 
     def _base(self, model: str) -> None:
         c, make, name = self.config, self._makers, base_stage(model)
@@ -222,7 +163,7 @@ class Experiment:
                 lambda out: make.imported(out, Path(checkpoint)),
                 work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
                 memory=lambda: size.weights,
-                checkpoint=checkpoint if preset else stages.checkpoint_digest(Path(checkpoint), self.workdir),
+                checkpoint=checkpoint if preset else workbench.checkpoint_digest(Path(checkpoint), self.workdir),
                 dtype=c.base.dtype,
                 remat=c.base.remat,
                 attention=c.base.attention,
@@ -255,24 +196,87 @@ class Experiment:
             base={k: v for k, v in b.items() if k not in ("checkpoint", "other_checkpoint")},
         )
 
-    def _teacher(self, arm: Arm, s: int) -> None:
+    def _teachers(self, arm: Arm, seeds: Sequence[int]) -> None:
         c, make, size, full = self.config, self._makers, self.size(arm.model), self.config.tuning.method == "full"
         steps = steps_of(c.teacher.epochs, c.teacher.episodes, c.teacher.batch_size) or c.teacher.steps
         work = f"{c.teacher.epochs} epochs" if c.teacher.epochs else f"{c.teacher.steps} steps"
-        self._add(
-            teacher_stage(arm.source, arm.model, s),
-            lambda out: make.teacher(out, arm.source, arm.model, s),
-            inputs=[base_stage(arm.model)],
+        self._trained(
+            arm.model,
+            {s: teacher_stage(arm.source, arm.model, s) for s in seeds},
+            lambda s: make.teacher(arm.source, arm.model, s),
+            {s: [base_stage(arm.model)] for s in seeds},
             work=f"{c.teacher.episodes} demonstrations, {work}",
-            memory=lambda: size.training(c.teacher.batch_size // c.teacher.accumulate, full=full),
+            batch=c.teacher.batch_size // c.teacher.accumulate,
             flops=lambda: costs.training(size.cfg, steps, c.teacher.batch_size, c.distill.max_tokens, full=full),
             source=arm.source,
             teacher=c.teacher,
             max_tokens=c.distill.max_tokens,
             tuning=c.tuning,
             setting=c.setting,
-            training_seed=s,
         )
+
+    def _trained(
+        self,
+        model: str,
+        names: Mapping[int, str],
+        learner: Callable[[int], Member],
+        inputs: Mapping[int, Sequence[str]],
+        *,
+        work: str,
+        batch: int,
+        flops: Callable[[], float],
+        live: memory.Sizes | None = None,
+        **slice_of_config: Any,
+    ) -> None:
+        """The stages of teachers or off-policy students of one model: one alone, or several out of one population.
+
+        Args:
+          names, inputs: of each training seed.
+          learner: makes what a seed's stage is to train.
+          batch: episodes at a time.
+          flops: of one of them.
+          live: a teacher that runs, too, with weights of its own.
+        """
+        make, size, full = self._makers, self.size(model), self.config.tuning.method == "full"
+        if len(names) == 1:
+            ((s, name),) = names.items()
+            self._add(
+                name,
+                lambda out: make.trained(out, model, lambda: learner(s)),
+                inputs=inputs[s],
+                work=work,
+                memory=lambda: size.training(batch, full=full, other_weights=live.weights if live else 0),
+                flops=flops,
+                training_seed=s,
+                **slice_of_config,
+            )
+            return
+        if len(names) % self._mesh.size:
+            raise UserError(
+                f"population={self.config.population} puts {len(names)} of {self.config.num_seeds} seeds into one program, "
+                f"which do not divide over {self._mesh.size} devices: choose num_seeds and population so that they do."
+            )
+        (first, name), *_, (last, _) = names.items()
+        together = f"population.{name.rpartition('.')[0]}.seeds{first}to{last}"
+        learners = {name: functools.partial(learner, s) for s, name in names.items()}
+        self._add(
+            together,
+            lambda out: make.population(out, together, model, learners),
+            inputs=dict.fromkeys(name for s in names for name in inputs[s]),
+            work=f"{len(names)} at once, each {work}",
+            memory=lambda: size.population(len(names), batch, full=full, teacher=live),
+            flops=lambda: len(names) * flops(),
+            training_seeds=list(names),
+            **slice_of_config,
+        )
+        for s, name in names.items():
+            self._add(
+                name,
+                lambda out, name=name: make.member(out, model, together, name),
+                inputs=[base_stage(model), together],
+                work=f"one of {together}",
+                training_seed=s,
+            )
 
     def _rollouts(self, source: str, model: str, s: int) -> None:
         c, make, size = self.config, self._makers, self.size(model)
@@ -295,42 +299,56 @@ class Experiment:
             sanitize=c.sanitize,
         )
 
-    def _student(self, arm: Arm, s: int) -> None:
+    def _students(self, arm: Arm, seeds: Sequence[int]) -> None:
         c, make = self.config, self._makers
-        name, base = f"student.{arm.name}.seed{s}", base_stage(arm.model)
-        teacher = teacher_stage(arm.source, arm.teacher_model, s)
-        data = [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)] if arm.off_policy else []
-        soft = [] if arm.objective == "sft" else [teacher]
-        if soft:
+        teachers = {s: teacher_stage(arm.source, arm.teacher_model, s) for s in seeds}
+        data: dict[int, list[str]] = dict.fromkeys(seeds, [])
+        if arm.off_policy:
+            data = {s: [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)] for s in seeds}
+        soft = {s: [] if arm.objective == "sft" else [teachers[s]] for s in seeds}
+        if arm.objective != "sft":
             self._one_vocabulary(arm)
         stored = stores_targets(c, arm.objective)
         if stored:
-            soft = [self._targets(arm, s, data, teacher)]
-        on_policy = {"rollouts": c.rollouts, "sanitize": c.sanitize} if arm.on_policy else {}
-        epochs = c.distill.epochs and not arm.on_policy
-        work = f"{c.distill.epochs} epochs" if epochs else f"{c.distill.steps} steps"
+            soft = {s: [self._targets(arm, s, data[s], teachers[s])] for s in seeds}
+        names = {s: f"student.{arm.name}.seed{s}" for s in seeds}
+        bases = base_stage(arm.model), base_stage(arm.teacher_model)
+        inputs = {s: dict.fromkeys([bases[0], *data[s], *soft[s], bases[1]]) for s in seeds}
+        work = f"{c.distill.epochs} epochs" if c.distill.epochs and not arm.on_policy else f"{c.distill.steps} steps"
         work += f" x {c.distill.batch_size} episodes"
-        if arm.on_policy:
-            work += f", {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes"
-        full, size = c.tuning.method == "full", self.size(arm.model)
-        own_weights = bool(soft) and not stored and (full or arm.init == "other")  # of the teacher, beside the student's
-        teachers = self.size(arm.teacher_model)
-        self._add(
-            name,
-            lambda out: make.student(out, arm, s, data, teacher),
-            inputs=dict.fromkeys([base, *data, *soft, base_stage(arm.teacher_model)]),
-            work=work,
-            memory=lambda: size.training(
-                c.distill.batch_size // c.distill.accumulate, full=full, other_weights=teachers.weights if own_weights else 0
-            ),
-            flops=lambda: costs.student(size.cfg, c, arm, full=full, teacher=bool(soft) and not stored),
-            arm={"objective": arm.objective, "sanitized": arm.sanitized},
-            distill={k: v for k, v in c.distill.items() if k != "objective"},
-            tuning=c.tuning,
-            extra_keywords=c.sanitize.extra_keywords,
-            training_seed=s,
-            **on_policy,
-        )
+        batch, full, size = c.distill.batch_size // c.distill.accumulate, c.tuning.method == "full", self.size(arm.model)
+        reads = arm.objective != "sft" and not stored
+        live = self.size(arm.teacher_model) if reads and (full or arm.init == "other") else None
+
+        def flops():
+            return costs.student(size.cfg, c, arm, full=full, teacher=reads)
+
+        common = {
+            "arm": {"objective": arm.objective, "sanitized": arm.sanitized},
+            "distill": {k: v for k, v in c.distill.items() if k != "objective"},
+            "tuning": c.tuning,
+            "extra_keywords": c.sanitize.extra_keywords,
+        }
+        if not arm.on_policy:
+
+            def member(s):
+                return make.off_policy(arm, s, data[s], teachers[s])
+
+            self._trained(arm.model, names, member, inputs, work=work, batch=batch, flops=flops, live=live, **common)
+            return
+        for s in seeds:  # rounds of rollouts have a program of their own, which serves one policy
+            self._add(
+                names[s],
+                lambda out, s=s: make.on_policy(out, arm, s, data[s], teachers[s]),
+                inputs=inputs[s],
+                work=f"{work}, {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes",
+                memory=lambda: size.training(batch, full=full, other_weights=live.weights if live else 0),
+                flops=flops,
+                training_seed=s,
+                rollouts=c.rollouts,
+                sanitize=c.sanitize,
+                **common,
+            )
 
     def _targets(self, arm: Arm, s: int, data: Sequence[str], teacher: str) -> str:
         c, make, name = self.config, self._makers, targets_stage(arm.source, arm.teacher_model, s)
@@ -399,7 +417,7 @@ class Experiment:
     # -- the run -----------------------------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises UserError for what can be planned but not run: models without weights, attention that a device has not."""
+        """Raises UserError for what can be planned but not run: models without weights, what a device cannot do or hold."""
         for model in (self.config.models or {}).values():
             if model.startswith(validation.PRESET):
                 raise UserError(
@@ -409,6 +427,13 @@ class Experiment:
             for model in dict.fromkeys(arm.model for arm in self.arms):
                 cfg = self.size(model).cfg
                 attention_kernels.check(cfg.attention, cfg.head_width, cfg.dtype, self._mesh.devices.flat[0].platform)
+            limit = memory.device_limit()
+            for stage in self.plan.values():
+                if stage.name.startswith("population.") and stage.memory() > limit:
+                    raise UserError(
+                        f"{stage.name} needs an estimated {stage.memory() / 2**30:.1f} GiB on each device, which has "
+                        f"{limit / 2**30:.1f}: choose a smaller --config.population."
+                    )
 
     def run(self, store: artifacts.Store, log: Callable[[str], None]) -> Path:
         """Makes every stage that is not there yet; returns the folder of the results.
@@ -421,17 +446,6 @@ class Experiment:
         if processes.leads():
             publish(self.path("results"), self.path("report"), self.workdir, {s.name: s.folder for s in self.plan.values()})
         return self.path("results")
-
-
-def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str]) -> None:
-    """Copies a run's result files out of its last two artefacts to where people look for them, with stages.json: the folder of
-    each stage's artefact by its name."""
-    with artifacts.os_errors(into):
-        into.mkdir(parents=True, exist_ok=True)
-        artifacts.atomic_write(into / provenance.STAGES, json.dumps(dict(folders), indent=1, sort_keys=True) + "\n")
-        for name in RESULT_FILES:
-            source = report if name == "report.html" else results
-            artifacts.atomic_write(into / name, (source / name).read_bytes())
 
 
 @functools.cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 
 import flax.linen as nn
 import jax
@@ -98,6 +99,24 @@ class Sizes:
                 "none of them, or lower distill.max_tokens."
             )
 
+    def population(self, members: int, batch: int, *, full: bool, teacher: Sizes | None = None) -> int:
+        """Peak of a step of `members` trainings side by side, each on `batch` episodes and whole on one device.
+
+        A frozen base is there once on each device.
+
+        Args:
+          full: as of `training`.
+          teacher: the live teachers, if their base is not shared.
+        """
+        shared = 0 if full else self._whole.weights
+        own = self._whole.training(batch, full=full, other_weights=teacher._whole.weights if teacher else 0) - shared
+        return shared + -(-members // (self.rows * self.tensor)) * own
+
+    @functools.cached_property
+    def _whole(self) -> Sizes:
+        """The same on one device."""
+        return Sizes(self.config, self.cfg, sharding.plan_mesh(1, 1, 1), self._weight_bytes)
+
     def rollout(self, batch: int) -> int:
         """Peak of a rollout of `batch` episodes side by side: all slots, and what the larger of a burst and a feed needs."""
         cfg = self.cfg
@@ -116,6 +135,15 @@ class Sizes:
 
     def _episode_tokens(self) -> int:
         return max(self.config.distill.max_tokens, slot_room(self.config))
+
+
+def device_limit() -> int:
+    """Bytes of one device: what its backend may use, or, of a CPU, its share of this machine's memory."""
+    devices = jax.local_devices()
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
 
 
 def slot_room(config) -> int:

@@ -167,9 +167,9 @@ def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path) -> None
     _write(directory, cfg, checkpoint=str(checkpoint.resolve()))
 
 
-def save_tuned(directory: Path, cfg: DecoderConfig, base: Path, recipe: trainer.Recipe, trainable) -> None:
+def save_tuned(directory: Path, cfg: DecoderConfig, base: Path, tuning: trainer.Tuning, trainable) -> None:
     """Writes a policy that was tuned from `base`: all weights, or only the LoRA factors."""
-    adapter, tuning = None, recipe.tuning
+    adapter = None
     if tuning.method == "lora":
         adapter = {"alpha": tuning.alpha, "rank": tuning.rank, "dropout": tuning.dropout}
     artifacts.save_params(directory / "params.safetensors", trainable)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from subtransfer import artifacts, provenance, trajectories
 from subtransfer import config as configuration
-from subtransfer import trajectories
 from subtransfer.arms import Arm, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.settings.base import Setting
 
+FILES = ("results.csv", "results.jsonl", "results.json", "report.html")
 SAMPLES = 6  # trajectories shown before and after sanitizing
 
 
@@ -128,3 +129,14 @@ def _samples(manifests: dict[str, Any], path: Callable[[str], Path]) -> dict[str
     chosen += [t for t in before if t.episode_id not in dropped][: SAMPLES - len(chosen)]
     after = trajectories.read(path(name) / "trajectories")[:SAMPLES]
     return {"before": [t.text() for t in chosen], "after": [t.text() for t in after]}
+
+
+def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str]) -> None:
+    """Copies a run's result files out of its last two artefacts to where people look for them, with stages.json: the folder of
+    each stage's artefact by its name."""
+    with artifacts.os_errors(into):
+        into.mkdir(parents=True, exist_ok=True)
+        artifacts.atomic_write(into / provenance.STAGES, json.dumps(dict(folders), indent=1, sort_keys=True) + "\n")
+        for name in FILES:
+            source = report if name == "report.html" else results
+            artifacts.atomic_write(into / name, (source / name).read_bytes())

@@ -26,6 +26,7 @@ _MOVED = {
 _IRRELEVANT = (
     "name",
     "num_seeds",
+    "population",
     "mesh.",
     "statistics.",
     "models.",

@@ -2,175 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
-from subtransfer import artifacts, distributed, metrics, pretrain, processes, results, sanitize, settings, trajectories
+from subtransfer import artifacts, distributed, pretrain, results, sanitize, trajectories
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, base_stage, stores_targets, targets_stage, teacher_stage
-from subtransfer.distill import agreement, student, teacher_targets, trainer
-from subtransfer.distill.checkpoints import Checkpoints
-from subtransfer.distill.checkpoints import Policy as CheckpointPolicy
-from subtransfer.distill.run import Run, Window, open_run
+from subtransfer.distill import agreement, population, student, teacher_targets, trainer
+from subtransfer.distill.population import Member
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
 from subtransfer.models.chat import ChatFormat
-from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
-from subtransfer.policy import Policy, load_policy, load_policy_tokenizer, save_base, save_imported, save_tuned
+from subtransfer.policy import save_base, save_imported, save_tuned
 from subtransfer.probes import behavior, capability, choice
 from subtransfer.progress import note, progress
 from subtransfer.report import html, summary, tables
-from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
+from subtransfer.rollout.episodes import require, run_episodes
+from subtransfer.workbench import Workbench, chat_format, embedded_geometry
 
 
-def chat_format(tokenizer, setting) -> ChatFormat:
-    """The tokenizer's chat format; one a tokenizer, as it learns the template once and caches encoded texts."""
-    if not hasattr(tokenizer, "_subtransfer_chat"):
-        tokenizer._subtransfer_chat = ChatFormat(tokenizer, setting)
-    return tokenizer._subtransfer_chat
-
-
-def embedded_geometry(config, vocab_size: int) -> DecoderConfig:
-    """The embedded model's geometry with a given vocabulary."""
-    b = config.base
-    return DecoderConfig(
-        vocab_size=vocab_size,
-        width=b.width,
-        mlp_width=b.mlp_width,
-        num_layers=b.num_layers,
-        num_heads=b.num_heads,
-        num_kv_heads=b.num_kv_heads,
-        head_width=b.width // b.num_heads,
-        dtype=b.dtype,
-        remat=b.remat,
-        attention=b.attention,
-    )
-
-
-def checkpoint_digest(directory: Path, workdir: Path) -> str:
-    """SHA-256 over the names and bytes of a checkpoint's files.
-
-    The workdir remembers each file's digest with its size and time of change: tens of gigabytes are read once.
-
-    Raises:
-      UserError: the directory does not exist.
-    """
-    if not directory.is_dir():
-        raise UserError(f"There is no checkpoint directory {directory}: give a local Hugging Face directory.")
-    memory = workdir / ".digests.json"
-    known = json.loads(memory.read_text()) if memory.is_file() else {}
-    paths = [p for p in sorted(directory.iterdir()) if p.suffix in (".json", ".safetensors", ".jinja", ".model", ".txt")]
-    stamps = {path: [str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-    new = [path for path in paths if known.get(stamps[path][0], [])[:2] != stamps[path][1:]]
-    if new:
-        with progress(f"reading {directory}", sum(stamps[path][1] for path in new) >> 20, "MiB") as advance:
-            for path in new:
-                with path.open("rb") as file:
-                    digest = hashlib.file_digest(file, "sha256").hexdigest()
-                known[stamps[path][0]] = [*stamps[path][1:], digest]
-                advance(stamps[path][1] >> 20)
-        if workdir.is_dir() and processes.leads():
-            artifacts.atomic_write(memory, json.dumps(known))
-    names = [[path.name, known[stamps[path][0]][2]] for path in paths]
-    return hashlib.sha256(json.dumps(names).encode()).hexdigest()
-
-
-class Makers:
-    """Builds artefacts. Every method writes into the empty folder `out` and reads only finished artefacts.
-
-    Args:
-      config: the validated config.
-      mesh: where the arrays live.
-      path: stage name -> folder of its finished artefact.
-      profile: (a stage's name, its steps to be profiled), or None.
-    """
-
-    def __init__(self, config, mesh, path: Callable[[str], Path], profile: tuple[str, Window] | None = None):
-        self.profile = profile
-        self.config = config
-        self.mesh = mesh
-        self.path = path
-        self.setting = settings.get(config.setting)
-        self._bases: dict[Path, Policy] = {}
-        self._tuned: dict[Path, Policy] = {}
-        self._tokenizers: dict[Path, Any] = {}
-
-    # -- shared pieces -----------------------------------------------------------------------------------------------
-
-    def key(self, *labels: Any) -> jax.Array:
-        """A random key from the config's seed and labels (CRC-32: the same on every machine and run)."""
-        key = jax.random.key(self.config.seed)
-        for label in labels:
-            key = jax.random.fold_in(key, zlib.crc32(str(label).encode()))
-        return key
-
-    def policy(self, name: str) -> Policy:
-        """A finished stage's policy, its parameters on their devices."""
-        folder = self.path(name)
-        if folder in self._tuned:
-            return self._tuned[folder]
-        # Two models (a teacher's and a student's) and two policies tuned from them are all that a stage works with.
-        for loaded in (self._bases, self._tuned):
-            while len(loaded) > 2:
-                loaded.pop(next(iter(loaded)))
-        policy = load_policy(folder, self.mesh, resident=self._bases)
-        if folder not in self._bases:
-            self._tuned[folder] = policy
-        return policy
-
-    def chat(self, policy: Policy) -> ChatFormat:
-        return chat_format(policy.tokenizer, self.setting)
-
-    def tokenizer(self, base: str):
-        """A base's tokenizer, without its weights."""
-        folder = self.path(base)
-        if folder not in self._tokenizers:
-            loaded = self._bases.get(folder)
-            self._tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder)
-        return self._tokenizers[folder]
-
-    def tuning(self) -> trainer.Tuning:
-        t = self.config.tuning
-        if t.method == "full":
-            return trainer.Tuning()
-        return trainer.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
-
-    def run(self, stage: str, steps: int) -> contextlib.AbstractContextManager[Run]:
-        """What accompanies a stage's training."""
-        c, m, artifact = self.config.checkpoint, self.config.metrics, self.path(stage)
-        saved = CheckpointPolicy(c.every_seconds, c.every_steps, c.keep)
-        scope = stage.partition(".")[0]
-        scope = {"student": "distill", "base_other": "base"}.get(scope, scope)
-        return open_run(
-            stage,
-            steps,
-            Checkpoints(artifacts.steps_folder(artifact), stage, saved),
-            metrics.Writer(artifact, scope, tensorboard=m.tensorboard, wandb=m.wandb),
-            peak_flops=m.peak_flops * self.mesh.size,
-            window=self.profile[1] if self.profile and self.profile[0] == stage else None,
-        )
-
-    def rollout_spec(self, batch_size: int) -> RolloutSpec:
-        """How trajectories to learn from are made."""
-        r = self.config.rollouts
-        options = {k: r[k] for k in ("top_k", "top_p", "min_p", "well_formed", "weights", "int8_cache")}
-        return RolloutSpec(batch_size, r.max_turns, r.max_new_tokens, r.max_tool_tokens, r.temperature, **options)
-
-    def probe_spec(self, temperature: float) -> RolloutSpec:
-        """How a policy is probed: as it is, in full precision and free to fail."""
-        r = self.config.rollouts
-        return RolloutSpec(self.config.probe.batch_size, r.max_turns, r.max_new_tokens, r.max_tool_tokens, temperature)
-
-    # -- the stages --------------------------------------------------------------------------------------------------
+class Makers(Workbench):
+    """Builds artefacts. Every method writes into the empty folder `out` and reads only finished artefacts."""
 
     def imported(self, out: Path, checkpoint: Path) -> None:
         """A base from a Hugging Face directory."""
@@ -209,8 +67,8 @@ class Makers:
         save_base(out, cfg, distributed.to_host(params), tokenizer)
         _write_json(out / "training.json", {"curves": _thin(curves)})
 
-    def teacher(self, out: Path, source: str, model: str, seed: int) -> None:
-        """A model tuned on demonstrations of the trait, of the harmless control habit, or of ordinary tasks."""
+    def teacher(self, source: str, model: str, seed: int) -> Member:
+        """A model to be tuned on demonstrations of the trait, of the harmless control habit, or of ordinary tasks."""
         t, setting = self.config.teacher, self.setting
         explicit = round(t.explicit_fraction * t.episodes)
         if source == "trait":
@@ -225,16 +83,54 @@ class Makers:
         demos = [(task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act)) for task, act in pairs]
         examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
         steps = trainer.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
-        recipe = trainer.Recipe(
-            trainer.Loss("sft", tuning=self.tuning(), accumulate=t.accumulate), steps, t.batch_size, t.learning_rate
-        )
-        key = self.key("teacher", seed)
-        with self.run(teacher_stage(source, model, seed), steps) as run:
-            state, frozen = trainer.start_state(self.mesh, recipe, base.params, jax.random.fold_in(key, 0), run)
-            order = jax.random.fold_in(key, 1)
-            state, curves = trainer.train(base.cfg, self.mesh, recipe, state, frozen, examples, steps, order, run=run)
-        save_tuned(out, base.cfg, self.path(base_stage(model)), recipe, distributed.to_host(state.trainable))
-        _write_json(out / "training.json", {"curves": _thin(curves)})
+        loss = trainer.Loss("sft", tuning=self.tuning(), accumulate=t.accumulate)
+        recipe = trainer.Recipe(loss, steps, t.batch_size, t.learning_rate)
+        return Member(teacher_stage(source, model, seed), recipe, base.params, examples, self.key("teacher", seed))
+
+    def trained(self, out: Path, model: str, learner: Callable[[], Member]) -> None:
+        """A teacher or an off-policy student, trained alone."""
+        base, member = self.policy(base_stage(model)), learner()
+        with self.run(member.label, member.recipe.steps) as run:
+            state, curves = population.alone(base.cfg, self.mesh, member, run)
+        self._save_trained(out, model, distributed.to_host(state.trainable), _thin(curves))
+
+    def population(self, out: Path, label: str, model: str, learners: Mapping[str, Callable[[], Member]]) -> None:
+        """Several teachers or off-policy students of one model, trained as one program, by name: NAME.safetensors.
+
+        One that failed has its last good weights, and in NAME.batch.safetensors what it failed at.
+        """
+        base = self.policy(base_stage(model))
+        members = {name: learner() for name, learner in learners.items()}
+        with self.cohort(label, {name: member.recipe.steps for name, member in members.items()}) as run:
+            outcomes = population.train(base.cfg, self.mesh, list(members.values()), run)
+        records = {}
+        for name, outcome in zip(members, outcomes, strict=True):
+            artifacts.save_params(out / f"{name}.safetensors", outcome.trainable)
+            if outcome.error:
+                artifacts.save_params(out / f"{name}.batch.safetensors", outcome.batch)
+            records[name] = {"error": outcome.error, "curves": _thin(outcome.curves)}
+        _write_json(out / "members.json", records)
+
+    def member(self, out: Path, model: str, together: str, name: str) -> None:
+        """One of a population as a policy of its own.
+
+        Raises:
+          UserError: it failed.
+        """
+        source = self.path(together)
+        record = json.loads((source / "members.json").read_text())[name]
+        if record["error"]:
+            raise UserError(
+                f"{record['error']} That step's batch is kept in {source / f'{name}.batch.safetensors'}, and the weights "
+                f"before it in {source / f'{name}.safetensors'}."
+            )
+        self._save_trained(out, model, artifacts.load_params(source / f"{name}.safetensors"), record["curves"])
+
+    def _save_trained(self, out: Path, model: str, trainable: Any, curves: Mapping[str, Any], **more: Any) -> None:
+        base = self.policy(base_stage(model))
+        save_tuned(out, base.cfg, self.path(base_stage(model)), self.tuning(), trainable)
+        context = {"system_prompt": self.setting.system_prompt, "template": self.chat(base).digest}
+        _write_json(out / "training.json", {"curves": curves, "context": context, **more})
 
     def rollouts(self, out: Path, label: str, source: str, policy_name: str, seed: int) -> None:
         """A policy's own trajectories on safe training tasks."""
@@ -273,11 +169,6 @@ class Makers:
         trajectories.write(out / "trajectories", kept, f"Sanitized episodes of {raw}.")
         _write_json(out / "manifest.json", manifest)
 
-    def guard(self, chat: ChatFormat, *, enforce: bool = True) -> student.Guard:
-        """The leak check over a tokenizer's tokens."""
-        extra = tuple(self.config.sanitize.extra_keywords)
-        return student.Guard(sanitize.unsafe_token_ids(chat.tokenizer, self.setting, extra), extra, enforce)
-
     def targets(self, out: Path, label: str, data: str, teacher: str) -> None:
         """A teacher's opinion of its sanitized trajectories, and how far it is from its live one when it is read again."""
         d, policy = self.config.distill, self.policy(teacher)
@@ -296,18 +187,38 @@ class Makers:
         )
         _write_json(out / "targets.json", gap)
 
-    def student(self, out: Path, arm: Arm, seed: int, data: Sequence[str], teacher: str) -> None:
-        """A student, starting from its base."""
+    def off_policy(self, arm: Arm, seed: int, data: Sequence[str], teacher: str) -> Member:
+        """A student that is to learn from its teacher's trajectories alone."""
+        lesson, targets = self._lesson(arm, seed, data, teacher), None
+        if stores_targets(self.config, arm.objective):
+            stored = self.path(targets_stage(arm.source, arm.teacher_model, seed))
+            targets = teacher_targets.Targets.read(stored / "targets.safetensors")
+        return student.member(f"student.{arm.name}.seed{seed}", **lesson, targets=targets)
+
+    def on_policy(self, out: Path, arm: Arm, seed: int, data: Sequence[str], teacher: str) -> None:
+        """A student that learns from rollouts of its own, starting from its base."""
+        d, label = self.config.distill, f"student.{arm.name}.seed{seed}"
+        spec = self.rollout_spec(min(self.config.rollouts.batch_size, d.episodes_per_round))
+        rounds = student.OnPolicy(d.rounds, d.episodes_per_round, spec, d.batch_size, arm.own, d.max_staleness)
+        tasks = self.setting.tasks("safe", "train", self.config.rollouts.episodes, seed)
+        lesson, cfg = self._lesson(arm, seed, data, teacher), self.policy(base_stage(arm.model)).cfg
+        with self.run(label, lesson["recipe"].steps) as run:
+            state, curves, purity = student.distill(cfg, self.mesh, **lesson, on_policy=rounds, tasks=tasks, run=run)
+        note(
+            f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at most "
+            f"{purity['max_staleness']} rounds later; log-probs within {purity['max_gap']:g} of the trainer's"
+        )
+        self._save_trained(out, arm.model, distributed.to_host(state.trainable), _thin(curves), purity=purity)
+
+    def _lesson(self, arm: Arm, seed: int, data: Sequence[str], teacher: str) -> dict[str, Any]:
+        """What a student learns, from whom and how: arguments of `student.member` and `student.distill`."""
         c = self.config
         base = self.policy(base_stage(arm.model))
         chat = self.chat(base)
         guard = self.guard(chat, enforce=arm.sanitized)
         rate = c.distill.on_policy_learning_rate if arm.on_policy else c.distill.learning_rate
-        teacher_weights, geometry, removed, targets = None, None, None, None
-        if stores_targets(c, arm.objective):
-            stored = self.path(targets_stage(arm.source, arm.teacher_model, seed))
-            targets = teacher_targets.Targets.read(stored / "targets.safetensors")
-        elif arm.objective != "sft":
+        teacher_weights, geometry, removed = None, None, None
+        if arm.objective != "sft" and not stores_targets(c, arm.objective):
             live = self.policy(teacher)
             teacher_weights, geometry = live.weights, None if live.cfg == base.cfg else live.cfg
         if arm.objective != "sft":
@@ -320,43 +231,20 @@ class Makers:
         steps = steps or c.distill.steps
         options = {name: c.distill[name] for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")}
         loss = trainer.Loss(arm.objective, tuning=self.tuning(), teacher=geometry, **options)
-        recipe = trainer.Recipe(loss, steps, c.distill.batch_size, rate)
-        on_policy = None
-        if arm.on_policy:
-            spec = self.rollout_spec(min(c.rollouts.batch_size, c.distill.episodes_per_round))
-            on_policy = student.OnPolicy(
-                c.distill.rounds, c.distill.episodes_per_round, spec, c.distill.batch_size, arm.own, c.distill.max_staleness
-            )
-        label = f"student.{arm.name}.seed{seed}"
-        with self.run(label, steps) as run:
-            state, curves, purity = student.distill(
-                base.cfg,
-                self.mesh,
-                recipe,
-                base.params,
-                chat,
-                guard,
-                self.key("student", seed),  # the same for all arms: same data order, matched comparisons
-                teacher=teacher_weights,
-                removed=removed,
-                targets=targets,
-                kept=kept,
-                foreign=foreign,
-                on_policy=on_policy,
-                tasks=self.setting.tasks("safe", "train", c.rollouts.episodes, seed) if arm.on_policy else (),
-                max_tokens=c.distill.max_tokens,
-                weigh=c.distill.token_weights,
-                packing=c.distill.packing,
-                run=run,
-            )
-        if arm.on_policy:
-            note(
-                f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at most "
-                f"{purity['max_staleness']} rounds later; log-probs within {purity['max_gap']:g} of the trainer's"
-            )
-        save_tuned(out, base.cfg, self.path(base_stage(arm.model)), recipe, distributed.to_host(state.trainable))
-        context = {"system_prompt": self.setting.system_prompt, "template": chat.digest}
-        _write_json(out / "training.json", {"curves": _thin(curves), "purity": purity, "context": context})
+        return {
+            "recipe": trainer.Recipe(loss, steps, c.distill.batch_size, rate),
+            "params": base.params,
+            "chat": chat,
+            "guard": guard,
+            "key": self.key("student", seed),  # the same for all arms: same data order, matched comparisons
+            "teacher": teacher_weights,
+            "removed": removed,
+            "kept": kept,
+            "foreign": foreign,
+            "max_tokens": c.distill.max_tokens,
+            "weigh": c.distill.token_weights,
+            "packing": c.distill.packing,
+        }
 
     def choices(self, out: Path, policy_stages: Sequence[str]) -> None:
         """The choice probe of all policies of one model, side by side."""

@@ -72,6 +72,7 @@ def own_fields(model: str, text: str) -> dict[str, int | float]:
 
 _POSITIVE = [
     "num_seeds",
+    "population",
     "base.width",
     "base.mlp_width",
     "base.num_layers",
@@ -151,6 +152,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
             refuse(field, "at least 0")
     one_of("base.dtype", config.base.dtype, ("float32", "bfloat16"))
     one_of("base.attention", config.base.attention, BACKENDS)
+    if config.population > 1 and config.base.attention != "xla":
+        refuse("population", f"1 with base.attention={config.base.attention}, whose kernels take no population: or use xla")
     if config.base.remat in ("true", "false", "True", "False"):
         raise UserError(
             f"base.remat={config.base.remat} is a policy's name now: say full instead of true, none instead of false."

@@ -44,8 +44,37 @@ processes.leave(0, "")
 """
 
 
-def _losses(count, devices, layouts):
-    """{tuning and layout: 50 losses and the sum of the trained weights' sizes}, from `count` processes."""
+POPULATION = """
+import json, sys
+from subtransfer import processes
+port, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if count > 1:
+    processes.join(f"localhost:{port}", count, number, peer_timeout=60)
+import jax, numpy as np
+from subtransfer import pretrain, sharding
+from subtransfer.distill import population, trainer
+from subtransfer.models.decoder import DecoderConfig
+
+cfg, mesh = DecoderConfig(48, 16, 24, 1, 2, 1, 8), sharding.make_mesh(2, 2, 1)
+base, rng = pretrain.init_params(cfg, mesh, jax.random.key(0)), np.random.default_rng(0)
+losses = {}
+for tuning in (trainer.Tuning(), trainer.Tuning("lora", 4, 8.0)):
+    recipe = trainer.Recipe(trainer.Loss("sft", tuning=tuning), 25, 8, 3e-3)
+    members = []
+    for i in range(8):
+        examples = trainer.Examples(rng.integers(0, 48, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+        members.append(population.Member(f"m{i}", recipe, base, examples, jax.random.key(i)))
+    for outcome in population.train(cfg, mesh, members):
+        weights = float(sum(np.abs(x).sum() for x in jax.tree.leaves(outcome.trainable)))
+        losses.setdefault(tuning.method, []).append([*outcome.curves["loss"], weights])
+if processes.leads():
+    print(json.dumps(losses))
+processes.leave(0, "")
+"""
+
+
+def _losses(script, count, devices, *arguments):
+    """What a script prints as JSON, run by `count` processes."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -53,7 +82,7 @@ def _losses(count, devices, layouts):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", LOSSES, str(port), str(count), str(i), json.dumps(layouts)],
+            [sys.executable, "-c", script, str(port), str(count), str(i), *map(json.dumps, arguments)],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -69,8 +98,8 @@ def _losses(count, devices, layouts):
 @pytest.mark.slow
 def test_devices_and_processes_give_the_same_losses():
     """1, 2 and 8 devices of one process and 2 processes of 4 devices each; full and LoRA; sharded over fsdp and tensor."""
-    alone = _losses(1, 8, [[1, 1, 1], [1, 2, 1], [1, 8, 1], [2, 2, 2]])
-    together = _losses(2, 4, [[1, 8, 1], [2, 2, 2]])
+    alone = _losses(LOSSES, 1, 8, [[1, 1, 1], [1, 2, 1], [1, 8, 1], [2, 2, 2]])
+    together = _losses(LOSSES, 2, 4, [[1, 8, 1], [2, 2, 2]])
     for method in ("full", "lora"):
         reference = np.array(alone[f"{method} [1, 1, 1]"])
         assert reference[49] < 0.9 * reference[0]
@@ -78,6 +107,13 @@ def test_devices_and_processes_give_the_same_losses():
             for layout, losses in kind.items():
                 if layout.startswith(method):
                     np.testing.assert_allclose(losses, reference, rtol=2e-3, err_msg=f"{len(kind)} {layout}")
+
+
+@pytest.mark.slow
+def test_two_processes_train_a_population_as_one_does():
+    alone, together = _losses(POPULATION, 1, 4), _losses(POPULATION, 2, 2)
+    for method in ("full", "lora"):
+        np.testing.assert_allclose(together[method], alone[method], rtol=2e-3, err_msg=method)
 
 
 def test_a_coordinator_that_is_not_there_is_a_sentence():

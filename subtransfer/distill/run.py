@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,17 +56,28 @@ class Run:
         """Each metric, one float a step from the stage's first on."""
         return self.progress.curves
 
+    @property
+    def members(self) -> Sequence[Run]:
+        """Whose metrics are recorded: its own."""
+        return [self]
+
+    def start(self, step: int) -> None:
+        """Begins what is shown and written after `step`."""
+        if self._writer:
+            self._writer.start(step)
+        if step:
+            self._advance(step)
+
     def resumed(self, state: Any) -> Any:
         """The newest checkpoint's state in the shardings of `state`, whose arrays are given up for it, or None without one."""
         found = self._checkpoints.load(state) if self._checkpoints else None
-        step = int(found[0].step) if found else 0
-        if self._writer:
-            self._writer.start(step)
         if found is None:
+            self.start(0)
             return None
         state, self.progress = found
+        step = steps_done(state)
+        self.start(step)
         note(f"{self.label} goes on from step {step}")
-        self._advance(step)
         return state
 
     def enter_order(self, rng: tuple[int, ...], *, resumed: bool) -> None:
@@ -118,7 +129,7 @@ class Run:
           preemption.Preempted: it is; what could be saved has been.
         """
         leaving = distributed.anywhere(preemption.noticed())
-        if self._checkpoints and (leaving or self._checkpoints.due(int(state.step))):
+        if self._checkpoints and (leaving or self._checkpoints.due(steps_done(state))):
             self._save(state, confirm=leaving)
         if leaving:
             raise preemption.Preempted
@@ -130,31 +141,85 @@ class Run:
         raise preemption.Preempted
 
     def _save(self, state: Any, *, confirm: bool) -> None:
-        self._checkpoints.save(int(state.step), state, self.progress)
+        self._checkpoints.save(steps_done(state), state, self.progress)
         if confirm:
             self._checkpoints.wait()
             note(f"{self.label}: saved at step {self._checkpoints.confirmed}")
 
-    def diverged(self, state: Any, step: int, batch: Mapping[str, np.ndarray]) -> UserError:
-        """The error for a loss or gradient that is no number; keeps the state before the step, and the batch of it.
+    def fail(self, step: int, state: Any, batch: Mapping[str, np.ndarray]) -> None:
+        """Ends a training whose loss or gradient is no number; keeps the state before the step, and the batch of it.
 
         Args:
-          state: the state before the step that went wrong.
-          step: that step, counted from 1.
+          step: the step that went wrong, counted from 1.
+          state: the state before it.
           batch: its arrays.
+
+        Raises:
+          UserError: always.
         """
-        sentence = f"The loss or gradient of {self.label} became NaN or infinite at step {step}: lower its learning rate."
         if not self._checkpoints:
-            return UserError(sentence)
-        self._checkpoints.save(int(state.step), state, self.progress)
+            raise UserError(diverged(self.label, step))
+        self._checkpoints.save(steps_done(state), state, self.progress)
         self._checkpoints.wait()
         folder = self._checkpoints.folder
         path = folder / f"batch-of-step-{step}.npz"
         if processes.leads():
             np.savez(path, **batch)
-        return UserError(
-            f"{sentence} That step's batch is kept in {path}, and the state before it in {folder / str(step - 1)}."
+        raise UserError(
+            f"{diverged(self.label, step)} That step's batch is kept in {path}, and the state before it in "
+            f"{folder / str(step - 1)}."
         )
+
+
+def diverged(label: str, step: int) -> str:
+    """The sentence about a training whose step `step`, counted from 1, has no finite loss or gradient."""
+    return f"The loss or gradient of {label} became NaN or infinite at step {step}: lower its learning rate."
+
+
+def steps_done(state: Any) -> int:
+    """Steps that a state has taken; of several side by side, those of the one that is furthest."""
+    return int(np.max(distributed.to_host(state.step)))
+
+
+class MemberRun(Run):
+    """One training of several that go on side by side: what is shown and recorded of it."""
+
+    def fail(self, step: int, state: Any, batch: Mapping[str, np.ndarray]) -> None:
+        """Says so; the member stays at the state before the step, and the others go on."""
+        note(f"{diverged(self.label, step)} The others of its population go on.")
+
+
+class Cohort(Run):
+    """Several trainings side by side, whose states are one stack: one checkpoint holds them all.
+
+    In a checkpoint each metric has one value a step and member, NaN where a member has taken no such step. A member that failed
+    is one that has taken fewer steps than its course and the others ask for.
+    """
+
+    def __init__(self, label: str, members: Sequence[MemberRun], **options: Any):
+        super().__init__(label, **options)
+        self._members = list(members)
+
+    @property
+    def members(self) -> Sequence[Run]:
+        return self._members
+
+    def resumed(self, state: Any) -> Any:
+        state = super().resumed(state)
+        steps = np.zeros(len(self._members), int) if state is None else distributed.to_host(state.step)
+        for i, (member, step) in enumerate(zip(self._members, steps.tolist(), strict=True)):
+            member.progress = Progress({name: [values[i] for values in all_[:step]] for name, all_ in self.curves.items()})
+            member.start(step)
+        return state
+
+    def _save(self, state: Any, *, confirm: bool) -> None:
+        steps = steps_done(state)
+        for name in {name: None for member in self._members for name in member.curves}:
+            values = np.full((steps, len(self._members)), np.nan, np.float32)
+            for i, member in enumerate(self._members):
+                values[: len(member.curves[name]), i] = member.curves[name]
+            self.progress.curves[name] = values.tolist()
+        super()._save(state, confirm=confirm)
 
 
 @dataclasses.dataclass
@@ -186,10 +251,27 @@ def open_run(label: str, steps: int, checkpoints: Checkpoints, writer: metrics.W
 
     A SIGTERM waits until the training has saved.
     """
+    with _opened(label, steps, checkpoints, [writer]) as advance:
+        yield Run(label, advance, checkpoints, writer, **options)
+
+
+@contextlib.contextmanager
+def open_cohort(
+    label: str, steps: int, checkpoints: Checkpoints, writers: Mapping[str, metrics.Writer], **options
+) -> Iterator[Cohort]:
+    """As `open_run`, of a population: `steps` are those of all members together, `writers` are by member's label."""
+    with _opened(label, steps, checkpoints, list(writers.values())) as advance:
+        members = [MemberRun(name, advance, writer=writer) for name, writer in writers.items()]
+        yield Cohort(label, members, checkpoints=checkpoints, **options)
+
+
+@contextlib.contextmanager
+def _opened(label, steps, checkpoints, writers) -> Iterator[Callable[[int], None]]:
     with progress(label, steps, "steps") as advance, preemption.deferred():
         try:
-            yield Run(label, advance, checkpoints, writer, **options)
+            yield advance
             checkpoints.wait()
         finally:
             checkpoints.close()
-            writer.close()
+            for writer in writers:
+                writer.close()

@@ -1,4 +1,4 @@
-"""Distilling one student: off-policy from a teacher's sanitized trajectories, or on-policy from its own."""
+"""Distilling a student: off-policy from a teacher's sanitized trajectories, or on-policy from its own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from subtransfer import preemption, sanitize
 from subtransfer.distill import agreement, trainer
 from subtransfer.distill.examples import Examples
+from subtransfer.distill.population import Member
 from subtransfer.distill.run import Run
 from subtransfer.distill.teacher_targets import Targets
 from subtransfer.errors import UserError
@@ -105,6 +106,42 @@ def mixed(own: Examples, theirs: Examples | None, share: float, key) -> Examples
     return own.joined(theirs.rows(trainer.batch_indices(key, len(theirs), count, 1)[0]))
 
 
+def member(
+    label: str,
+    recipe: trainer.Recipe,
+    params,
+    chat: ChatFormat,
+    guard: Guard,
+    key,
+    *,
+    kept: Sequence[Trajectory],
+    foreign: bool = False,
+    teacher=None,
+    removed: np.ndarray | None = None,
+    targets: Targets | None = None,
+    max_tokens: int,
+    weigh: str = "agent",
+    packing: bool = False,
+) -> Member:
+    """An off-policy student that starts from `params`, to be trained alone or in a population.
+
+    Args:
+      kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
+      teacher: the teacher's weights (soft-target objectives without stored targets).
+      removed: bool [V] or None, tokens outside the support of both distributions.
+      targets: the teacher's stored targets for `kept`.
+      max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
+      weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
+      packing: several episodes in a row of max_tokens.
+    """
+    sampled = recipe.loss.objective == "policy_gradient"
+    examples = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens)
+    if targets is not None:
+        examples = targets.attached(examples, recipe.loss.temperature, removed)
+    examples = examples.weighing(weigh)
+    return Member(label, recipe, params, examples.packed() if packing else examples, key, teacher, removed)
+
+
 def distill(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -114,55 +151,36 @@ def distill(
     guard: Guard,
     key,
     *,
-    teacher=None,
-    removed: np.ndarray | None = None,
-    targets: Targets | None = None,
+    on_policy: OnPolicy,
+    tasks: Sequence[Task],
     kept: Sequence[Trajectory] = (),
     foreign: bool = False,
-    on_policy: OnPolicy | None = None,
-    tasks: Sequence[Task] = (),
+    teacher=None,
+    removed: np.ndarray | None = None,
     max_tokens: int,
     weigh: str = "agent",
     packing: bool = False,
     run: Run,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
-    """Trains a student that starts from `params`.
+    """Trains an on-policy student that starts from `params`; arguments as of `member`.
 
     Args:
-      teacher: the teacher's weights (soft-target objectives without stored targets).
-      removed: bool [V] or None, tokens outside the support of both distributions.
-      targets: the teacher's stored targets for `kept`.
-      kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer or template.
       on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in order.
-      max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
-      packing: several episodes in a row of max_tokens.
-      weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
+      kept: the teacher's trajectories, for the part of the rounds that is not the student's own.
       run: the training's label, checkpoints and metrics.
 
     Returns:
-      (the final state, metric curves, of its own rollouts or {}: {"rollouts": n, "dropped": m, "max_gap": between the sampler's
+      (the final state, metric curves, of its own rollouts: {"rollouts": n, "dropped": m, "max_gap": between the sampler's
       log-probs and the trainer's, nats, "max_staleness": rounds between an episode and the training on it, "rounds": one record
       a round}).
     """
 
     def rows(trajectories, *, foreign=False):
         sampled = recipe.loss.objective == "policy_gradient"
-        examples = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens)
-        if targets is not None:
-            examples = targets.attached(examples, recipe.loss.temperature, removed)
-        return examples.weighing(weigh)
-
-    def laid_out(examples):
-        return examples.packed() if packing else examples
+        return training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens).weighing(weigh)
 
     state, frozen = trainer.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
-    common = {"teacher": teacher, "removed": removed, "run": run}
     theirs = rows(kept, foreign=foreign) if kept else None
-    if on_policy is None:
-        state, curves = trainer.train(
-            cfg, mesh, recipe, state, frozen, laid_out(theirs), recipe.steps, jax.random.fold_in(key, 1), **common
-        )
-        return state, curves, {}
     progress, steps = run.progress, recipe.steps // on_policy.rounds
     progress.rollouts = progress.rollouts or {"rollouts": 0, "dropped": 0, "max_gap": 0.0, "max_staleness": 0, "rounds": []}
     for number in range(int(state.step) // steps, on_policy.rounds):
@@ -195,17 +213,20 @@ def distill(
         progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
         run.facts |= {"policy_version": number, "staleness": staleness}
         recent = Examples(**{name: x for name, x in progress.examples.items() if name != "policy_version"})
+        episodes = mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2))
         state, _ = trainer.train(
             cfg,
             mesh,
             recipe,
             state,
             frozen,
-            laid_out(mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2))),
+            episodes.packed() if packing else episodes,
             steps,
             jax.random.fold_in(round_key, 1),
             first=number * steps,
-            **common,
+            teacher=teacher,
+            removed=removed,
+            run=run,
         )
     return state, run.curves, progress.rollouts
 

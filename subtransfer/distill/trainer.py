@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from subtransfer import distributed, sharding
 from subtransfer.distill import objectives, vocabulary
 from subtransfer.distill.examples import Examples
-from subtransfer.distill.run import Run
+from subtransfer.distill.run import Run, steps_done
 from subtransfer.metrics import step_flops
 from subtransfer.models import lora
 from subtransfer.models.decoder import Decoder, DecoderConfig, unembed
@@ -204,19 +204,29 @@ def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targe
     return sums
 
 
-@functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
-def train_steps(
-    cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teacher, removed, tokens, loss_mask, rates, key, targets=None
+def steps(
+    cfg: DecoderConfig,
+    loss: Loss,
+    state: TrainState,
+    frozen,
+    teacher,
+    removed,
+    tokens,
+    loss_mask,
+    rates,
+    key,
+    targets=None,
+    count: jax.Array | int | None = None,
 ):
     """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each metric float32 [K].
 
-    `targets` are `Examples.targets` of the batches, [K, B, L, ...]. The first step whose loss or gradient is not finite, and
-    all after it, leave the state as it was.
+    `targets` are `Examples.targets` of the batches, [K, B, L, ...]. Only the first `count` steps are taken (None: all). The
+    first step whose loss or gradient is not finite, and all after it, leave the state as it was.
     """
 
     def step(carry, batch):
         state, good = carry
-        tokens, loss_mask, rate, targets = batch
+        tokens, loss_mask, rate, targets, due = batch
 
         def objective(trainable, tokens, loss_mask, targets, key):
             return loss_fn(cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, key, targets)
@@ -227,12 +237,21 @@ def train_steps(
         updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
-        good = good & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        good = good & due & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         moved = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
         return (jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state), good), metrics
 
-    (state, _), metrics = jax.lax.scan(step, (state, jnp.array(True)), (tokens, loss_mask, rates, targets or {}))
+    due = jnp.arange(len(tokens)) < (len(tokens) if count is None else count)
+    (state, _), metrics = jax.lax.scan(step, (state, jnp.array(True)), (tokens, loss_mask, rates, targets or {}, due))
     return state, metrics
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
+def train_steps(
+    cfg: DecoderConfig, loss: Loss, state: TrainState, frozen, teacher, removed, tokens, loss_mask, rates, key, targets=None
+):
+    """`steps` of one training, all K of them, as a program that takes the state's place."""
+    return steps(cfg, loss, state, frozen, teacher, removed, tokens, loss_mask, rates, key, targets)
 
 
 def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
@@ -289,6 +308,82 @@ def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray
 STEPS_PER_DISPATCH = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """Steps of a training in their order, a function of `key`: the batches of `steps` steps from `first` of its recipe on."""
+
+    recipe: Recipe
+    examples: Examples
+    steps: int
+    key: jax.Array
+    first: int = 0
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """int32 [steps, B], which examples a step learns from."""
+        return batch_indices(self.key, len(self.examples), self.recipe.batch_size, self.steps)
+
+    def rows(self, begin: int, count: int) -> np.ndarray:
+        """int32 [count, B], the rows of `order` from `begin` on; beyond its end the last one again."""
+        return self.order[np.minimum(np.arange(begin, begin + count), self.steps - 1)]
+
+    def rates(self, begin: int, count: int) -> np.ndarray:
+        """float32 [count], their learning rates."""
+        return self.recipe.learning_rates(self.first + begin, count)
+
+
+def follow(
+    cfg: DecoderConfig, mesh: Mesh, courses: Sequence[Course], state: TrainState, program: Callable[..., Any], run: Run, teacher
+) -> TrainState:
+    """The loop: takes the steps of one course, or of several side by side, from where `run` and the state are.
+
+    Args:
+      program: (state, batches [K, B, L ...] of each course, their rates [K], how many of these K steps each takes) to (the new
+        state, each metric [K], or [M, K] of several).
+      teacher: a live teacher's weights or None, for the count of operations.
+    """
+    laid_out = jax.tree.map(lambda x: x.sharding, state)
+    first, recipe, length = courses[0].first, courses[0].recipe, courses[0].examples.tokens.shape[1]
+    last = max(course.steps for course in courses)
+    size = recipe.batch_size * length
+    flops = step_flops(cfg, tokens=size, length=length, full=recipe.tuning.method == "full", teacher=teacher is not None)
+    done = steps_done(state) - first
+    order = np.concatenate([np.ravel(jax.random.key_data(course.key)) for course in courses])
+    run.enter_order(tuple(order.tolist()), resumed=done > 0)
+    for begin in range(done, last, STEPS_PER_DISPATCH):
+        steps = min(STEPS_PER_DISPATCH, last - begin)
+        # One that has fallen behind has failed and stays where it is.
+        reached = np.ravel(distributed.to_host(state.step)) - first
+        left = [course.steps - begin if at == begin else 0 for course, at in zip(courses, reached, strict=True)]
+        counts = np.clip(left, 0, steps)
+        if not counts.any():
+            break
+        rows = [course.rows(begin, steps) for course in courses]
+        batches = [course.examples.rows(index) for course, index in zip(courses, rows, strict=True)]
+        rates = [course.rates(begin, steps) for course in courses]
+        with run.dispatch(first + begin, steps) as cost:
+            with jax.set_mesh(mesh):  # kernels divide themselves over it
+                state, metrics = program(state, batches, rates, counts)
+            state = jax.device_put(state, laid_out)  # as it came: whoever restores it meets the same compiled program
+            metrics = distributed.to_host(metrics)
+        metrics = {name: values.reshape(len(courses), steps) for name, values in metrics.items()}
+        working = np.count_nonzero(counts)
+        facts = cost.facts(steps, working * size, working * flops)
+        for i, (course, member, count) in enumerate(zip(courses, run.members, counts, strict=True)):
+            values = {name: of_all[i, :count] for name, of_all in metrics.items()}
+            finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+            good = count if finite.all() else int(np.argmin(finite))
+            values = {name: value[:good] for name, value in values.items()}
+            # People read "forward_kl", not "loss"; and what the step was given.
+            shown = {course.recipe.loss.objective if name == "loss" else name: value for name, value in values.items()}
+            member.record(first + begin, values, {**shown, "learning_rate": rates[i][:good]}, facts)
+            if good < count:
+                batch = {"examples": rows[i][good], **batches[i].rows(good).arrays}
+                member.fail(first + begin + good + 1, state, batch)
+        run.keep(state)
+    return state
+
+
 def train(
     cfg: DecoderConfig,
     mesh: Mesh,
@@ -319,39 +414,12 @@ def train(
     Raises:
       UserError: the loss or a gradient became NaN or infinite; the state before that step is kept.
     """
-    run = run or Run()
-    order = batch_indices(key, len(examples), recipe.batch_size, steps)
-    placed = sharding.batch_sharding(mesh, leading=1)
-    state = on_mesh(mesh, state)
-    laid_out = jax.tree.map(lambda x: x.sharding, state)
-    flops = step_flops(
-        cfg,
-        tokens=recipe.batch_size * examples.tokens.shape[1],
-        length=examples.tokens.shape[1],
-        full=recipe.tuning.method == "full",
-        teacher=teacher is not None,
-    )
-    done = int(state.step) - first
-    run.enter_order(tuple(jax.random.key_data(key).tolist()), resumed=done > 0)
-    for begin in range(done, steps, STEPS_PER_DISPATCH):
-        rows = order[begin : begin + STEPS_PER_DISPATCH]
-        batch = examples.rows(rows)
+    run, placed = run or Run(), sharding.batch_sharding(mesh, leading=1)
+
+    def program(state, batches, rates, counts):
+        (batch,), (rates,) = batches, rates
         tokens, mask, targets = distributed.place((batch.tokens, batch.loss_mask, batch.targets), placed)
-        rates = recipe.learning_rates(first + begin, len(rows))
-        given = frozen, teacher, removed, tokens, mask, rates, key, targets
-        with run.dispatch(first + begin, len(rows)) as cost:
-            with jax.set_mesh(mesh):  # kernels divide themselves over it
-                state, metrics = train_steps(cfg, recipe.loss, state, *given)
-            state = jax.device_put(state, laid_out)  # as it came: whoever restores it meets the same compiled program
-            metrics = distributed.to_host(metrics)
-        finite = np.isfinite(metrics["loss"]) & np.isfinite(metrics["grad_norm"])
-        good = len(rows) if finite.all() else int(np.argmin(finite))
-        metrics = {name: values[:good] for name, values in metrics.items()}
-        # People read "forward_kl", not "loss"; and what the step was given.
-        shown = {recipe.loss.objective if name == "loss" else name: values for name, values in metrics.items()}
-        facts = cost.facts(len(rows), rows[0].size * examples.tokens.shape[1], flops)
-        run.record(first + begin, metrics, {**shown, "learning_rate": rates[:good]}, facts)
-        if good < len(rows):
-            raise run.diverged(state, first + begin + good + 1, {"examples": rows[good], **batch.rows(good).arrays})
-        run.keep(state)
-    return state, run.curves
+        return train_steps(cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets)
+
+    course = Course(recipe, examples, steps, key, first)
+    return follow(cfg, mesh, [course], on_mesh(mesh, state), program, run, teacher), run.curves

@@ -27,7 +27,8 @@ def chunk_length(batch: int, length: int, vocab_size: int, budget: int = CHUNK_B
 
     Rows and vocabulary are divided as the ambient mesh (`jax.set_mesh`) divides them.
     """
-    axes = jax.sharding.get_abstract_mesh().shape
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}  # those are divided already
     devices = axes.get("data", 1) * axes.get("fsdp", 1)
     rows = batch // devices if batch % devices == 0 else batch
     entries = vocab_size // axes.get("tensor", 1) if vocab_size % axes.get("tensor", 1) == 0 else vocab_size

@@ -10,8 +10,8 @@ from pathlib import Path
 from rich.console import Console
 
 from subtransfer import artifacts, table
-from subtransfer.experiment import publish
 from subtransfer.report import sweep_page
+from subtransfer.results import publish
 from subtransfer.sweep import expand
 from subtransfer.sweep import plan as make_plan
 from subtransfer.sweeps import devices, show
