@@ -74,7 +74,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         console.width = 144  # a log file has room
     if "://" in (workdir or ""):
         raise UserError(
-            f"The workdir {workdir} is not a path of the file system: mount the bucket (gcsfuse) and give the mount's path."
+            f"The workdir {workdir} is not a path of the file system: mount the bucket, whose namespace must be hierarchical "
+            "(gcsfuse renames folders in no other), and give the mount's path."
         )
     if _SWEEP.value:
         return _run_sweep(config_file, overrides, workdir, console, dry_run=dry_run)

@@ -99,12 +99,13 @@ def _spec(shape, logical, mesh: Mesh) -> PartitionSpec:
 
 
 def laid_out(x: jax.Array, *logical: str) -> jax.Array:
-    """An activation under the ambient mesh (`jax.set_mesh`), laid out by the rules; without one it stays as it is.
+    """An activation under the ambient mesh (`jax.set_mesh`), laid out by the rules; without one, or within `jax.shard_map`, it stays
+    as it is.
 
     Weights are divided over fsdp as rows are: left alone, the compiler may keep the weights' division and every row everywhere.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    if mesh.empty or mesh.size == 1 or mesh.manual_axes:
         return x
     return jax.lax.with_sharding_constraint(x, _spec(x.shape, logical, mesh))
 
