@@ -329,7 +329,7 @@ def train(
         tokens=recipe.batch_size * examples.tokens.shape[1],
         length=examples.tokens.shape[1],
         full=recipe.tuning.method == "full",
-        teacher=teacher is not None,
+        teacher=None if teacher is None else recipe.loss.teacher or cfg,
     )
     done = int(state.step) - first
     run.enter_order(tuple(jax.random.key_data(key).tolist()), resumed=done > 0)
