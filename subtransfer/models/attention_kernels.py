@@ -92,8 +92,9 @@ def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: boo
 
 
 def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bool):
-    length, heads = q.shape[1], q.shape[2]
-    blocks = -(-length // (min(LONGEST, max(window, 512)) if window else LONGEST))
+    _, length, heads, width = q.shape
+    longest = LONGEST if width <= LANES else LONGEST // 2  # a block's scores and rows fit into VMEM
+    blocks = -(-length // (min(longest, max(window, 512)) if window else longest))
     block = -(-length // (blocks * LANES)) * LANES
     padded = blocks * block  # what is added comes last, where causality hides it
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
