@@ -321,7 +321,7 @@ class Experiment:
         live = self.size(arm.teacher_model) if reads and (full or arm.init == "other") else None
 
         def flops():
-            return costs.student(size.cfg, c, arm, full=full, teacher=reads)
+            return costs.student(size.cfg, c, arm, full=full, teacher=self.size(arm.teacher_model).cfg if reads else None)
 
         common = {
             "arm": {"objective": arm.objective, "sanitized": arm.sanitized},

@@ -143,7 +143,7 @@ class _EventFile:
         self._file.close()
 
 
-def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher: bool) -> float:
+def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher=None) -> float:
     """Floating-point operations that a training step has to make, over all devices; what is recomputed does not count.
 
     As in PaLM (Chowdhery et al. 2204.02311, appendix B): forward, 2 a token and parameter of a product, and causal attention's
@@ -155,12 +155,14 @@ def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher: bool) -> f
       tokens: of the batch, padding included.
       length: of a row.
       full: all weights are trained.
-      teacher: a teacher of the same geometry runs, too.
+      teacher: the geometry of a live teacher, or None.
     """
-    embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
-    attention = 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
-    forward = 2 * (cfg.num_params - embedding) + attention
-    return tokens * forward * ((3 if full else 2) + teacher)
+
+    def forward(cfg) -> float:
+        embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
+        return 2 * (cfg.num_params - embedding) + 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
+
+    return tokens * ((3 if full else 2) * forward(cfg) + (forward(teacher) if teacher else 0))
 
 
 def device_memory() -> dict[str, float]:

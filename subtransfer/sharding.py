@@ -99,9 +99,9 @@ def _spec(shape, logical, mesh: Mesh) -> PartitionSpec:
 
 
 def laid_out(x: jax.Array, *logical: str) -> jax.Array:
-    """An activation under the ambient mesh (`jax.set_mesh`), laid out by the rules; without one, or within `jax.shard_map`, it stays
-    as it is.
+    """An activation under the ambient mesh (`jax.set_mesh`), laid out by the rules.
 
+    Without a mesh, or within `jax.shard_map`, it stays as it is.
     Weights are divided over fsdp as rows are: left alone, the compiler may keep the weights' division and every row everywhere.
     """
     mesh = jax.sharding.get_abstract_mesh()

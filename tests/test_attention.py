@@ -37,6 +37,12 @@ def _xla(q, k, v, window):
     return attention(q, KV(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.2)
 
 
+@pytest.mark.slow
+def test_values_and_gradients_of_several_blocks(monkeypatch):
+    monkeypatch.setattr(attention_kernels, "LONGEST", 128)
+    test_values_and_gradients("pallas", 0)
+
+
 @pytest.mark.parametrize("window", [0, 20])
 @pytest.mark.parametrize("backend", list(INTERPRETED))
 def test_values_and_gradients(backend, window):

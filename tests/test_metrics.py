@@ -85,7 +85,7 @@ def test_operations_of_a_step():
     def count(function):
         return jax.jit(function).lower(params).compile().cost_analysis()["flops"]
 
-    whole = metrics.step_flops(cfg, tokens=tokens.size, length=32, full=True, teacher=False)
+    whole = metrics.step_flops(cfg, tokens=tokens.size, length=32, full=True)
     assert count(jax.grad(forward)) == pytest.approx(whole, rel=0.08)
-    adapted = metrics.step_flops(cfg, tokens=tokens.size, length=32, full=False, teacher=True)
+    adapted = metrics.step_flops(cfg, tokens=tokens.size, length=32, full=False, teacher=cfg)
     assert count(forward) == pytest.approx(whole / 3, rel=0.08) and adapted == pytest.approx(whole)

@@ -38,7 +38,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
 
 from subtransfer import config as configuration
-from subtransfer import memory, sharding
+from subtransfer import memory, metrics, sharding
+from subtransfer.arms import stores_targets
 from subtransfer.distill import trainer
 from subtransfer.errors import UserError
 from subtransfer.experiment import Experiment
@@ -63,14 +64,14 @@ class Programs:
 
     Attributes:
       objective: of the training step, the config's first one with soft targets, or "sft".
-      teacher: the geometry of its live teacher.
+      teacher: the geometry of its live teacher; None without one ("sft", or targets that were stored).
     """
 
     config: Any
     cfg: DecoderConfig
     mesh: Any
     objective: str
-    teacher: DecoderConfig
+    teacher: DecoderConfig | None
 
     def _array(self, shape, dtype, spec=WHOLE):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(self.mesh, spec))
@@ -105,22 +106,16 @@ class Programs:
     @property
     def shared_base(self) -> int:
         """Bytes that a training step's arguments name twice and a chip holds once: the base under teacher and student."""
-        if self.objective == "sft" or self.config.tuning.method == "full" or self.teacher != self.cfg:
+        if self.config.tuning.method == "full" or self.teacher != self.cfg:
             return 0
         return shard_bytes(self.weights()["params"])
 
     @property
-    def flops_a_token(self) -> float:
-        """Of a training step: forward and backward (a frozen base's weights get no gradient), and a live teacher's forward.
-
-        Two for each weight and pass; attention's products and what is computed again are not counted.
-        """
-
-        def weights(cfg):
-            return cfg.num_params - (0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width)
-
-        passes = 4 if self.config.tuning.method == "lora" else 6
-        return passes * weights(self.cfg) + (2 * weights(self.teacher) if self.objective != "sft" else 0)
+    def flops(self) -> float:
+        """Of a training step, over all chips; what is computed again does not count."""
+        d, full = self.config.distill, self.config.tuning.method == "full"
+        tokens = d.batch_size * d.max_tokens
+        return metrics.step_flops(self.cfg, tokens=tokens, length=d.max_tokens, full=full, teacher=self.teacher)
 
     def _rows(self, shape, dtype, heads=None):
         return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows_sharding(self.mesh, shape, heads=heads))
@@ -185,7 +180,7 @@ class Programs:
         return choice.score.lower(self.cfg, shared, own, batches, *(self._array(*f) for f in fixed))
 
     def train(self):
-        """One step; of a soft-target objective with its live teacher."""
+        """One step, with its live teacher or its stored targets."""
         c, objective, t = self.config, self.objective, self.config.tuning
         tuning = trainer.Tuning()
         weights = self.weights()
@@ -201,16 +196,18 @@ class Programs:
         rows = PartitionSpec(None, ("data", "fsdp"))
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
-        soft = objective != "sft"
         targets = {"behavior_logprobs": self._array(shape, jnp.float32, rows)} if objective == "policy_gradient" else {}
+        if stores_targets(c, objective):
+            stored = (("teacher_ids", jnp.int32), ("teacher_logprobs", jnp.float32))
+            targets = {name: self._array((*shape, c.distill.top_k), dtype, rows) for name, dtype in stored}
         options = {name: c.distill[name] for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")}
         return trainer.train_steps.lower(
             self.cfg,
             trainer.Loss(objective, tuning=tuning, teacher=self.teacher, **options),
             state,
             frozen,
-            self.weights(self.teacher) if soft else None,
-            self._array((self.cfg.vocab_size,), jnp.bool_) if soft and c.distill.mask_unsafe else None,
+            self.weights(self.teacher) if self.teacher else None,
+            self._array((self.cfg.vocab_size,), jnp.bool_) if objective != "sft" and c.distill.mask_unsafe else None,
             self._array(shape, jnp.int32, rows),
             self._array(shape, jnp.bool_, rows),
             self._array((1,), jnp.float32),
@@ -237,7 +234,7 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
     if program in ("prefill", "decode"):
         held += (programs.layout.lanes - 1) * slots  # the other lanes' slots wait on the same chip
     read = weights
-    work, steps, tokens = Program(compiled.as_text()).whole, 1, 0
+    work, steps, tokens = Program(compiled.as_text(), chip).whole, 1, 0
     if program == "decode":
         steps, tokens = shape.burst, shape.rows * shape.burst
         read += slots + shard_bytes(programs.prefix())
@@ -245,23 +242,25 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
         tokens = shape.feed_rows * shape.feed_tokens
     elif program == "train":
         tokens = programs.config.distill.batch_size * programs.config.distill.max_tokens
+    seconds = work.reading(steps * read / chip.hbm)
     out = {
         "program": program,
         "gib": held / 2**30,
         "temp_gib": sizes.temp_size_in_bytes / 2**30,
         "compile_s": time.monotonic() - begin,
-        "step_ms": work.seconds(chip, steps * read) / steps * 1e3,
-        "collectives_ms": work.sent / chip.ici / steps * 1e3,
+        "step_ms": seconds / steps * 1e3,
+        "collectives_ms": work.collectives / steps * 1e3,
+        "waiting_ms": work.waiting / steps * 1e3,
+        "kernels_ms": work.kernels / steps * 1e3,
         "read_gb": read / 1e9,
         "kernels_without_estimate": work.unknown,
     }
-    seconds = work.seconds(chip, steps * read)
     if tokens:
         out["tokens_per_s"] = tokens / seconds
     if program == "decode":
         out["of_bandwidth_limit"] = steps * read / chip.hbm / seconds
     if program == "train":
-        out["mfu"] = programs.flops_a_token * tokens / (seconds * chip.flops * programs.mesh.size)
+        out["mfu"] = programs.flops / (seconds * chip.flops * programs.mesh.size)
     return out
 
 
@@ -304,7 +303,8 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         size = experiment.size(name)
         soft = [arm for arm in experiment.arms if arm.model == name and arm.objective not in ("", "sft")]
         objective, teacher = (soft[0].objective, soft[0].teacher_model) if soft else ("sft", name)
-        programs = Programs(config, size.cfg, mesh, objective, experiment.size(teacher).cfg)
+        live = objective != "sft" and not stores_targets(config, objective)
+        programs = Programs(config, size.cfg, mesh, objective, experiment.size(teacher).cfg if live else None)
         planned = estimates(size, config)
         for program in _PROGRAMS.value:
             row = {"model": name, "estimated_gib": planned[program] / 2**30, **measure(programs, program, chip)}
@@ -328,7 +328,8 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         "estimated_gib": ("planned", ".2f"),
         "temp_gib": ("of it temporary", ".2f"),
         "step_ms": ("predicted ms", ".2f"),
-        "collectives_ms": ("of it collectives", ".2f"),
+        "collectives_ms": ("collectives", ".2f"),
+        "waiting_ms": ("waited for", ".2f"),
         "tokens_per_s": ("tokens/s", ",.0f"),
         "of_bandwidth_limit": ("of HBM limit", ".0%"),
         "mfu": ("MFU", ".0%"),

@@ -1,12 +1,17 @@
-"""What the TPU compiler expects of a compiled program: reads the cycles that it notes at each operation of its HLO.
+"""What the TPU compiler expects of a compiled program: walks its schedule with the cycles that it notes at each operation.
 
 `compiled.cost_analysis()["optimal_seconds"]` does not serve: it counts -1 for whatever it has no model of, and a loop's body
 once. The scheduled HLO names `estimated_cycles` for every fusion, by the cost model that the compiler itself tiles and
-schedules with; here they are summed, a loop's body as often as its condition lets it run.
+schedules with. Here the operations are walked in their order, a loop's body as often as its condition lets it run.
 
-Collectives carry no estimate. They are counted at the chip's published interconnect bandwidth, which is the least they take.
-Nor do kernels (Pallas): they are counted as reading their operands and writing their results once, the least that they take.
-Copies between HBM and VMEM that run beside arithmetic carry none either: a program's time is at least that of its bytes.
+- **Collectives** carry no estimate. They take the time of their bytes, by a ring's algorithm, at half of a chip's published
+  interconnect bandwidth: at the corner of a slice without wrap-around half of its links lead nowhere. Collectives wait for
+  each other. One that the schedule begins and ends in two places runs beside what stands between them, as the chip's own
+  engine moves the bytes; what is not done by then the chip waits for. One in one place is waited for as a whole.
+- **Kernels** (Pallas) carry none either. Splash attention's are counted by their products over the causal half of the scores,
+  at the share of the peak that `Chip.splash` gives; others as moving their operands and results once, which is the least.
+- Copies between HBM and VMEM that run beside arithmetic are not counted; a program's time is at least that of the bytes that
+  it must read.
 """
 
 from __future__ import annotations
@@ -23,6 +28,8 @@ _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Products over the scores that a kernel makes: scores and values; scores, d(values), d(scores) to dq; and so on.
+_SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +42,10 @@ class Chip:
       flops: peak in bfloat16, 1/s.
       clock: Hz, what turns cycles into seconds: peak / (2 x 128 x 128 x number of matrix units), of v6e 256 x 256.
       ici: bytes/s that a chip sends over all its links.
+      links: to other chips.
+      splash: share of the peak at which splash attention makes products over the causal half of the scores: from the
+        instruction bundles of its loops in libtpu's dumps (`--xla_jf_dump_llo_text`), forward and backward together, at 2,304
+        tokens, blocks of 768 and a head width of 128.
     """
 
     gib: float
@@ -42,13 +53,15 @@ class Chip:
     flops: float
     clock: float
     ici: float
+    links: int
+    splash: float
 
 
 CHIPS = {
-    "v4": Chip(32, 1228e9, 275e12, 1.05e9, 2400e9 / 16),
-    "v5e": Chip(16, 819e9, 197e12, 1.5e9, 1600e9 / 16),
-    "v5p": Chip(95, 2765e9, 459e12, 1.75e9, 4800e9 / 16),
-    "v6e": Chip(32, 1640e9, 918e12, 1.75e9, 3584e9 / 16),
+    "v4": Chip(32, 1228e9, 275e12, 1.05e9, 2400e9 / 8, 6, 0.6),
+    "v5e": Chip(16, 819e9, 197e12, 1.5e9, 1600e9 / 8, 4, 0.6),
+    "v5p": Chip(95, 2765e9, 459e12, 1.75e9, 4800e9 / 8, 6, 0.6),
+    "v6e": Chip(32, 1640e9, 918e12, 1.75e9, 3584e9 / 8, 4, 0.21),
 }
 
 
@@ -74,12 +87,21 @@ def refusal(row: dict[str, Any], kind: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Time:
-    """Cycles of the compiler's own estimate, and bytes that a chip sends to others."""
+    """Of one call of a program, or a part of one, on a chip.
 
-    cycles: float = 0.0
-    sent: float = 0.0
-    unknown: int = 0  # custom calls (Pallas kernels) that the compiler has no estimate of
-    moved: float = 0.0  # bytes of their operands and results
+    Attributes:
+      total: seconds.
+      waiting: of these, for collectives with nothing to compute beside them.
+      collectives: seconds in which the interconnect is busy.
+      kernels: seconds of splash attention, by its products.
+      unknown: other kernels, which count as what they move.
+    """
+
+    total: float = 0.0
+    waiting: float = 0.0
+    collectives: float = 0.0
+    kernels: float = 0.0
+    unknown: int = 0
 
     def __add__(self, other: Time) -> Time:
         return Time(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
@@ -87,9 +109,9 @@ class Time:
     def times(self, count: int) -> Time:
         return Time(*(x * count for x in dataclasses.astuple(self)))
 
-    def seconds(self, chip: Chip, least_bytes: float = 0.0) -> float:
-        """Of a program that reads at least so many bytes of HBM."""
-        return max(self.cycles / chip.clock + self.moved / chip.hbm, least_bytes / chip.hbm) + self.sent / chip.ici
+    def reading(self, seconds: float) -> float:
+        """Seconds of a program whose arithmetic cannot be done sooner than its bytes are read, which takes so long."""
+        return max(self.total - self.waiting, seconds) + self.waiting
 
 
 def _bytes(shape: str) -> int:
@@ -98,13 +120,14 @@ def _bytes(shape: str) -> int:
     sizes = (
         (width.get(kind) or int(re.sub(r"\D", "", kind)) / 8, dims) for kind, dims in _ARRAY.findall(shape)
     )  # "f32" is 4 bytes, "s4" half a one
-    return int(sum(size * math.prod(int(d) for d in dims.split(",") if d) for size, dims in sizes))
+    return int(sum(size * math.prod(_dims(dims)) for size, dims in sizes))
 
 
 class Program:
-    """The text of a compiled module (`compiled.as_text()`)."""
+    """The text of a compiled module (`compiled.as_text()`), on a chip."""
 
-    def __init__(self, text: str):
+    def __init__(self, text: str, chip: Chip):
+        self._chip = chip
         self._computations: dict[str, list[str]] = {}
         lines: list[str] = []
         for line in text.splitlines():
@@ -123,7 +146,31 @@ class Program:
 
     @functools.cache  # noqa: B019 - as long-lived as the text
     def _time(self, computation: str) -> Time:
-        return sum((self._operation(line, computation) for line in self._computations[computation]), Time())
+        """Walks a schedule: `time.total` is now, `free` is when the interconnect has done what it was given so far."""
+        time, free, ends = Time(), 0.0, {}
+        for match in filter(None, map(_OPERATION.match, self._computations[computation])):
+            name, shape, kind, rest = match.groups()
+            line = match.group(0)
+            asynchronous = kind.removesuffix("-start") if kind.endswith("-start") else ""
+            begun = re.match(r"%?([\w.\-]+)", rest)
+            if kind.endswith("-done") and begun and begun.group(1) in ends:
+                late = max(ends[begun.group(1)] - time.total, 0.0)
+                time += Time(total=late, waiting=late)
+                continue
+            sent = self._wire(asynchronous or kind, shape, line, started=bool(asynchronous))
+            if sent is None:
+                inner = self._operation(kind, line, rest, computation)
+                free = max(free, time.total) + inner.collectives if inner.collectives else free
+                time += inner
+                continue
+            free = max(free, time.total) + sent
+            time += Time(collectives=sent)
+            if asynchronous:
+                ends[name] = free
+            else:
+                late = free - time.total
+                time += Time(total=late, waiting=late)
+        return time
 
     @functools.cache  # noqa: B019
     def _shapes(self, computation: str) -> dict[str, str]:
@@ -131,28 +178,33 @@ class Program:
         matches = map(_OPERATION.match, self._computations[computation])
         return {match.group(1): match.group(2) for match in matches if match}
 
-    def _operation(self, line: str, computation: str) -> Time:
-        match = _OPERATION.match(line)
-        if not match:
-            return Time()
-        _, shape, kind, rest = match.groups()
+    def _operation(self, kind: str, line: str, rest: str, computation: str) -> Time:
+        """Of an operation that is no collective."""
         cycles = _CYCLES.search(line)
-        here = Time(float(cycles.group(1)) if cycles else 0.0)
+        here = Time(float(cycles.group(1)) / self._chip.clock if cycles else 0.0)
         called = [c.strip(" %{}") for group in _CALLED.findall(line) for c in group.split(",")]
         if kind == "while":
             names = dict(re.findall(r"(body|condition)=%?([\w.\-]+)", line))
             return here + self._time(names["body"]).times(self._trips(line, names["condition"]))
         if kind == "conditional":  # the dearest branch
-            return here + max((self._time(c) for c in called), key=lambda t: t.cycles)
-        if kind in ("call", "async-start"):
+            return here + max((self._time(c) for c in called), key=lambda t: t.total)
+        if kind == "call":
             return here + sum((self._time(c) for c in called), Time())
-        if kind.removesuffix("-start") in _COLLECTIVES:
-            return here + Time(0.0, self._sent(kind.removesuffix("-start"), shape, line))
         if kind == "custom-call" and 'custom_call_target="tpu_custom_call"' in line and not cycles:
-            shapes = self._shapes(computation)
-            operands = [shapes[name] for name in re.findall(r"%([\w.\-]+)", rest.partition(")")[0]) if name in shapes]
-            return Time(unknown=1, moved=sum(map(_bytes, [shape, *operands])))
+            return self._kernel(line, rest, computation)
         return here
+
+    def _kernel(self, line: str, rest: str, computation: str) -> Time:
+        products = next((n for name, n in _SPLASH.items() if f"%{name}" in line.partition("=")[0]), 0)
+        if products:
+            given = re.search(r"operand_layout_constraints=\{(.*?\})\}", line).group(1)
+            q, k = [_dims(dims) for kind, dims in _ARRAY.findall(given) if kind in ("bf16", "f32")][:2]
+            seconds = products * math.prod(q) * k[-2] / (self._chip.flops * self._chip.splash)  # 2 x the half
+            return Time(total=seconds, kernels=seconds)
+        shapes = self._shapes(computation)
+        operands = [shapes[name] for name in re.findall(r"%([\w.\-]+)", rest.partition(")")[0]) if name in shapes]
+        moved = sum(map(_bytes, [_OPERATION.match(line).group(2), *operands]))
+        return Time(total=moved / self._chip.hbm, unknown=1)
 
     def _trips(self, line: str, condition: str) -> int:
         """Of a loop: the number its condition compares the counter with, as every `lax.scan` and `fori_loop` does."""
@@ -169,15 +221,36 @@ class Program:
                 found += self._constants(name)
         return found
 
-    @staticmethod
-    def _sent(kind: str, shape: str, line: str) -> float:
-        """Bytes that a chip sends in a collective, by the ring algorithm."""
-        group = _group_size(line)
-        size = _bytes(shape)
-        if kind == "collective-permute":
-            return size
+    def _wire(self, kind: str, shape: str, line: str, *, started: bool) -> float | None:
+        """Seconds that a collective needs the interconnect for, by the ring algorithm; None for another operation."""
+        if kind == "async":  # a collective of a computation of its own
+            called = [c.strip(" %") for c in _CALLED.findall(line)]
+            return sum(self._time(c).collectives for c in called) if called else None
+        if kind not in _COLLECTIVES:
+            return None
+        if started and kind in ("all-gather", "collective-permute"):  # (what is given, what is got, ...)
+            shape = _elements(shape)[1]
+        group, size, ici = _group_size(line), _bytes(shape), self._chip.ici
+        if kind == "collective-permute":  # to one neighbour, beside another permutation in the opposite direction
+            return size / (2 * ici / self._chip.links)
         share = (group - 1) / group
-        return {"all-reduce": 2 * size, "reduce-scatter": size * group}.get(kind, size) * share
+        return {"all-reduce": 2 * size, "reduce-scatter": size * group}.get(kind, size) * share / (ici / 2)
+
+
+def _elements(shape: str) -> list[str]:
+    """The parts of a tuple's shape."""
+    parts, depth = [""], 0
+    for sign in shape[1:-1]:
+        depth += (sign in "([{") - (sign in ")]}")
+        if sign == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts
+
+
+def _dims(text: str) -> list[int]:
+    return [int(d) for d in text.split(",") if d]
 
 
 def _group_size(line: str) -> int:

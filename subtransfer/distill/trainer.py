@@ -346,7 +346,8 @@ def follow(
     first, recipe, length = courses[0].first, courses[0].recipe, courses[0].examples.tokens.shape[1]
     last = max(course.steps for course in courses)
     size = recipe.batch_size * length
-    flops = step_flops(cfg, tokens=size, length=length, full=recipe.tuning.method == "full", teacher=teacher is not None)
+    theirs = None if teacher is None else recipe.loss.teacher or cfg
+    flops = step_flops(cfg, tokens=size, length=length, full=recipe.tuning.method == "full", teacher=theirs)
     done = steps_done(state) - first
     order = np.concatenate([np.ravel(jax.random.key_data(course.key)) for course in courses])
     run.enter_order(tuple(order.tolist()), resumed=done > 0)

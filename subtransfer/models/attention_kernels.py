@@ -23,6 +23,7 @@ from subtransfer.models.attention import NEG_INF, Stretch
 # Back end -> the platform that it is made for.
 BACKENDS = {"xla": None, "cudnn": "gpu", "pallas": "tpu"}
 LANES = 128  # splash attention's blocks are multiples of this
+LONGEST = 1024  # and no longer: each block has a cost of its own, but of those on the diagonal half is made in vain
 SLOTS = 512  # slots that the kernel over a cache reads at a time
 
 
@@ -91,14 +92,16 @@ def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: boo
 
 
 def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bool):
-    length, heads = q.shape[1], q.shape[2]
-    padded = -(-length // LANES) * LANES  # what is added comes last, where causality hides it
+    _, length, heads, width = q.shape
+    longest = LONGEST if width <= LANES else LONGEST // 2  # a block's scores and rows fit into VMEM
+    blocks = -(-length // (min(longest, max(window, 512)) if window else longest))
+    block = -(-length // (blocks * LANES)) * LANES
+    padded = blocks * block  # what is added comes last, where causality hides it
     q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
     if window:
         mask = splash_attention_mask.LocalMask((padded, padded), (window - 1, 0), 0)
     else:
         mask = splash_attention_mask.CausalMask((padded, padded))
-    block = next(size for size in (512, 256, LANES) if padded % size == 0)
     names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
