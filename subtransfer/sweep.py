@@ -11,12 +11,15 @@ named by all that determines it. Nothing here touches a device.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import gc
 import itertools
 import re
+import sys
 from array import array
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -246,25 +249,46 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
     made = Plan(sweep.members, [], [], [])
     numbers: dict[str, int] = {}
     seen: dict[str, str] = {}
-    for at, member in enumerate(sweep.members):
-        config = sweep.config(member)
-        _differs(seen, member, config)
-        try:
-            experiment = Experiment(config, workdir, sharding.plan_mesh(**config.mesh, devices=devices))
-            if to_run:
-                sharding.data_size(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
-                experiment.check()
-        except UserError as error:
-            raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
-        own = array("L")
-        for stage in experiment.plan.values():
-            number = numbers.get(stage.folder)
-            if number is None:
-                number = numbers[stage.folder] = len(made.nodes)
-                inputs = array("L", (numbers[folder] for folder in stage.inputs))
-                made.nodes.append(Node(stage.name, stage.folder, inputs, stage.flops()))
-            made.nodes[number].users.append(at)
-            own.append(number)
-        made.stages.append(own)
-        made.geometry.append(artifacts.digest([config.setting, config.models, config.base, config.tuning, config.mesh]))
+    with _collecting_by_hand() as collect:
+        for at, member in enumerate(sweep.members):
+            config = sweep.config(member)
+            _differs(seen, member, config)
+            try:
+                experiment = Experiment(config, workdir, sharding.plan_mesh(**config.mesh, devices=devices))
+                if to_run:
+                    sharding.data_size(config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices)
+                    experiment.check()
+            except UserError as error:
+                raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
+            made.stages.append(_merge(made.nodes, numbers, at, experiment))
+            made.geometry.append(artifacts.digest([config.setting, config.models, config.base, config.tuning, config.mesh]))
+            experiment.plan.clear()  # the stages hold what builds them, and through it the experiment
+            collect()
     return made
+
+
+def _merge(nodes: list[Node], numbers: dict[str, int], member: int, experiment: Experiment) -> array:
+    """Adds a member's stages to the nodes, of which `numbers` holds the numbers by folder; returns those of the member."""
+    own = array("L")
+    for stage in experiment.plan.values():
+        folder = stage.folder
+        number = numbers.get(folder)
+        if number is None:
+            number = numbers[folder] = len(nodes)
+            inputs = array("L", (numbers[given] for given in stage.inputs))
+            nodes.append(Node(sys.intern(stage.name), folder, inputs, stage.flops()))
+        nodes[number].users.append(member)
+        own.append(number)
+    return own
+
+
+@contextlib.contextmanager
+def _collecting_by_hand() -> Iterator[Callable[[], Any]]:
+    """Yields what collects the garbage since it was last called: Python's own collector would walk the whole plan each time."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield lambda: gc.collect(0)
+    finally:
+        if enabled:
+            gc.enable()
