@@ -152,7 +152,7 @@ def render(rows: Sequence[Row], members: Sequence[Mapping[str, Any]], origin: Ma
     safe = json.dumps(data).replace("<", "\\u003c")
     origins = "".join(f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in origin.items())
     body = (
-        f"<h1>Sweep “{escape(name)}”</h1><p>{len(finished)} runs finished"
+        f"<h1>Sweep “{escape(name)}”</h1><p>{len(finished)} run{'s' if len(finished) > 1 else ''} finished"
         + (f", {failed} failed" if failed else "")
         + (f", {left} to do" if left > 0 else "")
         + f". They differ in {escape(', '.join(titles.get(axis, axis) for axis in design))}.</p>"
