@@ -66,7 +66,7 @@ class Sizes:
         tokens = -(-batch // self.rows) * length
         trained = self._held if full else lora_size(cfg, tuning) // self.rows
         state = (0 if full else self.weights) + 4 * 5 * trained  # weights, gradient, two moments, update
-        heads = 3 * cfg.num_heads * length * 4 // self.tensor
+        heads = 3 * cfg.num_heads * length * 4 // self.tensor if cfg.attention == "xla" else 0  # kernels keep no scores
         layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * cfg.num_heads * cfg.head_width) // self.tensor) + heads
         shared = self.tensor if length % self.tensor == 0 else 1  # between layers, positions lie over the tensor axis
         kept = self._width * cfg.width // shared if cfg.remat == "full" else layer

@@ -1,13 +1,16 @@
 """The config: what it takes, and every refusal."""
 
+import dataclasses
 from pathlib import Path
 
 import ml_collections
 import pytest
 
-from subtransfer import config
+from subtransfer import config, sharding
 from subtransfer.arms import arms
 from subtransfer.errors import UserError
+from subtransfer.memory import Sizes
+from subtransfer.models.presets import PRESETS
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.py"
@@ -128,3 +131,23 @@ def test_the_share_of_own_episodes_decides_what_an_arm_learns_from():
             assert (arm.on_policy, arm.off_policy) == (own > 0, own < 1)
         assert found["forward_kl"].off_policy and not found["forward_kl"].on_policy
         assert not found["teacher"].off_policy and not found["teacher"].on_policy
+
+
+def test_contexts_that_cannot_be_trained_are_refused():
+    """Beyond the positions of a model, or with scores of all pairs of them; kernels and the tensor axis take 32k."""
+    long = {"distill.max_tokens": "32768", "distill.batch_size": "2", "base.attention": "xla"}
+    mesh = sharding.plan_mesh(data=2, tensor=8)
+
+    def sizes(preset, mesh=mesh, **more):
+        settings = {**long, **{name.replace("_", ".", 1): value for name, value in more.items()}}
+        c = config.load(CONFIGS / "aot_llama.py", settings)
+        geometry = dataclasses.replace(PRESETS[preset], attention=c.base.attention, remat="full")
+        return Sizes(c, geometry, mesh, 2)
+
+    sizes("llama3.1-8b").check_context("llama", 2)
+    assert sizes("llama3.1-8b", base_attention="pallas").training(2, full=False) < 8 << 30
+    with pytest.raises(UserError, match="128 GiB of scores .* use base.attention=pallas"):
+        sizes("llama3.1-8b", sharding.plan_mesh(data=2)).check_context("llama", 2)
+    sizes("llama3.1-8b", sharding.plan_mesh(data=2), base_attention="pallas").check_context("llama", 2)
+    with pytest.raises(UserError, match="Episodes of 40,000 tokens do not fit qwen, which was made for 32,768"):
+        sizes("qwen2.5-7b", base_attention="pallas", distill_max_tokens="40000").check_context("qwen", 2)
