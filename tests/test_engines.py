@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "engines"
 SMOKE = "--config=configs/smoke.py"
 IMAGE = "--image=us-docker.pkg.dev/PROJECT/images/subtransfer:1"
 GCP = "--project=PROJECT --zone=us-west4-a"
-XPK = f"{GCP} --cluster=CLUSTER {IMAGE} --storage=share --workdir=/mnt/share/study"
+XPK = f"{GCP} --cluster=tpus {IMAGE} --storage=share --workdir=/mnt/share/study"
 QUEUED = f"{GCP} {IMAGE} --service_account=runner@PROJECT.iam.gserviceaccount.com"
 
 # One line a launch: the folder of its golden files, and its flags.
@@ -343,7 +343,7 @@ def test_submitits_local_executor_runs_a_sweep_of_three(tmp_path, monkeypatch, c
     assert run(line, "submit", f"--out={tmp_path / 'out'}", f"--python={python}") == 0
     said = capfd.readouterr().out
     assert said.count(": finished") == 3 and stopped.is_dir()
-    logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("*_log.err"))
+    logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("*_log.out"))
     assert logs.count("Requeued job") == 1
     # The sweep's own command then finds every stage made, and gathers the results of all members.
     gather = [sys.executable, "-m", "subtransfer.launch", SMOKE, "--sweep", f"--workdir={tmp_path / 'work'}"]
