@@ -33,7 +33,8 @@ LAUNCHES = {
     "queued_slices": f"queued {SMOKE} --accelerator=tpu-v5e-16 --slices=2 --workdir=gs://BUCKET/study {QUEUED} --spot",
     "queued_nfs": f"queued {SMOKE} --sweep --accelerator=tpu-v6e-8 --workdir=nfs://10.0.0.2/share/study {QUEUED} --jobs=2",
     "xpk_slices": f"xpk {SMOKE} --sweep --accelerator=tpu-v5e-256 --slices=2 {XPK}",
-    "xpk_shared": f"xpk {SMOKE} --sweep --accelerator=tpu-v5e-8 {XPK} --jobs=4 --workers=2",
+    "xpk_shared": f"xpk {SMOKE} --sweep --accelerator=tpu-v6e-4 {XPK} --jobs=4 --workers=2",
+    "xpk_two_hosts": f"xpk {SMOKE} --accelerator=tpu-v6e-8 {XPK}",
     "slurm_shared": f"slurm {SMOKE} --sweep --accelerator=H100:8 --workdir=/scratch/study --jobs=3 --sbatch=qos=high --python=python",
     "slurm_hosts": f"slurm {SMOKE} --sweep --accelerator=H100:8 --nodes=2 --workdir=/scratch/study --partition=gpu --python=python",
 }
