@@ -75,6 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=positive, default=1, help="Jobs that share the work (default: 1).")
     parser.add_argument("--workers", type=positive, default=1, help="Worker processes of a job of a sweep (default: 1).")
     parser.add_argument("--name", help="Of the launch, in the names of jobs; default: the config file's.")
+    parser.set_defaults(host_chips=8)  # a TPU VM's; an engine may have smaller hosts
 
 
 def positive(text: str) -> int:
@@ -94,7 +95,7 @@ def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Launch:
     Raises:
       UserError: for every mistake, before anything is rendered.
     """
-    machine = machines.parse(options.accelerator, options.slices, options.nodes)
+    machine = machines.parse(options.accelerator, options.slices, options.nodes, options.host_chips)
     workdir = workdirs.parse(options.workdir)
     config = _inside(options.config)
     name = slug(options.name or Path(config).stem, 32)

@@ -44,6 +44,7 @@ class Machine:
       size: number of the TPU type (16 of v5e-16), or accelerators of a host.
       slices: TPU slices.
       nodes: hosts of a job on GPUs or CPUs.
+      host_chips: the most TPU chips that the engine gives to one host.
     """
 
     kind: str
@@ -51,6 +52,7 @@ class Machine:
     size: int
     slices: int = 1
     nodes: int = 1
+    host_chips: int = 8
 
     @property
     def chips(self) -> int:
@@ -65,7 +67,7 @@ class Machine:
         if self.kind != "tpu":
             return self.nodes
         chips = self.chips // self.slices
-        return self.slices * (1 if chips <= GENERATIONS[self.name].host else chips // 4)
+        return self.slices * (1 if chips <= min(GENERATIONS[self.name].host, self.host_chips) else chips // 4)
 
     @property
     def google(self) -> str:
@@ -78,8 +80,8 @@ class Machine:
         return GENERATIONS[self.name].runtime
 
 
-def parse(accelerator: str, slices: int = 1, nodes: int = 1) -> Machine:
-    """Reads "tpu-v5e-16", "H100:8" or "cpu".
+def parse(accelerator: str, slices: int = 1, nodes: int = 1, host_chips: int = 8) -> Machine:
+    """Reads "tpu-v5e-16", "H100:8" or "cpu"; the other arguments are as in `Machine`.
 
     Raises:
       UserError: it is none of these, or is asked for in slices or nodes that it does not come in.
@@ -98,7 +100,7 @@ def parse(accelerator: str, slices: int = 1, nodes: int = 1) -> Machine:
             raise UserError(f"--accelerator={accelerator}: there is no such slice; the number of a {name} counts {counts}.")
         if nodes != 1:
             raise UserError(f"--nodes={nodes}: the hosts of a TPU follow from its type; several slices are --slices.")
-        return Machine("tpu", name, size, slices=slices)
+        return Machine("tpu", name, size, slices=slices, host_chips=host_chips)
     if slices != 1:
         raise UserError(f"--slices={slices}: only TPUs come in slices; hosts with GPUs are --nodes.")
     if accelerator == "cpu":

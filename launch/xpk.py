@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image", required=True, help="Container image, built from launch/Dockerfile.")
     parser.add_argument("--storage", required=True, help="Storage attached to the cluster by xpk, which --workdir lies in.")
     parser.add_argument("--priority", default="medium", choices=["very-low", "low", "medium", "high", "very-high"])
+    parser.set_defaults(host_chips=4)  # xpk's node pools have machines of 4 chips, also for 8 chips of v5e and v6e
     parser.add_argument("--max_restarts", type=jobs.positive, default=100, help="Of a job (default: 100).")
 
 

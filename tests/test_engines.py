@@ -21,7 +21,7 @@ GOLDEN = Path(__file__).parent / "golden" / "engines"
 SMOKE = "--config=configs/smoke.py"
 IMAGE = "--image=us-docker.pkg.dev/PROJECT/images/subtransfer:1"
 GCP = "--project=PROJECT --zone=us-west4-a"
-XPK = f"{GCP} --cluster=CLUSTER {IMAGE} --storage=share --workdir=/mnt/share/study"
+XPK = f"{GCP} --cluster=tpus {IMAGE} --storage=share --workdir=/mnt/share/study"
 QUEUED = f"{GCP} {IMAGE} --service_account=runner@PROJECT.iam.gserviceaccount.com"
 
 # One line a launch: the folder of its golden files, and its flags.
@@ -33,7 +33,8 @@ LAUNCHES = {
     "queued_slices": f"queued {SMOKE} --accelerator=tpu-v5e-16 --slices=2 --workdir=gs://BUCKET/study {QUEUED} --spot",
     "queued_nfs": f"queued {SMOKE} --sweep --accelerator=tpu-v6e-8 --workdir=nfs://10.0.0.2/share/study {QUEUED} --jobs=2",
     "xpk_slices": f"xpk {SMOKE} --sweep --accelerator=tpu-v5e-256 --slices=2 {XPK}",
-    "xpk_shared": f"xpk {SMOKE} --sweep --accelerator=tpu-v5e-8 {XPK} --jobs=4 --workers=2",
+    "xpk_shared": f"xpk {SMOKE} --sweep --accelerator=tpu-v6e-4 {XPK} --jobs=4 --workers=2",
+    "xpk_two_hosts": f"xpk {SMOKE} --accelerator=tpu-v6e-8 {XPK}",
     "slurm_shared": f"slurm {SMOKE} --sweep --accelerator=H100:8 --workdir=/scratch/study --jobs=3 --sbatch=qos=high --python=python",
     "slurm_hosts": f"slurm {SMOKE} --sweep --accelerator=H100:8 --nodes=2 --workdir=/scratch/study --partition=gpu --python=python",
 }
@@ -343,7 +344,7 @@ def test_submitits_local_executor_runs_a_sweep_of_three(tmp_path, monkeypatch, c
     assert run(line, "submit", f"--out={tmp_path / 'out'}", f"--python={python}") == 0
     said = capfd.readouterr().out
     assert said.count(": finished") == 3 and stopped.is_dir()
-    logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("*_log.err"))
+    logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("*_log.out"))
     assert logs.count("Requeued job") == 1
     # The sweep's own command then finds every stage made, and gathers the results of all members.
     gather = [sys.executable, "-m", "subtransfer.launch", SMOKE, "--sweep", f"--workdir={tmp_path / 'work'}"]
