@@ -1,4 +1,4 @@
-"""Llama 3.1 8B, all weights trained by SFT on sampled tokens, for ahead-of-time compilation.
+"""Llama 3.1 8B, all weights trained by SFT on sampled tokens; to be compiled only.
 
 Command:   python tools/aot_tpu.py --config=configs/aot_full.py --topology=v5p:4x4x4 --programs=train
            python tools/aot_tpu.py --config=configs/aot_full.py --topology=v6e:8x8 --programs=train

@@ -1,4 +1,4 @@
-"""Llama 3.1 8B distilled on-policy by the reverse KL with LoRA; teacher, student and rollouts on one mesh. To be compiled only.
+"""Llama 3.1 8B distilled on-policy by the reverse KL, LoRA, teacher, student and rollouts on one mesh; to be compiled only.
 
 Command:   python tools/aot_tpu.py --config=configs/aot_on_policy.py --topology=v5e:4x4
 Hardware:  compiled for v5e:4x4 on a CPU-only machine; not run

@@ -43,11 +43,11 @@ def test_chunks_change_neither_value_nor_gradient(name):
     weights = (rng.random((B, L)) * (rng.random((B, L)) < 0.7)).astype(np.float32)
 
     def loss(student, head, chunk):
-        def per_token(part):
+        def per_token(heads, part):
             hidden, theirs, targets = part
-            return PER_TOKEN[name](hidden @ head, theirs @ their_head, targets)
+            return PER_TOKEN[name](hidden @ heads[0], theirs @ heads[1], targets)
 
-        return vocabulary.mean_in_chunks(per_token, (student, teacher, targets), weights, chunk)
+        return vocabulary.mean_in_chunks(per_token, (head, their_head), (student, teacher, targets), weights, chunk)
 
     whole, parts = (
         jax.jit(lambda s, h, chunk=chunk: jax.value_and_grad(loss, (0, 1), has_aux=True)(s, h, chunk))(student, head)

@@ -252,6 +252,7 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
         "collectives_ms": work.collectives / steps * 1e3,
         "waiting_ms": work.waiting / steps * 1e3,
         "kernels_ms": work.kernels / steps * 1e3,
+        "between_slices_mb": work.between / steps / 1e6,
         "read_gb": read / 1e9,
         "kernels_without_estimate": work.unknown,
     }
@@ -269,10 +270,11 @@ def shard_bytes(tree) -> int:
     return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
-def estimates(size: Sizes, config) -> dict[str, int]:
-    """What the plan says of the same programs, in bytes."""
+def estimates(size: Sizes, config, teacher: Sizes | None) -> dict[str, int]:
+    """What the plan says of the same programs, in bytes; `teacher` is a live one of another model."""
     rollout, full = size.rollout(config.rollouts.batch_size), config.tuning.method == "full"
-    train = size.training(config.distill.batch_size // config.distill.accumulate, full=full)
+    other = teacher.weights if teacher else 0
+    train = size.training(config.distill.batch_size // config.distill.accumulate, full=full, other_weights=other)
     return {"prefill": rollout, "decode": rollout, "probe": size.rollout(config.probe.batch_size), "train": train}
 
 
@@ -304,8 +306,9 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         soft = [arm for arm in experiment.arms if arm.model == name and arm.objective not in ("", "sft")]
         objective, teacher = (soft[0].objective, soft[0].teacher_model) if soft else ("sft", name)
         live = objective != "sft" and not stores_targets(config, objective)
-        programs = Programs(config, size.cfg, mesh, objective, experiment.size(teacher).cfg if live else None)
-        planned = estimates(size, config)
+        theirs = experiment.size(teacher) if live else None
+        programs = Programs(config, size.cfg, mesh, objective, theirs.cfg if theirs else None)
+        planned = estimates(size, config, theirs if teacher != name else None)
         for program in _PROGRAMS.value:
             row = {"model": name, "estimated_gib": planned[program] / 2**30, **measure(programs, program, chip)}
             rows.append(row)

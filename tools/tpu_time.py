@@ -8,6 +8,7 @@ schedules with. Here the operations are walked in their order, a loop's body as 
   interconnect bandwidth: at the corner of a slice without wrap-around half of its links lead nowhere. Collectives wait for
   each other. One that the schedule begins and ends in two places runs beside what stands between them, as the chip's own
   engine moves the bytes; what is not done by then the chip waits for. One in one place is waited for as a whole.
+- **Between slices** bytes take the time of a chip's share of its host's network, likewise beside other work.
 - **Kernels** (Pallas) carry none either. Splash attention's are counted by their products over the causal half of the scores,
   at the share of the peak that `Chip.splash` gives; others as moving their operands and results once, which is the least.
 - Copies between HBM and VMEM that run beside arithmetic are not counted; a program's time is at least that of the bytes that
@@ -43,6 +44,7 @@ class Chip:
       clock: Hz, what turns cycles into seconds: peak / (2 x 128 x 128 x number of matrix units), of v6e 256 x 256.
       ici: bytes/s that a chip sends over all its links.
       links: to other chips.
+      dcn: bytes/s that are a chip's share of its host's network.
       splash: share of the peak at which splash attention makes products over the causal half of the scores: from the
         instruction bundles of its loops in libtpu's dumps (`--xla_jf_dump_llo_text`), forward and backward together, at 2,304
         tokens, blocks of 768 and a head width of 128.
@@ -54,14 +56,15 @@ class Chip:
     clock: float
     ici: float
     links: int
+    dcn: float
     splash: float
 
 
 CHIPS = {
-    "v4": Chip(32, 1228e9, 275e12, 1.05e9, 2400e9 / 8, 6, 0.6),
-    "v5e": Chip(16, 819e9, 197e12, 1.5e9, 1600e9 / 8, 4, 0.6),
-    "v5p": Chip(95, 2765e9, 459e12, 1.75e9, 4800e9 / 8, 6, 0.6),
-    "v6e": Chip(32, 1640e9, 918e12, 1.75e9, 3584e9 / 8, 4, 0.21),
+    "v4": Chip(32, 1228e9, 275e12, 1.05e9, 2400e9 / 8, 6, 50e9 / 8, 0.6),
+    "v5e": Chip(16, 819e9, 197e12, 1.5e9, 1600e9 / 8, 4, 25e9 / 8, 0.6),
+    "v5p": Chip(95, 2765e9, 459e12, 1.75e9, 4800e9 / 8, 6, 50e9 / 8, 0.6),
+    "v6e": Chip(32, 1640e9, 918e12, 1.75e9, 3584e9 / 8, 4, 100e9 / 8, 0.21),
 }
 
 
@@ -93,6 +96,7 @@ class Time:
       total: seconds.
       waiting: of these, for collectives with nothing to compute beside them.
       collectives: seconds in which the interconnect is busy.
+      between: bytes that a chip sends to other slices.
       kernels: seconds of splash attention, by its products.
       unknown: other kernels, which count as what they move.
     """
@@ -100,6 +104,7 @@ class Time:
     total: float = 0.0
     waiting: float = 0.0
     collectives: float = 0.0
+    between: float = 0.0
     kernels: float = 0.0
     unknown: int = 0
 
@@ -146,29 +151,36 @@ class Program:
 
     @functools.cache  # noqa: B019 - as long-lived as the text
     def _time(self, computation: str) -> Time:
-        """Walks a schedule: `time.total` is now, `free` is when the interconnect has done what it was given so far."""
-        time, free, ends = Time(), 0.0, {}
+        """Walks a schedule; `time.total` is now."""
+        time, ends, received = Time(), {}, {}
+        free = network = 0.0  # when the interconnect, and the network between slices, have done what they were given so far
         for match in filter(None, map(_OPERATION.match, self._computations[computation])):
             name, shape, kind, rest = match.groups()
-            line = match.group(0)
-            asynchronous = kind.removesuffix("-start") if kind.endswith("-start") else ""
-            begun = re.match(r"%?([\w.\-]+)", rest)
-            if kind.endswith("-done") and begun and begun.group(1) in ends:
-                late = max(ends[begun.group(1)] - time.total, 0.0)
-                time += Time(total=late, waiting=late)
-                continue
-            sent = self._wire(asynchronous or kind, shape, line, started=bool(asynchronous))
-            if sent is None:
+            line, late = match.group(0), 0.0
+            rendezvous = re.search(r'_xla_host_transfer_rendezvous="([^"]*)"', line)
+            collective = self._collective(kind, shape, line)
+            if kind == "recv" and rendezvous:
+                received[name] = rendezvous.group(1)
+            elif kind == "send" and rendezvous:
+                sent = _bytes(_elements(shape)[0])
+                network = ends[rendezvous.group(1)] = max(network, time.total) + sent / self._chip.dcn
+                time += Time(between=sent)
+            elif kind.endswith("-done") or (collective and collective.role == "done"):
+                begun = re.match(r"%?([\w.\-]+)", rest).group(1)
+                begun = collective.channel if collective else received.get(begun, begun)
+                late = ends.get(begun, 0.0) - time.total
+            elif collective:
+                free = max(free, time.total) + collective.seconds
+                time += Time(collectives=collective.seconds)
+                if collective.role == "start":
+                    ends[collective.channel or name] = free
+                else:
+                    late = free - time.total
+            else:
                 inner = self._operation(kind, line, rest, computation)
                 free = max(free, time.total) + inner.collectives if inner.collectives else free
                 time += inner
-                continue
-            free = max(free, time.total) + sent
-            time += Time(collectives=sent)
-            if asynchronous:
-                ends[name] = free
-            else:
-                late = free - time.total
+            if late > 0:
                 time += Time(total=late, waiting=late)
         return time
 
@@ -221,20 +233,52 @@ class Program:
                 found += self._constants(name)
         return found
 
-    def _wire(self, kind: str, shape: str, line: str, *, started: bool) -> float | None:
-        """Seconds that a collective needs the interconnect for, by the ring algorithm; None for another operation."""
-        if kind == "async":  # a collective of a computation of its own
-            called = [c.strip(" %") for c in _CALLED.findall(line)]
-            return sum(self._time(c).collectives for c in called) if called else None
+    def _collective(self, kind: str, shape: str, line: str) -> Collective | None:
+        """What an operation does with the interconnect; None for one that does nothing."""
+        if kind == "fusion":
+            return self._fused(_CALLED.search(line).group(1).strip(" %"))
+        if kind == "async-start":
+            whole = self._time(_CALLED.search(line).group(1).strip(" %")).collectives
+            return Collective("start", whole) if whole else None
+        started = kind.endswith("-start")
+        kind = kind.removesuffix("-start")
         if kind not in _COLLECTIVES:
             return None
         if started and kind in ("all-gather", "collective-permute"):  # (what is given, what is got, ...)
             shape = _elements(shape)[1]
-        group, size, ici = _group_size(line), _bytes(shape), self._chip.ici
+        return Collective("start" if started else "whole", self._wire(kind, _bytes(shape), _group_size(line)))
+
+    @functools.cache  # noqa: B019
+    def _fused(self, computation: str) -> Collective | None:
+        """Of a fusion: one begins a collective, others move parts of it beside their products, a last one ends it."""
+        lines = self._computations[computation]
+        for match in filter(None, map(_OPERATION.match, lines)):
+            line, channel = match.group(0), re.search(r"channel_id=(\d+)", match.group(0))
+            found = self._collective(match.group(3), match.group(2), line) if channel else None
+            if not found:
+                continue
+            role = next((role for role in ("start", "done") if any(f'"AsyncCollective{role.title()}"' in x for x in lines)), "")
+            if not role and "async_collective_fusion_config" in line:
+                return None
+            scattered = match.group(3) == "all-reduce" and any(" dynamic-slice(" in x for x in lines)
+            return Collective(role or "whole", found.seconds / (2 if scattered else 1), channel.group(1))
+        return None
+
+    def _wire(self, kind: str, size: int, group: int) -> float:
+        """Seconds that a collective of `size` bytes needs the interconnect for, by the ring algorithm."""
         if kind == "collective-permute":  # to one neighbour, beside another permutation in the opposite direction
-            return size / (2 * ici / self._chip.links)
-        share = (group - 1) / group
-        return {"all-reduce": 2 * size, "reduce-scatter": size * group}.get(kind, size) * share / (ici / 2)
+            return size / (2 * self._chip.ici / self._chip.links)
+        bytes_of_kind = {"all-reduce": 2 * size, "reduce-scatter": size * group}.get(kind, size)
+        return bytes_of_kind * (group - 1) / group / (self._chip.ici / 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """What an operation has to do with one: it is the "whole" of it, its "start" or its "done"; `channel` ties the two."""
+
+    role: str
+    seconds: float
+    channel: str = ""
 
 
 def _elements(shape: str) -> list[str]:

@@ -25,7 +25,7 @@ from subtransfer.distill.examples import Examples
 from subtransfer.distill.trainer import forward
 from subtransfer.errors import UserError
 from subtransfer.models.attention import causal_mask
-from subtransfer.models.decoder import Decoder, DecoderConfig, unembed
+from subtransfer.models.decoder import Decoder, DecoderConfig, head, unembed
 from subtransfer.sanitize import LeakError
 
 # Episodes that a run computes again, and the positions whose logits exist at a time.
@@ -117,13 +117,14 @@ def compute(
 
 @functools.partial(jax.jit, static_argnames=("cfg", "k", "temperature"))
 def _top_k(cfg, weights, tokens, removed, k: int, temperature: float) -> tuple[Int[Array, "B L k"], Float[Array, "B L k"]]:
-    def likeliest(states):
-        logp = objectives.log_probs(unembed(cfg, weights["params"], states), temperature, removed)
+    def likeliest(params, states):
+        logp = objectives.log_probs(unembed(cfg, params, states), temperature, removed)
         values, ids = jax.lax.top_k(logp, k)
         return ids, values
 
     states = forward(cfg, weights, tokens, hidden=True)
-    return vocabulary.map_in_chunks(likeliest, states, vocabulary.chunk_length(*tokens.shape, cfg.vocab_size))
+    chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size)
+    return vocabulary.map_in_chunks(likeliest, head(cfg, weights["params"]), states, chunk)
 
 
 def verify(cfg: DecoderConfig, weights, examples: Examples, targets: Targets, removed: np.ndarray | None) -> dict[str, float]:

@@ -25,7 +25,7 @@ from subtransfer.distill.examples import Examples
 from subtransfer.distill.run import Run, steps_done
 from subtransfer.metrics import step_flops
 from subtransfer.models import lora
-from subtransfer.models.decoder import Decoder, DecoderConfig, unembed
+from subtransfer.models.decoder import Decoder, DecoderConfig, head, unembed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,12 +169,15 @@ def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_m
     if teacher is not None:
         along["teacher"] = forward(theirs, teacher, tokens, segments=segments, hidden=True)
 
-    def per_token(part):
-        wanted = None if teacher is None else unembed(theirs, teacher["params"], part["teacher"])
-        return loss.of_tokens(unembed(cfg, weights["params"], part["student"]), wanted, part, removed)
+    def per_token(heads, part):
+        wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
+        return loss.of_tokens(unembed(cfg, heads["student"], part["student"]), wanted, part, removed)
 
+    heads = {"student": head(cfg, weights["params"])}
+    if teacher is not None:
+        heads["teacher"] = head(theirs, teacher["params"])
     chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size)
-    return vocabulary.mean_in_chunks(per_token, along, _next(loss_mask), chunk)
+    return vocabulary.mean_in_chunks(per_token, heads, along, _next(loss_mask), chunk)
 
 
 def _next(x):

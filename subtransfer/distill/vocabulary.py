@@ -5,16 +5,21 @@ logits, and keeps sums; the backward pass makes each chunk's logits again. Any o
 (`objectives.py`) is taken so, with whatever it needs beside the logits: a teacher's hidden states, tokens, stored targets.
 
 Chunks divide the length and not the batch: rows stay with their devices, and a vocabulary over the tensor axis stays divided.
+What makes logits, the head, lies divided over devices that have different rows. Each of them fetches it whole before its first
+chunk and adds its share of the gradient after the last one: left to the compiler, both would travel once a chunk.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
+from subtransfer import sharding
 from subtransfer.distill import objectives
 
 # Bytes of one distribution's float32 logits of one chunk on one device. A backward pass holds some five times as much.
@@ -39,44 +44,71 @@ def chunk_length(batch: int, length: int, vocab_size: int, budget: int = CHUNK_B
 
 
 def mean_in_chunks(
-    per_token: Callable[[Any], objectives.PerToken], along: Any, loss_mask: objectives.Weights, chunk: int
+    per_token: Callable[[Any, Any], objectives.PerToken], heads: Any, along: Any, loss_mask: objectives.Weights, chunk: int
 ) -> objectives.Scalar:
     """Weighted means of a loss and its metrics over tokens, `chunk` positions at a time.
 
     Args:
-      per_token: from a part of `along`, [B, chunk, ...], to the loss and metrics of each token, [B, chunk]. It may close over
-        what is differentiated too, as the head's weights.
+      per_token: from `heads` and a part of `along`, [B, chunk, ...], to the loss and metrics of each token, [B, chunk].
+      heads: a tree of weights, the same for all parts, that may be differentiated.
       along: a tree of arrays [B, L, ...]: hidden states, tokens, targets.
       loss_mask: [B, L], bool or weights.
       chunk: static; L or more for one chunk, whose logits then are kept for the backward pass.
     """
     if chunk >= loss_mask.shape[1]:
-        return objectives.weighted_mean(per_token(along), loss_mask)
+        return objectives.weighted_mean(per_token(heads, along), loss_mask)
 
-    def sums(part):
-        inputs, mask = part
-        return objectives.weighted_sums(per_token(inputs), mask)
+    def sums(heads, along):
+        def of_part(heads, part):
+            inputs, mask = part
+            return objectives.weighted_sums(per_token(heads, inputs), mask)
 
-    def add(total, part):
-        return jax.tree.map(jnp.add, total, remade(part)), None
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, remade(heads, part)), None
 
-    remade = jax.checkpoint(sums, prevent_cse=False)  # a scan's bodies cannot be merged with each other
-    parts = _divided((along, loss_mask), chunk)
-    start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(sums, jax.tree.map(lambda x: x[0], parts)))
-    total, _ = jax.lax.scan(add, start, parts)
-    return objectives.divided(total, loss_mask)
+        remade = jax.checkpoint(of_part, prevent_cse=False)  # a scan's bodies cannot be merged with each other
+        parts = _divided(along, chunk)
+        shapes = jax.eval_shape(of_part, heads, jax.tree.map(lambda x: x[0], parts))
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+        return total
+
+    return objectives.divided(_with_whole_heads(sums, heads, (along, loss_mask), summed=True), loss_mask)
 
 
-def map_in_chunks(function: Callable[[Any], Any], along: Any, chunk: int) -> Any:
-    """A function of parts [B, chunk, ...] of a tree of arrays [B, L, ...], its results joined to [B, L, ...]."""
+def map_in_chunks(function: Callable[[Any, Any], Any], heads: Any, along: Any, chunk: int) -> Any:
+    """A function of `heads` and parts [B, chunk, ...] of a tree of arrays [B, L, ...], its results joined to [B, L, ...]."""
     length = jax.tree.leaves(along)[0].shape[1]
     if chunk >= length:
-        return function(along)
+        return function(heads, along)
 
     def joined(x):  # [chunks, B, chunk, ...]
         return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
 
-    return jax.tree.map(joined, jax.lax.map(function, _divided(along, chunk)))
+    def mapped(heads, along):
+        return jax.tree.map(joined, jax.lax.map(lambda part: function(heads, part), _divided(along, chunk)))
+
+    return _with_whole_heads(mapped, heads, along, summed=False)
+
+
+def _with_whole_heads(function: Callable[[Any, Any], Any], heads: Any, along: Any, *, summed: bool) -> Any:
+    """`function(heads, along)` of the rows of each device, with heads that are whole but for the tensor axis.
+
+    Args:
+      summed: the results of all rows are added; otherwise they have rows themselves, [B, ...].
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), sharding.RULES["rows"]
+    groups = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    if groups == 1 or mesh.manual_axes or jax.tree.leaves(along)[0].shape[0] % groups:
+        return function(heads, along)
+
+    def local(heads, along):
+        return jax.lax.psum(function(heads, along), axes) if summed else function(heads, along)
+
+    specs = PartitionSpec(), PartitionSpec(axes)
+    divided = jax.shard_map(
+        local, mesh=mesh, in_specs=specs, out_specs=specs[not summed], axis_names=set(axes), check_vma=False
+    )
+    return divided(heads, along)
 
 
 def _divided(along: Any, chunk: int) -> Any:

@@ -331,10 +331,16 @@ class Decoder(nn.Module):
         return x if hidden else unembed(cfg, params, x)
 
 
+def head(cfg: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Of parameters, those that `unembed` reads."""
+    name = "embedding" if cfg.tied_embeddings else "lm_head"
+    return {name: params[name]}
+
+
 def unembed(cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
     """Logits of normalised last states, float32; of `params`, the head is read, which may be the embedding."""
-    head = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
-    return linear(x, head.astype(jnp.dtype(cfg.dtype)), jnp.float32)
+    kernel = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
+    return linear(x, kernel.astype(jnp.dtype(cfg.dtype)), jnp.float32)
 
 
 def extend(
