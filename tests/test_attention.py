@@ -102,7 +102,7 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
 SLOTS_KERNEL = functools.partial(attention_kernels.occupied, interpret=True)
 
 
-@pytest.mark.parametrize(("queries", "length"), [(1, 40), (1, 1100), (5, 40)])
+@pytest.mark.parametrize(("queries", "length"), [(1, 40), (5, 40), pytest.param(1, 1100, marks=pytest.mark.slow)])
 def test_slots_of_different_lengths(queries, length):
     """A shared prefix, slots of which some are empty and one is full, and the queries' own tokens."""
     keys = iter(jax.random.split(jax.random.key(0), 8))
@@ -121,6 +121,7 @@ def test_slots_of_different_lengths(queries, length):
     np.testing.assert_allclose(attention(q, stretches[2], view, 0.2, stretches[:2], SLOTS_KERNEL), plain, atol=2e-6)
 
 
+@pytest.mark.slow
 def test_conversations_with_the_slots_kernel(monkeypatch):
     """Sampled tokens and log-probs through the whole engine, which reads slots where they lie, as accelerators do."""
     cfg = DecoderConfig(19, 32, 48, 2, 4, 2, 64, rope=Rope(100.0))

@@ -52,7 +52,7 @@ def _feed(shape, weights, prefix, slots, pieces, starts):
     return slots
 
 
-@pytest.mark.parametrize("change", [{}, {"copies": True}, {"feed_rows": 4}, {"burst": 2, "copies": True}])
+@pytest.mark.parametrize("change", [{}, {"burst": 2, "copies": True}, pytest.param({"feed_rows": 4}, marks=pytest.mark.slow)])
 def test_greedy_turns_equal_the_full_forward(weights, change):
     """A shared prefix, rows of different lengths, two turns with a given text between them, a row that does not sample."""
     shape = dataclasses.replace(SHAPE, **change)
@@ -152,7 +152,14 @@ def test_conversations_equal_a_plain_sampler(weights):
     assert 0 < stats.utilisation <= stats.occupancy <= 1
 
 
-@pytest.mark.parametrize("options", [{"slots": 1}, {"slots": 11}, {"slots": 16, "lanes": 3}, {"slots": 6, "lanes": 1}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"slots": 1},
+        {"slots": 16, "lanes": 3},
+        *(pytest.param(o, marks=pytest.mark.slow) for o in ({"slots": 11}, {"slots": 6, "lanes": 1})),
+    ],
+)
 def test_a_conversation_does_not_depend_on_its_slot_or_neighbours(weights, options):
     together, apart = _talks(), _talks()
     _serve(weights, together)

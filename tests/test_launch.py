@@ -127,6 +127,7 @@ def test_lora_students(tmp_path):
     assert refused.returncode == 2 and "has no LoRA adapter" in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_bash_setting(tmp_path):
     """Another setting through the same code: its own acts in the table, its own words in the report."""
     few = ["distill.objective=sft", "arms.other_init=false", "arms.self_distilled=false", "arms.unsanitized=false"]

@@ -84,8 +84,8 @@ def test_factors_are_sharded_like_what_they_adapt():
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(("name", "targets"), [
     ("llama mqa untied, llama3 rope", ("q", "k", "v", "o")),
-    ("qwen2 gqa tied", lora.TARGETS),
-    ("qwen3 gqa, wide heads", lora.TARGETS),
+    pytest.param("qwen2 gqa tied", lora.TARGETS, marks=pytest.mark.slow),
+    pytest.param("qwen3 gqa, wide heads", lora.TARGETS, marks=pytest.mark.slow),
     ("gemma3 window 4", lora.TARGETS),
 ])  # fmt: skip
 def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, targets):
