@@ -141,7 +141,7 @@ def test_contexts_that_cannot_be_trained_are_refused():
     def sizes(preset, mesh=mesh, **more):
         settings = {**long, **{name.replace("_", ".", 1): value for name, value in more.items()}}
         c = config.load(CONFIGS / "aot_llama.py", settings)
-        geometry = dataclasses.replace(PRESETS[preset], attention=c.base.attention, remat="full")
+        geometry = dataclasses.replace(PRESETS[preset], attention=c.base.attention, dtype=c.base.dtype, remat="full")
         return Sizes(c, geometry, mesh, 2)
 
     sizes("llama3.1-8b").check_context("llama", 2)
