@@ -28,10 +28,12 @@ TINY = (
     "distill.objective=forward_kl,reverse_kl arms.other_init=false arms.benign_teacher=false arms.self_distilled=false "
     "arms.unsanitized=false checkpoint.every_steps=20"
 ).split()
-# What is killed: a stage that trains, a checkpoint that is being written, trajectories that are being made, anything.
+# What is killed: a stage that trains, a checkpoint that is being written, a training that has one to go back to, trajectories that
+# are being made, anything.
 MOMENTS = {
     "training": (".base-*.tmp-*", ".teacher*.tmp-*", ".student*.tmp-*"),
     "saving": (".steps/*/*.orbax-checkpoint-tmp*",),
+    "saved": (".steps/*/[2468]0",),
     "rollouts": (".rollouts*.tmp-*", ".student.reverse_kl*.tmp-*"),
     "anything": (".*.tmp-*",),
 }
