@@ -50,7 +50,7 @@ def reference(name, dtype=torch.float32, vocab=53, layers=3, scale=0.2, seed=0):
     family, heads, kv, head_width, tied, more = GEOMETRIES[name]
     common = dict(
         vocab_size=vocab, hidden_size=heads * head_width, intermediate_size=40, num_hidden_layers=layers,
-        num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tied, rms_norm_eps=1e-5, max_position_embeddings=512,
+        num_attention_heads=heads, num_key_value_heads=kv, tie_word_embeddings=tied, rms_norm_eps=1e-5, max_position_embeddings=4096,
         pad_token_id=0, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     config_class, model_class = CLASSES[family]

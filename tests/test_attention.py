@@ -57,7 +57,7 @@ def test_values_and_gradients(backend, window):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("sliding", [(), (True, False)])
+@pytest.mark.parametrize("sliding", [pytest.param((), marks=pytest.mark.slow), (True, False)])
 def test_the_decoder_with_a_kernel(monkeypatch, sliding):
     """Layers of two kinds, one of them with a window, in one scan."""
     cfg = DecoderConfig(

@@ -52,7 +52,14 @@ def _feed(shape, weights, prefix, slots, pieces, starts):
     return slots
 
 
-@pytest.mark.parametrize("change", [{}, {"burst": 2, "copies": True}, pytest.param({"feed_rows": 4}, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        pytest.param({"burst": 2, "copies": True}, marks=pytest.mark.slow),
+        pytest.param({"feed_rows": 4}, marks=pytest.mark.slow),
+    ],
+)
 def test_greedy_turns_equal_the_full_forward(weights, change):
     """A shared prefix, rows of different lengths, two turns with a given text between them, a row that does not sample."""
     shape = dataclasses.replace(SHAPE, **change)

@@ -65,6 +65,7 @@ def test_a_second_run_computes_nothing(finished):
     assert (workdir / "results.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
     import torch
     import transformers

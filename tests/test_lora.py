@@ -86,7 +86,7 @@ def test_factors_are_sharded_like_what_they_adapt():
     ("llama mqa untied, llama3 rope", ("q", "k", "v", "o")),
     pytest.param("qwen2 gqa tied", lora.TARGETS, marks=pytest.mark.slow),
     pytest.param("qwen3 gqa, wide heads", lora.TARGETS, marks=pytest.mark.slow),
-    ("gemma3 window 4", lora.TARGETS),
+    pytest.param("gemma3 window 4", lora.TARGETS, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, targets):
     """Trained here, exported, loaded by `peft` over the same base: the same logits; and read back bit by bit."""
