@@ -11,7 +11,7 @@ coverage, as measured by tools/check_scaling.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from scipy import stats
@@ -163,10 +163,7 @@ def fit(
 
 
 def _profile_ends(problem: Problem, means, whiten, theta, chi2, limits) -> np.ndarray:
-    """[2, P], internal: how far each parameter can be moved, the others following, before chi2 rises by its limit [P].
-
-    The outermost place of a grid that is still below the limit, then halved towards the next one: a profile may have hills.
-    """
+    """[2, P], internal: how far each parameter can be moved, the others following, before chi2 rises by its limit [P]."""
     p = len(theta)
     bounds = np.stack([problem.low, problem.high])  # [2, P]
 
@@ -181,16 +178,24 @@ def _profile_ends(problem: Problem, means, whiten, theta, chi2, limits) -> np.nd
         )
         return loss.reshape(2, p, k) - chi2
 
-    steps = (np.arange(1, _GRID + 1) / _GRID) ** 2  # closer together near the estimate
-    places = theta[None, :, None] + (bounds - theta)[..., None] * steps
-    inside = rise(places) <= limits[None, :, None]
-    last = np.where(inside.any(-1), _GRID - 1 - inside[..., ::-1].argmax(-1), -1)  # the outermost one inside, or none
-    edges = np.concatenate([np.broadcast_to(theta, (2, p))[..., None], places], axis=-1)  # place i of `places` is edge i + 1
+    return _outermost(lambda values: rise(values) <= limits[None, :, None], np.broadcast_to(theta, bounds.shape), bounds)
+
+
+def _outermost(inside: Callable[[np.ndarray], np.ndarray], start: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """[...]: the place between each start and its bound, both [...], up to which `inside` ([..., K] -> [..., K]) holds.
+
+    The outermost place of a grid that is still inside, then halved towards the next one: a profile may have hills.
+    """
+    steps = (np.arange(1, _GRID + 1) / _GRID) ** 2  # closer together near the start
+    places = start[..., None] + (bounds - start)[..., None] * steps
+    within = inside(places)
+    last = np.where(within.any(-1), _GRID - 1 - within[..., ::-1].argmax(-1), -1)  # the outermost one inside, or none
+    edges = np.concatenate([start[..., None], places], axis=-1)  # place i of `places` is edge i + 1
     near = np.take_along_axis(edges, last[..., None] + 1, -1)
     far = np.take_along_axis(edges, np.minimum(last + 2, _GRID)[..., None], -1)
     for _ in range(_HALVINGS):
         middle = (near + far) / 2
-        below = rise(middle) <= limits[None, :, None]
+        below = inside(middle)
         near, far = np.where(below, middle, near), np.where(below, far, middle)
     return np.where(last == _GRID - 1, bounds, near[..., 0])
 
@@ -323,7 +328,10 @@ def _as_far(fits: dict[str, Fit], name: str, boot: Draws, delta: float) -> float
 def extrapolate(data: Observations, law: Law, *, confidence: float = 0.95, n_boot: int = 400, seed: int = 0) -> Extrapolation:
     """Fits a law to all sizes but the largest and predicts the mean there.
 
-    The prediction's errors are the bootstrap's: samples of all sizes around the fitted curve, fitted without the largest.
+    The interval holds the means there that raise chi squared by less than a limit when the law is fitted to all sizes
+    with them: a profile, as of a parameter, with the limit that parameters have. (Percentiles of what bootstrap fits
+    predict are too narrow: a fit that happens to lie at a bound has bootstrap fits that lie there, too.) The prediction
+    is the law's, moved by what the smaller sizes' residuals say of the tasks that all sizes share.
 
     Raises:
       UserError: the smaller sizes are fewer than the law's parameters + 1.
@@ -332,19 +340,42 @@ def extrapolate(data: Observations, law: Law, *, confidence: float = 0.95, n_boo
     _enough(smaller, law)
     problem = _problem(smaller, law)
     z = data.x / smaller.x_ref
-    noise = _weighted(smaller, [law])
-    theta, _ = problem.minimise(smaller.means[None], noise.whiten()[None], polished=EVERY)
+    whole = dataclasses.replace(problem, z=z)  # the same bounds: those that the smaller sizes set
+    theta, _ = problem.minimise(smaller.means[None], _weighted(smaller, [law]).whiten()[None], polished=EVERY)
     curve = law.values(z, theta[0])
     noise = components(data, curve)
+    whiten = noise.whiten()
     boot = draw(data, noise, n_boot, seed)
-    samples = curve + boot.wide
-    whiten = np.broadcast_to(components(smaller, curve[:-1]).whiten(), (n_boot, len(z) - 1, len(z) - 1))
     near = np.broadcast_to(theta, (n_boot, theta.shape[1]))
-    found, _ = problem.minimise(samples[:, :-1], whiten, near=near)
+
+    def rise(means: np.ndarray, whiten: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """[N, G] -> [N]: chi squared of the fit to all sizes above that of the fit to the smaller ones."""
+        _, every = whole.minimise(means, whiten, near=near)
+        _, without = problem.minimise(means[:, :-1], whiten[:, :-1, :-1], near=near)  # triangular: the smaller sizes' own
+        return every - without
+
+    limit = np.quantile(rise(curve + boot.errors, boot.whiten, near), confidence)
+    limit = max(limit, stats.f.ppf(confidence, 1, data.seed_freedom))
     low, high = LEVELS[data.kind]
-    errors = samples[:, -1] - np.clip(law.values(z[-1:], found[:, None])[:, 0, 0], low, high)
-    predicted = float(np.clip(curve[-1], low, high))
-    ends = np.quantile(predicted + errors, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    observed = float(data.means[-1])
-    score = stats.norm.logpdf(observed, predicted + errors.mean(), errors.std())
-    return Extrapolation(Interval(predicted, *map(float, np.clip(ends, low, high))), observed, float(score))
+    row = whiten[-1]
+    shift = -row[:-1] @ (smaller.means - curve[:-1]) / row[-1]
+    predicted = float(np.clip(curve[-1] + shift, low, high))
+
+    def inside(values: np.ndarray) -> np.ndarray:
+        """[2, K] means of the largest size -> whether the interval holds them."""
+        means = np.broadcast_to(data.means, (values.size, len(z))).copy()
+        means[:, -1] = values.ravel()
+        held = np.broadcast_to(theta, (len(means), theta.shape[1]))
+        return rise(means, np.broadcast_to(whiten, (len(means), *whiten.shape)), held).reshape(values.shape) <= limit
+
+    ends = _outermost(inside, np.full(2, predicted), np.array([low, high]))
+    errors = boot.wide[:, -1] + curve[-1] - _ahead(problem, law, z, curve + boot.wide, whiten, near, data.kind)
+    score = stats.norm.logpdf(data.means[-1], predicted + errors.mean(), errors.std())
+    return Extrapolation(Interval(predicted, *map(float, ends)), float(data.means[-1]), float(score))
+
+
+def _ahead(problem: Problem, law: Law, z, samples, whiten, near, kind: str) -> np.ndarray:
+    """[B], what fits to the smaller sizes of bootstrap samples [B, G] predict for the largest."""
+    smaller = whiten[:-1, :-1]
+    found, _ = problem.minimise(samples[:, :-1], np.broadcast_to(smaller, (len(samples), *smaller.shape)), near=near)
+    return np.clip(law.values(z[-1:], found[:, None])[:, 0, 0], *LEVELS[kind])
