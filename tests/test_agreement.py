@@ -27,7 +27,13 @@ def test_sampler_and_trainer_agree(cfg, weights, chat, setting):
     assert found["tokens"] > 100 and found["max_gap"] < 1e-4 and found["kl"] < 1e-9
 
 
-@pytest.mark.parametrize("change", [{"weights": "int8"}, {"weights": "fp8"}, {"int8_cache": True}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": "int8"},
+        *(pytest.param(change, marks=pytest.mark.slow) for change in ({"weights": "fp8"}, {"int8_cache": True})),
+    ],
+)
 def test_what_rounding_costs_is_measured(cfg, weights, chat, setting, change):
     """The estimate over the sampler's own tokens, against the KL in closed form where the sampler's distribution is at hand."""
     sharp = {"params": jax.tree.map(lambda x: 3.0 * x, weights["params"])}
@@ -102,7 +108,7 @@ def alone(tmp_path_factory, chat):
 @pytest.mark.parametrize(
     "layout",
     [
-        {"devices": 8, "mesh": {"fsdp": 4, "tensor": 2}, "slots": 8},
+        pytest.param({"devices": 8, "mesh": {"fsdp": 4, "tensor": 2}, "slots": 8}, marks=pytest.mark.slow),
         {"devices": 4, "mesh": {"data": 2, "fsdp": 2}, "slots": 16, "processes": 2},
         pytest.param({"devices": 1, "mesh": {}, "slots": 256, "lanes": 1}, marks=pytest.mark.slow),
         pytest.param({"devices": 2, "mesh": {"data": 2}, "slots": 16}, marks=pytest.mark.slow),

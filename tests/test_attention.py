@@ -102,7 +102,9 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
 SLOTS_KERNEL = functools.partial(attention_kernels.occupied, interpret=True)
 
 
-@pytest.mark.parametrize(("queries", "length"), [(1, 40), (5, 40), pytest.param(1, 1100, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("queries", "length"), [(5, 40), *(pytest.param(1, length, marks=pytest.mark.slow) for length in (40, 1100))]
+)
 def test_slots_of_different_lengths(queries, length):
     """A shared prefix, slots of which some are empty and one is full, and the queries' own tokens."""
     keys = iter(jax.random.split(jax.random.key(0), 8))

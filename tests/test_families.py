@@ -21,11 +21,8 @@ MODELS = {
 }  # fmt: skip
 
 
-# By default the two families that the published table, which is run as a whole, does not hold.
-TABLE = [pytest.param(family, marks=pytest.mark.slow) for family in ("llama3", "qwen2", "qwen3")]
-
-
-@pytest.mark.parametrize("family", [*TABLE, "gemma3"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(MODELS))
 def test_rollout_and_training_step(tmp_path, setting, demos, mesh, family):
     texts = [text for task, turns in demos[:200] for text in (task.instruction, *(t.thought for t in turns))]
     texts += [json.dumps(tool, indent=indent) for tool in setting.tools for indent in (None, 4)] * 30

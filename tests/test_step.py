@@ -113,7 +113,11 @@ def test_packing_changes_neither_loss_nor_gradient(monkeypatch, backend):
     assert abs(blind - loss) > 1e-3
 
 
-@pytest.mark.parametrize("policy", [name for name in REMAT if name != "none"])
+# By default those that keep least and most.
+@pytest.mark.parametrize(
+    "policy",
+    [pytest.param(name, marks=[] if name in ("full", "projections") else pytest.mark.slow) for name in REMAT if name != "none"],
+)
 def test_what_is_made_again_is_the_same(policy):
     examples = _episodes([24, 20])
     plain, again = (_of(examples, dataclasses.replace(CFG, remat=name), "sft") for name in ("none", policy))

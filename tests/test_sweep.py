@@ -348,7 +348,9 @@ def test_failures_are_retried_if_they_may_go_away_and_named_if_not(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_notice_ends_workers_and_command(tmp_path, number):
+    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs, too
     process = _start(tmp_path / "w", seconds=3)
+    signal.signal(signal.SIGINT, ignored)
     while not list((tmp_path / "w").glob(".base*.tmp-*")):
         assert process.poll() is None
         time.sleep(0.02)
