@@ -73,7 +73,20 @@ class Sizes:
         # Of one chunk: float32 logits, their softmax and its gradient; with a live teacher, twice.
         chunk = min(4 * tokens * cfg.vocab_size // self.tensor, CHUNK_BYTES)
         logits = 3 * chunk * (2 if other_weights or not full else 1)
-        return state + other_weights + tokens * (cfg.num_layers * kept + layer) + logits
+        return state + other_weights + self._fetched(full) + tokens * (cfg.num_layers * kept + layer) + logits
+
+    def _fetched(self, full: bool) -> int:
+        """Of weights that lie divided over devices with rows of their own: what each holds whole, but for the tensor axis.
+
+        The head, or a layer, to compute with; and float32 gradients of both tables and a layer, before they are divided.
+        """
+        if self._mesh.shape["fsdp"] == 1:
+            return 0
+        cfg = self.cfg
+        table, tables = cfg.vocab_size * cfg.width, 1 if cfg.tied_embeddings else 2
+        layer = (cfg.num_params - tables * table) // cfg.num_layers
+        gradients = 4 * (tables * table + layer) if full else 0
+        return (self._width * max(table, layer) + gradients) // self.tensor
 
     def check_context(self, model: str, batch: int) -> None:
         """Refuses episodes that are longer than a model, or plain attention, can take.

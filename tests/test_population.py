@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -366,11 +369,8 @@ def test_a_member_that_fails_stops_its_own_stage(tmp_path, mesh, monkeypatch):
 
     def spoilt(self, source, model, seed):
         member = teacher(self, source, model, seed)
-        weights = member.examples.loss_mask.astype(np.float32)
-        weights[:, 1:] *= np.inf if seed == 1 else 1
-        return dataclasses.replace(
-            member, examples=dataclasses.replace(member.examples, loss_mask=np.nan_to_num(weights, posinf=np.inf))
-        )
+        weights = np.where(member.examples.loss_mask, np.float32(np.inf if seed == 1 else 1), np.float32(0))
+        return dataclasses.replace(member, examples=dataclasses.replace(member.examples, loss_mask=weights))
 
     monkeypatch.setattr(stages.Makers, "teacher", spoilt)
     for _ in range(2):  # the population is whole, so that nothing is trained again to find the same
