@@ -35,9 +35,23 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
 
 
+def identity(folder: Path) -> tuple[int, int] | None:
+    """What a folder keeps as long as it is there, and one that is made in its place has not; None without one."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def vanished(workdir: Path) -> UserError:
+    """The sentence about a workdir that was there, and is no more."""
+    return UserError(f"The workdir {workdir} has vanished: run the same command again.")
+
+
 @contextlib.contextmanager
 def os_errors(folder: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into sentences about `folder`."""
+    """Turns the operating system's refusals to write into sentences about `folder`, and whatever fails once it is gone."""
     try:
         yield
     except OSError as error:
@@ -53,8 +67,12 @@ def os_errors(folder: Path) -> Iterator[None]:
         parent = Path(os.fsdecode(error.filename)).parent if error.filename is not None else folder
         gone = parent.is_relative_to(folder) and not parent.is_dir()
         if error.errno == errno.ENOENT and (gone or not folder.is_dir()):
-            raise UserError(f"The workdir {folder} has vanished: run the same command again.") from error
+            raise vanished(folder) from error
         raise
+    except Exception as error:  # such as a reader's sentence about the file that it misses
+        if folder.is_dir():
+            raise
+        raise vanished(folder) from error
 
 
 _SYSTEM = {
@@ -159,6 +177,7 @@ class Store:
         """Removes what runs left that died; returns the name of a file that only this run can have made among the claims."""
         with os_errors(self.workdir):
             (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
+            self._identity = identity(self.workdir)
             self._claims = Claims(self.workdir / CLAIMS, self._lease)
             mark = f"run-{self._claims.owner.token}"
             (self.workdir / CLAIMS / mark).touch()
@@ -299,12 +318,17 @@ class Store:
                 self._record(path.name, what, {**facts, "seconds": round(time.monotonic() - begin, 3)})
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
             except Exception as error:
+                if identity(self.workdir) != self._identity:
+                    raise vanished(self.workdir) from error
                 if not held.beat():  # the other has removed what was being written
                     raise Lost(str(error)) from error
                 raise
             finally:
                 if not made:
                     shutil.rmtree(temporary, ignore_errors=True)
+                if identity(self.workdir) != self._identity:
+                    with contextlib.suppress(OSError):
+                        self.workdir.rmdir()  # an empty one, which a library had made again
                 with contextlib.suppress(OSError):  # of a workdir that has vanished
                     held.release(made=made)
         return what

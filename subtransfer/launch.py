@@ -102,7 +102,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         print_plan(experiment, console)
         return 0
     begin = time.monotonic()
-    with artifacts.Store(folder, _LEASE.value) as store:
+    with artifacts.os_errors(folder), artifacts.Store(folder, _LEASE.value) as store:
         results = experiment.run(store, log=lambda line: processes.leads() and print(line, flush=True))
         computed = sum(what != "reused" for what, _ in store.events)
     if not processes.leads():

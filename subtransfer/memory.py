@@ -66,10 +66,17 @@ class Sizes:
         tokens = -(-batch // self.rows) * length
         trained = self._held if full else lora_size(cfg, tuning) // self.rows
         state = (0 if full else self.weights) + 4 * 5 * trained  # weights, gradient, two moments, update
-        heads = 3 * cfg.num_heads * length * 4 // self.tensor if cfg.attention == "xla" else 0  # kernels keep no scores
-        layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * cfg.num_heads * cfg.head_width) // self.tensor) + heads
+        scores = 4 * cfg.num_heads * length // self.tensor if cfg.attention == "xla" else 0  # kernels keep none
+        heads, kv = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
+        layer = self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * heads) // self.tensor) + 3 * scores
         shared = self.tensor if length % self.tensor == 0 else 1  # between layers, positions lie over the tensor axis
-        kept = self._width * cfg.width // shared if cfg.remat == "full" else layer
+        products = self._width * (3 * cfg.width // shared + (heads + 2 * kv + 2 * cfg.mlp_width) // self.tensor)
+        kept = {
+            "full": self._width * cfg.width // shared,
+            "projections": products,
+            "dots": products + scores,
+            "none": layer,
+        }[cfg.remat]
         # Of one chunk: float32 logits, their softmax and its gradient; with a live teacher, twice.
         chunk = min(4 * tokens * cfg.vocab_size // self.tensor, CHUNK_BYTES)
         logits = 3 * chunk * (2 if other_weights or not full else 1)

@@ -92,6 +92,18 @@ def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
         with pytest.raises(UserError, match="vanished"):
             store.stage("s", {}, _build(), log=lambda _: None)
 
+    def build(folder):
+        (tmp_path / "w").rename(tmp_path / "away")
+        (folder / "trajectories").mkdir(parents=True)  # as many libraries make what they miss
+
+    with pytest.raises(UserError, match="vanished"), artifacts.Store(tmp_path / "w") as store:
+        store.stage("s", {}, build, log=lambda _: None)
+    assert not (tmp_path / "w").exists()
+    (tmp_path / "w").mkdir()
+    with pytest.raises(UserError, match="vanished"), artifacts.os_errors(tmp_path / "w"):
+        (tmp_path / "w").rmdir()
+        raise UserError("there is no tokenizer")  # as a reader says that knows nothing of the workdir
+
 
 def test_two_runs_share_a_workdir(tmp_path):
     """A stage that one is making is waited for by the other, which says so; it is made once."""

@@ -203,9 +203,9 @@ def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(cfg, 
         _train(folder, cfg, mesh, params, rate=1e30, policy=Policy())
 
 
-def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path):
-    import shutil
-
+@pytest.mark.parametrize("during_save", [False, True])
+def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path, during_save):
+    """Nothing is left in its place, also where Orbax made it again to end a save."""
     (tmp_path / "w").mkdir()
     advance = {"n": 0}
     recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 3e-3)
@@ -219,13 +219,19 @@ def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path):
         def vanish(*args):
             advance["n"] += 1
             if advance["n"] == 2:
-                run._checkpoints.wait()
-                shutil.rmtree(tmp_path / "w")
+                saves = run._checkpoints
+                saves._orbax.wait()
+                (tmp_path / "w").rename(tmp_path / "away")
+                if during_save:
+                    (tmp_path / "w" / ".steps" / "a-0" / str(saves._pending) / "state").mkdir(parents=True)
+                    (tmp_path / "w" / ".steps" / "a-0" / f"{saves._pending}.orbax-checkpoint-tmp").mkdir()
+                else:
+                    saves._pending = None
             record(*args)
 
         run.record = vanish
         trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
-    assert not (tmp_path / "w").exists()
+    assert not (tmp_path / "w").exists() and (tmp_path / "away" / ".steps" / "a-0").is_dir()
 
 
 SMALL_RUN = """

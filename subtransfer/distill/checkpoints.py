@@ -8,10 +8,12 @@ the artefact is sealed. Saving is asynchronous: a checkpoint counts only when `w
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import functools
 import logging
+import shutil
 import sys
 import threading
 import time
@@ -123,6 +125,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, label: str, policy: Policy):
         self.folder, self.label, self.policy = Path(folder).absolute(), label, policy
+        self._workdir = self.folder.parent.parent
+        self._identity = artifacts.identity(self._workdir)
         self.confirmed: int | None = None  # the newest step that is known to be on disk
         self._pending: int | None = None
         self._last_step, self._last_time = 0, time.monotonic()
@@ -133,7 +137,7 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         _hush()
-        with artifacts.os_errors(self.folder.parent.parent):
+        with artifacts.os_errors(self._workdir):
             return ocp.training.Checkpointer(
                 self.folder,
                 save_decision_policy=_Always(),
@@ -157,9 +161,7 @@ class Checkpoints:
         self.wait()
         if step == self.confirmed:
             return
-        workdir = self.folder.parent.parent
-        if not workdir.is_dir():  # Orbax would make it again, and nothing else that was in it
-            raise UserError(f"The workdir {workdir} has vanished: run the same command again.")
+        self._check_workdir()
         curves = {name: np.asarray(values, np.float32) for name, values in progress.curves.items()}
         arrays = {kind: tree for kind, tree in (("curves", curves), ("examples", progress.examples)) if tree}
         record = {
@@ -187,14 +189,36 @@ class Checkpoints:
         if self._pending is None:
             return
         step, self._pending = self._pending, None
-        with self._refusals(step):
-            self._orbax.wait()
+        try:
+            with self._refusals(step):
+                self._orbax.wait()
+        finally:
+            self._check_workdir(step)
         self.confirmed = step
+
+    def _check_workdir(self, saved: int | None = None) -> None:
+        """That the workdir is the one that it was. If it vanishes during a save, Orbax makes another, with that save alone.
+
+        Args:
+          saved: the step of a save that may have done so; what it made is removed.
+
+        Raises:
+          UserError: the workdir has vanished.
+        """
+        if artifacts.identity(self._workdir) == self._identity:
+            return
+        if saved is not None:
+            for made in (self.folder / str(saved), *self.folder.glob(f"{saved}.*")):
+                shutil.rmtree(made, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the first that is not empty
+                for folder in (self.folder, self.folder.parent, self._workdir):
+                    folder.rmdir()
+        raise artifacts.vanished(self._workdir)
 
     def _refusals(self, step: int):
         what = f"The checkpoint of {self.label} at step {step} could not be saved"
         kept = f"; the last whole one is of step {self.confirmed}" if self.confirmed else ""
-        return artifacts.storage_errors(self.folder.parent.parent, what + kept)
+        return artifacts.storage_errors(self._workdir, what + kept)
 
     def load(self, state: Any) -> tuple[Any, Progress] | None:
         """The newest whole checkpoint in the shardings of `state`, whose own arrays are given up for it; None without one.
@@ -244,3 +268,5 @@ class Checkpoints:
                 self._orbax.close()
             except Exception as error:  # the run is ending for a reason of its own, which says more
                 note(f"{self.label}: the last checkpoint could not be finished ({type(error).__name__})")
+            with contextlib.suppress(UserError):  # likewise
+                self._check_workdir(self._pending)
