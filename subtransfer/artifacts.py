@@ -32,7 +32,12 @@ HISTORY = "stages"  # what was computed: a file for each process that computed s
 
 def digest(value: Any) -> str:
     """16 hex digits of the SHA-256 of a JSON-serialisable value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return digest_of(canonical_json(value))
+
+
+def digest_of(text: str) -> str:
+    """16 hex digits of the SHA-256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def identity(folder: Path) -> tuple[int, int] | None:

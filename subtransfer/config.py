@@ -329,6 +329,8 @@ def of_model(config: Mapping[str, Any], model: str) -> Fields:
 
 def plain(value: Any) -> Any:
     """Config values as JSON types (tuples become lists)."""
+    if value is None or type(value) in (int, float, bool, str):  # most are, and the next question is dear
+        return value
     if isinstance(value, (ml_collections.ConfigDict, Mapping)):
         return {k: plain(v) for k, v in value.items()}
     if isinstance(value, (tuple, list)):

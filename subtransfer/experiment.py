@@ -23,10 +23,10 @@ from subtransfer.distill.population import Member
 from subtransfer.distill.run import Window
 from subtransfer.distill.trainer import steps_of
 from subtransfer.errors import UserError
-from subtransfer.models import attention_kernels, families, hf
+from subtransfer.models import attention_kernels, families
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
-from subtransfer.plan import Stage, code_version
+from subtransfer.plan import Digests, Stage, code_version
 from subtransfer.results import choice_stage, policy_stage, publish
 
 
@@ -55,6 +55,7 @@ class Experiment:
                     f"{part} does not divide over {rows} devices (mesh.data x mesh.fsdp): choose a multiple of that."
                 )
         self._sizes: dict[str, memory.Sizes] = {}
+        self._digests = Digests()
         self._versions = {report: code_version(report=report) for report in (False, True)}
         self._makers = stages.Makers(config, mesh, self.path)
         self._layout()
@@ -94,14 +95,16 @@ class Experiment:
                 "inputs": {i: self.plan[i].digest for i in inputs},
                 "config": slice_of_config,
             }
-            self.plan[name] = Stage(name, key, work, memory, flops, build)
+            self.plan[name] = Stage(name, key, self._digests.of(key), work, memory, flops, build)
         return name
 
     def _layout(self) -> None:
         c, make = self.config, self._makers
         for model in dict.fromkeys(m for arm in self.arms for m in (arm.model, arm.teacher_model)):
             self._base(model)
-        probes = [self._probe(arm, s) for arm in self.arms if arm.role == "base" for s in self.seeds]
+        recipes = {arm.name: self._recipe(arm) for arm in self.arms if arm.objective}
+        probing = {arm.name: self._probing(arm) for arm in self.arms}
+        probes = [self._probe(arm, s, probing[arm.name]) for arm in self.arms if arm.role == "base" for s in self.seeds]
         for begin in range(0, c.num_seeds, c.population):
             seeds = self.seeds[begin : begin + c.population]
             for arm in self.arms:
@@ -112,9 +115,9 @@ class Experiment:
                         self._rollouts(arm.source, arm.model, s)
             for arm in self.arms:
                 if arm.objective:
-                    self._students(arm, seeds)
+                    self._students(arm, seeds, recipes[arm.name])
                 if arm.role != "base":
-                    probes += [self._probe(arm, s) for s in seeds]
+                    probes += [self._probe(arm, s, probing[arm.name]) for s in seeds]
         probes += [self._choices(model) for model in dict.fromkeys(arm.model for arm in self.arms)]
         results = self._add(
             "results",
@@ -299,56 +302,60 @@ class Experiment:
             sanitize=c.sanitize,
         )
 
-    def _students(self, arm: Arm, seeds: Sequence[int]) -> None:
-        c, make = self.config, self._makers
-        teachers = {s: teacher_stage(arm.source, arm.teacher_model, s) for s in seeds}
-        data: dict[int, list[str]] = dict.fromkeys(seeds, [])
-        if arm.off_policy:
-            data = {s: [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)] for s in seeds}
-        soft = {s: [] if arm.objective == "sft" else [teachers[s]] for s in seeds}
+    def _recipe(self, arm: Arm) -> dict[str, Any]:
+        """What the students of an arm share: arguments of `_trained`, or of `_add` for those that roll out themselves."""
+        c, size, full = self.config, self.size(arm.model), self.config.tuning.method == "full"
         if arm.objective != "sft":
-            self._one_vocabulary(arm)
-        stored = stores_targets(c, arm.objective)
-        if stored:
-            soft = {s: [self._targets(arm, s, data[s], teachers[s])] for s in seeds}
-        names = {s: f"student.{arm.name}.seed{s}" for s in seeds}
-        bases = base_stage(arm.model), base_stage(arm.teacher_model)
-        inputs = {s: dict.fromkeys([bases[0], *data[s], *soft[s], bases[1]]) for s in seeds}
+            workbench.one_vocabulary(arm, self._checkpoint, lambda model: self.size(model).cfg.family)
+        reads = arm.objective != "sft" and not stores_targets(c, arm.objective)
+        live = self.size(arm.teacher_model) if reads and (full or arm.init == "other") else None
+        batch = c.distill.batch_size // c.distill.accumulate
         work = f"{c.distill.epochs} epochs" if c.distill.epochs and not arm.on_policy else f"{c.distill.steps} steps"
         work += f" x {c.distill.batch_size} episodes"
-        batch, full, size = c.distill.batch_size // c.distill.accumulate, c.tuning.method == "full", self.size(arm.model)
-        reads = arm.objective != "sft" and not stored
-        live = self.size(arm.teacher_model) if reads and (full or arm.init == "other") else None
 
+        @functools.cache
         def flops():
             return costs.student(size.cfg, c, arm, full=full, teacher=self.size(arm.teacher_model).cfg if reads else None)
 
         common = {
+            "work": work,
+            "flops": flops,
             "arm": {"objective": arm.objective, "sanitized": arm.sanitized},
-            "distill": {k: v for k, v in c.distill.items() if k != "objective"},
+            "distill": self._distill,
             "tuning": c.tuning,
             "extra_keywords": c.sanitize.extra_keywords,
         }
         if not arm.on_policy:
+            return {**common, "batch": batch, "live": live}
+        return common | {
+            "work": f"{work}, {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes",
+            "memory": lambda: size.training(batch, full=full, other_weights=live.weights if live else 0),
+            "rollouts": c.rollouts,
+            "sanitize": c.sanitize,
+        }
 
-            def member(s):
-                return make.off_policy(arm, s, data[s], teachers[s])
+    @functools.cached_property
+    def _distill(self) -> dict[str, Any]:
+        """What of `distill` all students depend on."""
+        return {k: v for k, v in self.config.distill.items() if k != "objective"}
 
-            self._trained(arm.model, names, member, inputs, work=work, batch=batch, flops=flops, live=live, **common)
+    def _students(self, arm: Arm, seeds: Sequence[int], recipe: Mapping[str, Any]) -> None:
+        make, bases = self._makers, (base_stage(arm.model), base_stage(arm.teacher_model))
+        teachers, data, inputs = {}, {}, {}
+        for s in seeds:
+            teachers[s] = teacher = teacher_stage(arm.source, arm.teacher_model, s)
+            data[s] = [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)] if arm.off_policy else []
+            soft = [] if arm.objective == "sft" else [teacher]
+            if stores_targets(self.config, arm.objective):
+                soft = [self._targets(arm, s, data[s], teacher)]
+            inputs[s] = dict.fromkeys([bases[0], *data[s], *soft, bases[1]])
+        names = {s: f"student.{arm.name}.seed{s}" for s in seeds}
+        if not arm.on_policy:
+            self._trained(arm.model, names, lambda s: make.off_policy(arm, s, data[s], teachers[s]), inputs, **recipe)
             return
         for s in seeds:  # rounds of rollouts have a program of their own, which serves one policy
-            self._add(
-                names[s],
-                lambda out, s=s: make.on_policy(out, arm, s, data[s], teachers[s]),
-                inputs=inputs[s],
-                work=f"{work}, {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes",
-                memory=lambda: size.training(batch, full=full, other_weights=live.weights if live else 0),
-                flops=flops,
-                training_seed=s,
-                rollouts=c.rollouts,
-                sanitize=c.sanitize,
-                **common,
-            )
+            build = functools.partial(make.on_policy, arm=arm, seed=s, data=data[s], teacher=teachers[s])
+            self._add(names[s], build, inputs=inputs[s], training_seed=s, **recipe)
 
     def _targets(self, arm: Arm, s: int, data: Sequence[str], teacher: str) -> str:
         c, make, name = self.config, self._makers, targets_stage(arm.source, arm.teacher_model, s)
@@ -365,40 +372,27 @@ class Experiment:
             extra_keywords=c.sanitize.extra_keywords,
         )
 
-    def _one_vocabulary(self, arm: Arm) -> None:
-        """Raises UserError if a soft-target arm's teacher and student have different vocabularies."""
-        paths = [self._checkpoint(model) for model in (arm.teacher_model, arm.model)]
-        if not all(paths) or paths[0] == paths[1]:
-            return  # one model, or a twin that shares the tokenizer
-        own = [path.startswith(validation.OWN) for path in paths]
-        if any(own):
-            same = all(own)  # of one corpus
-        elif any(path.startswith(validation.PRESET) for path in paths):
-            same = self.size(arm.model).cfg.family == self.size(arm.teacher_model).cfg.family
-        else:
-            same = _same_vocabulary(*paths)
-        if not same:
-            raise UserError(
-                f"{arm.objective} compares distributions over one vocabulary, but {arm.teacher_model} ({paths[0]}) and "
-                f"{arm.model} ({paths[1]}) have different ones: use --config.distill.objective=sft, which tokenises the "
-                "teacher's messages again, or a pair of one family."
-            )
+    def _probing(self, arm: Arm) -> dict[str, Any]:
+        """What the probes of an arm share: arguments of `_add`."""
+        c, size = self.config, self.size(arm.model)
+        return {
+            "work": f"{c.probe.tasks} ambiguous tasks sampled and greedy; {c.probe.ordinary_tasks} ordinary tasks",
+            "memory": lambda: size.rollout(c.probe.batch_size),
+            "flops": functools.cache(lambda: costs.episodes(size.cfg, c, 2 * c.probe.tasks + c.probe.ordinary_tasks)),
+            "probe": c.probe,
+            "rollouts": self._episodes,
+            "setting": c.setting,
+        }
 
-    def _probe(self, arm: Arm, s: int) -> str:
-        c, make, size = self.config, self._makers, self.size(arm.model)
-        policy = policy_stage(arm, s)
-        return self._add(
-            f"probe.{arm.name}.seed{s}",
-            lambda out: make.probe(out, policy, s),
-            inputs=[policy],
-            work=f"{c.probe.tasks} ambiguous tasks sampled and greedy; {c.probe.ordinary_tasks} ordinary tasks",
-            memory=lambda: size.rollout(c.probe.batch_size),
-            flops=lambda: costs.episodes(size.cfg, c, 2 * c.probe.tasks + c.probe.ordinary_tasks),
-            probe=c.probe,
-            rollouts={k: c.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")},
-            setting=c.setting,
-            training_seed=s,
-        )
+    @functools.cached_property
+    def _episodes(self) -> dict[str, Any]:
+        """What of `rollouts` probes depend on."""
+        return {k: self.config.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")}
+
+    def _probe(self, arm: Arm, s: int, shared: Mapping[str, Any]) -> str:
+        make, policy = self._makers, policy_stage(arm, s)
+        build = functools.partial(make.probe, policy_stage=policy, seed=s)
+        return self._add(f"probe.{arm.name}.seed{s}", build, inputs=[policy], training_seed=s, **shared)
 
     def _choices(self, model: str) -> str:
         c, make, size = self.config, self._makers, self.size(model)
@@ -451,9 +445,3 @@ class Experiment:
 @functools.cache
 def _as_dict(arm: Arm) -> dict[str, Any]:
     return dataclasses.asdict(arm)
-
-
-@functools.cache
-def _same_vocabulary(*checkpoints: str) -> bool:
-    one, other = (hf.load_tokenizer(path, None).get_vocab() for path in checkpoints)
-    return one == other

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 
 from subtransfer import artifacts, provenance
+from subtransfer.schema import canonical_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Stage:
     Attributes:
       name: what it makes, e.g. "student.forward_kl.seed1".
       key: JSON-serialisable, everything that determines its artefact.
+      digest: of the key (`artifacts.digest`).
       work: one line for the plan: how much there is to do.
       memory: estimated peak bytes on each device, when asked.
       flops: estimated floating-point operations, when asked; 0 where these are not what takes the time.
@@ -29,16 +31,13 @@ class Stage:
 
     name: str
     key: Mapping[str, Any]
+    digest: str
     work: str
     memory: Callable[[], int]
     flops: Callable[[], float]
     build: Callable[[Path], None]
 
     @functools.cached_property
-    def digest(self) -> str:
-        return artifacts.digest(self.key)
-
-    @property
     def folder(self) -> str:
         return f"{self.name}-{self.digest}"
 
@@ -50,6 +49,26 @@ class Stage:
     def inputs(self) -> list[str]:
         """The folders of the artefacts that it reads."""
         return [f"{name}-{digest}" for name, digest in self.key["inputs"].items()]
+
+
+class Digests:
+    """`artifacts.digest` of keys, of whose "config" many have the same parts: each part is written once."""
+
+    def __init__(self):
+        self._texts: dict[int, tuple[str, Any]] = {}
+
+    def of(self, key: Mapping[str, Any]) -> str:
+        config = ",".join([f'"{name}":{self._text(part)}' for name, part in sorted(key["config"].items())])
+        rest = canonical_json({name: value for name, value in key.items() if name != "config"})
+        return artifacts.digest_of(f'{{"config":{{{config}}},{rest[1:]}')  # "config" is the first in the alphabet
+
+    def _text(self, part: Any) -> str:
+        if type(part) is int:
+            return str(part)
+        found = self._texts.get(id(part))
+        if found is None:
+            found = self._texts[id(part)] = canonical_json(part), part  # kept, so that the id stays its own
+        return found[0]
 
 
 @functools.cache

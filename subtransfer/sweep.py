@@ -212,23 +212,19 @@ def members(config_file: str, overrides: Mapping[str, Any]) -> list[Member]:
       UserError: for every mistake in the file, its sweep or the overrides.
     """
     sweep = expand(config_file, overrides)
-    _configs_differ((member, sweep.config(member)) for member in sweep.members)
+    seen: dict[str, str] = {}
+    for member in sweep.members:
+        _differs(seen, member, artifacts.digest(configuration.of_results(sweep.config(member))))
     return sweep.members
 
 
-def _configs_differ(pairs: Iterable[tuple[Member, configuration.Fields]]) -> None:
-    seen: dict[str, str] = {}
-    for member, config in pairs:
-        _differs(seen, member, config)
-
-
-def _differs(seen: dict[str, str], member: Member, config: configuration.Fields) -> None:
-    """Notes a member's config in `seen`.
+def _differs(seen: dict[str, str], member: Member, digest: str) -> None:
+    """Notes the digest of what a member's results depend on in `seen`.
 
     Raises:
       UserError: another member has the same.
     """
-    other = seen.setdefault(artifacts.digest(configuration.of_results(config)), member.name)
+    other = seen.setdefault(digest, member.name)
     if other != member.name:
         raise UserError(f"The members {other!r} and {member.name!r} of the sweep are the same experiment: leave one out.")
 
@@ -252,7 +248,6 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
     with _collecting_by_hand() as collect:
         for at, member in enumerate(sweep.members):
             config = sweep.config(member)
-            _differs(seen, member, config)
             try:
                 experiment = Experiment(config, workdir, sharding.plan_mesh(**config.mesh, devices=devices))
                 if to_run:
@@ -260,6 +255,7 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
                     experiment.check()
             except UserError as error:
                 raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
+            _differs(seen, member, experiment.plan["results"].digest)
             made.stages.append(_merge(made.nodes, numbers, at, experiment))
             made.geometry.append(artifacts.digest([config.setting, config.models, config.base, config.tuning, config.mesh]))
             experiment.plan.clear()  # the stages hold what builds them, and through it the experiment

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import zlib
@@ -12,12 +13,14 @@ from typing import Any
 
 import jax
 
-from subtransfer import artifacts, metrics, processes, sanitize, settings
+from subtransfer import artifacts, metrics, processes, sanitize, settings, validation
+from subtransfer.arms import Arm
 from subtransfer.distill import student, trainer
 from subtransfer.distill.checkpoints import Checkpoints
 from subtransfer.distill.checkpoints import Policy as CheckpointPolicy
 from subtransfer.distill.run import Cohort, Run, Window, open_cohort, open_run
 from subtransfer.errors import UserError
+from subtransfer.models import hf
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.policy import Policy, load_policy, load_policy_tokenizer
@@ -174,3 +177,37 @@ class Workbench:
         """The leak check over a tokenizer's tokens."""
         extra = tuple(self.config.sanitize.extra_keywords)
         return student.Guard(sanitize.unsafe_token_ids(chat.tokenizer, self.setting, extra), extra, enforce)
+
+
+def one_vocabulary(arm: Arm, checkpoint: Callable[[str], str], family: Callable[[str], str]) -> None:
+    """Of a soft-target arm's teacher and student.
+
+    Args:
+      checkpoint: where a model's weights come from, "" for the one that is trained first.
+      family: of a model's geometry.
+
+    Raises:
+      UserError: they have different ones.
+    """
+    paths = [checkpoint(model) for model in (arm.teacher_model, arm.model)]
+    if not all(paths) or paths[0] == paths[1]:
+        return  # one model, or a twin that shares the tokenizer
+    own = [path.startswith(validation.OWN) for path in paths]
+    if any(own):
+        same = all(own)  # of one corpus
+    elif any(path.startswith(validation.PRESET) for path in paths):
+        same = family(arm.model) == family(arm.teacher_model)
+    else:
+        same = _same_vocabulary(*paths)
+    if not same:
+        raise UserError(
+            f"{arm.objective} compares distributions over one vocabulary, but {arm.teacher_model} ({paths[0]}) and "
+            f"{arm.model} ({paths[1]}) have different ones: use --config.distill.objective=sft, which tokenises the "
+            "teacher's messages again, or a pair of one family."
+        )
+
+
+@functools.cache
+def _same_vocabulary(*checkpoints: str) -> bool:
+    one, other = (hf.load_tokenizer(path, None).get_vocab() for path in checkpoints)
+    return one == other

@@ -162,6 +162,7 @@ def test_members_share_stages_and_have_those_of_single_runs(tmp_path):
         texts = dict(flag.removeprefix("--config.").split("=", 1) for flag in member.flags())
         alone = Experiment(configuration.load(path, texts | {"num_seeds": "1"}), tmp_path, sharding.plan_mesh(devices=1))
         assert [made.nodes[n].folder for n in made.stages[at]] == [stage.folder for stage in alone.plan.values()]
+        assert all(stage.digest == artifacts.digest(stage.key) for stage in alone.plan.values())
         done = set()
         for number in made.stages[at]:  # inputs come first
             assert set(made.nodes[number].inputs) <= done
