@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from subtransfer import sharding
-from subtransfer.distill.vocabulary import CHUNK_BYTES
+from subtransfer.distill.vocabulary import chunk_bytes
 from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
@@ -78,7 +78,8 @@ class Sizes:
             "none": layer,
         }[cfg.remat]
         # Of one chunk: float32 logits, their softmax and its gradient; with a live teacher, twice.
-        chunk = min(4 * tokens * cfg.vocab_size // self.tensor, CHUNK_BYTES)
+        entries = cfg.vocab_size // self.tensor
+        chunk = min(4 * tokens * entries, chunk_bytes(entries, cfg.width if full else 0))
         logits = 3 * chunk * (2 if other_weights or not full else 1)
         return state + other_weights + self._fetched(full) + tokens * (cfg.num_layers * kept + layer) + logits
 

@@ -35,7 +35,7 @@ def made(mesh, teacher, examples, monkeypatch):
     """Targets made in chunks, four episodes at a time."""
 
     def make(k, temperature=1.0, removed=REMOVED):
-        monkeypatch.setattr(vocabulary, "chunk_length", lambda *shape: 16)
+        monkeypatch.setattr(vocabulary, "chunk_length", lambda *shape, **_: 16)
         targets = teacher_targets.compute(CFG, mesh, teacher, examples, k, temperature, removed, 4)
         monkeypatch.undo()
         return targets

@@ -65,6 +65,9 @@ def test_the_fewest_chunks_that_fit():
     assert vocabulary.chunk_length(8, 2048, 1 << 17) == 16
     assert vocabulary.chunk_length(8, 100, 1000, budget=4 * 8 * 1000 * 60) == 56  # 2 chunks of 50, in multiples of 8
     assert vocabulary.chunk_length(64, 64, 1 << 17, budget=1 << 20) == 1
+    assert vocabulary.chunk_bytes(197, 64) == vocabulary.chunk_bytes(1 << 17) == vocabulary.CHUNK_BYTES
+    assert vocabulary.chunk_bytes(1 << 17, 4096) == 1 << 28  # a head of 8B, whose gradient is 2 GiB
+    assert vocabulary.chunk_length(4, 2304, 1 << 17, trained_width=4096) == 128
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 4, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)):
         assert vocabulary.chunk_length(8, 2048, 1 << 17) == 256
 

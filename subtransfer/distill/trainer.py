@@ -176,7 +176,8 @@ def loss_fn(cfg, loss: Loss, trainable, frozen, teacher, removed, tokens, loss_m
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
         heads["teacher"] = head(theirs, teacher["params"])
-    chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size)
+    trained_width = cfg.width if tuning.method == "full" else 0
+    chunk = vocabulary.chunk_length(*tokens.shape, cfg.vocab_size, trained_width=trained_width)
     return vocabulary.mean_in_chunks(per_token, heads, along, _next(loss_mask), chunk)
 
 
