@@ -153,9 +153,9 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
     try:
         return pq.read_table(path).to_pylist()
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: python tools/tabulate.py {workdir} writes it.") from error
+        raise UserError(f"{path} is missing: python tools/write_table.py {workdir} writes it.") from error
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is damaged ({error}): python tools/tabulate.py {workdir} writes it anew.") from error
+        raise UserError(f"{path} is damaged ({error}): python tools/write_table.py {workdir} writes it anew.") from error
 
 
 def as_parquet(table: pa.Table) -> bytes:

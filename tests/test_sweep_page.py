@@ -11,7 +11,7 @@ from subtransfer import table
 from subtransfer.errors import UserError
 from subtransfer.report import sweep_page
 from tests import studies
-from tools import tabulate
+from tools import write_table
 
 
 @pytest.fixture(scope="module")
@@ -62,15 +62,15 @@ def test_one_run_has_a_page_too(workdir, tmp_path, capsys):
     run = next((workdir / "runs").iterdir())
     for name in ("results.json", "results.jsonl", "results.csv"):
         shutil.copy(run / name, tmp_path)
-    assert tabulate.main([str(tmp_path)]) == 0
+    assert write_table.main([str(tmp_path)]) == 0
     assert (tmp_path / "sweep.html").read_text().count("<td><a") == 1 and (tmp_path / "table.parquet").is_file()
     (tmp_path / "table.parquet").write_text("x")
     with pytest.raises(UserError, match="table.parquet is damaged"):
         sweep_page.write(tmp_path)
     (tmp_path / "table.parquet").unlink()
-    with pytest.raises(UserError, match="table.parquet is missing: python tools/tabulate.py"):
+    with pytest.raises(UserError, match="table.parquet is missing: python tools/write_table.py"):
         sweep_page.write(tmp_path)
-    assert tabulate.main([str(tmp_path / "nowhere")]) == 2 and "holds no finished run" in capsys.readouterr().err
+    assert write_table.main([str(tmp_path / "nowhere")]) == 2 and "holds no finished run" in capsys.readouterr().err
 
 
 def test_results_of_another_sweep_are_left_out(workdir, tmp_path):
