@@ -43,11 +43,12 @@ def test_what_rounding_costs_is_measured(cfg, weights, chat, setting, change):
     if "weights" in change:
         from subtransfer.distill.trainer import forward
 
-        rounded, exact = [], []
+        rounded, exact, coarse = [], [], quantised(sharp, change["weights"])
+        logp = jax.jit(lambda used, tokens: jax.nn.log_softmax(forward(cfg, used, tokens)[0]))
         for t in episodes:
-            for out, used in ((rounded, quantised(sharp, change["weights"])), (exact, sharp)):
+            for out, used in ((rounded, coarse), (exact, sharp)):
                 tokens = np.pad(t.tokens, (0, 64 - len(t.tokens)))[None]
-                out.append(np.asarray(jax.nn.log_softmax(forward(cfg, used, tokens)[0]))[np.flatnonzero(t.loss_mask) - 1])
+                out.append(np.asarray(logp(used, tokens))[np.flatnonzero(t.loss_mask) - 1])
         p, q = np.concatenate(rounded), np.concatenate(exact)
         closed = float((np.exp(p) * (p - q)).sum(-1).mean())
         assert 0.5 * closed < found["kl"] < 2 * closed
