@@ -40,13 +40,12 @@ def digest_of(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def identity(folder: Path) -> tuple[int, int] | None:
-    """What a folder keeps as long as it is there, and one that is made in its place has not; None without one."""
-    try:
-        found = folder.stat()
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
+def opened(workdir: Path) -> bool:
+    """Whether a folder is a workdir that a store has opened: one that a library makes in its place holds no claims.
+
+    Inodes would not tell: a mounted bucket may number them anew.
+    """
+    return (workdir / CLAIMS).is_dir()
 
 
 def vanished(workdir: Path) -> UserError:
@@ -182,7 +181,6 @@ class Store:
         """Removes what runs left that died; returns the name of a file that only this run can have made among the claims."""
         with os_errors(self.workdir):
             (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
-            self._identity = identity(self.workdir)
             self._claims = Claims(self.workdir / CLAIMS, self._lease)
             mark = f"run-{self._claims.owner.token}"
             (self.workdir / CLAIMS / mark).touch()
@@ -323,7 +321,7 @@ class Store:
                 self._record(path.name, what, {**facts, "seconds": round(time.monotonic() - begin, 3)})
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
             except Exception as error:
-                if identity(self.workdir) != self._identity:
+                if not opened(self.workdir):
                     raise vanished(self.workdir) from error
                 if not held.beat():  # the other has removed what was being written
                     raise Lost(str(error)) from error
@@ -331,7 +329,7 @@ class Store:
             finally:
                 if not made:
                     shutil.rmtree(temporary, ignore_errors=True)
-                if identity(self.workdir) != self._identity:
+                if not opened(self.workdir):
                     with contextlib.suppress(OSError):
                         self.workdir.rmdir()  # an empty one, which a library had made again
                 with contextlib.suppress(OSError):  # of a workdir that has vanished

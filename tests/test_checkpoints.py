@@ -206,7 +206,7 @@ def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(cfg, 
 @pytest.mark.parametrize("during_save", [False, True])
 def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path, during_save):
     """Nothing is left in its place, also where Orbax made it again to end a save."""
-    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / ".claims").mkdir(parents=True)  # as a store makes them
     advance = {"n": 0}
     recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 3e-3)
     with (

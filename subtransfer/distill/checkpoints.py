@@ -126,7 +126,7 @@ class Checkpoints:
     def __init__(self, folder: Path, label: str, policy: Policy):
         self.folder, self.label, self.policy = Path(folder).absolute(), label, policy
         self._workdir = self.folder.parent.parent
-        self._identity = artifacts.identity(self._workdir)
+        self._opened = artifacts.opened(self._workdir)  # not by one who trains without a store
         self.confirmed: int | None = None  # the newest step that is known to be on disk
         self._pending: int | None = None
         self._last_step, self._last_time = 0, time.monotonic()
@@ -197,7 +197,7 @@ class Checkpoints:
         self.confirmed = step
 
     def _check_workdir(self, saved: int | None = None) -> None:
-        """That the workdir is the one that it was. If it vanishes during a save, Orbax makes another, with that save alone.
+        """That the workdir is still there. If it vanishes during a save, Orbax makes another, with that save alone.
 
         Args:
           saved: the step of a save that may have done so; what it made is removed.
@@ -205,7 +205,7 @@ class Checkpoints:
         Raises:
           UserError: the workdir has vanished.
         """
-        if artifacts.identity(self._workdir) == self._identity:
+        if self._workdir.is_dir() and artifacts.opened(self._workdir) == self._opened:
             return
         if saved is not None:
             for made in (self.folder / str(saved), *self.folder.glob(f"{saved}.*")):
