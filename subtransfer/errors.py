@@ -1,4 +1,9 @@
-"""The one exception for a user's mistake."""
+"""The one exception for a user's mistake, and how a command ends with it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
 
 
 class UserError(Exception):
@@ -6,3 +11,13 @@ class UserError(Exception):
 
     `launch` and the tools print the message without a traceback and exit with status 2.
     """
+
+
+def exit_status(work: Callable[[], object]) -> int:
+    """Does a command's work; returns 0, or 2 for a user's mistake, which is printed."""
+    try:
+        work()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0

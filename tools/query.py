@@ -26,7 +26,7 @@ import pyarrow as pa
 
 from subtransfer import conditions, statistics, table
 from subtransfer.artifacts import atomic_write
-from subtransfer.errors import UserError
+from subtransfer.errors import UserError, exit_status
 from subtransfer.report import tables
 from subtransfer.runs import NATS, SCALARS, SHARES, RunArm
 
@@ -195,12 +195,8 @@ def run(options: argparse.Namespace) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a user's mistake."""
-    try:
-        run(_parser().parse_args(arguments))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = _parser().parse_args(arguments)
+    return exit_status(lambda: run(options))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from subtransfer import conditions, runs, scaling, scaling_study, table
 from subtransfer.artifacts import atomic_write, os_errors
-from subtransfer.errors import UserError
+from subtransfer.errors import UserError, exit_status
 from subtransfer.report import scaling_report
 
 
@@ -75,12 +75,8 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a user's mistake."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    try:
-        run(_parser().parse_args(given), ["tools/scaling_report.py", *given])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    options = _parser().parse_args(given)
+    return exit_status(lambda: run(options, ["tools/scaling_report.py", *given]))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from subtransfer import table
-from subtransfer.errors import UserError
+from subtransfer.errors import exit_status
 from subtransfer.report import sweep_page
 
 
@@ -19,13 +19,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a user's mistake."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep")
-    try:
-        for workdir in parser.parse_args(arguments).workdirs:
+    workdirs = parser.parse_args(arguments).workdirs
+
+    def write() -> None:
+        for workdir in workdirs:
             print(table.write(workdir), sweep_page.write(workdir))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_status(write)
 
 
 if __name__ == "__main__":
