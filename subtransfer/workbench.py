@@ -180,7 +180,7 @@ class Workbench:
 
 
 def one_vocabulary(arm: Arm, checkpoint: Callable[[str], str], family: Callable[[str], str]) -> None:
-    """Of a soft-target arm's teacher and student.
+    """Checks that a soft-target arm's teacher and student have one vocabulary.
 
     Args:
       checkpoint: where a model's weights come from, "" for the one that is trained first.
