@@ -15,53 +15,9 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from subtransfer.models.primitives import apart, matmul, rotate
+
 NEG_INF = -1e9  # finite, so that a fully masked query row gives a uniform softmax instead of NaN
-
-
-def matmul(a, b, *, out=None):
-    """`a @ b` accumulated in float32; where the operands are float32, no accelerator may round them to less."""
-    exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    return jnp.matmul(a, b, precision=exact, preferred_element_type=out)
-
-
-def apart(x):
-    """x itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory against its grain, ten
-    times as slow as the loop and XLA's own transposition one after the other."""
-    return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], out=None) -> Float[Array, "*rows F"]:
-    """`matmul` whose gradients are products that a CPU does fast: of a weight's gradient it transposes the narrower operand."""
-    return matmul(x, kernel, out=out)
-
-
-def _linear_forward(x, kernel, out):
-    return matmul(x, kernel, out=out), (x, kernel)
-
-
-def _linear_backward(out, kept, dy):
-    x, kernel = kept
-    x, dy = apart(x), apart(dy.astype(kernel.dtype))
-    d_kernel = _over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else apart(_over_rows(dy, x)).T
-    return matmul(dy, kernel.T), d_kernel
-
-
-def _over_rows(x: Float[Array, "*rows D"], y: Float[Array, "*rows F"]) -> Float[Array, "D F"]:
-    """The sum over rows of x's outer y; a CPU takes rows of one axis, a mesh may have divided several."""
-    exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-
-    def product(x, y):
-        rows = tuple(range(x.ndim - 1))
-        return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), precision=exact)
-
-    def flat(x, y):
-        return product(x.reshape(-1, x.shape[-1]), y.reshape(-1, y.shape[-1]))
-
-    return jax.lax.platform_dependent(x, y, cpu=flat, default=product)
-
-
-linear.defvjp(_linear_forward, _linear_backward)
 
 
 @struct.dataclass
@@ -150,14 +106,14 @@ class View:
     """What the layers of one kind see of a batch.
 
     Attributes:
-      cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
+      cos, sin: float32 [B, L, 1, Dh/2], the rotation of each fed token.
       mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it to a causal kernel.
       past: bool [b or B, L or 1, S] for each earlier stretch.
       segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment only.
     """
 
-    cos: Float[Array, "B L 1 2 half"]
-    sin: Float[Array, "B L 1 2 half"]
+    cos: Float[Array, "B L 1 half"]
+    sin: Float[Array, "B L 1 half"]
     mask: Bool[Array, "b L own"] | None
     past: tuple[Bool[Array, "b l S"], ...] = ()
     segments: Int[Array, "B L"] | None = None
@@ -165,7 +121,7 @@ class View:
     @classmethod
     def of(cls, rope, window: int, head_width: int, positions, mask, own_positions, past: Sequence[Past]) -> View:
         """positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own stretch's keys."""
-        angle = positions[..., None].astype(jnp.float32) * rope.frequencies(head_width)
+        angle = positions[:, :, None, None].astype(jnp.float32) * rope.frequencies(head_width)
         earlier = [part.visible[:, None, :] for part in past]
         if window:  # a key is seen while the query's position is less than `window` after its own
 
@@ -174,14 +130,11 @@ class View:
 
             mask = None if mask is None else mask & near(own_positions)
             earlier = [seen & near(part.positions) for seen, part in zip(earlier, past, strict=True)]
-        cos, sin = jnp.cos(angle), jnp.sin(angle)
-        pairs = (jnp.stack(pair, axis=2)[:, :, None] for pair in ((cos, cos), (-sin, sin)))
-        return cls(*pairs, mask, tuple(earlier))
+        return cls(jnp.cos(angle), jnp.sin(angle), mask, tuple(earlier))
 
     def rotate(self, x: Float[Array, "B L H Dh"]) -> Float[Array, "B L H Dh"]:
-        """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's Llama), in float32."""
-        halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
-        return (halves * self.cos + halves[..., ::-1, :] * self.sin).reshape(x.shape).astype(x.dtype)
+        """x turned by its tokens' positions."""
+        return rotate(x, self.cos, self.sin)
 
 
 @struct.dataclass

@@ -26,7 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer import sharding
 from subtransfer.models import attention_kernels
-from subtransfer.models.attention import KV, Past, View, attention, linear
+from subtransfer.models.attention import KV, Past, View, attention
+from subtransfer.models.primitives import gated, linear
 from subtransfer.models.quantise import plain
 
 # Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and activations, in and out of
@@ -39,7 +40,6 @@ REMAT = {
     "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
 }
-ACTIVATIONS = {"silu": nn.silu, "gelu_tanh": lambda x: nn.gelu(x, approximate=True)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +82,7 @@ class DecoderConfig:
       post_norms: a second RMSNorm after attention and after the MLP, before the residual sum (Gemma 3).
       norm_offset: added to every RMSNorm's scale (1 for Gemma 3, whose files hold scale - 1).
       scaled_embeddings: token embeddings are multiplied by sqrt(D) (Gemma 3).
-      activation: of the MLP's gate, a key of `ACTIVATIONS`.
+      activation: of the MLP's gate, a key of `primitives.ACTIVATIONS`.
       query_scale: what attention scores are multiplied by; None is Dh ** -0.5.
       sliding: one flag a layer, True where it sees only the last `window` positions; empty: no layer does.
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
@@ -268,7 +268,7 @@ class Block(nn.Module):
         y = RMSNorm(cfg, name="mlp_norm")(x)
         gate = project("gate", cfg.mlp_width, ("embed", "mlp"), y)
         up = project("up", cfg.mlp_width, ("embed", "mlp"), y)
-        y = project("down", cfg.width, ("mlp", "embed"), ACTIVATIONS[cfg.activation](gate) * up)
+        y = project("down", cfg.width, ("mlp", "embed"), gated(cfg.activation, gate, up))
         x = between(x + (RMSNorm(cfg, name="mlp_post_norm")(y) if cfg.post_norms else y))
         return x, None if past is None else own
 
