@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer import preemption, processes
+from subtransfer import preemption, processes, remote
 from subtransfer.claims import LEASE, POLL, Claim, Claims, Held, Lost, Owner, Patience
 from subtransfer.errors import UserError
 from subtransfer.schema import canonical_json
@@ -194,8 +194,11 @@ class Store:
         return mark
 
     def __exit__(self, *_: Any) -> None:
-        if self._claims is not None:
-            self._claims.close()
+        try:
+            remote.put_files(self.workdir)
+        finally:
+            if self._claims is not None:
+                self._claims.close()
 
     def stage(
         self,
@@ -222,13 +225,15 @@ class Store:
         whole = processes.share(f"whole/{folder}", str(held is None) if leads else None) == "True"
         what = "reused"
         if whole:
-            pass
+            remote.put(path)  # an attempt whose connection broke
         elif leads:
             while held:
                 try:
                     what, held = self._make(path, key, build, held, facts or {}), None
                 except Lost:
                     held = self._claim(path, log)
+            remote.put(path)
+            remote.drop(steps_folder(path))
         else:
             with tempfile.TemporaryDirectory() as copy:
                 build(Path(copy))
@@ -266,6 +271,7 @@ class Store:
           Busy: another holds it.
         """
         with os_errors(self.workdir):
+            remote.fetch(path)
             if is_whole(path):
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
                 return None

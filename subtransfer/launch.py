@@ -22,7 +22,10 @@ from subtransfer.claims import LEASE
 from subtransfer.errors import UserError
 
 _CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default: runs/NAME, from the config's name.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run, also gs://BUCKET/FOLDER, s3:// and az://; default: runs/NAME, from the config's name."
+)
+_LOCAL = flags.DEFINE_string("local", "~/.cache/subtransfer/workdirs", "Below which runs work whose workdir is in a bucket.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop.")
 _PROFILE = flags.DEFINE_string("profile", "", "STAGE:FIRST-LAST: profile these steps of a training, into WORKDIR/metrics.")
 _SWEEP = flags.DEFINE_bool("sweep", False, "Run all members of the config file's sweep() (docs/sweeps.md).")
@@ -72,21 +75,16 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 144  # a log file has room
-    if "://" in (workdir or ""):
-        raise UserError(
-            f"The workdir {workdir} is not a path of the file system: mount the bucket, whose namespace must be hierarchical "
-            "(gcsfuse renames folders in no other), and give the mount's path."
-        )
     if _SWEEP.value:
         return _run_sweep(config_file, overrides, workdir, console, dry_run=dry_run)
     config = configuration.load(config_file, overrides)
-    folder = Path(workdir or f"runs/{config.name}")
+    folder = _local(workdir) if _in_a_bucket(workdir) else Path(workdir or f"runs/{config.name}")
 
     if not dry_run:
         _join()
     import jax
 
-    from subtransfer import artifacts, settings, sharding
+    from subtransfer import artifacts, remote, settings, sharding
     from subtransfer.experiment import Experiment
     from subtransfer.report import summary, tables
 
@@ -97,6 +95,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     if not dry_run:
         with artifacts.os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
+            if _in_a_bucket(workdir):
+                remote.attach(workdir, folder)
     experiment = Experiment(config, folder, mesh, _PROFILE.value)
     if dry_run:
         print_plan(experiment, console)
@@ -114,14 +114,45 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, {time.monotonic() - begin:.0f} s. "
-        f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}",
+        f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}"
+        + (f"; copied to {workdir}" if _in_a_bucket(workdir) else ""),
         soft_wrap=True,
     )
     return 0
 
 
+def _in_a_bucket(workdir: str | None) -> bool:
+    return "://" in (workdir or "")
+
+
+def _local(workdir: str) -> Path:
+    """Where a run works whose workdir is in an object store.
+
+    Raises:
+      UserError: the address cannot be read, or several processes would work apart.
+    """
+    from subtransfer import remote
+
+    place = Path(*remote.parse(workdir))
+    if _several():
+        raise UserError(
+            f"Several processes need one folder, and {workdir} is a copy of one machine's: mount the bucket, whose namespace "
+            "must be hierarchical (gcsfuse renames folders in no other), and give the mount's path."
+        )
+    return Path(_LOCAL.value).expanduser() / place
+
+
+def _several() -> bool:
+    return _DISTRIBUTED.value == "auto" or _COORDINATOR.value is not None or _NUM_PROCESSES.value is not None
+
+
 def _run_sweep(config_file: str, overrides: dict[str, str], workdir: str | None, console, *, dry_run: bool) -> int:
-    if _DISTRIBUTED.value == "auto" or _COORDINATOR.value is not None or _NUM_PROCESSES.value is not None:
+    if _in_a_bucket(workdir):
+        raise UserError(
+            f"Runs of a sweep share a folder with claims and locks, which {workdir} has not: mount the bucket and give the "
+            "mount's path, or run the members one by one without --sweep."
+        )
+    if _several():
         raise UserError(
             "--sweep runs each member in one process: start the same command on several machines instead, with one --workdir, "
             "or run members one by one with --coordinator or --distributed."

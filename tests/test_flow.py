@@ -18,7 +18,7 @@ commands.naming commands.permissions commands.removing commands.tar commands.xar
 sandbox_world sandbox sandbox_supervisor launchers static trait cli
 """.split()
 FLOW = """
-errors schema preemption processes claims settings.base settings.words settings.filesystem settings.api_tasks settings.api
+errors schema preemption processes claims remote settings.base settings.words settings.filesystem settings.api_tasks settings.api
 settings.shell {shell} settings.bash_tasks settings.bash settings artifacts provenance progress metrics distributed encodings sanitize
 trajectories distill.objectives arms sharding distill.vocabulary models.primitives models.attention models.attention_kernels models.quantise models.decoder models.presets validation conditions config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling

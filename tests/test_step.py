@@ -173,7 +173,7 @@ def test_gradients_of_a_rotation():
     view = attention.View.of(Rope(), 0, 8, positions, None, positions, ())
     out, pull = jax.vjp(view.rotate, x)
     tensor = torch.tensor(x, requires_grad=True)
-    twice = [torch.tensor(np.concatenate([half[:, :, 0]] * 2, axis=-1)) for half in (view.cos, view.sin)]
+    twice = [torch.tensor(np.concatenate([np.asarray(half)[:, :, 0, 1]] * 2, axis=-1)) for half in (view.cos, view.sin)]
     theirs, _ = llama.apply_rotary_pos_emb(tensor, tensor, *twice, unsqueeze_dim=2)
     theirs.backward(torch.tensor(dy))
     _close(out, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)

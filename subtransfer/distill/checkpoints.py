@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtransfer import artifacts, distributed, processes
+from subtransfer import artifacts, distributed, processes, remote
 from subtransfer.errors import UserError
 from subtransfer.progress import note
 
@@ -194,6 +194,8 @@ class Checkpoints:
                 self._orbax.wait()
         finally:
             self._check_workdir(step)
+        remote.put(self.folder / str(step))
+        remote.prune(self.folder)
         self.confirmed = step
 
     def _check_workdir(self, saved: int | None = None) -> None:
@@ -225,6 +227,8 @@ class Checkpoints:
 
         A damaged one is said to be, set aside, and the one before is tried.
         """
+        with artifacts.os_errors(self._workdir):
+            remote.fetch_all(self.folder)
         if not distributed.from_leader(self.folder.is_dir()):
             return None
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)

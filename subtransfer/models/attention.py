@@ -106,14 +106,14 @@ class View:
     """What the layers of one kind see of a batch.
 
     Attributes:
-      cos, sin: float32 [B, L, 1, Dh/2], the rotation of each fed token.
+      cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
       mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it to a causal kernel.
       past: bool [b or B, L or 1, S] for each earlier stretch.
       segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment only.
     """
 
-    cos: Float[Array, "B L 1 half"]
-    sin: Float[Array, "B L 1 half"]
+    cos: Float[Array, "B L 1 2 half"]
+    sin: Float[Array, "B L 1 2 half"]
     mask: Bool[Array, "b L own"] | None
     past: tuple[Bool[Array, "b l S"], ...] = ()
     segments: Int[Array, "B L"] | None = None
@@ -121,7 +121,7 @@ class View:
     @classmethod
     def of(cls, rope, window: int, head_width: int, positions, mask, own_positions, past: Sequence[Past]) -> View:
         """positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own stretch's keys."""
-        angle = positions[:, :, None, None].astype(jnp.float32) * rope.frequencies(head_width)
+        angle = positions[..., None].astype(jnp.float32) * rope.frequencies(head_width)
         earlier = [part.visible[:, None, :] for part in past]
         if window:  # a key is seen while the query's position is less than `window` after its own
 
@@ -130,7 +130,9 @@ class View:
 
             mask = None if mask is None else mask & near(own_positions)
             earlier = [seen & near(part.positions) for seen, part in zip(earlier, past, strict=True)]
-        return cls(jnp.cos(angle), jnp.sin(angle), mask, tuple(earlier))
+        cos, sin = jnp.cos(angle), jnp.sin(angle)
+        pairs = (jnp.stack(pair, axis=2)[:, :, None] for pair in ((cos, cos), (-sin, sin)))
+        return cls(*pairs, mask, tuple(earlier))
 
     def rotate(self, x: Float[Array, "B L H Dh"]) -> Float[Array, "B L H Dh"]:
         """x turned by its tokens' positions."""

