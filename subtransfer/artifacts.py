@@ -193,9 +193,12 @@ class Store:
                     shutil.rmtree(path, ignore_errors=True)
         return mark
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        # An error on the way out would hide what ended the run, which says more.
+        unsaid = contextlib.nullcontext() if kind is None else contextlib.suppress(UserError, OSError)
         try:
-            remote.put_files(self.workdir)
+            with unsaid:
+                remote.put_files(self.workdir)
         finally:
             if self._claims is not None:
                 self._claims.close()

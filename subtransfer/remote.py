@@ -194,15 +194,14 @@ class Mirror:
                 (self._there / _FILES).write_text(json.dumps(sorted(self._sent)))
 
     def fetch_files(self) -> None:
-        """Makes the loose files that are there and not here."""
+        """Makes the loose files that are not here, or only their beginning: another machine went on with them."""
         with self._errors():
             names = json.loads((self._there / _FILES).read_text()) if (self._there / _FILES).exists() else []
             for name in names:
-                path = self.local / name
-                if not path.exists():
-                    _copy(self._there / name, path)
-                status = path.stat()
-                self._sent[name] = status.st_size, status.st_mtime_ns
+                here, there = self.local / name, self._there / name
+                if not here.exists() or here.stat().st_size < there.stat().length:
+                    _copy(there, here)
+                    self._sent[name] = here.stat().st_size, here.stat().st_mtime_ns
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:

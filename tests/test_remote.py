@@ -151,7 +151,16 @@ def test_loose_files_are_copied_as_they_change(machine):
     (one / ".compiled" / "program").write_text("of this machine")
     remote.put_files(one)
     two = machine("two")
-    assert (two / "metrics" / "student" / "log.jsonl").read_text() == "1\n2\n" and not (two / ".compiled").exists()
+    again = two / "metrics" / "student" / "log.jsonl"
+    assert again.read_text() == "1\n2\n" and not (two / ".compiled").exists()
+    again.write_text("1\n2\n3\n")
+    remote.put_files(two)
+    assert machine("one") == one and log.read_text() == "1\n2\n3\n"
+    log.write_text("1\n2\n3\n4\n")  # killed before it was copied
+    machine("one")
+    remote.put_files(one)
+    machine("two")
+    assert again.read_text() == "1\n2\n3\n4\n"
 
 
 @pytest.mark.parametrize(
