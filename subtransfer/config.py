@@ -88,7 +88,7 @@ def defaults() -> ml_collections.ConfigDict:
     distill.on_policy_fraction = 1.0
     distill.jsd_beta = 0.5  # of jsd: 0 is the forward KL, 1 the reverse KL
     distill.importance_bound = 2.0  # of policy_gradient: no token weighs more for being likelier now than when it was sampled
-    distill.token_weights = "agent"  # every agent token alike, or "turn": every agent turn alike
+    distill.token_weights = "agent"  # all alike; "turn": every agent turn alike; FILE.py: see distill/token_weights.py
     distill.steps = 150
     distill.epochs = 0  # above 0: off-policy students make this many passes over their trajectories, instead of steps
     distill.batch_size = 16

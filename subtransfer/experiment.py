@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from subtransfer import artifacts, costs, memory, metrics, processes, stages, validation, workbench
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, arms, base_stage, rollout_stage, stores_targets, targets_stage, teacher_stage
+from subtransfer.distill import token_weights
 from subtransfer.distill.population import Member
 from subtransfer.distill.run import Window
 from subtransfer.distill.trainer import steps_of
@@ -337,7 +338,8 @@ class Experiment:
     @functools.cached_property
     def _distill(self) -> dict[str, Any]:
         """What of `distill` all students depend on."""
-        return {k: v for k, v in self.config.distill.items() if k != "objective"}
+        weights = token_weights.part_of_key(self.config.distill.token_weights)
+        return {k: v for k, v in self.config.distill.items() if k != "objective"} | {"token_weights": weights}
 
     def _students(self, arm: Arm, seeds: Sequence[int], recipe: Mapping[str, Any]) -> None:
         make, bases = self._makers, (base_stage(arm.model), base_stage(arm.teacher_model))

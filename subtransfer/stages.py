@@ -13,7 +13,7 @@ import numpy as np
 from subtransfer import artifacts, distributed, pretrain, results, sanitize, trajectories
 from subtransfer import config as configuration
 from subtransfer.arms import Arm, base_stage, stores_targets, targets_stage, teacher_stage
-from subtransfer.distill import agreement, population, student, teacher_targets, trainer
+from subtransfer.distill import agreement, population, student, teacher_targets, token_weights, trainer
 from subtransfer.distill.population import Member
 from subtransfer.errors import UserError
 from subtransfer.models import families, hf
@@ -242,7 +242,7 @@ class Makers(Workbench):
             "kept": kept,
             "foreign": foreign,
             "max_tokens": c.distill.max_tokens,
-            "weigh": c.distill.token_weights,
+            "weigh": token_weights.weigher(c.distill.token_weights, chat.decode),
             "packing": c.distill.packing,
         }
 

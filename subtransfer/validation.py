@@ -193,7 +193,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     if config.distill.packing and config.base.attention == "cudnn":
         raise UserError("base.attention=cudnn takes no packed rows: use base.attention=xla, or distill.packing=false.")
     one_of("distill.teacher_targets", config.distill.teacher_targets, ("live", "stored"))
-    one_of("distill.token_weights", config.distill.token_weights, ("agent", "turn"))
+    if not config.distill.token_weights.endswith(".py"):
+        one_of("distill.token_weights", config.distill.token_weights, ("agent", "turn", "FILE.py"))
     if not config.name or "/" in config.name or config.name.startswith("."):
         refuse("name", "a plain word, as it names a folder")
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:

@@ -22,7 +22,7 @@ errors schema preemption processes claims remote settings.base settings.words se
 settings.shell {shell} settings.bash_tasks settings.bash settings artifacts provenance progress metrics distributed encodings sanitize
 trajectories distill.objectives arms sharding distill.vocabulary models.primitives models.attention models.attention_kernels models.quantise models.decoder models.presets validation conditions config models.families models.lora models.hf
 models.calls models.tokenizer models.chat rollout.sampling
-rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.examples distill.checkpoints distill.run distill.trainer distill.population distill.teacher_targets distill.agreement distill.student pretrain policy probes.choice probes.behavior probes.capability
+rollout.engine memory rollout.scheduler rollout.grammar rollout.episodes distill.examples distill.token_weights distill.checkpoints distill.run distill.trainer distill.population distill.teacher_targets distill.agreement distill.student pretrain policy probes.choice probes.behavior probes.capability
 statistics scaling_laws scaling_noise scaling report.summary report.tables report.figures report.html report.scaling_page results runs scaling_runs scaling_study report.scaling_report table report.sweep_chooser report.sweep_page workbench stages costs plan experiment sweeps.jobs sweeps.schedule sweep sweeps.devices sweeps.show sweeps.runner sweeps.worker sweeps.command launch
 """.format(shell=" ".join(f"settings.shell.{name}" for name in SHELL)).split()
 # Running a command means running commands: the interpreter calls these, and they call it.

@@ -1,11 +1,13 @@
 """Distilling a student: what its training episodes are, and that its teacher is what it learns from."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 
-from subtransfer import pretrain, sanitize
-from subtransfer.distill import student, trainer
+from subtransfer import config, experiment, pretrain, sanitize, sharding
+from subtransfer.distill import student, token_weights, trainer
 from subtransfer.distill.run import Run
 from subtransfer.errors import UserError
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
@@ -28,11 +30,19 @@ def teacher(cfg, mesh):
 def on_policy(cfg, mesh, params, chat, guard, setting):
     """Distils on-policy, two steps a round."""
 
-    def run(objective, teacher, rounds=2, kept=(), **plan):
+    def run(objective, teacher, rounds=2, kept=(), weigh=token_weights.alike, **plan):
         recipe = trainer.Recipe(trainer.Loss(objective), 2 * rounds, 4, 1e-2)
         how = student.OnPolicy(rounds, 8, SPEC, 1, **plan)
         tasks = setting.tasks("safe", "train", 8, 0)
-        options = {"teacher": teacher, "on_policy": how, "tasks": tasks, "kept": kept, "max_tokens": 80, "run": Run("test")}
+        options = {
+            "teacher": teacher,
+            "on_policy": how,
+            "tasks": tasks,
+            "kept": kept,
+            "max_tokens": 80,
+            "run": Run("test"),
+            "weigh": weigh,
+        }
         return student.distill(cfg, mesh, recipe, params, chat, guard, KEY, **options)
 
     return run
@@ -116,3 +126,60 @@ def test_turns_weigh_alike():
     third = examples.weighing("turn").loss_mask
     np.testing.assert_allclose(third, [[0, 0.5, 0.5, 0, 1, 0], [0.25, 0.25, 0.25, 0.25, 0, 0]])
     assert examples.weighing("agent") is examples
+
+
+MASK = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 0, 0, 0, 0]], bool)
+TOKENS = np.array([[7, 5, 9, 5, 6, 0], [5, 8, 9, 0, 0, 0]], np.int32)
+
+
+def _weighed(path, source):
+    path.write_text(source)
+    return token_weights.weigher(str(path), lambda ids: f"<{ids[0]}>")(trainer.Examples(TOKENS, MASK)).loss_mask
+
+
+def test_a_users_own_weights(tmp_path):
+    path = tmp_path / "weights.py"
+    source = "def token_weights(text, agent):\n    return [3.0 * own if token == '<5>' else 0.5 * own for token, own in zip(text, agent)]"
+    np.testing.assert_array_equal(_weighed(path, source), [[0, 3, 0.5, 0, 0.5, 0], [3, 0.5, 0, 0, 0, 0]])
+    key = token_weights.part_of_key(str(path))
+    path.write_text(source.replace("3.0", "2.0"))
+    assert token_weights.part_of_key(str(path)) != key and token_weights.part_of_key("turn") == "turn"
+
+
+@pytest.mark.parametrize(
+    "source, words",
+    [
+        ("weights = 1", "defines no function token_weights"),
+        ("import nothing_of_this_name", "fails with ModuleNotFoundError"),
+        ("def token_weights(text, agent): return 1 / 0", "fails with ZeroDivisionError"),
+        ("def token_weights(text, agent): return [1.0]", "returns 1 weights for 5 tokens"),
+        ("def token_weights(text, agent): return -1.0 * agent", "no finite numbers of 0 or more"),
+        ("def token_weights(text, agent): return agent / 0.0", "no finite numbers of 0 or more"),
+        ("def token_weights(text, agent): return [1.0] * len(text)", "gives a weight to '<7>', which is no agent's token"),
+        ("def token_weights(text, agent): return 0 * agent", "nothing to learn from"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:(divide by zero|invalid value):RuntimeWarning")
+def test_weights_that_cannot_be_end_in_one_sentence(tmp_path, source, words):
+    with pytest.raises(UserError, match=words):
+        _weighed(tmp_path / "weights.py", source)
+
+
+def test_a_config_names_a_file_of_weights(tmp_path):
+    with pytest.raises(UserError, match="no choice 'turns'; the nearest is 'turn'"):
+        config.load("configs/quickstart.py", {"distill.token_weights": "turns"})
+    missing = config.load("configs/quickstart.py", {"distill.token_weights": "missing.py"})
+    with pytest.raises(UserError, match="there is no such file"):
+        experiment.Experiment(missing, tmp_path, sharding.plan_mesh(**missing.mesh))
+
+
+def test_weights_reach_the_loss(on_policy, teacher):
+    """Of the own episodes' tokens, those that weigh nothing teach nothing."""
+
+    def first_only(examples):
+        first = examples.loss_mask & (np.cumsum(examples.loss_mask, axis=1) == 1)
+        return dataclasses.replace(examples, loss_mask=2.0 * first.astype(np.float32))
+
+    _, all_, _ = on_policy("reverse_kl", teacher, rounds=1)
+    _, first, _ = on_policy("reverse_kl", teacher, rounds=1, weigh=first_only)
+    assert abs(all_["loss"][0] - first["loss"][0]) > 1e-3

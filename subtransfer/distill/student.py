@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from subtransfer import preemption, sanitize
-from subtransfer.distill import agreement, trainer
+from subtransfer.distill import agreement, token_weights, trainer
 from subtransfer.distill.examples import Examples
 from subtransfer.distill.population import Member
 from subtransfer.distill.run import Run
@@ -120,7 +120,7 @@ def member(
     removed: np.ndarray | None = None,
     targets: Targets | None = None,
     max_tokens: int,
-    weigh: str = "agent",
+    weigh: token_weights.Weigh = token_weights.alike,
     packing: bool = False,
 ) -> Member:
     """An off-policy student that starts from `params`, to be trained alone or in a population.
@@ -131,14 +131,14 @@ def member(
       removed: bool [V] or None, tokens outside the support of both distributions.
       targets: the teacher's stored targets for `kept`.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled step.
-      weigh: what has equal weight in the loss, "agent" tokens or "turn"s.
+      weigh: gives agent tokens their weights in the loss.
       packing: several episodes in a row of max_tokens.
     """
     sampled = recipe.loss.objective == "policy_gradient"
     examples = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens)
     if targets is not None:
         examples = targets.attached(examples, recipe.loss.temperature, removed)
-    examples = examples.weighing(weigh)
+    examples = weigh(examples)
     return Member(label, recipe, params, examples.packed() if packing else examples, key, teacher, removed)
 
 
@@ -158,7 +158,7 @@ def distill(
     teacher=None,
     removed: np.ndarray | None = None,
     max_tokens: int,
-    weigh: str = "agent",
+    weigh: token_weights.Weigh = token_weights.alike,
     packing: bool = False,
     run: Run,
 ) -> tuple[trainer.TrainState, dict[str, list[float]], dict[str, Any]]:
@@ -177,7 +177,7 @@ def distill(
 
     def rows(trajectories, *, foreign=False):
         sampled = recipe.loss.objective == "policy_gradient"
-        return training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens).weighing(weigh)
+        return weigh(training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(max_tokens))
 
     state, frozen = trainer.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
     theirs = rows(kept, foreign=foreign) if kept else None
