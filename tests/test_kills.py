@@ -281,15 +281,30 @@ def test_two_processes_killed_again_and_again(tmp_path, undisturbed_two):
 
 
 def same_table(one, other):
-    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
+    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding.
+
+    A draw between whose outcomes lie last bits may go the other way, in the rounds after an on-policy student's first: from the
+    first round with another episode on, the student is held to being near.
+    """
+    branched = set()
+    for training in one.glob("*/training.json"):
+        ours, theirs = (json.loads((w / training.relative_to(one)).read_text()) for w in (one, other))
+        steps = np.array(ours["curves"]["step"])
+        rounds = [[r["sha256"] for r in record.get("purity", {}).get("rounds", [])] for record in (ours, theirs)]
+        same = sum(a == b for a, b in zip(*rounds, strict=True))
+        assert not rounds[0] or rounds[0][0] == rounds[1][0], training
+        held = steps <= (steps[-1] if same == len(rounds[0]) else steps[-1] * same // len(rounds[0]))
+        if not held.all():
+            branched.add(training.parent.name.split(".")[1])
+        for name, values in ours["curves"].items():
+            curve, other_curve = np.array(values), np.array(theirs["curves"][name])
+            np.testing.assert_allclose(other_curve[held], curve[held], rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+            np.testing.assert_allclose(other_curve[~held], curve[~held], rtol=0.3, err_msg=f"{training} {name}")
     tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (one, other)]
     for row, theirs in zip(*tables, strict=True):
+        near = 0.2 if row[0] in branched else 1e-4
         for cell, their_cell in zip(row, theirs, strict=True):
-            assert cell == their_cell or abs(float(cell) - float(their_cell)) < 1e-4, (row, theirs)
-    for training in one.glob("*/training.json"):
-        curves, their_curves = (json.loads((w / training.relative_to(one)).read_text())["curves"] for w in (one, other))
-        for name, values in curves.items():
-            np.testing.assert_allclose(their_curves[name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+            assert cell == their_cell or abs(float(cell) - float(their_cell)) < near, (row, theirs)
 
 
 @pytest.mark.slow
