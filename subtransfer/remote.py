@@ -56,10 +56,11 @@ def attach(address: str, local: Path) -> None:
       UserError: the address cannot be read, or the package for it is not installed.
     """
     scheme, _ = parse(address)
-    for name in (PACKAGES[scheme], "google.auth"):  # which warn of every request without credentials
-        logging.getLogger(name).setLevel(logging.ERROR)
-    _attached[local] = mirror = Mirror(address, local)
+    for name in (PACKAGES[scheme], "google.auth"):  # which warn of every request without credentials, and say what we say
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    mirror = Mirror(address, local)
     mirror.fetch_files()
+    _attached[local] = mirror
 
 
 def detach(local: Path) -> None:
@@ -197,6 +198,7 @@ class Mirror:
         """Makes the loose files that are not here, or only their beginning: another machine went on with them."""
         with self._errors():
             names = json.loads((self._there / _FILES).read_text()) if (self._there / _FILES).exists() else []
+            (self._there / _FILES).write_text(json.dumps(names))  # who may not write is told before any work
             for name in names:
                 here, there = self.local / name, self._there / name
                 if not here.exists() or here.stat().st_size < there.stat().length:
