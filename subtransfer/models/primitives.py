@@ -94,26 +94,28 @@ def rotate(
     Args:
       cos, sin: of both halves, the first sine negated; they are not differentiated.
     """
-
-    def joined(x):
-        one, two = jnp.split(x, 2, axis=-1)
-        c, s = cos[..., 0, :], sin[..., 1, :]
-        return jnp.concatenate([one * c - two * s, two * c + one * s], axis=-1)
-
-    def turned(x):  # a TPU takes 2% less of a layer's time for it than for joining parts of its lanes
-        halves = x.reshape(*x.shape[:-1], 2, -1)
-        return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape)
-
-    return jax.lax.platform_dependent(x.astype(jnp.float32), cpu=joined, default=turned).astype(x.dtype)
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 
 
 def _rotate_forward(x, cos, sin):
-    return apart(rotate(x, cos, sin)), (cos, sin)
+    return apart(_rotated(x, cos, sin)), (cos, sin)
 
 
 def _rotate_backward(kept, dy):
     cos, sin = kept
-    return rotate(apart(dy), cos, -sin), None, None
+    return _rotated(apart(dy), cos, -sin), None, None
+
+
+def _rotated(x, cos, sin):
+    """`rotate` where it is differentiated: a CPU is faster with halves that are joined, in all else one flips them sooner."""
+
+    def joined(x):
+        one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+        c, s = cos[..., 0, :], sin[..., 1, :]
+        return jnp.concatenate([one * c - two * s, two * c + one * s], axis=-1).astype(x.dtype)
+
+    return jax.lax.platform_dependent(x, cpu=joined, default=lambda x: rotate(x, cos, sin))
 
 
 rotate.defvjp(_rotate_forward, _rotate_backward)
