@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import re
 
 from subtransfer.settings.shell import ast
@@ -39,7 +40,7 @@ def make_word(parts: list[ast.Part], position: int = -1) -> ast.Word:
     return ast.Word(tuple(joined), plain, position)
 
 
-class Lexer:
+class Lexer(abc.ABC):
     """A cursor over the text, and the reading of words."""
 
     def __init__(self, text: str, depth: int = 0):
@@ -50,8 +51,9 @@ class Lexer:
         self.bashisms: list[str] = []  # what sh would read otherwise
 
     # Commands are the subclass's; substitutions contain them.
+    @abc.abstractmethod
     def parse_until_paren(self) -> ast.List:
-        raise NotImplementedError
+        """The commands up to the parenthesis that closes a substitution."""
 
     def line(self, at: int | None = None) -> int:
         return self.s.count("\n", 0, self.i if at is None else at) + 1
@@ -276,8 +278,9 @@ class Lexer:
         inner.enter()
         return ast.CommandSubstitution(inner.parse_all())
 
+    @abc.abstractmethod
     def parse_all(self) -> ast.List:
-        raise NotImplementedError
+        """The commands of the whole text."""
 
     def parameter(self, quoted: bool) -> ast.Parameter:
         """${...} at the cursor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import re
 
 from subtransfer.settings.shell import ast
@@ -20,9 +21,9 @@ _ODD = re.compile(r"[\w./-]*[={}\[\]*?!^%+@,:~#][^\s'\"$`\\<>()]*")  # unquoted 
 class SimpleParser(Tokens):
     """Everything below compound commands."""
 
+    @abc.abstractmethod
     def function(self, name: str, line: int) -> ast.Function:
         """The body of a function; compound commands are the subclass's."""
-        raise NotImplementedError
 
     # -- words ---------------------------------------------------------------------------------------------
 
