@@ -19,9 +19,10 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Few arms, on- and off-policy; stages of several dispatches, each of which is saved.
+# Few arms, on- and off-policy; stages of several dispatches, each of which is saved. With seed 0 one draw of the second on-policy
+# round lies between the last bits of one and of two processes, which then have different episodes.
 TINY = (
-    "num_seeds=1 base.episodes=300 base.steps=60 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
+    "seed=1 num_seeds=1 base.episodes=300 base.steps=60 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
     "teacher.episodes=16 teacher.steps=40 teacher.batch_size=8 rollouts.episodes=32 rollouts.batch_size=32 rollouts.max_turns=2 "
     "rollouts.max_new_tokens=8 sanitize.min_kept=8 distill.steps=80 distill.batch_size=8 distill.rounds=2 "
     "distill.episodes_per_round=32 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 statistics.bootstrap=50 "
@@ -281,30 +282,15 @@ def test_two_processes_killed_again_and_again(tmp_path, undisturbed_two):
 
 
 def same_table(one, other):
-    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding.
-
-    A draw between whose outcomes lie last bits may go the other way, in the rounds after an on-policy student's first: from the
-    first round with another episode on, the student is held to being near.
-    """
-    branched = set()
-    for training in one.glob("*/training.json"):
-        ours, theirs = (json.loads((w / training.relative_to(one)).read_text()) for w in (one, other))
-        steps = np.array(ours["curves"]["step"])
-        rounds = [[r["sha256"] for r in record.get("purity", {}).get("rounds", [])] for record in (ours, theirs)]
-        same = sum(a == b for a, b in zip(*rounds, strict=True))
-        assert not rounds[0] or rounds[0][0] == rounds[1][0], training
-        held = steps <= (steps[-1] if same == len(rounds[0]) else steps[-1] * same // len(rounds[0]))
-        if not held.all():
-            branched.add(training.parent.name.split(".")[1])
-        for name, values in ours["curves"].items():
-            curve, other_curve = np.array(values), np.array(theirs["curves"][name])
-            np.testing.assert_allclose(other_curve[held], curve[held], rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
-            np.testing.assert_allclose(other_curve[~held], curve[~held], rtol=0.3, err_msg=f"{training} {name}")
+    """Rates and counts are the same; sums over devices, and so log-probs, are so to rounding."""
     tables = [csv.reader((w / "results.csv").read_text().splitlines()) for w in (one, other)]
     for row, theirs in zip(*tables, strict=True):
-        near = 0.2 if row[0] in branched else 1e-4
         for cell, their_cell in zip(row, theirs, strict=True):
-            assert cell == their_cell or abs(float(cell) - float(their_cell)) < near, (row, theirs)
+            assert cell == their_cell or abs(float(cell) - float(their_cell)) < 1e-4, (row, theirs)
+    for training in one.glob("*/training.json"):
+        curves, their_curves = (json.loads((w / training.relative_to(one)).read_text())["curves"] for w in (one, other))
+        for name, values in curves.items():
+            np.testing.assert_allclose(their_curves[name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
 
 
 @pytest.mark.slow
