@@ -181,6 +181,8 @@ class Store:
         """Removes what runs left that died; returns the name of a file that only this run can have made among the claims."""
         with os_errors(self.workdir):
             (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
+            remote.fetch_files(self.workdir)
+            remote.tidy(self.workdir / STEPS)
             self._claims = Claims(self.workdir / CLAIMS, self._lease)
             mark = f"run-{self._claims.owner.token}"
             (self.workdir / CLAIMS / mark).touch()
@@ -224,6 +226,8 @@ class Store:
         path = self.workdir / folder
         preemption.check()
         leads = processes.leads()
+        with os_errors(self.workdir):
+            remote.fetch(path)
         held = self._claim(path, log) if leads else None
         whole = processes.share(f"whole/{folder}", str(held is None) if leads else None) == "True"
         what = "reused"
@@ -274,7 +278,6 @@ class Store:
           Busy: another holds it.
         """
         with os_errors(self.workdir):
-            remote.fetch(path)
             if is_whole(path):
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
                 return None

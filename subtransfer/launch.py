@@ -17,7 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
-from subtransfer import preemption, processes
+from subtransfer import preemption, processes, remote
 from subtransfer.claims import LEASE
 from subtransfer.errors import UserError
 
@@ -75,6 +75,10 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 144  # a log file has room
+    if flags.FLAGS["local"].present and not _in_a_bucket(workdir):
+        raise UserError(
+            "--local goes with a --workdir in a bucket, such as gs://BUCKET/FOLDER: a run works in any other itself."
+        )
     if _SWEEP.value:
         return _run_sweep(config_file, overrides, workdir, console, dry_run=dry_run)
     config = configuration.load(config_file, overrides)
@@ -84,7 +88,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         _join()
     import jax
 
-    from subtransfer import artifacts, remote, settings, sharding
+    from subtransfer import artifacts, settings, sharding
     from subtransfer.experiment import Experiment
     from subtransfer.report import summary, tables
 
@@ -95,8 +99,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     if not dry_run:
         with artifacts.os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            if _in_a_bucket(workdir):
-                remote.attach(workdir, folder)
+    if _in_a_bucket(workdir):
+        remote.attach(workdir, folder)
     experiment = Experiment(config, folder, mesh, _PROFILE.value)
     if dry_run:
         print_plan(experiment, console)
@@ -131,8 +135,6 @@ def _local(workdir: str) -> Path:
     Raises:
       UserError: the address cannot be read, or several processes would work apart.
     """
-    from subtransfer import remote
-
     place = Path(*remote.parse(workdir))
     if _several():
         raise UserError(
@@ -182,14 +184,18 @@ def print_plan(experiment, console) -> None:
     """The stages of a run, what each has to do, and what it needs."""
     from rich.table import Table
 
+    def finished(stage) -> bool:
+        path = experiment.workdir / stage.folder
+        return (path / "artifact.json").is_file() or remote.holds(path)
+
     title = f"plan of {experiment.workdir} on a mesh of {experiment.mesh_text}"
     table = Table("stage", "state", "work", "MiB a device (est.)", title=title, box=None)
     for stage in experiment.plan.values():
-        done = (experiment.workdir / stage.folder / "artifact.json").is_file()
+        done = finished(stage)
         memory = stage.memory() / 2**20
         table.add_row(stage.name, "finished" if done else "to do", stage.work, f"{memory:,.0f}" if memory else "")
     console.print(table)
-    todo = sum(not (experiment.workdir / s.folder / "artifact.json").is_file() for s in experiment.plan.values())
+    todo = sum(not finished(stage) for stage in experiment.plan.values())
     console.print(f"{len(experiment.plan)} stages, {todo} to do.")
 
 

@@ -50,7 +50,7 @@ def parse(address: str) -> tuple[str, str]:
 
 
 def attach(address: str, local: Path) -> None:
-    """From now on, `local` is the place where a run works whose workdir is the address; fetches what lies loose there.
+    """From now on, `local` is the place where a run works whose workdir is the address.
 
     Raises:
       UserError: the address cannot be read, or the package for it is not installed.
@@ -58,14 +58,24 @@ def attach(address: str, local: Path) -> None:
     scheme, _ = parse(address)
     for name in (PACKAGES[scheme], "google.auth"):  # which warn of every request without credentials, and say what we say
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    mirror = Mirror(address, local)
-    mirror.fetch_files()
-    _attached[local] = mirror
+    _attached[local] = Mirror(address, local)
 
 
 def detach(local: Path) -> None:
     """Undoes `attach`."""
     _attached.pop(local, None)
+
+
+def holds(folder: Path) -> bool:
+    """Whether a finished folder of this name is there."""
+    mirror = _of(folder)
+    return mirror is not None and mirror.holds(folder)
+
+
+def fetch_files(workdir: Path) -> None:
+    """Makes the loose files that are not here, or only their beginning: another machine went on with them."""
+    if mirror := _of(workdir):
+        mirror.fetch_files()
 
 
 def fetch(folder: Path) -> None:
@@ -102,6 +112,12 @@ def drop(folder: Path) -> None:
         mirror.drop(folder)
 
 
+def tidy(parent: Path) -> None:
+    """Removes there what lies below a folder by the name of a finished one: its run died before it could."""
+    if mirror := _of(parent):
+        mirror.tidy(parent)
+
+
 def put_files(workdir: Path) -> None:
     """Copies the loose files that have changed: results, metrics, histories."""
     if mirror := _of(workdir):
@@ -123,9 +139,10 @@ class Mirror:
 
         self.address, self.local = address, local
         self._sent: dict[str, tuple[int, int]] = {}
+        self._finished: set[Path] = set()  # the folders that are whole there, by their names here
         with self._errors():
             self._there = epath.Path(address)
-            self._known = {self._list(folder) for folder in self.listed(local)}
+            self.listed(local)
 
     def _at(self, path: Path) -> epath.Path:
         return self._there / path.relative_to(self.local).as_posix()
@@ -138,13 +155,20 @@ class Mirror:
         with self._errors():
             there = self._at(parent)
             names = sorted(path.name for path in there.iterdir()) if there.exists() else []
-        return [parent / name.removesuffix(_LIST) for name in names if name.endswith(_LIST)]
+        found = [parent / name.removesuffix(_LIST) for name in names if name.endswith(_LIST)]
+        self._finished.update(found)
+        return found
+
+    def holds(self, folder: Path) -> bool:
+        """See the function of this name."""
+        return folder in self._finished
 
     def fetch(self, folder: Path) -> None:
         """See the function of this name."""
         with self._errors():
-            if folder.exists() or not self._list(folder).exists():
+            if folder.exists() or folder not in self._finished:
                 return
+            self._finished.discard(folder)  # until it has proved whole: what is made here instead takes its place
             made = self.local / f".{folder.name}.tmp-fetched"  # the next run removes what is left of it
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir(parents=True)
@@ -155,6 +179,7 @@ class Mirror:
                         return
                 folder.parent.mkdir(parents=True, exist_ok=True)
                 made.rename(folder)
+                self._finished.add(folder)
             except FileNotFoundError:  # was being removed as its run died
                 return
             finally:
@@ -162,23 +187,31 @@ class Mirror:
 
     def put(self, folder: Path) -> None:
         """See the function of this name."""
-        listed = self._list(folder)
         with self._errors():
-            if listed in self._known:
+            if folder in self._finished:
                 return
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             for path in files:
                 _copy(path, self._at(path))
-            listed.write_text(json.dumps({path.relative_to(folder).as_posix(): path.stat().st_size for path in files}))
-            self._known.add(listed)
+            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+            self._list(folder).write_text(json.dumps(sizes))
+            self._finished.add(folder)
 
     def drop(self, folder: Path) -> None:
         """See the function of this name."""
         with self._errors():
             self._list(folder).unlink(missing_ok=True)  # first: what has a list is whole
-            self._known.discard(self._list(folder))
+            self._finished.discard(folder)
             if self._at(folder).exists():
                 self._at(folder).rmtree()
+
+    def tidy(self, parent: Path) -> None:
+        """See the function of this name."""
+        with self._errors():
+            names = [path.name for path in self._at(parent).iterdir()] if self._at(parent).exists() else []
+        for name in names:
+            if self.local / name in self._finished:
+                self.drop(parent / name)
 
     def put_files(self) -> None:
         """See the function of this name."""
@@ -195,7 +228,7 @@ class Mirror:
                 (self._there / _FILES).write_text(json.dumps(sorted(self._sent)))
 
     def fetch_files(self) -> None:
-        """Makes the loose files that are not here, or only their beginning: another machine went on with them."""
+        """See the function of this name."""
         with self._errors():
             names = json.loads((self._there / _FILES).read_text()) if (self._there / _FILES).exists() else []
             (self._there / _FILES).write_text(json.dumps(names))  # who may not write is told before any work

@@ -1,5 +1,6 @@
 """Workdirs in a bucket, by gcsfs and an emulator of Google Cloud Storage: what is finished there is found there."""
 
+import importlib.util
 import json
 import shutil
 import signal
@@ -62,6 +63,7 @@ def machine(tmp_path, bucket, request):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         remote.attach(f"{bucket}/{request.node.name}", folder)
+        remote.fetch_files(folder)
         attached.append(folder)
         return folder
 
@@ -102,12 +104,22 @@ def test_a_copy_without_its_list_or_a_file_does_not_count(machine, bucket, reque
     there = epath.Path(f"{bucket}/{request.node.name}")
     (there / path.name / "deep" / "text").unlink()
     assert _stage(machine("two"), "again")[1] == [("computed", "corpus")]
+    third, events = _stage(machine("three"), "never")  # what was made took the place of what was broken
+    assert events == [("reused", "corpus")] and (third / "deep" / "text").read_text() == "again"
     (there / f"{path.name}.whole").unlink()
-    again, events = _stage(machine("three"), "and again")
-    assert events == [("computed", "corpus")]
-    fourth, events = _stage(machine("four"))
-    assert events == [("reused", "corpus")] and (fourth / "deep" / "text").read_text() == "and again"
-    assert not list(fourth.parent.glob(".*tmp*"))
+    assert _stage(machine("four"), "and again")[1] == [("computed", "corpus")]
+    last, events = _stage(machine("five"), "never")
+    assert events == [("reused", "corpus")] and (last / "deep" / "text").read_text() == "and again"
+    assert not list(last.parent.glob(".*tmp*"))
+
+
+def test_steps_of_what_is_finished_are_removed(machine, bucket, request):
+    path, _ = _stage(machine("one"))
+    left = epath.Path(f"{bucket}/{request.node.name}/.steps")
+    for name in (path.name, "student-of-another"):
+        (left / name / "20" / "state").write_text("x")
+    _stage(machine("two"))
+    assert [path.name for path in left.iterdir()] == ["student-of-another"]
 
 
 def test_checkpoints_are_there_and_only_those_that_are_kept(machine, bucket, request):
@@ -163,27 +175,50 @@ def test_loose_files_are_copied_as_they_change(machine):
     assert again.read_text() == "1\n2\n3\n4\n"
 
 
-@pytest.mark.parametrize(
-    "address, words",
-    [
-        ("ftp://host/folder", "cannot be read: give a path"),
-        ("gs://", "cannot be read: give a path"),
-        ("gs://nowhere/folder", "gs://nowhere/folder cannot be reached"),
-        ("s3://bucket/folder", "pip install s3fs"),
-    ],
-)
-def test_addresses_that_cannot_be(tmp_path, address, words):
-    with pytest.raises(UserError, match=words):
-        remote.attach(address, tmp_path)
+@pytest.mark.parametrize("address", ["ftp://host/folder", "gs://", "gs://bucket//folder"])
+def test_addresses_that_cannot_be(address):
+    with pytest.raises(UserError, match="cannot be read: give a path"):
+        remote.parse(address)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
+def test_a_missing_package_is_named(tmp_path):
+    with pytest.raises(UserError, match="pip install s3fs"):
+        remote.attach("s3://bucket/folder", tmp_path)
+
+
+def test_a_bucket_that_is_not_there_is_told_before_any_work(tmp_path):
+    remote.attach("gs://nowhere/folder", tmp_path)
+    try:
+        with pytest.raises(UserError, match="gs://nowhere/folder cannot be reached"):
+            _stage(tmp_path)
+        assert not list(tmp_path.glob("corpus*"))
+    finally:
+        remote.detach(tmp_path)
+
+
+def test_a_plan_knows_what_the_bucket_holds(machine):
+    path, _ = _stage(machine("one"))
+    two = machine("two")
+    assert remote.holds(two / path.name) and not remote.holds(two / "corpus-of-another") and not remote.holds(path / "deep")
 
 
 @pytest.mark.parametrize(
     "flags", [["--config=configs/smoke.py", "--sweep"], ["--coordinator=a:1", "--num_processes=2", "--process_id=0"]]
 )
 def test_what_several_processes_share_is_no_bucket(tmp_path, flags):
-    command = [sys.executable, "-m", "subtransfer.launch", f"--local={tmp_path}", "--workdir=gs://bucket/folder", *flags]
+    assert "mount the bucket" in _refused(f"--local={tmp_path}", "--workdir=gs://bucket/folder", *flags)
+
+
+def test_a_run_in_a_folder_works_nowhere_else(tmp_path):
+    assert "--local goes with a --workdir in a bucket" in _refused(f"--local={tmp_path}", f"--workdir={tmp_path}")
+
+
+def _refused(*flags):
+    command = [sys.executable, "-m", "subtransfer.launch", *flags]
     done = subprocess.run(command, capture_output=True, text=True, cwd=test_kills.ROOT)
-    assert done.returncode == 2 and "mount the bucket" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
+    return done.stderr
 
 
 def test_a_bucket_that_goes_away_loses_nothing(machine, monkeypatch):
@@ -205,22 +240,22 @@ def test_a_lost_machine_loses_no_more_than_its_last_checkpoint(tmp_path, bucket)
     """Killed in its training and in its on-policy rounds, each time with its disk; the end has an undisturbed run's bytes."""
     address, there = f"{bucket}/lost", gcsfs.GCSFileSystem(use_listings_cache=False)  # others write
 
-    def started(name, workdir):
-        return test_kills.Launched(tmp_path / name, f"--workdir={workdir}", f"--local={tmp_path / name}")
+    def started(name):
+        return test_kills.Launched(tmp_path / name, f"--workdir={address}", f"--local={tmp_path / name}")
 
     def confirmed(stage):
         return there.glob(f"{address}/.steps/{stage}*/*.whole")
 
-    test_kills.finish([started("sound", tmp_path / "sound")])
+    test_kills.finish(test_kills.launch(tmp_path / "sound"))
     for stage in ("student.forward_kl.", "student.reverse_kl."):
-        run, deadline = started(stage, address), time.monotonic() + 300
+        run, deadline = started(stage), time.monotonic() + 300
         while run.running() and not confirmed(stage) and time.monotonic() < deadline:
             time.sleep(0.05)
         run.signal(signal.SIGKILL)
         code, log = run.wait()
         assert code == -signal.SIGKILL, log[-3000:]
         shutil.rmtree(tmp_path / stage)
-    log = test_kills.finish([started("last", address)])
+    log = test_kills.finish([started("last")])
     assert "student.reverse_kl.seed0 goes on from step" in log
     last = tmp_path / "last" / "gs" / "bucket" / "lost"
     for name in ("results.csv", "results.jsonl"):

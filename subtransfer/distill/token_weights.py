@@ -13,7 +13,7 @@ key, so what it returns must depend on its arguments alone.
 from __future__ import annotations
 
 import dataclasses
-import runpy
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,7 @@ def part_of_key(choice: str) -> str:
     """
     if choice in NAMED:
         return choice
-    _function(choice)
-    return digest_of(Path(choice).read_text())
+    return _read(choice)[0]
 
 
 def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
@@ -53,14 +52,14 @@ def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
     """
     if choice in NAMED:
         return lambda examples: examples.weighing(choice)
-    function = _function(choice)
+    function = _read(choice)[1]
+    text_of = functools.cache(lambda token: decode([token]))
 
     def weigh(examples: Examples) -> Examples:
         weights = np.zeros(examples.loss_mask.shape, np.float32)
         for row, tokens, agent in zip(weights, examples.tokens, examples.loss_mask, strict=True):
             length = int(np.flatnonzero(agent)[-1]) + 1
-            text = [decode([token]) for token in tokens[:length].tolist()]
-            row[:length] = _weights(choice, function, text, agent[:length])
+            row[:length] = _weights(choice, function, [text_of(token) for token in tokens[:length].tolist()], agent[:length])
         if not weights.any():
             raise UserError(f"token_weights() of {choice} gives no token any weight: there is nothing to learn from.")
         return dataclasses.replace(examples, loss_mask=weights)
@@ -68,16 +67,19 @@ def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
     return weigh
 
 
-def _function(path: str) -> Callable[[list[str], np.ndarray], Any]:
+@functools.cache
+def _read(path: str) -> tuple[str, Callable[[list[str], np.ndarray], Any]]:
+    """The digest of a file and its function; read once, so that an edit during a run makes no key untrue."""
     if not Path(path).is_file():
         raise UserError(f"distill.token_weights={path!r}: there is no such file; give {', '.join(NAMED)} or a Python file.")
+    text, names = Path(path).read_text(), {}
     try:
-        function = runpy.run_path(path).get("token_weights")
+        exec(compile(text, path, "exec"), names)
     except Exception as error:
         raise UserError(f"distill.token_weights: {path} fails with {type(error).__name__}: {error}.") from error
-    if not callable(function):
+    if not callable(function := names.get("token_weights")):
         raise UserError(f"distill.token_weights: {path} defines no function token_weights(text, agent).")
-    return function
+    return digest_of(text), function
 
 
 def _weights(path: str, function: Callable, text: list[str], agent: np.ndarray) -> np.ndarray:
