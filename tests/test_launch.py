@@ -157,6 +157,7 @@ MISTAKES = {
         "trajectories are left where 8 are needed",
     ),
     "loss": (["--config.teacher.learning_rate=1e38"], "became NaN or infinite"),
+    "weights": (["--config.distill.token_weights=tests/data/weightless.py"], "gives no token any weight"),
     "vocabulary": (["--config.base.vocab_limit=50"], "distinct words"),
     "too many tasks": (["--config.rollouts.episodes=10", "--config.sanitize.min_kept=5"], "sanitize.min_kept"),
 }
