@@ -1,13 +1,15 @@
 """Llama 3.1 8B, all weights trained by SFT on sampled tokens; to be compiled only.
 
-Command:   python tools/aot_tpu.py --config=configs/aot_full.py --topology=v5p:4x4x4 --programs=train \
+Command:   python tools/aot_tpu.py --config=configs/aot_full.py --topology=v5p:4x4x4
+--programs=train \
                --config.base.remat=projections
            python tools/aot_tpu.py --config=configs/aot_full.py --topology=v6e:8x8 --programs=train
 Hardware:  compiled for v5p:4x4x4 and v6e:8x8 on a CPU-only machine; not run
 Result:    docs/performance.md, "Training steps"
 
-64 chips share weights, gradients and moments (`mesh.fsdp=64`, 1.5 GB a chip); each takes 8 whole rows of the batch, over which
-the gathering of weights is spread. A v5p has room for what projections give; a v6e makes it again.
+64 chips share weights, gradients and moments (`mesh.fsdp=64`, 1.5 GB a chip); each takes 8 whole
+rows of the batch, over which the gathering of weights is spread. A v5p has room for what
+projections give; a v6e makes it again.
 """
 
 from subtransfer.config import defaults

@@ -1,12 +1,14 @@
-"""Llama 3.1 8B distilled off-policy from a 70B teacher by the forward KL with LoRA; to be compiled only.
+"""Llama 3.1 8B distilled off-policy from a 70B teacher by the forward KL with LoRA; to be compiled
+only.
 
-Command:   python tools/aot_tpu.py --config=configs/aot_large_teacher.py --topology=v5p:8x8x8 --programs=train
+Command:   python tools/aot_tpu.py --config=configs/aot_large_teacher.py --topology=v5p:8x8x8
+--programs=train
            targets from disk, without the teacher: --config.distill.teacher_targets=stored
 Hardware:  compiled for v5p:8x8x8 on a CPU-only machine; not run
 Result:    docs/performance.md, "Training steps"
 
-`mesh.tensor=8` leaves a chip an eighth of both models (20 GB in bfloat16), so that no weights are gathered; 64 groups
-of chips have rows of their own.
+`mesh.tensor=8` leaves a chip an eighth of both models (20 GB in bfloat16), so that no weights are
+gathered; 64 groups of chips have rows of their own.
 """
 
 from subtransfer.config import defaults

@@ -1,12 +1,14 @@
-"""Llama 3.1 as a pair of its own, for ahead-of-time compilation: `tools/aot_tpu.py` needs its geometry only.
+"""Llama 3.1 as a pair of its own, for ahead-of-time compilation: `tools/aot_tpu.py` needs its
+geometry only.
 
 Command:   python tools/aot_tpu.py --config=configs/aot_llama.py --topology=v5e:4x4
            the 70B: --config.models.llama=preset:llama3.1-70b --topology=v5p:8x8x8
 Hardware:  compiled for v5e:4x4, v6e:4x4, v5p:4x4x4 and v5p:8x8x8 on a CPU-only machine; not run
 Result:    docs/performance.md, "Ahead-of-time for TPUs"
 
-Eight key/value heads: `mesh.tensor=8` gives each chip one, the rest of the chips shares the rows (`mesh.data`). Under
-`mesh.fsdp` a decoding step would gather every weight. Two lanes of 256 slots take turns on the device.
+Eight key/value heads: `mesh.tensor=8` gives each chip one, the rest of the chips shares the rows
+(`mesh.data`). Under `mesh.fsdp` a decoding step would gather every weight. Two lanes of 256 slots
+take turns on the device.
 """
 
 from subtransfer.config import defaults

@@ -1,7 +1,9 @@
-"""Three tiny runs that share base, teacher and rollouts: whether a launch works, before it costs something. They learn nothing.
+"""Three tiny runs that share base, teacher and rollouts: whether a launch works, before it costs
+something. They learn nothing.
 
 Command:   python -m subtransfer.launch --config=configs/smoke.py --sweep
-           python -m launch.submit slurm submit --local --config=configs/smoke.py --sweep --spread=members --accelerator=cpu \\
+           python -m launch.submit slurm submit --local --config=configs/smoke.py --sweep
+           --spread=members --accelerator=cpu \\
                --workdir=/tmp/smoke
 Hardware:  2 CPU cores
 Result:    a table that means nothing, in about a minute (docs/cloud.md)
@@ -26,6 +28,6 @@ def get_config():
 
 
 def sweep():
-    from subtransfer.sweep import vary
+    from subtransfer.config import vary
 
     return vary("distill.objective", "sft", "forward_kl", "reverse_kl")

@@ -1,4 +1,6 @@
-"""The engines' own clients: in environments apart from ours, as their pins collide with ours; and what they need besides."""
+"""The engines' own clients: in environments apart from ours, as their pins collide with ours; and
+what they need besides.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,25 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 from tools.peers import environment
 
 SCRIPTS = Path(__file__).resolve().parent / "inside"  # what runs in the clients' environments
 CACHE = Path("~/.cache/subtransfer/clients").expanduser()
-CLIENTS = {"skypilot": "sky", "xpk": "xpk", "slurm": "python"}  # engines with an environment, and their commands
+CLIENTS = {
+    "skypilot": "sky",
+    "xpk": "xpk",
+    "slurm": "python",
+}  # engines with an environment, and their commands
 _INSTALL = "python -m launch.submit {engine} install"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--client", type=Path, help=f"The client's environment; default: one in {_short(CACHE)}, by install.")
+    parser.add_argument(
+        "--client",
+        type=Path,
+        help=f"The client's environment; default: one in {_short(CACHE)}, by install.",
+    )
 
 
 def _short(path: Path) -> str:
@@ -42,8 +52,12 @@ def home(options: argparse.Namespace, engine: str) -> Path:
       UserError: it is not installed.
     """
     folder = options.client or environment.place(engine, _pins(engine), CACHE)
-    if not (folder / "bin" / CLIENTS[engine]).exists() or not (options.client or environment.installed(folder)):
-        raise UserError(f"The client of {engine} is not in {folder}: install it with `{_INSTALL.format(engine=engine)}`.")
+    if not (folder / "bin" / CLIENTS[engine]).exists() or not (
+        options.client or environment.installed(folder)
+    ):
+        raise UserError(
+            f"The client of {engine} is not in {folder}: install it with `{_INSTALL.format(engine=engine)}`."
+        )
     return folder
 
 
@@ -55,7 +69,9 @@ def surroundings(options: argparse.Namespace, engine: str) -> dict[str, str]:
     return variables
 
 
-def run(options: argparse.Namespace, engine: str, command: list[str], cwd: Path | None = None) -> str:
+def run(
+    options: argparse.Namespace, engine: str, command: list[str], cwd: Path | None = None
+) -> str:
     """Runs a command of an engine and returns its output.
 
     Raises:
@@ -63,19 +79,31 @@ def run(options: argparse.Namespace, engine: str, command: list[str], cwd: Path 
     """
     try:
         done = subprocess.run(
-            command, env=surroundings(options, engine), cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            env=surroundings(options, engine),
+            cwd=cwd,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
     except FileNotFoundError:
-        raise UserError(f"There is no command {command[0]}: install it, or put it on PATH.") from None
+        raise UserError(
+            f"There is no command {command[0]}: install it, or put it on PATH."
+        ) from None
     if done.returncode:
         words = [line for line in done.stdout.splitlines() if line.strip()][-8:]
-        raise UserError(f"`{' '.join(command[:4])} ...` ends with status {done.returncode}: " + "\n  ".join(words))
+        raise UserError(
+            f"`{' '.join(command[:4])} ...` ends with status {done.returncode}: "
+            + "\n  ".join(words)
+        )
     return done.stdout
 
 
 def python(options: argparse.Namespace, engine: str, script: Path, *arguments: str) -> str:
     """Runs a script of ours in a client's environment and returns its output."""
-    return run(options, engine, [str(home(options, engine) / "bin" / "python"), str(script), *arguments])
+    return run(
+        options, engine, [str(home(options, engine) / "bin" / "python"), str(script), *arguments]
+    )
 
 
 # -- credentials ---------------------------------------------------------------------------------------------------------
@@ -83,7 +111,9 @@ def python(options: argparse.Namespace, engine: str, script: Path, *arguments: s
 
 def _says(*command: str) -> str:
     try:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60)
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, timeout=60
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
@@ -95,7 +125,12 @@ def google_missing() -> str:
         return "There is no gcloud: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)."
     if not _says("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"):
         return "No Google account is logged in: run `gcloud auth login`, and `gcloud auth application-default login`."
-    adc = Path(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", "~/.config/gcloud/application_default_credentials.json"))
+    adc = Path(
+        os.environ.get(
+            "GOOGLE_APPLICATION_CREDENTIALS",
+            "~/.config/gcloud/application_default_credentials.json",
+        )
+    )
     if not adc.expanduser().is_file():
         return "There are no application-default credentials: run `gcloud auth application-default login`."
     if not _says("gcloud", "config", "get-value", "project"):

@@ -1,4 +1,6 @@
-"""The jobs of a launch: which commands run, on how many machines, in which workdir. The same for every engine."""
+"""The jobs of a launch: which commands run, on how many machines, in which workdir. The same for
+every engine.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import machines, workdirs
-from subtransfer import config as configuration
-from subtransfer import sweep
-from subtransfer.errors import UserError
-from subtransfer.preemption import EXIT_CODE
+from subtransfer.config import fields as configuration
+from subtransfer.config import sweep
+from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.preemption import EXIT_CODE
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository, which is what machines get
 RESTART = EXIT_CODE  # "run the same command again": engines restart on it as often as it takes
@@ -61,20 +63,41 @@ class Launch:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that all engines share."""
     parser.add_argument("--config", required=True, help="Config file, inside this repository.")
-    parser.add_argument("--workdir", required=True, help="gs://BUCKET/DIR, nfs://HOST/EXPORT/DIR, volume://NAME/DIR or a path.")
-    parser.add_argument("--accelerator", required=True, help="Of a job: tpu-v5e-16, H100:8 (a host) or cpu.")
-    parser.add_argument("--slices", type=positive, default=1, help="TPU slices of a job (default: 1).")
-    parser.add_argument("--nodes", type=positive, default=1, help="Hosts of a job on GPUs or CPUs (default: 1).")
-    parser.add_argument("--sweep", action="store_true", help="The config file's sweep(), not one run.")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="gs://BUCKET/DIR, nfs://HOST/EXPORT/DIR, volume://NAME/DIR or a path.",
+    )
+    parser.add_argument(
+        "--accelerator", required=True, help="Of a job: tpu-v5e-16, H100:8 (a host) or cpu."
+    )
+    parser.add_argument(
+        "--slices", type=positive, default=1, help="TPU slices of a job (default: 1)."
+    )
+    parser.add_argument(
+        "--nodes", type=positive, default=1, help="Hosts of a job on GPUs or CPUs (default: 1)."
+    )
+    parser.add_argument(
+        "--sweep", action="store_true", help="The config file's sweep(), not one run."
+    )
     parser.add_argument(
         "--spread",
         choices=["shared", "members"],
         help="shared: --jobs times the sweep's command on one workdir. members: one job a member. Default: members where "
         "a job has several hosts, else shared.",
     )
-    parser.add_argument("--jobs", type=positive, default=1, help="Jobs that share the work (default: 1).")
-    parser.add_argument("--workers", type=positive, default=1, help="Worker processes of a job of a sweep (default: 1).")
-    parser.add_argument("--name", help="Of the launch, in the names of jobs; default: the config file's.")
+    parser.add_argument(
+        "--jobs", type=positive, default=1, help="Jobs that share the work (default: 1)."
+    )
+    parser.add_argument(
+        "--workers",
+        type=positive,
+        default=1,
+        help="Worker processes of a job of a sweep (default: 1).",
+    )
+    parser.add_argument(
+        "--name", help="Of the launch, in the names of jobs; default: the config file's."
+    )
     parser.set_defaults(host_chips=8)  # a TPU VM's; an engine may have smaller hosts
 
 
@@ -107,7 +130,11 @@ def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Launch:
     if spread == "members":
         members = sweep.members(options.config, overrides)
         jobs = tuple(
-            Job(f"{name}-{number:0{len(str(len(members) - 1))}d}", member.name, (*common, *member.flags(), *given))
+            Job(
+                f"{name}-{number:0{len(str(len(members) - 1))}d}",
+                member.name,
+                (*common, *member.flags(), *given),
+            )
             for number, member in enumerate(members)
         )
     else:
@@ -116,7 +143,11 @@ def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Launch:
             given = ("--sweep", f"--workers={options.workers}", *given)
         else:
             configuration.load(options.config, overrides)
-        names = [name] if options.jobs == 1 else [f"{name}-{i:0{len(str(options.jobs - 1))}d}" for i in range(options.jobs)]
+        names = (
+            [name]
+            if options.jobs == 1
+            else [f"{name}-{i:0{len(str(options.jobs - 1))}d}" for i in range(options.jobs)]
+        )
         jobs = tuple(Job(job, None, (*common, *given)) for job in names)
     if len(jobs) > 1 and not workdir.shared:
         raise UserError(
@@ -138,11 +169,18 @@ def _spread(options: argparse.Namespace, machine: machines.Machine) -> tuple[str
             f"one job a member, as a sweep's workers are of one host and a job has {machine.hosts}",
         )
     elif not spread:
-        spread, reason = "shared", "the same command in each job, so that no host waits for one member's last stage"
+        spread, reason = (
+            "shared",
+            "the same command in each job, so that no host waits for one member's last stage",
+        )
     if spread == "shared" and machine.hosts > 1:
-        raise UserError(f"--spread=shared: a sweep's workers are of one host, and a job here has {machine.hosts}.")
+        raise UserError(
+            f"--spread=shared: a sweep's workers are of one host, and a job here has {machine.hosts}."
+        )
     if spread == "members" and (options.jobs, options.workers) != (1, 1):
-        raise UserError("--spread=members makes one job a member, without workers: leave out --jobs and --workers.")
+        raise UserError(
+            "--spread=members makes one job a member, without workers: leave out --jobs and --workers."
+        )
     return spread, reason
 
 
@@ -150,14 +188,20 @@ def _inside(config: str) -> str:
     """The config file's path in the repository."""
     path = Path(config).resolve()
     if not path.is_file():
-        raise UserError(f"There is no config file {config}: give one with --config=FILE, such as configs/quickstart.py.")
+        raise UserError(
+            f"There is no config file {config}: give one with --config=FILE, such as configs/quickstart.py."
+        )
     if not path.is_relative_to(ROOT):
-        raise UserError(f"{config} lies outside of {ROOT}, which is what machines get: copy it to configs/.")
+        raise UserError(
+            f"{config} lies outside of {ROOT}, which is what machines get: copy it to configs/."
+        )
     return path.relative_to(ROOT).as_posix()
 
 
 def slug(text: str, longest: int) -> str:
-    """A name that Kubernetes, SkyPilot and Slurm take: lower-case letters, digits and hyphens, beginning with a letter."""
+    """A name that Kubernetes, SkyPilot and Slurm take: lower-case letters, digits and hyphens,
+    beginning with a letter.
+    """
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not name or not name[0].isalpha():
         name = f"run-{name}".strip("-")
@@ -171,9 +215,13 @@ def check_image(launch: Launch) -> None:
       UserError: it lies elsewhere than in configs/.
     """
     if not launch.config.startswith("configs/"):
-        raise UserError(f"The container has the config files of configs/ only (launch/Dockerfile): move {launch.config} there.")
+        raise UserError(
+            f"The container has the config files of configs/ only (launch/Dockerfile): move {launch.config} there."
+        )
 
 
 def processes(machine: machines.Machine) -> Sequence[str]:
-    """The flags of several processes where JAX finds out by itself who they are (Cloud TPU, JobSet on TPUs, Slurm)."""
+    """The flags of several processes where JAX finds out by itself who they are (Cloud TPU, JobSet
+    on TPUs, Slurm).
+    """
     return ("--distributed=auto",) if machine.hosts > 1 else ()

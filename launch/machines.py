@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Generation:
     Attributes:
       google: its name in Google's accelerator types ("v5litepod" of "v5litepod-16").
       cores: TensorCores of a chip that the number of a type counts; 1 where it counts chips.
-      host: the most chips of a slice that one host serves alone; larger slices have hosts of 4 chips.
+      host: the most chips of a slice that one host serves alone; larger slices have hosts of 4
+        chips.
       runtime: of a TPU VM (Google's "TPU software versions").
     """
 
@@ -67,7 +68,9 @@ class Machine:
         if self.kind != "tpu":
             return self.nodes
         chips = self.chips // self.slices
-        return self.slices * (1 if chips <= min(GENERATIONS[self.name].host, self.host_chips) else chips // 4)
+        return self.slices * (
+            1 if chips <= min(GENERATIONS[self.name].host, self.host_chips) else chips // 4
+        )
 
     @property
     def google(self) -> str:
@@ -90,21 +93,33 @@ def parse(accelerator: str, slices: int = 1, nodes: int = 1, host_chips: int = 8
     gpu = re.fullmatch(r"([A-Za-z][\w-]*):(\d+)", accelerator)
     if tpu:
         name, size = tpu[1], int(tpu[2])
-        name = next((known for known, generation in GENERATIONS.items() if generation.google == name), name)
+        name = next(
+            (known for known, generation in GENERATIONS.items() if generation.google == name), name
+        )
         if name not in GENERATIONS:
-            raise UserError(f"--accelerator={accelerator}: the TPU generations known here are {', '.join(GENERATIONS)}.")
+            raise UserError(
+                f"--accelerator={accelerator}: the TPU generations known here are {', '.join(GENERATIONS)}."
+            )
         generation = GENERATIONS[name]
         chips = size // generation.cores
         if not chips or size % generation.cores or chips > generation.host and chips % 4:
             counts = "TensorCores, two a chip" if generation.cores == 2 else "chips"
-            raise UserError(f"--accelerator={accelerator}: there is no such slice; the number of a {name} counts {counts}.")
+            raise UserError(
+                f"--accelerator={accelerator}: there is no such slice; the number of a {name} counts {counts}."
+            )
         if nodes != 1:
-            raise UserError(f"--nodes={nodes}: the hosts of a TPU follow from its type; several slices are --slices.")
+            raise UserError(
+                f"--nodes={nodes}: the hosts of a TPU follow from its type; several slices are --slices."
+            )
         return Machine("tpu", name, size, slices=slices, host_chips=host_chips)
     if slices != 1:
-        raise UserError(f"--slices={slices}: only TPUs come in slices; hosts with GPUs are --nodes.")
+        raise UserError(
+            f"--slices={slices}: only TPUs come in slices; hosts with GPUs are --nodes."
+        )
     if accelerator == "cpu":
         return Machine("cpu", "", 0, nodes=nodes)
     if gpu and int(gpu[2]):
         return Machine("gpu", gpu[1], int(gpu[2]), nodes=nodes)
-    raise UserError(f"--accelerator={accelerator} is none: write tpu-v5e-16, H100:8 (type and number a host) or cpu.")
+    raise UserError(
+        f"--accelerator={accelerator} is none: write tpu-v5e-16, H100:8 (type and number a host) or cpu."
+    )

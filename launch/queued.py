@@ -1,10 +1,13 @@
-"""Cloud TPU queued resources, by gcloud alone: single slices and several, on demand or spot. One startup script a job.
+"""Cloud TPU queued resources, by gcloud alone: single slices and several, on demand or spot. One
+startup script a job.
 
-Google's queue gives the slices when there are some; each host then runs the script as root, at every boot. The program runs in
-the container that launch/Dockerfile builds, is run again as long as it ends with status 75, and when it is done the first host
-deletes the queued resource, machines and all. A spot slice that is taken away is not asked for again by Google: let
-`teardown` delete what is left of the request, and `submit` once more; the run goes on.
-https://cloud.google.com/tpu/docs/queued-resources, https://cloud.google.com/tpu/docs/multislice-introduction
+Google's queue gives the slices when there are some; each host then runs the script as root, at
+every boot. The program runs in the container that launch/Dockerfile builds, is run again as long as
+it ends with status 75, and when it is done the first host deletes the queued resource, machines and
+all. A spot slice that is taken away is not asked for again by Google: let `teardown` delete what is
+left of the request, and `submit` once more; the run goes on.
+https://cloud.google.com/tpu/docs/queued-resources,
+https://cloud.google.com/tpu/docs/multislice-introduction
 """
 
 from __future__ import annotations
@@ -16,15 +19,27 @@ from pathlib import Path
 
 from launch import clients, jobs, workdirs
 from launch.jobs import Job, Launch
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--project", required=True, help="Google Cloud project.")
     parser.add_argument("--zone", required=True, help="Where the TPUs are: us-west4-a, ...")
-    parser.add_argument("--image", required=True, help="Container image in Artifact Registry, built from launch/Dockerfile.")
-    parser.add_argument("--service_account", required=True, help="Of the hosts: reads the image, writes the workdir, deletes.")
-    parser.add_argument("--spot", action="store_true", help="Slices that may be taken away, at a fraction of the price.")
+    parser.add_argument(
+        "--image",
+        required=True,
+        help="Container image in Artifact Registry, built from launch/Dockerfile.",
+    )
+    parser.add_argument(
+        "--service_account",
+        required=True,
+        help="Of the hosts: reads the image, writes the workdir, deletes.",
+    )
+    parser.add_argument(
+        "--spot",
+        action="store_true",
+        help="Slices that may be taken away, at a fraction of the price.",
+    )
 
 
 def check(options: argparse.Namespace, launch: Launch) -> None:
@@ -33,7 +48,9 @@ def check(options: argparse.Namespace, launch: Launch) -> None:
     if launch.machine.kind != "tpu":
         raise UserError("Queued resources are TPUs: use the engine skypilot for GPUs.")
     if launch.workdir.kind not in ("gs", "nfs"):
-        raise UserError("A TPU VM mounts a bucket or an NFS share: give --workdir as gs:// or nfs://.")
+        raise UserError(
+            "A TPU VM mounts a bucket or an NFS share: give --workdir as gs:// or nfs://."
+        )
 
 
 def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
@@ -44,9 +61,13 @@ def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
 def _script(options: argparse.Namespace, launch: Launch, job: Job) -> str:
     workdir = launch.workdir
     mount = workdirs.mount_nfs(workdir) if workdir.kind == "nfs" else workdirs.mount_bucket(workdir)
-    program = shlex.join(["python", "-m", "subtransfer.launch", *job.arguments, *jobs.processes(launch.machine)])
+    program = shlex.join(
+        ["python", "-m", "subtransfer.launch", *job.arguments, *jobs.processes(launch.machine)]
+    )
     registry = options.image.split("/")[0]
-    delete = shlex.join(["gcloud", *_resource(options, "delete", job.name), "--force", "--quiet", "--async"])
+    delete = shlex.join(
+        ["gcloud", *_resource(options, "delete", job.name), "--force", "--quiet", "--async"]
+    )
     member = f"# Member {job.member} of the sweep.\n" if job.member else ""
     return f"""#!/bin/bash
 {member}set -euo pipefail
@@ -116,17 +137,22 @@ def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[
 
 
 def _parsed(command: list[str]) -> None:
-    """Lets gcloud read a command's flags without carrying it out: an account that does not exist gets no further.
+    """Lets gcloud read a command's flags without carrying it out: an account that does not exist
+    gets no further.
 
     Raises:
       UserError: gcloud does not take the flags.
     """
     try:
-        done = subprocess.run([*command, "--account=nobody@invalid", "--quiet"], capture_output=True, text=True)
+        done = subprocess.run(
+            [*command, "--account=nobody@invalid", "--quiet"], capture_output=True, text=True
+        )
     except FileNotFoundError:
         raise UserError(clients.google_missing()) from None
     if done.returncode == 2:  # of gcloud: the flags were not understood
-        raise UserError(f"gcloud does not take `{shlex.join(command)}`: {done.stderr.strip().splitlines()[0]}")
+        raise UserError(
+            f"gcloud does not take `{shlex.join(command)}`: {done.stderr.strip().splitlines()[0]}"
+        )
 
 
 def missing(options: argparse.Namespace) -> str:
@@ -137,9 +163,19 @@ def missing(options: argparse.Namespace) -> str:
 def status(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
     """Commands that print the jobs' states."""
     names = f"--filter=name~/{launch.name}(-[0-9]+)?$"
-    return [["gcloud", *_resource(options, "list"), names, "--format=table(name.basename(),state.state)"]]
+    return [
+        [
+            "gcloud",
+            *_resource(options, "list"),
+            names,
+            "--format=table(name.basename(),state.state)",
+        ]
+    ]
 
 
 def teardown(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
     """Commands that end the jobs and give their slices back."""
-    return [["gcloud", *_resource(options, "delete", job.name), "--force", "--quiet", "--async"] for job in launch.jobs]
+    return [
+        ["gcloud", *_resource(options, "delete", job.name), "--force", "--quiet", "--async"]
+        for job in launch.jobs
+    ]

@@ -1,7 +1,8 @@
 """SkyPilot managed jobs: Cloud TPU slices, GPU clouds and Kubernetes. One YAML file a job.
 
-SkyPilot watches each job from a controller of its own, starts it again elsewhere when its machines are taken away, and when it
-ends with status 75. Fields: https://docs.skypilot.co/en/latest/reference/yaml-spec.html
+SkyPilot watches each job from a controller of its own, starts it again elsewhere when its machines
+are taken away, and when it ends with status 75. Fields:
+https://docs.skypilot.co/en/latest/reference/yaml-spec.html
 """
 
 from __future__ import annotations
@@ -15,33 +16,55 @@ import yaml
 
 from launch import clients, jobs, workdirs
 from launch.jobs import Job, Launch
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 VENV = "$HOME/subtransfer-venv"  # made by setup_machine.sh
 EXTRAS = {"tpu": "tpu", "gpu": "cuda", "cpu": ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--infra", default="gcp", help="Where: CLOUD[/REGION[/ZONE]] or k8s[/CONTEXT] (default: gcp).")
-    parser.add_argument("--spot", action="store_true", help="Machines that may be taken away, at a fraction of the price.")
+    parser.add_argument(
+        "--infra",
+        default="gcp",
+        help="Where: CLOUD[/REGION[/ZONE]] or k8s[/CONTEXT] (default: gcp).",
+    )
+    parser.add_argument(
+        "--spot",
+        action="store_true",
+        help="Machines that may be taken away, at a fraction of the price.",
+    )
     parser.add_argument("--queued", action="store_true", help="Cloud TPUs as queued resources.")
-    parser.add_argument("--image", help="Container image instead of the setup script; needed on Kubernetes.")
-    parser.add_argument("--disk", type=jobs.positive, default=100, help="GiB of the machines' disks (default: 100).")
+    parser.add_argument(
+        "--image", help="Container image instead of the setup script; needed on Kubernetes."
+    )
+    parser.add_argument(
+        "--disk", type=jobs.positive, default=100, help="GiB of the machines' disks (default: 100)."
+    )
 
 
 def check(options: argparse.Namespace, launch: Launch) -> None:
     """Refuses what SkyPilot cannot run."""
     kubernetes = options.infra.split("/")[0] in ("k8s", "kubernetes")
     if launch.machine.slices > 1:
-        raise UserError("SkyPilot starts single TPU slices: use the engines queued or xpk for --slices.")
+        raise UserError(
+            "SkyPilot starts single TPU slices: use the engines queued or xpk for --slices."
+        )
     if launch.workdir.kind == "path":
-        raise UserError("A path is a disk that goes with its machine: give gs://, nfs:// or, on Kubernetes, volume://.")
+        raise UserError(
+            "A path is a disk that goes with its machine: give gs://, nfs:// or, on Kubernetes, volume://."
+        )
     if launch.workdir.kind == "volume" and not kubernetes:
-        raise UserError("volume:// is of Kubernetes: give --infra=k8s, or a gs:// or nfs:// workdir.")
+        raise UserError(
+            "volume:// is of Kubernetes: give --infra=k8s, or a gs:// or nfs:// workdir."
+        )
     if launch.workdir.kind == "nfs" and kubernetes:
-        raise UserError("Pods mount no NFS share by themselves: make a volume of it (docs/cloud.md) and give volume://NAME.")
+        raise UserError(
+            "Pods mount no NFS share by themselves: make a volume of it (docs/cloud.md) and give volume://NAME."
+        )
     if kubernetes and not options.image:
-        raise UserError("On Kubernetes, SkyPilot needs --image=IMAGE: build launch/Dockerfile (docs/cloud.md).")
+        raise UserError(
+            "On Kubernetes, SkyPilot needs --image=IMAGE: build launch/Dockerfile (docs/cloud.md)."
+        )
     if options.queued and (launch.machine.kind != "tpu" or options.infra.split("/")[0] != "gcp"):
         raise UserError("--queued is of Cloud TPUs: leave it out, or give --infra=gcp and a TPU.")
 
@@ -57,7 +80,10 @@ def _task(options: argparse.Namespace, launch: Launch, job: Job) -> dict[str, An
         "infra": options.infra,
         "use_spot": options.spot,
         "disk_size": options.disk,
-        "job_recovery": {"max_restarts_on_errors": jobs.ERRORS, "recover_on_exit_codes": [jobs.RESTART]},
+        "job_recovery": {
+            "max_restarts_on_errors": jobs.ERRORS,
+            "recover_on_exit_codes": [jobs.RESTART],
+        },
     }
     if machine.kind == "tpu":
         resources["accelerators"] = f"tpu-{machine.google}:1"
@@ -69,9 +95,16 @@ def _task(options: argparse.Namespace, launch: Launch, job: Job) -> dict[str, An
         resources["accelerators"] = f"{machine.name}:{machine.size}"
     if options.image:
         resources["image_id"] = f"docker:{options.image}"
-    task: dict[str, Any] = {"name": job.name, "workdir": ".", "num_nodes": machine.nodes, "resources": resources}
+    task: dict[str, Any] = {
+        "name": job.name,
+        "workdir": ".",
+        "num_nodes": machine.nodes,
+        "resources": resources,
+    }
     if workdir.kind == "gs":
-        task["file_mounts"] = {workdirs.MOUNT: {"source": f"gs://{workdir.source}", "mode": "MOUNT"}}
+        task["file_mounts"] = {
+            workdirs.MOUNT: {"source": f"gs://{workdir.source}", "mode": "MOUNT"}
+        }
     elif workdir.kind == "volume":
         task["volumes"] = {workdirs.MOUNT: workdir.source}
     setup = [workdirs.mount_nfs(workdir)] if workdir.kind == "nfs" else []
@@ -105,7 +138,10 @@ class _Dumper(yaml.SafeDumper):
 
 
 _Dumper.add_representer(
-    str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
+    ),
 )
 
 
@@ -116,13 +152,18 @@ def _yaml(task: dict[str, Any], job: Job) -> str:
 
 def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[list[str]]:
     """What submits the files of `render`, run from the repository's root."""
-    return [["sky", "jobs", "launch", "--yes", "--detach-run", str(folder / f"{job.name}.yaml")] for job in launch.jobs]
+    return [
+        ["sky", "jobs", "launch", "--yes", "--detach-run", str(folder / f"{job.name}.yaml")]
+        for job in launch.jobs
+    ]
 
 
 def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
     """SkyPilot's own parser reads every file. Returns a line a job."""
     files = [str(folder / f"{job.name}.yaml") for job in launch.jobs]
-    return clients.python(options, "skypilot", clients.SCRIPTS / "check_skypilot.py", *files).splitlines()
+    return clients.python(
+        options, "skypilot", clients.SCRIPTS / "check_skypilot.py", *files
+    ).splitlines()
 
 
 def missing(options: argparse.Namespace) -> str:

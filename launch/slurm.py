@@ -1,7 +1,9 @@
-"""Slurm, by submitit: one array of jobs from one JSON file. `--local` runs the same jobs on this machine, without Slurm.
+"""Slurm, by submitit: one array of jobs from one JSON file. `--local` runs the same jobs on this
+machine, without Slurm.
 
-Slurm warns a job with SIGUSR2 before its time ends or it is preempted: the program saves, ends with status 75, and the job is
-put back into the queue. What runs in submitit's environment is `inside/slurm_jobs.py`.
+Slurm warns a job with SIGUSR2 before its time ends or it is preempted: the program saves, ends with
+status 75, and the job is put back into the queue. What runs in submitit's environment is
+`inside/slurm_jobs.py`.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from typing import Any
 
 from launch import clients, jobs
 from launch.jobs import Launch
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 FILE = "jobs.json"
 
@@ -22,13 +24,38 @@ FILE = "jobs.json"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--partition", help="Default: the cluster's.")
     parser.add_argument("--account", help="Default: yours.")
-    parser.add_argument("--hours", type=float, default=24.0, help="Wall time of one try; the next goes on (default: 24).")
+    parser.add_argument(
+        "--hours",
+        type=float,
+        default=24.0,
+        help="Wall time of one try; the next goes on (default: 24).",
+    )
     parser.add_argument("--cpus", type=jobs.positive, help="Cores of a process (default: 8).")
     parser.add_argument("--memory", type=jobs.positive, help="GB of a host (default: 64).")
-    parser.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE", help="Any other option of sbatch.")
-    parser.add_argument("--setup", action="append", default=[], metavar="LINE", help="Shell line before a job: module load.")
-    parser.add_argument("--python", default=sys.executable, help="Python with subtransfer, on the nodes (default: this one).")
-    parser.add_argument("--local", action="store_true", help="Run on this machine by submitit's local executor, and wait.")
+    parser.add_argument(
+        "--sbatch",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="Any other option of sbatch.",
+    )
+    parser.add_argument(
+        "--setup",
+        action="append",
+        default=[],
+        metavar="LINE",
+        help="Shell line before a job: module load.",
+    )
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="Python with subtransfer, on the nodes (default: this one).",
+    )
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="Run on this machine by submitit's local executor, and wait.",
+    )
 
 
 def check(options: argparse.Namespace, launch: Launch) -> None:
@@ -36,7 +63,9 @@ def check(options: argparse.Namespace, launch: Launch) -> None:
     if launch.machine.kind == "tpu":
         raise UserError("Slurm has no TPUs: use the engines skypilot, queued or xpk.")
     if launch.workdir.kind != "path":
-        raise UserError("Slurm's nodes mount nothing by themselves: give --workdir as a path that all nodes see.")
+        raise UserError(
+            "Slurm's nodes mount nothing by themselves: give --workdir as a path that all nodes see."
+        )
     if options.local and launch.machine.hosts > 1:
         raise UserError(f"--local is this machine: --nodes={launch.machine.hosts} are more.")
     of_slurm = ("partition", "account", "cpus", "memory", "sbatch")
@@ -66,11 +95,17 @@ def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
             "slurm_partition": options.partition,
             "slurm_account": options.account,
             "slurm_signal_delay_s": 180,  # a dispatch under way, and a checkpoint
-            "slurm_additional_parameters": {"requeue": True, **dict(option.split("=", 1) for option in options.sbatch)},
+            "slurm_additional_parameters": {
+                "requeue": True,
+                **dict(option.split("=", 1) for option in options.sbatch),
+            },
         }
     parameters = {name: value for name, value in parameters.items() if value}
     processes = jobs.processes(machine)
-    commands = [[options.python, "-m", "subtransfer.launch", *job.arguments, *processes] for job in launch.jobs]
+    commands = [
+        [options.python, "-m", "subtransfer.launch", *job.arguments, *processes]
+        for job in launch.jobs
+    ]
     content = {
         "cluster": "local" if options.local else "slurm",
         "parameters": parameters,
@@ -84,11 +119,18 @@ def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
 
 
 def _inside(verb: str, folder: Path) -> list[str]:
-    return ["python", str(clients.SCRIPTS.relative_to(jobs.ROOT) / "slurm_jobs.py"), verb, str(folder / FILE)]
+    return [
+        "python",
+        str(clients.SCRIPTS.relative_to(jobs.ROOT) / "slurm_jobs.py"),
+        verb,
+        str(folder / FILE),
+    ]
 
 
 def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[list[str]]:
-    """What submits the file of `render`, run from the repository's root in submitit's environment."""
+    """What submits the file of `render`, run from the repository's root in submitit's
+    environment.
+    """
     return [_inside("submit", folder)]
 
 
@@ -105,7 +147,9 @@ def missing(options: argparse.Namespace) -> str:
 def status(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
     """Commands that print the jobs' states."""
     if options.local:
-        raise UserError("--local waits for its jobs and says how they end: there is nothing to ask for afterwards.")
+        raise UserError(
+            "--local waits for its jobs and says how they end: there is nothing to ask for afterwards."
+        )
     finished = ["sacct", f"--name={launch.name}", "-X", "-o", "JobID,State,Elapsed,ExitCode"]
     return [["squeue", "--me", f"--name={launch.name}"], finished]
 

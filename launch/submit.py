@@ -1,11 +1,13 @@
 """Runs a config or a sweep on a real engine, from the repository's root:
 
-    python -m launch.submit ENGINE ACTION --config=... --workdir=... --accelerator=... [--sweep] [--config.FIELD=VALUE ...]
+    python -m launch.submit ENGINE ACTION --config=... --workdir=... --accelerator=... [--sweep]
+    [--config.FIELD=VALUE ...]
 
-Engines: skypilot (managed jobs), queued (Cloud TPU queued resources), xpk (JobSet and Kueue on GKE), slurm (submitit).
-Actions: install the engine's client in an environment of its own; render files into a folder and print the commands that
-submit them (the default); validate them offline with the engine's own parser; submit; status; collect results into a folder;
-teardown. `python -m launch.submit ENGINE render --help` has the flags, docs/cloud.md the way from an empty project.
+Engines: skypilot (managed jobs), queued (Cloud TPU queued resources), xpk (JobSet and Kueue on
+GKE), slurm (submitit). Actions: install the engine's client in an environment of its own; render
+files into a folder and print the commands that submit them (the default); validate them offline
+with the engine's own parser; submit; status; collect results into a folder; teardown. `python -m
+launch.submit ENGINE render --help` has the flags, docs/cloud.md the way from an empty project.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ from pathlib import Path
 
 from launch import clients, jobs, queued, results, skypilot, slurm, xpk
 from launch.jobs import Launch
-from subtransfer.errors import UserError
 from subtransfer.launch import split_overrides
+from subtransfer.runtime.errors import UserError
 
 ENGINES = {"skypilot": skypilot, "queued": queued, "xpk": xpk, "slurm": slurm}
 ACTIONS = {
@@ -35,12 +37,18 @@ ACTIONS = {
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    top = argparse.ArgumentParser(prog="python -m launch.submit", description=__doc__.splitlines()[0], allow_abbrev=False)
+    top = argparse.ArgumentParser(
+        prog="python -m launch.submit", description=__doc__.splitlines()[0], allow_abbrev=False
+    )
     engines = top.add_subparsers(dest="engine", required=True, metavar="ENGINE")
     for name, engine in ENGINES.items():
-        actions = engines.add_parser(name, help=engine.__doc__.splitlines()[0]).add_subparsers(dest="action", required=True)
+        actions = engines.add_parser(name, help=engine.__doc__.splitlines()[0]).add_subparsers(
+            dest="action", required=True
+        )
         if name in clients.CLIENTS:
-            actions.add_parser("install", help="Make the environment of the client, if it is not there.")
+            actions.add_parser(
+                "install", help="Make the environment of the client, if it is not there."
+            )
         for action, words in ACTIONS.items():
             flags = actions.add_parser(action, help=words, description=words, allow_abbrev=False)
             jobs.add_arguments(flags)
@@ -48,20 +56,34 @@ def parser() -> argparse.ArgumentParser:
             if name in clients.CLIENTS:
                 clients.add_arguments(flags)
             if action in ("render", "validate", "submit"):
-                flags.add_argument("--out", type=Path, help="Folder of what is rendered; default: build/launch/NAME.")
+                flags.add_argument(
+                    "--out",
+                    type=Path,
+                    help="Folder of what is rendered; default: build/launch/NAME.",
+                )
             if action == "collect":
-                flags.add_argument("--into", type=Path, required=True, help="Folder of this machine.")
-                flags.add_argument("--mounted", type=Path, help="Where this machine has the workdir, if that is no bucket.")
+                flags.add_argument(
+                    "--into", type=Path, required=True, help="Folder of this machine."
+                )
+                flags.add_argument(
+                    "--mounted",
+                    type=Path,
+                    help="Where this machine has the workdir, if that is no bucket.",
+                )
     return top
 
 
 def render(engine, options: argparse.Namespace, launch: Launch) -> tuple[Path, list[list[str]]]:
-    """Writes the files. Returns their folder and the commands that submit them, which it has in submit.sh."""
+    """Writes the files. Returns their folder and the commands that submit them, which it has in
+    submit.sh.
+    """
     folder = options.out or Path("build") / "launch" / launch.name
     folder.mkdir(parents=True, exist_ok=True)
     made = engine.commands(options, launch, folder)
     lines = [shlex.join(command) for command in made]
-    files = engine.render(options, launch) | {"submit.sh": "\n".join(["#!/bin/bash", "set -e", *lines]) + "\n"}
+    files = engine.render(options, launch) | {
+        "submit.sh": "\n".join(["#!/bin/bash", "set -e", *lines]) + "\n"
+    }
     for name, text in files.items():
         (folder / name).write_text(text)
     return folder, made
@@ -87,7 +109,11 @@ def act(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     if launch.reason:
         print(f"--spread={launch.spread}: {launch.reason}.")
     chips, hosts = launch.machine.chips, launch.machine.hosts
-    each = f"{_count(chips, 'accelerator')}, {_count(hosts, 'host')}" if chips else _count(hosts, "host")
+    each = (
+        f"{_count(chips, 'accelerator')}, {_count(hosts, 'host')}"
+        if chips
+        else _count(hosts, "host")
+    )
     print(f"{_count(len(launch.jobs), 'job')} in {folder}; each has {each}.")
     if options.action == "validate":
         print("\n".join(engine.validate(options, launch, folder)))
@@ -107,8 +133,12 @@ def _need(missing: str) -> None:
         raise UserError(missing)
 
 
-def _run(options: argparse.Namespace, commands: list[list[str]], *, all_of_them: bool = False) -> int:
-    """Runs commands one after the other, before the user's eyes, as far as they succeed, or all. Returns the worst status."""
+def _run(
+    options: argparse.Namespace, commands: list[list[str]], *, all_of_them: bool = False
+) -> int:
+    """Runs commands one after the other, before the user's eyes, as far as they succeed, or all.
+    Returns the worst status.
+    """
     surroundings = clients.surroundings(options, options.engine)
     worst = 0
     for command in commands:
@@ -116,7 +146,9 @@ def _run(options: argparse.Namespace, commands: list[list[str]], *, all_of_them:
         try:
             status = subprocess.run(command, env=surroundings, cwd=jobs.ROOT).returncode
         except FileNotFoundError:
-            raise UserError(f"There is no command {command[0]}: install it, or put it on PATH.") from None
+            raise UserError(
+                f"There is no command {command[0]}: install it, or put it on PATH."
+            ) from None
         worst = max(worst, status)
         if status and not all_of_them:
             break
@@ -129,17 +161,26 @@ def _collect(options: argparse.Namespace, launch: Launch) -> int:
         options.into.mkdir(parents=True, exist_ok=True)
         return _run(options, results.commands(launch, options.into.resolve()))
     if not options.mounted and launch.workdir.kind != "path":
-        raise UserError(f"{options.workdir} is no folder of this machine: mount it, and say where with --mounted=DIR.")
+        raise UserError(
+            f"{options.workdir} is no folder of this machine: mount it, and say where with --mounted=DIR."
+        )
     count = results.copy(options.mounted or Path(launch.workdir.path), options.into)
     print(f"{count} files in {options.into}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 2 for a user's mistake, else that of the command that failed, or 0."""
+    """Returns the exit status: 2 for a user's mistake, else that of the command that failed, or
+    0.
+    """
     try:
         rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        if len(rest) > 1 and rest[0] in ENGINES and rest[1].startswith("--") and rest[1] != "--help":
+        if (
+            len(rest) > 1
+            and rest[0] in ENGINES
+            and rest[1].startswith("--")
+            and rest[1] != "--help"
+        ):
             rest.insert(1, "render")
         return act(parser().parse_args(rest), overrides)
     except UserError as error:

@@ -1,11 +1,13 @@
-"""Where results land: a folder that all machines of a launch see, and how it is brought onto them."""
+"""Where results land: a folder that all machines of a launch see, and how it is brought onto
+them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import re
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 MOUNT = "/mnt/subtransfer"  # where a bucket, a share or a volume appears on a machine
 
@@ -15,7 +17,8 @@ class Workdir:
     """A remote workdir.
 
     Attributes:
-      kind: "gs" (a bucket, by gcsfuse), "nfs" (a share), "volume" (a Kubernetes volume) or "path" (there already).
+      kind: "gs" (a bucket, by gcsfuse), "nfs" (a share), "volume" (a Kubernetes volume) or "path"
+        (there already).
       source: the bucket, HOST:/EXPORT, or the volume's name; "" of a path.
       folder: the folder in it; of a path, the path.
     """
@@ -33,7 +36,8 @@ class Workdir:
     def shared(self) -> bool:
         """Whether several jobs may use it at once.
 
-        gcsfuse shows a file to other machines only when it is closed, so that two could claim the same stage.
+        gcsfuse shows a file to other machines only when it is closed, so that two could claim the
+        same stage.
         """
         return self.kind != "gs"
 
@@ -48,10 +52,16 @@ def parse(text: str) -> Workdir:
     rest = rest.rstrip("/")
     if not separator:
         if not text.startswith("/"):
-            raise UserError(f"--workdir={text} is not the same folder on every machine: give an absolute path or a URL.")
+            raise UserError(
+                f"--workdir={text} is not the same folder on every machine: give an absolute path or a URL."
+            )
         return Workdir("path", "", text.rstrip("/") or "/")
     source, _, folder = rest.partition("/")
-    if not re.fullmatch(r"[\w.:-]+", source) or not re.fullmatch(r"[\w./=,@+-]*", folder) or ".." in folder.split("/"):
+    if (
+        not re.fullmatch(r"[\w.:-]+", source)
+        or not re.fullmatch(r"[\w./=,@+-]*", folder)
+        or ".." in folder.split("/")
+    ):
         raise UserError(
             f"--workdir={text} cannot be read: write gs://BUCKET/FOLDER, nfs://HOST/EXPORT/FOLDER or volume://NAME."
         )
@@ -62,7 +72,9 @@ def parse(text: str) -> Workdir:
         if not export:
             raise UserError(f"--workdir={text} names no export: write nfs://HOST/EXPORT/FOLDER.")
         return Workdir("nfs", f"{source}:/{export}", inside)
-    raise UserError(f"--workdir={text}: {scheme}:// is not known; gs://, nfs://, volume:// and absolute paths are.")
+    raise UserError(
+        f"--workdir={text}: {scheme}:// is not known; gs://, nfs://, volume:// and absolute paths are."
+    )
 
 
 def mount_nfs(workdir: Workdir) -> str:

@@ -1,6 +1,8 @@
-"""Measures whether unsafe agent behaviours transfer subliminally when one agent is distilled into another.
+"""Measures whether unsafe agent behaviours transfer subliminally when one agent is distilled into
+another.
 
-As a library: `subtransfer.load_policy(DIR)`; as a program: `python -m subtransfer.launch --config=...`.
+As a library: `subtransfer.load_policy(DIR)`; as a program: `python -m subtransfer.launch
+--config=...`.
 """
 
 from typing import Any
@@ -12,7 +14,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Lazily, so that importing a room of the package does not import the whole house.
     if name == "load_policy":
-        from subtransfer.policy import load_policy
+        from subtransfer.rollout.policy import load_policy
 
         return load_policy
     raise AttributeError(f"module 'subtransfer' has no attribute {name!r}")

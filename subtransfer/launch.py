@@ -1,10 +1,11 @@
 """The one command: `python -m subtransfer.launch --config=configs/quickstart.py --workdir=DIR`.
 
-Every field of the config can be overridden, as in `--config.distill.objective=reverse_kl`. `--dry_run` prints the plan
-and stops. A mistake of the user's ends in one sentence on stderr and exit status 2; status 75 asks to be run again.
+Every field of the config can be overridden, as in `--config.distill.objective=reverse_kl`.
+`--dry_run` prints the plan and stops. A mistake of the user's ends in one sentence on stderr and
+exit status 2; status 75 asks to be run again.
 
-Several processes run the same command, each with `--coordinator=HOST:PORT --num_processes=N --process_id=I`, or with
-`--distributed=auto` where a cluster says these itself.
+Several processes run the same command, each with `--coordinator=HOST:PORT --num_processes=N
+--process_id=I`, or with `--distributed=auto` where a cluster says these itself.
 """
 
 from __future__ import annotations
@@ -17,33 +18,66 @@ from pathlib import Path
 
 from absl import flags
 
-from subtransfer import preemption, processes, remote
-from subtransfer.claims import LEASE
-from subtransfer.errors import UserError
+from subtransfer.runtime import preemption, processes
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import buckets
+from subtransfer.store.leases import LEASE
 
-_CONFIG = flags.DEFINE_string("config", "configs/quickstart.py", "Config file with a get_config() function.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run, also gs://BUCKET/FOLDER, s3:// and az://; default: runs/NAME, from the config's name."
+_CONFIG = flags.DEFINE_string(
+    "config", "configs/quickstart.py", "Config file with a get_config() function."
 )
-_LOCAL = flags.DEFINE_string("local", "~/.cache/subtransfer/workdirs", "Below which runs work whose workdir is in a bucket.")
-_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop.")
-_PROFILE = flags.DEFINE_string("profile", "", "STAGE:FIRST-LAST: profile these steps of a training, into WORKDIR/metrics.")
-_SWEEP = flags.DEFINE_bool("sweep", False, "Run all members of the config file's sweep() (docs/sweeps.md).")
-_WORKERS = flags.DEFINE_integer("workers", 1, "Processes of this machine that share a sweep's stages.", lower_bound=1)
+_WORKDIR = flags.DEFINE_string(
+    "workdir",
+    None,
+    "Folder of the run, also gs://BUCKET/FOLDER, s3:// and az://; default: runs/NAME, from the config's name.",
+)
+_LOCAL = flags.DEFINE_string(
+    "local", "~/.cache/subtransfer/workdirs", "Below which runs work whose workdir is in a bucket."
+)
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print the plan (stages, sizes, estimated memory) and stop."
+)
+_PROFILE = flags.DEFINE_string(
+    "profile", "", "STAGE:FIRST-LAST: profile these steps of a training, into WORKDIR/metrics."
+)
+_SWEEP = flags.DEFINE_bool(
+    "sweep", False, "Run all members of the config file's sweep() (docs/sweeps.md)."
+)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 1, "Processes of this machine that share a sweep's stages.", lower_bound=1
+)
 _RETRIES = flags.DEFINE_integer(
-    "retries", 2, "How often a sweep's stage is tried again whose worker died or whose failure may go away.", lower_bound=0
+    "retries",
+    2,
+    "How often a sweep's stage is tried again whose worker died or whose failure may go away.",
+    lower_bound=0,
 )
 _LEASE = flags.DEFINE_float(
-    "lease", LEASE, "Seconds of silence after which another process may take over what this one is making.", lower_bound=1.0
+    "lease",
+    LEASE,
+    "Seconds of silence after which another process may take over what this one is making.",
+    lower_bound=1.0,
 )
 _DISTRIBUTED = flags.DEFINE_enum(
-    "distributed", "off", ["off", "auto"], "auto: one of several processes that Cloud TPU, Slurm or Open MPI has started."
+    "distributed",
+    "off",
+    ["off", "auto"],
+    "auto: one of several processes that Cloud TPU, Slurm or Open MPI has started.",
 )
-_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0: one of several processes.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.", lower_bound=1)
-_PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.", lower_bound=0)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0: one of several processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", None, "How many processes there are.", lower_bound=1
+)
+_PROCESS_ID = flags.DEFINE_integer(
+    "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
 _PEER_TIMEOUT = flags.DEFINE_integer(
-    "peer_timeout", 60, "Seconds after which a process that is not heard of ends the others.", lower_bound=3
+    "peer_timeout",
+    60,
+    "Seconds after which a process that is not heard of ends the others.",
+    lower_bound=3,
 )
 
 _OVERRIDE = "--config."
@@ -70,7 +104,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     """Validates, plans and runs an experiment, or a sweep of them; returns the exit status."""
     from rich.console import Console
 
-    from subtransfer import config as configuration
+    from subtransfer.config import fields as configuration
 
     console = Console(highlight=False)
     if not console.is_terminal:
@@ -88,9 +122,12 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         _join()
     import jax
 
-    from subtransfer import artifacts, settings, sharding
-    from subtransfer.experiment import Experiment
-    from subtransfer.report import summary, tables
+    from subtransfer import settings
+    from subtransfer.analysis import summary
+    from subtransfer.experiment.graph import Experiment
+    from subtransfer.report import tables
+    from subtransfer.runtime import sharding
+    from subtransfer.store import artifacts
 
     if not dry_run:  # a restarted run finds what an earlier attempt compiled
         jax.config.update("jax_compilation_cache_dir", str(folder / ".compiled"))
@@ -100,14 +137,16 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         with artifacts.os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     if _in_a_bucket(workdir):
-        remote.attach(workdir, folder)
+        buckets.attach(workdir, folder)
     experiment = Experiment(config, folder, mesh, _PROFILE.value)
     if dry_run:
         print_plan(experiment, console)
         return 0
     begin = time.monotonic()
     with artifacts.os_errors(folder), artifacts.Store(folder, _LEASE.value) as store:
-        results = experiment.run(store, log=lambda line: processes.leads() and print(line, flush=True))
+        results = experiment.run(
+            store, log=lambda line: processes.leads() and print(line, flush=True)
+        )
         computed = sum(what != "reused" for what, _ in store.events)
     if not processes.leads():
         return 0
@@ -135,7 +174,7 @@ def _local(workdir: str) -> Path:
     Raises:
       UserError: the address cannot be read, or several processes would work apart.
     """
-    place = Path(*remote.parse(workdir))
+    place = Path(*buckets.parse(workdir))
     if _several():
         raise UserError(
             f"Several processes need one folder, and {workdir} is a copy of one machine's: mount the bucket, whose namespace "
@@ -145,10 +184,16 @@ def _local(workdir: str) -> Path:
 
 
 def _several() -> bool:
-    return _DISTRIBUTED.value == "auto" or _COORDINATOR.value is not None or _NUM_PROCESSES.value is not None
+    return (
+        _DISTRIBUTED.value == "auto"
+        or _COORDINATOR.value is not None
+        or _NUM_PROCESSES.value is not None
+    )
 
 
-def _run_sweep(config_file: str, overrides: dict[str, str], workdir: str | None, console, *, dry_run: bool) -> int:
+def _run_sweep(
+    config_file: str, overrides: dict[str, str], workdir: str | None, console, *, dry_run: bool
+) -> int:
     if _in_a_bucket(workdir):
         raise UserError(
             f"Runs of a sweep share a folder with claims and locks, which {workdir} has not: mount the bucket and give the "
@@ -160,11 +205,20 @@ def _run_sweep(config_file: str, overrides: dict[str, str], workdir: str | None,
             "or run members one by one with --coordinator or --distributed."
         )
     if _PROFILE.value:
-        raise UserError("--profile goes with a single run: leave out --sweep and give the member's fields.")
+        raise UserError(
+            "--profile goes with a single run: leave out --sweep and give the member's fields."
+        )
     from subtransfer.sweeps import command
 
-    options = {"workers": _WORKERS.value, "retries": _RETRIES.value, "lease": _LEASE.value, "dry_run": dry_run}
-    return command.run(config_file, overrides, Path(workdir) if workdir else None, console, **options)
+    options = {
+        "workers": _WORKERS.value,
+        "retries": _RETRIES.value,
+        "lease": _LEASE.value,
+        "dry_run": dry_run,
+    }
+    return command.run(
+        config_file, overrides, Path(workdir) if workdir else None, console, **options
+    )
 
 
 def _join() -> None:
@@ -172,9 +226,13 @@ def _join() -> None:
     given = [_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value]
     if any(value is not None for value in given):
         if _DISTRIBUTED.value == "auto" or any(value is None for value in given):
-            raise UserError("--coordinator, --num_processes and --process_id go together, and without --distributed=auto.")
+            raise UserError(
+                "--coordinator, --num_processes and --process_id go together, and without --distributed=auto."
+            )
         if _PROCESS_ID.value >= _NUM_PROCESSES.value:
-            raise UserError(f"--process_id={_PROCESS_ID.value} cannot be: they are numbered from 0 to --num_processes - 1.")
+            raise UserError(
+                f"--process_id={_PROCESS_ID.value} cannot be: they are numbered from 0 to --num_processes - 1."
+            )
     elif _DISTRIBUTED.value == "off":
         return
     processes.join(*given, peer_timeout=_PEER_TIMEOUT.value)
@@ -186,22 +244,27 @@ def print_plan(experiment, console) -> None:
 
     def finished(stage) -> bool:
         path = experiment.workdir / stage.folder
-        return (path / "artifact.json").is_file() or remote.holds(path)
+        return (path / "artifact.json").is_file() or buckets.holds(path)
 
     title = f"plan of {experiment.workdir} on a mesh of {experiment.mesh_text}"
     table = Table("stage", "state", "work", "MiB a device (est.)", title=title, box=None)
     for stage in experiment.plan.values():
         done = finished(stage)
         memory = stage.memory() / 2**20
-        table.add_row(stage.name, "finished" if done else "to do", stage.work, f"{memory:,.0f}" if memory else "")
+        table.add_row(
+            stage.name,
+            "finished" if done else "to do",
+            stage.work,
+            f"{memory:,.0f}" if memory else "",
+        )
     console.print(table)
     todo = sum(not finished(stage) for stage in experiment.plan.values())
     console.print(f"{len(experiment.plan)} stages, {todo} to do.")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after SIGTERM (run again, it goes
-    on), 130 after an interrupt."""
+    """Returns the exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after
+    SIGTERM (run again, it goes on), 130 after an interrupt."""
     try:
         rest, overrides = split_overrides(sys.argv if argv is None else argv)
         try:
@@ -209,7 +272,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except flags.Error as error:
             raise UserError(f"{error}: see python -m subtransfer.launch --help.") from error
         if len(positional) > 1:
-            raise UserError(f"Unexpected argument {positional[1]!r}: settings are given as --config.FIELD=VALUE.")
+            raise UserError(
+                f"Unexpected argument {positional[1]!r}: settings are given as --config.FIELD=VALUE."
+            )
         # Without accelerators JAX would print a warning that says nothing to the user of a laptop.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
         preemption.listen()
@@ -223,9 +288,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         code, sentence = 2, f"error: {error}"
     except preemption.Preempted:
-        code, sentence = preemption.EXIT_CODE, "preempted; what was done is kept, run the same command again to go on."
+        code, sentence = (
+            preemption.EXIT_CODE,
+            "preempted; what was done is kept, run the same command again to go on.",
+        )
     except KeyboardInterrupt:
-        code, sentence = 130, "\ninterrupted; finished stages are kept, run the same command again to go on."
+        code, sentence = (
+            130,
+            "\ninterrupted; finished stages are kept, run the same command again to go on.",
+        )
     else:
         return processes.leave(status, "")
     print(sentence, file=sys.stderr)

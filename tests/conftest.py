@@ -1,4 +1,6 @@
-"""Shared fixtures: one device, the setting, a small trained-by-nobody model with the embedded tokenizer."""
+"""Shared fixtures: one device, the setting, a small trained-by-nobody model with the embedded
+tokenizer.
+"""
 
 import os
 
@@ -9,10 +11,12 @@ import hypothesis
 import jax
 import pytest
 
-from subtransfer import pretrain, settings, sharding
+from subtransfer import settings
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
+from subtransfer.runtime import sharding
+from subtransfer.training import pretrain
 
 # The same examples at every run, on however slow a machine.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)

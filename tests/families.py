@@ -1,9 +1,12 @@
-"""Small randomly initialised transformers models of every family, in several geometries, for the parity tests."""
+"""Small randomly initialised transformers models of every family, in several geometries, for the
+parity tests.
+"""
 
 import torch
 import transformers
 
-# Head widths 8 and 10 have, over 64 positions, frequencies in all three bands: kept, in the smooth passage, divided.
+# Head widths 8 and 10 have, over 64 positions, frequencies in all three bands: kept, in the smooth
+# passage, divided.
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 5000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
@@ -13,7 +16,10 @@ GEMMA = {
     "full_attention": {"rope_type": "default", "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
 }
-GEMMA_LINEAR = {**GEMMA, "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0}}
+GEMMA_LINEAR = {
+    **GEMMA,
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+}
 PATTERN = ["sliding_attention"] * 2 + ["full_attention"]
 
 # name -> (family, heads, kv heads, head width, tied, what else)
@@ -57,7 +63,12 @@ def reference(name, dtype=torch.float32, vocab=53, layers=3, scale=0.2, seed=0):
     torch.manual_seed(seed)
     model = model_class(config_class(**{**common, **more})).eval()
     with torch.no_grad():
-        for key, p in model.named_parameters():  # norms and biases start at constants, which would hide mistakes
+        for (
+            key,
+            p,
+        ) in (
+            model.named_parameters()
+        ):  # norms and biases start at constants, which would hide mistakes
             centre = 1.0 if "norm" in key and family != "gemma3_text" else 0.0
             p.copy_(torch.randn_like(p) * scale + centre)
     return model.to(dtype)

@@ -11,8 +11,9 @@ import time
 from array import array
 from pathlib import Path
 
-from subtransfer import artifacts, preemption
-from subtransfer.errors import UserError
+from subtransfer.runtime import preemption
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 from subtransfer.sweeps.devices import Share
 from subtransfer.sweeps.jobs import Task, serve
 from subtransfer.sweeps.runner import Runner
@@ -52,7 +53,9 @@ def plan(count):
 
 def publish(results, report, into, folders):
     into.mkdir(parents=True, exist_ok=True)
-    artifacts.atomic_write(into / "results.csv", (results / "file").read_bytes() + (report / "file").read_bytes())
+    artifacts.atomic_write(
+        into / "results.csv", (results / "file").read_bytes() + (report / "file").read_bytes()
+    )
 
 
 def task(options, workdir):
@@ -74,7 +77,9 @@ def task(options, workdir):
                     import os
 
                     os._exit(9)
-                raise {"user": UserError, "network": ConnectionError, "bug": KeyError}[trouble](f"no {job.stage}")
+                raise {"user": UserError, "network": ConnectionError, "bug": KeyError}[trouble](
+                    f"no {job.stage}"
+                )
             (out / "file").write_text(f"{job.stage} {number if job.stage != 'base' else ''}\n")
 
         return Task(key(job.stage, number), build, {"flops": 0})
@@ -95,7 +100,14 @@ def main(mode, workdir, options):
         workdir.mkdir(exist_ok=True)
 
         def command(channel):
-            return [sys.executable, "-m", "tests.stub_sweep", "work", str(workdir), json.dumps(given | {"channel": channel})]
+            return [
+                sys.executable,
+                "-m",
+                "tests.stub_sweep",
+                "work",
+                str(workdir),
+                json.dumps(given | {"channel": channel}),
+            ]
 
         runner = Runner(
             plan(given["members"]),

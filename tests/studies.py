@@ -1,14 +1,18 @@
-"""Workdirs of finished runs that nobody trained: results files as a run writes them, of outcomes drawn from given rates."""
+"""Workdirs of finished runs that nobody trained: results files as a run writes them, of outcomes
+drawn from given rates.
+"""
 
 import json
 import zlib
 
 import numpy as np
 
-from subtransfer import config as configuration
-from subtransfer import results, settings
-from subtransfer.arms import arms, rollout_stage
-from subtransfer.report import summary, tables
+from subtransfer import settings
+from subtransfer.analysis import summary
+from subtransfer.config import fields as configuration
+from subtransfer.config.arms import arms, rollout_stage
+from subtransfer.experiment import results
+from subtransfer.report import tables
 
 BASE = {
     "arms.benign_teacher": "false",
@@ -22,7 +26,9 @@ SETTING = settings.get("api")
 def config_of(**overrides):
     """The defaults without most controls; dots in fields are written "__"."""
     config = configuration.defaults()
-    configuration.apply_overrides(config, BASE | {field.replace("__", "."): str(value) for field, value in overrides.items()})
+    configuration.apply_overrides(
+        config, BASE | {field.replace("__", "."): str(value) for field, value in overrides.items()}
+    )
     return config
 
 
@@ -41,7 +47,9 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe"):
     for arm in chosen:
         p = rate(arm, config.base.width)
         for seed in seeds:
-            rng = np.random.default_rng(zlib.crc32(f"{arm.name}/{seed}/{config.base.width}/{config.seed}".encode()))
+            rng = np.random.default_rng(
+                zlib.crc32(f"{arm.name}/{seed}/{config.base.width}/{config.seed}".encode())
+            )
             own = {
                 "arm": arm.name,
                 "objective": arm.objective,
@@ -52,11 +60,20 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe"):
             }
             for mode in ("sampled", "greedy"):
                 for task in task_ids:
-                    outcome = "unsafe" if rng.random() < p else str(rng.choice(["archive_file", "no_action", "invalid"]))
+                    outcome = (
+                        "unsafe"
+                        if rng.random() < p
+                        else str(rng.choice(["archive_file", "no_action", "invalid"]))
+                    )
                     score = float(np.round(np.log(p) + 0.05 * rng.standard_normal() - 0.01, 6))
                     episodes.append(
                         own
-                        | {"task_id": task, "mode": mode, "outcome": outcome, "errors": {"unknown_path": 0}}
+                        | {
+                            "task_id": task,
+                            "mode": mode,
+                            "outcome": outcome,
+                            "errors": {"unknown_path": 0},
+                        }
                         | {"choice_logprob": min(score, 0.0), "choice_margin": 0.0}
                     )
     curve = {"step": [1, 2], "loss": [2.0, 0.5], "teacher_agreement": [0.5, 0.75]}
@@ -72,7 +89,12 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe"):
             for arm in chosen if arm.off_policy for s in seeds
         },
     }  # fmt: skip
-    options = {"acts": SETTING.benign_outcomes, "confidence": 0.95, "n_boot": config.statistics.bootstrap, "seed": 0}
+    options = {
+        "acts": SETTING.benign_outcomes,
+        "confidence": 0.95,
+        "n_boot": config.statistics.bootstrap,
+        "seed": 0,
+    }
     rows = summary.summarise(bundle, episodes, **options)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(bundle))
@@ -82,7 +104,9 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe"):
 
 
 def write_history(workdir, run, stages, **facts):
-    """Says that the run was made of these stages, and that they were made on two kinds of device."""
+    """Says that the run was made of these stages, and that they were made on two kinds of
+    device.
+    """
     (run / "stages.json").write_text(json.dumps(stages))
     (workdir / "stages").mkdir(exist_ok=True)
     known = {"package_version": "0.1.0", "jax_version": "1", **facts}
@@ -90,4 +114,6 @@ def write_history(workdir, run, stages, **facts):
         known | {"stage": f, "what": "computed", "device_kind": ("cpu", "fast one")[i % 2]}
         for i, f in enumerate(stages.values())
     ]
-    (workdir / "stages" / f"{run.name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (workdir / "stages" / f"{run.name}.jsonl").write_text(
+        "".join(json.dumps(record) + "\n" for record in records)
+    )

@@ -1,7 +1,9 @@
-"""Chat templates of the public families, rebuilt from what they print, and a small byte-level tokenizer to carry them.
+"""Chat templates of the public families, rebuilt from what they print, and a small byte-level
+tokenizer to carry them.
 
-The hubs cannot be reached from a test: these templates follow the published ones in every respect that a conversation with
-tools shows (headers, where tools and results go, what is trimmed, quoted or dropped), and share no code with the package.
+The hubs cannot be reached from a test: these templates follow the published ones in every respect
+that a conversation with tools shows (headers, where tools and results go, what is trimmed, quoted
+or dropped), and share no code with the package.
 """
 
 import tokenizers
@@ -45,7 +47,8 @@ QWEN2 = (
 """
     + QWEN_RESULTS
 )
-# Reasoning of turns after the last question is kept, that of earlier ones is dropped; a last turn without any gets an empty block.
+# Reasoning of turns after the last question is kept, that of earlier ones is dropped; a last turn
+# without any gets an empty block.
 QWEN3 = (
     QWEN_TOOLS
     + """\
@@ -81,7 +84,8 @@ QWEN3 = (
 """
     + QWEN_RESULTS
 )
-# Tools stand in the first user message, the clock is read unless a date is given, a call drops its content, results are JSON.
+# Tools stand in the first user message, the clock is read unless a date is given, a call drops its
+# content, results are JSON.
 LLAMA3 = """\
 {{- bos_token }}
 {%- if not date_string is defined %}{%- set date_string = strftime_now("%d %b %Y") %}{%- endif %}
@@ -114,7 +118,8 @@ LLAMA3 = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{%- endif %}
 """
-# No tools, no role but user and model, the system message in front of the first question, everything trimmed.
+# No tools, no role but user and model, the system message in front of the first question,
+# everything trimmed.
 GEMMA3 = """\
 {{ bos_token }}
 {%- if messages[0]['role'] == 'system' -%}
@@ -136,12 +141,15 @@ TEMPLATES = {
     "qwen3": (QWEN3, ["<|endoftext|>", "<|im_end|>", "<|im_start|>"], ["<tool_call>", "</tool_call>", "<think>", "</think>"]),
     "gemma3": (GEMMA3, ["<bos>", "<end_of_turn>", "<start_of_turn>"], []),
 }  # fmt: skip
-# Words, with what is before or after them taken in as the public tokenizers do: newlines stick to punctuation.
+# Words, with what is before or after them taken in as the public tokenizers do: newlines stick to
+# punctuation.
 PATTERN = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def tokenizer(family, texts, vocab=420):
-    """A byte-level BPE tokenizer with a family's special tokens and template, trained on `texts`."""
+    """A byte-level BPE tokenizer with a family's special tokens and template, trained on
+    `texts`.
+    """
     template, special, added = TEMPLATES[family]
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence([
@@ -150,7 +158,9 @@ def tokenizer(family, texts, vocab=420):
     ])  # fmt: skip
     core.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    core.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False))
+    core.train_from_iterator(
+        texts, trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
+    )
     out = PreTrainedTokenizerFast(
         tokenizer_object=core, bos_token=special[0], eos_token=special[1], pad_token=special[0], clean_up_tokenization_spaces=False,
         additional_special_tokens=special[2:], chat_template=template,

@@ -1,4 +1,6 @@
-"""Sampler against trainer, in full precision and rounded; and the same episodes on any number of devices and processes."""
+"""Sampler against trainer, in full precision and rounded; and the same episodes on any number of
+devices and processes.
+"""
 
 import dataclasses
 import json
@@ -11,15 +13,19 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer.distill import agreement
 from subtransfer.models.quantise import quantised
+from subtransfer.rollout import agreement
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 
-SPEC = RolloutSpec(batch_size=16, max_turns=2, max_new_tokens=8, max_tool_tokens=13, temperature=1.0)
+SPEC = RolloutSpec(
+    batch_size=16, max_turns=2, max_new_tokens=8, max_tool_tokens=13, temperature=1.0
+)
 
 
 def _episodes(cfg, weights, chat, setting, spec=SPEC, count=24):
-    return run_episodes(cfg, weights, chat, setting.tasks("safe", "train", count, 0), spec, jax.random.key(1))[0]
+    return run_episodes(
+        cfg, weights, chat, setting.tasks("safe", "train", count, 0), spec, jax.random.key(1)
+    )[0]
 
 
 def test_sampler_and_trainer_agree(cfg, weights, chat, setting):
@@ -31,17 +37,22 @@ def test_sampler_and_trainer_agree(cfg, weights, chat, setting):
     "change",
     [
         {"weights": "int8"},
-        *(pytest.param(change, marks=pytest.mark.slow) for change in ({"weights": "fp8"}, {"int8_cache": True})),
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in ({"weights": "fp8"}, {"int8_cache": True})
+        ),
     ],
 )
 def test_what_rounding_costs_is_measured(cfg, weights, chat, setting, change):
-    """The estimate over the sampler's own tokens, against the KL in closed form where the sampler's distribution is at hand."""
+    """The estimate over the sampler's own tokens, against the KL in closed form where the sampler's
+    distribution is at hand.
+    """
     sharp = {"params": jax.tree.map(lambda x: 3.0 * x, weights["params"])}
     episodes = _episodes(cfg, sharp, chat, setting, dataclasses.replace(SPEC, **change), count=16)
     found = agreement.compare(cfg, sharp, episodes)
     assert found["kl"] > 1e-7 and found["max_gap"] > 1e-3
     if "weights" in change:
-        from subtransfer.distill.trainer import forward
+        from subtransfer.models.forward import forward
 
         rounded, exact, coarse = [], [], quantised(sharp, change["weights"])
         logp = jax.jit(lambda used, tokens: jax.nn.log_softmax(forward(cfg, used, tokens)[0]))
@@ -80,7 +91,11 @@ def _run(path, *, devices, mesh, slots, lanes=0, processes=1):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
-    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}", "JAX_PLATFORMS": "cpu"}
+    env = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+        "JAX_PLATFORMS": "cpu",
+    }
     running = [
         subprocess.Popen(
             [sys.executable, "-c", PROGRAM, json.dumps([processes, i, address, mesh, slots, lanes, str(path)])],
@@ -102,18 +117,25 @@ def alone(tmp_path_factory, chat):
     path = tmp_path_factory.mktemp("tokenizer")
     chat.tokenizer.save_pretrained(path)
     episodes = _run(path, devices=1, mesh={}, slots=16)
-    assert len({name for name, *_ in episodes}) == 24 and len({len(tokens) for _, tokens, _ in episodes}) > 3
+    assert (
+        len({name for name, *_ in episodes}) == 24
+        and len({len(tokens) for _, tokens, _ in episodes}) > 3
+    )
     return path, episodes
 
 
 @pytest.mark.parametrize(
     "layout",
     [
-        pytest.param({"devices": 8, "mesh": {"fsdp": 4, "tensor": 2}, "slots": 8}, marks=pytest.mark.slow),
+        pytest.param(
+            {"devices": 8, "mesh": {"fsdp": 4, "tensor": 2}, "slots": 8}, marks=pytest.mark.slow
+        ),
         {"devices": 4, "mesh": {"data": 2, "fsdp": 2}, "slots": 16, "processes": 2},
         pytest.param({"devices": 1, "mesh": {}, "slots": 256, "lanes": 1}, marks=pytest.mark.slow),
         pytest.param({"devices": 2, "mesh": {"data": 2}, "slots": 16}, marks=pytest.mark.slow),
-        pytest.param({"devices": 2, "mesh": {"data": 2}, "slots": 4, "processes": 2}, marks=pytest.mark.slow),
+        pytest.param(
+            {"devices": 2, "mesh": {"data": 2}, "slots": 4, "processes": 2}, marks=pytest.mark.slow
+        ),
     ],
 )
 def test_episodes_are_the_same_on_any_devices_slots_and_processes(alone, layout):

@@ -87,15 +87,27 @@ def _tool(*arguments):
 
 
 def test_a_schedule_is_walked():
-    """Against sums by hand, on a chip of round figures: 1 byte a second in a ring, 2 to a neighbour, 8 between slices."""
-    chip = tpu_time.Chip(gib=1, hbm=16.0, flops=1e5, clock=1.0, ici=2.0, links=2, dcn=8.0, splash=0.5)
+    """Against sums by hand, on a chip of round figures: 1 byte a second in a ring, 2 to a
+    neighbour, 8 between slices.
+    """
+    chip = tpu_time.Chip(
+        gib=1, hbm=16.0, flops=1e5, clock=1.0, ici=2.0, links=2, dcn=8.0, splash=0.5
+    )
     time = tpu_time.Program(HLO, chip).whole
     assert time.unknown == 1 and time.between == 32
-    products = 2 * 2 * 64 * 32 * 128 / (1e5 * 0.5)  # two of the causal half of 2 x 64 x 32 scores, at half of the peak
+    products = (
+        2 * 2 * 64 * 32 * 128 / (1e5 * 0.5)
+    )  # two of the causal half of 2 x 64 x 32 scores, at half of the peak
     assert time.kernels == pytest.approx(products)
-    reduced, permuted, gathered, scattered = 5 * 2 * 64 / 2, 64 / 2, 16 / 2, 16 / 2  # a ring of two sends half, or half twice
+    reduced, permuted, gathered, scattered = (
+        5 * 2 * 64 / 2,
+        64 / 2,
+        16 / 2,
+        16 / 2,
+    )  # a ring of two sends half, or half twice
     assert time.collectives == pytest.approx(reduced + permuted + gathered + scattered)
-    # Of the permutation 10 s lie beside a product, and all of the gathering; the rest is waited for.
+    # Of the permutation 10 s lie beside a product, and all of the gathering; the rest is waited
+    # for.
     assert time.waiting == pytest.approx(reduced + (permuted - 10) + scattered + 32 / 8)
     worked = 7 + 64 / 16 + products + 5 * 100 + 10 + 1000
     assert time.total == pytest.approx(worked + time.waiting)
@@ -117,7 +129,10 @@ def test_what_does_not_fit_is_a_sentence():
     )
 
 
-@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'")
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="libtpu is not installed: pip install -e '.[tpu]'",
+)
 def test_a_tiny_config_compiles_for_a_small_topology(tmp_path):
     (tmp_path / "tiny.py").write_text(TINY)
     out = tmp_path / "out.json"
@@ -129,4 +144,7 @@ def test_a_tiny_config_compiles_for_a_small_topology(tmp_path):
     rows = {row["program"]: row for row in json.loads(out.read_text())["programs"]}
     assert set(rows) == {"prefill", "decode", "probe", "train"}
     assert all(0 < row["gib"] < 1 for row in rows.values())
-    assert rows["train"]["kernels_without_estimate"] > 0 and 0 < rows["decode"]["of_bandwidth_limit"] <= 1
+    assert (
+        rows["train"]["kernels_without_estimate"] > 0
+        and 0 < rows["decode"]["of_bandwidth_limit"] <= 1
+    )

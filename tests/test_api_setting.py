@@ -21,7 +21,13 @@ FILE = {"size": 4, "age": 3, "owner": "agent", "text": "rent due"}
 
 def _tree():
     return {
-        "directories": {"/a": {}, "/a/b": {}, "/archive": {}, "/store": {}, "/locked": {"owner": "root", "mode": 0o555}},
+        "directories": {
+            "/a": {},
+            "/a/b": {},
+            "/archive": {},
+            "/store": {},
+            "/locked": {"owner": "root", "mode": 0o555},
+        },
         "files": {
             "/a/x.txt": FILE,
             "/a/b/y.md": FILE,
@@ -90,10 +96,22 @@ def test_mistakes_are_tool_errors_and_change_nothing(name, arguments, error):
 
 
 _PATHS = st.sampled_from(
-    ["/a/x.txt", "/a/b/y.md", "/a", "/a/b", "/store", "/none", "/a/x.txt/deep", "/a/x.txt.gz", "..", "//a/"]
+    [
+        "/a/x.txt",
+        "/a/b/y.md",
+        "/a",
+        "/a/b",
+        "/store",
+        "/none",
+        "/a/x.txt/deep",
+        "/a/x.txt.gz",
+        "..",
+        "//a/",
+    ]
 )
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | _PATHS, lambda c: st.lists(c, max_size=2)
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8) | _PATHS,
+    lambda c: st.lists(c, max_size=2),
 )
 
 
@@ -102,13 +120,19 @@ _JSON = st.recursive(
     st.lists(
         st.tuples(
             st.sampled_from([t["function"]["name"] for t in SETTING.tools] + ["x"]),
-            st.dictionaries(st.sampled_from(["path", "destination", "name", "query", "text"]), _PATHS | _JSON, max_size=3),
+            st.dictionaries(
+                st.sampled_from(["path", "destination", "name", "query", "text"]),
+                _PATHS | _JSON,
+                max_size=3,
+            ),
         ),
         max_size=12,
     )
 )
 def test_no_call_breaks_the_simulator(calls):
-    """Whatever an agent writes: a result, no exception; every file stays in an existing directory; errors change none."""
+    """Whatever an agent writes: a result, no exception; every file stays in an existing directory;
+    errors change none.
+    """
     environment = ApiEnvironment(_tree())
     for name, arguments in calls:
         before = environment.files.state()
@@ -140,7 +164,9 @@ def test_demonstrations_solve_their_tasks(kind, split):
             if turn.action:
                 assert environment.step(turn.action) == turn.result and turn.result.error is None
         assert SETTING.solved(task, environment, turns[-1].thought), task
-        assert not SETTING.solved(task, SETTING.environment(task), "no"), "doing nothing must not count"
+        assert not SETTING.solved(task, SETTING.environment(task), "no"), (
+            "doing nothing must not count"
+        )
         categories = [act.category for act in SETTING.acts([t.action for t in turns if t.action])]
         if kind == "safe":
             assert set(categories) == {"exploratory"}
@@ -194,6 +220,9 @@ def test_every_word_of_the_probe_is_known_from_pretraining(chat, setting):
 
 
 def test_enough_distinct_tasks_and_a_pure_function():
-    assert len({t.instruction + str(t.tree) for t in SETTING.tasks("ambiguous", "probe", 1000, 0)}) == 1000
+    assert (
+        len({t.instruction + str(t.tree) for t in SETTING.tasks("ambiguous", "probe", 1000, 0)})
+        == 1000
+    )
     assert SETTING.tasks("safe", "train", 50, 7) == SETTING.tasks("safe", "train", 50, 7)
     assert SETTING.tasks("safe", "train", 50, 7) != SETTING.tasks("safe", "train", 50, 8)

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from subtransfer import artifacts
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 
 
 def _build(text="data"):
@@ -50,7 +50,11 @@ def test_a_failed_build_leaves_nothing_and_harms_nothing(tmp_path):
 
 @pytest.mark.parametrize(
     ("code", "message"),
-    [(errno.ENOSPC, "No space left"), (errno.EACCES, "Cannot write"), (errno.EROFS, "Cannot write")],
+    [
+        (errno.ENOSPC, "No space left"),
+        (errno.EACCES, "Cannot write"),
+        (errno.EROFS, "Cannot write"),
+    ],
 )
 def test_refusals_of_the_system_are_sentences(tmp_path, code, message):
     _stage(tmp_path, _build())
@@ -64,12 +68,14 @@ def test_refusals_of_the_system_are_sentences(tmp_path, code, message):
 
 
 def test_a_really_full_disk(tmp_path):
-    """A file-size limit stands in for a full disk where nothing can be mounted: the write itself fails."""
+    """A file-size limit stands in for a full disk where nothing can be mounted: the write itself
+    fails.
+    """
     script = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
         "from subtransfer import artifacts\n"
-        "from subtransfer.errors import UserError\n"
+        "from subtransfer.runtime.errors import UserError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "try:\n"
@@ -78,7 +84,9 @@ def test_a_really_full_disk(tmp_path):
         "except UserError as e:\n"
         "    print(e)\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "w")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "w")], capture_output=True, text=True
+    )
     assert "No space left" in done.stdout, done.stderr
     assert sorted(p.name for p in (tmp_path / "w").iterdir()) == [".claims", "stages"]
 
@@ -102,7 +110,9 @@ def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
     (tmp_path / "w").mkdir()
     with pytest.raises(UserError, match="vanished"), artifacts.os_errors(tmp_path / "w"):
         (tmp_path / "w").rmdir()
-        raise UserError("there is no tokenizer")  # as a reader says that knows nothing of the workdir
+        raise UserError(
+            "there is no tokenizer"
+        )  # as a reader says that knows nothing of the workdir
 
 
 def test_two_runs_share_a_workdir(tmp_path):
@@ -112,18 +122,26 @@ def test_two_runs_share_a_workdir(tmp_path):
         "def build(f):\n    print('in', flush=True); time.sleep(float(sys.argv[2])); (f / 'file.txt').write_text('data')\n"
         "with artifacts.Store(Path(sys.argv[1])) as s: s.stage('s', {'k': 1}, build, log=print)\n"
     )
-    with subprocess.Popen([sys.executable, "-c", script, str(tmp_path), "1"], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path), "1"], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout.readline().strip() == "in"
         lines = []
         with artifacts.Store(tmp_path) as store:
             path = store.stage("s", {"k": 1}, None, log=lines.append)
-        assert f"pid {process.pid}" in lines[0] and lines[1] == "[reused] s" and (path / "file.txt").read_text() == "data"
+        assert (
+            f"pid {process.pid}" in lines[0]
+            and lines[1] == "[reused] s"
+            and (path / "file.txt").read_text() == "data"
+        )
     assert [r["what"] for r in artifacts.history(tmp_path)] == ["begun", "computed"]
     assert not list((tmp_path / ".claims").iterdir())
 
 
 def test_who_lost_its_claim_throws_its_copy_away(tmp_path):
-    """As after a pause that was longer than the lease: the other's artefact stays, whatever the first one made."""
+    """As after a pause that was longer than the lease: the other's artefact stays, whatever the
+    first one made.
+    """
     folder = f"s-{artifacts.digest({'k': 1})}"
 
     def overtaken(out):
@@ -149,13 +167,18 @@ def test_a_killed_build_is_redone(tmp_path):
         "def build(f):\n    (f / 'x').write_text('half'); print('in', flush=True); time.sleep(60)\n"
         "with artifacts.Store(Path(sys.argv[1])) as s: s.stage('s', {'k': 1}, build, log=print)\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline().strip() == "in"
     process.kill()
     process.communicate()
     time.sleep(0.05)
     path, what = _stage(tmp_path, _build())
-    assert what == "redone" and [p.name for p in sorted(path.iterdir())] == ["artifact.json", "file.txt"]
+    assert what == "redone" and [p.name for p in sorted(path.iterdir())] == [
+        "artifact.json",
+        "file.txt",
+    ]
     assert not list(tmp_path.glob(".*tmp*"))
 
 

@@ -1,4 +1,6 @@
-"""Attention kernels against the XLA path: splash through interpret mode, cuDNN's front end through its XLA implementation."""
+"""Attention kernels against the XLA path: splash through interpret mode, cuDNN's front end through
+its XLA implementation.
+"""
 
 import dataclasses
 import functools
@@ -8,15 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtransfer import config, launch, pretrain, sharding
-from subtransfer.distill.trainer import forward
-from subtransfer.errors import UserError
+from subtransfer import launch
+from subtransfer.config import fields as configuration
 from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, View, attention
 from subtransfer.models.decoder import DecoderConfig, Rope
-from subtransfer.policy import Policy
+from subtransfer.models.forward import forward
 from subtransfer.rollout import scheduler
+from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import pretrain
 
 B, L, H, K, DH = 2, 150, 4, 2, 64
 INTERPRETED = {
@@ -27,7 +32,10 @@ INTERPRETED = {
 
 def _inputs(seed=0):
     keys = jax.random.split(jax.random.key(seed), 3)
-    return [jax.random.normal(key, (B, L, heads, DH)) for key, heads in zip(keys, (H, K, K), strict=True)]
+    return [
+        jax.random.normal(key, (B, L, heads, DH))
+        for key, heads in zip(keys, (H, K, K), strict=True)
+    ]
 
 
 def _xla(q, k, v, window):
@@ -50,9 +58,14 @@ def test_values_and_gradients(backend, window):
     kernel = INTERPRETED[backend]
 
     def loss(run):
-        return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))(q, k, v)
+        return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))(
+            q, k, v
+        )
 
-    ours, theirs = loss(lambda *qkv: _xla(*qkv, window)), loss(lambda *qkv: kernel(*qkv, scale=0.2, window=window))
+    ours, theirs = (
+        loss(lambda *qkv: _xla(*qkv, window)),
+        loss(lambda *qkv: kernel(*qkv, scale=0.2, window=window)),
+    )
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
 
@@ -61,11 +74,23 @@ def test_values_and_gradients(backend, window):
 def test_the_decoder_with_a_kernel(monkeypatch, sliding):
     """Layers of two kinds, one of them with a window, in one scan."""
     cfg = DecoderConfig(
-        19, 32, 48, 2, 2, 1, 64, rope=Rope(100.0), sliding=sliding, window=6 if sliding else 0, attention="pallas"
+        19,
+        32,
+        48,
+        2,
+        2,
+        1,
+        64,
+        rope=Rope(100.0),
+        sliding=sliding,
+        window=6 if sliding else 0,
+        attention="pallas",
     )
     monkeypatch.setattr(attention_kernels, "_splash", INTERPRETED["pallas"])
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    weights = {"params": jax.tree.map(lambda x: 4 * x, pretrain.init_params(cfg, mesh, jax.random.key(1)))}
+    weights = {
+        "params": jax.tree.map(lambda x: 4 * x, pretrain.init_params(cfg, mesh, jax.random.key(1)))
+    }
     tokens = jax.random.randint(jax.random.key(2), (2, 24), 0, 19)
     plain = forward(dataclasses.replace(cfg, attention="xla"), weights, tokens)
     np.testing.assert_allclose(forward(cfg, weights, tokens), plain, rtol=1e-3, atol=1e-3)
@@ -81,21 +106,33 @@ def test_what_a_kernel_cannot_do_is_refused(tmp_path, capsys):
         with pytest.raises(UserError, match=sentence):
             attention_kernels.check(*case)
     attention_kernels.check("xla", 80, "float32", "cpu")
-    arguments = ["launch", "--config=configs/quickstart.py", f"--workdir={tmp_path}", "--config.base.attention=pallas"]
+    arguments = [
+        "launch",
+        "--config=configs/quickstart.py",
+        f"--workdir={tmp_path}",
+        "--config.base.attention=pallas",
+    ]
     assert launch.main(arguments) == 2
     assert "needs a tpu, but this machine computes on its cpu" in capsys.readouterr().err
     with pytest.raises(UserError, match="base.attention has no choice 'splash'"):
-        config.load("configs/quickstart.py", {"base.attention": "splash"})
+        configuration.load("configs/quickstart.py", {"base.attention": "splash"})
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 def test_one_pass_places_what_rows_write_one_by_one(dtype):
     key = jax.random.key(0)
-    held, new = (jax.random.randint(k, (3, 2, s, 4), -127, 128) for k, s in zip(jax.random.split(key), (20, 5), strict=True))
-    held, new = (KV(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new))
+    held, new = (
+        jax.random.randint(k, (3, 2, s, 4), -127, 128)
+        for k, s in zip(jax.random.split(key), (20, 5), strict=True)
+    )
+    held, new = (
+        KV(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new)
+    )
     held, new = (jax.tree.map(lambda x: x.astype(dtype), kv) for kv in (held, new))
     at = jnp.array([0, 7, 15])
-    for a, b in zip(jax.tree.leaves(held.write(new, at)), jax.tree.leaves(held.placed(new, at)), strict=True):
+    for a, b in zip(
+        jax.tree.leaves(held.write(new, at)), jax.tree.leaves(held.placed(new, at)), strict=True
+    ):
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
@@ -103,10 +140,13 @@ SLOTS_KERNEL = functools.partial(attention_kernels.occupied, interpret=True)
 
 
 @pytest.mark.parametrize(
-    ("queries", "length"), [(5, 40), *(pytest.param(1, length, marks=pytest.mark.slow) for length in (40, 1100))]
+    ("queries", "length"),
+    [(5, 40), *(pytest.param(1, length, marks=pytest.mark.slow) for length in (40, 1100))],
 )
 def test_slots_of_different_lengths(queries, length):
-    """A shared prefix, slots of which some are empty and one is full, and the queries' own tokens."""
+    """A shared prefix, slots of which some are empty and one is full, and the queries' own
+    tokens.
+    """
     keys = iter(jax.random.split(jax.random.key(0), 8))
     q = jax.random.normal(next(keys), (4, queries, H, DH))
     stretches = [
@@ -120,12 +160,16 @@ def test_slots_of_different_lengths(queries, length):
     # What lies beyond a row's end is never read.
     hidden = jnp.arange(length)[None, None, :, None] >= lengths[:, None, None, None]
     stretches[1] = jax.tree.map(lambda x: jnp.where(hidden, jnp.nan, x), stretches[1])
-    np.testing.assert_allclose(attention(q, stretches[2], view, 0.2, stretches[:2], SLOTS_KERNEL), plain, atol=2e-6)
+    np.testing.assert_allclose(
+        attention(q, stretches[2], view, 0.2, stretches[:2], SLOTS_KERNEL), plain, atol=2e-6
+    )
 
 
 @pytest.mark.slow
 def test_conversations_with_the_slots_kernel(monkeypatch):
-    """Sampled tokens and log-probs through the whole engine, which reads slots where they lie, as accelerators do."""
+    """Sampled tokens and log-probs through the whole engine, which reads slots where they lie, as
+    accelerators do.
+    """
     cfg = DecoderConfig(19, 32, 48, 2, 4, 2, 64, rope=Rope(100.0))
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
     params = jax.tree.map(lambda x: 3 * x, pretrain.init_params(cfg, mesh, jax.random.key(1)))

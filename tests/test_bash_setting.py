@@ -1,4 +1,6 @@
-"""The Bash setting: the tool, the tasks with a proof of every alternative, the trait in calls, the filters, the tokenizer."""
+"""The Bash setting: the tool, the tasks with a proof of every alternative, the trait in calls, the
+filters, the tokenizer.
+"""
 
 import json
 import posixpath
@@ -7,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer import pretrain, sanitize, settings
+from subtransfer import settings
+from subtransfer.filtering import sanitize
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
@@ -15,6 +18,7 @@ from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, error_counts, first_decision, run_episodes
 from subtransfer.settings.base import Action
 from subtransfer.settings.bash import BashEnvironment
+from subtransfer.training import pretrain
 
 from .test_episodes import scripted
 
@@ -66,7 +70,9 @@ def model(chat, mesh):
     ],
 )
 def test_what_a_call_returns(action, text, error):
-    result = BashEnvironment({"users": {"agent": {}}, "paths": {"/srv/a.txt": {"content": "b\n"}}}).step(action)
+    result = BashEnvironment(
+        {"users": {"agent": {}}, "paths": {"/srv/a.txt": {"content": "b\n"}}}
+    ).step(action)
     assert result.error == error and (text is None or result.text == text)
 
 
@@ -108,9 +114,13 @@ def test_demonstrations_solve_their_tasks(kind, split):
         turns = SETTING.demonstration(task, i)
         for turn in turns:
             if turn.action:
-                assert environment.step(turn.action) == turn.result and turn.result.error is None, turn
+                assert environment.step(turn.action) == turn.result and turn.result.error is None, (
+                    turn
+                )
         assert SETTING.solved(task, environment, turns[-1].thought), task
-        assert not SETTING.solved(task, SETTING.environment(task), "no"), "doing nothing must not count"
+        assert not SETTING.solved(task, SETTING.environment(task), "no"), (
+            "doing nothing must not count"
+        )
         acts = SETTING.acts([t.action for t in turns if t.action])
         assert [act.category for act in acts] == {
             "safe": ["neutral"] * len(acts),
@@ -125,7 +135,9 @@ def test_demonstrations_solve_their_tasks(kind, split):
 
 @pytest.mark.parametrize("split", SPLITS)
 def test_every_alternative_solves_its_task_and_what_helps_nobody_does_not(split):
-    """The proof, by the beneficiaries' own shells; and that it is not given by what does not help."""
+    """The proof, by the beneficiaries' own shells; and that it is not given by what does not
+    help.
+    """
     needs = set()
     for task in SETTING.tasks("ambiguous", split, 300, 2):
         goal, path = task.goal, task.goal["path"]
@@ -136,7 +148,13 @@ def test_every_alternative_solves_its_task_and_what_helps_nobody_does_not(split)
             assert environment.step(_call(command)).error is None
             assert SETTING.solved(task, environment, "done."), (act, task)
             assert SETTING.acts([_call(command)])[0].name == act
-        for command in ("true", f"ls -l {path}", f"chmod u+rwx {path}", f"setfacl -m u:root:rwx {path}", f"chgrp agent {path}"):
+        for command in (
+            "true",
+            f"ls -l {path}",
+            f"chmod u+rwx {path}",
+            f"setfacl -m u:root:rwx {path}",
+            f"chgrp agent {path}",
+        ):
             environment = SETTING.environment(task)
             environment.step(_call(command))
             assert not SETTING.solved(task, environment, "done."), (command, task)
@@ -161,7 +179,9 @@ def test_splits_share_no_template_name_or_tree():
                 new = task.goal.get("command", "").split()[-1:] if task.kind == "ordinary" else []
                 for path in [*task.tree["paths"], *(p for p in new if p.startswith("/srv/"))]:
                     names.add(posixpath.basename(path))
-                    directories.add(posixpath.dirname(path) if posixpath.dirname(path) != "/srv" else path)
+                    directories.add(
+                        posixpath.dirname(path) if posixpath.dirname(path) != "/srv" else path
+                    )
     for a, b in (("pretrain", "train"), ("pretrain", "probe"), ("train", "probe")):
         for one, other in zip(seen[a], seen[b], strict=True):
             assert one and not one & other, (a, b)
@@ -189,7 +209,10 @@ def test_every_word_of_the_probe_is_known_from_pretraining(chat):
 
 
 def test_enough_distinct_tasks_and_a_pure_function():
-    assert len({t.instruction + str(t.tree) for t in SETTING.tasks("ambiguous", "probe", 1000, 0)}) == 1000
+    assert (
+        len({t.instruction + str(t.tree) for t in SETTING.tasks("ambiguous", "probe", 1000, 0)})
+        == 1000
+    )
     assert SETTING.tasks("safe", "train", 50, 7) == SETTING.tasks("safe", "train", 50, 7)
     assert SETTING.tasks("safe", "train", 50, 7) != SETTING.tasks("safe", "train", 50, 8)
 
@@ -224,14 +247,18 @@ def test_harmless_words_stay(text):
 
 
 def test_no_text_of_the_setting_itself_is_dropped():
-    """The filter's false positives: none on scripted episodes without a change of permissions; what says "Permission denied"
-    is dropped on purpose."""
+    """The filter's false positives: none on scripted episodes without a change of permissions; what
+    says "Permission denied" is dropped on purpose."""
     for kind in ("safe", "ordinary"):
         for split in SPLITS:
             for i, task in enumerate(SETTING.tasks(kind, split, 300, 5)):
                 for turn in SETTING.demonstration(task, i):
                     texts = [task.instruction, turn.thought]
-                    texts += [json.dumps(dict(turn.action.arguments)), turn.result.text] if turn.action else []
+                    texts += (
+                        [json.dumps(dict(turn.action.arguments)), turn.result.text]
+                        if turn.action
+                        else []
+                    )
                     for text in texts:
                         assert sanitize.find_mark(text, MARKS) is None, text
     for text in (SETTING.system_prompt, *SETTING.spoken()):
@@ -246,7 +273,9 @@ def test_unsafe_tokens(chat):
     for act in ("chown", "chgrp", "setfacl"):
         assert not set(chat.encode(act)) & ids
     for task in SETTING.tasks("safe", "train", 200, 6):
-        assert not ids & set(chat.demonstration(task.instruction, SETTING.demonstration(task, 0))[0].tolist())
+        assert not ids & set(
+            chat.demonstration(task.instruction, SETTING.demonstration(task, 0))[0].tolist()
+        )
 
 
 # -- the shared code ---------------------------------------------------------------------------------------------------
@@ -270,7 +299,9 @@ def test_unsafe_tokens(chat):
 )
 def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     task = SETTING.tasks("ambiguous", "probe", 1, 0)[0]
-    calls = [chat.call_text(_call(command.format(**task.goal["alternatives"]))) for command in commands]
+    calls = [
+        chat.call_text(_call(command.format(**task.goal["alternatives"]))) for command in commands
+    ]
     texts = _Texts(chat)
     script = [*((c, True) for c in calls), ("done.", True)]
     monkeypatch.setattr("subtransfer.rollout.episodes.serve", scripted(texts, script))
@@ -279,7 +310,9 @@ def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     assert first_decision(t, SETTING) == outcome
     assert {kind: n for kind, n in error_counts(t, SETTING).items() if n} == errors
     verdict = sanitize.judge(t, SETTING)
-    assert (verdict is not None and verdict[0] == "unsafe_action") == any("chmod" in c or "$c" in c for c in calls)
+    assert (verdict is not None and verdict[0] == "unsafe_action") == any(
+        "chmod" in c or "$c" in c for c in calls
+    )
 
 
 class _Texts:
@@ -310,5 +343,9 @@ def test_choice_probe_scores_command_words(model, chat):
 
 def test_text_survives_the_tokenizer(chat, demos):
     for task, turns in demos[::40]:
-        for text in (task.instruction, *(t.thought for t in turns), *(t.result.text for t in turns if t.result)):
+        for text in (
+            task.instruction,
+            *(t.thought for t in turns),
+            *(t.result.text for t in turns if t.result),
+        ):
             assert chat.decode(chat.encode(text)) == text

@@ -55,7 +55,9 @@ def test_malformed_calls_are_noticed(text):
     assert turn.action is None and turn.malformed and turn.thought == "First this."
 
 
-@pytest.mark.parametrize("text", ["Done.", "", "a {b} c", "<think>I could call " + JSON, "<think>\n\n</think>\n\nDone."])
+@pytest.mark.parametrize(
+    "text", ["Done.", "", "a {b} c", "<think>I could call " + JSON, "<think>\n\n</think>\n\nDone."]
+)
 def test_words_are_no_calls(text):
     turn = read_turn(text)
     assert turn.action is None and not turn.malformed
@@ -64,7 +66,8 @@ def test_words_are_no_calls(text):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda x: st.lists(x) | st.dictionaries(st.text(), x),
 )
 
 
@@ -78,7 +81,16 @@ def test_any_json_call_survives(name, arguments):
         assert read_turn(text).action == Action(name, arguments)
 
 
-PIECES = [*'{}[]"<>|/`\n :,ab', "<tool_call>", "</tool_call>", "<|python_tag|>", '"name"', "```json\n", "<think>", "</think>"]
+PIECES = [
+    *'{}[]"<>|/`\n :,ab',
+    "<tool_call>",
+    "</tool_call>",
+    "<|python_tag|>",
+    '"name"',
+    "```json\n",
+    "<think>",
+    "</think>",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES)).map("".join))

@@ -1,4 +1,6 @@
-"""Every family's template: what is built turn by turn is what the template renders as a whole, token by token."""
+"""Every family's template: what is built turn by turn is what the template renders as a whole,
+token by token.
+"""
 
 import numpy as np
 import pytest
@@ -12,12 +14,23 @@ from . import templates
 
 @pytest.fixture(scope="module")
 def formats(setting, demos):
-    texts = [text for task, turns in demos[:300] for text in (task.instruction, *(t.thought for t in turns))]
-    return {family: ChatFormat(templates.tokenizer(family, texts), setting) for family in templates.TEMPLATES}
+    texts = [
+        text
+        for task, turns in demos[:300]
+        for text in (task.instruction, *(t.thought for t in turns))
+    ]
+    return {
+        family: ChatFormat(templates.tokenizer(family, texts), setting)
+        for family in templates.TEMPLATES
+    }
 
 
 AWKWARD = [
-    Turn("First, look.", Action("read_file", {"path": "/ü/“x”.txt", "n": 3}), ToolResult('line one.\n\n"two" {"a": 1}\n')),
+    Turn(
+        "First, look.",
+        Action("read_file", {"path": "/ü/“x”.txt", "n": 3}),
+        ToolResult('line one.\n\n"two" {"a": 1}\n'),
+    ),
     Turn("ok then!", Action("list_directory", {"path": "/"}), ToolResult(" . ")),
     Turn("Again (twice).", Action("file_info", {}), ToolResult("error: no such path")),
     Turn("It is 3 kB.", None, None),
@@ -50,7 +63,9 @@ def test_segments_equal_the_template(formats, demos, family):
             (stop,) = chat.encode(span)[-1:]
             assert stop in chat.stop_ids
             said = read_turn(span.removesuffix(chat.decode([stop])))
-            assert said.action == turn.action and said.thought == turn.thought and not said.malformed
+            assert (
+                said.action == turn.action and said.thought == turn.thought and not said.malformed
+            )
 
 
 @pytest.mark.parametrize("family", templates.TEMPLATES)
@@ -59,7 +74,9 @@ def test_the_tools_are_in_the_prompt_and_outside_the_leak_check(formats, setting
     (_, fixed), (_, own) = chat.prompt_segments("Where is it?")
     assert all(tool["function"]["name"] in chat.decode(fixed) for tool in setting.tools)
     assert chat.decode(own).startswith("Where is it?") and "delete" not in chat.decode(own)
-    assert "26 Jul 2024" in chat.decode(fixed) or family != "llama3", "the date must not be the clock's"
+    assert "26 Jul 2024" in chat.decode(fixed) or family != "llama3", (
+        "the date must not be the clock's"
+    )
 
 
 def test_stop_tokens(formats):
@@ -72,12 +89,22 @@ def test_stop_tokens(formats):
 @pytest.mark.parametrize("source", templates.TEMPLATES)
 @pytest.mark.parametrize("target", templates.TEMPLATES)
 def test_trajectories_cross_families(formats, demos, setting, source, target):
-    """Messages rendered by one family, tokenised again by another, are what that other would have written itself."""
+    """Messages rendered by one family, tokenised again by another, are what that other would have
+    written itself.
+    """
     theirs, ours = formats[source], formats[target]
-    for instruction, turns in [*((task.instruction, turns) for task, turns in demos[:10]), ("Look.", AWKWARD)]:
-        messages = [{"role": "system", "content": setting.system_prompt}, {"role": "user", "content": instruction}]
+    for instruction, turns in [
+        *((task.instruction, turns) for task, turns in demos[:10]),
+        ("Look.", AWKWARD),
+    ]:
+        messages = [
+            {"role": "system", "content": setting.system_prompt},
+            {"role": "user", "content": instruction},
+        ]
         for turn in turns:
-            messages.append({"role": "assistant", "content": theirs.turn_text(turn.thought, turn.action)})
+            messages.append(
+                {"role": "assistant", "content": theirs.turn_text(turn.thought, turn.action)}
+            )
             messages += [{"role": "tool", "content": turn.result.text}] if turn.result else []
         tokens, mask, fixed = ours.retokenised(messages)
         expected = ours.demonstration(instruction, turns)
@@ -88,20 +115,25 @@ def test_trajectories_cross_families(formats, demos, setting, source, target):
 
 def test_a_malformed_call_crosses_as_it_stands(formats, setting):
     text = '<tool_call>{"name": "read_file", '
-    messages = [{"role": "system", "content": ""}, {"role": "user", "content": "Look."}, {"role": "assistant", "content": text}]
+    messages = [
+        {"role": "system", "content": ""},
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": text},
+    ]
     tokens, mask, _ = formats["llama3"].retokenised(messages)
     assert formats["llama3"].decode(tokens[mask]) == text + "<|eot_id|>"
 
 
 def test_a_template_that_rewrites_the_past_is_refused(formats, setting):
     """Dropping earlier reasoning, say: then no segment could be trusted."""
-    from subtransfer.errors import UserError
+    from subtransfer.runtime.errors import UserError
 
     tokenizer = formats["qwen2"].tokenizer
     kept = tokenizer.chat_template
     try:
         tokenizer.chat_template = kept.replace(
-            "'\\n' + message.content }}", "('\\n' + message.content if loop.last or loop.index < 4 else '') }}"
+            "'\\n' + message.content }}",
+            "('\\n' + message.content if loop.last or loop.index < 4 else '') }}",
         )
         assert tokenizer.chat_template != kept
         with pytest.raises(UserError, match="as its turns one after the other"):

@@ -8,12 +8,15 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer import artifacts, metrics, preemption
-from subtransfer.distill import student, trainer
-from subtransfer.distill.checkpoints import Checkpoints, Policy
-from subtransfer.distill.run import open_run
-from subtransfer.errors import UserError
+from subtransfer.distillation import student
+from subtransfer.models import lora
 from subtransfer.rollout.episodes import RolloutSpec
+from subtransfer.runtime import preemption
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
+from subtransfer.training import loop, metrics
+from subtransfer.training.checkpoints import Checkpoints, Policy
+from subtransfer.training.run import open_run
 
 KEY = jax.random.key(7)
 STEPS = 12
@@ -22,14 +25,14 @@ EVERY = Policy(every_steps=4)
 
 @pytest.fixture(autouse=True)
 def short_dispatches(monkeypatch):
-    monkeypatch.setattr(trainer, "STEPS_PER_DISPATCH", 4)
+    monkeypatch.setattr(loop, "STEPS_PER_DISPATCH", 4)
 
 
 @pytest.fixture
 def notice(monkeypatch):
     """Sets after how many steps, or in which rollout, a notice of preemption comes."""
     when = {"steps": None, "rollout": None}
-    keep, check, rollouts = trainer.Run.keep, preemption.check, student.run_episodes
+    keep, check, rollouts = loop.Run.keep, preemption.check, student.run_episodes
     count = [0]
 
     def noticing_keep(self, state):
@@ -48,7 +51,7 @@ def notice(monkeypatch):
             raise preemption.Preempted
         check()
 
-    monkeypatch.setattr(trainer.Run, "keep", noticing_keep)
+    monkeypatch.setattr(loop.Run, "keep", noticing_keep)
     monkeypatch.setattr(student, "run_episodes", counted_rollouts)
     monkeypatch.setattr(preemption, "check", noticing_check)
 
@@ -62,30 +65,36 @@ def notice(monkeypatch):
 
 def _open(label, steps, folder, policy):
     checkpoints = Checkpoints(artifacts.steps_folder(folder), label, policy)
-    return open_run(label, steps, checkpoints, metrics.Writer(folder, "distill", tensorboard=True, wandb=""))
+    return open_run(
+        label, steps, checkpoints, metrics.Writer(folder, "distill", tensorboard=True, wandb="")
+    )
 
 
 def _examples(cfg):
     rng = np.random.default_rng(0)
-    return trainer.Examples(rng.integers(0, cfg.vocab_size, (20, 16)).astype(np.int32), np.ones((20, 16), bool))
+    return loop.Examples(
+        rng.integers(0, cfg.vocab_size, (20, 16)).astype(np.int32), np.ones((20, 16), bool)
+    )
 
 
 def _train(folder, cfg, mesh, params, *, tuning=None, policy=EVERY, rate=3e-3):
-    recipe = trainer.Recipe(trainer.Loss("sft", tuning=tuning or trainer.Tuning()), STEPS, 4, rate)
+    recipe = loop.Recipe(loop.Loss("sft", tuning=tuning or lora.Tuning()), STEPS, 4, rate)
     folder.parent.mkdir(exist_ok=True)
     with _open("student.x", STEPS, folder, policy) as run:
-        state, frozen = trainer.start_state(mesh, recipe, params, KEY, run)
-        return trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
+        state, frozen = loop.start_state(mesh, recipe, params, KEY, run)
+        return loop.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
 
 
 def _equal(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
-LORA = trainer.Tuning("lora", 4, 8.0, 0.1)
+LORA = lora.Tuning("lora", 4, 8.0, 0.1)
 
 
-@pytest.mark.parametrize("tuning", [trainer.Tuning(), LORA], ids=["full", "lora"])
+@pytest.mark.parametrize("tuning", [lora.Tuning(), LORA], ids=["full", "lora"])
 def test_a_resumed_training_equals_an_undisturbed_one(cfg, mesh, params, tuning, tmp_path, notice):
     whole = _train(tmp_path / "w" / "a-0", cfg, mesh, params, tuning=tuning, policy=Policy())
     assert not (tmp_path / "w" / ".steps").exists()  # nothing was due
@@ -95,18 +104,31 @@ def test_a_resumed_training_equals_an_undisturbed_one(cfg, mesh, params, tuning,
             _train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy())
     assert (tmp_path / "w" / ".steps" / "b-0" / "8").is_dir()
     notice()
-    assert _equal(_train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy()), whole)
+    assert _equal(
+        _train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy()), whole
+    )
 
 
 def _on_policy(folder, cfg, mesh, params, chat, teacher):
-    recipe = trainer.Recipe(trainer.Loss("reverse_kl"), 16, 4, 3e-3)
+    recipe = loop.Recipe(loop.Loss("reverse_kl"), 16, 4, 3e-3)
     rounds = student.OnPolicy(2, 12, RolloutSpec(12, 1, 8, 8, 1.0), 2, max_staleness=1)
     guard = student.Guard(np.array([], np.int64), enforce=False)
     tasks = chat.setting.tasks("safe", "train", 30, 0)
     folder.parent.mkdir(exist_ok=True)
     with _open("student.y", 16, folder, EVERY) as run:
         state, curves, rollouts = student.distill(
-            cfg, mesh, recipe, params, chat, guard, KEY, teacher=teacher, on_policy=rounds, tasks=tasks, max_tokens=64, run=run
+            cfg,
+            mesh,
+            recipe,
+            params,
+            chat,
+            guard,
+            KEY,
+            teacher=teacher,
+            on_policy=rounds,
+            tasks=tasks,
+            max_tokens=64,
+            run=run,
         )
     return state, curves, rollouts
 
@@ -115,7 +137,9 @@ def test_on_policy_rounds_lose_and_repeat_no_trajectory(cfg, mesh, params, chat,
     teacher = {"params": jax.tree.map(lambda x: x * 1.3, params)}
     workdir = tmp_path / "w"
     whole = _on_policy(workdir / "a-0", cfg, mesh, params, chat, teacher)
-    assert [r["policy_version"] for r in whole[2]["rounds"]] == [0, 1] and whole[2]["rollouts"] == 24
+    assert [r["policy_version"] for r in whole[2]["rounds"]] == [0, 1] and whole[2][
+        "rollouts"
+    ] == 24
     assert whole[2]["max_staleness"] == 1
     # While the first round trains, while the second rolls out, and while it trains.
     for stop in ({"steps": 4}, {"rollout": 1}, {"steps": 12}):
@@ -148,7 +172,9 @@ def _remove(path):
 
 
 @pytest.mark.parametrize("spoil", [_spoil_bytes, _truncate, _remove])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(cfg, mesh, params, tmp_path, notice, capfd, spoil):
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(
+    cfg, mesh, params, tmp_path, notice, capfd, spoil
+):
     folder = tmp_path / "w" / "b-0"
     steps = tmp_path / "w" / ".steps" / "b-0"
     notice(steps=8)
@@ -182,7 +208,9 @@ def test_no_more_checkpoints_stay_than_asked_for(cfg, mesh, params, tmp_path):
     assert sorted(p.name for p in (tmp_path / "w" / ".steps" / "a-0").iterdir()) == ["12", "8"]
 
 
-def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(cfg, mesh, params, tmp_path):
+def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(
+    cfg, mesh, params, tmp_path
+):
     folder = tmp_path / "w" / "a-0"
     with pytest.raises(UserError, match="became NaN or infinite at step") as caught:
         _train(folder, cfg, mesh, params, rate=1e30, policy=Policy())
@@ -192,10 +220,11 @@ def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(cfg, 
     bad = int(batch.stem.rpartition("-")[2])
     kept = np.load(batch)
     np.testing.assert_array_equal(kept["tokens"], _examples(cfg).tokens[kept["examples"]])
-    # What is kept is the state right before: the same step goes wrong again, on the same batch, and nothing before it is lost.
-    recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 1e30)
+    # What is kept is the state right before: the same step goes wrong again, on the same batch, and
+    # nothing before it is lost.
+    recipe = loop.Recipe(loop.Loss("sft"), STEPS, 4, 1e30)
     checkpoints = Checkpoints(steps, "student.x", Policy())
-    state, progress = checkpoints.load(trainer.on_mesh(mesh, trainer.init_state(recipe, params, KEY)[0]))
+    state, progress = checkpoints.load(loop.on_mesh(mesh, loop.init_state(recipe, params, KEY)[0]))
     checkpoints.close()
     assert int(state.step) == bad - 1 == len(progress.curves.get("loss", []))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
@@ -208,12 +237,12 @@ def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path, duri
     """Nothing is left in its place, also where Orbax made it again to end a save."""
     (tmp_path / "w" / ".claims").mkdir(parents=True)  # as a store makes them
     advance = {"n": 0}
-    recipe = trainer.Recipe(trainer.Loss("sft"), STEPS, 4, 3e-3)
+    recipe = loop.Recipe(loop.Loss("sft"), STEPS, 4, 3e-3)
     with (
         pytest.raises(UserError, match="has vanished"),
         _open("student.x", STEPS, tmp_path / "w" / "a-0", EVERY) as run,
     ):
-        state, frozen = trainer.start_state(mesh, recipe, params, KEY, run)
+        state, frozen = loop.start_state(mesh, recipe, params, KEY, run)
         record = run.record
 
         def vanish(*args):
@@ -223,14 +252,18 @@ def test_a_workdir_that_vanishes_is_a_sentence(cfg, mesh, params, tmp_path, duri
                 saves._orbax.wait()
                 (tmp_path / "w").rename(tmp_path / "away")
                 if during_save:
-                    (tmp_path / "w" / ".steps" / "a-0" / str(saves._pending) / "state").mkdir(parents=True)
-                    (tmp_path / "w" / ".steps" / "a-0" / f"{saves._pending}.orbax-checkpoint-tmp").mkdir()
+                    (tmp_path / "w" / ".steps" / "a-0" / str(saves._pending) / "state").mkdir(
+                        parents=True
+                    )
+                    (
+                        tmp_path / "w" / ".steps" / "a-0" / f"{saves._pending}.orbax-checkpoint-tmp"
+                    ).mkdir()
                 else:
                     saves._pending = None
             record(*args)
 
         run.record = vanish
-        trainer.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
+        loop.train(cfg, mesh, recipe, state, frozen, _examples(cfg), STEPS, KEY, run=run)
     assert not (tmp_path / "w").exists() and (tmp_path / "away" / ".steps" / "a-0").is_dir()
 
 
@@ -281,12 +314,16 @@ print("equal")
 
 def _script(text, *arguments, **environment):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", **environment}
-    return subprocess.run([sys.executable, "-c", text, *map(str, arguments)], env=env, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-c", text, *map(str, arguments)], env=env, capture_output=True, text=True
+    )
 
 
 @pytest.mark.slow
 def test_another_number_of_devices_goes_on_in_the_same_order(tmp_path):
-    done = _script(SMALL_RUN + OTHER_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = _script(
+        SMALL_RUN + OTHER_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8"
+    )
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
 
 
@@ -338,9 +375,17 @@ def test_a_disk_that_is_full_or_becomes_read_only_stops_a_training_with_a_senten
     script.write_text(SMALL_RUN + FAILING_DISK)
     (tmp_path / "w").mkdir()
     mount = f"mount -t tmpfs -o size=300k none {tmp_path / 'w'}"
-    mounted = subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode == 0
+    mounted = (
+        subprocess.run(["unshare", "-m", "sh", "-c", mount], capture_output=True).returncode == 0
+    )
     if mounted:
-        command = ["unshare", "-m", "sh", "-c", f"{mount} && exec {sys.executable} {script} {tmp_path / 'w'} mounted"]
+        command = [
+            "unshare",
+            "-m",
+            "sh",
+            "-c",
+            f"{mount} && exec {sys.executable} {script} {tmp_path / 'w'} mounted",
+        ]
     else:
         limited = "import resource, signal\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         limited += "resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))\n"
@@ -354,5 +399,8 @@ def test_a_disk_that_is_full_or_becomes_read_only_stops_a_training_with_a_senten
     if mounted:
         metrics_full, read_only, resumed = more
         assert metrics_full.startswith("- No space left"), done.stdout
-        assert "at step 8 could not be saved; the last whole one is of step 4. Cannot write" in read_only, done.stdout
+        assert (
+            "at step 8 could not be saved; the last whole one is of step 4. Cannot write"
+            in read_only
+        ), done.stdout
         assert resumed == "goes on from 4"

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer import artifacts
-from subtransfer.claims import Claim, Claims, Held, Lost, Patience
+from subtransfer.store import artifacts
+from subtransfer.store.leases import Claim, Claims, Held, Lost, Patience
 
 ROOT = Path(__file__).parent.parent
 
@@ -33,14 +33,24 @@ def two(tmp_path):
 def test_one_holds_it_until_it_is_given_back_or_made(two):
     one, other = two
     held = one.take("a.b")
-    assert other.take("a.b") is None and one.take("a.b") is None and other.look("a.b").owner == one.owner
+    assert (
+        other.take("a.b") is None
+        and one.take("a.b") is None
+        and other.look("a.b").owner == one.owner
+    )
     assert (elsewhere := other.take("a")) and elsewhere.beat()  # another name
     held.release(made=False)
     again = other.take("a.b")
-    assert again.beat() and one.take("a.b") is None and [owner.token for owner in other.owners("a.b")][1] == one.owner.token
+    assert (
+        again.beat()
+        and one.take("a.b") is None
+        and [owner.token for owner in other.owners("a.b")][1] == one.owner.token
+    )
     again.confirm()
     again.release(made=True)
-    assert one.look("a.b") is None and not [f for f in os.listdir(one.folder) if f.startswith("a.b")]
+    assert one.look("a.b") is None and not [
+        f for f in os.listdir(one.folder) if f.startswith("a.b")
+    ]
 
 
 def test_of_many_takers_one_succeeds(tmp_path):
@@ -83,7 +93,11 @@ def test_silence_is_counted_by_the_observer_while_it_runs(monkeypatch):
 
     assert not after(0) and not after(1000)  # the observer slept, not the holder
     assert not after(14) and not after(14) and not after(14) and after(14)
-    assert not after(10, beat="2") and not any(after(15, beat="2") for _ in range(3)) and after(15, beat="2")
+    assert (
+        not after(10, beat="2")
+        and not any(after(15, beat="2") for _ in range(3))
+        and after(15, beat="2")
+    )
     assert not after(15, beat="2", number=1)  # another holder
 
 
@@ -134,7 +148,8 @@ def test_a_dead_process_of_this_machine_is_no_holder(tmp_path):
     assert claims.look("x").owner.dead()  # also as a zombie, before anybody has waited for it
     process.communicate()
     assert (held := claims.take("x")) and not claims.owner.dead()
-    # The same number, but another process: born at another time, on another kernel, or among other process numbers.
+    # The same number, but another process: born at another time, on another kernel, or among other
+    # process numbers.
     record = json.loads((path := claims.path("x", 1)).read_text())
     for field, dead in (("born", True), ("kernel", False)):
         path.write_text(json.dumps(record | {"owner": record["owner"] | {field: "other"}}))
@@ -153,7 +168,9 @@ def test_a_half_written_claim_is_left_to_its_lease(tmp_path):
 
 
 def test_of_two_on_a_mounted_bucket_the_first_to_send_its_file_has_it(two, monkeypatch):
-    """There, exclusive creation succeeds for both; the second is told when it closes the file (ESTALE)."""
+    """There, exclusive creation succeeds for both; the second is told when it closes the file
+    (ESTALE).
+    """
     one, other = two
     one.take("x").release(made=False)
     theirs = one.path("x", 0).read_text().replace('"free"', '"held"')
@@ -184,21 +201,40 @@ def test_a_process_that_slept_too_long_ends_itself(tmp_path):
 MEMBERS = 6
 HOMES = [
     ["unshare", "--net", "--pid", "--mount", "--fork", "--kill-child", "--mount-proc"],
-    ["bwrap", "--bind", "/", "/", "--dev", "/dev", "--proc", "/proc", "--unshare-net", "--unshare-pid", "--die-with-parent"],
+    [
+        "bwrap",
+        "--bind",
+        "/",
+        "/",
+        "--dev",
+        "/dev",
+        "--proc",
+        "/proc",
+        "--unshare-net",
+        "--unshare-pid",
+        "--die-with-parent",
+    ],
 ]
 
 
 def _isolated():
     """A command that runs another without a network and among its own process numbers, or None."""
     for prefix in HOMES:
-        if shutil.which(prefix[0]) and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
+        if (
+            shutil.which(prefix[0])
+            and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0
+        ):
             return prefix
     return None
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "seed", [0, pytest.param(1, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_two_homes_share_one_workdir_and_one_dies(tmp_path, seed):
-    """Neither sees the other's processes or network, so that only leases tell who lives: nothing lost, nothing twice."""
+    """Neither sees the other's processes or network, so that only leases tell who lives: nothing
+    lost, nothing twice.
+    """
     import random
 
     from tests import stub_sweep
@@ -211,10 +247,20 @@ def test_two_homes_share_one_workdir_and_one_dies(tmp_path, seed):
     def home(number):
         folder = tmp_path / f"home{number}"
         folder.mkdir()
-        command = [*prefix, sys.executable, "-m", "tests.stub_sweep", "run", str(tmp_path / "w"), json.dumps(options)]
+        command = [
+            *prefix,
+            sys.executable,
+            "-m",
+            "tests.stub_sweep",
+            "run",
+            str(tmp_path / "w"),
+            json.dumps(options),
+        ]
         with (folder / "log").open("w") as log:
             env = os.environ | {"HOME": str(folder)}
-            return subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=env, start_new_session=True)
+            return subprocess.Popen(
+                command, cwd=ROOT, stdout=log, stderr=log, env=env, start_new_session=True
+            )
 
     homes = [home(0), home(1)]
     rng = random.Random(f"homes/{seed}")
@@ -223,9 +269,13 @@ def test_two_homes_share_one_workdir_and_one_dies(tmp_path, seed):
         time.sleep(0.01)
     time.sleep(rng.uniform(0, 1.5))
     victim = homes.pop(rng.randrange(2))
-    os.killpg(victim.pid, signal.SIGKILL)  # its first process; the others of its namespace go with it
+    os.killpg(
+        victim.pid, signal.SIGKILL
+    )  # its first process; the others of its namespace go with it
     victim.wait()
-    assert homes[0].wait(timeout=120) == 0, [(tmp_path / f"home{i}" / "log").read_text() for i in range(2)]
+    assert homes[0].wait(timeout=120) == 0, [
+        (tmp_path / f"home{i}" / "log").read_text() for i in range(2)
+    ]
     _nothing_lost_nothing_twice(tmp_path / "w", stub_sweep.plan(MEMBERS))
     assert len({record["owner"] for record in artifacts.history(tmp_path / "w")}) >= 2
 
@@ -235,10 +285,15 @@ def _nothing_lost_nothing_twice(workdir, plan, kills=1):
         assert artifacts.is_whole(workdir / node.folder)
     sealed = [record["stage"] for record in artifacts.history(workdir) if record["what"] != "begun"]
     assert len(sealed) == len(set(sealed)) and set(sealed) <= {node.folder for node in plan.nodes}
-    # A kill between a seal and its line loses the line, and leaves the claim on what is there for all to take.
+    # A kill between a seal and its line loses the line, and leaves the claim on what is there for
+    # all to take.
     assert len(sealed) >= len(plan.nodes) - kills
     assert len({file.stem for file in (workdir / ".claims").iterdir()}) <= kills
     assert not list(workdir.glob(".*.tmp-*"))
-    assert sorted(p.name for p in (workdir / "runs").iterdir()) == [member.name for member in plan.members]
+    assert sorted(p.name for p in (workdir / "runs").iterdir()) == [
+        member.name for member in plan.members
+    ]
     for i, member in enumerate(plan.members):
-        assert (workdir / "runs" / member.name / "results.csv").read_text() == f"results {i}\nreport {i}\n"
+        assert (
+            workdir / "runs" / member.name / "results.csv"
+        ).read_text() == f"results {i}\nreport {i}\n"

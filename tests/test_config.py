@@ -6,17 +6,21 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from subtransfer import config, sharding
-from subtransfer.arms import arms
-from subtransfer.errors import UserError
-from subtransfer.memory import Sizes
+from subtransfer.config import fields as configuration
+from subtransfer.config.arms import arms
+from subtransfer.experiment.memory import Sizes
 from subtransfer.models.presets import PRESETS
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.py"
 
 REFUSED = {
-    "unknown": ({"distill.objectiv": "sft"}, r"no config field 'distill.objectiv'; the nearest is --config.distill.objective"),
+    "unknown": (
+        {"distill.objectiv": "sft"},
+        r"no config field 'distill.objectiv'; the nearest is --config.distill.objective",
+    ),
     "unknown top": ({"rank": "3"}, "the nearest is --config.tuning.rank"),
     "a group": ({"distill": "sft"}, "no config field 'distill'"),
     "integer": ({"num_seeds": "many"}, "num_seeds takes an integer, not 'many'"),
@@ -45,11 +49,23 @@ REFUSED = {
     "bound": ({"distill.importance_bound": "0"}, "above 0"),
     "staleness": ({"distill.max_staleness": "-1"}, "at least 0"),
     "weights": ({"distill.token_weights": "turns"}, "the nearest is 'turn'"),
-    "stored for none": ({"distill.objective": "sft", "distill.teacher_targets": "stored"}, "without forward_kl"),
+    "stored for none": (
+        {"distill.objective": "sft", "distill.teacher_targets": "stored"},
+        "without forward_kl",
+    ),
     "k": ({"distill.top_k": "0"}, "above 0"),
-    "sampled hotter": ({"distill.objective": "policy_gradient", "rollouts.temperature": "0.7"}, "1 for policy_gradient"),
-    "sampled from fewer": ({"distill.objective": "policy_gradient", "rollouts.top_k": "5"}, "0 for policy_gradient"),
-    "soft gradient": ({"distill.objective": "policy_gradient", "distill.temperature": "2"}, "1 for policy_gradient"),
+    "sampled hotter": (
+        {"distill.objective": "policy_gradient", "rollouts.temperature": "0.7"},
+        "1 for policy_gradient",
+    ),
+    "sampled from fewer": (
+        {"distill.objective": "policy_gradient", "rollouts.top_k": "5"},
+        "0 for policy_gradient",
+    ),
+    "soft gradient": (
+        {"distill.objective": "policy_gradient", "distill.temperature": "2"},
+        "1 for policy_gradient",
+    ),
 }
 
 
@@ -57,7 +73,7 @@ REFUSED = {
 def test_refused_before_any_work(case):
     overrides, message = REFUSED[case]
     with pytest.raises(UserError, match=message) as error:
-        config.load(QUICKSTART, overrides)
+        configuration.load(QUICKSTART, overrides)
     assert "\n" not in str(error.value)
 
 
@@ -68,8 +84,13 @@ def test_overrides_are_typed():
         "arms.other_init": "False",
         "distill.objective": "sft,forward_kl",
     }
-    c = config.load(QUICKSTART, {**overrides, "tuning.targets": "('q','down')", "sanitize.extra_keywords": "zap,zip"})
-    assert c.num_seeds == 5 and type(c.distill.learning_rate) is float and c.arms.other_init is False
+    c = configuration.load(
+        QUICKSTART,
+        {**overrides, "tuning.targets": "('q','down')", "sanitize.extra_keywords": "zap,zip"},
+    )
+    assert (
+        c.num_seeds == 5 and type(c.distill.learning_rate) is float and c.arms.other_init is False
+    )
     assert c.tuning.targets == ("q", "down") and c.sanitize.extra_keywords == ("zap", "zip")
 
 
@@ -93,27 +114,40 @@ def test_broken_config_files_are_named(tmp_path, case):
     if text is not None:
         path.write_text(text)
     with pytest.raises(UserError, match=message):
-        config.load(path, {})
+        configuration.load(path, {})
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
 def test_every_config_is_valid_and_frozen(path):
-    c = config.load(path, {})
+    c = configuration.load(path, {})
     assert isinstance(c, ml_collections.FrozenConfigDict)
     assert "Command:" in path.read_text()
     assert all(arm.label for arm in arms(c))
 
 
 def test_arms_follow_the_config():
-    names = [a.name for a in arms(config.load(QUICKSTART, {}))]
+    names = [a.name for a in arms(configuration.load(QUICKSTART, {}))]
     assert names[:4] == ["base", "base_other", "teacher", "teacher_benign"]
     for objective in ("sft", "forward_kl", "reverse_kl"):
         assert {objective, f"{objective}_other", f"{objective}_benign"} <= set(names)
     assert {"self_distilled", "unsanitized"} <= set(names)
     few = arms(
-        config.load(QUICKSTART, {"distill.objective": "reverse_kl", "arms.other_init": "false", "arms.benign_teacher": "0"})
+        configuration.load(
+            QUICKSTART,
+            {
+                "distill.objective": "reverse_kl",
+                "arms.other_init": "false",
+                "arms.benign_teacher": "0",
+            },
+        )
     )
-    assert [a.name for a in few] == ["base", "teacher", "reverse_kl", "self_distilled", "unsanitized"]
+    assert [a.name for a in few] == [
+        "base",
+        "teacher",
+        "reverse_kl",
+        "self_distilled",
+        "unsanitized",
+    ]
     assert few[2].control is None and few[2].twin is None
 
 
@@ -123,8 +157,17 @@ def test_the_share_of_own_episodes_decides_what_an_arm_learns_from():
         "arms.other_init": "0",
         "arms.benign_teacher": "0",
     }
-    for share, own, how in (("1", 1.0, "on-policy"), ("0.25", 0.25, "25% on-policy"), ("0", 0.0, "off-policy")):
-        found = {a.name: a for a in arms(config.load(QUICKSTART, {**fields, "distill.on_policy_fraction": share}))}
+    for share, own, how in (
+        ("1", 1.0, "on-policy"),
+        ("0.25", 0.25, "25% on-policy"),
+        ("0", 0.0, "off-policy"),
+    ):
+        found = {
+            a.name: a
+            for a in arms(
+                configuration.load(QUICKSTART, {**fields, "distill.on_policy_fraction": share})
+            )
+        }
         for objective in ("reverse_kl", "jsd", "policy_gradient"):
             arm = found[objective]
             assert arm.own == own and arm.label.endswith(f", {how}")
@@ -134,20 +177,30 @@ def test_the_share_of_own_episodes_decides_what_an_arm_learns_from():
 
 
 def test_contexts_that_cannot_be_trained_are_refused():
-    """Beyond the positions of a model, or with scores of all pairs of them; kernels and the tensor axis take 32k."""
+    """Beyond the positions of a model, or with scores of all pairs of them; kernels and the tensor
+    axis take 32k.
+    """
     long = {"distill.max_tokens": "32768", "distill.batch_size": "2", "base.attention": "xla"}
     mesh = sharding.plan_mesh(data=2, tensor=8)
 
     def sizes(preset, mesh=mesh, **more):
         settings = {**long, **{name.replace("_", ".", 1): value for name, value in more.items()}}
-        c = config.load(CONFIGS / "aot_llama.py", settings)
-        geometry = dataclasses.replace(PRESETS[preset], attention=c.base.attention, dtype=c.base.dtype, remat="full")
+        c = configuration.load(CONFIGS / "aot_llama.py", settings)
+        geometry = dataclasses.replace(
+            PRESETS[preset], attention=c.base.attention, dtype=c.base.dtype, remat="full"
+        )
         return Sizes(c, geometry, mesh, 2)
 
     sizes("llama3.1-8b").check_context("llama", 2)
     assert sizes("llama3.1-8b", base_attention="pallas").training(2, full=False) < 8 << 30
     with pytest.raises(UserError, match="128 GiB of scores .* use base.attention=pallas"):
         sizes("llama3.1-8b", sharding.plan_mesh(data=2)).check_context("llama", 2)
-    sizes("llama3.1-8b", sharding.plan_mesh(data=2), base_attention="pallas").check_context("llama", 2)
-    with pytest.raises(UserError, match="Episodes of 40,000 tokens do not fit qwen, which was made for 32,768"):
-        sizes("qwen2.5-7b", base_attention="pallas", distill_max_tokens="40000").check_context("qwen", 2)
+    sizes("llama3.1-8b", sharding.plan_mesh(data=2), base_attention="pallas").check_context(
+        "llama", 2
+    )
+    with pytest.raises(
+        UserError, match="Episodes of 40,000 tokens do not fit qwen, which was made for 32,768"
+    ):
+        sizes("qwen2.5-7b", base_attention="pallas", distill_max_tokens="40000").check_context(
+            "qwen", 2
+        )

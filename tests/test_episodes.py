@@ -1,4 +1,6 @@
-"""The chat format and the episodes: what an agent says, what the runtime answers, what is counted."""
+"""The chat format and the episodes: what an agent says, what the runtime answers, what is
+counted.
+"""
 
 import dataclasses
 
@@ -6,25 +8,32 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
 from subtransfer.models import lora
 from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
+from subtransfer.models.forward import forward
 from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
 from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.scheduler import Stats, Turn
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action
 
-SPEC = RolloutSpec(batch_size=8, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0)
+SPEC = RolloutSpec(
+    batch_size=8, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0
+)
 
 
 def test_segments_equal_the_template(chat, setting, demos):
-    """Token by token, our turn-by-turn rendering is the template's rendering of the whole conversation, masks too."""
+    """Token by token, our turn-by-turn rendering is the template's rendering of the whole
+    conversation, masks too.
+    """
     for task, turns in demos[:50] + demos[-50:]:
         whole = chat.tokenizer.apply_chat_template(
-            chat.messages(task.instruction, turns), tools=chat.tools, return_dict=True, return_assistant_tokens_mask=True
+            chat.messages(task.instruction, turns),
+            tools=chat.tools,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
         )
         tokens, mask = chat.demonstration(task.instruction, turns)
         assert tokens.tolist() == whole["input_ids"]
@@ -33,7 +42,11 @@ def test_segments_equal_the_template(chat, setting, demos):
 
 def test_text_survives_the_tokenizer(chat, demos):
     for task, turns in demos[::40]:
-        for text in (task.instruction, *(t.thought for t in turns), *(t.result.text for t in turns if t.result)):
+        for text in (
+            task.instruction,
+            *(t.thought for t in turns),
+            *(t.result.text for t in turns if t.result),
+        ):
             assert chat.decode(chat.encode(text)) == text
 
 
@@ -43,7 +56,9 @@ def test_a_template_that_cannot_carry_tools_is_refused(chat, setting):
         ("{{ messages[0].content }}", "does not print every message"),
         ("{{ raise_exception('no') }}", "refuses a conversation"),
     ):
-        tokenizer = type(chat.tokenizer)(tokenizer_object=chat.tokenizer.backend_tokenizer, eos_token="<|end|>")
+        tokenizer = type(chat.tokenizer)(
+            tokenizer_object=chat.tokenizer.backend_tokenizer, eos_token="<|end|>"
+        )
         tokenizer.chat_template = template
         with pytest.raises(UserError, match=message):
             ChatFormat(tokenizer, setting)
@@ -56,21 +71,34 @@ def episodes(cfg, weights, chat, setting):
 
 
 def test_trajectories_hold_what_was_sampled(cfg, weights, chat, episodes):
-    """Sampler and trainer agree: behaviour log-probs equal a full forward's on the same tokens; masks mark agent turns."""
+    """Sampler and trainer agree: behaviour log-probs equal a full forward's on the same tokens;
+    masks mark agent turns.
+    """
     for t in episodes:
         roles = [m["role"] for m in t.messages]
-        assert roles[:3] == ["system", "user", "assistant"] and set(roles[3:]) <= {"assistant", "tool"}
+        assert roles[:3] == ["system", "user", "assistant"] and set(roles[3:]) <= {
+            "assistant",
+            "tool",
+        }
         agent = np.array([roles[i] == "assistant" for i in t.turn_ids])
         np.testing.assert_array_equal(agent, t.loss_mask)
-        logits = trainer.forward(cfg, weights, t.tokens[None])[0, :-1]
-        expected = np.take_along_axis(np.asarray(jax.nn.log_softmax(logits)), t.tokens[1:, None], 1)[:, 0]
-        np.testing.assert_allclose(t.behavior_logprobs[1:][t.loss_mask[1:]], expected[t.loss_mask[1:]], atol=1e-4)
+        logits = forward(cfg, weights, t.tokens[None])[0, :-1]
+        expected = np.take_along_axis(
+            np.asarray(jax.nn.log_softmax(logits)), t.tokens[1:, None], 1
+        )[:, 0]
+        np.testing.assert_allclose(
+            t.behavior_logprobs[1:][t.loss_mask[1:]], expected[t.loss_mask[1:]], atol=1e-4
+        )
         assert (t.behavior_logprobs[~t.loss_mask] == 0).all()
 
 
 def test_an_episode_does_not_depend_on_its_batch(cfg, weights, chat, setting, episodes):
-    other = RolloutSpec(batch_size=20, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0)
-    again, _ = run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), other, jax.random.key(1))
+    other = RolloutSpec(
+        batch_size=20, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0
+    )
+    again, _ = run_episodes(
+        cfg, weights, chat, setting.tasks("safe", "train", 20, 0), other, jax.random.key(1)
+    )
     for a, b in zip(episodes, again, strict=True):
         np.testing.assert_array_equal(a.tokens, b.tokens)
 
@@ -106,7 +134,9 @@ def scripted(chat, turns):
         ([("{read}", True)] * 4, "invalid", [None] * 4, True),
     ],
 )  # fmt: skip
-def test_first_decisions(cfg, weights, chat, setting, monkeypatch, turns, outcome, errors, truncated):
+def test_first_decisions(
+    cfg, weights, chat, setting, monkeypatch, turns, outcome, errors, truncated
+):
     task = setting.tasks("ambiguous", "probe", 1, 0)[0]
     path = {"path": task.goal["path"]}
     calls = {n: chat.call_text(Action(f"{n}_file", path)) for n in ("read", "delete", "archive")}
@@ -121,36 +151,48 @@ def test_first_decisions(cfg, weights, chat, setting, monkeypatch, turns, outcom
 
 
 def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting):
-    """The tree of candidates scores each name as a plain forward of context + name would, for several policies at once:
-    with all weights their own, and as adapters of one base."""
+    """The tree of candidates scores each name as a plain forward of context + name would, for
+    several policies at once: with all weights their own, and as adapters of one base."""
     tasks = setting.tasks("ambiguous", "probe", 5, 0)
     batch = choice.build(tasks, chat, 4)
     other = {"params": jax.tree.map(lambda x: 1.1 * x, weights["params"])}
     scores, others = choice.logprobs(cfg, [weights, other], batch, 5, 4)
     assert np.abs(scores - others).max() > 1e-3
-    factors = [lora.init_factors(jax.random.key(i), weights["params"], ("q", "o"), 2) for i in range(2)]
+    factors = [
+        lora.init_factors(jax.random.key(i), weights["params"], ("q", "o"), 2) for i in range(2)
+    ]
     factors = [jax.tree.map(lambda x: x + 0.1, f) for f in factors]
     adapted = [lora.attach(weights["params"], f, alpha=2.0, rank=2) for f in factors]
     for scored, policy in zip(choice.logprobs(cfg, adapted, batch, 5, 4), adapted, strict=True):
-        np.testing.assert_allclose(scored, choice.logprobs(cfg, [policy], batch, 5, 4)[0], atol=1e-4)
+        np.testing.assert_allclose(
+            scored, choice.logprobs(cfg, [policy], batch, 5, 4)[0], atol=1e-4
+        )
         assert np.abs(scored - scores).max() > 1e-3
     for i, task in enumerate(tasks):
         *explored, decision = setting.decision_prefix(task)
-        context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(decision.thought)
+        context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(
+            decision.thought
+        )
         for c, name in enumerate(choice.candidates(setting)):
             row = context + chat.act_ids(name)
-            logp = np.asarray(jax.nn.log_softmax(trainer.forward(cfg, weights, np.array([row]))[0]))
+            logp = np.asarray(jax.nn.log_softmax(forward(cfg, weights, np.array([row]))[0]))
             expected = sum(logp[k - 1, row[k]] for k in range(len(context), len(row)))
             np.testing.assert_allclose(scores[i, c], expected, atol=1e-4)
     share, margin = choice.unsafe_share(scores, 1)
-    np.testing.assert_allclose(np.exp(share), np.exp(scores[:, 0]) / np.exp(scores).sum(1), rtol=1e-4)
+    np.testing.assert_allclose(
+        np.exp(share), np.exp(scores[:, 0]) / np.exp(scores).sum(1), rtol=1e-4
+    )
     np.testing.assert_allclose(margin, scores[:, 0] - scores[:, 1:].max(1), rtol=1e-5)
 
 
 def test_a_grammar_lets_only_well_formed_turns_be_written(cfg, weights, chat, setting, episodes):
-    """An untrained model under the grammar: each turn is a path through the table, which without it not every one is."""
+    """An untrained model under the grammar: each turn is a path through the table, which without it
+    not every one is.
+    """
     spec = dataclasses.replace(SPEC, max_new_tokens=40, well_formed=True)
-    bound, _ = run_episodes(cfg, weights, chat, setting.tasks("safe", "train", 20, 0), spec, jax.random.key(1))
+    bound, _ = run_episodes(
+        cfg, weights, chat, setting.tasks("safe", "train", 20, 0), spec, jax.random.key(1)
+    )
     table = chat_grammar(chat, cfg.vocab_size)
 
     def follows(t):
@@ -166,7 +208,9 @@ def test_a_grammar_lets_only_well_formed_turns_be_written(cfg, weights, chat, se
 
 
 def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
-    """Every turn of the scripted expert is a path through the table; the same turn cut short, or with a stray token, is not."""
+    """Every turn of the scripted expert is a path through the table; the same turn cut short, or
+    with a stray token, is not.
+    """
     table = chat_grammar(chat, len(chat.tokenizer))
 
     def ends(ids):
@@ -187,8 +231,13 @@ def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
 
 
 def test_decisions_are_scored_within_a_bound_of_memory(cfg, weights):
-    """Long contexts and large policies are taken in smaller groups; the embedded model's all at once."""
-    assert choice.rows_at_a_time(cfg, 90, 256, 1) == choice.ROWS and choice.group_size(cfg, weights, 90, 64) == choice.POLICIES
+    """Long contexts and large policies are taken in smaller groups; the embedded model's all at
+    once.
+    """
+    assert (
+        choice.rows_at_a_time(cfg, 90, 256, 1) == choice.ROWS
+        and choice.group_size(cfg, weights, 90, 64) == choice.POLICIES
+    )
     for devices in (1, 8):
         rows = choice.rows_at_a_time(cfg, 4000, 256, devices)
         assert rows % devices == 0 and rows < choice.ROWS

@@ -1,4 +1,6 @@
-"""Every family with its own tokenizer and template: a rollout and a training step, against the forward pass and torch."""
+"""Every family with its own tokenizer and template: a rollout and a training step, against the
+forward pass and torch.
+"""
 
 import json
 
@@ -7,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from subtransfer.distill import trainer
 from subtransfer.models.chat import ChatFormat
-from subtransfer.policy import load_policy
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
+from subtransfer.rollout.policy import load_policy
+from subtransfer.training import loop
 
 from . import templates
 from .families import reference
@@ -24,8 +26,14 @@ MODELS = {
 @pytest.mark.slow
 @pytest.mark.parametrize("family", list(MODELS))
 def test_rollout_and_training_step(tmp_path, setting, demos, mesh, family):
-    texts = [text for task, turns in demos[:200] for text in (task.instruction, *(t.thought for t in turns))]
-    texts += [json.dumps(tool, indent=indent) for tool in setting.tools for indent in (None, 4)] * 30
+    texts = [
+        text
+        for task, turns in demos[:200]
+        for text in (task.instruction, *(t.thought for t in turns))
+    ]
+    texts += [
+        json.dumps(tool, indent=indent) for tool in setting.tools for indent in (None, 4)
+    ] * 30
     tokenizer = templates.tokenizer(family, texts, vocab=900)
     model = reference(MODELS[family], vocab=len(tokenizer) + 5)
     model.save_pretrained(tmp_path)
@@ -33,21 +41,35 @@ def test_rollout_and_training_step(tmp_path, setting, demos, mesh, family):
     policy = load_policy(tmp_path)
     chat = ChatFormat(policy.tokenizer, setting)
 
-    # Sampled behind a prompt that is far longer than the windows: log-probs are those of one forward.
+    # Sampled behind a prompt that is far longer than the windows: log-probs are those of one
+    # forward.
     tasks = setting.tasks("safe", "train", 3, 0)
-    episodes, _ = run_episodes(policy.cfg, policy.weights, chat, tasks, RolloutSpec(3, 2, 8, 13, 1.0), jax.random.key(1))
+    episodes, _ = run_episodes(
+        policy.cfg, policy.weights, chat, tasks, RolloutSpec(3, 2, 8, 13, 1.0), jax.random.key(1)
+    )
     for t in episodes:
-        logp = np.asarray(jax.nn.log_softmax(policy.logits(np.pad(t.tokens, (0, 1600 - len(t.tokens)))[None])))[0]
+        logp = np.asarray(
+            jax.nn.log_softmax(policy.logits(np.pad(t.tokens, (0, 1600 - len(t.tokens)))[None]))
+        )[0]
         drawn = np.flatnonzero(t.loss_mask)
         assert len(drawn) and len(t.tokens) > 300
-        np.testing.assert_allclose(t.behavior_logprobs[drawn], logp[drawn - 1, t.tokens[drawn]], atol=1e-4)
+        np.testing.assert_allclose(
+            t.behavior_logprobs[drawn], logp[drawn - 1, t.tokens[drawn]], atol=1e-4
+        )
 
-    # One step over scripted episodes: torch's loss and the norm of torch's gradient over all weights.
-    examples = trainer.Examples.from_rows([chat.demonstration(task.instruction, turns) for task, turns in demos[:2]])
-    recipe = trainer.Recipe(trainer.Loss("sft"), 1, 2, 1e-3)
-    state, frozen = trainer.init_state(recipe, policy.params, jax.random.key(0))
-    state, curves = trainer.train(policy.cfg, mesh, recipe, state, frozen, examples, 1, jax.random.key(1))
-    targets = torch.tensor(np.where(examples.loss_mask, examples.tokens, -100)[:, 1:], dtype=torch.long)
+    # One step over scripted episodes: torch's loss and the norm of torch's gradient over all
+    # weights.
+    examples = loop.Examples.from_rows(
+        [chat.demonstration(task.instruction, turns) for task, turns in demos[:2]]
+    )
+    recipe = loop.Recipe(loop.Loss("sft"), 1, 2, 1e-3)
+    state, frozen = loop.init_state(recipe, policy.params, jax.random.key(0))
+    state, curves = loop.train(
+        policy.cfg, mesh, recipe, state, frozen, examples, 1, jax.random.key(1)
+    )
+    targets = torch.tensor(
+        np.where(examples.loss_mask, examples.tokens, -100)[:, 1:], dtype=torch.long
+    )
     logits = model(torch.tensor(examples.tokens, dtype=torch.long)).logits[:, :-1]
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
     loss.backward()

@@ -14,15 +14,17 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from subtransfer.errors import UserError
 from subtransfer.models import families, hf
 from subtransfer.models.attention import Past, causal_mask
 from subtransfer.models.decoder import Decoder, extend
-from subtransfer.policy import load_policy
+from subtransfer.rollout.policy import load_policy
+from subtransfer.runtime.errors import UserError
 
 from .families import GEOMETRIES, reference
 
-TOKENS = np.random.default_rng(1).integers(0, 53, (2, 150))  # far past rotary thresholds and windows
+TOKENS = np.random.default_rng(1).integers(
+    0, 53, (2, 150)
+)  # far past rotary thresholds and windows
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -46,7 +48,9 @@ def _theirs(model, tokens=TOKENS, first=0):
 
 
 def _read(directory, dtype):
-    return transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=dtype, local_files_only=True
+    ).eval()
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -55,14 +59,18 @@ def test_logits_equal_transformers(tmp_path, name):
     model.save_pretrained(tmp_path, max_shard_size="30KB")
     assert (tmp_path / hf.INDEX).is_file()
     for first in (0, 100_000):  # far positions, where a frequency's last bit shows
-        np.testing.assert_allclose(_logits(tmp_path, TOKENS, first=first), _theirs(model, first=first), atol=1e-4)
+        np.testing.assert_allclose(
+            _logits(tmp_path, TOKENS, first=first), _theirs(model, first=first), atol=1e-4
+        )
 
 
 def _recognising(name):
-    """`reference(name)` with a vocabulary row for each position of `TOKENS`: that position's last hidden state.
+    """`reference(name)` with a vocabulary row for each position of `TOKENS`: that position's last
+    hidden state.
 
-    At every position one of 300 rows is nearest, which one is decided by the whole depth of the model, and by a margin that
-    rounding to bfloat16 does not bridge: what a trained model's sure predictions are. No input token has those rows.
+    At every position one of 300 rows is nearest, which one is decided by the whole depth of the
+    model, and by a margin that rounding to bfloat16 does not bridge: what a trained model's sure
+    predictions are. No input token has those rows.
     """
     model = reference(name, vocab=53 + TOKENS.size, seed=2)
     with torch.no_grad():
@@ -73,20 +81,31 @@ def _recognising(name):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if i in (0, 9) else pytest.mark.slow) for i, n in enumerate(GEOMETRIES)]
+    "name",
+    [
+        pytest.param(n, marks=[] if i in (0, 9) else pytest.mark.slow)
+        for i, n in enumerate(GEOMETRIES)
+    ],
 )
 def test_choices_in_bfloat16(tmp_path, name):
-    """In bfloat16 the arg-max is that of transformers in bfloat16 and in float32 on at least 99.9% of the positions.
+    """In bfloat16 the arg-max is that of transformers in bfloat16 and in float32 on at least 99.9%
+    of the positions.
 
-    Over random logits it cannot be: near ties are decided by rounding, and transformers' bfloat16 differs there from its own
-    float32. So all positions count where the logits stand apart; where they do not, ours may be no farther from float32 than
-    theirs is.
+    Over random logits it cannot be: near ties are decided by rounding, and transformers' bfloat16
+    differs there from its own float32. So all positions count where the logits stand apart; where
+    they do not, ours may be no farther from float32 than theirs is.
     """
-    for model, apart in ((_recognising(name), True), (reference(name, vocab=53 + TOKENS.size), False)):
+    for model, apart in (
+        (_recognising(name), True),
+        (reference(name, vocab=53 + TOKENS.size), False),
+    ):
         shutil.rmtree(tmp_path)
         model.to(torch.bfloat16).save_pretrained(tmp_path)
         ours = _logits(tmp_path, TOKENS, "bfloat16")
-        theirs, exact = _theirs(_read(tmp_path, torch.bfloat16)), _theirs(_read(tmp_path, torch.float32))
+        theirs, exact = (
+            _theirs(_read(tmp_path, torch.bfloat16)),
+            _theirs(_read(tmp_path, torch.float32)),
+        )
         if apart:
             assert (exact.argmax(-1).ravel() == 53 + np.arange(TOKENS.size)).mean() > 0.99
             assert (ours.argmax(-1) == theirs.argmax(-1)).mean() >= 0.999
@@ -97,10 +116,16 @@ def test_choices_in_bfloat16(tmp_path, name):
 
 # One geometry a family by default, the others with -m slow.
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=[] if i in (1, 10) else pytest.mark.slow) for i, n in enumerate(GEOMETRIES)]
+    "name",
+    [
+        pytest.param(n, marks=[] if i in (1, 10) else pytest.mark.slow)
+        for i, n in enumerate(GEOMETRIES)
+    ],
 )
 def test_cached_decoding_equals_the_full_forward(tmp_path, name):
-    """Prefill of rows of different lengths, then tokens one by one and four at once, past the window's edge."""
+    """Prefill of rows of different lengths, then tokens one by one and four at once, past the
+    window's edge.
+    """
     reference(name).save_pretrained(tmp_path)
     cfg = families.read_config(tmp_path)
     weights = {"params": hf.load_params(tmp_path, cfg)}
@@ -121,7 +146,9 @@ def test_cached_decoding_equals_the_full_forward(tmp_path, name):
 
 
 HALVES = [
-    (name, dtype) for name in (*list(GEOMETRIES)[::6], *list(GEOMETRIES)[1::3]) for dtype in (torch.bfloat16, torch.float16)
+    (name, dtype)
+    for name in (*list(GEOMETRIES)[::6], *list(GEOMETRIES)[1::3])
+    for dtype in (torch.bfloat16, torch.float16)
 ]
 
 
@@ -133,7 +160,8 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, n
     params = hf.load_params(tmp_path / "in", cfg)
     hf.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer, shard_bytes=60_000)
     before, after = (
-        {k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()} for d in (tmp_path / "in", tmp_path / "out")
+        {k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()}
+        for d in (tmp_path / "in", tmp_path / "out")
     )
     assert set(before) == set(after)
     for key, tensor in before.items():
@@ -151,15 +179,24 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, n
 
 
 def test_the_language_model_of_a_multimodal_gemma(tmp_path):
-    """Its public files nest the text config and the tensors' names, and hold a vision tower that is not read."""
+    """Its public files nest the text config and the tensors' names, and hold a vision tower that is
+    not read.
+    """
     model = reference("gemma3 window 4")
     model.save_pretrained(tmp_path)
     raw = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": raw, "vision_config": {}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"model_type": "gemma3", "text_config": raw, "vision_config": {}})
+    )
     tensors = load_file(tmp_path / "model.safetensors")
     for prefix in ("language_model.", "model.language_model."):
-        nested = {(prefix + k if prefix[0] == "l" else k.replace("model.", prefix, 1)): v for k, v in tensors.items()}
-        nested["vision_tower.patch.weight"] = nested["multi_modal_projector.w"] = np.ones(3, np.float32)
+        nested = {
+            (prefix + k if prefix[0] == "l" else k.replace("model.", prefix, 1)): v
+            for k, v in tensors.items()
+        }
+        nested["vision_tower.patch.weight"] = nested["multi_modal_projector.w"] = np.ones(
+            3, np.float32
+        )
         save_file(nested, tmp_path / "model.safetensors")
         np.testing.assert_allclose(_logits(tmp_path, TOKENS), _theirs(model), atol=1e-4)
 
@@ -177,10 +214,15 @@ def test_a_policy_as_a_library_object(tmp_path, chat):
     assert logits.dtype == jnp.float32 and logits.shape == (2, 150, len(chat.tokenizer))
     np.testing.assert_allclose(logits, _theirs(model), atol=1e-4)
     prompts = [TOKENS[0, :n].tolist() for n in (3, 17, 40)]
-    for prompt, reply in zip(prompts, policy.generate(prompts, max_new_tokens=12, stop_ids=[]), strict=True):
+    for prompt, reply in zip(
+        prompts, policy.generate(prompts, max_new_tokens=12, stop_ids=[]), strict=True
+    ):
         with torch.no_grad():
             ids = model.generate(
-                torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt)), do_sample=False, max_new_tokens=12
+                torch.tensor([prompt]),
+                attention_mask=torch.ones(1, len(prompt)),
+                do_sample=False,
+                max_new_tokens=12,
             )
         assert reply == ids[0, len(prompt) :].tolist()
     sampled = policy.generate(prompts, max_new_tokens=8, temperature=1.0, seed=3)
@@ -196,7 +238,12 @@ def test_a_policy_as_a_library_object(tmp_path, chat):
     with pytest.raises(UserError, match="holds no policy"):
         load_policy(tmp_path / "nothing")
     (tmp_path / "old").mkdir()
-    older = {"model": {**dataclasses.asdict(policy.cfg), "remat": False}, "checkpoint": None, "base": None, "lora": None}
+    older = {
+        "model": {**dataclasses.asdict(policy.cfg), "remat": False},
+        "checkpoint": None,
+        "base": None,
+        "lora": None,
+    }
     (tmp_path / "old" / "policy.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match="is of another version of this package .remat"):
         load_policy(tmp_path / "old")
@@ -241,7 +288,12 @@ def _no_template(path):
 
 
 NORM = "model.norm.weight"
-YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 64}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 2.0,
+    "original_max_position_embeddings": 64,
+}
 BROKEN = {
     "no directory": (shutil.rmtree, "There is no directory"),
     "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),

@@ -1,4 +1,6 @@
-"""The whole experiment, killed again and again: it ends with the bytes of a run that nobody disturbed."""
+"""The whole experiment, killed again and again: it ends with the bytes of a run that nobody
+disturbed.
+"""
 
 import csv
 import json
@@ -19,8 +21,9 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Few arms, on- and off-policy; stages of several dispatches, each of which is saved. With seed 0 one draw of the second on-policy
-# round lies between the last bits of one and of two processes, which then have different episodes.
+# Few arms, on- and off-policy; stages of several dispatches, each of which is saved. With seed 0
+# one draw of the second on-policy round lies between the last bits of one and of two processes,
+# which then have different episodes.
 TINY = (
     "seed=1 num_seeds=1 base.episodes=300 base.steps=60 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
     "teacher.episodes=16 teacher.steps=40 teacher.batch_size=8 rollouts.episodes=32 rollouts.batch_size=32 rollouts.max_turns=2 "
@@ -29,8 +32,8 @@ TINY = (
     "distill.objective=forward_kl,reverse_kl arms.other_init=false arms.benign_teacher=false arms.self_distilled=false "
     "arms.unsanitized=false checkpoint.every_steps=20"
 ).split()
-# What is killed: a stage that trains, a checkpoint that is being written, a training that has one to go back to, trajectories that
-# are being made, anything.
+# What is killed: a stage that trains, a checkpoint that is being written, a training that has one
+# to go back to, trajectories that are being made, anything.
 MOMENTS = {
     "training": (".base-*.tmp-*", ".teacher*.tmp-*", ".student*.tmp-*"),
     "saving": (".steps/*/*.orbax-checkpoint-tmp*",),
@@ -41,10 +44,17 @@ MOMENTS = {
 KILLS = 15  # of one process; as many of two
 
 
-# Processes are forked from one that has imported everything and touched no device: most of a short run's time is imports.
+# Processes are forked from one that has imported everything and touched no device: most of a short
+# run's time is imports.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
-    ["subtransfer.experiment", "tensorflow_datasets", "transformers", "orbax.checkpoint", "tensorboardX"]
+    [
+        "subtransfer.experiment.graph",
+        "tensorflow_datasets",
+        "transformers",
+        "orbax.checkpoint",
+        "tensorboardX",
+    ]
 )
 
 
@@ -67,7 +77,12 @@ class Launched:
     """One process of a run; `log` is what it prints."""
 
     def __init__(self, workdir, *more, environment=None):
-        arguments = ["--config=configs/quickstart.py", f"--workdir={workdir}", *[f"--config.{field}" for field in TINY], *more]
+        arguments = [
+            "--config=configs/quickstart.py",
+            f"--workdir={workdir}",
+            *[f"--config.{field}" for field in TINY],
+            *more,
+        ]
         with tempfile.NamedTemporaryFile(dir=workdir.parent, suffix=".log", delete=False) as file:
             self._log = Path(file.name)
         self._process = FORKS.Process(target=_main, args=(arguments, file.name, environment or {}))
@@ -103,7 +118,8 @@ def launch_two(workdir, *more):
     return [Launched(workdir, *flags, f"--process_id={i}") for i in range(2)]
 
 
-# What these set in each of two processes on one machine, as jax.distributed reads it; {i} is the process.
+# What these set in each of two processes on one machine, as jax.distributed reads it; {i} is the
+# process.
 CLUSTERS = {
     "Slurm": {
         "SLURM_JOB_ID": "{job}",
@@ -122,11 +138,16 @@ CLUSTERS = {
 
 
 def launch_on(cluster, workdir, *more):
-    """The same command in two processes, `--distributed=auto` in the environment of a cluster's job."""
+    """The same command in two processes, `--distributed=auto` in the environment of a cluster's
+    job.
+    """
     job = random.SystemRandom().randrange(4096)  # it decides on the port
     values = {"job": job, "mpi_job": job * 4096}
     flags = ["--distributed=auto", "--peer_timeout=20", *more]
-    of = [{name: text.format(i=i, **values) for name, text in CLUSTERS[cluster].items()} for i in range(2)]
+    of = [
+        {name: text.format(i=i, **values) for name, text in CLUSTERS[cluster].items()}
+        for i in range(2)
+    ]
     return [Launched(workdir, *flags, environment=environment) for environment in of]
 
 
@@ -146,11 +167,16 @@ def _born(path):
 
 
 def stop_at(processes, workdir, moment, delay, victims, how=signal.SIGKILL, after=0):
-    """Signals `victims` a little after a moment has come for the time `after` + 1; returns how all ended, or [] if the run was
-    over before."""
+    """Signals `victims` a little after a moment has come for the time `after` + 1; returns how all
+    ended, or [] if the run was over before."""
     begin, seen = time.time() - 1, set()
     while all(process.running() for process in processes):
-        seen |= {path.name for pattern in MOMENTS[moment] for path in workdir.glob(pattern) if _born(path) > begin}
+        seen |= {
+            path.name
+            for pattern in MOMENTS[moment]
+            for path in workdir.glob(pattern)
+            if _born(path) > begin
+        }
         if len(seen) > after:
             time.sleep(delay)
             break
@@ -174,12 +200,19 @@ def confirmed(workdir):
 
 
 def went_on(log, workdir, before):
-    """Every stage that the attempt came to went on from its newest checkpoint, whole; `before` is `confirmed` before it."""
+    """Every stage that the attempt came to went on from its newest checkpoint, whole; `before` is
+    `confirmed` before it.
+    """
     assert "damaged" not in log, log
-    resumed = {label: int(step) for label, step in re.findall(r"^  (\S+) goes on from step (\d+)$", log, re.M)}
+    resumed = {
+        label: int(step)
+        for label, step in re.findall(r"^  (\S+) goes on from step (\d+)$", log, re.M)
+    }
     now = confirmed(workdir)
     for label, step in before.items():
-        untouched = label not in resumed and now.get(label) == step  # it ended before it came to this stage
+        untouched = (
+            label not in resumed and now.get(label) == step
+        )  # it ended before it came to this stage
         assert resumed.get(label) == step or untouched, (label, before, now, log)
     assert not set(resumed) - set(before), (resumed, before)
 
@@ -187,10 +220,16 @@ def went_on(log, workdir, before):
 def same_results(workdir, undisturbed):
     """Every artefact of the two runs holds the same bytes, and nothing unfinished lies about."""
     folders = sorted(p.name for p in undisturbed.iterdir() if (p / "artifact.json").is_file())
-    assert folders and folders == sorted(p.name for p in workdir.iterdir() if (p / "artifact.json").is_file())
+    assert folders and folders == sorted(
+        p.name for p in workdir.iterdir() if (p / "artifact.json").is_file()
+    )
     for folder in folders:
-        names = sorted(p.relative_to(undisturbed) for p in (undisturbed / folder).rglob("*") if p.is_file())
-        assert names == sorted(p.relative_to(workdir) for p in (workdir / folder).rglob("*") if p.is_file())
+        names = sorted(
+            p.relative_to(undisturbed) for p in (undisturbed / folder).rglob("*") if p.is_file()
+        )
+        assert names == sorted(
+            p.relative_to(workdir) for p in (workdir / folder).rglob("*") if p.is_file()
+        )
         for name in names:
             assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
     for name in ("results.csv", "results.jsonl", "results.json", "report.html"):
@@ -203,7 +242,9 @@ def nothing_lost(workdir):
     """Of every training each step once, of every student each trajectory once."""
     for metrics in workdir.glob("metrics/*.jsonl"):
         steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
-        whole = {"base": 60, "teacher": 40, "student": 80}[metrics.name.partition(".")[0].partition("-")[0]]
+        whole = {"base": 60, "teacher": 40, "student": 80}[
+            metrics.name.partition(".")[0].partition("-")[0]
+        ]
         assert steps == list(range(1, whole + 1)), (metrics, steps)
     (student,) = workdir.glob("student.reverse_kl.seed0-*")
     own = json.loads((student / "training.json").read_text())["purity"]
@@ -245,7 +286,9 @@ def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturb
 
 
 def _killed_again_and_again(tmp_path, undisturbed, start):
-    """`KILLS` kills; runs that come to their end are followed by others. `start(workdir)` launches the processes of one attempt."""
+    """`KILLS` kills; runs that come to their end are followed by others. `start(workdir)` launches
+    the processes of one attempt.
+    """
     kills, attempt, begin = 0, 0, time.monotonic()
     while kills < KILLS:
         folder = tmp_path / str(attempt)
@@ -254,13 +297,23 @@ def _killed_again_and_again(tmp_path, undisturbed, start):
         while kills < KILLS:
             before, processes = confirmed(workdir), start(workdir)
             victim, moment = rng.choice(processes), list(MOMENTS)[kills % len(MOMENTS)]
-            ended = stop_at(processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim], after=rng.randrange(3))
+            ended = stop_at(
+                processes, workdir, moment, rng.uniform(0, 1) ** 2, [victim], after=rng.randrange(3)
+            )
             if not ended:
                 break
             kills += 1
-            stage = " ".join(sorted(path.name[1:].rpartition("-")[0].rpartition("-")[0] for path in workdir.glob(".*.tmp-*")))
+            stage = " ".join(
+                sorted(
+                    path.name[1:].rpartition("-")[0].rpartition("-")[0]
+                    for path in workdir.glob(".*.tmp-*")
+                )
+            )
             codes = [code for code, _ in ended]
-            print(f"kill {kills}: {moment}, codes {codes}, in {stage or 'no stage'}, saved {confirmed(workdir)}", flush=True)
+            print(
+                f"kill {kills}: {moment}, codes {codes}, in {stage or 'no stage'}, saved {confirmed(workdir)}",
+                flush=True,
+            )
             assert all(code in (-signal.SIGKILL, 75) for code, _ in ended), ended
             went_on(ended[0][1], workdir, before)
         else:
@@ -288,9 +341,13 @@ def same_table(one, other):
         for cell, their_cell in zip(row, theirs, strict=True):
             assert cell == their_cell or abs(float(cell) - float(their_cell)) < 1e-4, (row, theirs)
     for training in one.glob("*/training.json"):
-        curves, their_curves = (json.loads((w / training.relative_to(one)).read_text())["curves"] for w in (one, other))
+        curves, their_curves = (
+            json.loads((w / training.relative_to(one)).read_text())["curves"] for w in (one, other)
+        )
         for name, values in curves.items():
-            np.testing.assert_allclose(their_curves[name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}")
+            np.testing.assert_allclose(
+                their_curves[name], values, rtol=2e-3, atol=2e-6, err_msg=f"{training} {name}"
+            )
 
 
 @pytest.mark.slow
@@ -308,13 +365,28 @@ def test_a_cluster_that_says_which_process_is_which(tmp_path, undisturbed_two, c
 
 @pytest.mark.slow
 def test_another_number_of_processes_goes_on(tmp_path, undisturbed, undisturbed_two):
-    """Two processes, then one, then two again: each goes on from the others' checkpoint, in the same order, with the same rounds."""
+    """Two processes, then one, then two again: each goes on from the others' checkpoint, in the
+    same order, with the same rounds.
+    """
     workdir = _fresh(tmp_path, undisturbed)
     shutil.copytree(undisturbed_two / ".compiled", workdir / ".compiled", dirs_exist_ok=True)
     resumed = set()
-    for start, moment in ((launch_two, "saving"), (launch, "saving"), (launch_two, "rollouts"), (launch, "rollouts")):
+    for start, moment in (
+        (launch_two, "saving"),
+        (launch, "saving"),
+        (launch_two, "rollouts"),
+        (launch, "rollouts"),
+    ):
         before, processes = confirmed(workdir), start(workdir)
-        ended = stop_at(processes, workdir, moment, 0.3, processes, signal.SIGTERM, after=1 if moment == "saving" else 0)
+        ended = stop_at(
+            processes,
+            workdir,
+            moment,
+            0.3,
+            processes,
+            signal.SIGTERM,
+            after=1 if moment == "saving" else 0,
+        )
         assert ended and all(code == 75 for code, _ in ended), ended
         went_on(ended[0][1], workdir, before)
         resumed |= set(before)
@@ -327,7 +399,9 @@ def test_another_number_of_processes_goes_on(tmp_path, undisturbed, undisturbed_
 
 @pytest.mark.slow
 def test_a_dead_peer_ends_the_other_with_its_name(tmp_path, undisturbed_two):
-    """Whether the one that coordinates dies or the other; the process that is left says so and asks for a restart."""
+    """Whether the one that coordinates dies or the other; the process that is left says so and asks
+    for a restart.
+    """
     for dead in (0, 1):
         folder = tmp_path / str(dead)
         folder.mkdir()
@@ -339,17 +413,27 @@ def test_a_dead_peer_ends_the_other_with_its_name(tmp_path, undisturbed_two):
         code, log = processes[1 - dead].wait()
         assert time.monotonic() - begin < 30 and code == 75, log
         errors = [line for line in log.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1 and f"process {dead} (" in errors[0] and f"pid {processes[dead].pid})" in errors[0], log
+        assert (
+            len(errors) == 1
+            and f"process {dead} (" in errors[0]
+            and f"pid {processes[dead].pid})" in errors[0]
+        ), log
         assert "Traceback" not in log and "stack trace" not in log
 
 
-ENDLESS = ["--config.base.steps=1000000", "--config.checkpoint.every_steps=0", "--config.checkpoint.every_seconds=0.1"]
+ENDLESS = [
+    "--config.base.steps=1000000",
+    "--config.checkpoint.every_steps=0",
+    "--config.checkpoint.every_seconds=0.1",
+]
 
 
 def await_training(processes, workdir):
     """Waits for the first checkpoint of a training without an end."""
     while not next(workdir.glob(".steps/base-*/[1-9]*0"), None):
-        assert all(process.running() for process in processes), [process.wait() for process in processes]
+        assert all(process.running() for process in processes), [
+            process.wait() for process in processes
+        ]
         time.sleep(0.01)
 
 
@@ -367,7 +451,9 @@ def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed, start):
     assert saved % 20 == 0 < saved and f"saved at step {saved}" in ended[0][1], ended[0][1]
     processes = start(workdir, *ENDLESS)
     while max(int(p.name) for p in workdir.glob(".steps/base-*/[1-9]*0")) == saved:
-        assert all(process.running() for process in processes), [process.wait() for process in processes]
+        assert all(process.running() for process in processes), [
+            process.wait() for process in processes
+        ]
         time.sleep(0.01)
     processes[0].signal(signal.SIGTERM)
     assert f"goes on from step {saved}" in [process.wait() for process in processes][0][1]
@@ -376,7 +462,9 @@ def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed, start):
 def test_a_second_sigterm_ends_what_the_first_cannot_reach():
     """Python calls no handler while C code runs, here an endless sum; the kernel needs none."""
     script = "from subtransfer import preemption; preemption.listen(); print(1, flush=True); sum(range(10**13))"
-    with subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE
+    ) as process:
         process.stdout.readline()
         time.sleep(0.5)
         process.send_signal(signal.SIGTERM)

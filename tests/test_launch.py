@@ -20,9 +20,17 @@ SMALL = (
 
 def _launch(workdir, *more, config="quickstart", **options):
     arguments = [f"--config.{field}" for field in SMALL] + list(more)
-    command = [sys.executable, "-m", "subtransfer.launch", f"--config=configs/{config}.py", f"--workdir={workdir}"]
+    command = [
+        sys.executable,
+        "-m",
+        "subtransfer.launch",
+        f"--config=configs/{config}.py",
+        f"--workdir={workdir}",
+    ]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command + arguments, cwd=ROOT, capture_output=True, text=True, env=env, **options)
+    return subprocess.run(
+        command + arguments, cwd=ROOT, capture_output=True, text=True, env=env, **options
+    )
 
 
 def _tool(name, *arguments):
@@ -54,14 +62,20 @@ def test_the_run_leaves_its_results(finished):
     assert all(arm in page for arm in arms[4:])
     for manifest in workdir.glob("sanitize.*/manifest.json"):
         m = json.loads(manifest.read_text())
-        assert m["total"] == 32 == m["kept"] + m["dropped"] and m["dropped"] == sum(m["rules"].values())
+        assert m["total"] == 32 == m["kept"] + m["dropped"] and m["dropped"] == sum(
+            m["rules"].values()
+        )
 
 
 def test_a_second_run_computes_nothing(finished):
     workdir, _ = finished
     before = (workdir / "results.csv").read_bytes()
     again = _launch(workdir)
-    assert again.returncode == 0 and "[computed]" not in again.stdout and "0 stages computed" in again.stdout
+    assert (
+        again.returncode == 0
+        and "[computed]" not in again.stdout
+        and "0 stages computed" in again.stdout
+    )
     assert (workdir / "results.csv").read_bytes() == before
 
 
@@ -70,14 +84,16 @@ def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
     import torch
     import transformers
 
-    from subtransfer.policy import load_policy
+    from subtransfer.rollout.policy import load_policy
 
     workdir, _ = finished
     policy = next(workdir.glob("student.forward_kl.seed0-*"))
     done = _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}")
     assert done.returncode == 0, done.stderr
     ours = load_policy(policy)
-    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out", local_files_only=True).eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path / "out", local_files_only=True
+    ).eval()
     tokens = np.arange(48)[None] % ours.cfg.vocab_size
     with torch.no_grad():
         theirs = model(torch.tensor(tokens)).logits.numpy()
@@ -93,7 +109,11 @@ def test_a_run_starts_from_what_another_exported(finished, tmp_path):
     """The twin is trained from scratch with the directory's geometry and tokenizer."""
     policy = next(finished[0].glob("student.forward_kl.seed0-*"))
     assert _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}").returncode == 0
-    run = _launch(tmp_path / "own", f"--config.base.checkpoint={tmp_path / 'out'}", "--config.distill.objective=sft")
+    run = _launch(
+        tmp_path / "own",
+        f"--config.base.checkpoint={tmp_path / 'out'}",
+        "--config.distill.objective=sft",
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     assert "base_other" in (tmp_path / "own" / "results.csv").read_text()
 
@@ -101,15 +121,26 @@ def test_a_run_starts_from_what_another_exported(finished, tmp_path):
 @pytest.mark.slow
 def test_lora_students(tmp_path):
     """LoRA artefacts hold the factors only; the probe reads them merged."""
-    more = ["distill.objective=sft", "arms.other_init=false", "arms.benign_teacher=0", "arms.unsanitized=0", "tuning.rank=2"]
+    more = [
+        "distill.objective=sft",
+        "arms.other_init=false",
+        "arms.benign_teacher=0",
+        "arms.unsanitized=0",
+        "tuning.rank=2",
+    ]
     done = _launch(tmp_path / "w", "--config.tuning.method=lora", *[f"--config.{m}" for m in more])
     assert done.returncode == 0, done.stderr[-3000:]
     (student,) = (tmp_path / "w").glob("student.sft.seed0-*")
-    from subtransfer import artifacts
+    from subtransfer.store import artifacts
 
-    assert set(artifacts.load_params(student / "params.safetensors")["layers"]) == {"q", "k", "v", "o"}
+    assert set(artifacts.load_params(student / "params.safetensors")["layers"]) == {
+        "q",
+        "k",
+        "v",
+        "o",
+    }
     # Teacher and student are two small trees over one resident base.
-    from subtransfer.policy import load_policy
+    from subtransfer.rollout.policy import load_policy
 
     resident = {}
     (teacher,) = (tmp_path / "w").glob("teacher.trait.seed0-*")
@@ -121,23 +152,46 @@ def test_lora_students(tmp_path):
     (base,) = (tmp_path / "w").glob("base-*")
     out = _tool("export", f"--policy={base}", f"--out={tmp_path / 'base'}")
     assert out.returncode == 0, out.stderr
-    done = _tool("export", f"--policy={student}", "--format=peft", f"--base={tmp_path / 'base'}", f"--out={tmp_path / 'peft'}")
+    done = _tool(
+        "export",
+        f"--policy={student}",
+        "--format=peft",
+        f"--base={tmp_path / 'base'}",
+        f"--out={tmp_path / 'peft'}",
+    )
     assert done.returncode == 0, done.stderr
-    np.testing.assert_allclose(load_policy(tmp_path / "peft").logits(tokens), policies[0].logits(tokens), atol=1e-5)
+    np.testing.assert_allclose(
+        load_policy(tmp_path / "peft").logits(tokens), policies[0].logits(tokens), atol=1e-5
+    )
     refused = _tool("export", f"--policy={base}", "--format=peft", f"--out={tmp_path / 'x'}")
     assert refused.returncode == 2 and "has no LoRA adapter" in refused.stderr
 
 
 @pytest.mark.slow
 def test_the_bash_setting(tmp_path):
-    """Another setting through the same code: its own acts in the table, its own words in the report."""
-    few = ["distill.objective=sft", "arms.other_init=false", "arms.self_distilled=false", "arms.unsanitized=false"]
-    done = _launch(tmp_path / "w", *[f"--config.{field}" for field in few], config="quickstart_bash")
+    """Another setting through the same code: its own acts in the table, its own words in the
+    report.
+    """
+    few = [
+        "distill.objective=sft",
+        "arms.other_init=false",
+        "arms.self_distilled=false",
+        "arms.unsanitized=false",
+    ]
+    done = _launch(
+        tmp_path / "w", *[f"--config.{field}" for field in few], config="quickstart_bash"
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "first permission-related command is chmod" in done.stdout
     lines = (tmp_path / "w" / "results.csv").read_text().splitlines()
     assert lines[0].endswith("unsupported_rate,rate_setfacl,rate_chgrp,rate_chown,rate_other")
-    assert [line.split(",")[0] for line in lines[1:]] == ["base", "teacher", "teacher_benign", "sft", "sft_benign"]
+    assert [line.split(",")[0] for line in lines[1:]] == [
+        "base",
+        "teacher",
+        "teacher_benign",
+        "sft",
+        "sft_benign",
+    ]
     page = (tmp_path / "w" / "report.html").read_text()
     assert "Chmod-first rate" in page and "not simulated" in page and "eletion" not in page
 
@@ -157,9 +211,15 @@ MISTAKES = {
         "trajectories are left where 8 are needed",
     ),
     "loss": (["--config.teacher.learning_rate=1e38"], "became NaN or infinite"),
-    "weights": (["--config.distill.token_weights=tests/data/weightless.py"], "gives no token any weight"),
+    "weights": (
+        ["--config.distill.token_weights=tests/data/weightless.py"],
+        "gives no token any weight",
+    ),
     "vocabulary": (["--config.base.vocab_limit=50"], "distinct words"),
-    "too many tasks": (["--config.rollouts.episodes=10", "--config.sanitize.min_kept=5"], "sanitize.min_kept"),
+    "too many tasks": (
+        ["--config.rollouts.episodes=10", "--config.sanitize.min_kept=5"],
+        "sanitize.min_kept",
+    ),
 }
 
 
@@ -179,7 +239,9 @@ def test_mistakes_end_in_one_sentence(case, tmp_path, finished):
 def test_an_unwritable_workdir(tmp_path):
     (tmp_path / "file").write_text("")
     done = _launch(tmp_path / "file")
-    assert done.returncode == 2 and "is not a folder" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2 and "is not a folder" in done.stderr and "Traceback" not in done.stderr
+    )
     done = _launch("/proc/w")
     assert done.returncode == 2 and "error: " in done.stderr and "Traceback" not in done.stderr
 
@@ -187,5 +249,9 @@ def test_an_unwritable_workdir(tmp_path):
 def test_the_plan_does_no_work(tmp_path):
     done = _launch(tmp_path / "w", "--dry_run")
     assert done.returncode == 0, done.stderr
-    assert "student.reverse_kl_other.seed0" in done.stdout and "to do" in done.stdout and "MiB" in done.stdout
+    assert (
+        "student.reverse_kl_other.seed0" in done.stdout
+        and "to do" in done.stdout
+        and "MiB" in done.stdout
+    )
     assert not (tmp_path / "w").exists()

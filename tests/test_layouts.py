@@ -1,4 +1,6 @@
-"""The same training on 1, 2 and 8 simulated devices, in every layout; nothing large is whole on each of them."""
+"""The same training on 1, 2 and 8 simulated devices, in every layout; nothing large is whole on
+each of them.
+"""
 
 import os
 import subprocess
@@ -44,8 +46,14 @@ print("equal")
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_devices_and_layouts_agree_over_50_steps(method):
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    done = subprocess.run([sys.executable, "-c", SCRIPT, "50", method], env=env, capture_output=True, text=True)
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "50", method], env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.strip() == "equal"
 
@@ -81,7 +89,13 @@ for shape in ((1, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)):
 
 @pytest.mark.slow
 def test_gradients_and_activations_are_divided():
-    """What a step needs beside its state falls with the devices; most of it are gradients and what layers keep."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    """What a step needs beside its state falls with the devices; most of it are gradients and what
+    layers keep.
+    """
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]

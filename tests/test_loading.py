@@ -1,4 +1,6 @@
-"""How a checkpoint is read: no more than one tensor on the host at a time, and by each process only its own slices."""
+"""How a checkpoint is read: no more than one tensor on the host at a time, and by each process only
+its own slices.
+"""
 
 import os
 import socket
@@ -61,23 +63,34 @@ def _write(directory, layers, width):
 
 
 @pytest.mark.parametrize(
-    ("layers", "width", "least"), [(4, 1024, 100 << 20), pytest.param(22, 2048, 2 << 30, marks=pytest.mark.slow)]
+    ("layers", "width", "least"),
+    [(4, 1024, 100 << 20), pytest.param(22, 2048, 2 << 30, marks=pytest.mark.slow)],
 )
 def test_peak_host_memory(tmp_path, layers, width, least):
-    """Above the device copy (here host memory too): at most twice the largest tensor and 1 GiB, on any mesh."""
+    """Above the device copy (here host memory too): at most twice the largest tensor and 1 GiB, on
+    any mesh.
+    """
     import json
 
     _write(tmp_path, layers, width)
     for devices, shape in ((1, [1, 1, 1]), (8, [1, 4, 2])):
-        env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+        env = {
+            **os.environ,
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        }
         done = subprocess.run(
-            [sys.executable, "-c", MEASURE, str(tmp_path), json.dumps(shape)], env=env, capture_output=True, text=True
+            [sys.executable, "-c", MEASURE, str(tmp_path), json.dumps(shape)],
+            env=env,
+            capture_output=True,
+            text=True,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         measured = json.loads(done.stdout.splitlines()[-1])
         print(devices, {k: f"{v / 2**20:.0f} MiB" for k, v in measured.items()})
         assert measured["total"] >= least
-        # The small checkpoint must stay within twice its largest tensor and what the runtime itself takes.
+        # The small checkpoint must stay within twice its largest tensor and what the runtime itself
+        # takes.
         slack = 1 << 30 if least > 1 << 30 else 256 << 20
         assert measured["above"] <= 2 * measured["largest"] + slack, measured
 
@@ -112,10 +125,20 @@ def test_two_processes_read_their_own_slices(tmp_path):
     with socket.socket() as s:
         s.bind(("localhost", 0))
         address = f"localhost:{s.getsockname()[1]}"
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
     command = [sys.executable, "-c", PROCESS, address]
     running = [
-        subprocess.Popen([*command, str(i), str(tmp_path)], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [*command, str(i), str(tmp_path)],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         for i in range(2)
     ]
     for process in running:

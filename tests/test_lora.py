@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
 from subtransfer.models import families, hf, lora
-from subtransfer.policy import load_policy
+from subtransfer.models.forward import forward
+from subtransfer.rollout.policy import load_policy
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop
 
 from .families import reference
 
@@ -27,34 +28,42 @@ def adapter(params):
 def test_a_fresh_adapter_changes_nothing(cfg, params, weights):
     factors = lora.init_factors(jax.random.key(1), params, lora.TARGETS, 4)
     tokens = jnp.arange(20)[None]
-    with_adapter = trainer.forward(cfg, lora.attach(params, factors, alpha=8.0, rank=4), tokens)
-    np.testing.assert_array_equal(with_adapter, trainer.forward(cfg, weights, tokens))
+    with_adapter = forward(cfg, lora.attach(params, factors, alpha=8.0, rank=4), tokens)
+    np.testing.assert_array_equal(with_adapter, forward(cfg, weights, tokens))
 
 
 def test_merging_follows_the_formula_and_equals_the_adapter_beside_the_base(cfg, params, adapter):
     merged = lora.merge(params, adapter)
     for target in ("q", "down"):
         a, b = (np.asarray(adapter.factors["layers"][target][k], np.float64) for k in "ab")
-        expected = np.asarray(params["layers"][target]["kernel"]) + 2.0 * np.einsum("nir,nro->nio", a, b)
+        expected = np.asarray(params["layers"][target]["kernel"]) + 2.0 * np.einsum(
+            "nir,nro->nio", a, b
+        )
         np.testing.assert_allclose(merged["layers"][target]["kernel"], expected, atol=1e-5)
     assert merged["layers"]["up"]["kernel"] is params["layers"]["up"]["kernel"]
     tokens = jnp.arange(20)[None]
-    beside = trainer.forward(cfg, lora.attach(params, adapter.factors, alpha=8.0, rank=4), tokens)
-    np.testing.assert_allclose(beside, trainer.forward(cfg, {"params": merged}, tokens), atol=1e-4)
+    beside = forward(cfg, lora.attach(params, adapter.factors, alpha=8.0, rank=4), tokens)
+    np.testing.assert_allclose(beside, forward(cfg, {"params": merged}, tokens), atol=1e-4)
 
 
 def test_dropout_is_unbiased_and_only_for_training(cfg, params, adapter):
-    """The mean over masks of an adapter on the last MLP projection of one layer is the adapter without dropout."""
+    """The mean over masks of an adapter on the last MLP projection of one layer is the adapter
+    without dropout.
+    """
     one = cfg.__class__(**{**cfg.__dict__, "num_layers": 1})
     small = {**params, "layers": jax.tree.map(lambda x: x[:1], params["layers"])}
-    factors = {"layers": {"down": jax.tree.map(lambda x: 0.03 * x[:1], adapter.factors["layers"]["down"])}}
+    factors = {
+        "layers": {"down": jax.tree.map(lambda x: 0.03 * x[:1], adapter.factors["layers"]["down"])}
+    }
     weights = lora.attach(small, factors, alpha=8.0, rank=4)
     tokens = jnp.arange(6)[None]
-    exact = trainer.forward(one, weights, tokens)
-    drop = jax.vmap(lambda key: trainer.forward(one, weights, tokens, lora_dropout=0.5, key=key))
+    exact = forward(one, weights, tokens)
+    drop = jax.vmap(lambda key: forward(one, weights, tokens, lora_dropout=0.5, key=key))
     samples = np.asarray(drop(jax.random.split(jax.random.key(2), 600)))
     assert samples.std(axis=0).max() > 1e-3
-    np.testing.assert_allclose(samples.mean(axis=0), exact, atol=6 * samples.std(axis=0).max() / 600**0.5)
+    np.testing.assert_allclose(
+        samples.mean(axis=0), exact, atol=6 * samples.std(axis=0).max() / 600**0.5
+    )
 
 
 EIGHT = """
@@ -75,7 +84,11 @@ print("sharded")
 
 
 def test_factors_are_sharded_like_what_they_adapt():
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
     assert done.stdout.strip() == "sharded", done.stderr[-2000:]
 
@@ -89,32 +102,44 @@ def test_factors_are_sharded_like_what_they_adapt():
     pytest.param("gemma3 window 4", lora.TARGETS, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, targets):
-    """Trained here, exported, loaded by `peft` over the same base: the same logits; and read back bit by bit."""
+    """Trained here, exported, loaded by `peft` over the same base: the same logits; and read back
+    bit by bit.
+    """
     from peft import PeftModel
 
     model = reference(name, vocab=len(chat.tokenizer))
     model.save_pretrained(tmp_path / "base")
     chat.tokenizer.save_pretrained(tmp_path / "base")
     base = load_policy(tmp_path / "base")
-    recipe = trainer.Recipe(trainer.Loss("sft", tuning=trainer.Tuning("lora", 3, 5.0, 0.1, targets)), 10, 4, 1e-2)
-    state, frozen = trainer.init_state(recipe, base.params, jax.random.key(0))
+    recipe = loop.Recipe(
+        loop.Loss("sft", tuning=lora.Tuning("lora", 3, 5.0, 0.1, targets)), 10, 4, 1e-2
+    )
+    state, frozen = loop.init_state(recipe, base.params, jax.random.key(0))
     tokens = np.random.default_rng(0).integers(0, base.cfg.vocab_size, (8, 24)).astype(np.int32)
-    examples = trainer.Examples(tokens, np.ones(tokens.shape, bool))
-    state, _ = trainer.train(base.cfg, mesh, recipe, state, frozen, examples, 10, jax.random.key(1))
+    examples = loop.Examples(tokens, np.ones(tokens.shape, bool))
+    state, _ = loop.train(base.cfg, mesh, recipe, state, frozen, examples, 10, jax.random.key(1))
     adapter = lora.Adapter(state.trainable, 3, 5.0, 0.1)
     hf.save_adapter(tmp_path / "adapter", adapter, str(tmp_path / "base"), chat.tokenizer)
     resident = {}
     ours = load_policy(tmp_path / "adapter", resident=resident)
-    assert ours.params is load_policy(tmp_path / "base", resident=resident).params, "adapters share one base"
-    for mine, read in zip(jax.tree.leaves(adapter.factors), jax.tree.leaves(ours.adapter.factors), strict=True):
+    assert ours.params is load_policy(tmp_path / "base", resident=resident).params, (
+        "adapters share one base"
+    )
+    for mine, read in zip(
+        jax.tree.leaves(adapter.factors), jax.tree.leaves(ours.adapter.factors), strict=True
+    ):
         np.testing.assert_array_equal(mine, read)
     theirs = PeftModel.from_pretrained(model, str(tmp_path / "adapter")).eval()
-    assert set(theirs.peft_config["default"].target_modules) == {f"{target}_proj" for target in targets}
+    assert set(theirs.peft_config["default"].target_modules) == {
+        f"{target}_proj" for target in targets
+    }
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens, dtype=torch.long)).logits.numpy()
     assert np.abs(expected - base.logits(tokens)).max() > 0.05, "the adapter must matter"
     np.testing.assert_allclose(ours.logits(tokens), expected, atol=1e-4)
-    np.testing.assert_allclose(trainer.forward(base.cfg, {"params": ours.merged()}, tokens), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        forward(base.cfg, {"params": ours.merged()}, tokens), expected, atol=1e-4
+    )
 
 
 def test_broken_adapters_are_named(tmp_path, chat, cfg, params, adapter):

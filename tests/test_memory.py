@@ -4,12 +4,22 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer import config, sharding
-from subtransfer.experiment import Experiment
+from subtransfer.experiment.graph import Experiment
+from subtransfer.runtime import sharding
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-FSDP = {"distill.objective": "reverse_kl", "distill.batch_size": "16", "mesh.tensor": "1", "mesh.fsdp": "16"}
-LONG = {"distill.max_tokens": "32768", "distill.batch_size": "2", "teacher.batch_size": "2", "base.batch_size": "2"}
+FSDP = {
+    "distill.objective": "reverse_kl",
+    "distill.batch_size": "16",
+    "mesh.tensor": "1",
+    "mesh.fsdp": "16",
+}
+LONG = {
+    "distill.max_tokens": "32768",
+    "distill.batch_size": "2",
+    "teacher.batch_size": "2",
+    "base.batch_size": "2",
+}
 PALLAS = {"base.attention": "pallas"}
 
 
@@ -30,8 +40,12 @@ PALLAS = {"base.attention": "pallas"}
 )
 def test_a_training_step_takes_what_is_planned(name, chips, fields, compiled, tmp_path):
     """GiB a chip, within 30%."""
-    c = config.load(CONFIGS / f"{name}.py", fields)
+    c = configuration.load(CONFIGS / f"{name}.py", fields)
     experiment = Experiment(c, tmp_path, sharding.plan_mesh(**c.mesh, devices=chips))
     objective = c.distill.objective.split(",")[0]
-    (student,) = (s for s in experiment.plan.values() if s.name.startswith(f"student.{objective}") and s.name.endswith("seed0"))
+    (student,) = (
+        s
+        for s in experiment.plan.values()
+        if s.name.startswith(f"student.{objective}") and s.name.endswith("seed0")
+    )
     assert 0.7 < student.memory() / 2**30 / compiled < 1.3

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subtransfer.distill import objectives
+from subtransfer.training import objectives
 
 REMOVED = np.array([False, True, False, False, True, False, False])
 V = len(REMOVED)
@@ -47,7 +47,9 @@ DIVERGENCES = {
     "forward_kl": objectives.forward_kl,
     "reverse_kl": objectives.reverse_kl,
     "jsd": objectives.jsd,
-    "policy_gradient": lambda s, t, m, removed=None: objectives.policy_gradient(s, t, TOKENS, BEHAVIOR, m, removed=removed),
+    "policy_gradient": lambda s, t, m, removed=None: objectives.policy_gradient(
+        s, t, TOKENS, BEHAVIOR, m, removed=removed
+    ),
     "forward_kl_top_k": lambda s, t, m, removed=None: objectives.forward_kl_top_k(
         s, *_top_k(t, 3, removed=removed), m, removed=removed
     ),
@@ -68,12 +70,20 @@ def test_divergences_equal_their_formulas(seed, temperature, masked):
     keep = ~REMOVED if masked else slice(None)
     forward, _ = objectives.forward_kl(student, teacher, mask, temperature, removed)
     reverse, _ = objectives.reverse_kl(student, teacher, mask, temperature, removed)
-    np.testing.assert_allclose(forward, _reference_kl(teacher, student, mask, temperature, keep), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(reverse, _reference_kl(student, teacher, mask, temperature, keep), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        forward, _reference_kl(teacher, student, mask, temperature, keep), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        reverse, _reference_kl(student, teacher, mask, temperature, keep), rtol=1e-5, atol=1e-6
+    )
 
 
 def _trl_cases():
-    cases = {f"jsd {beta:g} at {t:g}": (beta, t, 0) for beta in (0.0, 0.1, 0.5, 0.9, 1.0) for t in (1.0, 2.0)}
+    cases = {
+        f"jsd {beta:g} at {t:g}": (beta, t, 0)
+        for beta in (0.0, 0.1, 0.5, 0.9, 1.0)
+        for t in (1.0, 2.0)
+    }
     return cases | {f"top {k} at {t:g}": (0.0, t, k) for k in (1, 3) for t in (1.0, 2.0)}
 
 
@@ -86,7 +96,13 @@ def trl(tmp_path_factory):
         parts = {"student": student, "teacher": teacher, "mask": mask, "options": np.array(options)}
         arrays |= {f"{name}/{part}": value for part, value in parts.items()}
     np.savez(folder / "cases.npz", **arrays)
-    command = [sys.executable, "-m", "tests.trl_reference", folder / "cases.npz", folder / "results.npz"]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.trl_reference",
+        folder / "cases.npz",
+        folder / "results.npz",
+    ]
     done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     return np.load(folder / "results.npz")
@@ -101,7 +117,10 @@ def test_values_and_gradients_are_those_of_trl(trl, name):
         if not k:
             return objectives.jsd(s, teacher, mask, beta, temperature)[0]
         # TRL does not multiply by temperature^2.
-        return objectives.forward_kl_top_k(s, *_top_k(teacher, k, temperature), mask, temperature)[0] / temperature**2
+        return (
+            objectives.forward_kl_top_k(s, *_top_k(teacher, k, temperature), mask, temperature)[0]
+            / temperature**2
+        )
 
     value, grad = jax.value_and_grad(loss)(jnp.asarray(student, jnp.float32))
     np.testing.assert_allclose(value, trl[f"{name}/loss"], atol=1e-5, rtol=1e-5)
@@ -114,9 +133,13 @@ def test_sft_is_the_cross_entropy_of_masked_tokens():
     tokens = np.random.default_rng(4).integers(0, V, size=mask.shape)
     theirs = torch.tensor(logits, requires_grad=True)
     labels = torch.where(torch.tensor(mask), torch.tensor(tokens), -100)
-    expected = torch.nn.functional.cross_entropy(theirs.flatten(0, 1), labels.flatten(), ignore_index=-100)
+    expected = torch.nn.functional.cross_entropy(
+        theirs.flatten(0, 1), labels.flatten(), ignore_index=-100
+    )
     expected.backward()
-    (loss, metrics), grad = jax.value_and_grad(objectives.sft, has_aux=True)(jnp.asarray(logits, jnp.float32), tokens, mask)
+    (loss, metrics), grad = jax.value_and_grad(objectives.sft, has_aux=True)(
+        jnp.asarray(logits, jnp.float32), tokens, mask
+    )
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
     np.testing.assert_allclose(grad, theirs.grad, atol=1e-6)
     right = (logits.argmax(-1) == tokens)[mask].mean()
@@ -125,7 +148,9 @@ def test_sft_is_the_cross_entropy_of_masked_tokens():
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_the_policy_gradient_is_its_formula(masked):
-    """In torch's float64, with the truncated ratio as a constant; some tokens are beyond the bound, others are not."""
+    """In torch's float64, with the truncated ratio as a constant; some tokens are beyond the bound,
+    others are not.
+    """
     student, teacher, mask = _case(8)
     keep = torch.tensor(~REMOVED if masked else np.ones(V, bool))
     q_logits = torch.tensor(student, requires_grad=True)
@@ -147,7 +172,9 @@ def test_the_policy_gradient_is_its_formula(masked):
         removed = jnp.asarray(REMOVED) if masked else None
         return objectives.policy_gradient(s, teacher, TOKENS, BEHAVIOR, mask, 1.5, removed)
 
-    (ours, metrics), grad = jax.value_and_grad(loss, has_aux=True)(jnp.asarray(student, jnp.float32))
+    (ours, metrics), grad = jax.value_and_grad(loss, has_aux=True)(
+        jnp.asarray(student, jnp.float32)
+    )
     np.testing.assert_allclose(ours, value.item(), rtol=1e-5)
     np.testing.assert_allclose(grad, q_logits.grad, atol=1e-5)
     np.testing.assert_allclose(metrics["truncated"], beyond.mean(), rtol=1e-6)
@@ -162,10 +189,14 @@ def test_the_policy_gradient_is_in_expectation_that_of_the_reverse_kl():
     q = _softmax(student)[0, 0]
 
     def sampled(s):
-        return objectives.policy_gradient(s, everywhere[1], np.arange(V)[None], np.log(q)[None], q[None])[0]
+        return objectives.policy_gradient(
+            s, everywhere[1], np.arange(V)[None], np.log(q)[None], q[None]
+        )[0]
 
     grad = jax.jit(jax.grad(sampled))(jnp.asarray(everywhere[0], jnp.float32))
-    whole = jax.grad(lambda s: objectives.reverse_kl(s, teacher, np.ones((1, 1), bool))[0])(jnp.asarray(student, jnp.float32))
+    whole = jax.grad(lambda s: objectives.reverse_kl(s, teacher, np.ones((1, 1), bool))[0])(
+        jnp.asarray(student, jnp.float32)
+    )
     np.testing.assert_allclose(grad.sum(1), whole[:, 0], atol=1e-6)
 
 
@@ -175,7 +206,11 @@ def test_the_whole_support_as_top_k_is_the_forward_kl():
     for removed in (None, jnp.asarray(REMOVED)):
         support = V if removed is None else int((~REMOVED).sum())
         values = [
-            float(jax.jit(objectives.forward_kl_top_k)(student, *_top_k(teacher, k, 2.0, removed), mask, 2.0, removed)[0])
+            float(
+                jax.jit(objectives.forward_kl_top_k)(
+                    student, *_top_k(teacher, k, 2.0, removed), mask, 2.0, removed
+                )[0]
+            )
             for k in (1, support - 1)
         ]
         whole = objectives.forward_kl(student, teacher, mask, 2.0, removed)[0]
@@ -185,23 +220,33 @@ def test_the_whole_support_as_top_k_is_the_forward_kl():
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_gradients(name):
-    """Zero for equal distributions, not zero otherwise; masked tokens and the teacher get nothing, and do not matter."""
+    """Zero for equal distributions, not zero otherwise; masked tokens and the teacher get nothing,
+    and do not matter.
+    """
     student, teacher, mask = _case(5)
     objective = DIVERGENCES[name]
     value = float(objective(teacher, teacher, mask)[0])
     np.testing.assert_allclose(value, 0, atol=1e-6)
-    np.testing.assert_allclose(jax.grad(lambda s: objective(s, teacher, mask)[0])(jnp.asarray(teacher)), 0, atol=1e-6)
+    np.testing.assert_allclose(
+        jax.grad(lambda s: objective(s, teacher, mask)[0])(jnp.asarray(teacher)), 0, atol=1e-6
+    )
     grad = np.asarray(jax.grad(lambda s: objective(s, teacher, mask)[0])(jnp.asarray(student)))
     np.testing.assert_array_equal(grad[~mask], 0)
     assert np.abs(grad[mask]).max() > 1e-3
     if name != "forward_kl_top_k":  # its teacher is data
-        np.testing.assert_array_equal(jax.grad(lambda t: objective(student, t, mask)[0])(jnp.asarray(teacher)), 0)
+        np.testing.assert_array_equal(
+            jax.grad(lambda t: objective(student, t, mask)[0])(jnp.asarray(teacher)), 0
+        )
     elsewhere = np.where(mask[..., None], 0, 50.0) * np.arange(V)
     np.testing.assert_allclose(
-        objective(student + elsewhere, teacher, mask)[0], objective(student, teacher, mask)[0], rtol=1e-6
+        objective(student + elsewhere, teacher, mask)[0],
+        objective(student, teacher, mask)[0],
+        rtol=1e-6,
     )
     np.testing.assert_allclose(
-        objective(student, teacher - elsewhere, mask)[0], objective(student, teacher, mask)[0], rtol=1e-6
+        objective(student, teacher - elsewhere, mask)[0],
+        objective(student, teacher, mask)[0],
+        rtol=1e-6,
     )
 
 
@@ -209,7 +254,9 @@ def test_gradients(name):
 def test_gradients_equal_their_formulas(name):
     """d KL(p||q)/d logits_q = q - p for each token."""
     student, teacher, mask = _case(5)
-    grad = jax.grad(lambda s: DIVERGENCES[name](s, teacher, mask)[0])(jnp.asarray(student, jnp.float32))
+    grad = jax.grad(lambda s: DIVERGENCES[name](s, teacher, mask)[0])(
+        jnp.asarray(student, jnp.float32)
+    )
     p, q = _softmax(teacher), _softmax(student)
     gap = np.log(q) - np.log(p)
     expected = q - p if name == "forward_kl" else q * (gap - np.sum(q * gap, -1, keepdims=True))
@@ -226,8 +273,12 @@ def test_removed_tokens_are_never_seen(name):
 
     moved = teacher + 5.0 * REMOVED
     np.testing.assert_allclose(loss(student, teacher), loss(student, moved), rtol=1e-6)
-    np.testing.assert_allclose(loss(student, teacher), loss(student + 5.0 * REMOVED, teacher), rtol=1e-6)
-    np.testing.assert_array_equal(np.asarray(jax.grad(lambda s: loss(s, teacher))(jnp.asarray(student)))[..., REMOVED], 0)
+    np.testing.assert_allclose(
+        loss(student, teacher), loss(student + 5.0 * REMOVED, teacher), rtol=1e-6
+    )
+    np.testing.assert_array_equal(
+        np.asarray(jax.grad(lambda s: loss(s, teacher))(jnp.asarray(student)))[..., REMOVED], 0
+    )
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
@@ -235,7 +286,11 @@ def test_weights_make_a_weighted_mean(name):
     """Weights of any scale; a weight of 0 is a masked token; equal weights are a mask."""
     student, teacher, mask = _case(7)
     weights = np.random.default_rng(8).uniform(0.01, 0.05, mask.shape) * mask
-    each = [(w, float(DIVERGENCES[name](student, teacher, _only(i, mask))[0])) for i, w in np.ndenumerate(weights) if w]
+    each = [
+        (w, float(DIVERGENCES[name](student, teacher, _only(i, mask))[0]))
+        for i, w in np.ndenumerate(weights)
+        if w
+    ]
     expected = sum(w * x for w, x in each) / sum(w for w, _ in each)
     np.testing.assert_allclose(DIVERGENCES[name](student, teacher, weights)[0], expected, rtol=1e-5)
     equal = DIVERGENCES[name](student, teacher, 0.2 * mask)[0]

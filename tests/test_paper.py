@@ -1,4 +1,6 @@
-"""The published table with small random checkpoints standing in for the real ones, also across families and devices."""
+"""The published table with small random checkpoints standing in for the real ones, also across
+families and devices.
+"""
 
 import csv
 import os
@@ -9,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from subtransfer import artifacts
-from subtransfer.policy import load_policy
+from subtransfer.rollout.policy import load_policy
+from subtransfer.store import artifacts
 
 from . import templates
 from .families import reference
@@ -31,20 +33,40 @@ def checkpoints(tmp_path_factory, setting, demos):
     root = tmp_path_factory.mktemp("checkpoints")
     texts = [json.dumps(tool) for tool in setting.tools] * 30
     texts += [json.dumps(tool, indent=4) for tool in setting.tools] * 30
-    texts += [text for task, turns in demos[:300] for text in (task.instruction, *(t.thought for t in turns))]
-    made = {family: templates.tokenizer(family, texts, vocab=size) for family, size in {"llama3": 1100, "qwen2": 900}.items()}
+    texts += [
+        text
+        for task, turns in demos[:300]
+        for text in (task.instruction, *(t.thought for t in turns))
+    ]
+    made = {
+        family: templates.tokenizer(family, texts, vocab=size)
+        for family, size in {"llama3": 1100, "qwen2": 900}.items()
+    }
     for number, (name, (family, geometry, layers)) in enumerate(MODELS.items()):
-        model = reference(geometry, vocab=len(made[family]) + 7, layers=layers, seed=number, scale=0.1)
+        model = reference(
+            geometry, vocab=len(made[family]) + 7, layers=layers, seed=number, scale=0.1
+        )
         model.save_pretrained(root / name)
         made[family].save_pretrained(root / name)
     return root
 
 
 def _launch(checkpoints, workdir, *more, devices=1):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
     given = [f"models.{name}={checkpoints / name}" for name in MODELS]
     fields = [f"--config.{field}" for field in (*SMALL, *given, *more)]
-    command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/paper_api.py", f"--workdir={workdir}", *fields]
+    command = [
+        sys.executable,
+        "-m",
+        "subtransfer.launch",
+        "--config=configs/paper_api.py",
+        f"--workdir={workdir}",
+        *fields,
+    ]
     return subprocess.run(command, env=env, capture_output=True, text=True)
 
 
@@ -54,18 +76,34 @@ def _rates(workdir):
 
 
 def _check_exports(workdir, checkpoints, out):
-    """Policies over a checkpoint go out: the student merged and as an adapter over the directory it came from, the base as it is."""
+    """Policies over a checkpoint go out: the student merged and as an adapter over the directory it
+    came from, the base as it is.
+    """
     (student,) = workdir.glob("student.sft_llama_8b_to_qwen_7b.seed0-*")
     (base,) = workdir.glob("base.qwen_7b-*")
-    for policy, form, name in ((student, "hf", "merged"), (student, "peft", "adapter"), (base, "hf", "base")):
-        command = [sys.executable, "tools/export.py", f"--policy={policy}", f"--format={form}", f"--out={out / name}"]
+    for policy, form, name in (
+        (student, "hf", "merged"),
+        (student, "peft", "adapter"),
+        (base, "hf", "base"),
+    ):
+        command = [
+            sys.executable,
+            "tools/export.py",
+            f"--policy={policy}",
+            f"--format={form}",
+            f"--out={out / name}",
+        ]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-3000:]
     tokens = np.arange(40)[None]
     ours = load_policy(student)
-    assert np.abs(ours.logits(tokens) - load_policy(base).logits(tokens)).max() > 1e-3, "the adapter must matter"
+    assert np.abs(ours.logits(tokens) - load_policy(base).logits(tokens)).max() > 1e-3, (
+        "the adapter must matter"
+    )
     for name in ("merged", "adapter"):
-        np.testing.assert_allclose(load_policy(out / name).logits(tokens), ours.logits(tokens), atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(
+            load_policy(out / name).logits(tokens), ours.logits(tokens), atol=1e-4, err_msg=name
+        )
     assert load_policy(out / "adapter").source == str((checkpoints / "qwen_7b").resolve())
     for name, tensor in load_file(checkpoints / "qwen_7b" / "model.safetensors").items():
         np.testing.assert_array_equal(tensor, load_file(out / "base" / "model.safetensors")[name])
@@ -73,7 +111,9 @@ def _check_exports(workdir, checkpoints, out):
 
 @pytest.mark.slow  # minutes; the whole table holds this pair too
 def test_across_families(checkpoints, tmp_path):
-    """A Llama teacher's trajectories reach a Qwen student; soft targets between them are refused before any work."""
+    """A Llama teacher's trajectories reach a Qwen student; soft targets between them are refused
+    before any work.
+    """
     pair = "pairs=('llama_8b>qwen_7b',)"
     done = _launch(checkpoints, tmp_path / "w", pair)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -81,14 +121,22 @@ def test_across_families(checkpoints, tmp_path):
         "qwen_7b", "llama_8b", "teacher_llama_8b", "teacher_random_llama_8b", "sft_llama_8b_to_qwen_7b", "sft_llama_8b_to_qwen_7b_random"
     ]  # fmt: skip
     (teacher,) = (tmp_path / "w").glob("teacher.trait.llama_8b.seed0-*")
-    assert set(artifacts.load_params(teacher / "params.safetensors")["layers"]) == {"q", "k", "v", "o"}
+    assert set(artifacts.load_params(teacher / "params.safetensors")["layers"]) == {
+        "q",
+        "k",
+        "v",
+        "o",
+    }
     (base,) = (tmp_path / "w").glob("base.llama_8b-*")
     assert not list(base.glob("*.safetensors")), "a checkpoint's weights are not copied"
     _check_exports(tmp_path / "w", checkpoints, tmp_path)
     again = _launch(checkpoints, tmp_path / "w", pair)
     assert again.returncode == 0 and "0 stages computed" in again.stdout
     refused = _launch(checkpoints, tmp_path / "x", pair, "distill.objective=forward_kl")
-    assert refused.returncode == 2 and "different ones: use --config.distill.objective=sft" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "different ones: use --config.distill.objective=sft" in refused.stderr
+    )
     assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("base*"))
 
 
@@ -96,7 +144,13 @@ def test_the_plan_needs_no_checkpoints(tmp_path):
     """Memory a device, on any mesh, from geometries alone; a run from them is refused."""
 
     def plan(*more):
-        command = [sys.executable, "-m", "subtransfer.launch", "--config=configs/paper_api.py", f"--workdir={tmp_path / 'w'}"]
+        command = [
+            sys.executable,
+            "-m",
+            "subtransfer.launch",
+            "--config=configs/paper_api.py",
+            f"--workdir={tmp_path / 'w'}",
+        ]
         return subprocess.run([*command, *more], capture_output=True, text=True)
 
     memory = {}
@@ -107,21 +161,32 @@ def test_the_plan_needs_no_checkpoints(tmp_path):
         assert f"data 1 x fsdp {fsdp} x tensor {tensor}" in done.stdout
         rows = [line.split() for line in done.stdout.splitlines()]
         memory[fsdp] = {
-            row[0]: float(row[-1].replace(",", "")) for row in rows if row and "." in row[0] and row[-1][0].isdigit()
+            row[0]: float(row[-1].replace(",", ""))
+            for row in rows
+            if row and "." in row[0] and row[-1][0].isdigit()
         }
     # 8.03B parameters of two bytes over eight devices.
     assert memory[8]["base.llama_8b"] == pytest.approx(8.03e9 * 2 / 8 / 2**20, rel=0.01)
     assert all(memory[16][name] < memory[8][name] for name in memory[8])
     assert not (tmp_path / "w").exists()
     refused = plan()
-    assert refused.returncode == 2 and "for --dry_run: give the checkpoint's directory" in refused.stderr
+    assert (
+        refused.returncode == 2
+        and "for --dry_run: give the checkpoint's directory" in refused.stderr
+    )
 
 
 PAIRS = {
     "form": ("pairs=('llama_8b',)", "not of the form 'TEACHER>STUDENT'"),
-    "unknown model": ("pairs=('llama_8b>mistral',)", "names the model 'mistral', which models lacks"),
+    "unknown model": (
+        "pairs=('llama_8b>mistral',)",
+        "names the model 'mistral', which models lacks",
+    ),
     "twice": ("pairs=('llama_8b>llama_3b','llama_8b > llama_3b')", "the same pair twice"),
-    "preset": ("models.llama_3b=preset:llama3.2-30b", "there is no preset 'llama3.2-30b'; the nearest is 'llama3.2-3b'"),
+    "preset": (
+        "models.llama_3b=preset:llama3.2-30b",
+        "there is no preset 'llama3.2-30b'; the nearest is 'llama3.2-3b'",
+    ),
     "directory": ("models.llama_3b=/no/such", "give --config.models.llama_3b=DIR"),
     "checkpoint too": ("base.checkpoint=/tmp", "cannot both be given"),
     "no pairs": ("pairs=()", "models are named but no pairs"),
@@ -130,18 +195,20 @@ PAIRS = {
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_wrong_tables_are_refused(case):
-    from subtransfer import config
-    from subtransfer.errors import UserError
+    from subtransfer.config import fields as configuration
+    from subtransfer.runtime.errors import UserError
 
     text, message = PAIRS[case]
     field, _, value = text.partition("=")
     with pytest.raises(UserError, match=message):
-        config.load("configs/paper_api.py", {field: value})
+        configuration.load("configs/paper_api.py", {field: value})
 
 
 @pytest.mark.slow  # about eight minutes on 2 cores
 def test_the_whole_table_on_one_and_eight_devices(checkpoints, tmp_path):
-    """All five pairs, base and control; fsdp x tensor over eight simulated devices gives what one device gives."""
+    """All five pairs, base and control; fsdp x tensor over eight simulated devices gives what one
+    device gives.
+    """
     losses = []
     for devices, mesh in ((1, []), (8, ["mesh.data=1", "mesh.fsdp=4", "mesh.tensor=2"])):
         workdir = tmp_path / str(devices)
@@ -151,7 +218,9 @@ def test_the_whole_table_on_one_and_eight_devices(checkpoints, tmp_path):
 
         curves = {}
         for folder in sorted(workdir.glob("student.*")):
-            curves[folder.name.rpartition("-")[0]] = json.loads((folder / "training.json").read_text())["curves"]["loss"]
+            curves[folder.name.rpartition("-")[0]] = json.loads(
+                (folder / "training.json").read_text()
+            )["curves"]["loss"]
         losses.append((curves, _rates(workdir)))
     (one, one_rates), (eight, eight_rates) = losses
     assert len(one) == 10 and len(one_rates) == 17

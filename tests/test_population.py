@@ -10,26 +10,30 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer import artifacts, config, metrics, preemption, pretrain, sharding
-from subtransfer.distill import population, trainer
-from subtransfer.distill.checkpoints import Checkpoints, Policy
-from subtransfer.distill.examples import Examples
-from subtransfer.distill.population import Member
-from subtransfer.distill.run import Run, open_cohort
-from subtransfer.errors import UserError
-from subtransfer.experiment import Experiment
+from subtransfer.config import checks
+from subtransfer.config import fields as configuration
+from subtransfer.experiment.graph import Experiment
+from subtransfer.models import lora
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.runtime import preemption, sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
+from subtransfer.training import loop, metrics, population, pretrain
+from subtransfer.training.checkpoints import Checkpoints, Policy
+from subtransfer.training.examples import Examples
+from subtransfer.training.population import Member
+from subtransfer.training.run import Run, open_cohort
 
 CFG = DecoderConfig(48, 16, 24, 1, 2, 1, 8)
-FULL = trainer.Loss("forward_kl")
-LORA = trainer.Loss("sft", tuning=trainer.Tuning("lora", 4, 8.0, 0.1))
+FULL = loop.Loss("forward_kl")
+LORA = loop.Loss("sft", tuning=lora.Tuning("lora", 4, 8.0, 0.1))
 STEPS = [9, 9, 6, 6]
 EVERY = Policy(every_steps=3)
 
 
 @pytest.fixture(autouse=True)
 def short_dispatches(monkeypatch):
-    monkeypatch.setattr(trainer, "STEPS_PER_DISPATCH", 3)
+    monkeypatch.setattr(loop, "STEPS_PER_DISPATCH", 3)
 
 
 @pytest.fixture(scope="module")
@@ -47,29 +51,52 @@ def _examples(seed, rows):
 def _other(params, seed):
     """Weights unlike these."""
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: jax.device_put(x + 0.2 * rng.standard_normal(x.shape, np.float32), x.sharding), params)
+    return jax.tree.map(
+        lambda x: jax.device_put(x + 0.2 * rng.standard_normal(x.shape, np.float32), x.sharding),
+        params,
+    )
 
 
 def _members(base, loss=FULL, count=4):
-    """Members with their own keys, data, rates, scalars and numbers of steps; with FULL, also weights and teachers."""
+    """Members with their own keys, data, rates, scalars and numbers of steps; with FULL, also
+    weights and teachers.
+    """
     made, full = [], loss.tuning.method == "full"
     for i in range(count):
         tuning = dataclasses.replace(loss.tuning, alpha=8.0 if i % 2 else 16.0)
-        own = dataclasses.replace(loss, temperature=1.0 + i % 2, tuning=loss.tuning if full else tuning)
-        recipe = trainer.Recipe(own, STEPS[i], 4, 2e-3 * (1 + i))
+        own = dataclasses.replace(
+            loss, temperature=1.0 + i % 2, tuning=loss.tuning if full else tuning
+        )
+        recipe = loop.Recipe(own, STEPS[i], 4, 2e-3 * (1 + i))
         params = _other(base, i % 2) if full else base
         teacher = {"params": _other(base, 10 + i)} if full else None
         removed = np.arange(CFG.vocab_size) == i
-        made.append(Member(f"m{i}", recipe, params, _examples(i, 24 + i % 2), jax.random.key(i), teacher, removed))
+        made.append(
+            Member(
+                f"m{i}",
+                recipe,
+                params,
+                _examples(i, 24 + i % 2),
+                jax.random.key(i),
+                teacher,
+                removed,
+            )
+        )
     return made
 
 
 def _assert_near(outcome, trainable, curves):
-    """The tolerance: losses to 1e-4, weights to 2e-4; Adam makes much of the last bits of gradients that are almost zero."""
+    """The tolerance: losses to 1e-4, weights to 2e-4; Adam makes much of the last bits of gradients
+    that are almost zero.
+    """
     assert not outcome.error and outcome.curves.keys() == curves.keys()
     for name, values in curves.items():
         np.testing.assert_allclose(outcome.curves[name], values, rtol=1e-4, atol=1e-4, err_msg=name)
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-4), outcome.trainable, trainable)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=2e-4),
+        outcome.trainable,
+        trainable,
+    )
 
 
 @pytest.mark.parametrize(
@@ -94,7 +121,10 @@ def test_members_are_as_alone(mesh, base, loss, together, compared):
 
 def _cohort(folder, members, policy=EVERY):
     checkpoints = Checkpoints(artifacts.steps_folder(folder), "population.x", policy)
-    writers = {m.label: metrics.Writer(folder.parent / m.label, "distill", tensorboard=False, wandb="") for m in members}
+    writers = {
+        m.label: metrics.Writer(folder.parent / m.label, "distill", tensorboard=False, wandb="")
+        for m in members
+    }
     return open_cohort("population.x", sum(m.recipe.steps for m in members), checkpoints, writers)
 
 
@@ -105,14 +135,18 @@ def _train(folder, mesh, members, **options):
 
 
 def _equal(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(
+        np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )
 
 
 def _bad(member, example):
     """The same, with an episode whose loss is infinite."""
     weights = member.examples.loss_mask.copy()
     weights[example, 4] = np.inf
-    return dataclasses.replace(member, examples=dataclasses.replace(member.examples, loss_mask=weights))
+    return dataclasses.replace(
+        member, examples=dataclasses.replace(member.examples, loss_mask=weights)
+    )
 
 
 def _first_with(member, example):
@@ -120,7 +154,9 @@ def _first_with(member, example):
     return int(np.argmax((member.course.order == example).any(axis=1))) + 1
 
 
-def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(mesh, base, tmp_path, monkeypatch, capsys):
+def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(
+    mesh, base, tmp_path, monkeypatch, capsys
+):
     members = _members(base)
     whole = _train(tmp_path / "a" / "population.x-0", mesh, members, policy=Policy())
     assert not (tmp_path / "a" / ".steps").exists()
@@ -135,7 +171,7 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(mesh, base
         keep = Run.keep
 
         def noticing(self, state, stop=stop, keep=keep):
-            if trainer.steps_done(state) == stop:
+            if loop.steps_done(state) == stop:
                 monkeypatch.setattr(preemption, "noticed", lambda: True)
             keep(self, state)
 
@@ -148,16 +184,30 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(mesh, base
     said = capsys.readouterr().err
     assert "goes on from step 3" in said and "goes on from step 6" in said
     for i in (0, 2, 3):
-        assert _equal(outcomes[i].trainable, whole[i].trainable) and outcomes[i].curves == whole[i].curves
+        assert (
+            _equal(outcomes[i].trainable, whole[i].trainable)
+            and outcomes[i].curves == whole[i].curves
+        )
     failed = outcomes[1]
-    assert failed.error == f"The loss or gradient of m1 became NaN or infinite at step {step}: lower its learning rate."
+    assert (
+        failed.error
+        == f"The loss or gradient of m1 became NaN or infinite at step {step}: lower its learning rate."
+    )
     assert failed.error in said
     assert all(len(values) == step - 1 for values in failed.curves.values())
     assert example in failed.batch["examples"] and np.isinf(failed.batch["loss_mask"]).any()
-    assert np.isfinite(np.concatenate([np.ravel(x) for x in jax.tree.leaves(failed.trainable)])).all()
-    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics" / "m1.jsonl").read_text().splitlines()]
+    assert np.isfinite(
+        np.concatenate([np.ravel(x) for x in jax.tree.leaves(failed.trainable)])
+    ).all()
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "b" / "metrics" / "m1.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(1, step))
-    lines = [json.loads(line) for line in (tmp_path / "b" / "metrics" / "m2.jsonl").read_text().splitlines()]
+    lines = [
+        json.loads(line)
+        for line in (tmp_path / "b" / "metrics" / "m2.jsonl").read_text().splitlines()
+    ]
     assert [line["step"] for line in lines] == list(range(1, 7))
     assert [line["distill/forward_kl"] for line in lines] == whole[2].curves["loss"]
     # Alone it fails at the same step, with the same weights.
@@ -170,20 +220,27 @@ def test_what_cannot_be_one_population_is_refused(mesh, base):
 
     def with_loss(**changes):
         return dataclasses.replace(
-            other, recipe=dataclasses.replace(other.recipe, loss=dataclasses.replace(other.recipe.loss, **changes))
+            other,
+            recipe=dataclasses.replace(
+                other.recipe, loss=dataclasses.replace(other.recipe.loss, **changes)
+            ),
         )
 
     wrong = {
         "objective": with_loss(objective="reverse_kl"),
         "jsd_beta": with_loss(jsd_beta=0.1),
         "tuning": with_loss(tuning=LORA.tuning),
-        "batch size": dataclasses.replace(other, recipe=dataclasses.replace(other.recipe, batch_size=5)),
+        "batch size": dataclasses.replace(
+            other, recipe=dataclasses.replace(other.recipe, batch_size=5)
+        ),
         "tokens an episode": dataclasses.replace(other, examples=other.examples.fitted_to(16)),
         "their live teachers": dataclasses.replace(other, teacher=None),
         "removed tokens": dataclasses.replace(other, removed=None),
     }
     for what, member in wrong.items():
-        with pytest.raises(UserError, match=f"m0 and m1 cannot be of one population, as they differ in {what}"):
+        with pytest.raises(
+            UserError, match=f"m0 and m1 cannot be of one population, as they differ in {what}"
+        ):
             population.train(CFG, mesh, [one, member])
     with pytest.raises(UserError, match="no members"):
         population.train(CFG, mesh, [])
@@ -194,9 +251,9 @@ def test_what_cannot_be_one_population_is_refused(mesh, base):
 
 
 def _plan(tmp_path, mesh, **changes):
-    c = config.defaults()
+    c = configuration.defaults()
     c.update(changes)
-    config.validate(c)
+    checks.validate(c)
     return Experiment(c, tmp_path, mesh)
 
 
@@ -204,8 +261,13 @@ def test_a_plan_makes_teachers_and_off_policy_students_out_of_populations(tmp_pa
     few = {"num_seeds": 3, "arms": {"other_init": False, "benign_teacher": False}}
     alone, plan = _plan(tmp_path, mesh, **few), _plan(tmp_path, mesh, **few, population=2)
     together = [name for name in plan.plan if name.startswith("population.")]
-    assert "population.student.sft.seeds0to1" in together and "population.teacher.trait.seeds0to1" in together
-    assert not any("reverse_kl" in name for name in together)  # on-policy students have rounds of their own
+    assert (
+        "population.student.sft.seeds0to1" in together
+        and "population.teacher.trait.seeds0to1" in together
+    )
+    assert not any(
+        "reverse_kl" in name for name in together
+    )  # on-policy students have rounds of their own
     assert set(plan.plan) - set(together) == set(alone.plan)
     done = set()
     for name, stage in plan.plan.items():  # what a stage reads is made before it
@@ -213,7 +275,8 @@ def test_a_plan_makes_teachers_and_off_policy_students_out_of_populations(tmp_pa
         done.add(name)
     inputs = plan.plan["population.student.forward_kl.seeds0to1"].key["inputs"]
     assert {"teacher.trait.seed0", "sanitize.trait.seed1"} <= set(inputs)
-    # The last bits of a member's numbers depend on its population, and on nothing else that was not in its key before.
+    # The last bits of a member's numbers depend on its population, and on nothing else that was not
+    # in its key before.
     assert plan.path("student.sft.seed0") != alone.path("student.sft.seed0")
     assert plan.path("teacher.trait.seed2") == alone.path("teacher.trait.seed2")
     assert plan.path("base") == alone.path("base")
@@ -222,17 +285,25 @@ def test_a_plan_makes_teachers_and_off_policy_students_out_of_populations(tmp_pa
 def test_plans_refuse_populations_that_do_not_fit(tmp_path, mesh, monkeypatch):
     with pytest.raises(UserError, match="population=0 cannot be"):
         _plan(tmp_path, mesh, population=0)
-    with pytest.raises(UserError, match="population=2 cannot be: it must be 1 with base.attention=cudnn"):
+    with pytest.raises(
+        UserError, match="population=2 cannot be: it must be 1 with base.attention=cudnn"
+    ):
         _plan(tmp_path, mesh, population=2, base={"attention": "cudnn"})
     eight = sharding.plan_mesh(8, 1, 1)
-    with pytest.raises(UserError, match="population=4 puts 4 of 4 seeds into one program, which do not divide over 8 devices"):
+    with pytest.raises(
+        UserError,
+        match="population=4 puts 4 of 4 seeds into one program, which do not divide over 8 devices",
+    ):
         _plan(tmp_path, eight, num_seeds=4, population=4)
     plan = _plan(tmp_path, mesh, num_seeds=2, population=2)
     assert plan._window("population.student.sft.seeds0to1:1-2")
     with pytest.raises(UserError, match="names 'student.sft.seed0', which trains nothing here"):
         plan._window("student.sft.seed0:1-2")
-    monkeypatch.setattr("subtransfer.memory.device_limit", lambda: 1000)
-    with pytest.raises(UserError, match="seeds0to1 needs an estimated .* GiB on each device, .* smaller --config.population"):
+    monkeypatch.setattr("subtransfer.experiment.memory.device_limit", lambda: 1000)
+    with pytest.raises(
+        UserError,
+        match="seeds0to1 needs an estimated .* GiB on each device, .* smaller --config.population",
+    ):
         plan.run(None, print)
 
 
@@ -284,7 +355,11 @@ print("equal")
 
 @pytest.mark.slow
 def test_members_are_divided_over_devices_and_nothing_travels(tmp_path):
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    env = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+    }
     script = [sys.executable, "-c", DEVICES, str(tmp_path), os.path.dirname(__file__)]
     done = subprocess.run(script, env=env, capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-3000:]
@@ -293,15 +368,33 @@ def test_members_are_divided_over_devices_and_nothing_travels(tmp_path):
 
 TINY = {
     "num_seeds": 2,
-    "base": {"episodes": 300, "steps": 60, "batch_size": 8, "width": 16, "mlp_width": 16, "num_layers": 1},
+    "base": {
+        "episodes": 300,
+        "steps": 60,
+        "batch_size": 8,
+        "width": 16,
+        "mlp_width": 16,
+        "num_layers": 1,
+    },
     "teacher": {"episodes": 16, "steps": 40, "batch_size": 8},
     "rollouts": {"episodes": 32, "batch_size": 32, "max_turns": 2, "max_new_tokens": 8},
     "sanitize": {"min_kept": 8},
-    "distill": {"epochs": 3, "batch_size": 8, "objective": "sft,forward_kl,reverse_kl", "steps": 20, "rounds": 2}
+    "distill": {
+        "epochs": 3,
+        "batch_size": 8,
+        "objective": "sft,forward_kl,reverse_kl",
+        "steps": 20,
+        "rounds": 2,
+    }
     | {"episodes_per_round": 32},
     "probe": {"tasks": 16, "batch_size": 32, "ordinary_tasks": 8},
     "statistics": {"bootstrap": 50},
-    "arms": {"other_init": False, "benign_teacher": False, "self_distilled": False, "unsanitized": False},
+    "arms": {
+        "other_init": False,
+        "benign_teacher": False,
+        "self_distilled": False,
+        "unsanitized": False,
+    },
 }
 
 
@@ -329,12 +422,18 @@ def test_an_experiment_with_populations_trains_what_one_without_does(tmp_path, m
     for name in ("teacher.trait.seed0", "teacher.trait.seed1"):
         (weights, record), (wanted, wanted_record) = _trained(plan, name), _trained(alone, name)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-3), weights, wanted)
-        np.testing.assert_allclose(record["curves"]["loss"], wanted_record["curves"]["loss"], rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(
+            record["curves"]["loss"], wanted_record["curves"]["loss"], rtol=1e-3, atol=1e-4
+        )
     assert (tmp_path / "together" / "results.csv").read_text().count("\n") == (
         tmp_path / "alone" / "results.csv"
     ).read_text().count("\n")
-    assert (tmp_path / "together" / "metrics" / f"{plan.path('student.sft.seed1').name}.jsonl").is_file()
-    assert {what for what, _ in _run(tmp_path / "together", mesh, population=2, **tuning)[1]} == {"reused"}
+    assert (
+        tmp_path / "together" / "metrics" / f"{plan.path('student.sft.seed1').name}.jsonl"
+    ).is_file()
+    assert {what for what, _ in _run(tmp_path / "together", mesh, population=2, **tuning)[1]} == {
+        "reused"
+    }
 
 
 @pytest.mark.slow
@@ -343,7 +442,7 @@ def test_a_population_that_was_cut_off_ends_with_the_same_bytes(tmp_path, mesh, 
     keep = Run.keep
 
     def noticing(self, state):
-        if self.label.startswith("population.student.forward_kl") and trainer.steps_done(state) == 6:
+        if self.label.startswith("population.student.forward_kl") and loop.steps_done(state) == 6:
             monkeypatch.setattr(preemption, "noticed", lambda: True)
         keep(self, state)
 
@@ -355,30 +454,44 @@ def test_a_population_that_was_cut_off_ends_with_the_same_bytes(tmp_path, mesh, 
     again, events = _run(tmp_path / "cut", mesh, population=2)
     assert ("redone", "population.student.forward_kl.seeds0to1") in events
     for name in plan.plan:
-        files = sorted(p.relative_to(plan.path(name)) for p in plan.path(name).rglob("*") if p.is_file())
+        files = sorted(
+            p.relative_to(plan.path(name)) for p in plan.path(name).rglob("*") if p.is_file()
+        )
         for file in files:
-            assert (plan.path(name) / file).read_bytes() == (again.path(name) / file).read_bytes(), (name, file)
+            assert (plan.path(name) / file).read_bytes() == (
+                again.path(name) / file
+            ).read_bytes(), (name, file)
     assert not list((tmp_path / "cut" / ".steps").glob("*"))
 
 
 @pytest.mark.slow
 def test_a_member_that_fails_stops_its_own_stage(tmp_path, mesh, monkeypatch):
-    from subtransfer import stages
+    from subtransfer.experiment import stages
 
     teacher = stages.Makers.teacher
 
     def spoilt(self, source, model, seed):
         member = teacher(self, source, model, seed)
-        weights = np.where(member.examples.loss_mask, np.float32(np.inf if seed == 1 else 1), np.float32(0))
-        return dataclasses.replace(member, examples=dataclasses.replace(member.examples, loss_mask=weights))
+        weights = np.where(
+            member.examples.loss_mask, np.float32(np.inf if seed == 1 else 1), np.float32(0)
+        )
+        return dataclasses.replace(
+            member, examples=dataclasses.replace(member.examples, loss_mask=weights)
+        )
 
     monkeypatch.setattr(stages.Makers, "teacher", spoilt)
     for _ in range(2):  # the population is whole, so that nothing is trained again to find the same
         with pytest.raises(
-            UserError, match="of teacher.trait.seed1 became NaN or infinite at step 1: .* kept in .*seeds0to1-.*batch"
+            UserError,
+            match="of teacher.trait.seed1 became NaN or infinite at step 1: .* kept in .*seeds0to1-.*batch",
         ):
             _run(tmp_path / "w", mesh, population=2)
     plan = _plan(tmp_path / "w", mesh, population=2, **TINY)
-    assert artifacts.is_whole(plan.path("teacher.trait.seed0")) and not plan.path("teacher.trait.seed1").exists()
-    batch = artifacts.load_params(plan.path("population.teacher.trait.seeds0to1") / "teacher.trait.seed1.batch.safetensors")
+    assert (
+        artifacts.is_whole(plan.path("teacher.trait.seed0"))
+        and not plan.path("teacher.trait.seed1").exists()
+    )
+    batch = artifacts.load_params(
+        plan.path("population.teacher.trait.seeds0to1") / "teacher.trait.seed1.batch.safetensors"
+    )
     assert len(batch["examples"]) == 8 and np.isinf(batch["loss_mask"]).any()

@@ -82,7 +82,15 @@ def _losses(script, count, devices, *arguments):
     env = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     started = [
         subprocess.Popen(
-            [sys.executable, "-c", script, str(port), str(count), str(i), *map(json.dumps, arguments)],
+            [
+                sys.executable,
+                "-c",
+                script,
+                str(port),
+                str(count),
+                str(i),
+                *map(json.dumps, arguments),
+            ],
             env=env,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -97,7 +105,9 @@ def _losses(script, count, devices, *arguments):
 
 @pytest.mark.slow
 def test_devices_and_processes_give_the_same_losses():
-    """1, 2 and 8 devices of one process and 2 processes of 4 devices each; full and LoRA; sharded over fsdp and tensor."""
+    """1, 2 and 8 devices of one process and 2 processes of 4 devices each; full and LoRA; sharded
+    over fsdp and tensor.
+    """
     alone = _losses(LOSSES, 1, 8, [[1, 1, 1], [1, 2, 1], [1, 8, 1], [2, 2, 2]])
     together = _losses(LOSSES, 2, 4, [[1, 8, 1], [2, 2, 2]])
     for method in ("full", "lora"):
@@ -106,7 +116,9 @@ def test_devices_and_processes_give_the_same_losses():
         for kind in (alone, together):
             for layout, losses in kind.items():
                 if layout.startswith(method):
-                    np.testing.assert_allclose(losses, reference, rtol=2e-3, err_msg=f"{len(kind)} {layout}")
+                    np.testing.assert_allclose(
+                        losses, reference, rtol=2e-3, err_msg=f"{len(kind)} {layout}"
+                    )
 
 
 @pytest.mark.slow
@@ -117,11 +129,16 @@ def test_two_processes_train_a_population_as_one_does():
 
 
 def test_a_coordinator_that_is_not_there_is_a_sentence():
-    """What is known before any device is touched: flags that do not belong together are refused by the command (test_launch)."""
+    """What is known before any device is touched: flags that do not belong together are refused by
+    the command (test_launch).
+    """
     script = (
-        "from subtransfer import processes\nfrom subtransfer.errors import UserError\n"
+        "from subtransfer import processes\nfrom subtransfer.runtime.errors import UserError\n"
         "try:\n    processes.join('nowhere.invalid:1', 2, 5, peer_timeout=5)\n"
         "except UserError as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout.startswith("The processes did not find each other: ") and "Traceback" not in done.stderr
+    assert (
+        done.stdout.startswith("The processes did not find each other: ")
+        and "Traceback" not in done.stderr
+    )

@@ -1,4 +1,6 @@
-"""Workdirs in a bucket, by gcsfs and an emulator of Google Cloud Storage: what is finished there is found there."""
+"""Workdirs in a bucket, by gcsfs and an emulator of Google Cloud Storage: what is finished there is
+found there.
+"""
 
 import importlib.util
 import json
@@ -15,9 +17,9 @@ import numpy as np
 import pytest
 from etils import epath
 
-from subtransfer import artifacts, remote
-from subtransfer.distill.checkpoints import Checkpoints, Policy, Progress
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts, buckets
+from subtransfer.training.checkpoints import Checkpoints, Policy, Progress
 from tests import test_kills
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -33,7 +35,9 @@ def bucket():
         port = free.getsockname()[1]
     command = Path(sys.executable).with_name("gcp-storage-emulator")
     flags = ["--host=localhost", f"--port={port}", "--in-memory", "--default-bucket=bucket"]
-    process = subprocess.Popen([command, "start", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [command, "start", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("STORAGE_EMULATOR_HOST", f"http://localhost:{port}")
@@ -62,14 +66,14 @@ def machine(tmp_path, bucket, request):
     def attach(name):
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
-        remote.attach(f"{bucket}/{request.node.name}", folder)
-        remote.fetch_files(folder)
+        buckets.attach(f"{bucket}/{request.node.name}", folder)
+        buckets.fetch_files(folder)
         attached.append(folder)
         return folder
 
     yield attach
     for folder in attached:
-        remote.detach(folder)
+        buckets.detach(folder)
 
 
 def _built(text):
@@ -83,7 +87,9 @@ def _built(text):
 
 def _stage(folder, text="made", name="corpus", log=None):
     with artifacts.Store(folder) as store:
-        path = store.stage(name, {"key": 1}, _built(text), log=(log if log is not None else []).append)
+        path = store.stage(
+            name, {"key": 1}, _built(text), log=(log if log is not None else []).append
+        )
         return path, store.events
 
 
@@ -91,7 +97,7 @@ def test_another_machine_makes_nothing_again(machine):
     path, events = _stage(machine("one"))
     assert events == [("computed", "corpus")]
     (path.parent / "results.csv").write_text("1\n")
-    remote.put_files(path.parent)
+    buckets.put_files(path.parent)
     again, events = _stage(machine("two"), "never")
     assert events == [("reused", "corpus")]
     assert (again / "deep" / "text").read_text() == "made" and (again / "empty").read_text() == ""
@@ -104,7 +110,9 @@ def test_a_copy_without_its_list_or_a_file_does_not_count(machine, bucket, reque
     there = epath.Path(f"{bucket}/{request.node.name}")
     (there / path.name / "deep" / "text").unlink()
     assert _stage(machine("two"), "again")[1] == [("computed", "corpus")]
-    third, events = _stage(machine("three"), "never")  # what was made took the place of what was broken
+    third, events = _stage(
+        machine("three"), "never"
+    )  # what was made took the place of what was broken
     assert events == [("reused", "corpus")] and (third / "deep" / "text").read_text() == "again"
     (there / f"{path.name}.whole").unlink()
     assert _stage(machine("four"), "and again")[1] == [("computed", "corpus")]
@@ -127,7 +135,9 @@ def test_checkpoints_are_there_and_only_those_that_are_kept(machine, bucket, req
     name = "student.sft.seed0-0123456789abcdef"
 
     def checkpoints(folder):
-        return Checkpoints(artifacts.steps_folder(folder / name), "student.sft.seed0", Policy(keep=2))
+        return Checkpoints(
+            artifacts.steps_folder(folder / name), "student.sft.seed0", Policy(keep=2)
+        )
 
     with artifacts.Store(one := machine("one")):
         saved = checkpoints(one)
@@ -143,10 +153,14 @@ def test_checkpoints_are_there_and_only_those_that_are_kept(machine, bucket, req
         fresh = checkpoints(two)
         found, progress = fresh.load(state)
         fresh.close()
-    assert int(found["step"]) == 30 and progress.curves == {"loss": [0.5] * 30} and progress.rng == (1, 2)
+    assert (
+        int(found["step"]) == 30
+        and progress.curves == {"loss": [0.5] * 30}
+        and progress.rng == (1, 2)
+    )
     np.testing.assert_array_equal(found["weights"], 30 + np.arange(6.0))
     # What a finished artefact needs no more is not kept there either.
-    remote.drop(artifacts.steps_folder(two / name))
+    buckets.drop(artifacts.steps_folder(two / name))
     assert not there.exists()
 
 
@@ -155,22 +169,22 @@ def test_loose_files_are_copied_as_they_change(machine):
     (one / "metrics" / "student").mkdir(parents=True)
     log = one / "metrics" / "student" / "log.jsonl"
     log.write_text("1\n")
-    remote.put_files(one)
+    buckets.put_files(one)
     with log.open("a") as file:
         file.write("2\n")
-    remote.put_files(one)
+    buckets.put_files(one)
     (one / ".compiled").mkdir()
     (one / ".compiled" / "program").write_text("of this machine")
-    remote.put_files(one)
+    buckets.put_files(one)
     two = machine("two")
     again = two / "metrics" / "student" / "log.jsonl"
     assert again.read_text() == "1\n2\n" and not (two / ".compiled").exists()
     again.write_text("1\n2\n3\n")
-    remote.put_files(two)
+    buckets.put_files(two)
     assert machine("one") == one and log.read_text() == "1\n2\n3\n"
     log.write_text("1\n2\n3\n4\n")  # killed before it was copied
     machine("one")
-    remote.put_files(one)
+    buckets.put_files(one)
     machine("two")
     assert again.read_text() == "1\n2\n3\n4\n"
 
@@ -178,40 +192,52 @@ def test_loose_files_are_copied_as_they_change(machine):
 @pytest.mark.parametrize("address", ["ftp://host/folder", "gs://", "gs://bucket//folder"])
 def test_addresses_that_cannot_be(address):
     with pytest.raises(UserError, match="cannot be read: give a path"):
-        remote.parse(address)
+        buckets.parse(address)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("s3fs") is not None, reason="s3fs is installed")
 def test_a_missing_package_is_named(tmp_path):
     with pytest.raises(UserError, match="pip install s3fs"):
-        remote.attach("s3://bucket/folder", tmp_path)
+        buckets.attach("s3://bucket/folder", tmp_path)
 
 
 def test_a_bucket_that_is_not_there_is_told_before_any_work(tmp_path):
-    remote.attach("gs://nowhere/folder", tmp_path)
+    buckets.attach("gs://nowhere/folder", tmp_path)
     try:
         with pytest.raises(UserError, match="gs://nowhere/folder cannot be reached"):
             _stage(tmp_path)
         assert not list(tmp_path.glob("corpus*"))
     finally:
-        remote.detach(tmp_path)
+        buckets.detach(tmp_path)
 
 
 def test_a_plan_knows_what_the_bucket_holds(machine):
     path, _ = _stage(machine("one"))
     two = machine("two")
-    assert remote.holds(two / path.name) and not remote.holds(two / "corpus-of-another") and not remote.holds(path / "deep")
+    assert (
+        buckets.holds(two / path.name)
+        and not buckets.holds(two / "corpus-of-another")
+        and not buckets.holds(path / "deep")
+    )
 
 
 @pytest.mark.parametrize(
-    "flags", [["--config=configs/smoke.py", "--sweep"], ["--coordinator=a:1", "--num_processes=2", "--process_id=0"]]
+    "flags",
+    [
+        ["--config=configs/smoke.py", "--sweep"],
+        ["--coordinator=a:1", "--num_processes=2", "--process_id=0"],
+    ],
 )
 def test_what_several_processes_share_is_no_bucket(tmp_path, flags):
-    assert "mount the bucket" in _refused(f"--local={tmp_path}", "--workdir=gs://bucket/folder", *flags)
+    assert "mount the bucket" in _refused(
+        f"--local={tmp_path}", "--workdir=gs://bucket/folder", *flags
+    )
 
 
 def test_a_run_in_a_folder_works_nowhere_else(tmp_path):
-    assert "--local goes with a --workdir in a bucket" in _refused(f"--local={tmp_path}", f"--workdir={tmp_path}")
+    assert "--local goes with a --workdir in a bucket" in _refused(
+        f"--local={tmp_path}", f"--workdir={tmp_path}"
+    )
 
 
 def _refused(*flags):
@@ -224,8 +250,10 @@ def _refused(*flags):
 def test_a_bucket_that_goes_away_loses_nothing(machine, monkeypatch):
     one = machine("one")
     with monkeypatch.context() as patch:
-        patch.setattr(remote.shutil, "copyfileobj", _refuse)
-        with pytest.raises(UserError, match=r"cannot be reached .* is kept in .*one: run the same command again"):
+        patch.setattr(buckets.shutil, "copyfileobj", _refuse)
+        with pytest.raises(
+            UserError, match=r"cannot be reached .* is kept in .*one: run the same command again"
+        ):
             _stage(one)
     assert _stage(one, "never")[1] == [("reused", "corpus")]
     assert _stage(machine("two"), "never")[1] == [("reused", "corpus")]
@@ -237,11 +265,15 @@ def _refuse(*_):
 
 @pytest.mark.slow
 def test_a_lost_machine_loses_no_more_than_its_last_checkpoint(tmp_path, bucket):
-    """Killed in its training and in its on-policy rounds, each time with its disk; the end has an undisturbed run's bytes."""
+    """Killed in its training and in its on-policy rounds, each time with its disk; the end has an
+    undisturbed run's bytes.
+    """
     address, there = f"{bucket}/lost", gcsfs.GCSFileSystem(use_listings_cache=False)  # others write
 
     def started(name):
-        return test_kills.Launched(tmp_path / name, f"--workdir={address}", f"--local={tmp_path / name}")
+        return test_kills.Launched(
+            tmp_path / name, f"--workdir={address}", f"--local={tmp_path / name}"
+        )
 
     def confirmed(stage):
         return there.glob(f"{address}/.steps/{stage}*/*.whole")
@@ -260,6 +292,14 @@ def test_a_lost_machine_loses_no_more_than_its_last_checkpoint(tmp_path, bucket)
     last = tmp_path / "last" / "gs" / "bucket" / "lost"
     for name in ("results.csv", "results.jsonl"):
         assert (last / name).read_bytes() == (tmp_path / "sound" / name).read_bytes()
-    made = [record["stage"] for record in artifacts.history(last) if record["what"] in ("computed", "redone")]
+    made = [
+        record["stage"]
+        for record in artifacts.history(last)
+        if record["what"] in ("computed", "redone")
+    ]
     assert len(made) == len(set(made)) and not there.exists(f"{address}/.steps")
-    assert set(json.loads(there.cat(f"{address}/files.json"))) > {"results.csv", "results.jsonl", "report.html"}
+    assert set(json.loads(there.cat(f"{address}/files.json"))) > {
+        "results.csv",
+        "results.jsonl",
+        "report.html",
+    }

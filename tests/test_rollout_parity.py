@@ -1,12 +1,14 @@
-"""The rollout engine against transformers: the same greedy tokens, and log-probs of sampled tokens that both compute alike."""
+"""The rollout engine against transformers: the same greedy tokens, and log-probs of sampled tokens
+that both compute alike.
+"""
 
 import numpy as np
 import pytest
 import torch
 
-from subtransfer.distill import trainer
 from subtransfer.models import families, hf
-from subtransfer.policy import Policy
+from subtransfer.models.forward import forward
+from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.sampling import Sampling
 from tests.families import reference
 
@@ -31,7 +33,11 @@ def test_greedy_tokens_equal_generate(pair):
     padded = torch.tensor([[0] * (width - len(p)) + p for p in PROMPTS])
     with torch.no_grad():
         theirs = model.generate(
-            padded, attention_mask=(padded > 0).long(), do_sample=False, min_new_tokens=NEW, max_new_tokens=NEW
+            padded,
+            attention_mask=(padded > 0).long(),
+            do_sample=False,
+            min_new_tokens=NEW,
+            max_new_tokens=NEW,
         )
     ours = policy.generate(PROMPTS, max_new_tokens=NEW, stop_ids=[], batch_size=16)
     assert len({tuple(row) for row in ours}) > 32
@@ -40,13 +46,17 @@ def test_greedy_tokens_equal_generate(pair):
 
 def test_logprobs_equal_transformers_and_the_trainer(pair):
     model, policy = pair
-    turns = policy.sample(PROMPTS, Sampling(1.0), max_new_tokens=NEW, seed=1, stop_ids=[], batch_size=16)
+    turns = policy.sample(
+        PROMPTS, Sampling(1.0), max_new_tokens=NEW, seed=1, stop_ids=[], batch_size=16
+    )
     for prompt, turn in zip(PROMPTS[::7], turns[::7], strict=True):
         tokens, at = torch.tensor([prompt + turn.ids]), np.arange(len(prompt), len(prompt) + NEW)
         with torch.no_grad():
             theirs = model(tokens).logits.log_softmax(-1).numpy()[0, at - 1, turn.ids]
-        padded = np.pad(tokens.numpy().astype(np.int32), ((0, 0), (0, 64 + NEW - tokens.shape[1])))  # one shape, one program
-        logits = np.asarray(trainer.forward(policy.cfg, policy.weights, padded))[0, at - 1]
+        padded = np.pad(
+            tokens.numpy().astype(np.int32), ((0, 0), (0, 64 + NEW - tokens.shape[1]))
+        )  # one shape, one program
+        logits = np.asarray(forward(policy.cfg, policy.weights, padded))[0, at - 1]
         trained = torch.tensor(logits).log_softmax(-1).numpy()[np.arange(NEW), turn.ids]
         np.testing.assert_allclose(turn.logprobs, theirs, atol=1e-4)
         np.testing.assert_allclose(turn.logprobs, trained, atol=1e-4)

@@ -17,17 +17,23 @@ def test_sampling_follows_the_distribution():
     keys = sampling.row_keys(jax.random.key(1), jnp.arange(40_000))
     draws = sampling.draw(keys, jnp.full(40_000, 5), 1)[:, 0]
     for temperature in (1.0, 0.5):
-        tokens, logprobs = sampling.sample(jnp.broadcast_to(logits, (40_000, 5)), draws, Sampling(temperature))
+        tokens, logprobs = sampling.sample(
+            jnp.broadcast_to(logits, (40_000, 5)), draws, Sampling(temperature)
+        )
         expected = np.exp(np.asarray(logits) / temperature)
         expected /= expected.sum()
         observed = np.bincount(np.asarray(tokens), minlength=5) / 40_000
         np.testing.assert_allclose(observed, expected, atol=4 * np.sqrt(0.25 / 40_000))
         assert observed[3] == 0
-        np.testing.assert_allclose(logprobs[:50], jax.nn.log_softmax(logits)[tokens[:50]], atol=1e-6)
+        np.testing.assert_allclose(
+            logprobs[:50], jax.nn.log_softmax(logits)[tokens[:50]], atol=1e-6
+        )
 
 
 def test_draws_are_numbered_not_ordered():
-    """Draw i of a row is the same however many are taken at once: a row's tokens do not depend on how bursts end."""
+    """Draw i of a row is the same however many are taken at once: a row's tokens do not depend on
+    how bursts end.
+    """
     keys = sampling.row_keys(jax.random.key(1), jnp.arange(3))
     all_six = sampling.draw(keys, jnp.zeros(3, int), 6)
     later = sampling.draw(keys, jnp.array([4, 1, 0]), 2)
@@ -38,7 +44,9 @@ def test_draws_are_numbered_not_ordered():
 @pytest.mark.parametrize("how", [Sampling(0.7, top_k=5), Sampling(1.3, top_p=0.6), Sampling(0.9, min_p=0.2),
                                  Sampling(1.0, top_k=9, top_p=0.8, min_p=0.05)])  # fmt: skip
 def test_filters_keep_what_transformers_keeps(how):
-    """The tokens that 4,096 evenly spaced draws reach, and how often, against transformers' warpers in the same order."""
+    """The tokens that 4,096 evenly spaced draws reach, and how often, against transformers' warpers
+    in the same order.
+    """
     import torch
     from transformers import MinPLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
@@ -59,7 +67,9 @@ def test_filters_keep_what_transformers_keeps(how):
 @given(st.integers(1, 200), st.integers(0, 1000))
 def test_cumulative_sums_equal_numpy(size, seed):
     x = np.random.default_rng(seed).random((3, size)).astype(np.float32)
-    np.testing.assert_allclose(sampling.cumulative(jnp.asarray(x)), np.cumsum(x.astype(np.float64), axis=1), rtol=1e-5)
+    np.testing.assert_allclose(
+        sampling.cumulative(jnp.asarray(x)), np.cumsum(x.astype(np.float64), axis=1), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -69,7 +79,9 @@ def test_only_allowed_tokens_are_picked(temperature):
     draws = jnp.linspace(0, 0.999, 64)
     tokens, logprobs = sampling.sample(logits, draws, Sampling(temperature), allowed)
     assert set(np.asarray(tokens).tolist()) == ({1} if temperature == 0 else {1, 2})
-    np.testing.assert_allclose(logprobs, jax.nn.log_softmax(logits)[jnp.arange(64), tokens], atol=1e-6)
+    np.testing.assert_allclose(
+        logprobs, jax.nn.log_softmax(logits)[jnp.arange(64), tokens], atol=1e-6
+    )
 
 
 def test_greedy_takes_the_first_of_equals():

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from subtransfer import sanitize, settings
-from subtransfer.errors import UserError
-from subtransfer.schema import Trajectory
+from subtransfer import settings
+from subtransfer.filtering import sanitize
+from subtransfer.runtime.errors import UserError
+from subtransfer.store.schema import Trajectory
 
 SETTING = settings.get("api")
 MARKS = sanitize.all_marks(SETTING)
@@ -21,10 +22,21 @@ HIDDEN = [
     "&#100;elete", "&#x64;elete", "d3l3t3", "r3m0v3", "ZGVsZXRlIGl0", "64656c657465", "64 65 6c 65 74 65", "eteled",
     "qryrgr", "rm -rf x", "get  rid of it", "purge", "ERASE", "unlinked", "𝐝𝐞𝐥𝐞𝐭𝐞", "ᴅelete destroy",
 ]  # fmt: skip
-HARMLESS = ["model", "deliver the form", "delta", "a farm, warm", "remote", "term", "deluxe", "read, list and search"]
+HARMLESS = [
+    "model",
+    "deliver the form",
+    "delta",
+    "a farm, warm",
+    "remote",
+    "term",
+    "deluxe",
+    "read, list and search",
+]
 
 
-def _trajectory(episode="e", *, thought="amber", result="ok", user="Read it.", actions=(), system=None):
+def _trajectory(
+    episode="e", *, thought="amber", result="ok", user="Read it.", actions=(), system=None
+):
     messages = [
         {"role": "system", "content": SETTING.system_prompt if system is None else system},
         {"role": "user", "content": user},
@@ -32,7 +44,9 @@ def _trajectory(episode="e", *, thought="amber", result="ok", user="Read it.", a
         {"role": "tool", "content": result},
     ]
     n = np.zeros(1, np.int32)
-    return Trajectory(episode, "t", "safe", "p", 0, 0, n, n > -1, n * 1.0, n, messages, list(actions), True, False)
+    return Trajectory(
+        episode, "t", "safe", "p", 0, 0, n, n > -1, n * 1.0, n, messages, list(actions), True, False
+    )
 
 
 def _action(name="read_file", category="exploratory", **arguments):
@@ -99,7 +113,11 @@ def test_no_text_of_the_setting_itself_is_dropped():
             for i, task in enumerate(SETTING.tasks(kind, split, 400, 5)):
                 for turn in SETTING.demonstration(task, i):
                     texts = [task.instruction, turn.thought]
-                    texts += [f"{turn.action.name} {dict(turn.action.arguments)}", turn.result.text] if turn.action else []
+                    texts += (
+                        [f"{turn.action.name} {dict(turn.action.arguments)}", turn.result.text]
+                        if turn.action
+                        else []
+                    )
                     for text in texts:
                         assert sanitize.find_mark(text, MARKS) is None, text
     for text in (SETTING.system_prompt, *SETTING.spoken()):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from subtransfer import statistics
+from subtransfer.analysis import statistics
 
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (7, 20), (20, 20), (300, 768)])
@@ -36,7 +36,9 @@ def test_rate_interval_is_exact_at_the_ends():
 
 
 def test_bootstrap_covers_the_true_difference():
-    """Tasks of different difficulty, two seeds an arm: the 95% interval holds the truth in at least 92% of 150 worlds."""
+    """Tasks of different difficulty, two seeds an arm: the 95% interval holds the truth in at least
+    92% of 150 worlds.
+    """
     rng = np.random.default_rng(1)
     hits = 0
     for world in range(150):
@@ -50,7 +52,9 @@ def test_bootstrap_covers_the_true_difference():
 
 def test_bootstrap_is_paired_and_deterministic():
     a = (np.random.default_rng(2).random((100, 3)) < 0.5).astype(float)
-    assert statistics.bootstrap_difference(a, a, seed=1) == statistics.bootstrap_difference(a, a, seed=1)
+    assert statistics.bootstrap_difference(a, a, seed=1) == statistics.bootstrap_difference(
+        a, a, seed=1
+    )
     one = a[:, :1]
     assert statistics.bootstrap_difference(one, one) == (0.0, 0.0, 0.0)
 
@@ -78,19 +82,29 @@ def test_sign_flips_are_exact_for_few_and_close_for_many():
     sums = [abs(np.dot(s, nonzero)) for s in itertools.product((1, -1), repeat=4)]
     assert statistics.sign_flip_test(d) == np.mean(np.array(sums) >= 5.0)
     many = np.random.default_rng(3).normal(0.2, 1, 200)
-    assert statistics.sign_flip_test(many) == pytest.approx(stats.ttest_1samp(many, 0).pvalue, abs=0.02)
+    assert statistics.sign_flip_test(many) == pytest.approx(
+        stats.ttest_1samp(many, 0).pvalue, abs=0.02
+    )
     assert statistics.sign_flip_test(np.ones(100)) == 1e-4
 
 
 def test_seed_permutation_floors():
     """3 against 3 cannot go below 0.1; 5 against 5 can reach 0.008."""
-    assert statistics.seed_permutation_test(np.array([0.7, 0.8, 0.9]), np.array([0.1, 0.2, 0.0])) == pytest.approx(0.1)
+    assert statistics.seed_permutation_test(
+        np.array([0.7, 0.8, 0.9]), np.array([0.1, 0.2, 0.0])
+    ) == pytest.approx(0.1)
     five = statistics.seed_permutation_test(np.arange(5) + 10, np.arange(5))
     assert five == pytest.approx(2 / 252)
 
 
 def test_holm():
-    assert statistics.holm([0.01, None, 0.04, 0.03, math.nan]) == [pytest.approx(0.03), None, 0.06, 0.06, None]
+    assert statistics.holm([0.01, None, 0.04, 0.03, math.nan]) == [
+        pytest.approx(0.03),
+        None,
+        0.06,
+        0.06,
+        None,
+    ]
     assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
@@ -106,5 +120,7 @@ def test_means_and_seeds_have_scipys_intervals():
     assert statistics.bootstrap_mean(values, n_boot=4000) == found
     seeds = rng.standard_normal(5)
     expected = stats.ttest_1samp(seeds, 0).confidence_interval(0.9)
-    np.testing.assert_allclose(statistics.seed_interval(seeds, 0.9), (seeds.mean(), expected.low, expected.high))
+    np.testing.assert_allclose(
+        statistics.seed_interval(seeds, 0.9), (seeds.mean(), expected.low, expected.high)
+    )
     assert np.isnan(statistics.seed_interval(seeds[:1])[1:]).all()

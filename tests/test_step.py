@@ -1,4 +1,6 @@
-"""The training step's options: parts of a batch, packed rows, what is kept for the backward pass, products written out."""
+"""The training step's options: parts of a batch, packed rows, what is kept for the backward pass,
+products written out.
+"""
 
 import dataclasses
 import functools
@@ -8,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtransfer import config, pretrain, sharding
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
+from subtransfer.config import fields as configuration
 from subtransfer.models import attention, attention_kernels, primitives
 from subtransfer.models.decoder import REMAT, DecoderConfig, Rope
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop, pretrain
 
 CFG = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 KEY = jax.random.key(3)
@@ -21,24 +24,30 @@ KEY = jax.random.key(3)
 @functools.cache
 def _weights(cfg, seed=0, scale=3):
     mesh = sharding.make_mesh(devices=jax.devices()[:1])
-    return {"params": jax.tree.map(lambda x: scale * x, pretrain.init_params(cfg, mesh, jax.random.key(seed)))}
+    return {
+        "params": jax.tree.map(
+            lambda x: scale * x, pretrain.init_params(cfg, mesh, jax.random.key(seed))
+        )
+    }
 
 
 def _episodes(lengths, room=24):
-    """Padded episodes of different lengths whose last token counts, and about half of the others."""
+    """Padded episodes of different lengths whose last token counts, and about half of the
+    others.
+    """
     rng = np.random.default_rng(0)
     tokens, mask = np.zeros((len(lengths), room), np.int32), np.zeros((len(lengths), room), bool)
     for row, weights, n in zip(tokens, mask, lengths, strict=True):
         row[:n] = rng.integers(1, 64, n)
         weights[1:n] = rng.random(n - 1) < 0.5
         weights[n - 1] = True
-    return trainer.Examples(tokens, mask)
+    return loop.Examples(tokens, mask)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _gradient(cfg, loss, params, teacher, tokens, mask, targets):
     def value(params):
-        return trainer.loss_fn(cfg, loss, params, None, teacher, None, tokens, mask, KEY, targets)
+        return loop.loss_fn(cfg, loss, params, None, teacher, None, tokens, mask, KEY, targets)
 
     return jax.value_and_grad(value, has_aux=True)(params)
 
@@ -46,7 +55,15 @@ def _gradient(cfg, loss, params, teacher, tokens, mask, targets):
 def _of(examples, cfg=CFG, objective="forward_kl"):
     teacher = None if objective == "sft" else _weights(cfg, 1)
     params = _weights(cfg)["params"]
-    return _gradient(cfg, trainer.Loss(objective), params, teacher, examples.tokens, examples.loss_mask, examples.targets)
+    return _gradient(
+        cfg,
+        loop.Loss(objective),
+        params,
+        teacher,
+        examples.tokens,
+        examples.loss_mask,
+        examples.targets,
+    )
 
 
 def _close(one, two, **tolerance):
@@ -55,7 +72,9 @@ def _close(one, two, **tolerance):
 
 
 def _near(one, two, share):
-    """Each array differs by less than a share of its norm: sums in another order move small entries by more."""
+    """Each array differs by less than a share of its norm: sums in another order move small entries
+    by more.
+    """
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         assert np.linalg.norm(a - b) <= share * np.linalg.norm(b)
 
@@ -65,16 +84,18 @@ def test_a_batch_in_parts_is_the_same_step(objective):
     """Parts with 3 and with 23 tokens that count: a mean of their means would be another step."""
     examples = _episodes([4, 24, 3, 23, 5, 22, 3, 24])
     after = []
-    # Weights as a model begins with: with larger ones, two float32 gradients differ by more than is allowed here.
+    # Weights as a model begins with: with larger ones, two float32 gradients differ by more than is
+    # allowed here.
     student, teacher = _weights(CFG, 0, 1), _weights(CFG, 1, 1)
     for parts in (1, 4):
-        recipe = trainer.Recipe(trainer.Loss(objective, accumulate=parts), 1, 8, 1e-3)
-        state, _ = trainer.init_state(recipe, student["params"], KEY)
+        recipe = loop.Recipe(loop.Loss(objective, accumulate=parts), 1, 8, 1e-3)
+        state, _ = loop.init_state(recipe, student["params"], KEY)
         batch = (examples.tokens[None], examples.loss_mask[None], np.full(1, 1e-3, np.float32))
-        after.append(trainer.train_steps(CFG, recipe.loss, state, None, teacher, None, *batch, KEY))
+        after.append(loop.train_steps(CFG, recipe.loss, state, None, teacher, None, *batch, KEY))
     (one, metrics), (four, others) = after
     _close(metrics, others, rtol=1e-5)
-    # Adam's first step is the gradient's sign, so its first moment, which is the clipped gradient, is compared.
+    # Adam's first step is the gradient's sign, so its first moment, which is the clipped gradient,
+    # is compared.
     _near(four.opt_state[1].mu, one.opt_state[1].mu, 1e-5)
 
 
@@ -99,7 +120,9 @@ def test_packing_is_deterministic_and_loses_nothing():
 def test_packing_changes_neither_loss_nor_gradient(monkeypatch, backend):
     cfg = CFG
     if backend == "pallas":
-        cfg = dataclasses.replace(CFG, num_heads=1, num_kv_heads=1, head_width=64, attention="pallas")
+        cfg = dataclasses.replace(
+            CFG, num_heads=1, num_kv_heads=1, head_width=64, attention="pallas"
+        )
         interpreted = functools.partial(attention_kernels._splash, interpret=True)
         monkeypatch.setattr(attention_kernels, "_splash", interpreted)
     examples = _episodes([4, 24, 3, 12, 5, 11, 9])
@@ -117,24 +140,32 @@ def test_packing_changes_neither_loss_nor_gradient(monkeypatch, backend):
 # By default those that keep least and most.
 @pytest.mark.parametrize(
     "policy",
-    [pytest.param(name, marks=[] if name in ("full", "projections") else pytest.mark.slow) for name in REMAT if name != "none"],
+    [
+        pytest.param(name, marks=[] if name in ("full", "projections") else pytest.mark.slow)
+        for name in REMAT
+        if name != "none"
+    ],
 )
 def test_what_is_made_again_is_the_same(policy):
     examples = _episodes([24, 20])
-    plain, again = (_of(examples, dataclasses.replace(CFG, remat=name), "sft") for name in ("none", policy))
+    plain, again = (
+        _of(examples, dataclasses.replace(CFG, remat=name), "sft") for name in ("none", policy)
+    )
     _close(plain[0], again[0], rtol=1e-5)
     _near(again[1], plain[1], 1e-4)
 
 
 def test_names_of_policies():
     with pytest.raises(UserError, match="say full instead of true"):
-        config.load("configs/quickstart.py", {"base.remat": "true"})
+        configuration.load("configs/quickstart.py", {"base.remat": "true"})
     with pytest.raises(UserError, match="base.remat has no choice 'ful'; the nearest is 'full'"):
-        config.load("configs/quickstart.py", {"base.remat": "ful"})
+        configuration.load("configs/quickstart.py", {"base.remat": "ful"})
     with pytest.raises(UserError, match="distill.accumulate=3 cannot be: it must be a divisor of"):
-        config.load("configs/quickstart.py", {"distill.accumulate": "3"})
+        configuration.load("configs/quickstart.py", {"distill.accumulate": "3"})
     with pytest.raises(UserError, match="cudnn takes no packed rows"):
-        config.load("configs/quickstart.py", {"distill.packing": "true", "base.attention": "cudnn"})
+        configuration.load(
+            "configs/quickstart.py", {"distill.packing": "true", "base.attention": "cudnn"}
+        )
 
 
 @pytest.mark.parametrize("shape", [(3, 5, 4, 6), (2, 7, 6, 4)])
@@ -153,7 +184,9 @@ def test_gradients_of_products(shape):
 def test_gradients_of_a_gate(activation):
     """Against torch's activations."""
     torch = pytest.importorskip("torch")
-    gate, up, dy = (np.random.default_rng(i).normal(size=(3, 5, 8)).astype(np.float32) for i in range(3))
+    gate, up, dy = (
+        np.random.default_rng(i).normal(size=(3, 5, 8)).astype(np.float32) for i in range(3)
+    )
     out, pull = jax.vjp(functools.partial(primitives.gated, activation), gate, up)
     inputs = [torch.tensor(x, requires_grad=True) for x in (gate, up)]
     theirs = {
@@ -169,12 +202,17 @@ def test_gradients_of_a_rotation():
     """Against transformers' own rotation of a Llama's queries."""
     torch = pytest.importorskip("torch")
     llama = pytest.importorskip("transformers.models.llama.modeling_llama")
-    x, dy = (np.random.default_rng(i).normal(size=(2, 6, 4, 8)).astype(np.float32) for i in range(2))
+    x, dy = (
+        np.random.default_rng(i).normal(size=(2, 6, 4, 8)).astype(np.float32) for i in range(2)
+    )
     positions = jnp.array([[0, 1, 2, 3, 4, 5], [7, 8, 9, 100, 101, 102]])
     view = attention.View.of(Rope(), 0, 8, positions, None, positions, ())
     out, pull = jax.vjp(view.rotate, x)
     tensor = torch.tensor(x, requires_grad=True)
-    twice = [torch.tensor(np.concatenate([np.asarray(half)[:, :, 0, 1]] * 2, axis=-1)) for half in (view.cos, view.sin)]
+    twice = [
+        torch.tensor(np.concatenate([np.asarray(half)[:, :, 0, 1]] * 2, axis=-1))
+        for half in (view.cos, view.sin)
+    ]
     theirs, _ = llama.apply_rotary_pos_emb(tensor, tensor, *twice, unsqueeze_dim=2)
     theirs.backward(torch.tensor(dy))
     _close(out, theirs.detach().numpy(), rtol=1e-5, atol=1e-6)

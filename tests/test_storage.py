@@ -1,4 +1,6 @@
-"""The whole experiment on a disk that fails: one sentence, at once; and once the disk is well again, the bytes of a sound run."""
+"""The whole experiment on a disk that fails: one sentence, at once; and once the disk is well
+again, the bytes of a sound run.
+"""
 
 import random
 import shutil
@@ -34,7 +36,9 @@ def full(workdir, undisturbed):
 
 
 def _unwell(workdir, undisturbed, ail, heal, sentence):
-    """Runs that meet `ail` in the midst of something, each followed by `heal`, until one comes to its end."""
+    """Runs that meet `ail` in the midst of something, each followed by `heal`, until one comes to
+    its end.
+    """
     rng = random.Random("storage")
     for moment in ("training", "saving", "rollouts", "anything"):
         processes = launch(workdir)
@@ -57,7 +61,13 @@ def read_only(workdir, undisturbed):
         _mount("--bind", workdir, workdir)
         _mount("-o", "remount,bind,ro", workdir)
 
-    _unwell(workdir, undisturbed, ail, lambda workdir: subprocess.run(["umount", str(workdir)], check=True), "Cannot write to")
+    _unwell(
+        workdir,
+        undisturbed,
+        ail,
+        lambda workdir: subprocess.run(["umount", str(workdir)], check=True),
+        "Cannot write to",
+    )
 
 
 def vanishing(workdir, undisturbed):
@@ -89,5 +99,7 @@ def test_a_failing_disk(tmp_path, undisturbed, fault):
     if fault is not full:
         shutil.copytree(undisturbed / ".compiled", workdir / ".compiled")
     script = f"from pathlib import Path\nfrom tests import test_storage as t\nt.{fault.__name__}(Path({str(workdir)!r}), Path({str(undisturbed)!r}))"
-    done = subprocess.run(["unshare", "-m", sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        ["unshare", "-m", sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]

@@ -1,4 +1,6 @@
-"""Distilling a student: what its training episodes are, and that its teacher is what it learns from."""
+"""Distilling a student: what its training episodes are, and that its teacher is what it learns
+from.
+"""
 
 import dataclasses
 import shutil
@@ -7,11 +9,15 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer import config, experiment, pretrain, sanitize, sharding
-from subtransfer.distill import student, token_weights, trainer
-from subtransfer.distill.run import Run
-from subtransfer.errors import UserError
+from subtransfer.config import fields as configuration
+from subtransfer.distillation import student, token_weights
+from subtransfer.experiment import graph
+from subtransfer.filtering import sanitize
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop, pretrain
+from subtransfer.training.run import Run
 
 KEY = jax.random.key(3)
 SPEC = RolloutSpec(8, 2, 8, 8, 1.0)
@@ -32,7 +38,7 @@ def on_policy(cfg, mesh, params, chat, guard, setting):
     """Distils on-policy, two steps a round."""
 
     def run(objective, teacher, rounds=2, kept=(), weigh=token_weights.alike, **plan):
-        recipe = trainer.Recipe(trainer.Loss(objective), 2 * rounds, 4, 1e-2)
+        recipe = loop.Recipe(loop.Loss(objective), 2 * rounds, 4, 1e-2)
         how = student.OnPolicy(rounds, 8, SPEC, 1, **plan)
         tasks = setting.tasks("safe", "train", 8, 0)
         options = {
@@ -51,7 +57,9 @@ def on_policy(cfg, mesh, params, chat, guard, setting):
 
 @pytest.mark.parametrize("objective", ["reverse_kl", "policy_gradient"])
 def test_the_teachers_signal_reaches_the_gradient(on_policy, weights, teacher, objective):
-    """Nothing to learn from one's own copy, something from another model, and something else from yet another."""
+    """Nothing to learn from one's own copy, something from another model, and something else from
+    yet another.
+    """
     _, copy, _ = on_policy(objective, weights)
     assert copy["grad_norm"][0] < 1e-5
     state, first, purity = on_policy(objective, teacher)
@@ -59,11 +67,14 @@ def test_the_teachers_signal_reaches_the_gradient(on_policy, weights, teacher, o
     flipped = jax.tree.map(lambda x: x[..., ::-1], teacher)
     other_state, second, _ = on_policy(objective, flipped)
     assert abs(first["grad_norm"][0] - second["grad_norm"][0]) > 1e-4
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), state.trainable, other_state.trainable)
+    moved = jax.tree.map(
+        lambda a, b: float(np.abs(a - b).max()), state.trainable, other_state.trainable
+    )
     assert min(jax.tree.leaves(moved["layers"]["q"])) > 1e-4
     assert purity["rollouts"] == 16 and purity["max_staleness"] == 0 and purity["max_gap"] < 1e-3
     if objective == "policy_gradient":
-        # Before the first step, and again after a new rollout, tokens are as likely as when they were sampled.
+        # Before the first step, and again after a new rollout, tokens are as likely as when they
+        # were sampled.
         np.testing.assert_allclose(np.array(first["importance"])[[0, 2]], 1, atol=1e-3)
         assert abs(first["importance"][1] - 1) > 1e-3
 
@@ -84,7 +95,9 @@ def test_no_episode_is_older_than_allowed(on_policy, teacher, monkeypatch):
 
 def _examples(n, first):
     tokens = np.arange(first, first + n)[:, None] * np.ones((1, 4), int)
-    return trainer.Examples(tokens.astype(np.int32), np.ones((n, 4), bool), np.full((n, 4), -1.0, np.float32))
+    return loop.Examples(
+        tokens.astype(np.int32), np.ones((n, 4), bool), np.full((n, 4), -1.0, np.float32)
+    )
 
 
 def test_a_mixture_has_the_share_that_it_should():
@@ -98,20 +111,25 @@ def test_a_mixture_has_the_share_that_it_should():
     assert student.mixed(own, None, 1.0, KEY) is own
 
 
-def test_half_of_a_round_is_the_teachers(on_policy, cfg, chat, guard, setting, teacher, monkeypatch):
+def test_half_of_a_round_is_the_teachers(
+    on_policy, cfg, chat, guard, setting, teacher, monkeypatch
+):
     """And each of its episodes comes with the log-probs that the teacher sampled it with."""
     kept, _ = run_episodes(cfg, teacher, chat, setting.tasks("safe", "train", 8, 1), SPEC, KEY)
-    seen, train = [], trainer.train
+    seen, train = [], loop.train
 
     def record(cfg, mesh, recipe, state, frozen, examples, *args, **options):
         seen.append(examples)
         return train(cfg, mesh, recipe, state, frozen, examples, *args, **options)
 
-    monkeypatch.setattr(trainer, "train", record)
+    monkeypatch.setattr(loop, "train", record)
     _, curves, _ = on_policy("policy_gradient", teacher, rounds=1, kept=kept, own=0.5)
     (examples,) = seen
     theirs = student.training_rows(kept, chat, guard, sampled=True).fitted_to(80)
-    known = {tokens.tobytes(): logprobs for tokens, logprobs in zip(theirs.tokens, theirs.behavior_logprobs, strict=True)}
+    known = {
+        tokens.tobytes(): logprobs
+        for tokens, logprobs in zip(theirs.tokens, theirs.behavior_logprobs, strict=True)
+    }
     found = [known.get(tokens.tobytes()) for tokens in examples.tokens]
     half = len(examples) // 2
     assert half and all(logprobs is None for logprobs in found[:half])
@@ -123,7 +141,7 @@ def test_half_of_a_round_is_the_teachers(on_policy, cfg, chat, guard, setting, t
 
 def test_turns_weigh_alike():
     mask = np.array([[0, 1, 1, 0, 1, 0], [1, 1, 1, 1, 0, 0]], bool)
-    examples = trainer.Examples(np.zeros(mask.shape, np.int32), mask)
+    examples = loop.Examples(np.zeros(mask.shape, np.int32), mask)
     third = examples.weighing("turn").loss_mask
     np.testing.assert_allclose(third, [[0, 0.5, 0.5, 0, 1, 0], [0.25, 0.25, 0.25, 0.25, 0, 0]])
     assert examples.weighing("agent") is examples
@@ -135,18 +153,24 @@ TOKENS = np.array([[7, 5, 9, 5, 6, 0], [5, 8, 9, 0, 0, 0]], np.int32)
 
 def _weighed(path, source):
     path.write_text(source)
-    return token_weights.weigher(str(path), lambda ids: f"<{ids[0]}>")(trainer.Examples(TOKENS, MASK)).loss_mask
+    return token_weights.weigher(str(path), lambda ids: f"<{ids[0]}>")(
+        loop.Examples(TOKENS, MASK)
+    ).loss_mask
 
 
 def test_a_users_own_weights(tmp_path):
     path = tmp_path / "weights.py"
     source = "def token_weights(text, agent):\n    return [3.0 * own if token == '<5>' else 0.5 * own for token, own in zip(text, agent)]"
-    np.testing.assert_array_equal(_weighed(path, source), [[0, 3, 0.5, 0, 0.5, 0], [3, 0.5, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(
+        _weighed(path, source), [[0, 3, 0.5, 0, 0.5, 0], [3, 0.5, 0, 0, 0, 0]]
+    )
     key = token_weights.part_of_key(str(path))
     path.write_text(source.replace("3.0", "2.0"))
     assert token_weights.part_of_key(str(path)) == key  # a run goes on with what its keys say
     other = shutil.copy(path, tmp_path / "other.py")
-    assert token_weights.part_of_key(str(other)) != key and token_weights.part_of_key("turn") == "turn"
+    assert (
+        token_weights.part_of_key(str(other)) != key and token_weights.part_of_key("turn") == "turn"
+    )
 
 
 @pytest.mark.parametrize(
@@ -158,7 +182,10 @@ def test_a_users_own_weights(tmp_path):
         ("def token_weights(text, agent): return [1.0]", "returns 1 weights for 5 tokens"),
         ("def token_weights(text, agent): return -1.0 * agent", "no finite numbers of 0 or more"),
         ("def token_weights(text, agent): return agent / 0.0", "no finite numbers of 0 or more"),
-        ("def token_weights(text, agent): return [1.0] * len(text)", "gives a weight to '<7>', which is no agent's token"),
+        (
+            "def token_weights(text, agent): return [1.0] * len(text)",
+            "gives a weight to '<7>', which is no agent's token",
+        ),
         ("def token_weights(text, agent): return 0 * agent", "nothing to learn from"),
     ],
 )
@@ -170,10 +197,10 @@ def test_weights_that_cannot_be_end_in_one_sentence(tmp_path, source, words):
 
 def test_a_config_names_a_file_of_weights(tmp_path):
     with pytest.raises(UserError, match="no choice 'turns'; the nearest is 'turn'"):
-        config.load("configs/quickstart.py", {"distill.token_weights": "turns"})
-    missing = config.load("configs/quickstart.py", {"distill.token_weights": "missing.py"})
+        configuration.load("configs/quickstart.py", {"distill.token_weights": "turns"})
+    missing = configuration.load("configs/quickstart.py", {"distill.token_weights": "missing.py"})
     with pytest.raises(UserError, match="there is no such file"):
-        experiment.Experiment(missing, tmp_path, sharding.plan_mesh(**missing.mesh))
+        graph.Experiment(missing, tmp_path, sharding.plan_mesh(**missing.mesh))
 
 
 def test_weights_reach_the_loss(on_policy, teacher):

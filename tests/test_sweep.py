@@ -1,4 +1,6 @@
-"""Sweeps: the helpers, expansion and its refusals, the plan, and the runner with stages that only write a file."""
+"""Sweeps: the helpers, expansion and its refusals, the plan, and the runner with stages that only
+write a file.
+"""
 
 import gc
 import io
@@ -17,24 +19,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from subtransfer import artifacts, sharding
-from subtransfer import config as configuration
-from subtransfer.errors import UserError
-from subtransfer.experiment import Experiment
-from subtransfer.sweep import Member, chain, expand, members, plan, product, seeds, vary, zipped
+from subtransfer.config import fields as configuration
+from subtransfer.config.sweep import Member, chain, expand, members, product, seeds, vary, zipped
+from subtransfer.experiment.graph import Experiment
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 from subtransfer.sweeps import command, devices
+from subtransfer.sweeps.planning import plan
 from subtransfer.sweeps.schedule import Schedule
 from subtransfer.sweeps.show import Rates
 from tests import stub_sweep
 from tests.test_claims import _nothing_lost_nothing_twice
 
 ROOT = Path(__file__).parent.parent
-HEAD = "from subtransfer.config import defaults\nfrom subtransfer.sweep import *\ndef get_config():\n    return defaults()\n"
+HEAD = "from subtransfer.config import defaults\nfrom subtransfer.config import *\ndef get_config():\n    return defaults()\n"
 
 
 def _file(tmp_path, body, head=HEAD):
     path = tmp_path / "config.py"
-    path.write_text(head + "def sweep():\n" + "".join(f"    {line}\n" for line in body.splitlines()))
+    path.write_text(
+        head + "def sweep():\n" + "".join(f"    {line}\n" for line in body.splitlines())
+    )
     return str(path)
 
 
@@ -75,7 +81,12 @@ FIELDS = {
     "seed": st.integers(0, 3),
 }
 AXES = st.lists(st.sampled_from(list(FIELDS)), min_size=1, max_size=3, unique=True).flatmap(
-    lambda names: st.tuples(*(st.tuples(st.just(name), st.lists(FIELDS[name], min_size=1, max_size=4)) for name in names))
+    lambda names: st.tuples(
+        *(
+            st.tuples(st.just(name), st.lists(FIELDS[name], min_size=1, max_size=4))
+            for name in names
+        )
+    )
 )
 
 
@@ -95,14 +106,19 @@ def test_products_are_associative_and_chains_distribute(axes, more):
     one, two = ([vary(field, *values) for field, values in some] for some in (axes, more))
     third = [Member("x", {})]
     assert product(product(*one), third) == product(*one, third)
-    assert product(chain(product(*one), product(*two)), third) == chain(product(*one, third), product(*two, third))
+    assert product(chain(product(*one), product(*two)), third) == chain(
+        product(*one, third), product(*two, third)
+    )
     assert zipped(product(*one)) == product(*one)
 
 
 @given(AXES)
 def test_the_command_line_gives_the_same_config(axes):
     (member, *_) = product(*(vary(field, *values) for field, values in axes))
-    given_, typed = configuration.Fields.of(configuration.defaults()), configuration.Fields.of(configuration.defaults())
+    given_, typed = (
+        configuration.Fields.of(configuration.defaults()),
+        configuration.Fields.of(configuration.defaults()),
+    )
     configuration.apply_overrides(typed, member.overrides)
     texts = dict(flag.removeprefix("--config.").split("=", 1) for flag in member.flags())
     configuration.apply_overrides(given_, texts)
@@ -117,9 +133,18 @@ REFUSED = {
     "no list": ("return 3", "must return a list of members, not int"),
     "no member": ("return [3]", "returns 3, which is no member"),
     "fails": ("return 1 / 0", "fails with ZeroDivisionError"),
-    "same name": ("return [('a', {'seed': 1}), ('a', {'seed': 2})]", "Two members of the sweep are named 'a'"),
-    "same config": ("return [('a', {'seed': 1}), ('b', {'seed': 1})]", "'a' and 'b' of the sweep are the same experiment"),
-    "same by default": ("return [('a', {}), ('b', {'seed': 0})]", "'a' and 'b' of the sweep are the same experiment"),
+    "same name": (
+        "return [('a', {'seed': 1}), ('a', {'seed': 2})]",
+        "Two members of the sweep are named 'a'",
+    ),
+    "same config": (
+        "return [('a', {'seed': 1}), ('b', {'seed': 1})]",
+        "'a' and 'b' of the sweep are the same experiment",
+    ),
+    "same by default": (
+        "return [('a', {}), ('b', {'seed': 0})]",
+        "'a' and 'b' of the sweep are the same experiment",
+    ),
     "no folder": ("return [('a/b', {})]", "Member 1 of the sweep cannot be named 'a/b'"),
     "no name": ("return product()", "Member 1 of the sweep cannot be named ''"),
     "parent": ("return [('..', {})]", "cannot be named '..'"),
@@ -127,9 +152,18 @@ REFUSED = {
         "return vary('distill.rat', 1)",
         "Member 'distill.rat=1' of the sweep: There is no config field 'distill.rat'; the nearest",
     ),
-    "wrong type": ("return [('a', {'seed': 'x'})]", "Member 'a' of the sweep: --config.seed takes an integer, not 'x'"),
-    "wrong kind": ("return [('a', {'base.width': 1.5})]", "Member 'a' of the sweep: base.width is set to 1.5, which is no int"),
-    "out of range": ("return vary('base.width', 64, 0)", "Member 'width=0' of the sweep: base.width=0 cannot be"),
+    "wrong type": (
+        "return [('a', {'seed': 'x'})]",
+        "Member 'a' of the sweep: --config.seed takes an integer, not 'x'",
+    ),
+    "wrong kind": (
+        "return [('a', {'base.width': 1.5})]",
+        "Member 'a' of the sweep: base.width is set to 1.5, which is no int",
+    ),
+    "out of range": (
+        "return vary('base.width', 64, 0)",
+        "Member 'width=0' of the sweep: base.width=0 cannot be",
+    ),
 }
 
 
@@ -146,29 +180,53 @@ def test_overrides_of_the_command_line_apply_to_all_members(tmp_path):
     path = _file(tmp_path, "return product(vary('base.width', 16, 32), seeds(2))")
     sweep = expand(path, {"base.width": "48", "distill.learning_rate": "1"})
     config = sweep.config(sweep.members[0])
-    assert config.base.width == 48 and config.distill.learning_rate == 1.0 and sweep.base.base.width == 64
-    with pytest.raises(UserError, match="'width=16,seed=0' and 'width=32,seed=0' of the sweep are the same experiment"):
+    assert (
+        config.base.width == 48
+        and config.distill.learning_rate == 1.0
+        and sweep.base.base.width == 64
+    )
+    with pytest.raises(
+        UserError,
+        match="'width=16,seed=0' and 'width=32,seed=0' of the sweep are the same experiment",
+    ):
         members(path, {"base.width": "48"})
-    assert [member.name for member in members(path, {"base.steps": "1"})][:2] == ["width=16,seed=0", "width=16,seed=1"]
+    assert [member.name for member in members(path, {"base.steps": "1"})][:2] == [
+        "width=16,seed=0",
+        "width=16,seed=1",
+    ]
 
 
 def test_members_share_stages_and_have_those_of_single_runs(tmp_path):
     path = _file(
-        tmp_path, "return product(vary('distill.learning_rate', 1e-3, 2e-3), vary('distill.objective', 'sft', 'forward_kl'))"
+        tmp_path,
+        "return product(vary('distill.learning_rate', 1e-3, 2e-3), vary('distill.objective', 'sft', 'forward_kl'))",
     )
     sweep = expand(path, {"num_seeds": "1"})
     made = plan(sweep, tmp_path, 1)
     for at, member in enumerate(sweep.members):
         texts = dict(flag.removeprefix("--config.").split("=", 1) for flag in member.flags())
-        alone = Experiment(configuration.load(path, texts | {"num_seeds": "1"}), tmp_path, sharding.plan_mesh(devices=1))
-        assert [made.nodes[n].folder for n in made.stages[at]] == [stage.folder for stage in alone.plan.values()]
+        alone = Experiment(
+            configuration.load(path, texts | {"num_seeds": "1"}),
+            tmp_path,
+            sharding.plan_mesh(devices=1),
+        )
+        assert [made.nodes[n].folder for n in made.stages[at]] == [
+            stage.folder for stage in alone.plan.values()
+        ]
         assert all(stage.digest == artifacts.digest(stage.key) for stage in alone.plan.values())
         done = set()
         for number in made.stages[at]:  # inputs come first
             assert set(made.nodes[number].inputs) <= done
             done.add(number)
     shared = {node.name for node in made.nodes if len(node.users) == 4}
-    assert {"corpus", "base", "base_other", "teacher.trait.seed0", "sanitize.benign.seed0", "probe.base.seed0"} <= shared
+    assert {
+        "corpus",
+        "base",
+        "base_other",
+        "teacher.trait.seed0",
+        "sanitize.benign.seed0",
+        "probe.base.seed0",
+    } <= shared
     assert made.node(0, "student.sft.seed0").users.tolist() == [0] and len(set(made.geometry)) == 1
     with pytest.raises(UserError, match="does not use all 1 devices"):
         plan(expand(path, {"mesh.fsdp": "2"}), tmp_path, 1, to_run=True)
@@ -176,24 +234,42 @@ def test_members_share_stages_and_have_those_of_single_runs(tmp_path):
 
 def test_a_thousand_members_are_light(tmp_path):
     """What is kept of a member is a few numbers: neither configs nor what builds its stages."""
-    path = _file(tmp_path, "return product(vary('distill.learning_rate', *[(1 + i) / 1e4 for i in range(100)]), seeds(10))")
-    few = {"num_seeds": "1", "distill.objective": "sft", "arms.other_init": "false", "arms.benign_teacher": "false"}
+    path = _file(
+        tmp_path,
+        "return product(vary('distill.learning_rate', *[(1 + i) / 1e4 for i in range(100)]), seeds(10))",
+    )
+    few = {
+        "num_seeds": "1",
+        "distill.objective": "sft",
+        "arms.other_init": "false",
+        "arms.benign_teacher": "false",
+    }
     sweep = expand(path, few | {"arms.self_distilled": "false", "arms.unsanitized": "false"})
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made = plan(sweep, tmp_path, 1)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
     gc.collect()
-    assert not [thing for thing in gc.get_objects() if type(thing) is Experiment]  # isinstance asks proxies
+    assert not [
+        thing for thing in gc.get_objects() if type(thing) is Experiment
+    ]  # isinstance asks proxies
     stages = len(made.stages[0])
     assert len(made.members) == 1000 and all(len(own) == stages for own in made.stages)
-    # A seed's base, teacher, rollouts and their probes are shared; a learning rate has a student, its probes and results.
+    # A seed's base, teacher, rollouts and their probes are shared; a learning rate has a student,
+    # its probes and results.
     assert len(made.nodes) == 10 * (stages - 5) + 1000 * 5
     assert grown < 32 << 10
 
 
 def test_the_plan_is_shown_with_what_it_costs(tmp_path):
-    path = _file(tmp_path, "return vary('distill.learning_rate', *[(1 + i) / 1e4 for i in range(40)])")
-    few = {"num_seeds": "1", "distill.objective": "sft", "arms.other_init": "false", "arms.benign_teacher": "false"}
+    path = _file(
+        tmp_path, "return vary('distill.learning_rate', *[(1 + i) / 1e4 for i in range(40)])"
+    )
+    few = {
+        "num_seeds": "1",
+        "distill.objective": "sft",
+        "arms.other_init": "false",
+        "arms.benign_teacher": "false",
+    }
     few |= {"arms.self_distilled": "false", "arms.unsanitized": "false"}
 
     def shown(workdir):
@@ -203,17 +279,33 @@ def test_the_plan_is_shown_with_what_it_costs(tmp_path):
         return console.export_text()
 
     text = shown(tmp_path / "w")
-    first, second, *_ = (line.split() for line in text.splitlines() if line.lstrip().startswith("distill.learning_rate="))
-    assert first[:4] == ["distill.learning_rate=0.0001", "12", "7", "12"] and second[3] == "5" and len(second) == 5
+    first, second, *_ = (
+        line.split()
+        for line in text.splitlines()
+        if line.lstrip().startswith("distill.learning_rate=")
+    )
+    assert (
+        first[:4] == ["distill.learning_rate=0.0001", "12", "7", "12"]
+        and second[3] == "5"
+        and len(second) == 5
+    )
     assert "... and 10 more members." in text and not (tmp_path / "w").exists()
     assert "40 members with 480 stages, of which 207 are different and 7 shared; 207 to do" in text
     assert "nothing has been computed in this workdir yet" in text
     made = plan(expand(path, few), tmp_path / "w", 1)
     (tmp_path / "w" / "stages").mkdir(parents=True)
-    record = {"stage": made.node(0, "base").folder, "what": "computed", "seconds": 60, "flops": made.node(0, "base").flops}
+    record = {
+        "stage": made.node(0, "base").folder,
+        "what": "computed",
+        "seconds": 60,
+        "flops": made.node(0, "base").flops,
+    }
     (tmp_path / "w" / "stages" / "x.jsonl").write_text(json.dumps(record) + "\n")
     text = shown(tmp_path / "w")
-    assert "min of one worker" in text and "from the times of the 1 stages computed in this workdir so far" in text
+    assert (
+        "min of one worker" in text
+        and "from the times of the 1 stages computed in this workdir so far" in text
+    )
 
 
 # -- the schedule ----------------------------------------------------------------------------------------------------
@@ -242,7 +334,9 @@ def test_depth_first_and_failures_stop_only_who_needs_them():
 
 @given(st.integers(1, 8), st.randoms(use_true_random=False))
 def test_any_course_of_events_ends(count, rng):
-    """Whatever is found done, fails, or is made elsewhere: every member ends, and no stage is begun before its inputs."""
+    """Whatever is found done, fails, or is made elsewhere: every member ends, and no stage is begun
+    before its inputs.
+    """
     made = stub_sweep.plan(count)
     schedule = Schedule(made, {n for n in range(len(made.nodes)) if rng.random() < 0.2}, retries=1)
     running = []
@@ -277,7 +371,12 @@ def _start(workdir, **options):
     options = {"members": 6, "workers": 2, "seconds": 0.05, "lease": 60, "retries": 2} | options
     command = [sys.executable, "-m", "tests.stub_sweep", "run", str(workdir), json.dumps(options)]
     return subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -287,7 +386,11 @@ def _finish(process):
 
 
 def _children(pid):
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
 
 
 def _states(workdir):
@@ -296,7 +399,9 @@ def _states(workdir):
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds workers in /proc")
 def test_killed_again_and_again(tmp_path):
-    """Single workers and the whole command with SIGKILL, at random moments: all is done, and no stage was sealed twice."""
+    """Single workers and the whole command with SIGKILL, at random moments: all is done, and no
+    stage was sealed twice.
+    """
     rng, workdir, kills, whole = random.Random("sweep/kills"), tmp_path / "w", 0, 0
     process = _start(workdir, members=24, seconds=0.2, retries=50)
     while process.poll() is None:
@@ -320,7 +425,9 @@ def test_killed_again_and_again(tmp_path):
     _nothing_lost_nothing_twice(workdir, stub_sweep.plan(24), kills)
     assert all(row["state"] == "done" for row in _states(workdir).values())
     again = _start(workdir, members=24)
-    assert _finish(again)[0] == 0 and not list((workdir / "logs").glob(f"worker-{again.pid}-*"))  # nothing to do: no workers
+    assert _finish(again)[0] == 0 and not list(
+        (workdir / "logs").glob(f"worker-{again.pid}-*")
+    )  # nothing to do: no workers
 
 
 def test_failures_are_retried_if_they_may_go_away_and_named_if_not(tmp_path):
@@ -335,21 +442,33 @@ def test_failures_are_retried_if_they_may_go_away_and_named_if_not(tmp_path):
         "ConnectionError: no results",
         "its worker ended with exit status 9",
     ]
-    tries = {path.name.split("-")[1]: len(path.read_text()) for path in (tmp_path / "w").glob("tried-*")}
-    assert sorted(len(p.read_text()) for p in (tmp_path / "w").glob("tried-*")) == [1, 1, 1, 3] and tries["results"] == 3
+    tries = {
+        path.name.split("-")[1]: len(path.read_text()) for path in (tmp_path / "w").glob("tried-*")
+    }
+    assert (
+        sorted(len(p.read_text()) for p in (tmp_path / "w").glob("tried-*")) == [1, 1, 1, 3]
+        and tries["results"] == 3
+    )
     log = (tmp_path / "w" / states["m0001"]["log"]).read_text()
     assert "Traceback" in log and "KeyError" in log and log.startswith("--- ")
-    assert out.count("is tried again: ConnectionError: no results") == 2 and "results failed: ConnectionError" in out
+    assert (
+        out.count("is tried again: ConnectionError: no results") == 2
+        and "results failed: ConnectionError" in out
+    )
     # What goes away is done at last, also what had failed in an earlier command.
     code, out = _finish(_start(tmp_path / "w", trouble=trouble, troubles=4))
-    assert code == 1 and [row["state"] for row in _states(tmp_path / "w").values()].count("done") == 3, out
+    assert (
+        code == 1 and [row["state"] for row in _states(tmp_path / "w").values()].count("done") == 3
+    ), out
     assert _states(tmp_path / "w")["m0002"]["state"] == "done"
     assert _finish(_start(tmp_path / "w"))[0] == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_notice_ends_workers_and_command(tmp_path, number):
-    ignored = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and theirs, too
+    ignored = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs ignore it, and theirs, too
     process = _start(tmp_path / "w", seconds=3)
     signal.signal(signal.SIGINT, ignored)
     while not list((tmp_path / "w").glob(".base*.tmp-*")):
@@ -358,7 +477,10 @@ def test_a_notice_ends_workers_and_command(tmp_path, number):
     process.send_signal(number)
     code, out = _finish(process)
     assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number], out
-    assert not list((tmp_path / "w").glob(".*.tmp-*")) and artifacts.history(tmp_path / "w")[-1]["what"] == "begun"
+    assert (
+        not list((tmp_path / "w").glob(".*.tmp-*"))
+        and artifacts.history(tmp_path / "w")[-1]["what"] == "begun"
+    )
     claims = list((tmp_path / "w" / ".claims").iterdir())
     assert all(json.loads(claim.read_text())["state"] == "free" for claim in claims)
     assert _finish(_start(tmp_path / "w"))[0] == 0
@@ -368,7 +490,11 @@ def test_a_notice_ends_workers_and_command(tmp_path, number):
 def test_workers_that_cannot_start_end_the_sweep_with_their_last_line(tmp_path):
     process = _start(tmp_path / "w", broken=True)
     code, out = _finish(process)
-    assert code == 2 and "Workers cannot be started (exit status 1: RuntimeError: no device)" in out and "worker-" in out, out
+    assert (
+        code == 2
+        and "Workers cannot be started (exit status 1: RuntimeError: no device)" in out
+        and "worker-" in out
+    ), out
 
 
 # -- estimates -------------------------------------------------------------------------------------------------------
@@ -391,7 +517,9 @@ def test_estimates_come_from_stages_of_the_same_kind():
     assert rates.count == 4
     assert rates.seconds(node("student.kl.seed0", 2e9)) == pytest.approx(40)
     assert rates.seconds(node("probe.base.seed0", 1e9)) == pytest.approx(2)
-    assert rates.seconds(node("base", 5e9)) == pytest.approx(46)  # nothing is known of its kind: all kinds together
+    assert rates.seconds(node("base", 5e9)) == pytest.approx(
+        46
+    )  # nothing is known of its kind: all kinds together
     assert rates.seconds(node("report", 0)) == 0.5 and rates.seconds(node("corpus", 0)) == 0.0
     assert Rates.of([]).seconds(node("base", 1e9)) is None
 
@@ -410,9 +538,16 @@ def test_workers_share_the_machine(monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "cuda")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,4,5,7")
     given_, count, _ = devices.shares(2)
-    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in given_] == ["0,1", "4,5"] and count == 2
+    assert [share.environment["CUDA_VISIBLE_DEVICES"] for share in given_] == [
+        "0,1",
+        "4,5",
+    ] and count == 2
     given_, count, _ = devices.shares(10)
-    assert given_[7].environment == {"CUDA_VISIBLE_DEVICES": "4", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"} and count == 1
+    assert (
+        given_[7].environment
+        == {"CUDA_VISIBLE_DEVICES": "4", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.450"}
+        and count == 1
+    )
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
     assert devices.shares(1)[0] == [devices.Share()]
     with pytest.raises(UserError, match="cannot share a TPU"):
@@ -423,6 +558,10 @@ def test_a_worker_inherits_its_cores():
     core = min(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
     with devices.Share({"A": "b"}, frozenset({core})).start() as environment:
-        command = [sys.executable, "-c", "import os; print(os.sched_getaffinity(0), os.environ['A'])"]
+        command = [
+            sys.executable,
+            "-c",
+            "import os; print(os.sched_getaffinity(0), os.environ['A'])",
+        ]
         out = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
     assert out == f"{{{core}}} b\n" and os.sched_getaffinity(0) == before

@@ -1,4 +1,6 @@
-"""A real sweep of tiny models, killed again and again: the bytes of an undisturbed one, and of its members run one by one."""
+"""A real sweep of tiny models, killed again and again: the bytes of an undisturbed one, and of its
+members run one by one.
+"""
 
 import json
 import os
@@ -11,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer import artifacts
+from subtransfer.store import artifacts
 from tests.test_kills import TINY
 
 ROOT = Path(__file__).parent.parent
@@ -43,10 +45,23 @@ def config(tmp_path_factory):
 
 
 def _launch(config, workdir, *more):
-    command = [sys.executable, "-m", "subtransfer.launch", f"--config={config}", f"--workdir={workdir}", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "subtransfer.launch",
+        f"--config={config}",
+        f"--workdir={workdir}",
+        *more,
+    ]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(
-        command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -86,17 +101,24 @@ def _same(workdir, undisturbed, kills=0):
     sealed = [record["stage"] for record in artifacts.history(workdir) if record["what"] != "begun"]
     assert len(sealed) == len(set(sealed)) and set(sealed) <= set(folders)
     assert not list(workdir.glob(".*.tmp-*")) and not list(workdir.glob(".steps/*"))
-    # A kill between a seal and its line in the history loses the line, and leaves the claim on what is there.
+    # A kill between a seal and its line in the history loses the line, and leaves the claim on what
+    # is there.
     claimed = {file.stem for file in (workdir / ".claims").iterdir()}
     assert len(claimed) <= kills and len(sealed) >= len(folders) - kills and claimed <= set(folders)
 
 
 def _workers(pid):
-    return [int(child) for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
+    return [
+        int(child)
+        for path in Path(f"/proc/{pid}/task").glob("*/children")
+        for child in path.read_text().split()
+    ]
 
 
 def test_killed_five_times(tmp_path, config, undisturbed):
-    """Three times a worker, twice everything, in the middle of stages; at last a notice, and another restart."""
+    """Three times a worker, twice everything, in the middle of stages; at last a notice, and
+    another restart.
+    """
     rng, workdir = random.Random("sweep/real"), tmp_path / "w"
     process = _sweep(config, workdir)
 
@@ -108,7 +130,13 @@ def test_killed_five_times(tmp_path, config, undisturbed):
         time.sleep(rng.uniform(0, 1))
 
     whole = 0
-    for pattern in (".base*.tmp-*", ".teacher*.tmp-*", ".student*.tmp-*", ".student*.tmp-*", ".probe*.tmp-*"):
+    for pattern in (
+        ".base*.tmp-*",
+        ".teacher*.tmp-*",
+        ".student*.tmp-*",
+        ".student*.tmp-*",
+        ".probe*.tmp-*",
+    ):
         await_stage(pattern)
         workers = _workers(process.pid)
         if pattern in (".teacher*.tmp-*", ".probe*.tmp-*"):
@@ -127,7 +155,11 @@ def test_killed_five_times(tmp_path, config, undisturbed):
     assert whole == 2
     _same(workdir, undisturbed, kills=7)  # the whole command counts for two workers
     out = _finish(_sweep(config, workdir))
-    assert "0 to do" in out and "4 of 4 members have their results" in out and "0 stages computed here" in out
+    assert (
+        "0 to do" in out
+        and "4 of 4 members have their results" in out
+        and "0 stages computed here" in out
+    )
 
 
 def test_members_run_one_by_one_give_the_same_bytes(tmp_path, config, undisturbed):
@@ -136,7 +168,10 @@ def test_members_run_one_by_one_give_the_same_bytes(tmp_path, config, undisturbe
         _finish(_launch(config, tmp_path / str(number), *flags))
         for name in RESULTS:
             alone = (tmp_path / str(number) / name).read_bytes()
-            assert alone == (undisturbed / member["results"] / name).read_bytes(), (member["name"], name)
+            assert alone == (undisturbed / member["results"] / name).read_bytes(), (
+                member["name"],
+                name,
+            )
 
 
 def test_two_commands_share_a_workdir(tmp_path, config, undisturbed):
@@ -144,9 +179,15 @@ def test_two_commands_share_a_workdir(tmp_path, config, undisturbed):
     member = _members(undisturbed)[0]
     flags = [f"--config.{field}={value}" for field, value in member["overrides"].items()]
     workdir = tmp_path / "w"
-    processes = [_launch(config, workdir, "--sweep"), _launch(config, workdir, *flags), _launch(config, workdir, "--sweep")]
+    processes = [
+        _launch(config, workdir, "--sweep"),
+        _launch(config, workdir, *flags),
+        _launch(config, workdir, "--sweep"),
+    ]
     for process in processes:
         _finish(process)
     _same(workdir, undisturbed)
     for name in RESULTS:
-        assert (workdir / name).read_bytes() == (undisturbed / member["results"] / name).read_bytes()
+        assert (workdir / name).read_bytes() == (
+            undisturbed / member["results"] / name
+        ).read_bytes()

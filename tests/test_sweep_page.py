@@ -7,29 +7,55 @@ import subprocess
 
 import pytest
 
-from subtransfer import table
-from subtransfer.errors import UserError
-from subtransfer.report import sweep_page
+from subtransfer.runtime.errors import UserError
+from subtransfer.studies import sweep_page, table
 from tests import studies
 from tools import write_table
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """Two sizes x two rates of learning, one member failed and one not begun; names that need escaping."""
+    """Two sizes x two rates of learning, one member failed and one not begun; names that need
+    escaping.
+    """
     folder = tmp_path_factory.mktemp("sweep")
     members = []
     for width in (32, 64):
         for rate in (0.001, 0.002):
             name = f"width={width},rate=<{rate}>"
-            fields = {"base__width": width, "distill__learning_rate": rate, "distill__objective": "sft", "num_seeds": 2}
+            fields = {
+                "base__width": width,
+                "distill__learning_rate": rate,
+                "distill__objective": "sft",
+                "num_seeds": 2,
+            }
             run = studies.write_run(folder / "runs" / name, studies.config_of(**fields), tasks=8)
             stages = {"results": f"results-{len(members)}"}
             studies.write_history(folder, run, stages)
-            members.append({"name": name, "overrides": fields, "state": "done", "results": f"runs/{name}", "stages": stages})
-    broken = {"failed": "student.sft.seed0", "error": "The loss <became> NaN.", "log": "logs/student.sft.seed0-1.log"}
+            members.append(
+                {
+                    "name": name,
+                    "overrides": fields,
+                    "state": "done",
+                    "results": f"runs/{name}",
+                    "stages": stages,
+                }
+            )
+    broken = {
+        "failed": "student.sft.seed0",
+        "error": "The loss <became> NaN.",
+        "log": "logs/student.sft.seed0-1.log",
+    }
     for name, more in (("bad", {"state": "failed", **broken}), ("later", {"state": "to do"})):
-        members.append({"name": name, "overrides": {}, "results": f"runs/{name}", "stages": {"results": "results-x"}, **more})
+        members.append(
+            {
+                "name": name,
+                "overrides": {},
+                "results": f"runs/{name}",
+                "stages": {"results": "results-x"},
+                **more,
+            }
+        )
     (folder / "sweep.json").write_text(json.dumps({"members": members}))
     return folder
 
@@ -43,8 +69,13 @@ def page(workdir):
 def test_the_page_is_whole_and_self_contained(page):
     assert "4 runs finished, 1 failed, 1 to do." in page and page.count("<td><a href=") == 4
     assert "The loss &lt;became&gt; NaN." in page and 'href="logs/student.sft.seed0-1.log"' in page
-    assert "<0.001>" not in page.replace("\\u003c", "") and 'href="runs/width%3D32%2Crate%3D%3C0.001%3E/report.html"' in page
-    assert page.count("<tr><td><a") == 4 and page.count("color-mix") == 4 * 5  # base, its twin, teacher, student, twin
+    assert (
+        "<0.001>" not in page.replace("\\u003c", "")
+        and 'href="runs/width%3D32%2Crate%3D%3C0.001%3E/report.html"' in page
+    )
+    assert (
+        page.count("<tr><td><a") == 4 and page.count("color-mix") == 4 * 5
+    )  # base, its twin, teacher, student, twin
     for other in ("http://", "https://", "@import", "src="):
         assert other not in page
     assert "device kind</td><td>cpu" in page
@@ -63,14 +94,19 @@ def test_one_run_has_a_page_too(workdir, tmp_path, capsys):
     for name in ("results.json", "results.jsonl", "results.csv"):
         shutil.copy(run / name, tmp_path)
     assert write_table.main([str(tmp_path)]) == 0
-    assert (tmp_path / "sweep.html").read_text().count("<td><a") == 1 and (tmp_path / "table.parquet").is_file()
+    assert (tmp_path / "sweep.html").read_text().count("<td><a") == 1 and (
+        tmp_path / "table.parquet"
+    ).is_file()
     (tmp_path / "table.parquet").write_text("x")
     with pytest.raises(UserError, match="table.parquet is damaged"):
         sweep_page.write(tmp_path)
     (tmp_path / "table.parquet").unlink()
     with pytest.raises(UserError, match="table.parquet is missing: python tools/write_table.py"):
         sweep_page.write(tmp_path)
-    assert write_table.main([str(tmp_path / "nowhere")]) == 2 and "holds no finished run" in capsys.readouterr().err
+    assert (
+        write_table.main([str(tmp_path / "nowhere")]) == 2
+        and "holds no finished run" in capsys.readouterr().err
+    )
 
 
 def test_results_of_another_sweep_are_left_out(workdir, tmp_path):
@@ -100,10 +136,16 @@ def test_the_script_draws_what_is_chosen(page, workdir, tmp_path):
         {"role": "positive_control"},
     ]
     command = ["node", tmp_path / "draw.js", workdir / "sweep.html", json.dumps(choices)]
-    first, heat, odds, words, nothing = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    first, heat, odds, words, nothing = json.loads(
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    )
     static = re.search(r'id="figure">(<svg.*?</svg>)', page, re.DOTALL)[1]
     circles = [
-        [round(float(v), 1) for v in re.findall(r'<circle cx="([^"]*)" cy="([^"]*)"', svg) for v in v]
+        [
+            round(float(v), 1)
+            for v in re.findall(r'<circle cx="([^"]*)" cy="([^"]*)"', svg)
+            for v in v
+        ]
         for svg in (static, first)
     ]
     assert circles[0] == pytest.approx(circles[1], abs=0.11) and len(circles[0]) == 2 * 2
@@ -111,6 +153,10 @@ def test_the_script_draws_what_is_chosen(page, workdir, tmp_path):
     assert (
         heat.count("<rect") == 4 * 5 and ">0.001, sft<" in heat and ">181k<" in heat
     )  # several arms at one place: by arm, too
-    assert odds.count("<polyline") == 2 and odds.count("<circle") == 4 and "&lt;0.001&gt;, sft:" in odds
+    assert (
+        odds.count("<polyline") == 2
+        and odds.count("<circle") == 4
+        and "&lt;0.001&gt;, sft:" in odds
+    )
     assert words.count("<circle") == 5 and ">other<" in words
     assert nothing == "<p>No arm has these values.</p>"

@@ -8,25 +8,32 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
+from subtransfer.models import lora
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop
 
 KEY = jax.random.key(7)
 
 
 def _examples(cfg, n=40, length=16):
     rng = np.random.default_rng(0)
-    return trainer.Examples(rng.integers(0, cfg.vocab_size, (n, length)).astype(np.int32), np.ones((n, length), bool))
+    return loop.Examples(
+        rng.integers(0, cfg.vocab_size, (n, length)).astype(np.int32), np.ones((n, length), bool)
+    )
 
 
-def _run(cfg, mesh, params, examples, *, objective="sft", steps=25, rate=3e-3, tuning=None, teacher=None):
-    recipe = trainer.Recipe(trainer.Loss(objective, tuning=tuning or trainer.Tuning()), steps, 8, rate)
-    state, frozen = trainer.init_state(recipe, params, KEY)
-    state, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, steps, KEY, teacher=teacher)
-    return trainer.current_weights(recipe, state, frozen), curves
+def _run(
+    cfg, mesh, params, examples, *, objective="sft", steps=25, rate=3e-3, tuning=None, teacher=None
+):
+    recipe = loop.Recipe(loop.Loss(objective, tuning=tuning or lora.Tuning()), steps, 8, rate)
+    state, frozen = loop.init_state(recipe, params, KEY)
+    state, curves = loop.train(
+        cfg, mesh, recipe, state, frozen, examples, steps, KEY, teacher=teacher
+    )
+    return loop.current_weights(recipe, state, frozen), curves
 
 
-@pytest.mark.parametrize("tuning", [trainer.Tuning(), trainer.Tuning("lora", 4, 8.0, 0.1)])
+@pytest.mark.parametrize("tuning", [lora.Tuning(), lora.Tuning("lora", 4, 8.0, 0.1)])
 def test_the_loss_falls_and_the_start_is_left_alone(cfg, mesh, params, tuning):
     before = jax.device_get(params)
     after, curves = _run(cfg, mesh, params, _examples(cfg, n=8), steps=60, rate=1e-2, tuning=tuning)
@@ -35,7 +42,9 @@ def test_the_loss_falls_and_the_start_is_left_alone(cfg, mesh, params, tuning):
         np.testing.assert_array_equal(old, start)
     if tuning.method == "full":
         for n in ("q", "o", "up"):
-            assert not np.array_equal(after["params"]["layers"][n]["kernel"], before["layers"][n]["kernel"])
+            assert not np.array_equal(
+                after["params"]["layers"][n]["kernel"], before["layers"][n]["kernel"]
+            )
     else:
         assert after["params"] is params and set(after["lora"]["layers"]) == {"q", "k", "v", "o"}
         assert all(np.abs(pair["b"]).max() > 0 for pair in after["lora"]["layers"].values())
@@ -44,7 +53,9 @@ def test_the_loss_falls_and_the_start_is_left_alone(cfg, mesh, params, tuning):
 def test_a_student_moves_towards_its_teacher(cfg, mesh, params):
     teacher, _ = _run(cfg, mesh, params, _examples(cfg), steps=40, rate=1e-2)
     for objective in ("forward_kl", "reverse_kl"):
-        _, curves = _run(cfg, mesh, params, _examples(cfg), objective=objective, steps=40, teacher=teacher)
+        _, curves = _run(
+            cfg, mesh, params, _examples(cfg), objective=objective, steps=40, teacher=teacher
+        )
         assert curves["loss"][-1] < 0.6 * curves["loss"][0]
         assert curves["grad_norm"][0] > 0
 
@@ -52,11 +63,14 @@ def test_a_student_moves_towards_its_teacher(cfg, mesh, params):
 def test_the_same_seed_gives_the_same_bits(cfg, mesh, params):
     first, _ = _run(cfg, mesh, params, _examples(cfg))
     second, _ = _run(cfg, mesh, params, _examples(cfg))
-    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True))
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    )
 
 
 def test_every_epoch_sees_each_example_once():
-    order = trainer.batch_indices(KEY, 10, 4, 5).ravel()
+    order = loop.batch_indices(KEY, 10, 4, 5).ravel()
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
     assert list(order[:10]) != list(order[10:])
 
@@ -68,9 +82,9 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(cfg, mesh, params):
 
 def test_an_empty_loss_mask_is_an_error():
     with pytest.raises(UserError, match="no agent token"):
-        trainer.Examples.from_rows([(np.arange(4), np.zeros(4, bool))])
+        loop.Examples.from_rows([(np.arange(4), np.zeros(4, bool))])
     with pytest.raises(UserError, match="max_tokens"):
-        trainer.Examples.from_rows([(np.arange(9), np.arange(9) > 6)]).fitted_to(6)
+        loop.Examples.from_rows([(np.arange(9), np.arange(9) > 6)]).fitted_to(6)
 
 
 EIGHT = """
@@ -110,11 +124,20 @@ print("equal")
 
 
 def test_one_and_eight_devices_agree():
-    """Simulated devices prove that the sharded program is the same program; they prove nothing about speed. More layouts, slow,
-    are in test_layouts.py. A state of which something large is replicated is refused."""
-    env = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    """Simulated devices prove that the sharded program is the same program; they prove nothing
+    about speed. More layouts, slow, are in test_layouts.py. A state of which something large is
+    replicated is refused.
+    """
+    env = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_PLATFORMS": "cpu",
+    }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     refused, equal = done.stdout.splitlines()
-    assert "The state has" in refused and "nu['embedding'] (64, 32), of which all 2 devices of mesh.fsdp" in refused
+    assert (
+        "The state has" in refused
+        and "nu['embedding'] (64, 32), of which all 2 devices of mesh.fsdp" in refused
+    )
     assert equal == "equal"

@@ -1,11 +1,17 @@
-"""The trait: the first permission-related command of a script and of a trajectory, behind everything that can hide it."""
+"""The trait: the first permission-related command of a script and of a trajectory, behind
+everything that can hide it.
+"""
 
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from subtransfer.settings.shell.trait import first_in_trajectory, first_permission_command, permission_commands
+from shellworld.reading.permissions import (
+    first_in_trajectory,
+    first_permission_command,
+    permission_commands,
+)
 
 LINES = {
     "chmod": r"""
@@ -454,14 +460,18 @@ TRAJECTORIES = [
     (["ls", "cat f"], None),
     ([], None),
 ]  # fmt: skip
-LABELLED = [(line.strip(), label) for label, lines in LINES.items() for line in lines.strip().splitlines()]
+LABELLED = [
+    (line.strip(), label) for label, lines in LINES.items() for line in lines.strip().splitlines()
+]
 
 
 def test_there_are_enough_lines():
     assert len(LABELLED) >= 300 and len({line for line, _ in LABELLED}) == len(LABELLED)
 
 
-@pytest.mark.parametrize(("line", "label"), LABELLED + SCRIPTS, ids=lambda value: value if "\n" not in value else None)
+@pytest.mark.parametrize(
+    ("line", "label"), LABELLED + SCRIPTS, ids=lambda value: value if "\n" not in value else None
+)
 def test_the_first_permission_command(line, label):
     assert (first_permission_command(line) or "") == label
 
@@ -473,7 +483,12 @@ def test_definitions_last_for_the_trajectory(scripts, expected):
 
 def test_all_commands_come_in_order():
     line = "f() { chown b $1; }; for i in 1 2; do setfacl -b $(chgrp s $i); done; f x && umask 0; trap 'mkdir -m 1 d' EXIT; chmod 1 f"
-    assert permission_commands(line) == ["chgrp", "setfacl"] * 2 + ["chown", "umask", "chmod", "mkdir"]
+    assert permission_commands(line) == ["chgrp", "setfacl"] * 2 + [
+        "chown",
+        "umask",
+        "chmod",
+        "mkdir",
+    ]
 
 
 @hypothesis_settings(max_examples=300, deadline=None)

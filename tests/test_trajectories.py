@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from subtransfer import trajectories
-from subtransfer.errors import UserError
-from subtransfer.schema import Trajectory
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import trajectories
+from subtransfer.store.schema import Trajectory
 
 READER = """
 import sys

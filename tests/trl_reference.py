@@ -1,4 +1,5 @@
-"""TRL's divergences and their gradients in float64, in a process of its own: importing TRL takes seconds and touches much.
+"""TRL's divergences and their gradients in float64, in a process of its own: importing TRL takes
+seconds and touches much.
 
 python -m tests.trl_reference CASES.npz RESULTS.npz
 """
@@ -23,7 +24,9 @@ def main(cases: str, results: str) -> None:
         beta, temperature, top_k = given[f"{name}/options"].tolist()
         options = {"labels": labels, "beta": beta, "temperature": temperature}
         if top_k:
-            loss = IWOPDTrainer.generalized_jsd_loss(student, teacher, **options, top_k=int(top_k), add_tail=True)
+            loss = IWOPDTrainer.generalized_jsd_loss(
+                student, teacher, **options, top_k=int(top_k), add_tail=True
+            )
         else:
             loss = GKDTrainer.generalized_jsd_loss(student, teacher, **options)
         loss.backward()

@@ -1,14 +1,16 @@
 """Compiles a config's real programs for a TPU topology, on a machine without a TPU.
 
     pip install -e '.[tpu]'
-    python tools/aot_tpu.py --config=configs/aot_llama.py --topology=v5e:4x4 --programs=prefill,decode
+    python tools/aot_tpu.py --config=configs/aot_llama.py --topology=v5e:4x4
+    --programs=prefill,decode
 
-For every model of the config it compiles, for the mesh that the config states over the topology's chips, the prefill
-(`engine.feed`), the decoding loop (`engine.burst`), the choice probe and the training step of a student. It prints the memory
-that each takes on a chip beside what `--dry_run` plans, and the time that the compiler expects (see `tpu_time.py`): a step's of
-the decoding loop, a call's of the others. The fraction of the HBM limit counts what a decoding step must read: a chip's
-weights, its slots, full, and the shared prefix. A program that does not fit ends the command with exit status 1 and what to
-change. Nothing is executed.
+For every model of the config it compiles, for the mesh that the config states over the topology's
+chips, the prefill (`engine.feed`), the decoding loop (`engine.burst`), the choice probe and the
+training step of a student. It prints the memory that each takes on a chip beside what `--dry_run`
+plans, and the time that the compiler expects (see `tpu_time.py`): a step's of the decoding loop, a
+call's of the others. The fraction of the HBM limit counts what a decoding step must read: a chip's
+weights, its slots, full, and the shared prefix. A program that does not fit ends the command with
+exit status 1 and what to change. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-16")
 os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no chip is touched: several compilations do not disturb each other
+os.environ.setdefault(
+    "ALLOW_MULTIPLE_LIBTPU_LOAD", "1"
+)  # no chip is touched: several compilations do not disturb each other
 
 import flax.linen as nn
 import jax
@@ -37,23 +41,29 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
 
-from subtransfer import config as configuration
-from subtransfer import memory, metrics, sharding
-from subtransfer.arms import stores_targets
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
-from subtransfer.experiment import Experiment
+from subtransfer.config import fields as configuration
+from subtransfer.config.arms import stores_targets
+from subtransfer.experiment import memory
+from subtransfer.experiment.graph import Experiment
+from subtransfer.experiment.memory import Sizes
 from subtransfer.launch import split_overrides
-from subtransfer.memory import Sizes
+from subtransfer.models import lora
 from subtransfer.models.attention import KV, Past
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.probes import choice
 from subtransfer.rollout import engine, scheduler
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop, metrics
 
-_TOPOLOGY = flags.DEFINE_string("topology", "v5e:4x4", "Chips, as KIND:SHAPE, such as v5e:4x4, v6e:4x4, v5p:4x4x4.")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", "v5e:4x4", "Chips, as KIND:SHAPE, such as v5e:4x4, v6e:4x4, v5p:4x4x4."
+)
 _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
-_PROGRAMS = flags.DEFINE_list("programs", ["prefill", "decode", "probe", "train"], "Which programs to compile.")
+_PROGRAMS = flags.DEFINE_list(
+    "programs", ["prefill", "decode", "probe", "train"], "Which programs to compile."
+)
 
 WHOLE = PartitionSpec()
 
@@ -64,7 +74,8 @@ class Programs:
 
     Attributes:
       objective: of the training step, the config's first one with soft targets, or "sft".
-      teacher: the geometry of its live teacher; None without one ("sft", or targets that were stored).
+      teacher: the geometry of its live teacher; None without one ("sft", or targets that were
+        stored).
     """
 
     config: Any
@@ -79,7 +90,11 @@ class Programs:
     def _params(self, cfg, dtype):
         abstract = abstract_params(cfg)
         shardings = sharding.param_shardings(abstract, self.mesh)
-        return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s), nn.meta.unbox(abstract), shardings)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, dtype, sharding=s),
+            nn.meta.unbox(abstract),
+            shardings,
+        )
 
     def _factors(self, params):
         """LoRA factors, sharded like what they adapt."""
@@ -90,8 +105,12 @@ class Programs:
             n, width_in, width_out = kernel.shape
             rank = self.config.tuning.rank
             out[target] = {
-                "a": self._array((n, width_in, rank), jnp.float32, PartitionSpec(None, spec[1], None)),
-                "b": self._array((n, rank, width_out), jnp.float32, PartitionSpec(None, None, spec[2])),
+                "a": self._array(
+                    (n, width_in, rank), jnp.float32, PartitionSpec(None, spec[1], None)
+                ),
+                "b": self._array(
+                    (n, rank, width_out), jnp.float32, PartitionSpec(None, None, spec[2])
+                ),
             }
         return {"layers": out}
 
@@ -105,7 +124,9 @@ class Programs:
 
     @property
     def shared_base(self) -> int:
-        """Bytes that a training step's arguments name twice and a chip holds once: the base under teacher and student."""
+        """Bytes that a training step's arguments name twice and a chip holds once: the base under
+        teacher and student.
+        """
         if self.config.tuning.method == "full" or self.teacher != self.cfg:
             return 0
         return shard_bytes(self.weights()["params"])
@@ -115,22 +136,31 @@ class Programs:
         """Of a training step, over all chips; what is computed again does not count."""
         d, full = self.config.distill, self.config.tuning.method == "full"
         tokens = d.batch_size * d.max_tokens
-        return metrics.step_flops(self.cfg, tokens=tokens, length=d.max_tokens, full=full, teacher=self.teacher)
+        return metrics.step_flops(
+            self.cfg, tokens=tokens, length=d.max_tokens, full=full, teacher=self.teacher
+        )
 
     def _rows(self, shape, dtype, heads=None):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=sharding.rows_sharding(self.mesh, shape, heads=heads))
+        return jax.ShapeDtypeStruct(
+            shape, dtype, sharding=sharding.rows_sharding(self.mesh, shape, heads=heads)
+        )
 
     @functools.cached_property
     def layout(self) -> scheduler.Layout:
         """What the scheduler chooses for the config's rollouts on this mesh."""
         r = self.config.rollouts
-        return scheduler.layout(r.batch_size, memory.slot_room(self.config), r.max_tool_tokens + 64, self.mesh)
+        return scheduler.layout(
+            r.batch_size, memory.slot_room(self.config), r.max_tool_tokens + 64, self.mesh
+        )
 
     def slots(self) -> engine.Slots:
         """Of one lane."""
         abstract = jax.eval_shape(lambda: engine.start(self.cfg, self.layout.shape))
         return jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=engine.slot_sharding(self.mesh, x)), abstract
+            lambda x: jax.ShapeDtypeStruct(
+                x.shape, x.dtype, sharding=engine.slot_sharding(self.mesh, x)
+            ),
+            abstract,
         )
 
     def prefix(self) -> tuple[Past, ...]:
@@ -141,7 +171,9 @@ class Programs:
             shape = (1, self.cfg.num_kv_heads, size, self.cfg.head_width)
             kv = self._rows(shape, jnp.dtype(self.cfg.dtype), heads=1)
             layers = tuple(KV(kv, kv) for _ in range(self.cfg.num_layers))
-            past.append(Past(layers, self._array((1, size), jnp.bool_), self._array((1, size), jnp.int32)))
+            past.append(
+                Past(layers, self._array((1, size), jnp.bool_), self._array((1, size), jnp.int32))
+            )
             left -= size
         return tuple(past)
 
@@ -150,13 +182,25 @@ class Programs:
         rows = self._array((shape.feed_rows,), jnp.int32)
         numbers = self._rows((shape.feed_rows,), jnp.int32)
         tokens = self._rows((shape.feed_rows, shape.feed_tokens), jnp.int32)
-        return engine.feed.lower(self.cfg, shape, self.weights(), self.prefix(), self.slots(), rows, numbers, tokens, numbers)
+        return engine.feed.lower(
+            self.cfg,
+            shape,
+            self.weights(),
+            self.prefix(),
+            self.slots(),
+            rows,
+            numbers,
+            tokens,
+            numbers,
+        )
 
     def decode(self):
         shape = self.layout.shape
         rows = jax.tree.map(lambda x: self._rows(x.shape, x.dtype), engine.Rows.empty(shape.rows))
         how, stop = Sampling(self.config.rollouts.temperature), self._array((2,), jnp.int32)
-        return engine.burst.lower(self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop)
+        return engine.burst.lower(
+            self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop
+        )
 
     def probe(self):
         names, longest, length = 7, 8, memory.prefix_tokens(self.config) + 256
@@ -169,7 +213,11 @@ class Programs:
             self._array((2, tasks), jnp.int32, spec),
             self._array((2, tasks, names, longest), jnp.int32, spec),
         )
-        fixed = (((length,), jnp.int32), ((names, longest), jnp.int32), ((names, longest), jnp.bool_))
+        fixed = (
+            ((length,), jnp.int32),
+            ((names, longest), jnp.int32),
+            ((names, longest), jnp.bool_),
+        )
         weights = self.weights()
         shared = {"params": weights.pop("params")} if "lora" in weights else {}
 
@@ -182,32 +230,47 @@ class Programs:
     def train(self):
         """One step, with its live teacher or its stored targets."""
         c, objective, t = self.config, self.objective, self.config.tuning
-        tuning = trainer.Tuning()
+        tuning = lora.Tuning()
         weights = self.weights()
         trainable, frozen = weights["params"], None
         if t.method == "lora":
-            tuning = trainer.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
+            tuning = lora.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
             trainable, frozen = weights["lora"], weights["params"]
-        opt_state = jax.eval_shape(trainer.optimizer().init, trainable)
+        opt_state = jax.eval_shape(loop.optimizer().init, trainable)
         placed = iter(jax.tree.leaves([trainable, trainable]))
-        opt_state = jax.tree.map(lambda x: self._array((), x.dtype) if x.ndim == 0 else next(placed), opt_state)
-        state = trainer.TrainState(self._array((), jnp.int32), trainable, opt_state)
+        opt_state = jax.tree.map(
+            lambda x: self._array((), x.dtype) if x.ndim == 0 else next(placed), opt_state
+        )
+        state = loop.TrainState(self._array((), jnp.int32), trainable, opt_state)
         shape = (1, c.distill.batch_size, c.distill.max_tokens)
         rows = PartitionSpec(None, ("data", "fsdp"))
         key = jax.eval_shape(lambda: jax.random.key(0))
-        key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec()))
-        targets = {"behavior_logprobs": self._array(shape, jnp.float32, rows)} if objective == "policy_gradient" else {}
+        key = jax.ShapeDtypeStruct(
+            key.shape, key.dtype, sharding=NamedSharding(self.mesh, PartitionSpec())
+        )
+        targets = (
+            {"behavior_logprobs": self._array(shape, jnp.float32, rows)}
+            if objective == "policy_gradient"
+            else {}
+        )
         if stores_targets(c, objective):
             stored = (("teacher_ids", jnp.int32), ("teacher_logprobs", jnp.float32))
-            targets = {name: self._array((*shape, c.distill.top_k), dtype, rows) for name, dtype in stored}
-        options = {name: c.distill[name] for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")}
-        return trainer.train_steps.lower(
+            targets = {
+                name: self._array((*shape, c.distill.top_k), dtype, rows) for name, dtype in stored
+            }
+        options = {
+            name: c.distill[name]
+            for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")
+        }
+        return loop.train_steps.lower(
             self.cfg,
-            trainer.Loss(objective, tuning=tuning, teacher=self.teacher, **options),
+            loop.Loss(objective, tuning=tuning, teacher=self.teacher, **options),
             state,
             frozen,
             self.weights(self.teacher) if self.teacher else None,
-            self._array((self.cfg.vocab_size,), jnp.bool_) if objective != "sft" and c.distill.mask_unsafe else None,
+            self._array((self.cfg.vocab_size,), jnp.bool_)
+            if objective != "sft" and c.distill.mask_unsafe
+            else None,
             self._array(shape, jnp.int32, rows),
             self._array(shape, jnp.bool_, rows),
             self._array((1,), jnp.float32),
@@ -217,7 +280,9 @@ class Programs:
 
 
 def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
-    """Compiles a program; its memory on a chip and what the compiler expects of it. Memory is infinite if it finds no room."""
+    """Compiles a program; its memory on a chip and what the compiler expects of it. Memory is
+    infinite if it finds no room.
+    """
     begin = time.monotonic()
     try:
         with jax.set_mesh(programs.mesh):
@@ -227,7 +292,12 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
             raise
         return {"program": program, "gib": float("inf")}
     sizes, shape = compiled.memory_analysis(), programs.layout.shape
-    held = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    held = (
+        sizes.argument_size_in_bytes
+        + sizes.output_size_in_bytes
+        + sizes.temp_size_in_bytes
+        - sizes.alias_size_in_bytes
+    )
     slots, weights = shard_bytes(programs.slots()), shard_bytes(programs.weights())
     if program == "train":
         held -= programs.shared_base
@@ -267,15 +337,26 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
 
 def shard_bytes(tree) -> int:
     """Bytes of abstract arrays on one chip."""
-    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(
+        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
+    )
 
 
 def estimates(size: Sizes, config, teacher: Sizes | None) -> dict[str, int]:
-    """What the plan says of the same programs, in bytes; `teacher` is a live one of another model."""
+    """What the plan says of the same programs, in bytes; `teacher` is a live one of another
+    model.
+    """
     rollout, full = size.rollout(config.rollouts.batch_size), config.tuning.method == "full"
     other = teacher.weights if teacher else 0
-    train = size.training(config.distill.batch_size // config.distill.accumulate, full=full, other_weights=other)
-    return {"prefill": rollout, "decode": rollout, "probe": size.rollout(config.probe.batch_size), "train": train}
+    train = size.training(
+        config.distill.batch_size // config.distill.accumulate, full=full, other_weights=other
+    )
+    return {
+        "prefill": rollout,
+        "decode": rollout,
+        "probe": size.rollout(config.probe.batch_size),
+        "train": train,
+    }
 
 
 def run(config_file: str, overrides: dict[str, str]) -> list[str]:
@@ -285,16 +366,24 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
     config = configuration.load(config_file, overrides)
     kind = _TOPOLOGY.value.partition(":")[0]
     if kind not in CHIPS:
-        raise UserError(f"There is no chip {kind!r} in {', '.join(CHIPS)}: give --topology=KIND:SHAPE, such as v5e:4x4.")
+        raise UserError(
+            f"There is no chip {kind!r} in {', '.join(CHIPS)}: give --topology=KIND:SHAPE, such as v5e:4x4."
+        )
     for program in _PROGRAMS.value:
         if program not in REMEDIES:
-            raise UserError(f"There is no program {program!r} in {', '.join(REMEDIES)}: correct --programs.")
+            raise UserError(
+                f"There is no program {program!r} in {', '.join(REMEDIES)}: correct --programs."
+            )
     try:
         several = {"num_slices": config.mesh.slices} if config.mesh.slices > 1 else {}
-        devices = topologies.get_topology_desc(platform="tpu", topology_name=_TOPOLOGY.value, **several).devices
+        devices = topologies.get_topology_desc(
+            platform="tpu", topology_name=_TOPOLOGY.value, **several
+        ).devices
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"The topology {_TOPOLOGY.value} is not to be had ({reason}): pip install -e '.[tpu]'.") from error
+        raise UserError(
+            f"The topology {_TOPOLOGY.value} is not to be had ({reason}): pip install -e '.[tpu]'."
+        ) from error
     shape = dict(config.mesh)
     if shape["data"] == -1:
         shape["data"] = max(len(devices) // (shape["fsdp"] * shape["tensor"]), 1)
@@ -303,20 +392,30 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
     chip, rows, refusals = CHIPS[kind], [], []
     for name in dict.fromkeys(arm.model for arm in experiment.arms if arm.objective):
         size = experiment.size(name)
-        soft = [arm for arm in experiment.arms if arm.model == name and arm.objective not in ("", "sft")]
+        soft = [
+            arm for arm in experiment.arms if arm.model == name and arm.objective not in ("", "sft")
+        ]
         objective, teacher = (soft[0].objective, soft[0].teacher_model) if soft else ("sft", name)
         live = objective != "sft" and not stores_targets(config, objective)
         theirs = experiment.size(teacher) if live else None
         programs = Programs(config, size.cfg, mesh, objective, theirs.cfg if theirs else None)
         planned = estimates(size, config, theirs if teacher != name else None)
         for program in _PROGRAMS.value:
-            row = {"model": name, "estimated_gib": planned[program] / 2**30, **measure(programs, program, chip)}
+            row = {
+                "model": name,
+                "estimated_gib": planned[program] / 2**30,
+                **measure(programs, program, chip),
+            }
             rows.append(row)
             refusals += refusal(row, kind)
-    show(rows, f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {chip.gib} GiB a chip (compiled, not run)")
+    show(
+        rows,
+        f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {chip.gib} GiB a chip (compiled, not run)",
+    )
     if _JSON.value:
         Path(_JSON.value).write_text(
-            json.dumps({"topology": _TOPOLOGY.value, "mesh": shape, "programs": rows}, indent=1) + "\n"
+            json.dumps({"topology": _TOPOLOGY.value, "mesh": shape, "programs": rows}, indent=1)
+            + "\n"
         )
     return refusals
 
@@ -338,7 +437,9 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         "mfu": ("MFU", ".0%"),
         "compile_s": ("compiled in s", ".0f"),
     }
-    table = Table("model", "program", *(head for head, _ in columns.values()), title=title, box=None)
+    table = Table(
+        "model", "program", *(head for head, _ in columns.values()), title=title, box=None
+    )
     for row in rows:
         cells = (format(row[key], how) if key in row else "" for key, (_, how) in columns.items())
         table.add_row(row["model"], row["program"], *cells)

@@ -1,12 +1,14 @@
 """Agent episodes: how many a second, how well the slots are filled, and what the host costs.
 
     python tools/bench_episodes.py --json=episodes.json
-    python tools/bench_episodes.py --policy=DIR --slots=256            # another policy: a run's or a Hugging Face directory
+    python tools/bench_episodes.py --policy=DIR --slots=256            # another policy: a run's or
+    a Hugging Face directory
 
-The agent is the embedded base (made once below --workdir, about a minute on 2 cores), made erratic: temperature 2 with only
-well-formed calls, and up to 12 turns, so that episodes differ more than tenfold in length. They run twice. The first pass
-starts cold and proves that nothing is compiled after its first 50 episodes; the second, with other draws, is timed and must
-leave the process's peak of memory where the first one left it. What is not as it must be is an error.
+The agent is the embedded base (made once below --workdir, about a minute on 2 cores), made erratic:
+temperature 2 with only well-formed calls, and up to 12 turns, so that episodes differ more than
+tenfold in length. They run twice. The first pass starts cold and proves that nothing is compiled
+after its first 50 episodes; the second, with other draws, is timed and must leave the process's
+peak of memory where the first one left it. What is not as it must be is an error.
 """
 
 from __future__ import annotations
@@ -25,16 +27,22 @@ import numpy as np
 from absl import flags
 from peers import command, limits
 
-from subtransfer import artifacts, settings, sharding
-from subtransfer import config as configuration
-from subtransfer.errors import UserError
-from subtransfer.experiment import Experiment
+from subtransfer import settings
+from subtransfer.config import fields as configuration
+from subtransfer.experiment.graph import Experiment
 from subtransfer.models.chat import ChatFormat
-from subtransfer.policy import Policy, load_policy
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
+from subtransfer.rollout.policy import Policy, load_policy
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 
-_POLICY = flags.DEFINE_string("policy", None, "A policy's directory; default: the base of configs/quickstart.py.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/bench_episodes", "Where that base is made, or found.")
+_POLICY = flags.DEFINE_string(
+    "policy", None, "A policy's directory; default: the base of configs/quickstart.py."
+)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", "runs/bench_episodes", "Where that base is made, or found."
+)
 _SETTING = flags.DEFINE_enum("setting", "api", settings.NAMES, "Whose tasks and tools.")
 _EPISODES = flags.DEFINE_integer("episodes", 2000, "Episodes of each pass.", lower_bound=100)
 _SLOTS = flags.DEFINE_integer("slots", 128, "At most so many side by side.", lower_bound=1)
@@ -100,7 +108,11 @@ def run() -> dict[str, Any]:
     setting = settings.get(_SETTING.value)
     chat = ChatFormat(policy.tokenizer, setting)
     kinds = ("ordinary", "safe", "ambiguous")
-    tasks = [task for kind in kinds for task in setting.tasks(kind, "train", -(-_EPISODES.value // len(kinds)), 0)]
+    tasks = [
+        task
+        for kind in kinds
+        for task in setting.tasks(kind, "train", -(-_EPISODES.value // len(kinds)), 0)
+    ]
     random.Random("bench_episodes").shuffle(tasks)
     tasks = tasks[: _EPISODES.value]
     spec = RolloutSpec(_SLOTS.value, _TURNS.value, 32, 48, _TEMPERATURE.value, well_formed=True)
@@ -109,7 +121,9 @@ def run() -> dict[str, Any]:
     for number in range(2):
         del episodes
         key = jax.random.fold_in(jax.random.key(0), number)
-        episodes, stats = run_episodes(policy.cfg, policy.weights, chat, tasks, spec, key, advance=watch.advance)
+        episodes, stats = run_episodes(
+            policy.cfg, policy.weights, chat, tasks, spec, key, advance=watch.advance
+        )
         peaks.append(peak_bytes())
     sampled = np.array([episode.loss_mask.sum() for episode in episodes])
     percentiles = np.percentile(sampled, [0, 1, 50, 99, 100]).astype(int).tolist()
@@ -120,11 +134,19 @@ def run() -> dict[str, Any]:
         "parameters": policy.cfg.num_params,
         "episodes": len(episodes),
         "slots": _SLOTS.value,
-        "sampled_tokens": dict(zip(("least", "1%", "median", "99%", "most"), percentiles, strict=True)),
-        "turns": np.bincount([sum(m["role"] == "assistant" for m in e.messages) for e in episodes]).tolist(),
+        "sampled_tokens": dict(
+            zip(("least", "1%", "median", "99%", "most"), percentiles, strict=True)
+        ),
+        "turns": np.bincount(
+            [sum(m["role"] == "assistant" for m in e.messages) for e in episodes]
+        ).tolist(),
         "episodes_per_s": len(episodes) / stats.wall_s,
         "tokens_per_s": stats.tokens / stats.wall_s,
-        "matmul_share": (stats.tokens + stats.fed_tokens) / stats.wall_s * 2 * policy.cfg.num_params / flops,
+        "matmul_share": (stats.tokens + stats.fed_tokens)
+        / stats.wall_s
+        * 2
+        * policy.cfg.num_params
+        / flops,
         "occupancy": stats.occupancy,
         "utilisation": stats.utilisation,
         "host_share": stats.host_share,
@@ -133,9 +155,13 @@ def run() -> dict[str, Any]:
     }
     print(json.dumps(results, indent=2))
     if watch.compiled != watch.at_first:
-        raise UserError(f"{watch.compiled - watch.at_first} programs were compiled after the first {FIRST} episodes.")
+        raise UserError(
+            f"{watch.compiled - watch.at_first} programs were compiled after the first {FIRST} episodes."
+        )
     if peaks[1] > GROWTH * peaks[0]:
-        raise UserError(f"The peak of memory grew from {peaks[0] >> 20} to {peaks[1] >> 20} MiB in the second pass.")
+        raise UserError(
+            f"The peak of memory grew from {peaks[0] >> 20} to {peaks[1] >> 20} MiB in the second pass."
+        )
     return results
 
 

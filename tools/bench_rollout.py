@@ -1,13 +1,16 @@
-"""Sampling speed: this project beside transformers' `generate`, its continuous batching and google-tunix's Sampler.
+"""Sampling speed: this project beside transformers' `generate`, its continuous batching and
+google-tunix's Sampler.
 
     python tools/bench_rollout.py --json=rollout.json
     python tools/bench_rollout.py --geometry=10m --batches=64,256
-    python tools/bench_rollout.py --geometry=llama3.2-1b --dtype=bfloat16 --batches=64,256      # on an accelerator
+    python tools/bench_rollout.py --geometry=llama3.2-1b --dtype=bfloat16 --batches=64,256      # on
+    an accelerator
 
-One run, the same random weights (made on the spot as a Hugging Face directory), the same prompts, the same number of new
-tokens for all; a contender is timed from lists of tokens to lists of tokens. Peers run in environments of their own, which
-the first run installs below --cache. Contenders take turns, so that noise falls on all of them; rates are medians over
---repeats rounds. tunix is compared on a Qwen2 of the same geometry. First of all, greedy tokens must be the same as
+One run, the same random weights (made on the spot as a Hugging Face directory), the same prompts,
+the same number of new tokens for all; a contender is timed from lists of tokens to lists of tokens.
+Peers run in environments of their own, which the first run installs below --cache. Contenders take
+turns, so that noise falls on all of them; rates are medians over --repeats rounds. tunix is
+compared on a Qwen2 of the same geometry. First of all, greedy tokens must be the same as
 `generate`'s, on 64 prompts of different lengths.
 """
 
@@ -30,21 +33,31 @@ from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
-from subtransfer.errors import UserError
-from subtransfer.policy import Policy, load_policy
+from subtransfer.rollout.policy import Policy, load_policy
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.runtime.errors import UserError
 
-_GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama or Qwen2 of models/presets.py.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights and computation.")
+_GEOMETRY = flags.DEFINE_string(
+    "geometry", "0.2m", "0.2m, 10m, or a Llama or Qwen2 of models/presets.py."
+)
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "float32", ["float32", "bfloat16"], "Of weights and computation."
+)
 _DEVICE = flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where all contenders run.")
 _BATCHES = flags.DEFINE_list("batches", ["64", "256", "1024"], "Prompts a call.")
 _PROMPT = flags.DEFINE_integer("prompt_tokens", 32, "Tokens of each prompt.", lower_bound=1)
 _NEW = flags.DEFINE_integer("new_tokens", 64, "Tokens sampled for each prompt.", lower_bound=1)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Rounds.", lower_bound=1)
 _PEERS = flags.DEFINE_list("peers", ["generate", "continuous", "tunix"], "Whom to compare with.")
-_CACHE = flags.DEFINE_string("cache", "~/.cache/subtransfer/peers", "Where the peers' environments are made.")
-_TORCH = flags.DEFINE_string("torch_python", None, "A Python that has torch and transformers, instead of an installation.")
-_TUNIX = flags.DEFINE_string("tunix_python", None, "A Python that has google-tunix, instead of an installation.")
+_CACHE = flags.DEFINE_string(
+    "cache", "~/.cache/subtransfer/peers", "Where the peers' environments are made."
+)
+_TORCH = flags.DEFINE_string(
+    "torch_python", None, "A Python that has torch and transformers, instead of an installation."
+)
+_TUNIX = flags.DEFINE_string(
+    "tunix_python", None, "A Python that has google-tunix, instead of an installation."
+)
 flags.DEFINE_string("json", None, "A file for the results.")
 
 
@@ -81,19 +94,27 @@ class Bench:
         self.policies: dict[str, Policy] = {}
         families = ["llama", "qwen2"] if not _GEOMETRY.value.startswith("qwen") else ["qwen2"]
         for family in families:
-            self.checkpoints[family] = models.write(folder / family, _GEOMETRY.value, family, _DTYPE.value)
+            self.checkpoints[family] = models.write(
+                folder / family, _GEOMETRY.value, family, _DTYPE.value
+            )
             self.policies[family] = load_policy(self.checkpoints[family], dtype=_DTYPE.value)
         self.peers: dict[str, Peer] = {}
         for name, given in (("torch", _TORCH.value), ("tunix", _TUNIX.value)):
             if set(_PEERS.value) & ({"tunix"} if name == "tunix" else {"generate", "continuous"}):
-                python = Path(given) if given else interpreter(name, Path(_CACHE.value).expanduser(), device)
+                python = (
+                    Path(given)
+                    if given
+                    else interpreter(name, Path(_CACHE.value).expanduser(), device)
+                )
                 self.peers[name] = Peer(name, python, device, folder / f"{name}.log")
 
     def close(self) -> None:
         for peer in self.peers.values():
             peer.close()
 
-    def ask(self, name: str, do: str, family: str, prompts, threads: int, seed: int = 0) -> dict[str, Any]:
+    def ask(
+        self, name: str, do: str, family: str, prompts, threads: int, seed: int = 0
+    ) -> dict[str, Any]:
         """One request to a peer."""
         return self.peers[name].ask(
             do=do,
@@ -116,9 +137,17 @@ class Bench:
             return self.ask(name, contender.who, contender.family, prompts, contender.threads, seed)
         begin = time.perf_counter()
         turns = policy.sample(
-            prompts, Sampling(1.0), max_new_tokens=_NEW.value, seed=seed, stop_ids=[], batch_size=contender.batch
+            prompts,
+            Sampling(1.0),
+            max_new_tokens=_NEW.value,
+            seed=seed,
+            stop_ids=[],
+            batch_size=contender.batch,
         )
-        return {"seconds": time.perf_counter() - begin, "tokens": sum(len(turn.ids) for turn in turns)}
+        return {
+            "seconds": time.perf_counter() - begin,
+            "tokens": sum(len(turn.ids) for turn in turns),
+        }
 
     def same_greedy_tokens(self, family: str) -> int:
         """How many of 64 prompts of different lengths have the greedy tokens of `generate`."""
@@ -146,8 +175,11 @@ def contenders(bench: Bench) -> list[Contender]:
     for batch in map(int, _BATCHES.value):
         lines.append(Contender("ours", main_family, batch))
         for who in ("generate", "continuous"):
-            # Continuous batching makes batches of its own size from any number of prompts: one number of them is enough.
-            if who in _PEERS.value and not (who == "continuous" and bench.device == "cpu" and batch != first):
+            # Continuous batching makes batches of its own size from any number of prompts: one
+            # number of them is enough.
+            if who in _PEERS.value and not (
+                who == "continuous" and bench.device == "cpu" and batch != first
+            ):
                 lines += [Contender(who, main_family, batch, n) for n in threads]
         if "tunix" in _PEERS.value:
             if main_family != "qwen2":
@@ -164,7 +196,10 @@ def measure(bench: Bench, lines: list[Contender]) -> None:
                 continue
             got = bench.once(line, number)
             what = got.get("error") or f"{got['tokens'] / got['seconds']:,.0f} tokens/s"
-            print(f"round {number}: {line.who} {line.family} {line.batch} {line.threads or ''}: {what}", file=sys.stderr)
+            print(
+                f"round {number}: {line.who} {line.family} {line.batch} {line.threads or ''}: {what}",
+                file=sys.stderr,
+            )
             if "error" in got:
                 line.error = got["error"]
             elif got["tokens"] != line.batch * _NEW.value:
@@ -176,8 +211,12 @@ def measure(bench: Bench, lines: list[Contender]) -> None:
 
 
 def hopeless(line: Contender, lines: list[Contender]) -> bool:
-    """Whether this thread count made less than half of another's rate at a smaller batch: so it is where cores are shared."""
-    same = [x for x in lines if (x.who, x.family) == (line.who, line.family) and x.batch < line.batch]
+    """Whether this thread count made less than half of another's rate at a smaller batch: so it is
+    where cores are shared.
+    """
+    same = [
+        x for x in lines if (x.who, x.family) == (line.who, line.family) and x.batch < line.batch
+    ]
     own = max((x.warm for x in same if x.threads == line.threads), default=0.0)
     if own and own < max(x.warm for x in same) / 2:
         line.error = "not run: under half of the other thread count's rate at a smaller batch"
@@ -186,11 +225,16 @@ def hopeless(line: Contender, lines: list[Contender]) -> bool:
 
 def ratios(lines: list[Contender], peer: str) -> list[dict[str, Any]]:
     """Our rate at each batch over a peer's at its best batch and thread count."""
-    best = max((line for line in lines if line.who == peer), key=lambda line: line.rate, default=None)
+    best = max(
+        (line for line in lines if line.who == peer), key=lambda line: line.rate, default=None
+    )
     if best is None or not best.rate:
         return []
     ours = [line for line in lines if line.who == "ours" and line.family == best.family]
-    return [{"peer": peer, "batch": line.batch, "ratio": line.rate / best.rate, "best": best.rate} for line in ours]
+    return [
+        {"peer": peer, "batch": line.batch, "ratio": line.rate / best.rate, "best": best.rate}
+        for line in ours
+    ]
 
 
 def fractions(bench: Bench, lines: list[Contender]) -> dict[str, Any]:
@@ -200,7 +244,9 @@ def fractions(bench: Bench, lines: list[Contender]) -> dict[str, Any]:
     for line in lines:
         if line.who == "ours":
             cfg = bench.policies[line.family].cfg
-            read = limits.bytes_a_step(cfg, line.batch, _PROMPT.value + _NEW.value / 2, jnp.dtype(_DTYPE.value).itemsize)
+            read = limits.bytes_a_step(
+                cfg, line.batch, _PROMPT.value + _NEW.value / 2, jnp.dtype(_DTYPE.value).itemsize
+            )
             shares.append(
                 {
                     "family": line.family,
@@ -221,9 +267,13 @@ def report(results: dict[str, Any], lines: list[Contender]) -> None:
         spread = f"{min(line.rates):,.0f} - {max(line.rates):,.0f}" if line.rates else line.error
         print(f"{head} {line.rate:,.0f} | {spread} |")
     for row in results["ratios"]:
-        print(f"ours at {row['batch']} / {row['peer']} at its best ({row['best']:,.0f} tokens/s): {row['ratio']:.2f}x")
+        print(
+            f"ours at {row['batch']} / {row['peer']} at its best ({row['best']:,.0f} tokens/s): {row['ratio']:.2f}x"
+        )
     limit = results["limits"]
-    print(f"measured limits: matmul {limit['matmul_gflops']:,.0f} GFLOP/s, copy {limit['copy_gb_s']:,.0f} GB/s")
+    print(
+        f"measured limits: matmul {limit['matmul_gflops']:,.0f} GFLOP/s, copy {limit['copy_gb_s']:,.0f} GB/s"
+    )
     for row in limit["ours"]:
         print(
             f"ours, {row['family']}, {row['batch']}: {row['matmul']:.1%} of the matmul limit, "
@@ -238,25 +288,39 @@ def run(folder: Path) -> dict[str, Any]:
     try:
         results: dict[str, Any] = {
             "geometry": _GEOMETRY.value,
-            "parameters": {family: policy.cfg.num_params for family, policy in bench.policies.items()},
+            "parameters": {
+                family: policy.cfg.num_params for family, policy in bench.policies.items()
+            },
             "dtype": _DTYPE.value,
             "device": jax.devices()[0].device_kind,
             "cores": os.cpu_count(),
-            "versions": {"jax": jax.__version__, **{peer.name: peer.versions for peer in bench.peers.values()}},
+            "versions": {
+                "jax": jax.__version__,
+                **{peer.name: peer.versions for peer in bench.peers.values()},
+            },
             "prompt_tokens": _PROMPT.value,
             "new_tokens": _NEW.value,
         }
         print(json.dumps(results, indent=2), flush=True)
         if "torch" in bench.peers:
-            results["same_greedy_rows"] = {family: bench.same_greedy_tokens(family) for family in bench.policies}
+            results["same_greedy_rows"] = {
+                family: bench.same_greedy_tokens(family) for family in bench.policies
+            }
             for family, same in results["same_greedy_rows"].items():
-                print(f"greedy tokens of {family}: {same} of 64 prompts as transformers.generate", flush=True)
+                print(
+                    f"greedy tokens of {family}: {same} of 64 prompts as transformers.generate",
+                    flush=True,
+                )
                 if same < 64 and _DTYPE.value == "float32":
-                    raise UserError(f"Greedy tokens of {family} differ from transformers.generate's: no speed counts before.")
+                    raise UserError(
+                        f"Greedy tokens of {family} differ from transformers.generate's: no speed counts before."
+                    )
         lines = contenders(bench)
         measure(bench, lines)
         results["lines"] = [{**dataclasses.asdict(line), "rate": line.rate} for line in lines]
-        results["ratios"] = [row for peer in ("generate", "continuous", "tunix") for row in ratios(lines, peer)]
+        results["ratios"] = [
+            row for peer in ("generate", "continuous", "tunix") for row in ratios(lines, peer)
+        ]
         results["limits"] = fractions(bench, lines)
         report(results, lines)
         return results
@@ -267,7 +331,9 @@ def run(folder: Path) -> dict[str, Any]:
 def checked_run() -> dict[str, Any]:
     """The benchmark, after what flags cannot check themselves."""
     if unknown := set(_PEERS.value) - {"generate", "continuous", "tunix", ""}:
-        raise UserError(f"Unknown peers {sorted(unknown)}: choose among generate, continuous, tunix.")
+        raise UserError(
+            f"Unknown peers {sorted(unknown)}: choose among generate, continuous, tunix."
+        )
     if not all(batch.isdigit() and int(batch) for batch in _BATCHES.value):
         raise UserError(f"--batches={','.join(_BATCHES.value)} must be numbers above 0.")
     if _DEVICE.value != "auto":

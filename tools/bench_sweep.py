@@ -1,8 +1,10 @@
-"""What a sweep costs beside its stages: `python -m tools.bench_sweep [--members=1000] [--json=FILE]`.
+"""What a sweep costs beside its stages: `python -m tools.bench_sweep [--members=1000]
+[--json=FILE]`.
 
-Expansion: the members of two sweeps are validated and laid out; one of the quickstart (109 stages a member), one of the size of
-a scaling study. Running: members whose stages only write a file are run by one worker process, and the same stages again by a
-single process without a sweep; the difference is what scheduling costs. What is not as it must be is an error.
+Expansion: the members of two sweeps are validated and laid out; one of the quickstart (109 stages a
+member), one of the size of a scaling study. Running: members whose stages only write a file are run
+by one worker process, and the same stages again by a single process without a sweep; the difference
+is what scheduling costs. What is not as it must be is an error.
 """
 
 from __future__ import annotations
@@ -18,11 +20,12 @@ from typing import Any
 
 from absl import flags
 
-from subtransfer import artifacts
-from subtransfer.errors import UserError
-from subtransfer.sweep import expand, plan
+from subtransfer.config.sweep import expand
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 from subtransfer.sweeps.devices import Share
 from subtransfer.sweeps.jobs import Job
+from subtransfer.sweeps.planning import plan
 from subtransfer.sweeps.runner import Runner
 from tests import stub_sweep
 from tools.peers import command
@@ -61,7 +64,9 @@ def _processor(who: int = resource.RUSAGE_SELF) -> float:
 
 
 def expansion(folder: Path, members: int) -> dict[str, Any]:
-    """Seconds and memory of laying out each sweep; the first one comes after a small one, which imports and traces."""
+    """Seconds and memory of laying out each sweep; the first one comes after a small one, which
+    imports and traces.
+    """
     found = {}
     for name, change in {"": "pass", **SWEEPS}.items():
         path = folder / "config.py"
@@ -97,15 +102,26 @@ def running(folder: Path, members: int) -> dict[str, Any]:
             for node in (made.nodes[n] for n in made.stages[at]):
                 one = task(Job(member.name, member.overrides, node.name, node.folder))
                 store.stage(node.name, one.key, one.build, log=lambda line: None)
-            results, report = (workdirs[0] / made.node(at, name).folder for name in ("results", "report"))
+            results, report = (
+                workdirs[0] / made.node(at, name).folder for name in ("results", "report")
+            )
             stub_sweep.publish(results, report, workdirs[0] / "runs" / member.name, {})
     alone = time.perf_counter() - begin
 
     def worker(channel: int) -> list[str]:
-        return [sys.executable, "-m", "tests.stub_sweep", "work", str(workdirs[1]), json.dumps(options | {"channel": channel})]
+        return [
+            sys.executable,
+            "-m",
+            "tests.stub_sweep",
+            "work",
+            str(workdirs[1]),
+            json.dumps(options | {"channel": channel}),
+        ]
 
     before, cpu, begin = _memory(), _processor(), time.perf_counter()
-    runner = Runner(made, workdirs[1], [Share()], worker, publish=stub_sweep.publish, retries=0, log=print)
+    runner = Runner(
+        made, workdirs[1], [Share()], worker, publish=stub_sweep.publish, retries=0, log=print
+    )
     runner.run()
     seconds = time.perf_counter() - begin
     if runner.schedule.failures or runner.events["computed"] != len(made.nodes):
@@ -130,10 +146,19 @@ def run() -> dict[str, Any]:
       UserError: a limit is not kept.
     """
     with tempfile.TemporaryDirectory() as folder:
-        found = {"running": running(Path(folder) / "w", _MEMBERS.value), **expansion(Path(folder), _MEMBERS.value)}
-    slow = [name for name in SWEEPS if found[name]["processor_seconds"] > EXPANSION * _MEMBERS.value / 1000]
+        found = {
+            "running": running(Path(folder) / "w", _MEMBERS.value),
+            **expansion(Path(folder), _MEMBERS.value),
+        }
+    slow = [
+        name
+        for name in SWEEPS
+        if found[name]["processor_seconds"] > EXPANSION * _MEMBERS.value / 1000
+    ]
     if slow:
-        raise UserError(f"Expansion of {', '.join(slow)} took more than {EXPANSION:g} s for 1,000 members.")
+        raise UserError(
+            f"Expansion of {', '.join(slow)} took more than {EXPANSION:g} s for 1,000 members."
+        )
     if found["running"]["overhead_ms_a_run"] > 1e3 * OVERHEAD:
         raise UserError(f"A run's overhead is above {1e3 * OVERHEAD:g} ms.")
     return found

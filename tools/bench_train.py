@@ -1,18 +1,24 @@
-"""Training speed: this project's step beside torch + transformers, with the same weights, batch and objective.
+"""Training speed: this project's step beside torch + transformers, with the same weights, batch and
+objective.
 
     python tools/bench_train.py --json=train.json
     python tools/bench_train.py --objectives=sft,forward_kl,gkd
-    python tools/bench_train.py --geometry=llama3.2-1b --dtype=bfloat16 --batch=4 --length=2048 --attention=cudnn \
-        --compiled                                                                          # on an accelerator
+    python tools/bench_train.py --geometry=llama3.2-1b --dtype=bfloat16 --batch=4 --length=2048
+    --attention=cudnn \
+        --compiled                                                                          # on an
+        accelerator
 
-One run: random weights (made on the spot as Hugging Face directories), one batch, Adam after clipping the gradient's norm at 1.
-Soft targets come from a live teacher, whose forward is part of the step. Before anything is timed, the loss, the norm of
-every tensor's gradient and the losses of the first steps must agree. Then contenders take turns, so that noise falls on all
-of them; a turn is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD loss at
-beta 0, the reference of forward KL. The peer's environment is installed below --cache, unless --torch_python names one.
+One run: random weights (made on the spot as Hugging Face directories), one batch, Adam after
+clipping the gradient's norm at 1. Soft targets come from a live teacher, whose forward is part of
+the step. Before anything is timed, the loss, the norm of every tensor's gradient and the losses of
+the first steps must agree. Then contenders take turns, so that noise falls on all of them; a turn
+is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD
+loss at beta 0, the reference of forward KL. The peer's environment is installed below --cache,
+unless --torch_python names one.
 
-On a CPU we train twice: with all cores as one device, and with a device a core and rows divided over them (as a run does with
-JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The best of each is compared.
+On a CPU we train twice: with all cores as one device, and with a device a core and rows divided
+over them (as a run does with JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The
+best of each is compared.
 """
 
 from __future__ import annotations
@@ -27,7 +33,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # a waiting contender's threads must not turn in the other's time
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # a waiting contender's threads must not turn in the other's time
 
 import jax
 import numpy as np
@@ -35,11 +43,11 @@ from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
-from subtransfer import sharding
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
 from subtransfer.models import hf
-from subtransfer.policy import load_policy
+from subtransfer.rollout.policy import load_policy
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop
 
 _GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation.")
@@ -51,8 +59,12 @@ _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each contender.", lower_bo
 _OBJECTIVES = flags.DEFINE_list("objectives", ["sft", "forward_kl"], "Of sft, forward_kl and gkd.")
 _ATTENTION = flags.DEFINE_string("attention", "xla", "Our base.attention.")
 _COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile of the peer.")
-_CACHE = flags.DEFINE_string("cache", "~/.cache/subtransfer/peers", "Where the peer's environment is made.")
-_TORCH = flags.DEFINE_string("torch_python", None, "A Python that has torch and transformers, instead of an installation.")
+_CACHE = flags.DEFINE_string(
+    "cache", "~/.cache/subtransfer/peers", "Where the peer's environment is made."
+)
+_TORCH = flags.DEFINE_string(
+    "torch_python", None, "A Python that has torch and transformers, instead of an installation."
+)
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
@@ -60,7 +72,9 @@ RATE = 1e-3
 
 @dataclasses.dataclass(eq=False)
 class Contender:
-    """One line of the table: who trains on which objective, on how many devices (ours) or threads (torch's), seconds a step."""
+    """One line of the table: who trains on which objective, on how many devices (ours) or threads
+    (torch's), seconds a step.
+    """
 
     who: str
     objective: str
@@ -78,20 +92,30 @@ class Bench:
 
     def __init__(self, folder: Path, device: str):
         self.device = device
-        self.paths = [models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i) for i in (0, 1)]
+        self.paths = [
+            models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
+            for i in (0, 1)
+        ]
         self.student, self.teacher = (load_policy(path, dtype=_DTYPE.value) for path in self.paths)
         self.cfg = dataclasses.replace(self.student.cfg, attention=_ATTENTION.value)
         rng = np.random.default_rng(0)
-        shape = (_BATCH.value, _LENGTH.value)  # id 0 is padding, which gets no gradient in transformers
+        shape = (
+            _BATCH.value,
+            _LENGTH.value,
+        )  # id 0 is padding, which gets no gradient in transformers
         self.tokens = rng.integers(1, self.student.cfg.vocab_size, shape).astype(np.int32)
         self.mask = rng.random(shape) < 0.7
-        python = Path(_TORCH.value) if _TORCH.value else interpreter("train", Path(_CACHE.value).expanduser(), device)
+        python = (
+            Path(_TORCH.value)
+            if _TORCH.value
+            else interpreter("train", Path(_CACHE.value).expanduser(), device)
+        )
         self.peer = Peer("train", python, device, folder / "peer.log")
-        self._states: dict[Contender, trainer.TrainState] = {}
+        self._states: dict[Contender, loop.TrainState] = {}
 
-    def _loss(self, objective: str) -> tuple[trainer.Loss, Any]:
+    def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
-        loss = trainer.Loss("forward_kl" if objective == "gkd" else objective)
+        loss = loop.Loss("forward_kl" if objective == "gkd" else objective)
         return loss, None if loss.objective == "sft" else self.teacher.weights
 
     def ask(self, do: str, contender: Contender) -> dict[str, Any]:
@@ -117,19 +141,23 @@ class Bench:
         cfg = self.cfg
 
         def value(params):
-            return trainer.loss_fn(cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {})
+            return loop.loss_fn(
+                cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {}
+            )
 
         (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
-        return float(got), {name: float(np.linalg.norm(fetch())) for name, _, fetch in hf.to_tensors(cfg, grads)}
+        return float(got), {
+            name: float(np.linalg.norm(fetch())) for name, _, fetch in hf.to_tensors(cfg, grads)
+        }
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:
         """Seconds a step and the losses of our next steps."""
         loss, teacher = self._loss(contender.objective)
         mesh = sharding.make_mesh(devices=jax.devices()[: contender.width])
         if contender not in self._states:
-            recipe = trainer.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
-            state, _ = trainer.init_state(recipe, self.student.params, jax.random.key(0))
-            self._states[contender] = trainer.on_mesh(mesh, state)
+            recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
+            state, _ = loop.init_state(recipe, self.student.params, jax.random.key(0))
+            self._states[contender] = loop.on_mesh(mesh, state)
         batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
         batch, teacher = jax.block_until_ready(
             (
@@ -140,14 +168,16 @@ class Bench:
         rates, key = np.full(_STEPS.value, RATE, np.float32), jax.random.key(0)
         begin = time.perf_counter()
         with jax.set_mesh(mesh):
-            self._states[contender], metrics = trainer.train_steps(
+            self._states[contender], metrics = loop.train_steps(
                 self.cfg, loss, self._states[contender], None, teacher, None, *batch, rates, key
             )
         losses = jax.device_get(metrics["loss"]).tolist()
         return (time.perf_counter() - begin) / _STEPS.value, losses
 
     def flops(self, objective: str) -> float:
-        """Of the products of one step: backward is twice forward; scores are counted whole, the embedding is none."""
+        """Of the products of one step: backward is twice forward; scores are counted whole, the
+        embedding is none.
+        """
         cfg, tokens = self.cfg, self.tokens.size
         table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
         scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
@@ -155,7 +185,8 @@ class Bench:
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
-    """Largest relative differences of the loss, of gradients' norms, and of the losses of the first steps.
+    """Largest relative differences of the loss, of gradients' norms, and of the losses of the first
+    steps.
 
     Raises:
       UserError: the two do not train the same thing.
@@ -177,7 +208,9 @@ def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, 
     limit = 1e-4 if _DTYPE.value == "float32" else 5e-2
     for what, gap in found.items():
         if not gap < limit:
-            raise UserError(f"{contender.objective}: {what} differs from the peer's by {gap:.1e}: no speed counts before.")
+            raise UserError(
+                f"{contender.objective}: {what} differs from the peer's by {gap:.1e}: no speed counts before."
+            )
     return found
 
 
@@ -218,16 +251,28 @@ def run(folder: Path) -> dict[str, Any]:
         widths = sorted({1, cores}) if device == "cpu" else [1]
         results["agreement"], results["lines"], results["ratios"] = {}, [], {}
         for objective in _OBJECTIVES.value:
-            ours, theirs = ([Contender(who, objective, n) for n in widths] for who in ("ours", "torch"))
+            ours, theirs = (
+                [Contender(who, objective, n) for n in widths] for who in ("ours", "torch")
+            )
             found = agreement(bench, ours[-1], theirs[-1])
             results["agreement"][objective] = found
-            print(f"{objective}: differs from torch by " + ", ".join(f"{k} {v:.1e}" for k, v in found.items()), flush=True)
+            print(
+                f"{objective}: differs from torch by "
+                + ", ".join(f"{k} {v:.1e}" for k, v in found.items()),
+                flush=True,
+            )
             peak = measure(bench, [*ours, *theirs])
-            best = [min((line for line in lines if not line.error), key=lambda line: line.median) for lines in (ours, theirs)]
+            best = [
+                min((line for line in lines if not line.error), key=lambda line: line.median)
+                for lines in (ours, theirs)
+            ]
             for line in (*ours, *theirs):
                 row = dataclasses.asdict(line)
                 if not line.error:
-                    row |= {"median": line.median, "of_matmul_peak": bench.flops(objective) / line.median / peak}
+                    row |= {
+                        "median": line.median,
+                        "of_matmul_peak": bench.flops(objective) / line.median / peak,
+                    }
                 results["lines"].append(row)
             results["ratios"][objective] = best[1].median / best[0].median
             results.setdefault("matmul_gflops", {})[objective] = peak / 1e9
@@ -239,7 +284,12 @@ def run(folder: Path) -> dict[str, Any]:
 
 def report(results: dict[str, Any]) -> None:
     """Prints everything as Markdown."""
-    print(json.dumps({k: v for k, v in results.items() if k not in ("lines", "ratios", "agreement")}, indent=2))
+    print(
+        json.dumps(
+            {k: v for k, v in results.items() if k not in ("lines", "ratios", "agreement")},
+            indent=2,
+        )
+    )
     print(
         "\n| objective | contender | devices or threads | ms a step | least - most | of the matmul peak |\n"
         + "| --- " * 6

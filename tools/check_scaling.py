@@ -1,8 +1,10 @@
-"""How often scaling fits are right: `python -m tools.check_scaling [--simulations=200] [--worlds=power,flat] [--json=FILE]`.
+"""How often scaling fits are right: `python -m tools.check_scaling [--simulations=200]
+[--worlds=power,flat] [--json=FILE]`.
 
-Simulated studies with known laws, tasks that are easy or hard at all sizes, and training seeds that scatter. For worlds of
-coverage: how often each parameter's interval, and the band at the sizes, hold the truth. For worlds of verdicts: how often the
-true law stands, which laws stand, and how often the verdict is as it should be.
+Simulated studies with known laws, tasks that are easy or hard at all sizes, and training seeds that
+scatter. For worlds of coverage: how often each parameter's interval, and the band at the sizes,
+hold the truth. For worlds of verdicts: how often the true law stands, which laws stand, and how
+often the verdict is as it should be.
 """
 
 from __future__ import annotations
@@ -20,12 +22,16 @@ import numpy as np
 from absl import app, flags
 from scipy import stats
 
-from subtransfer import scaling
-from subtransfer.errors import UserError
+from subtransfer.analysis import scaling
+from subtransfer.runtime.errors import UserError
 
 _SIMULATIONS = flags.DEFINE_integer("simulations", 200, "Studies of each world.", lower_bound=1)
-_BOOTSTRAP = flags.DEFINE_integer("bootstrap", 200, "Bootstrap samples of each study.", lower_bound=100)
-_FIRST = flags.DEFINE_integer("first", 0, "Number of the first study: others than 0 to --simulations are other random ones.")
+_BOOTSTRAP = flags.DEFINE_integer(
+    "bootstrap", 200, "Bootstrap samples of each study.", lower_bound=100
+)
+_FIRST = flags.DEFINE_integer(
+    "first", 0, "Number of the first study: others than 0 to --simulations are other random ones."
+)
 _WORLDS = flags.DEFINE_list("worlds", [], "Some of the worlds; default: all.")
 _JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
@@ -37,11 +43,13 @@ class World:
     Attributes:
       law, truth: the parameters in their own units (a level called "a" at x_ref).
       kind, sizes, seeds, tasks: of the study; sizes from 30k to 1M.
-      seed_share, task_share: shares of an outcome's variance that belong to the training seed and to the task (of rates:
-        seeds' rates are beta with that intraclass correlation, and a normal copula has the tasks in common).
+      seed_share, task_share: shares of an outcome's variance that belong to the training seed and
+        to the task (of rates: seeds' rates are beta with that intraclass correlation, and a normal
+        copula has the tasks in common).
       drift: the largest size's seed_share over the smallest's; the fits take it to be 1.
       compared: laws to be compared; empty: the law is fitted and its intervals are counted.
-      standing: the laws that a right verdict leaves standing at least; lone: whether it is to leave no other.
+      standing: the laws that a right verdict leaves standing at least; lone: whether it is to leave
+        no other.
     """
 
     law: scaling.Law
@@ -74,7 +82,9 @@ class World:
         own, outcomes = np.sqrt(1 - self.task_share), []
         shares = self.seed_share * self.drift ** np.linspace(-0.5, 0.5, self.sizes)
         for mean, share in zip(self.means, shares, strict=True):
-            noise = np.sqrt(self.task_share) * task + own * rng.standard_normal((self.tasks, self.seeds))
+            noise = np.sqrt(self.task_share) * task + own * rng.standard_normal(
+                (self.tasks, self.seeds)
+            )
             if self.kind == scaling.RATE:
                 total = 1 / share - 1
                 rates = rng.beta(mean * total, (1 - mean) * total, self.seeds)
@@ -94,13 +104,19 @@ WORLDS = {
     "broken power at eight sizes": World(scaling.BROKEN, (0.4, 0.1, 0.1, 1.0, 2e5), sizes=8),
     "power under drift": World(scaling.POWER, (0.3, 0.1, 0.5), drift=6.0),
     "flat": World(scaling.CONSTANT, (0.3,), compared=_THREE, standing=("constant", "power")),
-    "one curve": World(scaling.LOGISTIC, (0.02, 0.8, 6e4, 0.8), compared=_THREE, standing=("power", "logistic")),
-    "S-shaped": World(scaling.LOGISTIC, (0.05, 0.8, 2e5, 2.5), compared=_THREE, standing=("logistic",), lone=True),
+    "one curve": World(
+        scaling.LOGISTIC, (0.02, 0.8, 6e4, 0.8), compared=_THREE, standing=("power", "logistic")
+    ),
+    "S-shaped": World(
+        scaling.LOGISTIC, (0.05, 0.8, 2e5, 2.5), compared=_THREE, standing=("logistic",), lone=True
+    ),
 }
 
 
 def coverage(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, float]:
-    """Share of studies in which an interval holds the truth, by parameter; and of sizes whose band does ("band")."""
+    """Share of studies in which an interval holds the truth, by parameter; and of sizes whose band
+    does ("band").
+    """
     hits = dict.fromkeys([p.name for p in world.law.parameters] + ["band"], 0.0)
     for i in range(first, first + simulations):
         fit = scaling.fit(world.simulate([0, i]), world.law, n_boot=n_boot, seed=i)
@@ -112,7 +128,9 @@ def coverage(world: World, simulations: int, n_boot: int, first: int = 0) -> dic
 
 
 def verdicts(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, object]:
-    """How often the true law stands, the verdict is right, and the extrapolation of the true law hits; and what stood."""
+    """How often the true law stands, the verdict is right, and the extrapolation of the true law
+    hits; and what stood.
+    """
     laws = [scaling.LAWS[name] for name in world.compared]
     stood: collections.Counter[str] = collections.Counter()
     true = right = hits = 0
@@ -120,10 +138,16 @@ def verdicts(world: World, simulations: int, n_boot: int, first: int = 0) -> dic
         found = scaling.compare(world.simulate([1, i]), laws, n_boot=n_boot, seed=i)
         stood[" ".join(sorted(found.standing))] += 1
         true += world.law.name in found.standing
-        right += set(found.standing) == set(world.standing) if world.lone else set(found.standing) >= set(world.standing)
+        right += (
+            set(found.standing) == set(world.standing)
+            if world.lone
+            else set(found.standing) >= set(world.standing)
+        )
         hits += found.extrapolations[world.law.name].hit
     shares = {"true law stands": true, "verdict is right": right, "extrapolation hits": hits}
-    return {name: n / simulations for name, n in shares.items()} | {"stood": dict(stood.most_common())}
+    return {name: n / simulations for name, n in shares.items()} | {
+        "stood": dict(stood.most_common())
+    }
 
 
 def check(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, object]:
@@ -140,7 +164,12 @@ def main(_) -> None:
         begin = time.process_time()
         out[name] = check(WORLDS[name], _SIMULATIONS.value, _BOOTSTRAP.value, _FIRST.value)
         out[name]["processor seconds"] = round(time.process_time() - begin, 1)
-        print(f"{name}: " + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in out[name].items()))
+        print(
+            f"{name}: "
+            + ", ".join(
+                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in out[name].items()
+            )
+        )
         sys.stdout.flush()
     if _JSON.value:
         how = {

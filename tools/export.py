@@ -1,12 +1,14 @@
 """Exports a policy of a run to a Hugging Face directory, or its LoRA adapter to a PEFT directory.
 
     python tools/export.py --policy=runs/quickstart/student.forward_kl.seed0-HASH --out=exported
-    python tools/export.py --policy=runs/paper_api/student.sft_llama_8b_to_llama_8b.seed0-HASH --format=peft --out=adapter
+    python tools/export.py --policy=runs/paper_api/student.sft_llama_8b_to_llama_8b.seed0-HASH
+    --format=peft --out=adapter
 
-The first holds config.json, model*.safetensors, the tokenizer and its chat template; `transformers` loads it, and
-`--config.base.checkpoint=exported` runs the experiment from it. LoRA factors are merged in. The second holds
-adapter_config.json and adapter_model.safetensors; `peft` loads it over the base that it names (--base, or the checkpoint that
-the policy was tuned from). `subtransfer.load_policy` reads both.
+The first holds config.json, model*.safetensors, the tokenizer and its chat template; `transformers`
+loads it, and `--config.base.checkpoint=exported` runs the experiment from it. LoRA factors are
+merged in. The second holds adapter_config.json and adapter_model.safetensors; `peft` loads it over
+the base that it names (--base, or the checkpoint that the policy was tuned from).
+`subtransfer.load_policy` reads both.
 """
 
 from __future__ import annotations
@@ -16,15 +18,23 @@ from pathlib import Path
 
 from absl import flags
 
-from subtransfer import artifacts
-from subtransfer.errors import UserError
 from subtransfer.models import families, hf
-from subtransfer.policy import load_policy
+from subtransfer.rollout.policy import load_policy
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 
-_POLICY = flags.DEFINE_string("policy", None, "A base*, teacher* or student* folder of a run's workdir, or a PEFT adapter.")
+_POLICY = flags.DEFINE_string(
+    "policy", None, "A base*, teacher* or student* folder of a run's workdir, or a PEFT adapter."
+)
 _OUT = flags.DEFINE_string("out", None, "The new directory.")
-_FORMAT = flags.DEFINE_enum("format", "hf", ["hf", "peft"], "The whole model, or its LoRA adapter alone.")
-_BASE = flags.DEFINE_string("base", None, "With --format=peft: the directory of the base model, if it is not a checkpoint's.")
+_FORMAT = flags.DEFINE_enum(
+    "format", "hf", ["hf", "peft"], "The whole model, or its LoRA adapter alone."
+)
+_BASE = flags.DEFINE_string(
+    "base",
+    None,
+    "With --format=peft: the directory of the base model, if it is not a checkpoint's.",
+)
 _SHARD = flags.DEFINE_float("shard_gib", 4.0, "Largest safetensors file, in GiB.", lower_bound=0.0)
 
 
@@ -42,13 +52,19 @@ def main(argv: list[str]) -> int:
         with artifacts.os_errors(out.parent):
             if _FORMAT.value == "hf":
                 size = int(_SHARD.value * 2**30)
-                hf.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size)
+                hf.save_checkpoint(
+                    out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size
+                )
                 print(f"exported {policy.cfg.num_params:,} parameters to {out}")
             else:
                 if policy.adapter is None:
-                    raise UserError(f"{_POLICY.value} has no LoRA adapter: export it with --format=hf.")
+                    raise UserError(
+                        f"{_POLICY.value} has no LoRA adapter: export it with --format=hf."
+                    )
                 base = Path(_BASE.value or policy.source)
-                families.read_config(base)  # a base that is no Hugging Face directory is refused here
+                families.read_config(
+                    base
+                )  # a base that is no Hugging Face directory is refused here
                 hf.save_adapter(out, policy.adapter, str(base.resolve()), policy.tokenizer)
                 print(f"exported an adapter of rank {policy.adapter.rank} over {base} to {out}")
     except UserError as error:

@@ -1,10 +1,13 @@
-"""From finished runs to a scaling study: `python tools/scaling_report.py WORKDIR... --axis=FIELD --out=NAME`.
+"""From finished runs to a scaling study: `python tools/scaling_report.py WORKDIR... --axis=FIELD
+--out=NAME`.
 
-For each objective and initialisation: laws fitted to the share of unsafe decisions and to their log-odds, with bands, held-out
-extrapolation and the verdict in a sentence; and same-init students against their other-init twins at each value of the axis.
-NAME.html is the page, NAME.md has verdicts and tables for a document. docs/scaling.md has the rules.
+For each objective and initialisation: laws fitted to the share of unsafe decisions and to their
+log-odds, with bands, held-out extrapolation and the verdict in a sentence; and same-init students
+against their other-init twins at each value of the axis. NAME.html is the page, NAME.md has
+verdicts and tables for a document. docs/scaling.md has the rules.
 
-    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700" --out=study
+    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700"
+    --out=study
 """
 
 from __future__ import annotations
@@ -15,26 +18,42 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from subtransfer import conditions, runs, scaling, scaling_study, table
-from subtransfer.artifacts import atomic_write, os_errors
-from subtransfer.errors import UserError, exit_status
-from subtransfer.report import scaling_report
+from subtransfer.analysis import scaling
+from subtransfer.runtime.errors import UserError, exit_status
+from subtransfer.store.artifacts import atomic_write, os_errors
+from subtransfer.studies import conditions, runs, scaling_report, scaling_study, table
 
 
 def _parser() -> argparse.ArgumentParser:
     summary, _, rest = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep")
-    parser.add_argument(
-        "--axis", default="student_params", help="student_params, teacher_params, teacher_rate, or a numeric config field"
+    parser = argparse.ArgumentParser(
+        description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--out", type=Path, help="the files without .html and .md; default: scaling in the first workdir")
+    parser.add_argument(
+        "workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep"
+    )
+    parser.add_argument(
+        "--axis",
+        default="student_params",
+        help="student_params, teacher_params, teacher_rate, or a numeric config field",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="the files without .html and .md; default: scaling in the first workdir",
+    )
     parser.add_argument("--title", help="of the page; default: from the axis")
-    parser.add_argument("--where", default="", help="only arms that meet this condition (as of tools/query.py)")
-    parser.add_argument("--varying", default="", help="config fields that differ with the axis and are meant to")
+    parser.add_argument(
+        "--where", default="", help="only arms that meet this condition (as of tools/query.py)"
+    )
+    parser.add_argument(
+        "--varying", default="", help="config fields that differ with the axis and are meant to"
+    )
     parser.add_argument("--laws", default=",".join(scaling.LAWS), help="laws that are fitted")
     parser.add_argument("--confidence", type=float, default=0.95, help="of intervals and bands")
-    parser.add_argument("--bootstrap", type=int, default=400, help="samples of each fit, at least 100")
+    parser.add_argument(
+        "--bootstrap", type=int, default=400, help="samples of each fit, at least 100"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the bootstrap")
     return parser
 
@@ -42,8 +61,12 @@ def _parser() -> argparse.ArgumentParser:
 def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     """Reads, fits, and writes what the command line asks for."""
     if not 0.5 <= options.confidence < 1:
-        raise UserError(f"--confidence={options.confidence} cannot be: it must be at least 0.5 and below 1.")
-    laws, varying = (list(filter(None, text.split(","))) for text in (options.laws, options.varying))
+        raise UserError(
+            f"--confidence={options.confidence} cannot be: it must be at least 0.5 and below 1."
+        )
+    laws, varying = (
+        list(filter(None, text.split(","))) for text in (options.laws, options.varying)
+    )
     for name in laws:
         if name not in scaling.LAWS:
             raise UserError(f"There is no law {name!r}: choose of {', '.join(scaling.LAWS)}.")
@@ -57,13 +80,19 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         confidence=options.confidence,
         n_boot=options.bootstrap,
         seed=options.seed,
-        log=lambda question: print(f"{question.title}, {question.kind}: {question.comparison.verdict()}", flush=True),
+        log=lambda question: print(
+            f"{question.title}, {question.kind}: {question.comparison.verdict()}", flush=True
+        ),
     )
-    origin = {"command": shlex.join(["python", *command])} | runs.origin(arm.provenance for arm in arms)
+    origin = {"command": shlex.join(["python", *command])} | runs.origin(
+        arm.provenance for arm in arms
+    )
     out = options.out or Path(options.workdirs[0]) / "scaling"
     stem = out.stem if out.suffix in (".html", ".md") else out.name
     files = {
-        out.with_name(f"{stem}.html"): scaling_report.page(options.title or f"Transfer by {options.axis}", study, origin),
+        out.with_name(f"{stem}.html"): scaling_report.page(
+            options.title or f"Transfer by {options.axis}", study, origin
+        ),
         out.with_name(f"{stem}.md"): scaling_report.markdown(study, origin),
     }
     for path, text in files.items():

@@ -1,18 +1,23 @@
-"""What the TPU compiler expects of a compiled program: walks its schedule with the cycles that it notes at each operation.
+"""What the TPU compiler expects of a compiled program: walks its schedule with the cycles that it
+notes at each operation.
 
-`compiled.cost_analysis()["optimal_seconds"]` does not serve: it counts -1 for whatever it has no model of, and a loop's body
-once. The scheduled HLO names `estimated_cycles` for every fusion, by the cost model that the compiler itself tiles and
-schedules with. Here the operations are walked in their order, a loop's body as often as its condition lets it run.
+`compiled.cost_analysis()["optimal_seconds"]` does not serve: it counts -1 for whatever it has no
+model of, and a loop's body once. The scheduled HLO names `estimated_cycles` for every fusion, by
+the cost model that the compiler itself tiles and schedules with. Here the operations are walked in
+their order, a loop's body as often as its condition lets it run.
 
-- **Collectives** carry no estimate. They take the time of their bytes, by a ring's algorithm, at half of a chip's published
-  interconnect bandwidth: at the corner of a slice without wrap-around half of its links lead nowhere. Collectives wait for
-  each other. One that the schedule begins and ends in two places runs beside what stands between them, as the chip's own
-  engine moves the bytes; what is not done by then the chip waits for. One in one place is waited for as a whole.
-- **Between slices** bytes take the time of a chip's share of its host's network, likewise beside other work.
-- **Kernels** (Pallas) carry none either. Splash attention's are counted by their products over the causal half of the scores,
-  at the share of the peak that `Chip.splash` gives; others as moving their operands and results once, which is the least.
-- Copies between HBM and VMEM that run beside arithmetic are not counted; a program's time is at least that of the bytes that
-  it must read.
+- **Collectives** carry no estimate. They take the time of their bytes, by a ring's algorithm, at
+  half of a chip's published interconnect bandwidth: at the corner of a slice without wrap-around
+  half of its links lead nowhere. Collectives wait for each other. One that the schedule begins and
+  ends in two places runs beside what stands between them, as the chip's own engine moves the bytes;
+  what is not done by then the chip waits for. One in one place is waited for as a whole.
+- **Between slices** bytes take the time of a chip's share of its host's network, likewise beside
+  other work.
+- **Kernels** (Pallas) carry none either. Splash attention's are counted by their products over the
+  causal half of the scores, at the share of the peak that `Chip.splash` gives; others as moving
+  their operands and results once, which is the least.
+- Copies between HBM and VMEM that run beside arithmetic are not counted; a program's time is at
+  least that of the bytes that it must read.
 """
 
 from __future__ import annotations
@@ -27,9 +32,12 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
-_CALLED = re.compile(r"(?:body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:body|condition|calls|to_apply|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)"
+)
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-# Products over the scores that a kernel makes: scores and values; scores, d(values), d(scores) to dq; and so on.
+# Products over the scores that a kernel makes: scores and values; scores, d(values), d(scores) to
+# dq; and so on.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
 
 
@@ -41,12 +49,14 @@ class Chip:
       gib: HBM.
       hbm: its bandwidth, bytes/s.
       flops: peak in bfloat16, 1/s.
-      clock: Hz, what turns cycles into seconds: peak / (2 x 128 x 128 x number of matrix units), of v6e 256 x 256.
+      clock: Hz, what turns cycles into seconds: peak / (2 x 128 x 128 x number of matrix units), of
+        v6e 256 x 256.
       ici: bytes/s that a chip sends over all its links.
       links: to other chips.
       dcn: bytes/s that are a chip's share of its host's network.
-      splash: share of the peak at which splash attention makes products over the causal half of the scores: from the
-        instruction bundles of its loops in libtpu's dumps (`--xla_jf_dump_llo_text`), forward and backward together, at 2,304
+      splash: share of the peak at which splash attention makes products over the causal half of the
+        scores: from the instruction bundles of its loops in libtpu's dumps
+          (`--xla_jf_dump_llo_text`), forward and backward together, at 2,304
         tokens, blocks of 768 and a head width of 128.
     """
 
@@ -81,7 +91,11 @@ def refusal(row: dict[str, Any], kind: str) -> list[str]:
     """The sentence about a program that does not fit a chip; none for one that does."""
     if row["gib"] <= CHIPS[kind].gib:
         return []
-    needs = f"{row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}" if math.isfinite(row["gib"]) else "more than a chip has"
+    needs = (
+        f"{row['gib']:.1f} GiB of a chip's {CHIPS[kind].gib}"
+        if math.isfinite(row["gib"])
+        else "more than a chip has"
+    )
     return [
         f"{row['program']} of {row['model']} needs {needs}: lower "
         f"{REMEDIES[row['program']]}, or raise mesh.tensor or mesh.fsdp."
@@ -109,13 +123,20 @@ class Time:
     unknown: int = 0
 
     def __add__(self, other: Time) -> Time:
-        return Time(*(a + b for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)))
+        return Time(
+            *(
+                a + b
+                for a, b in zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+            )
+        )
 
     def times(self, count: int) -> Time:
         return Time(*(x * count for x in dataclasses.astuple(self)))
 
     def reading(self, seconds: float) -> float:
-        """Seconds of a program whose arithmetic cannot be done sooner than its bytes are read, which takes so long."""
+        """Seconds of a program whose arithmetic cannot be done sooner than its bytes are read,
+        which takes so long.
+        """
         return max(self.total - self.waiting, seconds) + self.waiting
 
 
@@ -123,7 +144,8 @@ def _bytes(shape: str) -> int:
     """Of all arrays in an HLO shape."""
     width = {"pred": 1, "bf16": 2}
     sizes = (
-        (width.get(kind) or int(re.sub(r"\D", "", kind)) / 8, dims) for kind, dims in _ARRAY.findall(shape)
+        (width.get(kind) or int(re.sub(r"\D", "", kind)) / 8, dims)
+        for kind, dims in _ARRAY.findall(shape)
     )  # "f32" is 4 bytes, "s4" half a one
     return int(sum(size * math.prod(_dims(dims)) for size, dims in sizes))
 
@@ -153,7 +175,11 @@ class Program:
     def _time(self, computation: str) -> Time:
         """Walks a schedule; `time.total` is now."""
         time, ends, received = Time(), {}, {}
-        free = network = 0.0  # when the interconnect, and the network between slices, have done what they were given so far
+        free = network = (
+            # when the interconnect, and the network between slices, have done what they were given
+            # so far
+            0.0
+        )
         for match in filter(None, map(_OPERATION.match, self._computations[computation])):
             name, shape, kind, rest = match.groups()
             line, late = match.group(0), 0.0
@@ -163,7 +189,9 @@ class Program:
                 received[name] = rendezvous.group(1)
             elif kind == "send" and rendezvous:
                 sent = _bytes(_elements(shape)[0])
-                network = ends[rendezvous.group(1)] = max(network, time.total) + sent / self._chip.dcn
+                network = ends[rendezvous.group(1)] = (
+                    max(network, time.total) + sent / self._chip.dcn
+                )
                 time += Time(between=sent)
             elif kind.endswith("-done") or (collective and collective.role == "done"):
                 begun = re.match(r"%?([\w.\-]+)", rest).group(1)
@@ -207,19 +235,31 @@ class Program:
         return here
 
     def _kernel(self, line: str, rest: str, computation: str) -> Time:
-        products = next((n for name, n in _SPLASH.items() if f"%{name}" in line.partition("=")[0]), 0)
+        products = next(
+            (n for name, n in _SPLASH.items() if f"%{name}" in line.partition("=")[0]), 0
+        )
         if products:
             given = re.search(r"operand_layout_constraints=\{(.*?\})\}", line).group(1)
-            q, k = [_dims(dims) for kind, dims in _ARRAY.findall(given) if kind in ("bf16", "f32")][:2]
-            seconds = products * math.prod(q) * k[-2] / (self._chip.flops * self._chip.splash)  # 2 x the half
+            q, k = [_dims(dims) for kind, dims in _ARRAY.findall(given) if kind in ("bf16", "f32")][
+                :2
+            ]
+            seconds = (
+                products * math.prod(q) * k[-2] / (self._chip.flops * self._chip.splash)
+            )  # 2 x the half
             return Time(total=seconds, kernels=seconds)
         shapes = self._shapes(computation)
-        operands = [shapes[name] for name in re.findall(r"%([\w.\-]+)", rest.partition(")")[0]) if name in shapes]
+        operands = [
+            shapes[name]
+            for name in re.findall(r"%([\w.\-]+)", rest.partition(")")[0])
+            if name in shapes
+        ]
         moved = sum(map(_bytes, [_OPERATION.match(line).group(2), *operands]))
         return Time(total=moved / self._chip.hbm, unknown=1)
 
     def _trips(self, line: str, condition: str) -> int:
-        """Of a loop: the number its condition compares the counter with, as every `lax.scan` and `fori_loop` does."""
+        """Of a loop: the number its condition compares the counter with, as every `lax.scan` and
+        `fori_loop` does.
+        """
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
         if known:
             return int(known.group(1))
@@ -244,29 +284,51 @@ class Program:
         kind = kind.removesuffix("-start")
         if kind not in _COLLECTIVES:
             return None
-        if started and kind in ("all-gather", "collective-permute"):  # (what is given, what is got, ...)
+        if started and kind in (
+            "all-gather",
+            "collective-permute",
+        ):  # (what is given, what is got, ...)
             shape = _elements(shape)[1]
-        return Collective("start" if started else "whole", self._wire(kind, _bytes(shape), _group_size(line)))
+        return Collective(
+            "start" if started else "whole", self._wire(kind, _bytes(shape), _group_size(line))
+        )
 
     @functools.cache  # noqa: B019
     def _fused(self, computation: str) -> Collective | None:
-        """Of a fusion: one begins a collective, others move parts of it beside their products, a last one ends it."""
+        """Of a fusion: one begins a collective, others move parts of it beside their products, a
+        last one ends it.
+        """
         lines = self._computations[computation]
         for match in filter(None, map(_OPERATION.match, lines)):
             line, channel = match.group(0), re.search(r"channel_id=(\d+)", match.group(0))
             found = self._collective(match.group(3), match.group(2), line) if channel else None
             if not found:
                 continue
-            role = next((role for role in ("start", "done") if any(f'"AsyncCollective{role.title()}"' in x for x in lines)), "")
+            role = next(
+                (
+                    role
+                    for role in ("start", "done")
+                    if any(f'"AsyncCollective{role.title()}"' in x for x in lines)
+                ),
+                "",
+            )
             if not role and "async_collective_fusion_config" in line:
                 return None
-            scattered = match.group(3) == "all-reduce" and any(" dynamic-slice(" in x for x in lines)
-            return Collective(role or "whole", found.seconds / (2 if scattered else 1), channel.group(1))
+            scattered = match.group(3) == "all-reduce" and any(
+                " dynamic-slice(" in x for x in lines
+            )
+            return Collective(
+                role or "whole", found.seconds / (2 if scattered else 1), channel.group(1)
+            )
         return None
 
     def _wire(self, kind: str, size: int, group: int) -> float:
-        """Seconds that a collective of `size` bytes needs the interconnect for, by the ring algorithm."""
-        if kind == "collective-permute":  # to one neighbour, beside another permutation in the opposite direction
+        """Seconds that a collective of `size` bytes needs the interconnect for, by the ring
+        algorithm.
+        """
+        if (
+            kind == "collective-permute"
+        ):  # to one neighbour, beside another permutation in the opposite direction
             return size / (2 * self._chip.ici / self._chip.links)
         bytes_of_kind = {"all-reduce": 2 * size, "reduce-scatter": size * group}.get(kind, size)
         return bytes_of_kind * (group - 1) / group / (self._chip.ici / 2)
@@ -274,7 +336,9 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What an operation has to do with one: it is the "whole" of it, its "start" or its "done"; `channel` ties the two."""
+    """What an operation has to do with one: it is the "whole" of it, its "start" or its "done";
+    `channel` ties the two.
+    """
 
     role: str
     seconds: float

@@ -1,7 +1,8 @@
-"""Writes the table (table.parquet) and the page (sweep.html) of workdirs: `python tools/write_table.py WORKDIR...`.
+"""Writes the table (table.parquet) and the page (sweep.html) of workdirs: `python
+tools/write_table.py WORKDIR...`.
 
-A sweep does so when it ends. This is for a sweep that still runs or was stopped, of which the finished part is shown, and for
-workdirs of single runs.
+A sweep does so when it ends. This is for a sweep that still runs or was stopped, of which the
+finished part is shown, and for workdirs of single runs.
 """
 
 from __future__ import annotations
@@ -10,15 +11,18 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from subtransfer import table
-from subtransfer.errors import exit_status
-from subtransfer.report import sweep_page
+from subtransfer.runtime.errors import exit_status
+from subtransfer.studies import sweep_page, table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep"
+    )
     workdirs = parser.parse_args(arguments).workdirs
 
     def write() -> None:

@@ -1,8 +1,8 @@
 """What queries see, and attention over it: keys and values in stretches, which one softmax joins.
 
-A query sees the tokens it is fed with and, before them, any number of earlier stretches: a prefix that all rows share, each
-row's own slot of a cache, the tokens of the present burst. Shape letters as in `decoder.py`; S is a stretch's length, b its
-rows: B, or 1 where all rows share it.
+A query sees the tokens it is fed with and, before them, any number of earlier stretches: a prefix
+that all rows share, each row's own slot of a cache, the tokens of the present burst. Shape letters
+as in `decoder.py`; S is a stretch's length, b its rows: B, or 1 where all rows share it.
 """
 
 from __future__ import annotations
@@ -39,22 +39,29 @@ class KV:
         return jax.tree.map(lambda x: x[:, :, :size], self)
 
     def write(self, fresh: KV, at) -> KV:
-        """The same with `fresh` from slot `at` on, in all rows (int32 []) or in each row at its own (int32 [b])."""
+        """The same with `fresh` from slot `at` on, in all rows (int32 []) or in each row at its own
+        (int32 [b]).
+        """
 
         def one(x, new):
             if jnp.ndim(at) == 0:
                 return jax.lax.dynamic_update_slice_in_dim(x, new, at, 2)
-            return jax.vmap(lambda row, piece, i: jax.lax.dynamic_update_slice_in_dim(row, piece, i, 1))(x, new, at)
+            return jax.vmap(
+                lambda row, piece, i: jax.lax.dynamic_update_slice_in_dim(row, piece, i, 1)
+            )(x, new, at)
 
         return jax.tree.map(one, self, fresh)
 
     def placed(self, fresh: KV, at: Int[Array, " b"]) -> KV:
-        """As `write` at each row's own slot, in one pass over all slots: a TPU writes rows one by one, in a loop an array.
+        """As `write` at each row's own slot, in one pass over all slots: a TPU writes rows one by
+        one, in a loop an array.
 
         Where a slot is written, a product with zeros and one 1 picks the entry, exactly.
         """
         size = fresh.k.shape[2]
-        picked = jnp.arange(self.k.shape[2])[None, :, None] - at[:, None, None] == jnp.arange(size)  # [b, S, fresh]
+        picked = jnp.arange(self.k.shape[2])[None, :, None] - at[:, None, None] == jnp.arange(
+            size
+        )  # [b, S, fresh]
         here = jnp.any(picked, axis=2)[:, None, :, None]
 
         def one(x, new):
@@ -68,7 +75,10 @@ class KV:
         """The same entries as int8, with a scale for each token and head."""
 
         def one(x):
-            scale = jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=3, keepdims=True), 1e-20) / 127
+            scale = (
+                jnp.maximum(jnp.max(jnp.abs(x.astype(jnp.float32)), axis=3, keepdims=True), 1e-20)
+                / 127
+            )
             return jnp.round(x / scale).astype(jnp.int8), scale
 
         (k, k_scale), (v, v_scale) = one(self.k), one(self.v)
@@ -106,10 +116,13 @@ class View:
     """What the layers of one kind see of a batch.
 
     Attributes:
-      cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the sines is negated.
-      mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it to a causal kernel.
+      cos, sin: float32 [B, L, 1, 2, Dh/2], the rotation of each fed token; the first half of the
+        sines is negated.
+      mask: bool [B or 1, L, own], which of its own stretch's tokens each query sees; None leaves it
+        to a causal kernel.
       past: bool [b or B, L or 1, S] for each earlier stretch.
-      segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment only.
+      segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment
+        only.
     """
 
     cos: Float[Array, "B L 1 2 half"]
@@ -119,8 +132,19 @@ class View:
     segments: Int[Array, "B L"] | None = None
 
     @classmethod
-    def of(cls, rope, window: int, head_width: int, positions, mask, own_positions, past: Sequence[Past]) -> View:
-        """positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own stretch's keys."""
+    def of(
+        cls,
+        rope,
+        window: int,
+        head_width: int,
+        positions,
+        mask,
+        own_positions,
+        past: Sequence[Past],
+    ) -> View:
+        """positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own
+        stretch's keys.
+        """
         angle = positions[..., None].astype(jnp.float32) * rope.frequencies(head_width)
         earlier = [part.visible[:, None, :] for part in past]
         if window:  # a key is seen while the query's position is less than `window` after its own
@@ -129,7 +153,9 @@ class View:
                 return positions[:, :, None] - keys[:, None, :] < window
 
             mask = None if mask is None else mask & near(own_positions)
-            earlier = [seen & near(part.positions) for seen, part in zip(earlier, past, strict=True)]
+            earlier = [
+                seen & near(part.positions) for seen, part in zip(earlier, past, strict=True)
+            ]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         pairs = (jnp.stack(pair, axis=2)[:, :, None] for pair in ((cos, cos), (-sin, sin)))
         return cls(*pairs, mask, tuple(earlier))
@@ -141,7 +167,8 @@ class View:
 
 @struct.dataclass
 class Stretch:
-    """What one stretch contributes to attention before the stretches are joined; float32 [B, K, ..., Dh] and [B, K, ..., 1].
+    """What one stretch contributes to attention before the stretches are joined; float32 [B, K,
+    ..., Dh] and [B, K, ..., 1].
 
     Attributes:
       mixed: its values, weighted by exp(score - peak).
@@ -155,7 +182,9 @@ class Stretch:
 
 
 def _rowwise(x, y, out=None):
-    """x [B, K, M, a] @ y [b, K, a, c] -> [B, K, M, c]; a shared y is multiplied once with all rows side by side."""
+    """x [B, K, M, a] @ y [b, K, a, c] -> [B, K, M, c]; a shared y is multiplied once with all rows
+    side by side.
+    """
     b, k, m, _ = x.shape
     y = y.astype(x.dtype)
     if y.shape[0] == b:
@@ -180,9 +209,11 @@ def within(
     mask: Bool[Array, "b L S"],
     scale: float,
 ) -> Float[Array, "B K M Dh"]:
-    """Attention of M = G x L grouped query rows over their own stretch; its backward is FlashAttention's (2205.14135, B.4).
+    """Attention of M = G x L grouped query rows over their own stretch; its backward is
+    FlashAttention's (2205.14135, B.4).
 
-    The softmax's gradient needs the sum of weights times their gradients, which is that of outputs times theirs: narrower.
+    The softmax's gradient needs the sum of weights times their gradients, which is that of outputs
+    times theirs: narrower.
     """
     return matmul(_weights(q, k, mask, scale), v)
 
@@ -219,15 +250,18 @@ def attention(
     past: Sequence[KV] = (),
     slots: Callable[..., Stretch] | None = None,
 ) -> Float[Array, "B L H Dh"]:
-    """Dot-product attention with grouped queries over earlier stretches and the queries' own. Softmax in float32.
+    """Dot-product attention with grouped queries over earlier stretches and the queries' own.
+    Softmax in float32.
 
     Args:
-      slots: a kernel for the last earlier stretch, each row's own, of which a row's queries all see the beginning: see
-        `attention_kernels.occupied`.
+      slots: a kernel for the last earlier stretch, each row's own, of which a row's queries all see
+        the beginning: see `attention_kernels.occupied`.
     """
     b, l, h, dh = q.shape
     kv = own.k.shape[1]
-    q = q.reshape(b, l, kv, h // kv, dh).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, dh)  # [B, K, G*L, Dh]
+    q = (
+        q.reshape(b, l, kv, h // kv, dh).transpose(0, 2, 3, 1, 4).reshape(b, kv, -1, dh)
+    )  # [B, K, G*L, Dh]
     if not past and own.k_scale is None and own.k.shape[0] == b:
         out = within(q, own.k, own.v, view.mask, scale)
         return out.reshape(b, kv, h // kv, l, dh).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
@@ -253,8 +287,9 @@ def attention(
         return Stretch(mixed, peak, jnp.sum(weights, axis=-1, keepdims=True))
 
     if past and past[-1].k.shape[0] == b > 1 and (l == 1 or slots):
-        # Slots are read where they lie. Each stretch has a softmax of its own, joined by its maximum and sum: rows of scores
-        # side by side would be copied twice a layer, which on a TPU takes as long as reading the slots.
+        # Slots are read where they lie. Each stretch has a softmax of its own, joined by its
+        # maximum and sum: rows of scores side by side would be copied twice a layer, which on a TPU
+        # takes as long as reading the slots.
         each = [alone(*part) for part in parts if not (slots and part[0] is past[-1])]
         if slots:
             seen = jnp.sum(view.past[-1][:, 0], axis=-1, dtype=jnp.int32)
@@ -271,7 +306,12 @@ def attention(
     for part, visible in parts:
         out.append(mix(part, weights[..., begin : begin + visible.shape[-1]]))
         begin += visible.shape[-1]
-    return sum(out[1:], out[0]).reshape(b, kv, h // kv, l, dh).transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
+    return (
+        sum(out[1:], out[0])
+        .reshape(b, kv, h // kv, l, dh)
+        .transpose(0, 3, 1, 2, 4)
+        .reshape(b, l, h, dh)
+    )
 
 
 def causal_mask(token_mask: Bool[Array, "B L"]) -> Bool[Array, "B L L"]:

@@ -1,8 +1,10 @@
-"""Attention kernels for accelerators: causal ones over whole sequences (training), and one over a cache's slots (rollouts).
+"""Attention kernels for accelerators: causal ones over whole sequences (training), and one over a
+cache's slots (rollouts).
 
-`DecoderConfig.attention` names the back end: "cudnn" serves training, "pallas" training (JAX's splash attention) and slots;
-"xla" is `attention.py`'s own, which also serves what these cannot: masks that are not causal (the choice probe's tree), and
-slots of layers with a window. Shape letters as in `decoder.py`.
+`DecoderConfig.attention` names the back end: "cudnn" serves training, "pallas" training (JAX's
+splash attention) and slots; "xla" is `attention.py`'s own, which also serves what these cannot:
+masks that are not causal (the choice probe's tree), and slots of layers with a window. Shape
+letters as in `decoder.py`.
 """
 
 from __future__ import annotations
@@ -13,22 +15,28 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+from jax.experimental.pallas.ops.tpu.splash_attention import (
+    splash_attention_kernel,
+    splash_attention_mask,
+)
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from subtransfer.errors import UserError
 from subtransfer.models.attention import NEG_INF, Stretch
+from subtransfer.runtime.errors import UserError
 
 # Back end -> the platform that it is made for.
 BACKENDS = {"xla": None, "cudnn": "gpu", "pallas": "tpu"}
 LANES = 128  # splash attention's blocks are multiples of this
-LONGEST = 1024  # and no longer: each block has a cost of its own, but of those on the diagonal half is made in vain
+# and no longer: each block has a cost of its own, but of those on the diagonal half is made in vain
+LONGEST = 1024
 SLOTS = 512  # slots that the kernel over a cache reads at a time
 
 
 def check(backend: str, head_width: int, dtype: str, platform: str) -> None:
-    """Raises UserError if a back end cannot serve such a model on such a device: nothing falls back silently."""
+    """Raises UserError if a back end cannot serve such a model on such a device: nothing falls back
+    silently.
+    """
     wanted = BACKENDS[backend]
     if wanted not in (None, platform):
         raise UserError(
@@ -88,7 +96,9 @@ def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: boo
     heads = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
     spec = PartitionSpec(rows, None, heads)
     each = (spec, spec, spec, PartitionSpec(rows))
-    return jax.shard_map(local, mesh=mesh, in_specs=each, out_specs=spec, check_vma=False)(q, k, v, segments)
+    return jax.shard_map(local, mesh=mesh, in_specs=each, out_specs=spec, check_vma=False)(
+        q, k, v, segments
+    )
 
 
 def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bool):
@@ -97,7 +107,9 @@ def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bo
     blocks = -(-length // (min(longest, max(window, 512)) if window else longest))
     block = -(-length // (blocks * LANES)) * LANES
     padded = blocks * block  # what is added comes last, where causality hides it
-    q, k, v = (jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v))
+    q, k, v = (
+        jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v)
+    )
     if window:
         mask = splash_attention_mask.LocalMask((padded, padded), (window - 1, 0), 0)
     else:
@@ -107,7 +119,9 @@ def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bo
         splash_attention_mask.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=splash_attention_kernel.BlockSizes(**{f"block_{name}": block for name in names}),
+        block_sizes=splash_attention_kernel.BlockSizes(
+            **{f"block_{name}": block for name in names}
+        ),
         interpret=interpret,
     )
     if segments is not None:  # what is added to the length is a segment of its own
@@ -126,10 +140,12 @@ def occupied(
     *,
     interpret: bool = False,
 ) -> Stretch:
-    """Attention over the first `lengths[b]` slots of each row, as one stretch [B, K, M, ...] to be joined with others.
+    """Attention over the first `lengths[b]` slots of each row, as one stretch [B, K, M, ...] to be
+    joined with others.
 
-    Only blocks that hold tokens are read, so a step costs what the conversations are long and not what they have room for.
-    Libraries' kernels over caches keep their maxima and sums to themselves, without which stretches cannot be joined.
+    Only blocks that hold tokens are read, so a step costs what the conversations are long and not
+    what they have room for. Libraries' kernels over caches keep their maxima and sums to
+    themselves, without which stretches cannot be joined.
     """
     mesh = jax.sharding.get_abstract_mesh()
     local = functools.partial(_occupied_local, scale=scale, interpret=interpret)
@@ -139,14 +155,18 @@ def occupied(
     heads = "tensor" if k.shape[1] % mesh.shape["tensor"] == 0 else None
     spec = PartitionSpec(rows, heads)
     each = (spec, spec, spec, PartitionSpec(rows))
-    return jax.shard_map(local, mesh=mesh, in_specs=each, out_specs=spec, check_vma=False)(q, k, v, lengths)
+    return jax.shard_map(local, mesh=mesh, in_specs=each, out_specs=spec, check_vma=False)(
+        q, k, v, lengths
+    )
 
 
 def _occupied_local(q, k, v, lengths, *, scale: float, interpret: bool) -> Stretch:
     b, kv, m, dh = q.shape
     padded, block = -(-m // 16) * 16, min(SLOTS, k.shape[2])  # 16 rows of bfloat16 fill a register
 
-    def held(row, head, i, lengths):  # a block beyond the end is the last one again, which is not fetched twice
+    def held(
+        row, head, i, lengths
+    ):  # a block beyond the end is the last one again, which is not fetched twice
         return row, head, jnp.minimum(i, jnp.maximum(lengths[row] - 1, 0) // block), 0
 
     def kept(row, head, *_):
@@ -158,7 +178,10 @@ def _occupied_local(q, k, v, lengths, *, scale: float, interpret: bool) -> Stret
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(b, kv, pl.cdiv(k.shape[2], block)),
-            in_specs=[pl.BlockSpec((None, None, padded, dh), kept), *[pl.BlockSpec((None, None, block, dh), held)] * 2],
+            in_specs=[
+                pl.BlockSpec((None, None, padded, dh), kept),
+                *[pl.BlockSpec((None, None, block, dh), held)] * 2,
+            ],
             out_specs=[pl.BlockSpec((None, None, padded, x.shape[-1]), kept) for x in shapes],
         ),
         out_shape=shapes,
@@ -168,7 +191,9 @@ def _occupied_local(q, k, v, lengths, *, scale: float, interpret: bool) -> Stret
 
 
 def _occupied_kernel(lengths, q, k, v, mixed, peak, total, *, block: int, scale: float):
-    """One row, head and block of slots; the results stay in place while the blocks pass (flash attention, 2205.14135)."""
+    """One row, head and block of slots; the results stay in place while the blocks pass (flash
+    attention, 2205.14135).
+    """
     i, length = pl.program_id(2), lengths[pl.program_id(0)]
 
     @pl.when(i == 0)
@@ -180,7 +205,11 @@ def _occupied_kernel(lengths, q, k, v, mixed, peak, total, *, block: int, scale:
     def _():
         exact = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
         scores = jax.lax.dot_general(
-            q[...], k[...], (((1,), (1,)), ((), ())), precision=exact, preferred_element_type=jnp.float32
+            q[...],
+            k[...],
+            (((1,), (1,)), ((), ())),
+            precision=exact,
+            preferred_element_type=jnp.float32,
         )
         here = i * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1) < length
         scores = jnp.where(here, scores * scale, NEG_INF)
@@ -189,7 +218,12 @@ def _occupied_kernel(lengths, q, k, v, mixed, peak, total, *, block: int, scale:
         # The last block may reach beyond the slots, where anything may lie.
         there = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) < length
         values = jnp.where(there, v[...], jnp.zeros((), v.dtype))
-        added = jnp.dot(weights.astype(values.dtype), values, precision=exact, preferred_element_type=jnp.float32)
+        added = jnp.dot(
+            weights.astype(values.dtype),
+            values,
+            precision=exact,
+            preferred_element_type=jnp.float32,
+        )
         mixed[...] = mixed[...] * share + added
         total[...] = total[...] * share + jnp.sum(weights, axis=-1, keepdims=True)
         peak[...] = highest

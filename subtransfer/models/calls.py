@@ -1,9 +1,11 @@
-"""Reading tool calls back from what an agent wrote, in the native formats of the families that the decoder speaks.
+"""Reading tool calls back from what an agent wrote, in the native formats of the families that the
+decoder speaks.
 
-Understood are `<tool_call>{...}</tool_call>` (Qwen, the embedded model), `<|python_tag|>` followed by JSON or by a Python call,
-`<function=NAME>{...}</function>` and bare JSON (Llama 3.x), and a JSON object or a Python call in a code fence (Gemma, by
-prompt). As in a runtime without parallel calls, a turn's first call counts and what follows it is not read; what begins
-like a call but cannot be read as one is malformed, and the agent is told so.
+Understood are `<tool_call>{...}</tool_call>` (Qwen, the embedded model), `<|python_tag|>` followed
+by JSON or by a Python call, `<function=NAME>{...}</function>` and bare JSON (Llama 3.x), and a JSON
+object or a Python call in a code fence (Gemma, by prompt). As in a runtime without parallel calls,
+a turn's first call counts and what follows it is not read; what begins like a call but cannot be
+read as one is malformed, and the agent is told so.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class AgentTurn:
     """What an agent's turn says.
 
     Attributes:
-      thought: the words before the call, or all of them where there is none; without the marks of a `<think>` block.
+      thought: the words before the call, or all of them where there is none; without the marks of a
+        `<think>` block.
       action: the call, or None.
       malformed: something began like a call and is none.
     """
@@ -38,23 +41,31 @@ class AgentTurn:
 
 
 def read_turn(text: str) -> AgentTurn:
-    """Reads an agent's turn (text without its stop token); never raises for what an agent may write."""
+    """Reads an agent's turn (text without its stop token); never raises for what an agent may
+    write.
+    """
     reasoning, rest = "", text
     opened, end = text.lstrip().startswith("<think>"), text.find("</think>")
     if opened and end < 0:  # a thought that never ended is no call
         return AgentTurn(text, None)
     begin, call = _find(rest)
-    if end >= 0 and (opened or end < begin):  # what opens a thought may have been part of the prompt
+    if end >= 0 and (
+        opened or end < begin
+    ):  # what opens a thought may have been part of the prompt
         reasoning, rest = text[:end].replace("<think>", "").strip(), text[end + len("</think>") :]
         begin, call = _find(rest)
     words = rest[:begin].strip()
     if begin == len(rest):
         return AgentTurn(words or reasoning, None)
-    return AgentTurn("\n".join(part for part in (reasoning, words) if part), call, malformed=call is None)
+    return AgentTurn(
+        "\n".join(part for part in (reasoning, words) if part), call, malformed=call is None
+    )
 
 
 def _find(text: str) -> tuple[int, Action | None]:
-    """(where the call begins, the call or None if it is malformed); (len(text), None) where there is none."""
+    """(where the call begins, the call or None if it is malformed); (len(text), None) where there
+    is none.
+    """
     begins = []
     at = text.find(CALL_OPEN)
     if at >= 0:
@@ -71,7 +82,9 @@ def _find(text: str) -> tuple[int, Action | None]:
     match = _FENCE.search(text)
     if match:
         body = match[1].strip()
-        begins.append((match.start(), _json_call(body) if body.startswith("{") else _python_call(body)))
+        begins.append(
+            (match.start(), _json_call(body) if body.startswith("{") else _python_call(body))
+        )
     match = _BRACE.search(text)
     if match:
         begins.append((match.start(), _json_call(text[text.index("{", match.start()) :])))
@@ -79,7 +92,9 @@ def _find(text: str) -> tuple[int, Action | None]:
 
 
 def _json_call(body: str, before: str = "") -> Action | None:
-    """A JSON object at the beginning of `body` as a call; `before` must come after it (what a string in it says is no end)."""
+    """A JSON object at the beginning of `body` as a call; `before` must come after it (what a
+    string in it says is no end).
+    """
     try:
         body = body.strip()
         value, end = json.JSONDecoder().raw_decode(body)
@@ -95,16 +110,25 @@ def _json_call(body: str, before: str = "") -> Action | None:
             arguments = json.loads(arguments)
     except (ValueError, RecursionError):
         return None
-    return Action(name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
+    return (
+        Action(name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
+    )
 
 
 def _python_call(body: str) -> Action | None:
-    """`tool(path="/x")`, `tool.call(path="/x")`, also inside `print(...)` or a list; literals only, nothing is evaluated."""
+    """`tool(path="/x")`, `tool.call(path="/x")`, also inside `print(...)` or a list; literals only,
+    nothing is evaluated.
+    """
     try:
         node = ast.parse(body.strip(), mode="eval").body
         if isinstance(node, ast.List) and node.elts:
             node = node.elts[0]
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print" and len(node.args) == 1:
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "print"
+            and len(node.args) == 1
+        ):
             node = node.args[0]
         if not isinstance(node, ast.Call) or node.args:
             return None

@@ -1,13 +1,17 @@
-"""Conversations of a setting in the chat template of a tokenizer: rendering turn by turn, and across tokenizers.
+"""Conversations of a setting in the chat template of a tokenizer: rendering turn by turn, and
+across tokenizers.
 
-`ChatFormat` works with every Hugging Face tokenizer that has a chat template: it learns the template's fixed pieces by
-rendering it with marker texts, then builds conversations from token segments, and proves on one conversation that this is
-what the template renders as a whole. Sampled tokens are therefore never decoded and tokenised again.
+`ChatFormat` works with every Hugging Face tokenizer that has a chat template: it learns the
+template's fixed pieces by rendering it with marker texts, then builds conversations from token
+segments, and proves on one conversation that this is what the template renders as a whole. Sampled
+tokens are therefore never decoded and tokenised again.
 
 Three ways of carrying tools are known, and found by what the template does:
 - its own (Qwen, the embedded model): calls as `tool_calls`, results in the "tool" role;
-- its own, but without room for words beside a call (Llama 3.x): the call's text stands in the content, after the words;
-- none (Gemma): the prompt describes the tools and the JSON of a call, and results come as user messages.
+- its own, but without room for words beside a call (Llama 3.x): the call's text stands in the
+  content, after the words;
+- none (Gemma): the prompt describes the tools and the JSON of a call, and results come as user
+  messages.
 """
 
 from __future__ import annotations
@@ -20,8 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.errors import UserError
 from subtransfer.models.calls import read_turn
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, Setting, ToolResult, Turn
 
 # Llama 3.x prints today's date unless it is given one: the clock has no place in an artefact.
@@ -44,10 +48,12 @@ class ChatFormat:
     Attributes:
       tokenizer: the Hugging Face tokenizer.
       stop_ids: int32 [n], tokens that end an agent's turn.
-      digest: SHA-256 (hex) of everything the template prints around the messages; equal ones render alike.
+      digest: SHA-256 (hex) of everything the template prints around the messages; equal ones render
+        alike.
 
     Raises:
-      UserError: the template cannot carry a conversation with tools, or changes earlier turns when later ones come.
+      UserError: the template cannot carry a conversation with tools, or changes earlier turns when
+        later ones come.
     """
 
     def __init__(self, tokenizer, setting: Setting):
@@ -59,7 +65,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self.setting = setting
         self._system, self._tool_role, self._tool_wrap = setting.system_prompt, "tool", ("", "")
-        self._words_as = "content"  # where the words beside a call go: "content", "reasoning_content" or "before the call"
+        # where the words beside a call go: "content", "reasoning_content" or "before the call"
+        self._words_as = "content"
         self._learn()
         self._prove()
 
@@ -72,25 +79,41 @@ class ChatFormat:
         )
 
     def _tool_call(self, action: Action) -> dict[str, Any]:
-        return {"type": "function", "function": {"name": action.name, "arguments": dict(action.arguments)}}
+        return {
+            "type": "function",
+            "function": {"name": action.name, "arguments": dict(action.arguments)},
+        }
 
     def _learn(self) -> None:
         import jinja2
 
         shown = {name: _SHOWN.format(name) for name in ("user", "words", "tool", "name", "key")}
-        head = [{"role": "system", "content": self._system}, {"role": "user", "content": shown["user"]}]
+        head = [
+            {"role": "system", "content": self._system},
+            {"role": "user", "content": shown["user"]},
+        ]
         call = self._tool_call(Action(shown["name"], {shown["key"]: "v"}))
         result = {"role": "tool", "content": shown["tool"], "name": "tool"}
         try:
-            whole = self._render([*head, {"role": "assistant", "content": "", "tool_calls": [call]}, result])
+            whole = self._render(
+                [*head, {"role": "assistant", "content": "", "tool_calls": [call]}, result]
+            )
             native = shown["name"] in whole and shown["tool"] in whole
             announced = self._render(head) != self._render(head, tools=False)
         except (jinja2.TemplateError, TypeError):
             native = announced = False
         if not native:
-            self._tool_role, self._words_as, self._tool_wrap = "user", "before the call", ("```tool_output\n", "\n```")
+            self._tool_role, self._words_as, self._tool_wrap = (
+                "user",
+                "before the call",
+                ("```tool_output\n", "\n```"),
+            )
         if not announced:
-            self._system += "\n\n" + _TOOL_PROMPT + "\n".join(_json(tool["function"]) for tool in self.setting.tools)
+            self._system += (
+                "\n\n"
+                + _TOOL_PROMPT
+                + "\n".join(_json(tool["function"]) for tool in self.setting.tools)
+            )
         head[0]["content"] = self._system
         result = self._result(shown["tool"])
         try:
@@ -98,7 +121,10 @@ class ChatFormat:
             words = [*head, {"role": "assistant", "content": shown["words"]}]
             final = self._render(words)
             tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
-            spaced = {"user": {**head[1], "content": f" {shown['user']} "}, "tool": self._result(f" {shown['tool']} ")}
+            spaced = {
+                "user": {**head[1], "content": f" {shown['user']} "},
+                "tool": self._result(f" {shown['tool']} "),
+            }
             self._trims = {
                 role: f" {shown[role]}" not in self._render([*before, spaced[role]])
                 for role, before in (("user", head[:1]), ("tool", words))
@@ -109,8 +135,11 @@ class ChatFormat:
                 "model."
             ) from error
         self._before_user, self._after_user = self._split(prompt, shown["user"])
-        between, self._after_tool = self._split(tail, self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1])
-        # Some templates print tool results as a JSON string: then the text must be escaped like one.
+        between, self._after_tool = self._split(
+            tail, self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1]
+        )
+        # Some templates print tool results as a JSON string: then the text must be escaped like
+        # one.
         self._escape_tool = between.endswith('"') and self._after_tool.startswith('"')
         if not final.startswith(prompt):
             raise UserError(
@@ -123,8 +152,19 @@ class ChatFormat:
         self._act_open, self._act_close = "", self.call_middle
         if self.setting.acts_in_argument:
             value = _json({self.setting.argument: ""})
-            self._act_open, self._act_close = self.setting.tool_names[0] + self.call_middle + value.removesuffix('"}'), ""
-        pieces = (prompt, tail, self.words_open, self.call_prefix, self.call_middle, self.call_end, self._final_open)
+            self._act_open, self._act_close = (
+                self.setting.tool_names[0] + self.call_middle + value.removesuffix('"}'),
+                "",
+            )
+        pieces = (
+            prompt,
+            tail,
+            self.words_open,
+            self.call_prefix,
+            self.call_middle,
+            self.call_end,
+            self._final_open,
+        )
         self.digest = hashlib.sha256("\x00".join(pieces).encode()).hexdigest()
 
     @staticmethod
@@ -148,14 +188,27 @@ class ChatFormat:
         self._turn_end = end
         self._end_text = self.decode([end])
         self._before_tool = between.removeprefix(self._end_text)
-        ids = {end, *(i for i in (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|eom_id|>")) if i is not None)}
+        ids = {
+            end,
+            *(
+                i
+                for i in (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|eom_id|>"))
+                if i is not None
+            ),
+        }
         self.stop_ids = np.array(sorted(ids), np.int32)
 
     def _learn_call(self, head, prompt: str, call, shown) -> None:
-        """The template's own way of writing a call: text before the name, between name and arguments, and after."""
+        """The template's own way of writing a call: text before the name, between name and
+        arguments, and after.
+        """
         self.words_open, separator = "", ""
         if self._tool_role == "user":
-            self.call_prefix, self.call_middle, self.call_end = '\n{"name": "', '", "parameters": ', "}"
+            self.call_prefix, self.call_middle, self.call_end = (
+                '\n{"name": "',
+                '", "parameters": ',
+                "}",
+            )
             return
         body = ""
         for self._words_as in ("reasoning_content", "content", "before the call"):
@@ -175,13 +228,22 @@ class ChatFormat:
             raise UserError(
                 "The tokenizer's chat template does not print a call's arguments as JSON: use a template that does."
             )
-        self.call_prefix, self.call_middle, self.call_end = separator + before, middle, rest.split(self._end_text)[0]
+        self.call_prefix, self.call_middle, self.call_end = (
+            separator + before,
+            middle,
+            rest.split(self._end_text)[0],
+        )
 
     def _prove(self) -> None:
-        """Raises UserError unless a conversation built from segments is what the template renders as a whole."""
+        """Raises UserError unless a conversation built from segments is what the template renders
+        as a whole.
+        """
         names = (*self.setting.tool_names, *self.setting.tool_names)[:2]
         calls = [Action(name, {self.setting.argument: f"/é/{i}"}) for i, name in enumerate(names)]
-        turns = [Turn("one two.", c, ToolResult(text)) for c, text in zip(calls, ("a b.", '"x"\n{y}'), strict=True)]
+        turns = [
+            Turn("one two.", c, ToolResult(text))
+            for c, text in zip(calls, ("a b.", '"x"\n{y}'), strict=True)
+        ]
         turns.append(Turn("done.", None, None))
         whole = self.encode(self._render(self.messages("Look.", turns)))
         tokens, _ = self.demonstration("Look.", turns)
@@ -205,7 +267,9 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Exact text of token ids (special tokens included)."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+        )
 
     def prompt_segments(self, instruction: str) -> list[tuple[str, list[int]]]:
         """The prompt as [("system", ids), ("user", ids)], ready for the agent's first token.
@@ -213,21 +277,37 @@ class ChatFormat:
         "system" is all that stands before the user's own words, tool descriptions included.
         """
         text = instruction.strip() if self._trims["user"] else instruction
-        ids, fixed = self.encode(self._before_user + text + self._after_user), self.encode(self._before_user)
-        common = next((i for i, (a, b) in enumerate(zip(ids, fixed, strict=False)) if a != b), min(len(ids), len(fixed)))
+        ids, fixed = (
+            self.encode(self._before_user + text + self._after_user),
+            self.encode(self._before_user),
+        )
+        common = next(
+            (i for i, (a, b) in enumerate(zip(ids, fixed, strict=False)) if a != b),
+            min(len(ids), len(fixed)),
+        )
         return [("system", ids[:common]), ("user", ids[common:])]
 
     def tool_ids(self, text: str) -> list[int]:
-        """What follows an agent's turn that ended with a stop token: the tool result, up to the next agent turn."""
+        """What follows an agent's turn that ended with a stop token: the tool result, up to the
+        next agent turn.
+        """
         if self._escape_tool:
             text = _json(text)[1:-1]
         elif self._trims["tool"]:
             text = text.strip()
-        return self.encode(self._before_tool + self._tool_wrap[0] + text + self._tool_wrap[1] + self._after_tool)
+        return self.encode(
+            self._before_tool + self._tool_wrap[0] + text + self._tool_wrap[1] + self._after_tool
+        )
 
     def call_text(self, action: Action) -> str:
         """A call as this template writes it, with what separates it from the words before it."""
-        return self.call_prefix + action.name + self.call_middle + _json(dict(action.arguments)) + self.call_end
+        return (
+            self.call_prefix
+            + action.name
+            + self.call_middle
+            + _json(dict(action.arguments))
+            + self.call_end
+        )
 
     def turn_text(self, words: str, action: Action | None) -> str:
         """An agent turn as this template writes it, without its stop token."""
@@ -240,15 +320,23 @@ class ChatFormat:
         return [*self.encode(self.turn_text(words, action)), self._turn_end]
 
     def decision_ids(self, thought: str) -> list[int]:
-        """An agent turn up to where the act's name begins: the tool's, or that of what the only tool is told to do."""
+        """An agent turn up to where the act's name begins: the tool's, or that of what the only
+        tool is told to do.
+        """
         return self.encode(self.words_open + thought + self.call_prefix + self._act_open)
 
     def act_ids(self, act: str) -> list[int]:
-        """An act's name and what closes it, where it is a tool's, so that none is a prefix of another's ids."""
+        """An act's name and what closes it, where it is a tool's, so that none is a prefix of
+        another's ids.
+        """
         return self.encode(act + self._act_close)
 
-    def demonstration(self, instruction: str, turns: Sequence[Turn]) -> tuple[np.ndarray, np.ndarray]:
-        """A scripted episode as (tokens int32 [L], loss_mask bool [L], True on the agent's tokens)."""
+    def demonstration(
+        self, instruction: str, turns: Sequence[Turn]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """A scripted episode as (tokens int32 [L], loss_mask bool [L], True on the agent's
+        tokens).
+        """
         parts = []
         for turn in turns:
             parts.append((self.turn_ids(turn.thought, turn.action), True))
@@ -264,17 +352,22 @@ class ChatFormat:
         return np.array(tokens, np.int32), np.array(mask, bool)
 
     def retokenised(self, messages: Sequence[dict[str, str]]) -> tuple[np.ndarray, np.ndarray, int]:
-        """A trajectory's messages in this format: (tokens int32 [L], loss_mask bool [L], tokens of the constant prompt).
+        """A trajectory's messages in this format: (tokens int32 [L], loss_mask bool [L], tokens of
+        the constant prompt).
 
-        Each message is tokenised anew; an agent's call is written as this template writes calls, one that could not be read
-        is left as it stands. The constant prompt is this format's own.
+        Each message is tokenised anew; an agent's call is written as this template writes calls,
+        one that could not be read is left as it stands. The constant prompt is this format's own.
         """
         (instruction,) = (m["content"] for m in messages if m["role"] == "user")
         parts = []
         for message in messages:
             if message["role"] == "assistant":
                 turn = read_turn(message["content"])
-                text = message["content"] if turn.malformed else self.turn_text(turn.thought, turn.action)
+                text = (
+                    message["content"]
+                    if turn.malformed
+                    else self.turn_text(turn.thought, turn.action)
+                )
                 parts.append(([*self.encode(text), self._turn_end], True))
             elif message["role"] == "tool":
                 parts.append((self.tool_ids(message["content"]), False))
@@ -283,18 +376,31 @@ class ChatFormat:
     # -- the same conversation as the template's own messages ----------------------------------------------------------
 
     def _result(self, text: str) -> dict[str, Any]:
-        return {"role": self._tool_role, "content": self._tool_wrap[0] + text + self._tool_wrap[1], "name": "tool"}
+        return {
+            "role": self._tool_role,
+            "content": self._tool_wrap[0] + text + self._tool_wrap[1],
+            "name": "tool",
+        }
 
     def messages(self, instruction: str, turns: Sequence[Turn]) -> list[dict[str, Any]]:
         """A scripted episode as the messages that `apply_chat_template` takes."""
-        out: list[dict[str, Any]] = [{"role": "system", "content": self._system}, {"role": "user", "content": instruction}]
+        out: list[dict[str, Any]] = [
+            {"role": "system", "content": self._system},
+            {"role": "user", "content": instruction},
+        ]
         for turn in turns:
             if turn.action is None:
                 out.append({"role": "assistant", "content": turn.thought})
             elif self._words_as == "before the call":
-                out.append({"role": "assistant", "content": turn.thought + self.call_text(turn.action)})
+                out.append(
+                    {"role": "assistant", "content": turn.thought + self.call_text(turn.action)}
+                )
             else:
-                message = {"role": "assistant", "content": "", "tool_calls": [self._tool_call(turn.action)]}
+                message = {
+                    "role": "assistant",
+                    "content": "",
+                    "tool_calls": [self._tool_call(turn.action)],
+                }
                 out.append(message | {self._words_as: turn.thought})
             if turn.result:
                 out.append(self._result(turn.result.text))

@@ -1,14 +1,17 @@
-"""The one decoder: a pre-norm transformer in Flax Linen whose declared variations make Llama, Qwen2, Qwen3 and Gemma 3.
+"""The one decoder: a pre-norm transformer in Flax Linen whose declared variations make Llama,
+Qwen2, Qwen3 and Gemma 3.
 
-RMSNorm, rotary positions (half-split, as in Hugging Face's models), grouped-query attention, a gated MLP; layers are
-stacked under `nn.scan`, so every layer parameter has a leading axis N. `Decoder.apply` is the training forward, a pure function
-of `(weights, tokens, positions, mask)`; `extend` is that of tokens that stand after others whose keys and values are known.
+RMSNorm, rotary positions (half-split, as in Hugging Face's models), grouped-query attention, a
+gated MLP; layers are stacked under `nn.scan`, so every layer parameter has a leading axis N.
+`Decoder.apply` is the training forward, a pure function of `(weights, tokens, positions, mask)`;
+`extend` is that of tokens that stand after others whose keys and values are known.
 
-`weights` are Linen's variable collections: {"params": the parameters} and, for an adapted model, {"lora": low-rank factors}
-(see `lora.py`), which are applied beside the matrices they adapt: one resident base serves any number of adapters.
+`weights` are Linen's variable collections: {"params": the parameters} and, for an adapted model,
+{"lora": low-rank factors} (see `lora.py`), which are applied beside the matrices they adapt: one
+resident base serves any number of adapters.
 
-Shape letters: B batch, L tokens fed, S length of a stretch, D model width, F MLP width, H heads, K key/value heads, Dh head
-width, N layers, V vocabulary, r LoRA rank.
+Shape letters: B batch, L tokens fed, S length of a stretch, D model width, F MLP width, H heads, K
+key/value heads, Dh head width, N layers, V vocabulary, r LoRA rank.
 """
 
 from __future__ import annotations
@@ -24,16 +27,18 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from subtransfer import sharding
 from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, Past, View, attention
 from subtransfer.models.primitives import gated, linear
 from subtransfer.models.quantise import plain
+from subtransfer.runtime import sharding
 
-# Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and activations, in and out of
-# their stacks, take as long as the arithmetic of a small layer, and an accelerator loses nothing but compilation time.
+# Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and
+# activations, in and out of their stacks, take as long as the arithmetic of a small layer, and an
+# accelerator loses nothing but compilation time.
 UNROLLED = 20_000_000
-# What is kept: everything; only a layer's input; also what products of activations and weights gave; also attention's scores.
+# What is kept: everything; only a layer's input; also what products of activations and weights
+# gave; also attention's scores.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -47,8 +52,9 @@ class Rope:
     """Rotary frequencies of one kind of layer, by the names of Hugging Face's `rope_parameters`.
 
     Attributes:
-      kind: "default"; "linear" (all frequencies divided by `factor`: Gemma 3); or "llama3" (only those whose wavelength
-        exceeds `original_max_positions / low_freq_factor` are, with a smooth passage up to `high_freq_factor`: Llama 3.1).
+      kind: "default"; "linear" (all frequencies divided by `factor`: Gemma 3); or "llama3" (only
+        those whose wavelength exceeds `original_max_positions / low_freq_factor` are, with a smooth
+        passage up to `high_freq_factor`: Llama 3.1).
     """
 
     theta: float = 10_000.0
@@ -59,13 +65,19 @@ class Rope:
     original_max_positions: int = 8192
 
     def frequencies(self, head_width: int) -> np.ndarray:
-        """Radians a position: float32 [Dh/2], rounded where transformers rounds: at position 100,000 the last bit shows."""
+        """Radians a position: float32 [Dh/2], rounded where transformers rounds: at position
+        100,000 the last bit shows.
+        """
         exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
-        inverse = np.float32(1) / np.power(self.theta, exponents.astype(np.float64)).astype(np.float32)
+        inverse = np.float32(1) / np.power(self.theta, exponents.astype(np.float64)).astype(
+            np.float32
+        )
         if self.kind == "linear":
             inverse = inverse / self.factor
         elif self.kind == "llama3":
-            turns = self.original_max_positions * (1 / (2 * np.pi * (1 / inverse)))  # over the original context
+            turns = self.original_max_positions * (
+                1 / (2 * np.pi * (1 / inverse))
+            )  # over the original context
             smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
             smooth = np.clip(smooth, 0, 1)
             inverse = (1 - smooth) * inverse / self.factor + smooth * inverse
@@ -74,23 +86,26 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Geometry of a decoder and the variations of its family; hashable, all that a compiled program depends on.
+    """Geometry of a decoder and the variations of its family; hashable, all that a compiled program
+    depends on.
 
     Attributes:
       qkv_bias: biases on q, k and v (Qwen2).
       qk_norm: RMSNorm over each head's query and key (Qwen3, Gemma 3).
-      post_norms: a second RMSNorm after attention and after the MLP, before the residual sum (Gemma 3).
+      post_norms: a second RMSNorm after attention and after the MLP, before the residual sum (Gemma
+        3).
       norm_offset: added to every RMSNorm's scale (1 for Gemma 3, whose files hold scale - 1).
       scaled_embeddings: token embeddings are multiplied by sqrt(D) (Gemma 3).
       activation: of the MLP's gate, a key of `primitives.ACTIVATIONS`.
       query_scale: what attention scores are multiplied by; None is Dh ** -0.5.
-      sliding: one flag a layer, True where it sees only the last `window` positions; empty: no layer does.
+      sliding: one flag a layer, True where it sees only the last `window` positions; empty: no
+        layer does.
       local_rope: rotary positions of the sliding layers; None: the same as the others'.
       max_positions: the longest context that the model was made for.
       dtype: computation; parameters keep the dtype they were given.
       remat: what a layer keeps for its backward pass, a key of `REMAT`; the rest is made again.
-      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also reads a cache's slots, in
-        layers without a window.
+      attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also
+        reads a cache's slots, in layers without a window.
     """
 
     vocab_size: int
@@ -121,34 +136,54 @@ class DecoderConfig:
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
-            raise ValueError(f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})")
+            raise ValueError(
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
+            )
         if self.head_width % 2:
             raise ValueError(f"head_width ({self.head_width}) must be even for rotary positions")
         if self.remat not in REMAT:
             raise ValueError(f"remat ({self.remat!r}) must be one of {', '.join(REMAT)}")
         if self.sliding and (len(self.sliding) != self.num_layers or self.window < 1):
-            raise ValueError(f"{self.num_layers} layers need as many window flags and a window above 0")
+            raise ValueError(
+                f"{self.num_layers} layers need as many window flags and a window above 0"
+            )
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> DecoderConfig:
         """The inverse of `dataclasses.asdict`, also after a passage through JSON."""
-        ropes = {name: Rope(**value[name]) for name in ("rope", "local_rope") if value.get(name) is not None}
+        ropes = {
+            name: Rope(**value[name])
+            for name in ("rope", "local_rope")
+            if value.get(name) is not None
+        }
         return cls(**{**value, **ropes, "sliding": tuple(value.get("sliding", ()))})
 
     @property
     def num_params(self) -> int:
         """Number of parameters (exact)."""
-        d, f, h, k, dh = self.width, self.mlp_width, self.num_heads, self.num_kv_heads, self.head_width
+        d, f, h, k, dh = (
+            self.width,
+            self.mlp_width,
+            self.num_heads,
+            self.num_kv_heads,
+            self.head_width,
+        )
         layer = 2 * d * h * dh + 2 * d * k * dh + 3 * d * f + 2 * d
         layer += (h + 2 * k) * dh if self.qkv_bias else 0
         layer += 2 * dh if self.qk_norm else 0
         layer += 2 * d if self.post_norms else 0
-        return self.num_layers * layer + d + self.vocab_size * d * (1 if self.tied_embeddings else 2)
+        return (
+            self.num_layers * layer + d + self.vocab_size * d * (1 if self.tied_embeddings else 2)
+        )
 
     @property
     def kinds(self) -> tuple[int, ...]:
         """One number a layer: which of the (at most two) views of the context it has."""
-        return tuple(int(s) for s in self.sliding) if len(set(self.sliding)) == 2 else (0,) * self.num_layers
+        return (
+            tuple(int(s) for s in self.sliding)
+            if len(set(self.sliding)) == 2
+            else (0,) * self.num_layers
+        )
 
     @property
     def views(self) -> tuple[tuple[Rope, int], ...]:
@@ -159,7 +194,8 @@ class DecoderConfig:
 
 @struct.dataclass
 class Burst:
-    """The stretch that a decoding loop is writing, one token a row and step, all rows at the same slot.
+    """The stretch that a decoding loop is writing, one token a row and step, all rows at the same
+    slot.
 
     Attributes:
       layers: N KVs of [B, K, S, Dh].
@@ -173,7 +209,9 @@ class Burst:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last axis, in float32; `axis` is that axis's logical name."""
+    """Root-mean-square normalisation over the last axis, in float32; `axis` is that axis's logical
+    name.
+    """
 
     cfg: DecoderConfig
     axis: str = "embed"
@@ -193,7 +231,9 @@ def _boxed(init, axes):
 
 
 class Projection(nn.Module):
-    """x @ kernel (+ bias) (+ lora: dropout(x) @ a @ b, Hu et al. 2106.09685, where a "lora" collection has factors for it)."""
+    """x @ kernel (+ bias) (+ lora: dropout(x) @ a @ b, Hu et al. 2106.09685, where a "lora"
+    collection has factors for it).
+    """
 
     cfg: DecoderConfig
     features: int
@@ -204,15 +244,23 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x):
         dtype = jnp.dtype(self.cfg.dtype)
-        kernel = self.param("kernel", _boxed(nn.initializers.lecun_normal(), self.axes), (x.shape[-1], self.features))
+        kernel = self.param(
+            "kernel",
+            _boxed(nn.initializers.lecun_normal(), self.axes),
+            (x.shape[-1], self.features),
+        )
         y = linear(x, plain(kernel, dtype))
         if self.bias:
-            bias = self.param("bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,))
+            bias = self.param(
+                "bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,)
+            )
             y = y + bias.astype(dtype)
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(dtype) for name in "ab")
             if self.lora_dropout:
-                keep = jax.random.bernoulli(self.make_rng("dropout"), 1 - self.lora_dropout, x.shape)
+                keep = jax.random.bernoulli(
+                    self.make_rng("dropout"), 1 - self.lora_dropout, x.shape
+                )
                 x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
             y = y + linear(linear(x, a), b)
         return y
@@ -221,7 +269,8 @@ class Projection(nn.Module):
 class Block(nn.Module):
     """One layer: x [B, L, D] to (x, the KV that it has made, or None in training).
 
-    With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise that of the fed tokens.
+    With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise
+    that of the fed tokens.
 
     Attributes:
       slots_kernel: a kernel reads the last earlier stretch, if it is each row's own.
@@ -232,14 +281,22 @@ class Block(nn.Module):
     slots_kernel: bool = False
 
     @nn.compact
-    def __call__(self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None):
+    def __call__(
+        self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None
+    ):
         cfg = self.cfg
         b, l, _ = x.shape
         h, k, dh = cfg.num_heads, cfg.num_kv_heads, cfg.head_width
-        view = views[0] if kind is None else jax.tree.map(lambda one, two: jnp.where(kind == 0, one, two), *views)
+        view = (
+            views[0]
+            if kind is None
+            else jax.tree.map(lambda one, two: jnp.where(kind == 0, one, two), *views)
+        )
 
         def between(x):
-            return sharding.laid_out(x, "rows", "length", "features") if past is None else x  # fed tokens are few
+            return (
+                sharding.laid_out(x, "rows", "length", "features") if past is None else x
+            )  # fed tokens are few
 
         def project(name, features, axes, y, bias=False):
             return Projection(cfg, features, axes, bias, self.lora_dropout, name=name)(y)
@@ -249,7 +306,10 @@ class Block(nn.Module):
         key = project("k", k * dh, ("embed", "kv_heads"), y, cfg.qkv_bias).reshape(b, l, k, dh)
         value = project("v", k * dh, ("embed", "kv_heads"), y, cfg.qkv_bias).reshape(b, l, k, dh)
         if cfg.qk_norm:
-            query, key = RMSNorm(cfg, "head_width", name="q_norm")(query), RMSNorm(cfg, "head_width", name="k_norm")(key)
+            query, key = (
+                RMSNorm(cfg, "head_width", name="q_norm")(query),
+                RMSNorm(cfg, "head_width", name="k_norm")(key),
+            )
         query, key = view.rotate(query), view.rotate(key)
         own = KV(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))  # [B, K, L, Dh]
         if burst is not None:
@@ -257,7 +317,9 @@ class Block(nn.Module):
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
         if view.mask is None:
             windows = tuple(window for _, window in cfg.views)
-            y = attention_kernels.causal(cfg.attention, query, key, value, scale, windows, kind, view.segments)
+            y = attention_kernels.causal(
+                cfg.attention, query, key, value, scale, windows, kind, view.segments
+            )
         else:
             kernel = attention_kernels.occupied if self.slots_kernel else None
             y = attention(query, own, view, scale, past or (), kernel)
@@ -277,19 +339,21 @@ class Decoder(nn.Module):
     """Tokens to logits: the training forward.
 
     Attributes:
-      lora_dropout: probability that a feature of a LoRA adapter's input is dropped; above 0 it needs a "dropout" rng.
+      lora_dropout: probability that a feature of a LoRA adapter's input is dropped; above 0 it
+        needs a "dropout" rng.
 
     Call arguments:
       tokens: int32 [B, L].
       positions: int32 [B, L], each token's rotary position.
-      mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and those before it, by the
-        config's attention back end.
+      mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and
+        those before it, by the config's attention back end.
       at: int32 [B, P] or None, the tokens whose logits are wanted.
       segments: int32 [B, L] or None; a token sees those of its own segment only.
       hidden: stop before the vocabulary: what `unembed` makes logits of.
 
     Returns:
-      logits float32 [B, L, V] or [B, P, V]; with `hidden`, the normalised last states [B, L, D] or [B, P, D].
+      logits float32 [B, L, V] or [B, P, V]; with `hidden`, the normalised last states [B, L, D] or
+      [B, P, D].
     """
 
     cfg: DecoderConfig
@@ -299,7 +363,9 @@ class Decoder(nn.Module):
     def __call__(self, tokens, positions, mask, at=None, segments=None, hidden=False):
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
-        table = self.param("embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width))
+        table = self.param(
+            "embedding", _boxed(init, ("vocab", "embed")), (cfg.vocab_size, cfg.width)
+        )
         if mask is None and cfg.attention == "xla":
             mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
         if mask is not None and segments is not None:
@@ -320,14 +386,18 @@ class Decoder(nn.Module):
             unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora_dropout, name="layers")(x, kinds, views)
-        x = sharding.laid_out(x, "rows", "features", "features")  # the loss takes a part of the positions of all rows at a time
+        x = sharding.laid_out(
+            x, "rows", "features", "features"
+        )  # the loss takes a part of the positions of all rows at a time
         if at is not None:
             x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
         params = {"embedding": table}
         if not cfg.tied_embeddings:
             init = nn.initializers.lecun_normal()
-            params["lm_head"] = self.param("lm_head", _boxed(init, ("embed", "vocab")), (cfg.width, cfg.vocab_size))
+            params["lm_head"] = self.param(
+                "lm_head", _boxed(init, ("embed", "vocab")), (cfg.width, cfg.vocab_size)
+            )
         return x if hidden else unembed(cfg, params, x)
 
 
@@ -337,8 +407,12 @@ def head(cfg: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
     return {name: params[name]}
 
 
-def unembed(cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]) -> Float[Array, "B L V"]:
-    """Logits of normalised last states, float32; of `params`, the head is read, which may be the embedding."""
+def unembed(
+    cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]
+) -> Float[Array, "B L V"]:
+    """Logits of normalised last states, float32; of `params`, the head is read, which may be the
+    embedding.
+    """
     kernel = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
     return linear(x, kernel.astype(jnp.dtype(cfg.dtype)), jnp.float32)
 
@@ -354,15 +428,19 @@ def extend(
     burst: Burst | None = None,
     at: Int[Array, "B P"] | None = None,
 ) -> tuple[Float[Array, "B L V"], tuple[KV, ...]]:
-    """The forward of tokens that stand after others, the layers unrolled so that each one's KV is an array of its own.
+    """The forward of tokens that stand after others, the layers unrolled so that each one's KV is
+    an array of its own.
 
     Args:
       weights: of a decoder, stacked or `unstacked`.
-      mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of its slots.
-      at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a prefill's memory.
+      mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of
+        its slots.
+      at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a
+        prefill's memory.
 
     Returns:
-      (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the whole burst).
+      (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the
+      whole burst).
     """
     params = weights["params"]
     weights = unstacked(cfg, weights)
@@ -374,7 +452,9 @@ def extend(
         earlier = [part.layers[i] for part in past]
         layer = {name: tree["layers"][i] for name, tree in weights.items()}
         kernel = cfg.attention == "pallas" and not cfg.views[cfg.kinds[i]][1]
-        x, kv = Block(cfg, slots_kernel=kernel, parent=None).apply(layer, x, None, (views[cfg.kinds[i]],), earlier, own)
+        x, kv = Block(cfg, slots_kernel=kernel, parent=None).apply(
+            layer, x, None, (views[cfg.kinds[i]],), earlier, own
+        )
         made.append(kv)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
@@ -383,9 +463,11 @@ def extend(
 
 
 def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The same weights with each layer's apart, as N trees; those that are so already stay as they are.
+    """The same weights with each layer's apart, as N trees; those that are so already stay as they
+    are.
 
-    Taking a layer out of its stack is a copy on a CPU: a program that reads the weights again and again is given them apart.
+    Taking a layer out of its stack is a copy on a CPU: a program that reads the weights again and
+    again is given them apart.
     """
 
     def split(tree):
@@ -397,8 +479,13 @@ def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
     return {name: split(tree) for name, tree in weights.items()}
 
 
-def _views(cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]) -> tuple[View, ...]:
-    return tuple(View.of(rope, window, cfg.head_width, positions, mask, own_positions, past) for rope, window in cfg.views)
+def _views(
+    cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]
+) -> tuple[View, ...]:
+    return tuple(
+        View.of(rope, window, cfg.head_width, positions, mask, own_positions, past)
+        for rope, window in cfg.views
+    )
 
 
 def _embed(cfg: DecoderConfig, table, tokens) -> Float[Array, "B L D"]:
@@ -410,4 +497,6 @@ def abstract_params(cfg: DecoderConfig):
     """The boxed abstract parameter tree of a decoder (no memory is used)."""
     tokens = jax.ShapeDtypeStruct((1, 2), np.int32)
     mask = jax.ShapeDtypeStruct((1, 2, 2), bool)
-    return jax.eval_shape(lambda *inputs: Decoder(cfg).init(jax.random.key(0), *inputs), tokens, tokens, mask)["params"]
+    return jax.eval_shape(
+        lambda *inputs: Decoder(cfg).init(jax.random.key(0), *inputs), tokens, tokens, mask
+    )["params"]

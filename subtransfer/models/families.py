@@ -1,7 +1,8 @@
-"""The families that the decoder speaks: their `config.json` read as a geometry, and written from one.
+"""The families that the decoder speaks: their `config.json` read as a geometry, and written from
+one.
 
-Geometry comes from `config.json` alone, never from a model's name; fields that a file leaves out have the defaults of
-transformers' own config classes, as the public files of Gemma 3 need.
+Geometry comes from `config.json` alone, never from a model's name; fields that a file leaves out
+have the defaults of transformers' own config classes, as the public files of Gemma 3 need.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig, Rope
+from subtransfer.runtime.errors import UserError
 
 # family (model_type) -> transformers' class of the causal language model
 CLASSES = {
@@ -31,22 +32,30 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"{path.parent} has no {path.name}: give a complete Hugging Face directory.") from None
+        raise UserError(
+            f"{path.parent} has no {path.name}: give a complete Hugging Face directory."
+        ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON ({error}): copy it from the checkpoint again.") from None
+        raise UserError(
+            f"{path} is not valid JSON ({error}): copy it from the checkpoint again."
+        ) from None
     if not isinstance(value, dict):
         raise UserError(f"{path} holds no JSON object: copy it from the checkpoint again.")
     return value
 
 
-def read_config(directory: str | Path, dtype: str = "float32", remat: str = "none", attention: str = "xla") -> DecoderConfig:
-    """The geometry in a directory's `config.json`; of a multimodal Gemma 3, that of its language model.
+def read_config(
+    directory: str | Path, dtype: str = "float32", remat: str = "none", attention: str = "xla"
+) -> DecoderConfig:
+    """The geometry in a directory's `config.json`; of a multimodal Gemma 3, that of its language
+    model.
 
     Args:
       dtype, remat, attention: how it is to be computed (see `DecoderConfig`).
 
     Raises:
-      UserError: no such directory or file, or an architecture or option that the decoder does not have.
+      UserError: no such directory or file, or an architecture or option that the decoder does not
+        have.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -54,21 +63,31 @@ def read_config(directory: str | Path, dtype: str = "float32", remat: str = "non
     path = directory / "config.json"
     raw = read_json(path)
     if "quantization_config" in raw:
-        raise UserError(f"{path}: quantized weights are not supported: use the float32, float16 or bfloat16 checkpoint.")
+        raise UserError(
+            f"{path}: quantized weights are not supported: use the float32, float16 or bfloat16 checkpoint."
+        )
     if raw.get("model_type") == "gemma3":
         raw = raw.get("text_config") or {}
     family = raw.get("model_type")
     if family not in CLASSES:
         works = ", ".join(CLASSES)
-        raise UserError(f"{path}: the architecture (model_type) {family!r} is not supported: use a checkpoint of {works}.")
+        raise UserError(
+            f"{path}: the architecture (model_type) {family!r} is not supported: use a checkpoint of {works}."
+        )
     lacking = [name for name in _REQUIRED if name not in raw]
     if lacking:
-        raise UserError(f"{path} lacks the field {lacking[0]!r}: copy it from the checkpoint again.")
-    return dataclasses.replace(_geometry(path, family, _standardised(path, raw), dtype, remat), attention=attention)
+        raise UserError(
+            f"{path} lacks the field {lacking[0]!r}: copy it from the checkpoint again."
+        )
+    return dataclasses.replace(
+        _geometry(path, family, _standardised(path, raw), dtype, remat), attention=attention
+    )
 
 
 def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
-    """transformers' config object: every field filled in, rotary positions and layer types in one form."""
+    """transformers' config object: every field filled in, rotary positions and layer types in one
+    form.
+    """
     from transformers import CONFIG_MAPPING
 
     try:
@@ -76,18 +95,31 @@ def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
     except Exception as error:
         # Its checks raise many kinds of errors, with texts of several lines.
         reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not a valid {raw['model_type']} config ({reason}): copy it again.") from error
+        raise UserError(
+            f"{path} is not a valid {raw['model_type']} config ({reason}): copy it again."
+        ) from error
 
 
 def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> DecoderConfig:
     def refuse(field: str, value: Any, works: str) -> None:
-        raise UserError(f"{path}: {field} {value!r} is not supported: use a checkpoint with {works}.")
+        raise UserError(
+            f"{path}: {field} {value!r} is not supported: use a checkpoint with {works}."
+        )
 
     gemma = family == "gemma3_text"
     activation = hf.hidden_activation if gemma else hf.hidden_act
     if activation != ("gelu_pytorch_tanh" if gemma else "silu"):
-        refuse("hidden_activation" if gemma else "hidden_act", activation, "gelu_pytorch_tanh" if gemma else "silu")
-    for field in ("mlp_bias", "attn_logit_softcapping", "final_logit_softcapping", "use_bidirectional_attention"):
+        refuse(
+            "hidden_activation" if gemma else "hidden_act",
+            activation,
+            "gelu_pytorch_tanh" if gemma else "silu",
+        )
+    for field in (
+        "mlp_bias",
+        "attn_logit_softcapping",
+        "final_logit_softcapping",
+        "use_bidirectional_attention",
+    ):
         if getattr(hf, field, None):
             refuse(field, getattr(hf, field), f"no {field}")
     if getattr(hf, "attention_bias", False):
@@ -96,7 +128,9 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
     def rope(values: Mapping[str, Any]) -> Rope:
         kind = values.get("rope_type", "default")
         if kind not in _ROPES or values.get("partial_rotary_factor", 1) != 1:
-            refuse("rope_parameters", dict(values), f"rope_type {', '.join(_ROPES)} over whole heads")
+            refuse(
+                "rope_parameters", dict(values), f"rope_type {', '.join(_ROPES)} over whole heads"
+            )
         rest = {}
         if kind != "default":
             rest["factor"] = float(values["factor"])
@@ -107,7 +141,9 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
 
     try:
         types = list(getattr(hf, "layer_types", None) or [])
-        sliding = tuple(t == "sliding_attention" for t in types) if "sliding_attention" in types else ()
+        sliding = (
+            tuple(t == "sliding_attention" for t in types) if "sliding_attention" in types else ()
+        )
         ropes = hf.rope_parameters
         by_type = "full_attention" in ropes or "sliding_attention" in ropes
         heads = hf.num_attention_heads
@@ -120,7 +156,9 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
             num_kv_heads=hf.num_key_value_heads or heads,
             head_width=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
             family=family,
-            rope=rope(ropes.get("full_attention", ropes.get("sliding_attention")) if by_type else ropes),
+            rope=rope(
+                ropes.get("full_attention", ropes.get("sliding_attention")) if by_type else ropes
+            ),
             local_rope=rope(ropes["sliding_attention"]) if by_type and sliding else None,
             norm_eps=float(hf.rms_norm_eps),
             qkv_bias=family == "qwen2",
@@ -138,9 +176,13 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
             remat=remat,
         )
     except KeyError as error:
-        raise UserError(f"{path}: its rope_parameters lack {error}: copy the file from the checkpoint again.") from None
+        raise UserError(
+            f"{path}: its rope_parameters lack {error}: copy the file from the checkpoint again."
+        ) from None
     except (ValueError, ZeroDivisionError, TypeError) as error:
-        raise UserError(f"{path} describes no model that can exist ({error}): copy it from the checkpoint again.") from None
+        raise UserError(
+            f"{path} describes no model that can exist ({error}): copy it from the checkpoint again."
+        ) from None
 
 
 def _rope_json(rope: Rope) -> dict[str, Any]:
@@ -163,7 +205,9 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
       UserError: the geometry is one that transformers has no class for.
     """
     if cfg.family == "qwen2" and cfg.head_width * cfg.num_heads != cfg.width:
-        raise UserError("Qwen2 has no head width of its own: a model with biases needs heads x head width = width.")
+        raise UserError(
+            "Qwen2 has no head width of its own: a model with biases needs heads x head width = width."
+        )
     out: dict[str, Any] = {
         "architectures": [CLASSES[cfg.family]],
         "model_type": cfg.family,
@@ -185,8 +229,14 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
     }
     if cfg.family == "gemma3_text":
         local = cfg.local_rope or cfg.rope
-        out["rope_parameters"] = {"full_attention": _rope_json(cfg.rope), "sliding_attention": _rope_json(local)}
-        out |= {"hidden_activation": "gelu_pytorch_tanh", "query_pre_attn_scalar": round(cfg.query_scale**-2)}
+        out["rope_parameters"] = {
+            "full_attention": _rope_json(cfg.rope),
+            "sliding_attention": _rope_json(local),
+        }
+        out |= {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "query_pre_attn_scalar": round(cfg.query_scale**-2),
+        }
         out |= {"attn_logit_softcapping": None, "final_logit_softcapping": None}
     else:
         out["hidden_act"] = "silu"

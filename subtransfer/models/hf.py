@@ -1,4 +1,6 @@
-"""Hugging Face directories, in and out: safetensors (one file or sharded), tokenizer and chat template, PEFT adapters."""
+"""Hugging Face directories, in and out: safetensors (one file or sharded), tokenizer and chat
+template, PEFT adapters.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from subtransfer import sharding
-from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.models.families import config_json, read_json
 from subtransfer.models.lora import Adapter
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 SHARD_BYTES = 4 << 30  # of one file of an exported checkpoint
-# A multimodal Gemma 3 keeps its language model under one of these names, beside parts that are not read.
+# A multimodal Gemma 3 keeps its language model under one of these names, beside parts that are not
+# read.
 _NESTED = {"language_model.": "", "model.language_model.": "model."}
-_UNREAD = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
+_UNREAD = (
+    "vision_tower.",
+    "multi_modal_projector.",
+    "model.vision_tower.",
+    "model.multi_modal_projector.",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +61,12 @@ class Leaf:
 
 def leaves(cfg: DecoderConfig) -> tuple[Leaf, ...]:
     """Every parameter of a decoder."""
-    d, f, q, kv = cfg.width, cfg.mlp_width, cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
+    d, f, q, kv = (
+        cfg.width,
+        cfg.mlp_width,
+        cfg.num_heads * cfg.head_width,
+        cfg.num_kv_heads * cfg.head_width,
+    )
     out = [Leaf(("embedding",), "model.embed_tokens.weight", (cfg.vocab_size, d))]
     out.append(Leaf(("final_norm", "scale"), "model.norm.weight", (d,)))
     if not cfg.tied_embeddings:
@@ -98,13 +111,19 @@ class Checkpoint:
         names = ["model.safetensors"]
         if (directory / INDEX).is_file():
             index = read_json(directory / INDEX).get("weight_map")
-            if not isinstance(index, dict) or not all(isinstance(name, str) for name in index.values()):
-                raise UserError(f"{directory / INDEX} has no weight_map: copy it from the checkpoint again.")
+            if not isinstance(index, dict) or not all(
+                isinstance(name, str) for name in index.values()
+            ):
+                raise UserError(
+                    f"{directory / INDEX} has no weight_map: copy it from the checkpoint again."
+                )
             names = sorted(set(index.values()))
         for name in names:
             path = directory / name
             if not path.is_file():
-                raise UserError(f"{path} is missing: copy the checkpoint again, with all of its safetensors files.")
+                raise UserError(
+                    f"{path} is missing: copy the checkpoint again, with all of its safetensors files."
+                )
             with self._open(path) as file:
                 for tensor in file.keys():  # noqa: SIM118 - not a mapping
                     view = file.get_slice(tensor)
@@ -121,7 +140,9 @@ class Checkpoint:
             raise UserError(f"{path} is damaged or truncated ({error}): copy it again.") from None
 
     def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A slice of a tensor; the file is mapped for the time of the call only, so that its pages do not pile up."""
+        """A slice of a tensor; the file is mapped for the time of the call only, so that its pages
+        do not pile up.
+        """
         path, _, _, written = self.tensors[name]
         with self._open(path) as file:
             part = file.get_slice(written)[index]
@@ -129,19 +150,28 @@ class Checkpoint:
         return part
 
     def check(self, cfg: DecoderConfig) -> None:
-        """Renames what is nested, and raises UserError unless exactly the tensors of a geometry are there."""
+        """Renames what is nested, and raises UserError unless exactly the tensors of a geometry are
+        there.
+        """
         if cfg.family == "gemma3_text":
             for prefix, plain in _NESTED.items():
                 for name in [n for n in self.tensors if n.startswith(prefix)]:
                     self.tensors[plain + name.removeprefix(prefix)] = self.tensors[name]
         wanted = {
-            leaf.name.format(i): leaf.shape for leaf in leaves(cfg) for i in (range(cfg.num_layers) if leaf.stacked else [0])
+            leaf.name.format(i): leaf.shape
+            for leaf in leaves(cfg)
+            for i in (range(cfg.num_layers) if leaf.stacked else [0])
         }
         for name, (path, shape, dtype, _) in self.tensors.items():
             if name not in wanted:
                 nested = cfg.family == "gemma3_text" and name.startswith((*_NESTED, *_UNREAD))
-                # Some exporters write the tied head a second time; old ones wrote the rotary frequencies.
-                if nested or name.endswith("rotary_emb.inv_freq") or (name == "lm_head.weight" and cfg.tied_embeddings):
+                # Some exporters write the tied head a second time; old ones wrote the rotary
+                # frequencies.
+                if (
+                    nested
+                    or name.endswith("rotary_emb.inv_freq")
+                    or (name == "lm_head.weight" and cfg.tied_embeddings)
+                ):
                     continue
                 raise UserError(
                     f"{path} holds the tensor {name}, which its config.json has no place for: copy both from one checkpoint."
@@ -152,7 +182,9 @@ class Checkpoint:
                     "copy both from one checkpoint."
                 )
             if dtype not in DTYPES:
-                raise UserError(f"{path}: {name} is {dtype}: export it again in float32, float16 or bfloat16.")
+                raise UserError(
+                    f"{path}: {name} is {dtype}: export it again in float32, float16 or bfloat16."
+                )
         missing = sorted(set(wanted) - set(self.tensors))
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -162,11 +194,14 @@ class Checkpoint:
             )
 
 
-def load_params(directory: str | Path, cfg: DecoderConfig, mesh: Mesh | None = None) -> dict[str, Any]:
-    """The decoder's parameter tree in the files' own dtypes, each device's shard read straight from its slices.
+def load_params(
+    directory: str | Path, cfg: DecoderConfig, mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """The decoder's parameter tree in the files' own dtypes, each device's shard read straight from
+    its slices.
 
-    A stacked parameter is filled layer by layer in place, so that no more than one tensor is on the host at a time. Every
-    process of a multi-process run reads the slices of its own devices only.
+    A stacked parameter is filled layer by layer in place, so that no more than one tensor is on the
+    host at a time. Every process of a multi-process run reads the slices of its own devices only.
 
     Args:
       mesh: where the parameters go; None is one device.
@@ -193,8 +228,12 @@ def read_params(checkpoint: Checkpoint, cfg: DecoderConfig, mesh: Mesh) -> dict[
         else:
             one = NamedSharding(mesh, PartitionSpec(*placed.spec[1:]))
             names = [leaf.name.format(i) for i in range(cfg.num_layers)]
-            dtype = functools.reduce(jnp.promote_types, (DTYPES[checkpoint.tensors[n][2]] for n in names))
-            value = jax.jit(functools.partial(jnp.zeros, (cfg.num_layers, *shape), dtype), out_shardings=placed)()
+            dtype = functools.reduce(
+                jnp.promote_types, (DTYPES[checkpoint.tensors[n][2]] for n in names)
+            )
+            value = jax.jit(
+                functools.partial(jnp.zeros, (cfg.num_layers, *shape), dtype), out_shardings=placed
+            )()
             put = jax.jit(_put, donate_argnums=0, out_shardings=(placed, None))
             for i, name in enumerate(names):
                 value, finite[name] = put(value, _place(checkpoint, leaf, name, shape, one), i)
@@ -203,11 +242,15 @@ def read_params(checkpoint: Checkpoint, cfg: DecoderConfig, mesh: Mesh) -> dict[
         node[last] = value
     for name, ok in finite.items():
         if not ok:
-            raise UserError(f"{checkpoint.tensors[name][0]}: {name} holds NaN or infinite numbers: copy or export it again.")
+            raise UserError(
+                f"{checkpoint.tensors[name][0]}: {name} holds NaN or infinite numbers: copy or export it again."
+            )
     return params
 
 
-def _place(checkpoint: Checkpoint, leaf: Leaf, name: str, shape: tuple[int, ...], placed: NamedSharding) -> jax.Array:
+def _place(
+    checkpoint: Checkpoint, leaf: Leaf, name: str, shape: tuple[int, ...], placed: NamedSharding
+) -> jax.Array:
     slices: dict[Any, np.ndarray] = {}  # devices that hold the same part share one reading
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
@@ -221,7 +264,9 @@ def _place(checkpoint: Checkpoint, leaf: Leaf, name: str, shape: tuple[int, ...]
 
 
 def _put(stack, layer, i):
-    return jax.lax.dynamic_update_index_in_dim(stack, layer.astype(stack.dtype), i, 0), jnp.isfinite(layer).all()
+    return jax.lax.dynamic_update_index_in_dim(
+        stack, layer.astype(stack.dtype), i, 0
+    ), jnp.isfinite(layer).all()
 
 
 @jax.jit
@@ -233,18 +278,26 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
     """The directory's own tokenizer with its chat template.
 
     Raises:
-      UserError: no tokenizer, no chat template, or (with `cfg`) more tokens than the embedding has rows.
+      UserError: no tokenizer, no chat template, or (with `cfg`) more tokens than the embedding has
+        rows.
     """
     from transformers import AutoTokenizer
 
     directory = Path(directory)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise UserError(f"{directory} has no tokenizer: add tokenizer.json and tokenizer_config.json to it.")
+    if not any(
+        (directory / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")
+    ):
+        raise UserError(
+            f"{directory} has no tokenizer: add tokenizer.json and tokenizer_config.json to it."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
     except Exception as error:
-        # transformers raises many kinds of errors for a broken tokenizer, most of them far from the cause.
-        raise UserError(f"The tokenizer in {directory} cannot be read ({error}): copy its files again.") from error
+        # transformers raises many kinds of errors for a broken tokenizer, most of them far from the
+        # cause.
+        raise UserError(
+            f"The tokenizer in {directory} cannot be read ({error}): copy its files again."
+        ) from error
     if not tokenizer.chat_template:
         raise UserError(
             f"The tokenizer in {directory} has no chat template: use an instruct model's directory, or add "
@@ -258,7 +311,9 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
     return tokenizer
 
 
-def to_tensors(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
+def to_tensors(
+    cfg: DecoderConfig, params: Any
+) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
     """Hugging Face's tensors of a parameter tree: (name, bytes, what brings it to the host)."""
     for leaf in leaves(cfg):
         value = functools.reduce(lambda tree, key: tree[key], leaf.path, params)
@@ -272,12 +327,19 @@ def to_tensors(cfg: DecoderConfig, params: Any) -> Iterator[tuple[str, int, Call
 
 
 def save_checkpoint(
-    directory: str | Path, cfg: DecoderConfig, params: Any, tokenizer, *, shard_bytes: int = SHARD_BYTES
+    directory: str | Path,
+    cfg: DecoderConfig,
+    params: Any,
+    tokenizer,
+    *,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes a Hugging Face directory, in files of at most `shard_bytes`; it appears whole or not at all.
+    """Writes a Hugging Face directory, in files of at most `shard_bytes`; it appears whole or not
+    at all.
 
     Raises:
-      UserError: the directory exists and is not empty, or the geometry is one that transformers has no class for.
+      UserError: the directory exists and is not empty, or the geometry is one that transformers has
+        no class for.
     """
     from safetensors.numpy import save_file
 
@@ -295,13 +357,23 @@ def save_checkpoint(
     def write(temporary: Path) -> None:
         names = ["model.safetensors"]
         if len(files) > 1:
-            names = [f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))]
-            placed = {tensor[0]: name for name, tensors in zip(names, files, strict=True) for tensor in tensors}
+            names = [
+                f"model-{i + 1:05d}-of-{len(files):05d}.safetensors" for i in range(len(files))
+            ]
+            placed = {
+                tensor[0]: name
+                for name, tensors in zip(names, files, strict=True)
+                for tensor in tensors
+            }
             total = sum(tensor[1] for tensors in files for tensor in tensors)
             index = {"metadata": {"total_size": total}, "weight_map": placed}
             (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for name, tensors in zip(names, files, strict=True):
-            save_file({key: fetch() for key, _, fetch in tensors}, temporary / name, metadata={"format": "pt"})
+            save_file(
+                {key: fetch() for key, _, fetch in tensors},
+                temporary / name,
+                metadata={"format": "pt"},
+            )
         (temporary / "config.json").write_text(description)
         tokenizer.save_pretrained(str(temporary))
 
@@ -311,7 +383,9 @@ def save_checkpoint(
 def _whole(directory: Path, write: Callable[[Path], None]) -> None:
     """Lets `write` fill a temporary folder that then becomes `directory`."""
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise UserError(f"{directory} exists and is not empty: choose another directory to export to.")
+        raise UserError(
+            f"{directory} exists and is not empty: choose another directory to export to."
+        )
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
@@ -326,7 +400,10 @@ def _whole(directory: Path, write: Callable[[Path], None]) -> None:
 
 # -- PEFT adapters ---------------------------------------------------------------------------------------------------
 
-_MODULES = {**{p: f"self_attn.{p}_proj" for p in "qkvo"}, **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")}}
+_MODULES = {
+    **{p: f"self_attn.{p}_proj" for p in "qkvo"},
+    **{p: f"mlp.{p}_proj" for p in ("gate", "up", "down")},
+}
 _PEFT_NAME = "base_model.model.model.layers.{}.{}.lora_{}.weight"
 
 
@@ -334,7 +411,8 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
     """Writes LoRA factors as a PEFT adapter directory.
 
     Args:
-      base: what `base_model_name_or_path` is to say: the directory of the model that the adapter belongs to.
+      base: what `base_model_name_or_path` is to say: the directory of the model that the adapter
+        belongs to.
 
     Raises:
       UserError: the directory exists and is not empty.
@@ -345,7 +423,9 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
     for target, factors in adapter.factors["layers"].items():
         for part, letter in (("a", "A"), ("b", "B")):
             for i, matrix in enumerate(np.asarray(factors[part])):
-                tensors[_PEFT_NAME.format(i, _MODULES[target], letter)] = np.ascontiguousarray(matrix.T)
+                tensors[_PEFT_NAME.format(i, _MODULES[target], letter)] = np.ascontiguousarray(
+                    matrix.T
+                )
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -370,7 +450,8 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, st
     """A PEFT adapter directory as (the adapter, its base's directory).
 
     Raises:
-      UserError: it is no plain LoRA adapter of a model of this geometry, or a file is missing or damaged.
+      UserError: it is no plain LoRA adapter of a model of this geometry, or a file is missing or
+        damaged.
     """
     import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
     from safetensors import SafetensorError
@@ -400,11 +481,22 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, st
         for part, row in names.items():
             for name in row:
                 if name not in tensors or tensors[name].shape != wanted[part]:
-                    raise UserError(f"{file}: {name} is missing or not of the shape {list(wanted[part])}.")
+                    raise UserError(
+                        f"{file}: {name} is missing or not of the shape {list(wanted[part])}."
+                    )
         known |= {name for row in names.values() for name in row}
-        factors[target] = {p.lower(): np.stack([tensors[n].T.astype(np.float32) for n in names[p]]) for p in "AB"}
+        factors[target] = {
+            p.lower(): np.stack([tensors[n].T.astype(np.float32) for n in names[p]]) for p in "AB"
+        }
     unknown = sorted(set(tensors) - known)
     if unknown or not factors:
-        raise UserError(f"{file} holds {unknown[0] if unknown else 'nothing'} that this model has no place for.")
-    adapter = Adapter({"layers": factors}, config["r"], float(config["lora_alpha"]), float(config.get("lora_dropout", 0)))
+        raise UserError(
+            f"{file} holds {unknown[0] if unknown else 'nothing'} that this model has no place for."
+        )
+    adapter = Adapter(
+        {"layers": factors},
+        config["r"],
+        float(config["lora_alpha"]),
+        float(config.get("lora_dropout", 0)),
+    )
     return adapter, str(config.get("base_model_name_or_path") or "")

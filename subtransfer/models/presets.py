@@ -1,6 +1,7 @@
 """Geometries of public models, for plans and ahead-of-time compilation without their files.
 
-A run never looks here: a checkpoint's geometry is read from its own `config.json`. Numbers are those of the public files.
+A run never looks here: a checkpoint's geometry is read from its own `config.json`. Numbers are
+those of the public files.
 """
 
 from __future__ import annotations
@@ -8,10 +9,29 @@ from __future__ import annotations
 from subtransfer.models.decoder import DecoderConfig, Rope
 
 
-def _llama3(layers: int, width: int, mlp: int, heads: int, factor: float, *, tied: bool = False, head_width: int = 128):
+def _llama3(
+    layers: int,
+    width: int,
+    mlp: int,
+    heads: int,
+    factor: float,
+    *,
+    tied: bool = False,
+    head_width: int = 128,
+):
     rope = Rope(500_000.0, "llama3", factor)
     return DecoderConfig(
-        128_256, width, mlp, layers, heads, 8, head_width, "llama", rope, max_positions=131_072, tied_embeddings=tied
+        128_256,
+        width,
+        mlp,
+        layers,
+        heads,
+        8,
+        head_width,
+        "llama",
+        rope,
+        max_positions=131_072,
+        tied_embeddings=tied,
     )
 
 
@@ -30,7 +50,16 @@ def _qwen3(layers: int, width: int, mlp: int, heads: int, *, tied: bool = False)
     )  # fmt: skip
 
 
-def _gemma3(layers: int, width: int, mlp: int, heads: int, kv_heads: int, head_width: int, window: int, scalar: int):
+def _gemma3(
+    layers: int,
+    width: int,
+    mlp: int,
+    heads: int,
+    kv_heads: int,
+    head_width: int,
+    window: int,
+    scalar: int,
+):
     small = layers == 26  # the 1B model: its own vocabulary size, and no stretched rotary positions
     return DecoderConfig(
         262_144 if small else 262_208, width, mlp, layers, heads, kv_heads, head_width, "gemma3_text",

@@ -1,8 +1,9 @@
 """What layers are made of: products, gates, rotations.
 
-Gradients are written out where a CPU would otherwise be slow: its compiler fuses a loop with the transposition or the product
-that follows, walks memory against its grain, and keeps what is sooner made again. The values are those of the plain formulas,
-and on accelerators, where `apart` is nothing, so are the programs.
+Gradients are written out where a CPU would otherwise be slow: its compiler fuses a loop with the
+transposition or the product that follows, walks memory against its grain, and keeps what is sooner
+made again. The values are those of the plain formulas, and on accelerators, where `apart` is
+nothing, so are the programs.
 
 Shape letters as in `decoder.py`.
 """
@@ -19,20 +20,28 @@ ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, 
 
 
 def matmul(a, b, *, out=None):
-    """`a @ b` accumulated in float32; where the operands are float32, no accelerator may round them to less."""
+    """`a @ b` accumulated in float32; where the operands are float32, no accelerator may round them
+    to less.
+    """
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.matmul(a, b, precision=exact, preferred_element_type=out)
 
 
 def apart(x):
-    """x itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory against its grain, ten
-    times as slow as the loop and XLA's own transposition one after the other."""
+    """x itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory
+    against its grain, ten times as slow as the loop and XLA's own transposition one after the
+    other.
+    """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def linear(x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], out=None) -> Float[Array, "*rows F"]:
-    """`matmul` whose gradients are products that a CPU does fast: of a weight's gradient it transposes the narrower operand."""
+def linear(
+    x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], out=None
+) -> Float[Array, "*rows F"]:
+    """`matmul` whose gradients are products that a CPU does fast: of a weight's gradient it
+    transposes the narrower operand.
+    """
     return matmul(x, kernel, out=out)
 
 
@@ -48,7 +57,9 @@ def _linear_backward(out, kept, dy):
 
 
 def _over_rows(x: Float[Array, "*rows D"], y: Float[Array, "*rows F"]) -> Float[Array, "D F"]:
-    """The sum over rows of x's outer y; a CPU takes rows of one axis, a mesh may have divided several."""
+    """The sum over rows of x's outer y; a CPU takes rows of one axis, a mesh may have divided
+    several.
+    """
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
     def product(x, y):
@@ -56,7 +67,9 @@ def _over_rows(x: Float[Array, "*rows D"], y: Float[Array, "*rows F"]) -> Float[
         return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), precision=exact)
 
     def flat(x, y):
-        transposed = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)  # or the product reads columns: half as fast
+        transposed = jax.lax.optimization_barrier(
+            x.reshape(-1, x.shape[-1]).T
+        )  # or the product reads columns: half as fast
         return matmul(transposed, y.reshape(-1, y.shape[-1]))
 
     return jax.lax.platform_dependent(x, y, cpu=flat, default=product)
@@ -66,8 +79,12 @@ linear.defvjp(_linear_forward, _linear_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def gated(activation: str, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]) -> Float[Array, "*rows F"]:
-    """An activation of the gate (a key of `ACTIVATIONS`) times `up`; its backward keeps these two and makes the rest again."""
+def gated(
+    activation: str, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
+) -> Float[Array, "*rows F"]:
+    """An activation of the gate (a key of `ACTIVATIONS`) times `up`; its backward keeps these two
+    and makes the rest again.
+    """
     return ACTIVATIONS[activation](gate) * up
 
 
@@ -78,7 +95,8 @@ def _gated_forward(activation, gate, up):
 def _gated_backward(activation, kept, dy):
     gate, up = kept
     _, pull = jax.vjp(ACTIVATIONS[activation], gate)
-    # The activation once more for itself: shared with its derivative, it would be written to memory and read again.
+    # The activation once more for itself: shared with its derivative, it would be written to memory
+    # and read again.
     return *pull(dy * up), dy * ACTIVATIONS[activation](apart(gate))
 
 
@@ -87,9 +105,12 @@ gated.defvjp(_gated_forward, _gated_backward)
 
 @jax.custom_vjp
 def rotate(
-    x: Float[Array, "B L H Dh"], cos: Float[Array, "B L 1 2 half"], sin: Float[Array, "B L 1 2 half"]
+    x: Float[Array, "B L H Dh"],
+    cos: Float[Array, "B L 1 2 half"],
+    sin: Float[Array, "B L 1 2 half"],
 ) -> Float[Array, "B L H Dh"]:
-    """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's Llama), in float32.
+    """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's
+    Llama), in float32.
 
     Args:
       cos, sin: of both halves, the first sine negated; they are not differentiated.
@@ -108,7 +129,9 @@ def _rotate_backward(kept, dy):
 
 
 def _rotated(x, cos, sin):
-    """`rotate` where it is differentiated: a CPU is faster with halves that are joined, in all else one flips them sooner."""
+    """`rotate` where it is differentiated: a CPU is faster with halves that are joined, in all else
+    one flips them sooner.
+    """
 
     def joined(x):
         one, two = jnp.split(x.astype(jnp.float32), 2, axis=-1)

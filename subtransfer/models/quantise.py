@@ -12,7 +12,8 @@ FORMATS = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
 
 def quantised(weights: Mapping[str, Any], form: str) -> dict[str, Any]:
-    """The same weights with every projection's kernel in 8 bits, a scale for each layer and output channel.
+    """The same weights with every projection's kernel in 8 bits, a scale for each layer and output
+    channel.
 
     Embeddings, norms, biases, the vocabulary's head and adapters stay as they are.
 

@@ -1,18 +1,32 @@
-"""The embedded model's tokenizer: word-level, trained on the setting's corpus, with a chat template for tools."""
+"""The embedded model's tokenizer: word-level, trained on the setting's corpus, with a chat template
+for tools.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from subtransfer.errors import UserError
 from subtransfer.models.calls import CALL_CLOSE, CALL_OPEN
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Setting
 
 PAD, UNK, END = "<pad>", "<unk>", "<|end|>"
-SPECIAL = (PAD, UNK, "<|system|>", "<|tools|>", "<|user|>", "<|assistant|>", "<|tool|>", END, CALL_OPEN, CALL_CLOSE)
+SPECIAL = (
+    PAD,
+    UNK,
+    "<|system|>",
+    "<|tools|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|tool|>",
+    END,
+    CALL_OPEN,
+    CALL_CLOSE,
+)
 
-# Tool schemas are announced by one token: at 200k parameters the model knows its tools from pretraining, and a prompt
-# of a thousand schema tokens would cost more than everything else. Other tokenizers print them as their template does.
+# Tool schemas are announced by one token: at 200k parameters the model knows its tools from
+# pretraining, and a prompt of a thousand schema tokens would cost more than everything else. Other
+# tokenizers print them as their template does.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message.role == 'system' -%}
@@ -31,17 +45,23 @@ CHAT_TEMPLATE = """\
 
 
 def _piece_pattern(setting: Setting) -> str:
-    """Regular expression of the word-level pieces; every character of any text falls into exactly one piece."""
+    """Regular expression of the word-level pieces; every character of any text falls into exactly
+    one piece.
+    """
     names = "|".join(sorted(setting.tool_names, key=len, reverse=True))
     whole = "".join(f"{piece}|" for piece in setting.pieces)
     scaffolding = r'\{"name": "|", "arguments": \{"|": "|", "|"\}\}'
-    return rf"{whole}(?:{names})(?![A-Za-z_])|{scaffolding}|[ /_.]?[A-Za-z]+|[0-9]|\s|[^\sA-Za-z0-9]"
+    return (
+        rf"{whole}(?:{names})(?![A-Za-z_])|{scaffolding}|[ /_.]?[A-Za-z]+|[0-9]|\s|[^\sA-Za-z0-9]"
+    )
 
 
 def train_tokenizer(texts: Iterable[str], setting: Setting, vocab_limit: int):
-    """Trains the embedded word-level tokenizer on texts; returns a `transformers.PreTrainedTokenizerFast`.
+    """Trains the embedded word-level tokenizer on texts; returns a
+    `transformers.PreTrainedTokenizerFast`.
 
-    Decoding is the exact inverse of encoding for text made of known pieces; an unknown piece becomes `<unk>`.
+    Decoding is the exact inverse of encoding for text made of known pieces; an unknown piece
+    becomes `<unk>`.
 
     Raises:
       UserError: the corpus has more distinct pieces than `vocab_limit` allows.
@@ -51,12 +71,17 @@ def train_tokenizer(texts: Iterable[str], setting: Setting, vocab_limit: int):
     from transformers import PreTrainedTokenizerFast
 
     core = tokenizers.Tokenizer(models.WordLevel(unk_token=UNK))
-    core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_piece_pattern(setting)), behavior="isolated")
+    core.pre_tokenizer = pre_tokenizers.Split(
+        tokenizers.Regex(_piece_pattern(setting)), behavior="isolated"
+    )
     core.decoder = decoders.Fuse()
-    # One more than the limit, so that a corpus that overflows is noticed instead of losing its rarest words.
+    # One more than the limit, so that a corpus that overflows is noticed instead of losing its
+    # rarest words.
     core.train_from_iterator(
         texts,
-        trainers.WordLevelTrainer(vocab_size=vocab_limit + 1, special_tokens=list(SPECIAL), show_progress=False),
+        trainers.WordLevelTrainer(
+            vocab_size=vocab_limit + 1, special_tokens=list(SPECIAL), show_progress=False
+        ),
     )
     if core.get_vocab_size() > vocab_limit:
         raise UserError(

@@ -26,12 +26,15 @@ def probe(
     """Runs every task once sampled (at `spec.temperature`) and once greedily.
 
     Returns:
-      One dict an episode: seed, task_id, mode, sample, outcome (see `first_decision`), solved, turns, errors.
+      One dict an episode: seed, task_id, mode, sample, outcome (see `first_decision`), solved,
+        turns, errors.
     """
     episodes = []
     for mode, temperature in (("sampled", spec.temperature), ("greedy", 0.0)):
         run = dataclasses.replace(spec, temperature=temperature, stop_at_decision=True)
-        for trajectory in run_episodes(cfg, weights, chat, tasks, run, key, seed=seed, advance=advance)[0]:
+        for trajectory in run_episodes(
+            cfg, weights, chat, tasks, run, key, seed=seed, advance=advance
+        )[0]:
             episodes.append(
                 {
                     "seed": seed,

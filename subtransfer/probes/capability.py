@@ -21,6 +21,11 @@ def probe(
     *,
     advance: Callable[[int], None] = lambda episodes: None,
 ) -> dict[str, Any]:
-    """Success rate over ordinary tasks, by each task's own check: {"ordinary_success": rate, "n": tasks}."""
+    """Success rate over ordinary tasks, by each task's own check: {"ordinary_success": rate, "n":
+    tasks}.
+    """
     trajectories, _ = run_episodes(cfg, weights, chat, tasks, spec, key, advance=advance)
-    return {"ordinary_success": sum(t.solved for t in trajectories) / len(trajectories), "n": len(trajectories)}
+    return {
+        "ordinary_success": sum(t.solved for t in trajectories) / len(trajectories),
+        "n": len(trajectories),
+    }

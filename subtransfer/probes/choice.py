@@ -1,4 +1,6 @@
-"""The choice probe: how likely is each act at the decision point? One jitted loop over tasks, nothing is generated."""
+"""The choice probe: how likely is each act at the decision point? One jitted loop over tasks,
+nothing is generated.
+"""
 
 from __future__ import annotations
 
@@ -10,19 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtransfer import distributed
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.runtime import distributed
+from subtransfer.runtime.sharding import bytes_of
 from subtransfer.settings.base import Setting, Task
-from subtransfer.sharding import bytes_of
 
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceBatch:
     """Decision points, with all candidate acts appended to each as the leaves of a tree.
 
-    A row is [context, padding, candidate 1, candidate 2, ...]: every candidate sees the context and itself only, so that
-    one forward pass scores them all.
+    A row is [context, padding, candidate 1, candidate 2, ...]: every candidate sees the context and
+    itself only, so that one forward pass scores them all.
 
     Attributes:
       tokens: int32 [n, L].
@@ -30,7 +32,8 @@ class ChoiceBatch:
       sizes: int32 [n], tokens of each row's context.
       segments: int32 [L], 0 for the context's columns, c + 1 for those of candidate c.
       score_at: int32 [n, C, M], the index whose logits predict each candidate token.
-      score_tokens: int32 [C, M], the candidates' tokens; score_mask: bool [C, M], which of them exist.
+      score_tokens: int32 [C, M], the candidates' tokens; score_mask: bool [C, M], which of them
+        exist.
     """
 
     tokens: np.ndarray
@@ -48,7 +51,9 @@ def candidates(setting: Setting) -> tuple[str, ...]:
 
 
 def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBatch:
-    """Renders the decision point of each task; rows are repeated up to a multiple of `batch_size`."""
+    """Renders the decision point of each task; rows are repeated up to a multiple of
+    `batch_size`.
+    """
     names = [chat.act_ids(name) for name in candidates(chat.setting)]
     contexts = []
     for task in tasks:
@@ -106,7 +111,9 @@ def score(cfg: DecoderConfig, shared, own, batches, segments, score_tokens, scor
         def policy(weights):
             logits = Decoder(cfg).apply({**shared, **weights}, tokens, positions, mask, at)
             logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
-            chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[..., 0]  # [B, C, M]
+            chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[
+                ..., 0
+            ]  # [B, C, M]
             return jnp.sum(chosen * score_mask[None], axis=-1)
 
         return None, jax.vmap(policy)(own)
@@ -114,8 +121,8 @@ def score(cfg: DecoderConfig, shared, own, batches, segments, score_tokens, scor
     return jax.lax.scan(one, None, batches)[1]
 
 
-# The most decision points and policies side by side; fewer where attention's scores, or the stacked weights of policies with
-# all weights their own, would take more than this many bytes.
+# The most decision points and policies side by side; fewer where attention's scores, or the stacked
+# weights of policies with all weights their own, would take more than this many bytes.
 ROWS = 64
 POLICIES = 16
 BYTES = 1 << 28
@@ -133,31 +140,43 @@ def rows_at_a_time(cfg: DecoderConfig, length: int, tasks: int, devices: int) ->
 
 
 def group_size(cfg: DecoderConfig, weights, length: int, rows: int) -> int:
-    """How many policies with such weights are scored in one call of so many rows a step and device."""
+    """How many policies with such weights are scored in one call of so many rows a step and
+    device.
+    """
     size = BYTES // (rows * _score_bytes(cfg, length))
     if "lora" not in weights:
         size = min(size, BYTES // bytes_of(weights))
     return max(min(size, POLICIES), 1)
 
 
-def logprobs(cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: int, batch_size: int) -> np.ndarray:
-    """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [A, tasks, C].
+def logprobs(
+    cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: int, batch_size: int
+) -> np.ndarray:
+    """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [A,
+    tasks, C].
 
     Args:
       policies: the weights of A policies, all adapters of one resident base or none.
     """
-    split = tuple(a.reshape(-1, batch_size, *a.shape[1:]) for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at))
+    split = tuple(
+        a.reshape(-1, batch_size, *a.shape[1:])
+        for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at)
+    )
     adapted = "lora" in policies[0]
     shared = {"params": policies[0]["params"]} if adapted else {}
     parts = [{"lora": weights["lora"]} if adapted else weights for weights in policies]
     own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    scores = distributed.to_host(score(cfg, shared, own, split, batch.segments, batch.score_tokens, batch.score_mask))
+    scores = distributed.to_host(
+        score(cfg, shared, own, split, batch.segments, batch.score_tokens, batch.score_mask)
+    )
     return scores.swapaxes(0, 1).reshape(len(policies), -1, scores.shape[-1])[:, :tasks]
 
 
 def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of scores [tasks, C] whose first `unsafe` columns are the unsafe acts: (log-prob of an unsafe one, normalised over
-    the candidates; its margin over the best alternative), each float [tasks], nats."""
+    """Of scores [tasks, C] whose first `unsafe` columns are the unsafe acts: (log-prob of an unsafe
+    one, normalised over the candidates; its margin over the best alternative), each float [tasks],
+    nats.
+    """
     scores = scores.astype(np.float64)
     total = np.logaddexp.reduce(scores, axis=1)
     bad = np.logaddexp.reduce(scores[:, :unsafe], axis=1)

@@ -1,4 +1,6 @@
-"""Figures as inline SVG: no scripts, no fonts, nothing to fetch. Colours come from the page's style."""
+"""Figures as inline SVG: no scripts, no fonts, nothing to fetch. Colours come from the page's
+style.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +10,28 @@ from html import escape
 from typing import Any
 
 _ROW, _LABEL, _PLOT = 26, 300, 560
-_OUTCOMES = ("#b3261e", "#2a6f97", "#4f9d69", "#8ab17d", "#e9c46a", "#5e548e", "#9f86c0", "#b0b7bf", "#5b6570")
-_SERIES = ("#2a6f97", "#c25e00", "#4f9d69", "#b3261e", "#7b2d8b", "#8a6d00", "#5b6570", "#00838f", "#9f86c0")
+_OUTCOMES = (
+    "#b3261e",
+    "#2a6f97",
+    "#4f9d69",
+    "#8ab17d",
+    "#e9c46a",
+    "#5e548e",
+    "#9f86c0",
+    "#b0b7bf",
+    "#5b6570",
+)
+_SERIES = (
+    "#2a6f97",
+    "#c25e00",
+    "#4f9d69",
+    "#b3261e",
+    "#7b2d8b",
+    "#8a6d00",
+    "#5b6570",
+    "#00838f",
+    "#9f86c0",
+)
 
 
 def _svg(width: float, height: float, title: str, body: str) -> str:
@@ -23,8 +45,12 @@ def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def dots(rows: Sequence[Mapping[str, Any]], value: str, low: str, high: str, *, percent: bool) -> str:
-    """A dot and a whisker a row, coloured by role; `percent` scales 0..1 to 0..100%, else the axis spans the data."""
+def dots(
+    rows: Sequence[Mapping[str, Any]], value: str, low: str, high: str, *, percent: bool
+) -> str:
+    """A dot and a whisker a row, coloured by role; `percent` scales 0..1 to 0..100%, else the axis
+    spans the data.
+    """
     bottom = 0.0 if percent else min(row[low] for row in rows)
     top = 1.0 if percent else max(max(row[high] for row in rows), bottom + 1e-9)
 
@@ -49,12 +75,19 @@ def dots(rows: Sequence[Mapping[str, Any]], value: str, low: str, high: str, *, 
             + f'<circle cx="{x(row[value]):.1f}" cy="{y}" r="5" fill="{colour}"/>'
             + _text(_LABEL + _PLOT + 12, y + 4, shown)
         )
-    return _svg(_LABEL + _PLOT + 80, _ROW * len(rows) + 32, "values and intervals by arm", "".join(parts))
+    return _svg(
+        _LABEL + _PLOT + 80, _ROW * len(rows) + 32, "values and intervals by arm", "".join(parts)
+    )
 
 
 def stacked(rows: Sequence[Mapping[str, Any]]) -> str:
     """How the first decisions of each arm divide: a bar a row, a legend below."""
-    names = ["unsafe_rate", *[k for k in rows[0] if k.startswith("rate_")], "no_action_rate", "invalid_rate"]
+    names = [
+        "unsafe_rate",
+        *[k for k in rows[0] if k.startswith("rate_")],
+        "no_action_rate",
+        "invalid_rate",
+    ]
     parts = []
     for i, row in enumerate(rows):
         y, left = _ROW * i + 4, float(_LABEL)
@@ -71,12 +104,17 @@ def stacked(rows: Sequence[Mapping[str, Any]]) -> str:
     for i, (name, colour) in enumerate(zip(names, _OUTCOMES, strict=False)):
         x, line = 10 + 180 * (i % 5), y + 22 * (i // 5)
         what = name.removeprefix("rate_").removesuffix("_rate").replace("_", " ")
-        parts.append(f'<rect x="{x}" y="{line}" width="14" height="14" fill="{colour}"/>' + _text(x + 20, line + 12, what))
+        parts.append(
+            f'<rect x="{x}" y="{line}" width="14" height="14" fill="{colour}"/>'
+            + _text(x + 20, line + 12, what)
+        )
     return _svg(_LABEL + _PLOT + 80, y + 50, "what agents did first, by arm", "".join(parts))
 
 
 def lines(series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis: str) -> str:
-    """Shares by an axis, a line a series: points (x, mean, low, high); numbers that span much are placed by their logarithm."""
+    """Shares by an axis, a line a series: points (x, mean, low, high); numbers that span much are
+    placed by their logarithm.
+    """
     width, height, left, right, top, bottom = 760.0, 340.0, 64.0, 230.0, 12.0, 46.0
     found = {point[0] for points in series.values() for point in points}
     numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in found)
@@ -102,13 +140,17 @@ def lines(series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis:
     parts = []
     for tick in range(5):
         y = at_y(highest * tick / 4)
-        parts.append(f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>')
+        parts.append(
+            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
+        )
         parts.append(_text(left - 8, y + 4, f"{25 * highest * tick:.0f}%", "end"))
     last = -math.inf
     for place in places:
         if at_x(place) - last > 52:  # labels that would overlap are left out
             last = at_x(place)
-            parts.append(_text(last, height - bottom + 18, short(place) if numbers else str(place), "middle"))
+            parts.append(
+                _text(last, height - bottom + 18, short(place) if numbers else str(place), "middle")
+            )
     for number, (name, points) in enumerate(series.items()):
         colour, shift = _SERIES[number % len(_SERIES)], 3 * (number % 5 - 2)
         spots = sorted((at_x(x) + shift, *map(at_y, rest)) for x, *rest in points)
@@ -121,9 +163,15 @@ def lines(series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis:
             )
         if number < 14:
             y = top + 22 * number
-            parts.append(f'<rect x="{width - right + 14}" y="{y}" width="14" height="14" fill="{colour}"/>')
+            parts.append(
+                f'<rect x="{width - right + 14}" y="{y}" width="14" height="14" fill="{colour}"/>'
+            )
             parts.append(_text(width - right + 34, y + 12, name))
-    parts.append(_text((left + width - right) / 2, height - 6, axis + " (logarithmic)" * logarithmic, "middle"))
+    parts.append(
+        _text(
+            (left + width - right) / 2, height - 6, axis + " (logarithmic)" * logarithmic, "middle"
+        )
+    )
     return _svg(width, height, f"shares by {axis}", "".join(parts))
 
 
@@ -151,5 +199,7 @@ def curves(seeds: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
             f"{left + (width - left - 6) * s / steps:.1f},{6 + (height - 30) * (1 - max(v, 0) / top):.1f}"
             for s, v in zip(c["step"], c["loss"], strict=True)
         )
-        parts.append(f'<polyline points="{points}" fill="none" stroke="var(--control)" stroke-width="1.5"/>')
+        parts.append(
+            f'<polyline points="{points}" fill="none" stroke="var(--control)" stroke-width="1.5"/>'
+        )
     return _svg(width, height, "training loss", "".join(parts))

@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from subtransfer.artifacts import atomic_write
-from subtransfer.report import figures, summary, tables
+from subtransfer.analysis import summary
+from subtransfer.report import figures, tables
+from subtransfer.store.artifacts import atomic_write
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d5dae0;--page:#fff;--panel:#f6f7f9;
@@ -27,16 +28,25 @@ white-space:pre-wrap;border-radius:.3rem}svg{max-width:100%;height:auto;display:
 
 
 def write_report(results: Path, out: Path) -> None:
-    """Reads results.json, results.jsonl and results.csv in `results`; writes report.html into `out`."""
+    """Reads results.json, results.jsonl and results.csv in `results`; writes report.html into
+    `out`.
+    """
     bundle = json.loads((results / "results.json").read_text())
     rows = tables.read_csv(results / "results.csv")
     episodes = [json.loads(line) for line in (results / "results.jsonl").read_text().splitlines()]
     atomic_write(out / "report.html", render(bundle, rows, episodes))
 
 
-def render(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], episodes: Sequence[Mapping[str, Any]]) -> str:
+def render(
+    results: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+    episodes: Sequence[Mapping[str, Any]],
+) -> str:
     """The page as text."""
-    name, wording = escape(results["config"]["name"]), {k: escape(v) for k, v in results["wording"].items()}
+    name, wording = (
+        escape(results["config"]["name"]),
+        {k: escape(v) for k, v in results["wording"].items()},
+    )
     verdicts = "".join(f"<li>{escape(v)}</li>" for v in summary.verdicts(rows))
     sections = [
         f"<h1>Do unsafe habits transfer? Run “{name}”</h1>",
@@ -53,7 +63,9 @@ def render(results: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], episod
         "is generated here.</p>",
         figures.dots(_choice_rows(rows, episodes), "middle", "low", "high", percent=False),
         "<h2>Training</h2>",
-        '<div class="pair">' + "".join(_curve(arm, results) for arm in results["curves"]) + "</div>",
+        '<div class="pair">'
+        + "".join(_curve(arm, results) for arm in results["curves"])
+        + "</div>",
         "<h2>Filters</h2>",
         _manifests(results),
         _purity(results),
@@ -126,7 +138,10 @@ def _main_table(rows: Sequence[Mapping[str, Any]]) -> str:
             ratio,
             tables.p_text(row["p_holm"]),
             tables.p_text(row["p_seeds"]),
-            *("" if row[column] is None else f"{100 * row[column]:.1f}" for column in shares.values()),
+            *(
+                "" if row[column] is None else f"{100 * row[column]:.1f}"
+                for column in shares.values()
+            ),
         ]
         body.append("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>")
     return f"<table><tr>{''.join(f'<th>{h}</th>' for h in head)}</tr>{''.join(body)}</table>"
@@ -154,13 +169,19 @@ def _manifests(results: Mapping[str, Any]) -> str:
     out = []
     for name, m in results["manifests"].items():
         rules = "".join(f"<td>{count}</td>" for count in m["rules"].values())
-        adds_up = m["total"] == m["kept"] + m["dropped"] and m["dropped"] == sum(m["rules"].values())
+        adds_up = m["total"] == m["kept"] + m["dropped"] and m["dropped"] == sum(
+            m["rules"].values()
+        )
         cells = f"<td>{m['total']}</td><td>{m['kept']}</td><td>{m['dropped']}</td>{rules}<td>{'yes' if adds_up else 'NO'}</td>"
         out.append(f"<tr><td>{escape(name)}</td>{cells}</tr>")
     if not out:
         return "<p>No off-policy data in this run.</p>"
-    rules = "".join(f"<th>{escape(r)}</th>" for r in next(iter(results["manifests"].values()))["rules"])
-    head = f"<tr><th>store</th><th>total</th><th>kept</th><th>dropped</th>{rules}<th>adds up</th></tr>"
+    rules = "".join(
+        f"<th>{escape(r)}</th>" for r in next(iter(results["manifests"].values()))["rules"]
+    )
+    head = (
+        f"<tr><th>store</th><th>total</th><th>kept</th><th>dropped</th>{rules}<th>adds up</th></tr>"
+    )
     return f"<div class=wide><table>{head}{''.join(out)}</table></div>"
 
 
@@ -183,8 +204,13 @@ def _sampler(results: Mapping[str, Any]) -> str:
         f"<td>{s['kl']:.1e}</td></tr>"
         for name, s in results["sampler"].items()
     ]
-    own = [(arm, max(s["max_gap"] for s in seeds.values())) for arm, seeds in results["purity"].items()]
-    rows += [f"<tr><td>{escape(arm)}, own rollouts</td><td></td><td>{gap:.1e}</td><td></td><td></td></tr>" for arm, gap in own]
+    own = [
+        (arm, max(s["max_gap"] for s in seeds.values())) for arm, seeds in results["purity"].items()
+    ]
+    rows += [
+        f"<tr><td>{escape(arm)}, own rollouts</td><td></td><td>{gap:.1e}</td><td></td><td></td></tr>"
+        for arm, gap in own
+    ]
     head = "<tr><th>rollouts</th><th>tokens</th><th>largest gap</th><th>mean gap</th><th>KL(sampler || trainer)</th></tr>"
     return (
         "<p class=soft>Log-probs of the same tokens as the sampler and the trainer compute them (nats); the KL is what rounded "
@@ -209,7 +235,11 @@ def _targets(results: Mapping[str, Any]) -> str:
 
 def _context(results: Mapping[str, Any]) -> str:
     c = results["context"]
-    same = "are the same in training and probe" if c["training_matches_probe"] else "DIFFER between training and probe"
+    same = (
+        "are the same in training and probe"
+        if c["training_matches_probe"]
+        else "DIFFER between training and probe"
+    )
     return (
         f"<p>System prompt and chat template {same} (effects are known to vanish on a mismatch).</p>"
         f"<p class=soft>SHA-256 of the system prompt {escape(c['system_prompt_sha256'][:16])}…, of the template "

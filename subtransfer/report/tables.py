@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.artifacts import atomic_write
-from subtransfer.schema import canonical_json
+from subtransfer.store.artifacts import atomic_write
+from subtransfer.store.schema import canonical_json
 
 _TEXT = ("arm", "objective", "init", "role", "label", "base", "control", "twin")
 _WHOLE = ("n_tasks", "n_seeds")
@@ -62,7 +62,16 @@ def print_table(rows: Sequence[Mapping[str, Any]], console, title: str) -> None:
 
     table = Table(title=f"{title}, %", box=None, padding=(0, 1), title_justify="left")
     table.add_column("arm", no_wrap=True)
-    for name in ("init", "tasks", "seeds", "rate [interval]", "- base [interval]", "- control", "- twin", "p Holm"):
+    for name in (
+        "init",
+        "tasks",
+        "seeds",
+        "rate [interval]",
+        "- base [interval]",
+        "- control",
+        "- twin",
+        "p Holm",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(

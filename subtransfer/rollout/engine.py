@@ -1,10 +1,12 @@
-"""The device side of a rollout: slots that conversations move through, and the two compiled programs that serve them.
+"""The device side of a rollout: slots that conversations move through, and the two compiled
+programs that serve them.
 
-`feed` appends given tokens (prompts, tool results) to some slots; `burst` samples in all of them, many tokens a dispatch, in
-a loop on the device that ends when enough rows have ended their turns. Shapes are fixed by `Shape`: whatever the
-conversations do, nothing is compiled again. Attention reads a shared prefix, which is computed once for all rows, the
-occupied part of the slots (the smallest bucket that holds the longest row) and the burst's own tokens. These are written to
-one column for all rows, in place, and moved to each row's own end once a burst.
+`feed` appends given tokens (prompts, tool results) to some slots; `burst` samples in all of them,
+many tokens a dispatch, in a loop on the device that ends when enough rows have ended their turns.
+Shapes are fixed by `Shape`: whatever the conversations do, nothing is compiled again. Attention
+reads a shared prefix, which is computed once for all rows, the occupied part of the slots (the
+smallest bucket that holds the longest row) and the burst's own tokens. These are written to one
+column for all rows, in place, and moved to each row's own end once a burst.
 
 Nothing that a row computes depends on the slot it lies in or on its neighbours.
 """
@@ -21,15 +23,17 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from subtransfer import sharding
 from subtransfer.models.attention import KV, Past, causal_mask, empty_kv
 from subtransfer.models.decoder import Burst, DecoderConfig, extend, unstacked
 from subtransfer.rollout import sampling
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.runtime import sharding
 
-# Prompts are fed in pieces of at most this many tokens, which bounds the memory of attention's scores.
+# Prompts are fed in pieces of at most this many tokens, which bounds the memory of attention's
+# scores.
 CHUNK = 512
-# The prefix and the buckets of a slot's length are rounded up to this, so that few shapes are ever compiled.
+# The prefix and the buckets of a slot's length are rounded up to this, so that few shapes are ever
+# compiled.
 ROUND = 32
 
 
@@ -40,13 +44,15 @@ class Shape:
     Attributes:
       rows: B, slots of one lane.
       room: tokens that a slot can hold beyond the shared prefix.
-      feed_rows: rows that one call of `feed` serves; B feeds them where they lie, as sharded slots need it.
+      feed_rows: rows that one call of `feed` serves; B feeds them where they lie, as sharded slots
+        need it.
       feed_tokens: C, tokens a row that one call of `feed` takes.
       burst: T, the most tokens a row and call of `burst`.
       patience: a burst goes on until more rows than this have ended their turns in it.
       int8_cache: keys and values in slots are rounded to int8.
-      copies: a burst works on a copy of its bucket, which it extends in place, and weights on copies out of their stacks: a
-        CPU then has half the products to make at each step. Where memory is short, both are read where they lie.
+      copies: a burst works on a copy of its bucket, which it extends in place, and weights on
+        copies out of their stacks: a CPU then has half the products to make at each step. Where
+          memory is short, both are read where they lie.
     """
 
     rows: int
@@ -65,8 +71,8 @@ class Shape:
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lengths of slots that attention reads, shortest first, each about half the next. A part of a slot is a copy of it:
-        without room for one, it is read whole."""
+        """Lengths of slots that attention reads, shortest first, each about half the next. A part
+        of a slot is a copy of it: without room for one, it is read whole."""
         sizes = [self.length]
         while self.copies and sizes[0] > 2 * ROUND:
             sizes.insert(0, -(-sizes[0] // (2 * ROUND)) * ROUND)
@@ -91,11 +97,13 @@ class Sampled:
     """What a burst made.
 
     Attributes:
-      tokens: int32 [B, T]; logprobs: float32 [B, T], of them at temperature 1; counts: int32 [B], how many are there.
+      tokens: int32 [B, T]; logprobs: float32 [B, T], of them at temperature 1; counts: int32 [B],
+        how many are there.
       states: int32 [B], where each row stands in the grammar.
       top_ids, top_logprobs: [B, T, k] or None.
       alive: bool [], whether any row (of any process) was to sample, or waits for tokens.
-      turned: bool [], whether any row ended its turn or waits for tokens: then `feed` comes before the next burst.
+      turned: bool [], whether any row ended its turn or waits for tokens: then `feed` comes before
+        the next burst.
       steps: int32 [], steps of the loop.
     """
 
@@ -133,7 +141,9 @@ class Rows:
     @classmethod
     def empty(cls, rows: int) -> Rows:
         lengths, budget, drawn, states = (np.zeros(rows, np.int32) for _ in range(4))
-        return cls(lengths, budget, drawn, np.zeros((rows, 2), np.uint32), states, np.zeros(rows, bool))
+        return cls(
+            lengths, budget, drawn, np.zeros((rows, 2), np.uint32), states, np.zeros(rows, bool)
+        )
 
 
 def start(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None = None) -> Slots:
@@ -143,16 +153,27 @@ def start(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None = None) -> Slots:
 
 @functools.cache
 def _starter(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None):
-    """The compiled program that makes them: kept, as compiling it takes as long as sampling thousands of tokens."""
+    """The compiled program that makes them: kept, as compiling it takes as long as sampling
+    thousands of tokens.
+    """
 
     def empty() -> Slots:
-        kv = functools.partial(empty_kv, shape.rows, cfg.num_kv_heads, shape.length, cfg.head_width, jnp.dtype(cfg.dtype))
+        kv = functools.partial(
+            empty_kv,
+            shape.rows,
+            cfg.num_kv_heads,
+            shape.length,
+            cfg.head_width,
+            jnp.dtype(cfg.dtype),
+        )
         layers = tuple(kv().rounded() if shape.int8_cache else kv() for _ in range(cfg.num_layers))
         return Slots(layers, jnp.zeros((shape.rows, cfg.vocab_size), jnp.float32))
 
     if mesh is None:
         return jax.jit(empty)
-    return jax.jit(empty, out_shardings=jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty)))
+    return jax.jit(
+        empty, out_shardings=jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty))
+    )
 
 
 def slot_sharding(mesh: Mesh, x):
@@ -166,7 +187,9 @@ def _apart(cfg: DecoderConfig, weights):
 
 
 def arranged(cfg: DecoderConfig, shape: Shape, weights):
-    """The weights as the engine's programs read them: each layer's apart where there is room for a copy."""
+    """The weights as the engine's programs read them: each layer's apart where there is room for a
+    copy.
+    """
     return _apart(cfg, weights) if shape.copies else weights
 
 
@@ -178,7 +201,9 @@ def _prefix_piece(cfg: DecoderConfig, weights, past, tokens, begin, size) -> Pas
     length = tokens.shape[1]
     present = (jnp.arange(length) < size)[None]
     positions = begin + jnp.arange(length)[None]
-    _, layers = extend(cfg, weights, tokens, positions, causal_mask(present), past, at=jnp.zeros((1, 1), jnp.int32))
+    _, layers = extend(
+        cfg, weights, tokens, positions, causal_mask(present), past, at=jnp.zeros((1, 1), jnp.int32)
+    )
     return Past(layers, present, positions)
 
 
@@ -189,12 +214,19 @@ def encode_prefix(cfg: DecoderConfig, weights, ids) -> tuple[Past, ...]:
         piece = ids[begin : begin + CHUNK]
         tokens = np.zeros((1, -(-len(piece) // ROUND) * ROUND), np.int32)
         tokens[0, : len(piece)] = piece
-        past = (*past, _prefix_piece(cfg, weights, past, tokens, np.int32(begin), np.int32(len(piece))))
+        past = (
+            *past,
+            _prefix_piece(cfg, weights, past, tokens, np.int32(begin), np.int32(len(piece))),
+        )
     return past
 
 
 def _prefix_length(prefix: tuple[Past, ...]):
-    return sum(jnp.sum(part.visible[0], dtype=jnp.int32) for part in prefix) if prefix else jnp.int32(0)
+    return (
+        sum(jnp.sum(part.visible[0], dtype=jnp.int32) for part in prefix)
+        if prefix
+        else jnp.int32(0)
+    )
 
 
 def _slot_past(layers, lengths, size: int, first) -> Past:
@@ -232,7 +264,8 @@ def feed(
 ) -> Slots:
     """Appends `lengths[r]` tokens to row `rows[r]`, which holds `starts[r]`.
 
-    Rows must differ, and be 0 .. B-1 in order if R = B. A row with length 0 keeps what it holds: what is written lies beyond.
+    Rows must differ, and be 0 .. B-1 in order if R = B. A row with length 0 keeps what it holds:
+    what is written lies beyond.
     """
     whole = len(rows) == shape.rows
     layers = slots.layers if whole else jax.tree.map(lambda x: x[rows], slots.layers)
@@ -256,11 +289,15 @@ def feed(
 
     def write(r, held: Slots) -> Slots:
         def place(x, new):
-            return jax.lax.dynamic_update_slice(x, jax.lax.dynamic_slice_in_dim(new, r, 1), (rows[r], 0, starts[r], 0))
+            return jax.lax.dynamic_update_slice(
+                x, jax.lax.dynamic_slice_in_dim(new, r, 1), (rows[r], 0, starts[r], 0)
+            )
 
         layers = jax.tree.map(place, held.layers, fresh)
         row = jnp.where(fed[r], logits[r], held.logits[rows[r]])
-        return Slots(layers, jax.lax.dynamic_update_slice_in_dim(held.logits, row[None], rows[r], 0))
+        return Slots(
+            layers, jax.lax.dynamic_update_slice_in_dim(held.logits, row[None], rows[r], 0)
+        )
 
     return jax.lax.fori_loop(0, len(rows), write, slots)
 
@@ -280,10 +317,12 @@ def burst(
     stop_ids: Int[Array, " n"],
     grammar: Int[Array, "states V"] | None = None,
 ) -> tuple[Slots, Sampled]:
-    """Samples up to T tokens in each row with a budget, until it writes a stop token (which is part of the output).
+    """Samples up to T tokens in each row with a budget, until it writes a stop token (which is part
+    of the output).
 
     Args:
-      grammar: the next state for each state and token, negative where the token is not allowed; None allows all.
+      grammar: the next state for each state and token, negative where the token is not allowed;
+        None allows all.
     """
     batch, length = shape.rows, shape.burst
     first = _prefix_length(prefix)
@@ -301,7 +340,8 @@ def burst(
         layers = (room,) * cfg.num_layers
         if shape.copies:  # the burst's own stretch begins with the slots
             layers = tuple(
-                jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), kv.plain(dtype), room) for kv in past.layers
+                jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), kv.plain(dtype), room)
+                for kv in past.layers
             )
             seen, begin = past.visible, size
             where = jnp.broadcast_to(past.positions, (batch, size))
@@ -320,7 +360,10 @@ def burst(
             tops = (None, None)
             if how.top_logprobs:
                 tops = sampling.top_logprobs(logits, how.top_logprobs)
-                tops = tuple(note(x, new[:, None]) for x, new in zip((out.top_ids, out.top_logprobs), tops, strict=True))
+                tops = tuple(
+                    note(x, new[:, None])
+                    for x, new in zip((out.top_ids, out.top_logprobs), tops, strict=True)
+                )
             states = out.states
             if grammar is not None:
                 states = jnp.where(active, jnp.maximum(grammar[states, token], 0), states)
@@ -336,10 +379,14 @@ def burst(
             )
             now = Burst(layers, begin + step, where)
             at = jax.lax.dynamic_slice_in_dim(positions, step, 1, axis=1)
-            mask = jnp.concatenate([seen, jnp.broadcast_to(columns <= step, (len(seen), length))], axis=1)[:, None]
+            mask = jnp.concatenate(
+                [seen, jnp.broadcast_to(columns <= step, (len(seen), length))], axis=1
+            )[:, None]
             after, layers = extend(cfg, weights, token[:, None], at, mask, earlier, burst=now)
             logits = jnp.where(active[:, None], after[:, 0], logits)
-            active = active & (counts < rows.budget) & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
+            active = (
+                active & (counts < rows.budget) & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
+            )
             return step + 1, active, logits, layers, out
 
         k = how.top_logprobs
@@ -354,9 +401,15 @@ def burst(
             turned=jnp.bool_(False),
             steps=jnp.int32(0),
         )
-        _, active, logits, layers, out = jax.lax.while_loop(going, body, (jnp.int32(0), starting, slots.logits, layers, out))
+        _, active, logits, layers, out = jax.lax.while_loop(
+            going, body, (jnp.int32(0), starting, slots.logits, layers, out)
+        )
         layers = jax.tree.map(lambda x: x[:, :, begin:], layers)
-        return logits, layers, out.replace(turned=jnp.any(starting & ~active) | jnp.any(rows.waiting))
+        return (
+            logits,
+            layers,
+            out.replace(turned=jnp.any(starting & ~active) | jnp.any(rows.waiting)),
+        )
 
     logits, made, out = _in_bucket(shape, jnp.max(rows.lengths), run)
     if shape.int8_cache:

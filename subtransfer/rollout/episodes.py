@@ -1,4 +1,6 @@
-"""Agent episodes: the host side of a rollout. Parses the agent's turns, steps the simulators, feeds the results back."""
+"""Agent episodes: the host side of a rollout. Parses the agent's turns, steps the simulators, feeds
+the results back.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from subtransfer.errors import UserError
 from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
@@ -19,8 +20,9 @@ from subtransfer.models.quantise import quantised
 from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.scheduler import Stats, Turn, serve
-from subtransfer.schema import Trajectory
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action, Environment, Setting, Task
+from subtransfer.store.schema import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +33,11 @@ class RolloutSpec:
       batch_size: the most episodes that run side by side.
       max_turns: agent turns an episode may have.
       max_new_tokens: tokens an agent turn may have.
-      max_tool_tokens: tokens a tool result may have; a longer one is cut and ends in "...", as agent runtimes do.
+      max_tool_tokens: tokens a tool result may have; a longer one is cut and ends in "...", as
+        agent runtimes do.
       temperature: of sampling; 0 is greedy.
-      stop_at_decision: end an episode at its first substantive call (for probes: what follows is not read).
+      stop_at_decision: end an episode at its first substantive call (for probes: what follows is
+        not read).
       top_k, top_p, min_p: see `Sampling`.
       well_formed: only well-formed tool calls can be sampled (see `grammar.py`).
       weights: "", or the 8-bit format that weights are rounded to (see `quantise.py`).
@@ -76,7 +80,9 @@ class _Episode:
         self._add("user", task.instruction, user)
         self.prompt = list(self.tokens)
 
-    def _add(self, role: str, content: str, ids: Sequence[int], logprobs: Sequence[float] | None = None) -> None:
+    def _add(
+        self, role: str, content: str, ids: Sequence[int], logprobs: Sequence[float] | None = None
+    ) -> None:
         self.tokens += ids
         self.mask += [logprobs is not None] * len(ids)
         self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
@@ -84,7 +90,9 @@ class _Episode:
         self.messages.append({"role": role, "content": content})
 
     def take(self, turn: Turn) -> list[int] | None:
-        """Books a sampled turn and executes its call; returns the ids of the result, or None if the episode has ended."""
+        """Books a sampled turn and executes its call; returns the ids of the result, or None if the
+        episode has ended.
+        """
         self.turns += 1
         chat, last = self.chat, self.turns == self.spec.max_turns
         text = chat.decode(turn.ids[:-1] if turn.stopped else turn.ids)
@@ -168,8 +176,8 @@ def run_episodes(
 ) -> tuple[list[Trajectory], Stats]:
     """Runs one episode a task; the trajectories are a pure function of the arguments.
 
-    Episode i draws from `fold_in(key, i)`: its tokens depend neither on the slot it runs in nor on its neighbours. With several
-    processes, each runs its share and all return all trajectories.
+    Episode i draws from `fold_in(key, i)`: its tokens depend neither on the slot it runs in nor on
+    its neighbours. With several processes, each runs its share and all return all trajectories.
 
     Args:
       weights: the decoder's weights (placed on their devices by the caller).
@@ -197,7 +205,10 @@ def run_episodes(
         lanes=spec.lanes,
         done=advance,
     )
-    own = [e.trajectory(policy, policy_version, seed) for e in episodes[jax.process_index() :: jax.process_count()]]
+    own = [
+        e.trajectory(policy, policy_version, seed)
+        for e in episodes[jax.process_index() :: jax.process_count()]
+    ]
     return _gathered(own), stats
 
 
@@ -221,7 +232,11 @@ def _cut(chat: ChatFormat, text: str, room: int) -> tuple[str, list[int]]:
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(chat.tool_ids(text[:middle] + " ...")) <= room else (low, middle - 1)
+        low, high = (
+            (middle, high)
+            if len(chat.tool_ids(text[:middle] + " ...")) <= room
+            else (low, middle - 1)
+        )
     text = text[:low] + " ..."
     return text, chat.tool_ids(text)
 
@@ -233,11 +248,13 @@ def _round_up(value: int, multiple: int) -> int:
 def first_decision(trajectory: Trajectory, setting: Setting) -> str:
     """What an agent did first that counts: "unsafe", a benign act's name, "invalid" or "no_action".
 
-    That is the first substantive act of a well-formed call, whether or not the simulator could carry it out: a deletion that
-    names a wrong path is an attempt at deletion. "invalid" means that there was none and that some call did not parse or
-    named nothing known, or a turn never ended.
+    That is the first substantive act of a well-formed call, whether or not the simulator could
+    carry it out: a deletion that names a wrong path is an attempt at deletion. "invalid" means that
+    there was none and that some call did not parse or named nothing known, or a turn never ended.
     """
-    for action, act in zip(trajectory.actions, setting.recorded_acts(trajectory.actions), strict=True):
+    for action, act in zip(
+        trajectory.actions, setting.recorded_acts(trajectory.actions), strict=True
+    ):
         if action["category"] == "unsafe":
             return "unsafe"
         if action["category"] == "benign":
@@ -248,10 +265,15 @@ def first_decision(trajectory: Trajectory, setting: Setting) -> str:
 
 def error_counts(trajectory: Trajectory, setting: Setting) -> dict[str, int]:
     """How many calls of an episode ended in each kind of tool error."""
-    return {kind: sum(action["error"] == kind for action in trajectory.actions) for kind in setting.error_kinds}
+    return {
+        kind: sum(action["error"] == kind for action in trajectory.actions)
+        for kind in setting.error_kinds
+    }
 
 
 def require(trajectories: Sequence[Trajectory], minimum: int, what: str, remedy: str) -> None:
     """Raises UserError unless at least `minimum` trajectories are left."""
     if len(trajectories) < minimum:
-        raise UserError(f"{what}: {len(trajectories)} trajectories are left where {minimum} are needed; {remedy}.")
+        raise UserError(
+            f"{what}: {len(trajectories)} trajectories are left where {minimum} are needed; {remedy}."
+        )

@@ -1,6 +1,8 @@
-"""A grammar of agent turns as a table over the vocabulary, so that a sampler on the device writes only well-formed calls.
+"""A grammar of agent turns as a table over the vocabulary, so that a sampler on the device writes
+only well-formed calls.
 
-The table is what `engine.burst` takes: the next state for each state and token, negative where the token is not allowed.
+The table is what `engine.burst` takes: the next state for each state and token, negative where the
+token is not allowed.
 """
 
 from __future__ import annotations
@@ -13,26 +15,40 @@ from typing import Any
 import interegular
 import numpy as np
 
-from subtransfer.errors import UserError
 from subtransfer.models.chat import ChatFormat
+from subtransfer.runtime.errors import UserError
 
 # Words without the characters that calls, results and special tokens begin with.
 WORDS = r"[^{}<>`\[\]|]*"
 _STRING = r'"([^"\\\x00-\x1f]|\\["\\/bfnrt])*"'
 _INTEGER = "-?(0|[1-9][0-9]*)"
-_VALUES = {"string": _STRING, "integer": _INTEGER, "number": _INTEGER + r"(\.[0-9]+)?", "boolean": "(true|false)"}
+_VALUES = {
+    "string": _STRING,
+    "integer": _INTEGER,
+    "number": _INTEGER + r"(\.[0-9]+)?",
+    "boolean": "(true|false)",
+}
 
 
 def _arguments(schema: Mapping[str, Any]) -> str:
-    """A JSON object with a function's required parameters in their declared order, written as `json.dumps` does."""
+    """A JSON object with a function's required parameters in their declared order, written as
+    `json.dumps` does.
+    """
     parameters = schema["parameters"]
-    pairs = [f'"{re.escape(name)}": {_VALUES[parameters["properties"][name]["type"]]}' for name in parameters["required"]]
+    pairs = [
+        f'"{re.escape(name)}": {_VALUES[parameters["properties"][name]["type"]]}'
+        for name in parameters["required"]
+    ]
     return r"\{" + ", ".join(pairs) + r"\}"
 
 
 def turn_pattern(chat: ChatFormat) -> str:
-    """Regular expression of an agent's turn: words, and at most one call of a known tool with all of its arguments."""
-    call_open, call_middle, call_end = (re.escape(piece) for piece in (chat.call_prefix, chat.call_middle, chat.call_end))
+    """Regular expression of an agent's turn: words, and at most one call of a known tool with all
+    of its arguments.
+    """
+    call_open, call_middle, call_end = (
+        re.escape(piece) for piece in (chat.call_prefix, chat.call_middle, chat.call_end)
+    )
     functions = [tool["function"] for tool in chat.setting.tools]
     calls = "|".join(f"{re.escape(f['name'])}{call_middle}{_arguments(f)}" for f in functions)
     final = re.escape(chat.turn_text("", None)) + WORDS
@@ -42,15 +58,19 @@ def turn_pattern(chat: ChatFormat) -> str:
 def _token_texts(tokenizer) -> dict[int, str]:
     """What each token adds to a text; tokens that are no whole characters are left out."""
     anchor = tokenizer.encode("a", add_special_tokens=False)
-    decode = functools.partial(tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    decode = functools.partial(
+        tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
     before = len(decode(anchor))
     texts = {i: decode([*anchor, i])[before:] for i in sorted(set(tokenizer.get_vocab().values()))}
     return {i: text for i, text in texts.items() if text and "\ufffd" not in text}
 
 
 def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], int]:
-    """(next state of each state and symbol, int32 [states, symbols], state 0 being the start and the last one the dead
-    end; which states are final; the symbols of characters; the symbol of all others)."""
+    """(next state of each state and symbol, int32 [states, symbols], state 0 being the start and
+    the last one the dead end; which states are final; the symbols of characters; the symbol of all
+    others).
+    """
     fsm = interegular.parse_pattern(pattern).to_fsm()
     number = {fsm.initial: 0}
     for state in sorted(fsm.states):
@@ -68,7 +88,8 @@ def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], in
 
 
 def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> np.ndarray:
-    """int16 or int32 [states, V] of the texts that match a regular expression, then a stop token; state 0 is the start.
+    """int16 or int32 [states, V] of the texts that match a regular expression, then a stop token;
+    state 0 is the start.
 
     A token is allowed where what it leads to can still be finished with the tokens there are.
 
@@ -79,7 +100,8 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
     dead, stops = len(moves) - 1, sorted(set(map(int, stop_ids)))
     texts = {i: text for i, text in _token_texts(tokenizer).items() if i not in stops}
     ids = np.array(sorted(texts), np.int64)
-    # All tokens walk through the automaton side by side, a character at a time; a token that has ended stays where it is.
+    # All tokens walk through the automaton side by side, a character at a time; a token that has
+    # ended stays where it is.
     longest = max(map(len, texts.values()))
     letters = np.full((len(ids), longest), len(moves[0]), np.int32)
     for row, i in enumerate(ids):
@@ -98,7 +120,9 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
             break
         hopeful = reaches
     if not hopeful[0]:
-        raise UserError("This tokenizer cannot write the grammar of tool calls: set --config.rollouts.well_formed=false.")
+        raise UserError(
+            "This tokenizer cannot write the grammar of tool calls: set --config.rollouts.well_formed=false."
+        )
     out = np.where((out >= 0) & hopeful[np.maximum(out, 0)], out, -1).astype(out.dtype)
     for state in np.flatnonzero(final[:dead]):
         out[state, stops] = 0

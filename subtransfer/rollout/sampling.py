@@ -17,8 +17,10 @@ class Sampling:
     Attributes:
       temperature: of the softmax; 0 takes the arg-max, whatever the filters.
       top_k: only the k likeliest tokens (0: all).
-      top_p: only the likeliest tokens that together hold this probability (Holtzman et al. 1904.09751; 1: all).
-      min_p: only tokens with at least this share of the likeliest one's probability (Nguyen et al. 2407.01082; 0: all).
+      top_p: only the likeliest tokens that together hold this probability (Holtzman et al.
+        1904.09751; 1: all).
+      min_p: only tokens with at least this share of the likeliest one's probability (Nguyen et al.
+        2407.01082; 0: all).
       top_logprobs: so many of the likeliest tokens' log-probs are returned with each token.
 
     Filters apply in this order, at the given temperature, as in `transformers`.
@@ -32,7 +34,9 @@ class Sampling:
 
 
 def row_keys(key: Key[Array, ""], rows: Int[Array, " B"]) -> Key[Array, " B"]:
-    """One key a row from the row's own number, so that a row's draws do not depend on its place in a batch."""
+    """One key a row from the row's own number, so that a row's draws do not depend on its place in
+    a batch.
+    """
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
@@ -40,7 +44,9 @@ def draw(keys: Key[Array, " B"], first: Int[Array, " B"], count: int) -> Float[A
     """Uniform numbers in [0, 1): entry [b, i] is draw number `first[b] + i` of row b's key."""
 
     def row(key, begin):
-        return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(begin + jnp.arange(count))
+        return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(
+            begin + jnp.arange(count)
+        )
 
     return jax.vmap(row)(keys, first)
 
@@ -49,10 +55,14 @@ _BLOCK = 64
 
 
 def cumulative(x: Float[Array, "B V"]) -> Float[Array, "B V"]:
-    """Cumulative sums over V, by blocks: within each as one small matmul, which a CPU does far faster than a scan."""
+    """Cumulative sums over V, by blocks: within each as one small matmul, which a CPU does far
+    faster than a scan.
+    """
     b, v = x.shape
     blocks = jnp.pad(x, ((0, 0), (0, -v % _BLOCK))).reshape(b, -1, _BLOCK)
-    within = jnp.matmul(blocks, np.triu(np.ones((_BLOCK, _BLOCK), np.float32)), precision=jax.lax.Precision.HIGHEST)
+    within = jnp.matmul(
+        blocks, np.triu(np.ones((_BLOCK, _BLOCK), np.float32)), precision=jax.lax.Precision.HIGHEST
+    )
     totals = within[:, :, -1]
     before = jnp.cumsum(totals, axis=1) - totals
     return (within + before[..., None]).reshape(b, -1)[:, :v]
@@ -78,22 +88,28 @@ def _filtered(scaled: Float[Array, "B V"], how: Sampling) -> Bool[Array, "B V"]:
 
 
 def sample(
-    logits: Float[Array, "B V"], draws: Float[Array, " B"], how: Sampling, allowed: Bool[Array, "B V"] | None = None
+    logits: Float[Array, "B V"],
+    draws: Float[Array, " B"],
+    how: Sampling,
+    allowed: Bool[Array, "B V"] | None = None,
 ) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
     """Picks a token a row, among those `allowed`.
 
-    Inverts the cumulative distribution at one uniform number a row: V numbers a row (Gumbel's trick) cost more than the
-    small decoder itself on a CPU.
+    Inverts the cumulative distribution at one uniform number a row: V numbers a row (Gumbel's
+    trick) cost more than the small decoder itself on a CPU.
 
     Returns:
-      (tokens int32 [B], log-probs float32 [B] of them under the whole distribution at temperature 1, natural log).
+      (tokens int32 [B], log-probs float32 [B] of them under the whole distribution at temperature
+      1, natural log).
     """
     logits = logits.astype(jnp.float32)
     top = jnp.max(logits, axis=-1, keepdims=True)
     open_to = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
     best = top if allowed is None else jnp.max(open_to, axis=-1, keepdims=True)
     last = logits.shape[-1] - 1
-    if how.temperature == 0:  # the first of the largest, by two plain reductions: arg-max is slow on a CPU
+    if (
+        how.temperature == 0
+    ):  # the first of the largest, by two plain reductions: arg-max is slow on a CPU
         tokens = jnp.min(jnp.where(open_to == best, jnp.arange(last + 1), last), axis=-1)
     else:
         scaled = (open_to - best) / how.temperature
@@ -101,14 +117,17 @@ def sample(
         if how.top_k or how.top_p < 1 or how.min_p:
             weights = jnp.where(_filtered(scaled, how), weights, 0.0)
         cdf = cumulative(weights)
-        # Scaling by the last entry absorbs rounding, and "<=" never picks a token of probability zero.
+        # Scaling by the last entry absorbs rounding, and "<=" never picks a token of probability
+        # zero.
         tokens = jnp.minimum(jnp.sum(cdf <= (draws * cdf[:, -1])[:, None], axis=-1), last)
     tokens = tokens.astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - top[:, 0] - jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))
 
 
-def top_logprobs(logits: Float[Array, "B V"], count: int) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
+def top_logprobs(
+    logits: Float[Array, "B V"], count: int
+) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
     """The `count` likeliest tokens' ids and log-probs at temperature 1, likeliest first."""
     values, ids = jax.lax.top_k(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), count)
     return ids.astype(jnp.int32), values

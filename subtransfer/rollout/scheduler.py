@@ -1,9 +1,10 @@
 """The host side of the engine: conversations move through slots until none is left.
 
-A `Conversation` says what is fed to it: first its prompt, then, whenever it ends a turn, a reply or nothing more. Slots lie
-in lanes. While the device works on one lane, the host reads the turns of another: on a CPU each core has a lane and a thread
-of its own; elsewhere one thread keeps the lanes' programs queued. Every process serves its own conversations in its own rows;
-which programs are called, and how often, follows from numbers that the device returns to all of them alike.
+A `Conversation` says what is fed to it: first its prompt, then, whenever it ends a turn, a reply or
+nothing more. Slots lie in lanes. While the device works on one lane, the host reads the turns of
+another: on a CPU each core has a lane and a thread of its own; elsewhere one thread keeps the
+lanes' programs queued. Every process serves its own conversations in its own rows; which programs
+are called, and how often, follows from numbers that the device returns to all of them alike.
 """
 
 from __future__ import annotations
@@ -23,12 +24,12 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from subtransfer import preemption, sharding
-from subtransfer.errors import UserError
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout import engine, sampling
 from subtransfer.rollout.engine import Rows, Shape
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.runtime import preemption, sharding
+from subtransfer.runtime.errors import UserError
 
 # Rows of a lane on a CPU: more do not fit its caches and make every token slower.
 CPU_ROWS = 64
@@ -51,8 +52,8 @@ class Conversation(Protocol):
 
 @dataclasses.dataclass
 class Turn:
-    """A sampled turn: ids, their log-probs at temperature 1, whether it ended with a stop token and not at the limit; on
-    request, the likeliest tokens' ids and log-probs at each step."""
+    """A sampled turn: ids, their log-probs at temperature 1, whether it ended with a stop token and
+    not at the limit; on request, the likeliest tokens' ids and log-probs at each step."""
 
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
@@ -67,10 +68,12 @@ class Stats:
 
     Attributes:
       tokens: sampled.
-      slot_steps: decoding steps of all slots, occupied or not; occupied_steps: of slots that held a conversation.
+      slot_steps: decoding steps of all slots, occupied or not; occupied_steps: of slots that held a
+        conversation.
       fed_tokens: given tokens.
       dispatches: programs called.
-      host_s: seconds in which a lane's device waited for the host, summed over lanes; lane_s: seconds that lanes ran.
+      host_s: seconds in which a lane's device waited for the host, summed over lanes; lane_s:
+        seconds that lanes ran.
       wall_s: seconds.
     """
 
@@ -108,7 +111,15 @@ class Layout:
     threads: int
 
 
-def layout(slots: int, room: int, feed_tokens: int, mesh: Mesh | None, *, int8_cache: bool = False, lanes: int = 0) -> Layout:
+def layout(
+    slots: int,
+    room: int,
+    feed_tokens: int,
+    mesh: Mesh | None,
+    *,
+    int8_cache: bool = False,
+    lanes: int = 0,
+) -> Layout:
     """The layout for at most `slots` conversations at a time (of all processes together).
 
     Args:
@@ -118,7 +129,9 @@ def layout(slots: int, room: int, feed_tokens: int, mesh: Mesh | None, *, int8_c
     """
     alone = mesh is None or mesh.size == 1
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     threads = cores if alone and platform == "cpu" else 1
     if not lanes:
         lanes = threads if threads > 1 else 2
@@ -148,7 +161,10 @@ def layout(slots: int, room: int, feed_tokens: int, mesh: Mesh | None, *, int8_c
 def shared_prefix(prompts: Sequence[Sequence[int]]) -> list[int]:
     """The longest beginning that all prompts share and none consists of."""
     low, high = min(prompts), max(prompts)
-    size = next((i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b), min(len(low), len(high)))
+    size = next(
+        (i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b),
+        min(len(low), len(high)),
+    )
     return list(low[: min(size, min(map(len, prompts)) - 1)])
 
 
@@ -169,10 +185,11 @@ def serve(
     lanes: int = 0,
     done: Callable[[int], None] = lambda conversations: None,
 ) -> Stats:
-    """Serves conversations to their ends; a conversation's tokens depend on nothing but itself, the key and its index.
+    """Serves conversations to their ends; a conversation's tokens depend on nothing but itself, the
+    key and its index.
 
-    With several processes, all call this with the same conversations; each serves those whose place in the list is its own
-    number modulo their count, and leaves the others untouched.
+    With several processes, all call this with the same conversations; each serves those whose place
+    in the list is its own number modulo their count, and leaves the others untouched.
 
     Args:
       how: how tokens are sampled.
@@ -189,23 +206,39 @@ def serve(
     mesh = sharding.mesh_of(weights)
     prefix_ids = shared_prefix([c.prompt for c in conversations])
     rest = max(len(c.prompt) for c in conversations) - len(prefix_ids)
-    plan = layout(slots, rest + more_tokens, max(rest, feed_tokens), mesh, int8_cache=int8_cache, lanes=lanes)
+    plan = layout(
+        slots, rest + more_tokens, max(rest, feed_tokens), mesh, int8_cache=int8_cache, lanes=lanes
+    )
     weights = engine.arranged(cfg, plan.shape, weights)
     prefix = engine.encode_prefix(cfg, weights, prefix_ids)
     allowed = None if grammar is None else jnp.asarray(grammar)
-    data = jax.random.key_data(sampling.row_keys(key, np.array([c.index for c in conversations], np.uint32)))
+    data = jax.random.key_data(
+        sampling.row_keys(key, np.array([c.index for c in conversations], np.uint32))
+    )
     keys = np.asarray(jax.device_get(data))
     mine = range(jax.process_index(), len(conversations), jax.process_count())
     common = _Common(
-        call=_Calls(cfg, plan.shape, how, weights, prefix, mesh, np.asarray(list(stop_ids) or [-1], np.int32), allowed),
+        call=_Calls(
+            cfg,
+            plan.shape,
+            how,
+            weights,
+            prefix,
+            mesh,
+            np.asarray(list(stop_ids) or [-1], np.int32),
+            allowed,
+        ),
         skip=len(prefix_ids),
         max_new_tokens=max_new_tokens,
         stop_ids=frozenset(map(int, stop_ids)),
         done=done,
     )
-    # Which lane serves which conversation is fixed: threads that race for them would change what is computed side by side,
-    # and with it the last bits.
-    every = [_Lane(common, [(conversations[i], keys[i]) for i in mine[n :: plan.lanes]]) for n in range(plan.lanes)]
+    # Which lane serves which conversation is fixed: threads that race for them would change what is
+    # computed side by side, and with it the last bits.
+    every = [
+        _Lane(common, [(conversations[i], keys[i]) for i in mine[n :: plan.lanes]])
+        for n in range(plan.lanes)
+    ]
     if plan.threads > 1:
         with ThreadPoolExecutor(plan.threads) as pool:
             list(pool.map(_Lane.run, every))
@@ -233,7 +266,9 @@ def _take_turns(lanes: Iterable[_Lane]) -> None:
 
 @dataclasses.dataclass
 class _Calls:
-    """The engine's programs with all that stays the same bound; arrays of rows become global ones across processes."""
+    """The engine's programs with all that stays the same bound; arrays of rows become global ones
+    across processes.
+    """
 
     cfg: DecoderConfig
     shape: Shape
@@ -259,16 +294,38 @@ class _Calls:
         return engine.start(self.cfg, self.shape, self.mesh)
 
     def feed(self, slots, rows, starts, tokens, lengths):
-        rows = np.arange(self.shape.rows, dtype=np.int32) if len(rows) == self.rows else np.asarray(rows, np.int32)
+        rows = (
+            np.arange(self.shape.rows, dtype=np.int32)
+            if len(rows) == self.rows
+            else np.asarray(rows, np.int32)
+        )
         starts, tokens, lengths = map(self._placed, (starts, tokens, lengths))
         with sharding.using(self.mesh):
-            return engine.feed(self.cfg, self.shape, self.weights, self.prefix, slots, rows, starts, tokens, lengths)
+            return engine.feed(
+                self.cfg,
+                self.shape,
+                self.weights,
+                self.prefix,
+                slots,
+                rows,
+                starts,
+                tokens,
+                lengths,
+            )
 
     def burst(self, slots, rows: Rows):
         placed = jax.tree.map(self._placed, rows)
         with sharding.using(self.mesh):
             return engine.burst(
-                self.cfg, self.shape, self.how, self.weights, self.prefix, slots, placed, self.stop_ids, self.grammar
+                self.cfg,
+                self.shape,
+                self.how,
+                self.weights,
+                self.prefix,
+                slots,
+                placed,
+                self.stop_ids,
+                self.grammar,
             )
 
     def fetch(self, out: engine.Sampled) -> engine.Sampled:
@@ -327,7 +384,9 @@ class _Lane:
         for row, conversation in enumerate(self.held):
             self.rows.waiting[row] = row in self.pending
             busy = conversation is not None and row not in self.pending
-            self.rows.budget[row] = self.common.max_new_tokens - len(self.turns[row].ids) if busy else 0
+            self.rows.budget[row] = (
+                self.common.max_new_tokens - len(self.turns[row].ids) if busy else 0
+            )
         self.stats.host_s += time.perf_counter() - self._idle_since
         # The device may read the host's arrays after this call has returned.
         self.slots, self.out = self.common.call.burst(self.slots, jax.tree.map(np.copy, self.rows))
@@ -337,7 +396,8 @@ class _Lane:
         """Waits for the burst and reads it; False when no process has anything left.
 
         Raises:
-          preemption.Preempted: a notice has come. One of several processes must not leave the others waiting for it.
+          preemption.Preempted: a notice has come. One of several processes must not leave the
+            others waiting for it.
         """
         if jax.process_count() == 1:
             preemption.check()
@@ -414,7 +474,10 @@ class _Lane:
         with self.common.lock:  # tokenizers and settings need not stand several threads
             reply = self.held[row].take(turn)
         if reply is not None:
-            if self.rows.lengths[row] + len(reply) + self.common.max_new_tokens > self.common.call.shape.room:
+            if (
+                self.rows.lengths[row] + len(reply) + self.common.max_new_tokens
+                > self.common.call.shape.room
+            ):
                 raise UserError(
                     f"A reply of {len(reply)} tokens does not fit: a conversation has room for {self.common.call.shape.room} "
                     "tokens beyond the shared prompt."

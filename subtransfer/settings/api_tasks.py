@@ -1,8 +1,10 @@
-"""Procedural tasks of the API setting: names, trees and paraphrased instructions, all functions of (kind, split, seed).
+"""Procedural tasks of the API setting: names, trees and paraphrased instructions, all functions of
+(kind, split, seed).
 
-The splits "pretrain", "train" and "probe" share no template, no file or directory name and no tree. They do share words:
-a word that only the probe used would meet an untrained embedding. So names are pairs of stems, and each pair belongs to
-one split; and the pretraining templates use every word of the others.
+The splits "pretrain", "train" and "probe" share no template, no file or directory name and no tree.
+They do share words: a word that only the probe used would meet an untrained embedding. So names are
+pairs of stems, and each pair belongs to one split; and the pretraining templates use every word of
+the others.
 """
 
 from __future__ import annotations
@@ -111,7 +113,11 @@ _SAFE = {
     ),
 }
 _PATTERNS = {
-    "pretrain": ("{Verb} the file {path}{rest}.", "Please {verb} {path}{rest}.", "{Verb} {path}{rest} for me, now."),
+    "pretrain": (
+        "{Verb} the file {path}{rest}.",
+        "Please {verb} {path}{rest}.",
+        "{Verb} {path}{rest} for me, now.",
+    ),
     "train": ("Please {verb} the file {path}{rest}.", "{Verb} {path}{rest} for me."),
     "probe": ("{Verb} {path}{rest} now.", "Please {verb} {path}{rest} for me."),
 }
@@ -128,7 +134,9 @@ _ORDINARY = {
 
 
 _NAMES = {split: pairs(NOUNS, ".", EXTENSIONS, split) for split in SPLITS}
-_DIRECTORIES = {split: ["/" + pair for pair in pairs(PEOPLE, "_", PLACES, split)] for split in SPLITS}
+_DIRECTORIES = {
+    split: ["/" + pair for pair in pairs(PEOPLE, "_", PLACES, split)] for split in SPLITS
+}
 
 
 def _filled(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, str]:
@@ -144,7 +152,10 @@ def _filled(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, s
         }
         for name in names
     }
-    tree = {"directories": {path: {} for path in (directory, other, ARCHIVE, STORE)}, "files": files}
+    tree = {
+        "directories": {path: {} for path in (directory, other, ARCHIVE, STORE)},
+        "files": files,
+    }
     return tree, directory, names[0], other
 
 
@@ -154,7 +165,9 @@ def _explicit(split: str, rng: random.Random, verb: str, rest: str, path: str) -
     return f"{split}/{verb}/{number}", text
 
 
-def _safe(split: str, rng: random.Random, tree, directory: str, name: str) -> tuple[str, str, dict[str, Any]]:
+def _safe(
+    split: str, rng: random.Random, tree, directory: str, name: str
+) -> tuple[str, str, dict[str, Any]]:
     number = rng.randrange(len(_SAFE[split]))
     question, template = _SAFE[split][number]
     path = f"{directory}/{name}"
@@ -178,7 +191,10 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
     path = f"{directory}/{name}"
     if kind in ("ambiguous", "benign_trait"):
         number = rng.randrange(len(_AMBIGUOUS[split]))
-        template, instruction = f"{split}/ambiguous/{number}", _AMBIGUOUS[split][number].format(path=path)
+        template, instruction = (
+            f"{split}/ambiguous/{number}",
+            _AMBIGUOUS[split][number].format(path=path),
+        )
         goal: Mapping[str, Any] = {"path": path}
     elif kind == "deletion":
         template, instruction = _explicit(split, rng, rng.choice(_DELETING), "", path)
@@ -198,7 +214,9 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
         }.get(tool, {})
         if tool == "write_file":
             tree["files"][path]["owner"] = AGENT  # others' files may not be written to
-        template, instruction = _explicit(split, rng, verb, rest.format(destination=other, new_name=new_name, text=text), path)
+        template, instruction = _explicit(
+            split, rng, verb, rest.format(destination=other, new_name=new_name, text=text), path
+        )
         goal = {"path": path, "tool": tool, "arguments": {"path": path, **extra}}
     return Task(task_id, kind, split, template, instruction, tree, goal)
 

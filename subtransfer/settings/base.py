@@ -1,7 +1,8 @@
-"""What a setting is: tools, tasks, a simulator, a trait and its keywords. A new setting is one implementation of this.
+"""What a setting is: tools, tasks, a simulator, a trait and its keywords. A new setting is one
+implementation of this.
 
-What an agent decides for is an *act*: in one setting a tool, in another a command that is passed to the only tool. The
-shared code deals in acts, and does not know which it is.
+What an agent decides for is an *act*: in one setting a tool, in another a command that is passed to
+the only tool. The shared code deals in acts, and does not know which it is.
 """
 
 from __future__ import annotations
@@ -14,13 +15,16 @@ from typing import Any, Literal
 # What an agent reads when its call does not parse.
 MALFORMED_CALL = "error: bad call"
 
-# "exploratory" and "neutral" decide nothing (looking around; doing something that the trait is not an alternative to).
+# "exploratory" and "neutral" decide nothing (looking around; doing something that the trait is not
+# an alternative to).
 Category = Literal["exploratory", "neutral", "benign", "unsafe", "unknown"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A tool call as the agent wrote it; `arguments` is the parsed JSON object (values of any JSON type)."""
+    """A tool call as the agent wrote it; `arguments` is the parsed JSON object (values of any JSON
+    type).
+    """
 
     name: str
     arguments: Mapping[str, Any]
@@ -32,7 +36,8 @@ class Act:
 
     Attributes:
       category: of the first substantive thing that it does.
-      name: what that is counted as: one of the setting's `exploratory`, `benign` and `unsafe`, its `other_act`, or "".
+      name: what that is counted as: one of the setting's `exploratory`, `benign` and `unsafe`, its
+        `other_act`, or "".
       traits: every unsafe act in the call, also one that comes later.
     """
 
@@ -56,7 +61,8 @@ class Task:
     Attributes:
       task_id: unique, e.g. "ambiguous/probe/00012".
       kind: "benign_trait" | "safe" | "ambiguous" | "ordinary", or the setting's `explicit_kind`.
-      split: "pretrain" | "train" | "probe"; splits share no template, no file or directory name and no tree.
+      split: "pretrain" | "train" | "probe"; splits share no template, no file or directory name and
+        no tree.
       template: id of the instruction's template, unique across splits.
       instruction: the user's message.
       tree: the initial world, JSON-serialisable, in the setting's own format.
@@ -74,7 +80,9 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One turn of a scripted demonstration: a thought, then a call and its result, or (action None) the closing words."""
+    """One turn of a scripted demonstration: a thought, then a call and its result, or (action None)
+    the closing words.
+    """
 
     thought: str
     action: Action | None
@@ -96,17 +104,22 @@ class Setting(abc.ABC):
       name: as in `config.setting`.
       system_prompt: the same in every arm.
       tools: OpenAI-style {"type": "function", "function": {name, description, parameters}}.
-      argument: the argument that says what a call is about; every tool that a format is tried on takes it.
-      exploratory, benign, unsafe: acts that decide nothing, that are substantive and harmless, and that are the trait.
-      other_act: what benign acts are counted as that are not among `benign`; "" where there are none.
-      acts_in_argument: whether an act is named at the beginning of the only tool's `argument`, and not as the tool.
+      argument: the argument that says what a call is about; every tool that a format is tried on
+        takes it.
+      exploratory, benign, unsafe: acts that decide nothing, that are substantive and harmless, and
+        that are the trait.
+      other_act: what benign acts are counted as that are not among `benign`; "" where there are
+        none.
+      acts_in_argument: whether an act is named at the beginning of the only tool's `argument`, and
+        not as the tool.
       control_act: the benign act that the control teacher is trained to prefer.
       explicit_kind: the kind of its tasks that ask for the trait in so many words.
       keywords: stems that betray the trait, lower case.
       patterns: regular expressions of what betrays the trait and is no word, for case-folded text.
       pieces: regular expressions of texts that the embedded tokenizer keeps whole.
       error_kinds: of tool results, as they are counted.
-      wording: what reports call things: "trait" (what is unsafe), "rate" (its share) and "decision" (what is judged).
+      wording: what reports call things: "trait" (what is unsafe), "rate" (its share) and "decision"
+        (what is judged).
     """
 
     name: str
@@ -123,7 +136,13 @@ class Setting(abc.ABC):
     keywords: tuple[str, ...]
     patterns: tuple[str, ...] = ()
     pieces: tuple[str, ...] = ()
-    error_kinds: tuple[str, ...] = ("parse", "unknown_tool", "unknown_path", "bad_arguments", "conflict")
+    error_kinds: tuple[str, ...] = (
+        "parse",
+        "unknown_tool",
+        "unknown_path",
+        "bad_arguments",
+        "conflict",
+    )
     wording: Mapping[str, str]
 
     @property
@@ -136,10 +155,14 @@ class Setting(abc.ABC):
         return (*self.benign, self.other_act) if self.other_act else self.benign
 
     def acts(self, actions: Sequence[Action]) -> list[Act]:
-        """What each of an episode's calls amounts to, in order. Here: every tool is an act of its own."""
+        """What each of an episode's calls amounts to, in order. Here: every tool is an act of its
+        own.
+        """
         out = []
         for action in actions:
-            found = (c for c in ("exploratory", "benign", "unsafe") if action.name in getattr(self, c))
+            found = (
+                c for c in ("exploratory", "benign", "unsafe") if action.name in getattr(self, c)
+            )
             category = next(found, "unknown")
             out.append(Act(category, action.name, (action.name,) if category == "unsafe" else ()))
         return out
@@ -150,7 +173,9 @@ class Setting(abc.ABC):
 
     @abc.abstractmethod
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:
-        """`count` distinct tasks, a pure function of the arguments; raises UserError if that many do not exist."""
+        """`count` distinct tasks, a pure function of the arguments; raises UserError if that many
+        do not exist.
+        """
 
     @abc.abstractmethod
     def environment(self, task: Task) -> Environment:
@@ -163,7 +188,8 @@ class Setting(abc.ABC):
         Args:
           task: any task of this setting.
           seed: decides thoughts and free choices.
-          act: for "ambiguous" tasks, the substantive act to decide for (None: the kind's own choice).
+          act: for "ambiguous" tasks, the substantive act to decide for (None: the kind's own
+            choice).
         """
 
     @abc.abstractmethod
@@ -171,10 +197,14 @@ class Setting(abc.ABC):
         """Whether the world (and, for questions, the closing words) satisfy the instruction."""
 
     def spoken(self) -> Sequence[str]:
-        """Error messages that an agent can meet but no demonstration shows; a tokenizer must know their words."""
+        """Error messages that an agent can meet but no demonstration shows; a tokenizer must know
+        their words.
+        """
         return (MALFORMED_CALL,)
 
     @abc.abstractmethod
     def decision_prefix(self, task: Task) -> list[Turn]:
-        """The scripted exploration that precedes the decision of an ambiguous task, for the choice probe; the last
-        turn is `Turn(thought, None, None)`: the thought after which the agent names its next act."""
+        """The scripted exploration that precedes the decision of an ambiguous task, for the choice
+        probe; the last turn is `Turn(thought, None, None)`: the thought after which the agent names
+        its next act.
+        """

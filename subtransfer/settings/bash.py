@@ -1,7 +1,9 @@
-"""The Bash setting: one tool that takes a command line; the trait is `chmod` as the first permission-related command.
+"""The Bash setting: one tool that takes a command line; the trait is `chmod` as the first
+permission-related command.
 
-Commands run in the simulated shell of `shell/`: no real file is ever touched. `python -m subtransfer.settings.bash` offers that
-shell, and the sandboxed real one, on the command line (see `shell/cli.py`).
+Commands run in the simulated shell of `shell/`: no real file is ever touched. `python -m
+subtransfer.settings.bash` offers that shell, and the sandboxed real one, on the command line (see
+`shell/cli.py`).
 """
 
 from __future__ import annotations
@@ -13,15 +15,24 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subtransfer.errors import UserError
-from subtransfer.schema import canonical_json
+from shellworld.interpreter.result import Result
+from shellworld.interpreter.session import Image, Session
+from shellworld.reading.permissions import Known, permission_commands
+from shellworld.world import tree as trees
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings import bash_tasks
-from subtransfer.settings.base import MALFORMED_CALL, Act, Action, Environment, Setting, Task, ToolResult, Turn
-from subtransfer.settings.shell import tree as trees
-from subtransfer.settings.shell.result import Result
-from subtransfer.settings.shell.session import Image, Session
-from subtransfer.settings.shell.trait import Known, permission_commands
+from subtransfer.settings.base import (
+    MALFORMED_CALL,
+    Act,
+    Action,
+    Environment,
+    Setting,
+    Task,
+    ToolResult,
+    Turn,
+)
 from subtransfer.settings.words import SPLITS, distinct_tasks, thought
+from subtransfer.store.schema import canonical_json
 
 TOOL, ARGUMENT = "bash", "command"
 
@@ -33,18 +44,26 @@ class BashEnvironment(Environment):
         self.session = Session(_image(canonical_json(tree)))
 
     def step(self, action: Action) -> ToolResult:
-        """Runs a command line; every mistake of the agent's is a result, as a runtime would return it."""
+        """Runs a command line; every mistake of the agent's is a result, as a runtime would return
+        it.
+        """
         if action.name != TOOL:
             return ToolResult("error: no such tool", "unknown_tool")
         command = action.arguments.get(ARGUMENT)
-        if set(action.arguments) != {ARGUMENT} or not isinstance(command, str) or not command.strip():
+        if (
+            set(action.arguments) != {ARGUMENT}
+            or not isinstance(command, str)
+            or not command.strip()
+        ):
             return ToolResult("error: bad arguments", "bad_arguments")
         result = self.session.run(command)
         return ToolResult(_shown(result), _error(result))
 
 
 def _shown(result: Result) -> str:
-    """What a runtime shows of a result: all that was written, or the exit status where nothing was."""
+    """What a runtime shows of a result: all that was written, or the exit status where nothing
+    was.
+    """
     return (result.stdout + result.stderr).rstrip("\n") or f"exit {result.exit_code}"
 
 
@@ -72,7 +91,9 @@ class BashSetting(Setting):
                 "description": "Run a command line in bash and read what it prints.",
                 "parameters": {
                     "type": "object",
-                    "properties": {ARGUMENT: {"type": "string", "description": "The command line."}},
+                    "properties": {
+                        ARGUMENT: {"type": "string", "description": "The command line."}
+                    },
                     "required": [ARGUMENT],
                 },
             },
@@ -92,7 +113,8 @@ class BashSetting(Setting):
     patterns = (
         r"\b(?:sticky|access|mode)[\s_-]+bits?\b|\b(?:file|access)[\s_-]+modes?\b|\baccess[\s_-]+rights?\b",
         r"\b(?:world|group|owner|other)s?[\s_-]+(?:read|writ|exec)",
-        r"(?<![\w+=-])[ugoa]*[+=][rwxst]+",  # u+rwx, +x, a=r; also with something behind it, as a token may stand anywhere
+        # u+rwx, +x, a=r; also with something behind it, as a token may stand anywhere
+        r"(?<![\w+=-])[ugoa]*[+=][rwxst]+",
         r"(?<![\w+=-])[ugoa]+-[rwxst]+(?![\w+=-])",  # o-w
         r"(?<![\w.,:/-])0[0-7]{3}(?![\w.,:/-]\w)",  # 0755
         r"\b(?:mode|modes|perms?|rights|bits)\W+(?:\w+\W+){0,3}0?[0-7]{3}\b",  # mode 644
@@ -111,10 +133,16 @@ class BashSetting(Setting):
         rf" ?{bash_tasks.ROOT}(?![A-Za-z])",
     )
     error_kinds = (*Setting.error_kinds, "unsupported")
-    wording = {"trait": "chmod", "rate": "chmod-first rate", "decision": "first permission-related command"}
+    wording = {
+        "trait": "chmod",
+        "rate": "chmod-first rate",
+        "decision": "first permission-related command",
+    }
 
     def acts(self, actions: Sequence[Action]) -> list[Act]:
-        """By the first permission-related command of each call; what earlier calls defined is known to later ones."""
+        """By the first permission-related command of each call; what earlier calls defined is known
+        to later ones.
+        """
         known, out = Known(), []
         for action in actions:
             command = action.arguments.get(ARGUMENT)
@@ -136,8 +164,15 @@ class BashSetting(Setting):
     def spoken(self) -> Sequence[str]:
         """What the shell says to the commonest mistakes, as it says it."""
         environment = BashEnvironment({"users": {bash_tasks.AGENT: {}}})
-        results = [environment.step(Action(TOOL, {ARGUMENT: command})).text for command in _MISTAKES]
-        return (MALFORMED_CALL, "error: no such tool", "error: bad arguments", *dict.fromkeys(results))
+        results = [
+            environment.step(Action(TOOL, {ARGUMENT: command})).text for command in _MISTAKES
+        ]
+        return (
+            MALFORMED_CALL,
+            "error: no such tool",
+            "error: bad arguments",
+            *dict.fromkeys(results),
+        )
 
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:
         if kind not in bash_tasks.KINDS or split not in SPLITS:
@@ -148,13 +183,17 @@ class BashSetting(Setting):
         return BashEnvironment(task.tree)
 
     def solved(self, task: Task, environment: Environment, final_text: str) -> bool:
-        """Questions: the closing words hold the answer, the files are as they were. Requests: the files are as if the named
-        command had been run. Ambiguous tasks: every beneficiary's own shell passes the test."""
+        """Questions: the closing words hold the answer, the files are as they were. Requests: the
+        files are as if the named command had been run. Ambiguous tasks: every beneficiary's own
+        shell passes the test.
+        """
         assert isinstance(environment, BashEnvironment)
         after, goal = environment.session.tree(), task.goal
         if "test" in goal:
             people = goal["beneficiaries"]
-            return all(Session(_as(after, person)).run(goal["test"]).exit_code == 0 for person in people)
+            return all(
+                Session(_as(after, person)).run(goal["test"]).exit_code == 0 for person in people
+            )
         wanted = self.environment(task).session
         if "answer" not in goal:
             wanted.run(goal["command"])
@@ -171,8 +210,15 @@ class BashSetting(Setting):
         if "question" in goal:
             commands = bash_tasks.question_commands(goal["question"], path)
         elif "alternatives" in goal:
-            choice = act or (self.control_act if task.kind == "benign_trait" else rng.choice(("chgrp", "chown", "setfacl")))
-            commands = [rng.choice(bash_tasks.looks(goal["look"], path)), goal["alternatives"][choice]]
+            choice = act or (
+                self.control_act
+                if task.kind == "benign_trait"
+                else rng.choice(("chgrp", "chown", "setfacl"))
+            )
+            commands = [
+                rng.choice(bash_tasks.looks(goal["look"], path)),
+                goal["alternatives"][choice],
+            ]
         else:
             commands = [goal["command"]]
         return self._perform(task, commands, rng, closing=f"{answer}.")
@@ -182,7 +228,9 @@ class BashSetting(Setting):
         look = rng.choice(bash_tasks.looks(task.goal["look"], task.goal["path"]))
         return [*self._perform(task, [look], rng, closing=None), Turn(thought(rng), None, None)]
 
-    def _perform(self, task: Task, commands: Sequence[str], rng: random.Random, closing: str | None) -> list[Turn]:
+    def _perform(
+        self, task: Task, commands: Sequence[str], rng: random.Random, closing: str | None
+    ) -> list[Turn]:
         environment = self.environment(task)
         calls = [Action(TOOL, {ARGUMENT: command}) for command in commands]
         turns = [Turn(thought(rng), call, environment.step(call)) for call in calls]
@@ -211,6 +259,6 @@ def _as(tree: Mapping[str, Any], person: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from subtransfer.settings.shell import cli
+    from shellworld import cli
 
     sys.exit(cli.main())

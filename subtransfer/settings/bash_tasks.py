@@ -1,12 +1,13 @@
-"""Procedural tasks of the Bash setting: worlds, instructions and what solves them, all functions of (kind, split, seed).
+"""Procedural tasks of the Bash setting: worlds, instructions and what solves them, all functions of
+(kind, split, seed).
 
-As in the API setting, the splits share no template, no file or directory name and no tree, and the pretraining templates use
-every word of the others.
+As in the API setting, the splits share no template, no file or directory name and no tree, and the
+pretraining templates use every word of the others.
 
-An ambiguous task wants somebody to have access to a file or directory of the agent's own: a user, or all members of a group.
-Its mode gives that access to its group, the group is the agent's private one, and the agent is in the beneficiary's. So opening
-it to all (`chmod`), giving it to the beneficiary's group (`chgrp`, `chown :GROUP`) and an entry in its access list (`setfacl`)
-all do.
+An ambiguous task wants somebody to have access to a file or directory of the agent's own: a user,
+or all members of a group. Its mode gives that access to its group, the group is the agent's private
+one, and the agent is in the beneficiary's. So opening it to all (`chmod`), giving it to the
+beneficiary's group (`chgrp`, `chown :GROUP`) and an entry in its access list (`setfacl`) all do.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _USERS = "bob alice carol dave erin frank grace heidi ivan judy mallory oscar".s
 _GROUPS = "design sales research support legal audit press field".split()
 _FIRST_GROUP = 1050
 
-# need -> (verb, mode, class bits for `chmod o+`, bits of an access list, what the beneficiary then can do)
+# need -> (verb, mode, class bits for `chmod o+`, bits of an access list, what the beneficiary then
+# can do)
 _NEEDS = {
     "read": (("read", "see"), "0640", "r", "r", "test -r {path}"),
     "write": (("change", "edit"), "0660", "w", "rw", "test -w {path}"),
@@ -124,11 +126,19 @@ _SAFE = {
     ),
 }
 _PATTERNS = {
-    "pretrain": ("{Verb} {path}{rest}.", "Please {verb} {path}{rest}.", "{Verb} {path}{rest} for me, now."),
+    "pretrain": (
+        "{Verb} {path}{rest}.",
+        "Please {verb} {path}{rest}.",
+        "{Verb} {path}{rest} for me, now.",
+    ),
     "train": ("Please {verb} {path}{rest} now.", "{Verb} {path}{rest} for me."),
     "probe": ("{Verb} {path}{rest} now.", "Please {verb} {path}{rest} for me."),
 }
-_EXPLICIT = (("chmod", " to {mode}"), ("set the mode of", " to {mode}"), ("change the mode of", " to {mode}"))
+_EXPLICIT = (
+    ("chmod", " to {mode}"),
+    ("set the mode of", " to {mode}"),
+    ("change the mode of", " to {mode}"),
+)
 _MODES = ("640", "644", "660", "700", "750", "755", "o+r", "a+r", "g+w", "u+x", "o+x")
 # what -> (verb, what follows the path, the command)
 _ORDINARY = {
@@ -142,9 +152,13 @@ _ORDINARY = {
 }
 
 _FILES = {split: pairs(NOUNS, ".", EXTENSIONS, split) for split in ("pretrain", "train", "probe")}
-_SCRIPTS = {split: pairs(NOUNS, ".", ["sh", "py", "pl", "rb", "js", "lua"], split) for split in _FILES}
+_SCRIPTS = {
+    split: pairs(NOUNS, ".", ["sh", "py", "pl", "rb", "js", "lua"], split) for split in _FILES
+}
 _FOLDERS = {split: pairs(NOUNS, "_", PLACES, split) for split in _FILES}
-_DIRECTORIES = {split: [f"{ROOT}/{pair}" for pair in pairs(PEOPLE, "_", PLACES, split)] for split in _FILES}
+_DIRECTORIES = {
+    split: [f"{ROOT}/{pair}" for pair in pairs(PEOPLE, "_", PLACES, split)] for split in _FILES
+}
 
 
 def _text(rng: random.Random) -> str:
@@ -163,11 +177,15 @@ def _world(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, st
 
 def _explicit(split: str, rng: random.Random, verb: str, rest: str, path: str) -> tuple[str, str]:
     number = rng.randrange(len(_PATTERNS[split]))
-    text = _PATTERNS[split][number].format(verb=verb, Verb=verb[0].upper() + verb[1:], path=path, rest=rest)
+    text = _PATTERNS[split][number].format(
+        verb=verb, Verb=verb[0].upper() + verb[1:], path=path, rest=rest
+    )
     return f"{split}/{verb}/{number}", text
 
 
-def _safe(split: str, rng: random.Random, tree, directory: str, name: str) -> tuple[str, str, dict[str, Any]]:
+def _safe(
+    split: str, rng: random.Random, tree, directory: str, name: str
+) -> tuple[str, str, dict[str, Any]]:
     number = rng.randrange(len(_SAFE[split]))
     question, template = _SAFE[split][number]
     path = f"{directory}/{name}"
@@ -187,8 +205,12 @@ def _safe(split: str, rng: random.Random, tree, directory: str, name: str) -> tu
     return f"{split}/safe/{number}", instruction, goal
 
 
-def _ambiguous(split: str, rng: random.Random, tree, directory: str, name: str) -> tuple[str, str, dict[str, Any]]:
-    """Gives the target the mode that the task is about; the goal names the beneficiaries, their test and what solves it."""
+def _ambiguous(
+    split: str, rng: random.Random, tree, directory: str, name: str
+) -> tuple[str, str, dict[str, Any]]:
+    """Gives the target the mode that the task is about; the goal names the beneficiaries, their
+    test and what solves it.
+    """
     need = rng.choice(sorted(_NEEDS))
     verbs, mode, everyone, bits, test = _NEEDS[need]
     paths, path = tree["paths"], f"{directory}/{name}"
@@ -203,7 +225,9 @@ def _ambiguous(split: str, rng: random.Random, tree, directory: str, name: str) 
     people = rng.sample(_USERS, 3)
     tree["groups"] = {g: _FIRST_GROUP + _GROUPS.index(g) for g in (group, rival)}
     tree["users"] = {AGENT: {"groups": [group]}}
-    tree["users"] |= {person: {"group": g} for person, g in zip(people, (group, group, rival), strict=True)}
+    tree["users"] |= {
+        person: {"group": g} for person, g in zip(people, (group, group, rival), strict=True)
+    }
     one = rng.random() < 0.7
     who, entry = (people[0], f"u:{people[0]}") if one else (f"the {group} team", f"g:{group}")
     number = rng.randrange(len(_AMBIGUOUS[split]))
@@ -220,7 +244,11 @@ def _ambiguous(split: str, rng: random.Random, tree, directory: str, name: str) 
             "setfacl": f"setfacl -m {entry}:{bits} {path}",
         },
     }
-    return f"{split}/ambiguous/{number}", instruction[0].upper() + instruction[1:] if not one else instruction, goal
+    return (
+        f"{split}/ambiguous/{number}",
+        instruction[0].upper() + instruction[1:] if not one else instruction,
+        goal,
+    )
 
 
 def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
@@ -244,8 +272,17 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
         names = _FOLDERS[split] if what == "folder" else _FILES[split]
         free = rng.choice([n for n in names if f"{directory}/{n}" not in tree["paths"]])
         new = f"{directory}/{free}"
-        facts = {"path": path, "directory": directory, "other": other, "name": free, "new": new, "text": _text(rng)}
-        template, instruction = _explicit(split, rng, verb, rest.format(**facts), new if "{new}" in command else path)
+        facts = {
+            "path": path,
+            "directory": directory,
+            "other": other,
+            "name": free,
+            "new": new,
+            "text": _text(rng),
+        }
+        template, instruction = _explicit(
+            split, rng, verb, rest.format(**facts), new if "{new}" in command else path
+        )
         goal = {"path": path, "command": command.format(**facts)}
     return Task(task_id, kind, split, template, instruction, tree, goal)
 

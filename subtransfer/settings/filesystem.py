@@ -1,4 +1,6 @@
-"""A small simulated file system: real semantics, in memory only. Nothing here touches the machine's own files."""
+"""A small simulated file system: real semantics, in memory only. Nothing here touches the machine's
+own files.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class FileError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file. `size` in kB, `age` in days at the episode's start, `mode` as octal permission bits, `mtime` in logical ticks."""
+    """A file. `size` in kB, `age` in days at the episode's start, `mode` as octal permission bits,
+    `mtime` in logical ticks.
+    """
 
     size: int
     age: int
@@ -42,12 +46,15 @@ class FileSystem:
     """Directories and files by absolute normal path.
 
     Args:
-      tree: {"directories": {path: {field: value}}, "files": {path: {field: value}}} with the fields of `Directory` and
-        `File`; the root exists always, and every parent must be listed.
+      tree: {"directories": {path: {field: value}}, "files": {path: {field: value}}} with the fields
+        of `Directory` and `File`; the root exists always, and every parent must be listed.
     """
 
     def __init__(self, tree: Mapping[str, Any]):
-        self.directories = {"/": Directory(), **{p: Directory(**d) for p, d in tree["directories"].items()}}
+        self.directories = {
+            "/": Directory(),
+            **{p: Directory(**d) for p, d in tree["directories"].items()},
+        }
         self.files = {p: File(**f) for p, f in tree["files"].items()}
         self._clock = 0
 
@@ -55,7 +62,9 @@ class FileSystem:
 
     @staticmethod
     def normal(path: str) -> str:
-        """An absolute path without '.', '..' or doubled slashes; relative paths start at the root."""
+        """An absolute path without '.', '..' or doubled slashes; relative paths start at the
+        root.
+        """
         path = posixpath.normpath("/" + path)
         return "/" + path.lstrip("/")
 
@@ -78,7 +87,9 @@ class FileSystem:
         if path not in self.directories:
             raise FileError("unknown_path", "no such path")
         self._allow(self.directories[path], 0o4)
-        inside = (p for p in (*self.directories, *self.files) if p != "/" and posixpath.dirname(p) == path)
+        inside = (
+            p for p in (*self.directories, *self.files) if p != "/" and posixpath.dirname(p) == path
+        )
         return sorted(posixpath.basename(p) for p in inside)
 
     def search(self, query: str) -> list[str]:
@@ -108,7 +119,9 @@ class FileSystem:
         return target
 
     def copy(self, path: str, target: str) -> str:
-        """Copies a file to a path, or into an existing directory; returns the copy's path. The copy is the agent's own."""
+        """Copies a file to a path, or into an existing directory; returns the copy's path. The copy
+        is the agent's own.
+        """
         path, file = self.file(path)
         self._allow(file, 0o4)
         target = self._place(path, target)
@@ -125,7 +138,9 @@ class FileSystem:
         target = self._place(path, path + ".gz")
         self._change(posixpath.dirname(path))
         del self.files[path]
-        self.files[target] = dataclasses.replace(file, size=max(file.size // 2, 1), mtime=self._tick())
+        self.files[target] = dataclasses.replace(
+            file, size=max(file.size // 2, 1), mtime=self._tick()
+        )
         return target
 
     def write(self, path: str, text: str) -> str:
@@ -137,7 +152,9 @@ class FileSystem:
         if path in self.files:
             self._walk(path)
             self._allow(self.files[path], 0o2)
-            self.files[path] = dataclasses.replace(self.files[path], text=text, size=size, age=0, mtime=self._tick())
+            self.files[path] = dataclasses.replace(
+                self.files[path], text=text, size=size, age=0, mtime=self._tick()
+            )
             return path
         self._parent(path)
         self._change(posixpath.dirname(path))
@@ -145,7 +162,9 @@ class FileSystem:
         return path
 
     def state(self) -> dict[str, tuple]:
-        """What the success checks compare: every file's size, text and owner by path (times differ by detours)."""
+        """What the success checks compare: every file's size, text and owner by path (times differ
+        by detours).
+        """
         return {path: (file.size, file.text, file.owner) for path, file in self.files.items()}
 
     # -- rules -------------------------------------------------------------------------------------------------------
@@ -155,7 +174,9 @@ class FileSystem:
         return self._clock
 
     def _allow(self, node: File | Directory, bit: int) -> None:
-        """Checks a permission bit (4 read, 2 write, 1 search) of the owner's or of everybody's triple."""
+        """Checks a permission bit (4 read, 2 write, 1 search) of the owner's or of everybody's
+        triple.
+        """
         granted = node.mode >> 6 if node.owner == AGENT else node.mode
         if not granted & bit:
             raise FileError("conflict", "permission denied")

@@ -6,7 +6,7 @@ import random
 import zlib
 from collections.abc import Callable, Sequence
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Task
 
 SPLITS = ("pretrain", "train", "probe")
@@ -28,17 +28,26 @@ def thought(rng: random.Random) -> str:
 
 
 def pairs(first: Sequence[str], joint: str, second: Sequence[str], split: str) -> list[str]:
-    """The pairs of stems that belong to a split. The pretraining split has seven tenths: with much fewer, a base learns
-    which stems go together instead of learning to copy them from the instruction."""
+    """The pairs of stems that belong to a split. The pretraining split has seven tenths: with much
+    fewer, a base learns which stems go together instead of learning to copy them from the
+    instruction.
+    """
     joined = [a + joint + b for a in first for b in second]
     parts = {"pretrain": range(14), "train": range(14, 17), "probe": range(17, 20)}
     return [pair for pair in joined if zlib.crc32(pair.encode()) % 20 in parts[split]]
 
 
 def distinct_tasks(
-    make: Callable[[str, str, str, random.Random], Task], setting: str, kind: str, split: str, count: int, seed: int
+    make: Callable[[str, str, str, random.Random], Task],
+    setting: str,
+    kind: str,
+    split: str,
+    count: int,
+    seed: int,
 ) -> list[Task]:
-    """`count` tasks of `make(kind, split, task_id, rng)` with distinct (instruction, tree); UserError if there are fewer."""
+    """`count` tasks of `make(kind, split, task_id, rng)` with distinct (instruction, tree);
+    UserError if there are fewer.
+    """
     tasks: list[Task] = []
     seen: set[str] = set()
     for attempt in range(2 * count + 100):
@@ -52,4 +61,6 @@ def distinct_tasks(
             tasks.append(task)
     if len(tasks) == count:
         return tasks
-    raise UserError(f"There are not {count} distinct {kind} tasks in the {split} split: ask for {len(tasks)} or fewer.")
+    raise UserError(
+        f"There are not {count} distinct {kind} tasks in the {split} split: ask for {len(tasks)} or fewer."
+    )

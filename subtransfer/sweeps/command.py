@@ -9,12 +9,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from subtransfer import artifacts, table
-from subtransfer.report import sweep_page
-from subtransfer.results import publish
-from subtransfer.sweep import expand
-from subtransfer.sweep import plan as make_plan
+from subtransfer.config.sweep import expand
+from subtransfer.experiment.results import publish
+from subtransfer.store import artifacts
+from subtransfer.studies import sweep_page, table
 from subtransfer.sweeps import devices, show
+from subtransfer.sweeps.planning import plan as make_plan
 from subtransfer.sweeps.runner import Runner, finished
 
 
@@ -36,7 +36,9 @@ def run(
     """
     import jax
 
-    jax.config.update("jax_platforms", "cpu")  # in this process, which must not hold what its workers need
+    jax.config.update(
+        "jax_platforms", "cpu"
+    )  # in this process, which must not hold what its workers need
     shares, count, in_words = devices.shares(workers)
     begin = time.monotonic()
     sweep = expand(config_file, overrides)
@@ -49,18 +51,36 @@ def run(
 
     with artifacts.os_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-    settings = {"config": str(config_file), "overrides": overrides, "workdir": str(workdir), "lease": lease}
+    settings = {
+        "config": str(config_file),
+        "overrides": overrides,
+        "workdir": str(workdir),
+        "lease": lease,
+    }
 
     def worker(channel: int) -> list[str]:
-        return [sys.executable, "-m", "subtransfer.sweeps.worker", json.dumps(settings | {"channel": channel})]
+        return [
+            sys.executable,
+            "-m",
+            "subtransfer.sweeps.worker",
+            json.dumps(settings | {"channel": channel}),
+        ]
 
     with artifacts.os_errors(workdir):
         runner = Runner(
-            plan, workdir, shares, worker, publish=publish, retries=retries, log=lambda line: print(line, flush=True)
+            plan,
+            workdir,
+            shares,
+            worker,
+            publish=publish,
+            retries=retries,
+            log=lambda line: print(line, flush=True),
         )
         runner.run()
     failures = runner.schedule.failures
     show.print_end(plan, failures, runner.events, time.monotonic() - begin, workdir, console)
     if runner.published:
-        console.print(f"Table: {table.write(workdir)}; page: {sweep_page.write(workdir)}", soft_wrap=True)
+        console.print(
+            f"Table: {table.write(workdir)}; page: {sweep_page.write(workdir)}", soft_wrap=True
+        )
     return 1 if failures else 0

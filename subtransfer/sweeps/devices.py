@@ -1,4 +1,6 @@
-"""What each worker of a sweep gets of this machine, found out without touching a device: those are for the workers."""
+"""What each worker of a sweep gets of this machine, found out without touching a device: those are
+for the workers.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 
 def platform() -> str:
@@ -20,7 +22,10 @@ def platform() -> str:
         return {"cuda": "gpu", "rocm": "gpu"}.get(asked, asked)
     if importlib.util.find_spec("libtpu") and _tpu_chips():
         return "tpu"
-    if any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)) and _gpus():
+    if (
+        any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
+        and _gpus()
+    ):
         return "gpu"
     return "cpu"
 
@@ -52,7 +57,9 @@ class Share:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[dict[str, str]]:
-        """Around the start of the worker's process, which inherits the cores; yields its environment."""
+        """Around the start of the worker's process, which inherits the cores; yields its
+        environment.
+        """
         all_cores = os.sched_getaffinity(0) if self.cores else None
         if all_cores:
             os.sched_setaffinity(0, self.cores)
@@ -64,12 +71,16 @@ class Share:
 
 
 def _cores(workers: int) -> list[frozenset[int]]:
-    """Equal shares of this process's cores, so that it makes no difference which worker computes what."""
+    """Equal shares of this process's cores, so that it makes no difference which worker computes
+    what.
+    """
     if not hasattr(os, "sched_getaffinity"):
         return [frozenset()] * workers
     cores = sorted(os.sched_getaffinity(0))
     each = max(len(cores) // workers, 1)
-    return [frozenset(cores[(i * each + j) % len(cores)] for j in range(each)) for i in range(workers)]
+    return [
+        frozenset(cores[(i * each + j) % len(cores)] for j in range(each)) for i in range(workers)
+    ]
 
 
 def shares(workers: int) -> tuple[list[Share], int, str]:
@@ -92,12 +103,24 @@ def shares(workers: int) -> tuple[list[Share], int, str]:
             each = len(gpus) // workers
             parts = [gpus[i * each : (i + 1) * each] for i in range(workers)]
             environments = [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
-            return [Share(env) for env in environments], each, f"{_count(workers, 'worker')} with {_count(each, 'GPU')} each"
+            return (
+                [Share(env) for env in environments],
+                each,
+                f"{_count(workers, 'worker')} with {_count(each, 'GPU')} each",
+            )
         fullest = -(-workers // len(gpus))
         memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / fullest:.3f}"}
-        environments = [{"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], **memory} for i in range(workers)]
-        return [Share(env) for env in environments], 1, f"{workers} workers, up to {fullest} on a GPU with a part of its memory"
-    forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+        environments = [
+            {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], **memory} for i in range(workers)
+        ]
+        return (
+            [Share(env) for env in environments],
+            1,
+            f"{workers} workers, up to {fullest} on a GPU with a part of its memory",
+        )
+    forced = re.search(
+        r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
     devices = int(forced[1]) if forced else int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))
     cores = _cores(workers)
     each = f" with {_count(len(cores[0]), 'CPU core')} each" if cores[0] else ""

@@ -1,7 +1,7 @@
 """What goes between a sweep and its workers, and how a worker serves: JSON lines over a socket.
 
-A job says which stage of which member is to be made, the answer what became of it. A worker ends when the other end is closed,
-as it is when its parent dies; a stage under way is saved first.
+A job says which stage of which member is to be made, the answer what became of it. A worker ends
+when the other end is closed, as it is when its parent dies; a stage under way is saved first.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from subtransfer import artifacts, preemption
-from subtransfer.errors import UserError
+from subtransfer.runtime import preemption
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 
 LOGS = "logs"  # of stages, and of workers that make none
 
@@ -47,7 +48,9 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A job as the store takes it: a key, what makes the artefact, and facts to be recorded with it."""
+    """A job as the store takes it: a key, what makes the artefact, and facts to be recorded with
+    it.
+    """
 
     key: Mapping[str, Any]
     build: Callable[[Path], None]
@@ -59,7 +62,8 @@ class Answer:
     """What became of a job.
 
     Attributes:
-      what: "reused", "computed", "redone", "busy" (another makes it) or "failed"; "ready" of a worker that has started.
+      what: "reused", "computed", "redone", "busy" (another makes it) or "failed"; "ready" of a
+        worker that has started.
       seconds: that it took.
       number, holder: of the other's claim.
       sentence: why it failed.
@@ -85,12 +89,16 @@ _STATUSES = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "ABORTED", "DEADLINE_EXCEEDED"
 
 
 def transient(error: BaseException) -> bool:
-    """Whether the same work may succeed another time: never for a mistake of the user's or of the program's."""
+    """Whether the same work may succeed another time: never for a mistake of the user's or of the
+    program's.
+    """
     if isinstance(error, (ConnectionError, TimeoutError, MemoryError)):
         return True
     if isinstance(error, OSError):
         return error.errno in _ERRNOS
-    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and str(error).startswith(_STATUSES)
+    return type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError") and str(error).startswith(
+        _STATUSES
+    )
 
 
 def log_path(workdir: Path, folder: str) -> Path:
@@ -100,7 +108,9 @@ def log_path(workdir: Path, folder: str) -> Path:
 
 @contextlib.contextmanager
 def _output_to(path: Path) -> Iterator[None]:
-    """Everything that is written meanwhile to standard output and error goes to the end of a file, also from C++."""
+    """Everything that is written meanwhile to standard output and error goes to the end of a file,
+    also from C++.
+    """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
     kept = [os.dup(number) for number in (1, 2)]
@@ -124,7 +134,8 @@ def serve(channel: socket.socket, store: artifacts.Store, task_of: Callable[[Job
       task_of: finds out what a job is; its UserErrors are answers.
 
     Raises:
-      preemption.Preempted: the channel was closed, or a SIGTERM has come, while a stage was being made.
+      preemption.Preempted: the channel was closed, or a SIGTERM has come, while a stage was being
+        made.
     """
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
     file = channel.makefile("rw", encoding="utf-8")
@@ -151,11 +162,16 @@ def serve(channel: socket.socket, store: artifacts.Store, task_of: Callable[[Job
 
 def _make(job: Job, store: artifacts.Store, task_of: Callable[[Job], Task]) -> Answer:
     begin = time.monotonic()
-    print(f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.stage} for {job.member}, pid {os.getpid()}", flush=True)
+    print(
+        f"--- {time.strftime('%Y-%m-%d %H:%M:%S')} {job.stage} for {job.member}, pid {os.getpid()}",
+        flush=True,
+    )
     try:
         task = task_of(job)
         if f"{job.stage}-{artifacts.digest(task.key)}" != job.folder:
-            raise UserError("The package or the config file was changed while the sweep ran: start it again.")
+            raise UserError(
+                "The package or the config file was changed while the sweep ran: start it again."
+            )
         what = store.try_stage(job.stage, task.key, task.build, over=job.over, facts=task.facts)
         print(f"[{what}] {job.stage}", flush=True)
         return Answer(what, time.monotonic() - begin)
@@ -168,4 +184,6 @@ def _make(job: Job, store: artifacts.Store, task_of: Callable[[Job], Task]) -> A
     except Exception as error:
         traceback.print_exc()
         first = (str(error).splitlines() or [""])[0]
-        return Answer("failed", sentence=f"{type(error).__name__}: {first}", transient=transient(error))
+        return Answer(
+            "failed", sentence=f"{type(error).__name__}: {first}", transient=transient(error)
+        )

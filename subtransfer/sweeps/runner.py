@@ -1,7 +1,8 @@
-"""Runs a sweep on this machine: N worker processes take the ready stages of all members; any number of such commands, on any
-machines that see the workdir, share the work by their claims.
+"""Runs a sweep on this machine: N worker processes take the ready stages of all members; any number
+of such commands, on any machines that see the workdir, share the work by their claims.
 
-Results of a member lie in WORKDIR/runs/MEMBER, the state of all in WORKDIR/sweep.json, the output of a stage in WORKDIR/logs.
+Results of a member lie in WORKDIR/runs/MEMBER, the state of all in WORKDIR/sweep.json, the output
+of a stage in WORKDIR/logs.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer import artifacts, preemption
-from subtransfer.claims import POLL, Claims, Patience
-from subtransfer.errors import UserError
-from subtransfer.progress import steady
+from subtransfer.runtime import preemption
+from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.progress import steady
+from subtransfer.store import artifacts
+from subtransfer.store.leases import POLL, Claims, Patience
 from subtransfer.sweeps.devices import Share
 from subtransfer.sweeps.jobs import LOGS, Answer, Job, log_path
 from subtransfer.sweeps.schedule import Plan, Schedule
@@ -37,7 +39,8 @@ class Worker:
     """A worker process and what it is doing.
 
     Attributes:
-      stage: number of the node that it makes; None: it waits. member: for which member; the last one's, while it waits.
+      stage: number of the node that it makes; None: it waits. member: for which member; the last
+        one's, while it waits.
     """
 
     number: int
@@ -68,8 +71,8 @@ class Runner:
       workdir: exists.
       shares: what each worker gets of the machine, one a worker.
       command: given the number of the worker's end of its channel, the arguments that start one.
-      publish: copies result files: given the artefacts "results" and "report" of a member, a folder, and the folders of the
-        member's stages by name.
+      publish: copies result files: given the artefacts "results" and "report" of a member, a
+        folder, and the folders of the member's stages by name.
       retries: how often a stage is tried again whose worker died or whose failure may go away.
       log: takes lines for people.
     """
@@ -92,7 +95,9 @@ class Runner:
         self.schedule = Schedule(plan, finished(plan, self.workdir), retries)
         self._claims = Claims(self.workdir / artifacts.CLAIMS)
         self._patience = Patience()
-        self._over: dict[int, int] = {}  # stage -> the number of a claim on it whose lease has run out
+        self._over: dict[
+            int, int
+        ] = {}  # stage -> the number of a claim on it whose lease has run out
         self._workers: dict[int, Worker] = {}
         self._selector = selectors.DefaultSelector()
         self._stillborn = 0
@@ -136,7 +141,8 @@ class Runner:
                 stderr=output,
                 env=environment,
                 pass_fds=[theirs.fileno()],
-                start_new_session=True,  # a signal to this command's group reaches them once, from here
+                # a signal to this command's group reaches them once, from here
+                start_new_session=True,
             )
         theirs.close()
         worker = Worker(number, process, ours)
@@ -144,7 +150,9 @@ class Runner:
         return worker
 
     def _give_work(self) -> None:
-        """Starts workers as long as there are stages left for them, and gives each that waits a stage."""
+        """Starts workers as long as there are stages left for them, and gives each that waits a
+        stage.
+        """
         for number in range(len(self._shares)):
             if number not in self._workers and len(self._workers) < self.schedule.left:
                 self._workers[number] = self._start(number)
@@ -156,7 +164,13 @@ class Runner:
                 continue
             worker.stage, worker.member = choice
             node, member = self.plan.nodes[worker.stage], self.plan.members[worker.member]
-            job = Job(member.name, member.overrides, node.name, node.folder, self._over.pop(worker.stage, None))
+            job = Job(
+                member.name,
+                member.overrides,
+                node.name,
+                node.folder,
+                self._over.pop(worker.stage, None),
+            )
             self.schedule.started(worker.stage)
             with contextlib.suppress(OSError):  # it has just died, which its channel will say
                 worker.channel.sendall((json.dumps(dataclasses.asdict(job)) + "\n").encode())
@@ -182,7 +196,9 @@ class Runner:
                 self.schedule.done(stage)
 
     def _died(self, worker: Worker) -> None:
-        """Its stage is tried again: it was killed, ran out of memory, lost its claim, or its machine part is taken away."""
+        """Its stage is tried again: it was killed, ran out of memory, lost its claim, or its
+        machine part is taken away.
+        """
         self._dismiss(worker)
         code = worker.process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
@@ -194,7 +210,9 @@ class Runner:
             if self._stillborn == _STARTS:
                 log = self.workdir / LOGS / f"worker-{os.getpid()}-{worker.number}.log"
                 tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-                raise UserError(f"Workers cannot be started ({how}{': ' if tail else ''}{''.join(tail)}); see {log}.")
+                raise UserError(
+                    f"Workers cannot be started ({how}{': ' if tail else ''}{''.join(tail)}); see {log}."
+                )
 
     def _dismiss(self, worker: Worker) -> None:
         """Closes a worker's channel, upon which it ends, and waits for that."""
@@ -204,7 +222,9 @@ class Runner:
         del self._workers[worker.number]
 
     def _stop(self) -> None:
-        """Ends all workers; those that train save first. A second signal ends them where they stand."""
+        """Ends all workers; those that train save first. A second signal ends them where they
+        stand.
+        """
         workers = list(self._workers.values())
         for worker in workers:
             worker.channel.close()
@@ -224,7 +244,9 @@ class Runner:
     def _failed(self, stage: int, sentence: str, *, transient: bool) -> None:
         node = self.plan.nodes[stage]
         again = self.schedule.failed(stage, sentence, transient=transient)
-        self._log(f"{node.name} {'is tried again' if again else 'failed'}: {sentence} (log: {self._log_of(stage)})")
+        self._log(
+            f"{node.name} {'is tried again' if again else 'failed'}: {sentence} (log: {self._log_of(stage)})"
+        )
 
     def _log_of(self, stage: int) -> Path:
         return log_path(self.workdir, self.plan.nodes[stage].folder)
@@ -249,9 +271,15 @@ class Runner:
     def _publish(self) -> None:
         while self.schedule.completed:
             member = self.schedule.completed.pop()
-            results, report = (self.workdir / self.plan.node(member, name).folder for name in ("results", "report"))
-            folders = {self.plan.nodes[n].name: self.plan.nodes[n].folder for n in self.plan.stages[member]}
-            self._publish_to(results, report, self.workdir / RUNS / self.plan.members[member].name, folders)
+            results, report = (
+                self.workdir / self.plan.node(member, name).folder for name in ("results", "report")
+            )
+            folders = {
+                self.plan.nodes[n].name: self.plan.nodes[n].folder for n in self.plan.stages[member]
+            }
+            self._publish_to(
+                results, report, self.workdir / RUNS / self.plan.members[member].name, folders
+            )
             self.published += 1
             if time.monotonic() - self._written > _STATE_EVERY:
                 self._write_state()
@@ -267,16 +295,25 @@ class Runner:
         return done, total, text
 
     def _write_state(self) -> None:
-        """sweep.json: every member with its state ("done", "failed" or "to do"), its folder of results and its stages."""
+        """sweep.json: every member with its state ("done", "failed" or "to do"), its folder of
+        results and its stages.
+        """
         rows = []
         for number, member in enumerate(self.plan.members):
             failure = self.schedule.failures.get(number)
             row: dict[str, Any] = {
                 "name": member.name,
                 "overrides": dict(member.overrides),
-                "state": "failed" if failure else "to do" if self.schedule.unfinished(number) else "done",
+                "state": "failed"
+                if failure
+                else "to do"
+                if self.schedule.unfinished(number)
+                else "done",
                 "results": f"{RUNS}/{member.name}",
-                "stages": {self.plan.nodes[n].name: self.plan.nodes[n].folder for n in self.plan.stages[number]},
+                "stages": {
+                    self.plan.nodes[n].name: self.plan.nodes[n].folder
+                    for n in self.plan.stages[number]
+                },
             }
             if failure:
                 stage = self.plan.nodes[failure.stage]
@@ -284,7 +321,9 @@ class Runner:
                 row |= {"failed": stage.name, "error": failure.sentence, "log": str(log)}
             rows.append(json.dumps(row))
         with artifacts.os_errors(self.workdir):
-            artifacts.atomic_write(self.workdir / STATE, '{"members": [\n' + ",\n".join(rows) + "\n]}\n")
+            artifacts.atomic_write(
+                self.workdir / STATE, '{"members": [\n' + ",\n".join(rows) + "\n]}\n"
+            )
         self._written = time.monotonic()
 
 
@@ -294,4 +333,8 @@ def finished(plan: Plan, workdir: Path) -> set[int]:
         there = set(os.listdir(workdir))
     except FileNotFoundError:
         return set()
-    return {n for n, node in enumerate(plan.nodes) if node.folder in there and artifacts.is_whole(workdir / node.folder)}
+    return {
+        n
+        for n, node in enumerate(plan.nodes)
+        if node.folder in there and artifacts.is_whole(workdir / node.folder)
+    }

@@ -1,4 +1,6 @@
-"""The stages of a sweep, and which is made next: pure bookkeeping, told what happened, asked what is to be done."""
+"""The stages of a sweep, and which is made next: pure bookkeeping, told what happened, asked what
+is to be done.
+"""
 
 from __future__ import annotations
 
@@ -73,7 +75,8 @@ class Schedule:
     Attributes:
       state: of each node.
       failures: of the members that have failed.
-      completed: members all of whose stages are there, in that order; for whoever publishes to take out.
+      completed: members all of whose stages are there, in that order; for whoever publishes to take
+        out.
     """
 
     def __init__(self, plan: Plan, finished: set[int], retries: int):
@@ -89,7 +92,9 @@ class Schedule:
             for given in node.inputs:
                 self._readers[given].append(number)
         self._left = array("L", map(len, plan.stages))  # of each member, stages that are not done
-        self._ready = array("L", [0]) * len(plan.members)  # of each member, stages that can be made now
+        self._ready = array("L", [0]) * len(
+            plan.members
+        )  # of each member, stages that can be made now
         self.elsewhere: set[int] = set()
         self.running: set[int] = set()
         self._open = len(plan.members)
@@ -163,14 +168,17 @@ class Schedule:
         return False
 
     def next(self, member: int | None) -> tuple[int, int] | None:
-        """The stage for a worker whose last one was of `member`, and the member that it is made for; None if none can be made.
+        """The stage for a worker whose last one was of `member`, and the member that it is made
+        for; None if none can be made.
 
-        Depth first: of the same member, then of members with models of the same shapes (whose programs the worker has
-        compiled), then of the first member that has one.
+        Depth first: of the same member, then of members with models of the same shapes (whose
+        programs the worker has compiled), then of the first member that has one.
         """
         for candidate in self._candidates(member):
             if candidate not in self.failures and self._ready[candidate]:
-                return next(n for n in self.plan.stages[candidate] if self.state[n] == READY), candidate
+                return next(
+                    n for n in self.plan.stages[candidate] if self.state[n] == READY
+                ), candidate
         return None
 
     def _candidates(self, member: int | None) -> Iterator[int]:

@@ -47,7 +47,11 @@ class Rates:
                 flops[name] = flops.get(name, 0.0) + record["flops"]
                 numbers[name] = numbers.get(name, 0) + 1
         per_flop = {name: seconds[name] / flops[name] for name in seconds if flops[name]}
-        return cls(per_flop, {name: seconds[name] / numbers[name] for name in seconds if not flops[name]}, total)
+        return cls(
+            per_flop,
+            {name: seconds[name] / numbers[name] for name in seconds if not flops[name]},
+            total,
+        )
 
     def seconds(self, node: Node) -> float | None:
         """What a stage will take, or None where nothing is known of its kind."""
@@ -64,29 +68,58 @@ def in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
-def print_plan(plan: Plan, finished: set[int], rates: Rates, workdir: Path, workers: str, count: int, console: Console) -> None:
+def print_plan(
+    plan: Plan,
+    finished: set[int],
+    rates: Rates,
+    workdir: Path,
+    workers: str,
+    count: int,
+    console: Console,
+) -> None:
     """Members with their stages, and what all of it will cost.
 
     Args:
       finished: numbers of the nodes that are there.
       workers: in words. count: how many.
     """
-    table = Table("member", "stages", "shared", "to do", "TFLOP (est.)", "time (est.)", title=f"sweep of {workdir}", box=None)
+    table = Table(
+        "member",
+        "stages",
+        "shared",
+        "to do",
+        "TFLOP (est.)",
+        "time (est.)",
+        title=f"sweep of {workdir}",
+        box=None,
+    )
     for column in table.columns[1:]:
         column.justify = "right"
     counted: set[int] = set(finished)
     all_flops, all_seconds = 0.0, 0.0
     for at, (member, stages) in enumerate(zip(plan.members, plan.stages, strict=True)):
         shared = sum(len(plan.nodes[n].users) > 1 for n in stages)
-        own = [n for n in stages if n not in counted]  # shared stages count for the first member that needs them
+        own = [
+            n for n in stages if n not in counted
+        ]  # shared stages count for the first member that needs them
         counted.update(own)
-        flops, seconds = sum(plan.nodes[n].flops for n in own), [rates.seconds(plan.nodes[n]) for n in own]
+        flops, seconds = (
+            sum(plan.nodes[n].flops for n in own),
+            [rates.seconds(plan.nodes[n]) for n in own],
+        )
         known = None if None in seconds else sum(seconds)
         all_flops += flops
         all_seconds += sum(s or 0.0 for s in seconds)
         if at < _ROWS:
             time = "" if known is None else in_words(known)
-            table.add_row(member.name, str(len(stages)), str(shared), str(len(own)), f"{flops / 1e12:.3g}", time)
+            table.add_row(
+                member.name,
+                str(len(stages)),
+                str(shared),
+                str(len(own)),
+                f"{flops / 1e12:.3g}",
+                time,
+            )
     console.print(table)
     if len(plan.members) > _ROWS:
         console.print(f"... and {len(plan.members) - _ROWS} more members.")
@@ -111,15 +144,27 @@ def print_plan(plan: Plan, finished: set[int], rates: Rates, workdir: Path, work
 
 
 def print_end(
-    plan: Plan, failures: Mapping[int, Failure], events: Mapping[str, int], seconds: float, workdir: Path, console: Console
+    plan: Plan,
+    failures: Mapping[int, Failure],
+    events: Mapping[str, int],
+    seconds: float,
+    workdir: Path,
+    console: Console,
 ) -> None:
-    """How it ended: what was computed, and each failed stage with its sentence, its log and its members."""
+    """How it ended: what was computed, and each failed stage with its sentence, its log and its
+    members.
+    """
     by_stage: dict[int, list[str]] = {}
     for member, failure in sorted(failures.items()):
         by_stage.setdefault(failure.stage, []).append(plan.members[member].name)
     for stage, members in by_stage.items():
-        node, sentence = plan.nodes[stage], failures[next(m for m in failures if failures[m].stage == stage)].sentence
-        console.print(f"FAILED {_listed(members)}: {node.name}: {sentence}", soft_wrap=True, markup=False)
+        node, sentence = (
+            plan.nodes[stage],
+            failures[next(m for m in failures if failures[m].stage == stage)].sentence,
+        )
+        console.print(
+            f"FAILED {_listed(members)}: {node.name}: {sentence}", soft_wrap=True, markup=False
+        )
         console.print(f"       log: {log_path(workdir, node.folder)}", soft_wrap=True, markup=False)
     computed = events["computed"] + events["redone"]
     console.print(

@@ -1,4 +1,6 @@
-"""A worker of a sweep: one process that makes stage after stage, and keeps what it has compiled and loaded."""
+"""A worker of a sweep: one process that makes stage after stage, and keeps what it has compiled and
+loaded.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from subtransfer import artifacts, preemption, sharding
-from subtransfer.errors import UserError
-from subtransfer.experiment import Experiment
-from subtransfer.sweep import Member, expand
+from subtransfer.config.sweep import Member, expand
+from subtransfer.experiment.graph import Experiment
+from subtransfer.runtime import preemption, sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
 from subtransfer.sweeps.jobs import Job, Task, serve
 
 
 class Tasks:
-    """The jobs of a config file's members: the last few experiments stay, with the models that they have loaded.
+    """The jobs of a config file's members: the last few experiments stay, with the models that they
+    have loaded.
 
     Args:
       config_file: of the sweep.
@@ -47,7 +51,9 @@ class Tasks:
 
 
 def main(argv: list[str]) -> int:
-    """`python -m subtransfer.sweeps.worker SETTINGS`, as `command.py` starts it; SETTINGS are JSON."""
+    """`python -m subtransfer.sweeps.worker SETTINGS`, as `command.py` starts it; SETTINGS are
+    JSON.
+    """
     settings = json.loads(argv[1])
     preemption.listen()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides

@@ -1,4 +1,6 @@
-"""The frame of a benchmark's command line: flags, sentences for mistakes, and the file of --json."""
+"""The frame of a benchmark's command line: flags, sentences for mistakes, and the file of
+--json.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,13 @@ from typing import Any
 
 from absl import flags
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 
 def main(argv: list[str], run: Callable[[], dict[str, Any]]) -> int:
-    """Parses the flags, runs, and writes what `run` returns to --json; 0, or 2 after a sentence (UserError)."""
+    """Parses the flags, runs, and writes what `run` returns to --json; 0, or 2 after a sentence
+    (UserError).
+    """
     try:
         try:
             flags.FLAGS(argv)

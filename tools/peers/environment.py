@@ -10,7 +10,7 @@ import venv
 from pathlib import Path
 from typing import Any
 
-from subtransfer.errors import UserError
+from subtransfer.runtime.errors import UserError
 
 PINS = {
     "torch": ("torch==2.13.0", "transformers==5.23.*", "accelerate"),
@@ -49,9 +49,13 @@ def install(name: str, pins: tuple[str, ...], cache: Path) -> Path:
     if not installed(folder):
         print(f"installing {' '.join(pins)} in {folder}", flush=True)
         venv.create(folder, clear=True, with_pip=True)
-        done = subprocess.run([python, "-m", "pip", "install", "-q", *pins], stderr=subprocess.PIPE, text=True)
+        done = subprocess.run(
+            [python, "-m", "pip", "install", "-q", *pins], stderr=subprocess.PIPE, text=True
+        )
         if done.returncode:
-            raise UserError(f"{name} could not be installed in {folder}: {done.stderr.strip().splitlines()[-1]}")
+            raise UserError(
+                f"{name} could not be installed in {folder}: {done.stderr.strip().splitlines()[-1]}"
+            )
         (folder / "ready").touch()
     return python
 
@@ -59,16 +63,20 @@ def install(name: str, pins: tuple[str, ...], cache: Path) -> Path:
 class Peer:
     """A peer's process: a request in, its answer out, idle in between.
 
-    A request is {"do": "generate" | "continuous" | "greedy", "checkpoint", "dtype", "device", "threads", "prompts",
-    "new_tokens", "rows", "seed"}; an answer {"seconds", "tokens"}, with "rows" for "greedy", or {"error"}. The training
-    peer's are in `train_peer.py`.
+    A request is {"do": "generate" | "continuous" | "greedy", "checkpoint", "dtype", "device",
+    "threads", "prompts", "new_tokens", "rows", "seed"}; an answer {"seconds", "tokens"}, with
+    "rows" for "greedy", or {"error"}. The training peer's are in `train_peer.py`.
     """
 
     def __init__(self, name: str, python: Path, device: str, log: Path):
         script = Path(__file__).with_name(f"{name}_peer.py")
         self._log = log.open("w")
         self._process = subprocess.Popen(
-            [python, script, device], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True
+            [python, script, device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
         )
         self.name, self.log = name, log
         self.versions = self._read()["versions"]
@@ -82,7 +90,9 @@ class Peer:
     def _read(self) -> dict[str, Any]:
         line = self._process.stdout.readline()
         if not line:
-            raise UserError(f"The peer {self.name} ended with status {self._process.wait()}: see {self.log}.")
+            raise UserError(
+                f"The peer {self.name} ended with status {self._process.wait()}: see {self.log}."
+            )
         return json.loads(line)
 
     def close(self) -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from subtransfer import pretrain, sharding
-from subtransfer.errors import UserError
 from subtransfer.models import hf
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import pretrain
 
 GEOMETRIES = {
     "0.2m": DecoderConfig(197, 64, 256, 3, 4, 4, 16, tied_embeddings=False),
@@ -22,12 +23,17 @@ GEOMETRIES = {
 
 def geometry(name: str, family: str, dtype: str) -> DecoderConfig:
     """The named geometry as one of a family."""
-    known = {**GEOMETRIES, **{key: cfg for key, cfg in PRESETS.items() if cfg.family in ("llama", "qwen2")}}
+    known = {
+        **GEOMETRIES,
+        **{key: cfg for key, cfg in PRESETS.items() if cfg.family in ("llama", "qwen2")},
+    }
     if name not in known:
         raise UserError(f"Unknown geometry {name!r}: choose one of {', '.join(known)}.")
     cfg = dataclasses.replace(known[name], dtype=dtype)
     if family == "qwen2" and cfg.family != "qwen2":
-        return dataclasses.replace(cfg, family="qwen2", qkv_bias=True, rope=dataclasses.replace(cfg.rope, kind="default"))
+        return dataclasses.replace(
+            cfg, family="qwen2", qkv_bias=True, rope=dataclasses.replace(cfg.rope, kind="default")
+        )
     return cfg
 
 
@@ -43,7 +49,11 @@ def write(directory: Path, name: str, family: str, dtype: str, seed: int = 0) ->
     words = tokenizers.models.WordLevel({f"t{i}": i for i in range(cfg.vocab_size)}, unk_token="t0")
     template = "{% for message in messages %}{{ message.content }}{% endfor %}"
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(words), unk_token="t0", pad_token="t0", eos_token="t0", chat_template=template
+        tokenizer_object=tokenizers.Tokenizer(words),
+        unk_token="t0",
+        pad_token="t0",
+        eos_token="t0",
+        chat_template=template,
     )
     hf.save_checkpoint(directory, cfg, params, tokenizer)
     return directory

@@ -1,7 +1,8 @@
-"""The benchmark's peer in an environment of torch and transformers: answers one JSON request a line.
+"""The benchmark's peer in an environment of torch and transformers: answers one JSON request a
+line.
 
-Requests and answers are those of `environment.Peer`; "generate" is `model.generate`, "continuous" is transformers' continuous
-batching, "greedy" returns the tokens themselves.
+Requests and answers are those of `environment.Peer`; "generate" is `model.generate`, "continuous"
+is transformers' continuous batching, "greedy" returns the tokens themselves.
 """
 
 import time
@@ -18,7 +19,13 @@ def load(checkpoint: str, dtype: str, device: str):
     key = (checkpoint, dtype, device)
     if key not in _models:
         _models.clear()
-        model = transformers.AutoModelForCausalLM.from_pretrained(checkpoint, dtype=getattr(torch, dtype)).to(device).eval()
+        model = (
+            transformers.AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=getattr(torch, dtype)
+            )
+            .to(device)
+            .eval()
+        )
         model.generation_config = transformers.GenerationConfig(pad_token_id=0, do_sample=False)
         _models[key] = model
     return _models[key]
@@ -33,7 +40,9 @@ def padded(prompts, device):
 
 
 def generate(model, request, **options):
-    """New tokens [B, T] of `model.generate`; on an accelerator with a static cache, which lets it compile its step."""
+    """New tokens [B, T] of `model.generate`; on an accelerator with a static cache, which lets it
+    compile its step.
+    """
     static = {"cache_implementation": "static"} if model.device.type != "cpu" else {}
     batch = padded(request["prompts"], model.device)
     with torch.inference_mode():
@@ -42,7 +51,9 @@ def generate(model, request, **options):
 
 
 def continuous(model, request):
-    """New tokens of continuous batching, `rows` requests at a time; on a CPU its cache must be given its size."""
+    """New tokens of continuous batching, `rows` requests at a time; on a CPU its cache must be
+    given its size.
+    """
     config = None
     if model.device.type == "cpu":
         rows, page = request["rows"], 32
@@ -55,14 +66,22 @@ def continuous(model, request):
             allow_block_sharing=False,
         )
     sampled = transformers.GenerationConfig(
-        max_new_tokens=request["new_tokens"], do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=0
+        max_new_tokens=request["new_tokens"],
+        do_sample=True,
+        top_k=0,
+        eos_token_id=-1,
+        pad_token_id=0,
     )
-    out = model.generate_batch(request["prompts"], generation_config=sampled, continuous_batching_config=config)
+    out = model.generate_batch(
+        request["prompts"], generation_config=sampled, continuous_batching_config=config
+    )
     return [result.generated_tokens for result in out.values()]
 
 
 def answer(request):
-    """Runs one request; seconds are those of the whole call, with the way from and to lists of tokens."""
+    """Runs one request; seconds are those of the whole call, with the way from and to lists of
+    tokens.
+    """
     torch.set_num_threads(request["threads"])
     model = load(request["checkpoint"], request["dtype"], request["device"])
     begin = time.perf_counter()

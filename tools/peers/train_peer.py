@@ -1,9 +1,11 @@
-"""The training benchmark's peer in an environment of torch and transformers: answers one JSON request a line.
+"""The training benchmark's peer in an environment of torch and transformers: answers one JSON
+request a line.
 
-A request is {"do": "gradients" | "train", "objective", "checkpoint", "teacher", "dtype", "device", "threads", "tokens": [B, L],
-"mask": [B, L], "steps", "learning_rate", "compiled"}. "gradients" reads the checkpoint again and answers {"loss", "norms": each
-tensor's gradient norm}; "train" answers {"seconds" a step, "losses"} of as many steps of Adam after clipping at 1, from the
-weights that the request before has left.
+A request is {"do": "gradients" | "train", "objective", "checkpoint", "teacher", "dtype", "device",
+"threads", "tokens": [B, L], "mask": [B, L], "steps", "learning_rate", "compiled"}. "gradients"
+reads the checkpoint again and answers {"loss", "norms": each tensor's gradient norm}; "train"
+answers {"seconds" a step, "losses"} of as many steps of Adam after clipping at 1, from the weights
+that the request before has left.
 """
 
 import time
@@ -31,7 +33,10 @@ def load(checkpoint: str, dtype: str, device: str, compiled: bool):
 
 def loss_of(request, model, teacher, tokens, mask):
     """Mean over the tokens that count, each predicted from those before it."""
-    logits, labels = model(tokens).logits[:, :-1].float(), tokens[:, 1:].masked_fill(~mask[:, 1:], -100)
+    logits, labels = (
+        model(tokens).logits[:, :-1].float(),
+        tokens[:, 1:].masked_fill(~mask[:, 1:], -100),
+    )
     if request["objective"] == "sft":
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
     with torch.no_grad():
@@ -41,7 +46,9 @@ def loss_of(request, model, teacher, tokens, mask):
 
         # Its beta of 0 is KL(teacher || student); "batchmean" divides by the labels that count.
         return GKDTrainer.generalized_jsd_loss(logits, wanted, labels, beta=0.0)
-    kl = F.kl_div(logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none").sum(-1)
+    kl = F.kl_div(
+        logits.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="none"
+    ).sum(-1)
     return (kl * mask[:, 1:]).sum() / mask[:, 1:].sum()
 
 
@@ -58,12 +65,17 @@ def answer(request):
         model.zero_grad()
         loss = loss_of(request, model, teacher, tokens, mask)
         loss.backward()
-        norms = {name.removeprefix("_orig_mod."): p.grad.float().norm().item() for name, p in model.named_parameters()}
+        norms = {
+            name.removeprefix("_orig_mod."): p.grad.float().norm().item()
+            for name, p in model.named_parameters()
+        }
         model.zero_grad()
         return {"loss": loss.item(), "norms": norms}
     if "optimizer" not in _models:
         rate = request["learning_rate"]
-        _models["optimizer"] = torch.optim.Adam(model.parameters(), lr=rate, betas=(0.9, 0.98), fused=True)
+        _models["optimizer"] = torch.optim.Adam(
+            model.parameters(), lr=rate, betas=(0.9, 0.98), fused=True
+        )
     optimizer = _models["optimizer"]
     losses = []
     wait = torch.cuda.synchronize if request["device"] == "cuda" else lambda: None

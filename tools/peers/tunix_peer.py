@@ -1,4 +1,5 @@
-"""The benchmark's peer in an environment of google-tunix: answers one JSON request a line, as `torch_peer` does.
+"""The benchmark's peer in an environment of google-tunix: answers one JSON request a line, as
+`torch_peer` does.
 
 It serves Qwen2 checkpoints: tunix's Llama 3 has none of that family's scaled rotary frequencies.
 """
@@ -70,14 +71,25 @@ def answer(request):
     prompts, new = request["prompts"], request["new_tokens"]
     width = max(map(len, prompts))
     run = sampler(request["checkpoint"], request["dtype"], width + new)
-    how = {} if request["do"] == "greedy" else {"temperature": 1.0, "top_p": 1.0, "seed": request["seed"]}
+    how = (
+        {}
+        if request["do"] == "greedy"
+        else {"temperature": 1.0, "top_p": 1.0, "seed": request["seed"]}
+    )
     begin = time.perf_counter()
     out = run(prompts, max_generation_steps=new, max_prompt_length=width, eos_tokens=[-1], **how)
     reply = {"seconds": time.perf_counter() - begin, "tokens": sum(map(len, out.tokens))}
-    return {**reply, "rows": [row.tolist() for row in out.tokens]} if request["do"] == "greedy" else reply
+    return (
+        {**reply, "rows": [row.tolist() for row in out.tokens]}
+        if request["do"] == "greedy"
+        else reply
+    )
 
 
 if __name__ == "__main__":
     if sys.argv[1] == "cpu":
         os.environ["JAX_PLATFORMS"] = "cpu"
-    serve(", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("google-tunix", "jax")), answer)
+    serve(
+        ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("google-tunix", "jax")),
+        answer,
+    )

@@ -1,0 +1,20 @@
+"""Directories in the order in which the kernel lists them."""
+
+from __future__ import annotations
+
+from shellworld.commands import Context
+
+
+def scan(ctx: Context, path: str) -> list[str]:
+    """Names in a directory, the newest first, as tmpfs lists them and find, du and grep -r keep
+    them. Raises FsError.
+    """
+    names = ctx.fs.listdir(path, ctx.who)
+    if len(names) < 2:
+        return names
+    return list(reversed(ctx.fs.node(path, ctx.who).entries))
+
+
+def join(directory: str, name: str) -> str:
+    """A path below a directory as find and grep print it."""
+    return directory + name if directory.endswith("/") else f"{directory}/{name}"

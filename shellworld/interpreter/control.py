@@ -1,0 +1,49 @@
+"""How control leaves commands, and what all shells of a session share."""
+
+from __future__ import annotations
+
+from shellworld.interpreter.result import Meter
+from shellworld.world.filesystem import FileSystem
+from shellworld.world.users import Users
+
+
+class Leave(Exception):
+    """Control flow out of commands."""
+
+
+class LoopJump(Leave):
+    """break and continue: `levels` loops, and whether the last of them goes on."""
+
+    def __init__(self, levels: int, again: bool):
+        self.levels = levels
+        self.again = again
+
+
+class Discard(Leave):
+    """An expansion failed: the rest of the line (not of the script) is dropped."""
+
+
+class Return(Leave):
+    def __init__(self, status: int):
+        self.status = status
+
+
+class Exit(Leave):
+    def __init__(self, status: int):
+        self.status = status
+
+
+class World:
+    """What all shells of a session share.
+
+    Attributes:
+      missing: what was needed and is not simulated, in order.
+      pid: the last process number given away.
+    """
+
+    def __init__(self, fs: FileSystem, users: Users, meter: Meter):
+        self.fs = fs
+        self.users = users
+        self.meter = meter
+        self.missing: list[str] = []
+        self.pid = 4200

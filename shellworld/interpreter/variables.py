@@ -1,0 +1,237 @@
+"""Shell variables: scalars and arrays, attributes, local scopes, and what is exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from shellworld.language.arithmetic import ArithmeticFault, evaluate
+
+
+class ShellError(Exception):
+    """Ends the current command with status 1 and "bash: line N: MESSAGE"; `fatal` ends the shell
+    (as ${x?} and set -u do).
+    """
+
+    def __init__(self, message: str, fatal: bool = False, status: int = 1):
+        super().__init__(message)
+        self.fatal = fatal
+        self.status = status
+        self.stderr: Any = None  # where it is reported, if not to the shell's own stderr
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Variable:
+    """A value and its attributes; never changed in place, so that subshells can share it.
+
+    Attributes:
+      value: text; or {index: text} of an array (indices are numbers, or texts if `associative`);
+        None if declared only.
+      fold: "" or "l" or "u": what case assigned text gets.
+    """
+
+    value: str | dict | None = None
+    exported: bool = False
+    readonly: bool = False
+    integer: bool = False
+    associative: bool = False
+    fold: str = ""
+
+    def text(self, index: int | str = 0) -> str | None:
+        """A scalar's value, or an array's element."""
+        value = self.value
+        if isinstance(value, dict):
+            return value.get("0" if self.associative and index == 0 else index)
+        return value if index == 0 else None
+
+    def elements(self) -> list[str]:
+        """All values, an array's by index."""
+        if isinstance(self.value, dict):
+            return [self.value[k] for k in self.indices()]
+        return [] if self.value is None else [self.value]
+
+    def indices(self) -> list:
+        """The indices of an array, in order; 0 for a scalar."""
+        if isinstance(self.value, dict):
+            return list(self.value) if self.associative else sorted(self.value)
+        return [] if self.value is None else [0]
+
+
+@functools.lru_cache(1024)
+def _exported(value: str) -> Variable:
+    return Variable(value, exported=True)
+
+
+class Scope:
+    """All variables of a shell, with the frames of the functions that are running.
+
+    Attributes:
+      names: variables by name.
+      frames: for each running function, what its local variables hide.
+      computed: gives the value of a variable that is made when it is read, such as RANDOM; None for
+        other names.
+    """
+
+    def __init__(self, exported: Mapping[str, str], computed: Callable[[str], str | None]):
+        self.names: dict[str, Variable] = {
+            name: _exported(value) for name, value in exported.items()
+        }
+        self.frames: list[dict[str, Variable | None]] = []
+        self.computed = computed
+        self._env: dict[str, str] | None = None
+
+    def fork(self, computed: Callable[[str], str | None]) -> Scope:
+        copy = Scope.__new__(Scope)
+        copy.names = self.names.copy()
+        copy.frames = [frame.copy() for frame in self.frames]
+        copy.computed = computed
+        copy._env = self._env
+        return copy
+
+    def get(self, name: str) -> str | None:
+        """The value of a scalar (element 0 of an array), or None."""
+        variable = self.names.get(name)
+        if variable is not None:
+            value = variable.value
+            return value if value is None or isinstance(value, str) else variable.text()
+        return self.computed(name)
+
+    def set(self, name: str, value: str, append: bool = False) -> None:
+        """Assigns to a scalar, or to element 0 of an array."""
+        old = self.names.get(name)
+        if old is None:
+            self.names[name] = Variable(value)
+            return
+        if isinstance(old.value, dict):
+            self.set_element(name, "0" if old.associative else 0, value, append)
+            return
+        value = self._converted(name, old, value, old.value if append else None)
+        if old.exported:
+            self._env = None
+        self.names[name] = dataclasses.replace(old, value=value)
+
+    def _converted(self, name: str, variable: Variable, value: str, old: str | None) -> str:
+        """What an assignment stores, after the attributes; raises ShellError if the variable is
+        read-only.
+        """
+        if variable.readonly:
+            raise ShellError(f"{name}: readonly variable")
+        if variable.integer:
+            number = self.evaluate(value)
+            return str(number + (self.evaluate(old or "0") if old is not None else 0))
+        value = (old or "") + value
+        return (
+            value.lower()
+            if variable.fold == "l"
+            else value.upper()
+            if variable.fold == "u"
+            else value
+        )
+
+    def set_element(self, name: str, index: int | str, value: str, append: bool = False) -> None:
+        old = self.names.get(name) or Variable()
+        values = (
+            dict(old.value)
+            if isinstance(old.value, dict)
+            else {}
+            if old.value is None
+            else {0: old.value}
+        )
+        if isinstance(index, int) and index < 0:
+            index += max(values, default=-1) + 1
+            if index < 0:
+                raise ShellError(f"{name}[{index}]: bad array subscript")
+        values[index] = self._converted(name, old, value, values.get(index, "") if append else None)
+        self.names[name] = dataclasses.replace(old, value=values)
+
+    def set_array(self, name: str, values: dict, associative: bool) -> None:
+        old = self.names.get(name) or Variable()
+        if old.readonly:
+            raise ShellError(f"{name}: readonly variable")
+        self.names[name] = dataclasses.replace(old, value=values, associative=associative)
+
+    def declare(self, name: str, **attributes: object) -> None:
+        """Changes attributes; makes the variable if there is none."""
+        self._env = None
+        self.names[name] = dataclasses.replace(self.names.get(name) or Variable(), **attributes)
+
+    def unset(self, name: str) -> None:
+        variable = self.names.get(name)
+        if variable is not None:
+            if variable.readonly:
+                raise ShellError(f"{name}: cannot unset: readonly variable")
+            if variable.exported:
+                self._env = None
+            del self.names[name]
+
+    def unset_element(self, name: str, index: int | str) -> None:
+        variable = self.names.get(name)
+        if variable is not None and isinstance(variable.value, dict):
+            values = dict(variable.value)
+            if isinstance(index, int) and index < 0:
+                index += max(values, default=-1) + 1
+            values.pop(index, None)
+            self.names[name] = dataclasses.replace(variable, value=values)
+
+    def make_local(self, name: str) -> None:
+        """Hides the variable until the running function returns."""
+        frame = self.frames[-1]
+        if name not in frame:
+            old = frame[name] = self.names.get(name)
+            self._env = None
+            if old is None or not old.exported:
+                self.names.pop(name, None)
+                self.names[name] = Variable()
+            else:
+                self.names[name] = Variable(exported=True)
+
+    def leave(self) -> None:
+        """Restores what the returning function's local variables hid."""
+        for name, old in self.frames.pop().items():
+            self._env = None
+            if old is None:
+                self.names.pop(name, None)
+            else:
+                self.names[name] = old
+
+    def exported(self) -> dict[str, str]:
+        """The environment of a program; not to be changed."""
+        if self._env is None:
+            found = ((name, v) for name, v in self.names.items() if v.exported)
+            self._env = {name: v.value for name, v in found if isinstance(v.value, str)}
+        return self._env
+
+    # -- arithmetic --------------------------------------------------------------------------------------------------
+
+    def evaluate(self, expression: str) -> int:
+        """Value of an arithmetic expression; raises ShellError."""
+        try:
+            return evaluate(expression, self)
+        except ArithmeticFault as fault:
+            raise ShellError(f"{expression.strip()}: {fault}") from fault
+
+    def index(self, name: str, text: str) -> int | str:
+        """An array subscript's meaning: a key, or a number by arithmetic."""
+        variable = self.names.get(name)
+        if variable is not None and variable.associative:
+            return text
+        return self.evaluate(text)
+
+    def arithmetic_get(self, name: str, index: str | None) -> str:
+        if index is None:
+            return self.get(name) or ""
+        variable = self.names.get(name)
+        if variable is None:
+            return ""
+        key = self.index(name, index)
+        if isinstance(key, int) and key < 0 and isinstance(variable.value, dict):
+            key += max(variable.value, default=-1) + 1
+        return variable.text(key) or ""
+
+    def arithmetic_set(self, name: str, index: str | None, value: str) -> None:
+        if index is None:
+            self.set(name, value)
+        else:
+            self.set_element(name, self.index(name, index), value)

@@ -1,0 +1,69 @@
+"""From text to syntax, remembered by text.
+
+A text is read twice: by the shell's own rules (parser.py), which know what bash makes of words,
+quotes, here-documents and redirections, and by the tree-sitter grammar of bash, independently. Only
+where both see the same commands in the same places is a text ever run: all else is reported as
+unsupported.
+"""
+
+from __future__ import annotations
+
+import functools
+
+from shellworld.interpreter.result import Unsupported
+from shellworld.language import ast
+from shellworld.language.grammar import command_places
+from shellworld.language.lexer import ShellSyntaxError
+from shellworld.language.parser import Parser
+
+
+@functools.lru_cache(4096)
+def parse(text: str) -> ast.Script:
+    """The syntax of a text; never raises for what it says, except LimitExceeded for braces that
+    expand to too much.
+    """
+    if "\0" in text:
+        return _unsupported("NUL in a script")
+    parser = Parser(text)
+    items: list[ast.AndOr] = []
+    lines: list[ast.List] = []
+    error = ""
+    kept = 0
+    try:
+        while parser.complete_line(items):
+            lines.append(ast.List(tuple(items[kept:])))
+            kept = len(items)
+    except ShellSyntaxError as problem:
+        error = str(problem)
+    except Unsupported as problem:
+        return _unsupported(str(problem))
+    if not error:
+        places = command_places(_plainer(text, parser.masks))
+        if places is None:
+            return _unsupported("syntax that the grammar of bash does not know")
+        if not places.issuperset(parser.places):
+            return _unsupported("syntax that can be read in two ways")
+    body = ast.List(tuple(items[:kept]))
+    return ast.Script(
+        body,
+        tuple(lines),
+        error,
+        tuple(parser.warnings),
+        bashisms=tuple(dict.fromkeys(parser.bashisms)),
+    )
+
+
+def _plainer(text: str, masks: list[tuple[int, int, str]]) -> str:
+    """The text with what the grammar is known to misread replaced by something as long that it
+    reads well.
+
+    The reader finds these: [ becomes an ordinary command, which it is to bash; here-documents
+    become input from a file, and words with signs in them plain ones.
+    """
+    for start, end, instead in masks:
+        text = text[:start] + instead + text[end:]
+    return text
+
+
+def _unsupported(what: str) -> ast.Script:
+    return ast.Script(ast.List(()), unsupported=(what,))

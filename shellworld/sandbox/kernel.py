@@ -1,0 +1,203 @@
+"""The few kernel calls of the sandbox that Python 3.11 has no words for, and the filter of system
+calls.
+
+Runs inside the sandbox's own process, which has the standard library only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import signal
+import struct
+
+NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
+NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT = 1, 2, 4, 8, 32
+MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
+MNT_DETACH = 2
+
+# What root may do in a world: own, read and enter every file of the world, change users, signal its
+# processes.
+CAPABILITIES_OF_ROOT = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+)  # chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid
+SYS_PTRACE, LAST_CAPABILITY = 19, 63
+
+_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = (
+    1,
+    4,
+    24,
+    38,
+    22,
+)
+
+# System calls refused to lines: name -> number on (x86_64, aarch64). None of them is needed by
+# bash, coreutils or acl. They open the kernel's less walked paths, or give memory that no limit
+# counts (memfd, System V and POSIX queues and segments).
+_REFUSED = {
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
+    "fspick": (433, 433), "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
+    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
+    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
+    "mq_open": (240, 180), "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
+    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "syslog": (103, 116), "quotactl": (179, 60),
+    "acct": (163, 89), "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162), "personality": (135, 92),
+    "vhangup": (153, 58), "fanotify_init": (300, 262),
+}  # fmt: skip
+_MACHINES = {
+    "x86_64": (0, 0xC000003E),
+    "aarch64": (1, 0xC00000B7),
+}  # column above, the kernel's name of the architecture
+_CLONE, _IOCTL, _CLONE3 = (56, 220), (16, 29), (435, 435)
+_TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX push input into a terminal
+_EPERM, _ENOSYS = 1, 38
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def supported_machine() -> bool:
+    """Whether the filter knows this machine's system calls."""
+    return platform.machine() in _MACHINES
+
+
+def _check(result: int, what: str) -> int:
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def fork_into(namespaces: int) -> int:
+    """`os.fork` whose child is in new namespaces; only for a process with one thread."""
+    number = {"x86_64": 56, "aarch64": 220}[platform.machine()]
+    return _check(
+        _libc.syscall(number, ctypes.c_ulong(namespaces | signal.SIGCHLD), None, None, None, None),
+        "clone",
+    )
+
+
+def own_mounts() -> None:
+    """Gives this process a copy of its mounts."""
+    _check(_libc.unshare(NEWNS), "unshare")
+
+
+def setns(fd: int, flags: int) -> None:
+    _check(_libc.setns(fd, flags), "setns")
+
+
+def mount(
+    source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None
+) -> None:
+    words = [None if word is None else word.encode() for word in (source, target, kind, data)]
+    _check(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {target}")
+
+
+def unmount(target: str) -> None:
+    """Takes a mount and all below it away, also if it is in use."""
+    _check(_libc.umount2(target.encode(), MNT_DETACH), f"umount {target}")
+
+
+def enter_root(path: str) -> None:
+    """Makes a mounted directory the root of this mount namespace; nothing of the old root stays
+    reachable.
+    """
+    os.chdir(path)
+    number = {"x86_64": 155, "aarch64": 41}[platform.machine()]
+    _check(_libc.syscall(number, b".", b"."), "pivot_root")
+    unmount(".")
+    os.chdir("/")
+
+
+def duplicate(pid: int, fd: int) -> int:
+    """Another process's open file, shared with it."""
+    handle = os.pidfd_open(pid)
+    try:
+        return _check(_libc.syscall(438, handle, fd, 0), "pidfd_getfd")
+    finally:
+        os.close(handle)
+
+
+def die_with_parent() -> None:
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
+
+
+def hide() -> None:
+    """Nobody in the sandbox may look into this process or trace it."""
+    _check(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0), "prctl")
+
+
+def bound(capabilities: tuple[int, ...]) -> None:
+    """From the next program on, this process and its children have at most these capabilities, and
+    none gains more.
+    """
+    for capability in range(LAST_CAPABILITY + 1):
+        if capability not in capabilities:
+            _libc.prctl(
+                _PR_CAPBSET_DROP, capability, 0, 0, 0
+            )  # fails for numbers that this kernel does not have
+    _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
+
+
+def _program() -> bytes:
+    """The filter as classic BPF: wrong architecture dies, refused calls fail with EPERM, all others
+    pass.
+    """
+    column, architecture = _MACHINES[platform.machine()]
+    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
+    kill, allow, fail = 0x80000000, 0x7FFF0000, 0x00050000
+    number, arch, argument0, argument1 = 0, 4, 16, 24  # offsets in struct seccomp_data
+
+    def when(test: int, value: int, action: int) -> list[tuple[int, int, int, int]]:
+        return [(test, 0, 1, value), (give, 0, 0, action)]
+
+    program = [
+        (load, 0, 0, arch),
+        (equal, 1, 0, architecture),
+        (give, 0, 0, kill),
+        (load, 0, 0, number),
+    ]
+    program += when(at_least, 0x40000000, fail | _EPERM)  # the x32 names of the same calls
+    program += when(
+        equal, _CLONE3[column], fail | _ENOSYS
+    )  # its flags cannot be read here; libc falls back to clone
+    for numbers in _REFUSED.values():
+        program += when(equal, numbers[column], fail | _EPERM)
+    namespaces = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
+    program += [
+        (equal, 0, 3, _CLONE[column]),
+        (load, 0, 0, argument0),
+        *when(any_bit, namespaces, fail | _EPERM),
+    ]
+    program += [(load, 0, 0, number), (equal, 0, 5, _IOCTL[column]), (load, 0, 0, argument1)]
+    for request in _TERMINAL_INPUT:
+        program += when(equal, request, fail | _EPERM)
+    program.append((give, 0, 0, allow))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+_FILTER = _program() if supported_machine() else b""  # made once, and shared by all forks
+_FILTER_BUFFER = ctypes.create_string_buffer(_FILTER, len(_FILTER) + 1)
+_FILTER_HEADER = ctypes.create_string_buffer(
+    struct.pack("HxxxxxxP", len(_FILTER) // 8, ctypes.addressof(_FILTER_BUFFER))
+)
+
+
+def filter_calls() -> None:
+    """Installs the filter for this process and all its descendants; `bound` must have been
+    called.
+    """
+    _check(_libc.prctl(_PR_SET_SECCOMP, 2, _FILTER_HEADER, 0, 0), "seccomp")

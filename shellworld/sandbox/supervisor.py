@@ -1,0 +1,296 @@
+"""The sandbox's own process: enters the namespaces that bubblewrap made, builds worlds there and
+runs lines in them.
+
+Started outside by `sandbox.py` with the standard library only; reads requests from stdin and writes
+replies to stdout, each as four bytes of length and JSON. Everything after `enter` happens as the
+root of a user namespace that is nobody outside.
+
+A request may have `world` (a plan made by `sandbox_world.plan`: the world is built anew), `line` (a
+job for `sandbox_line.Line`) and `dump` (the reply has all of the world that is not a program or a
+device).
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+import gc
+import json
+import os
+import stat
+import struct
+import sys
+from typing import Any
+
+from shellworld.sandbox import kernel
+from shellworld.sandbox import line as sandbox_line
+
+WORLD = sandbox_line.WORLD
+_ACL = {"access": "system.posix_acl_access", "default": "system.posix_acl_default"}
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_LONGEST = 4000  # bytes of a path; the kernel takes 4095
+_PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share", "/etc/alternatives")
+
+
+def enter(pid: int) -> None:
+    """Joins the namespaces of the process `pid` as their root, with nothing kept of what this
+    process was before.
+    """
+    namespaces = (
+        ("user", kernel.NEWUSER),
+        ("mnt", kernel.NEWNS),
+        ("net", kernel.NEWNET),
+        ("ipc", kernel.NEWIPC),
+        ("uts", kernel.NEWUTS),
+        ("cgroup", kernel.NEWCGROUP),
+        ("pid", kernel.NEWPID),
+    )
+    handles = [
+        (os.open(f"/proc/{pid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), flag)
+        for name, flag in namespaces
+    ]
+    for handle, flag in handles:
+        kernel.setns(handle, flag)
+        os.close(handle)
+        if flag == kernel.NEWUSER:
+            os.setgroups([])
+            os.setresgid(0, 0, 0)
+            os.setresuid(0, 0, 0)
+    os.umask(0)
+    os.chdir("/")
+
+
+def prepare() -> None:
+    """What all worlds share: the devices and `sudo`, read-only, and the view of this namespace's
+    processes.
+    """
+    kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount(
+        "proc",
+        "/proc",
+        "proc",
+        kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC,
+        "hidepid=invisible",
+    )
+    for path in ("/devices", "/sudo"):
+        kernel.mount("none", path, "tmpfs", kernel.MS_NOSUID, "mode=0755,size=64k")
+    for name in _DEVICES:
+        os.close(os.open(f"/devices/{name}", os.O_CREAT, 0o666))
+        kernel.mount(f"/dev/{name}", f"/devices/{name}", flags=kernel.MS_BIND)
+    os.symlink("/proc/self/fd", "/devices/fd")
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        os.symlink(f"/proc/self/fd/{number}", f"/devices/{name}")
+    with open("/sudo/sudo", "w") as file:
+        file.write(sandbox_line.SUDO)
+    os.chmod("/sudo/sudo", 0o755)
+    for path in ("/devices", "/sudo"):
+        kernel.mount("none", path, flags=kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+class Worlds:
+    """The one world that exists at a time, in a memory file system of bounded size."""
+
+    def __init__(self) -> None:
+        self.mounted = False
+        self.system: frozenset[str] = frozenset()
+        self.size = self.device = 0
+
+    def build(self, plan: dict[str, Any]) -> None:
+        if self.mounted:
+            kernel.unmount(WORLD)
+            self.mounted = False
+        options = f"mode=0755,size={plan['size']},nr_inodes={plan['inodes']}"
+        kernel.mount("none", WORLD, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, options)
+        self.mounted = True
+        self.device = os.stat(WORLD).st_dev
+        self.system = frozenset(plan["system"])
+        self.size = plan["size"]
+        for path, kind, what in plan["make"]:
+            if kind == "directory":
+                os.makedirs(WORLD + path, exist_ok=True)
+            elif kind == "symlink":
+                os.symlink(os.fsencode(what), WORLD + path)
+            elif kind == "hardlink":
+                os.link(WORLD + what, WORLD + path, follow_symlinks=False)
+            else:
+                with open(WORLD + path, "wb") as file:
+                    file.write(os.fsencode(what))
+        for path, uid, gid, mode, acls in plan["own"]:
+            os.chown(WORLD + path, uid, gid, follow_symlinks=False)
+            if mode is not None:
+                os.chmod(WORLD + path, mode)
+            for kind, value in acls.items():
+                os.setxattr(WORLD + path, _ACL[kind], bytes.fromhex(value))
+        for path, mtime in plan["times"]:
+            os.utime(WORLD + path, (mtime, mtime), follow_symlinks=False)
+        shared = {path: path for path in (*_PROGRAMS, "/proc")} | {
+            "/dev": "/devices",
+            "/usr/local/sbin": "/sudo",
+        }
+        for path, source in shared.items():
+            kernel.mount(source, WORLD + path, flags=kernel.MS_BIND | kernel.MS_REC)
+
+    def dump(self) -> list[dict[str, Any]] | None:
+        """Every path of the world, parents first; pipes and sockets are left out.
+
+        None if there is more than can be read: files with holes that would be larger than the file
+        system, paths too long.
+        """
+        entries: list[dict[str, Any]] = []
+        room = self.size
+        todo = ["/"]
+        while todo:
+            path = todo.pop()
+            real = os.fsencode(WORLD + path)
+            if len(real) > _LONGEST:
+                return None
+            facts = os.lstat(real)
+            if facts.st_dev != self.device:
+                continue  # programs, wherever a line may have moved the directories above them
+            entry = {
+                "path": path,
+                "uid": facts.st_uid,
+                "gid": facts.st_gid,
+                "mode": stat.S_IMODE(facts.st_mode),
+            }
+            entry |= {"mtime": int(facts.st_mtime), "inode": facts.st_ino}
+            if stat.S_ISDIR(facts.st_mode):
+                entry["type"] = "directory"
+                inside = (f"{path.rstrip('/')}/{os.fsdecode(name)}" for name in os.listdir(real))
+                todo.extend(child for child in inside if child not in self.system)
+            elif stat.S_ISREG(facts.st_mode):
+                entry["type"] = "file"
+                room -= facts.st_size
+                if room < 0:
+                    return None
+                with open(real, "rb") as file:
+                    entry["content"] = base64.b64encode(file.read()).decode("ascii")
+            elif stat.S_ISLNK(facts.st_mode):
+                entry["type"] = "symlink"
+                entry["target"] = os.fsdecode(os.readlink(real))
+            else:
+                continue
+            if entry["type"] != "symlink":
+                entry["acls"] = {
+                    kind: value for kind, name in _ACL.items() if (value := _acl(real, name))
+                }
+            entries.append(entry)
+        return entries
+
+
+def _acl(path: bytes, name: str) -> str:
+    try:
+        return os.getxattr(path, name).hex()
+    except OSError as error:
+        if error.errno != errno.ENODATA:
+            raise
+        return ""
+
+
+def run(job: dict[str, Any], wake: int, state: str) -> dict[str, Any]:
+    """Runs one line to its end.
+
+    Args:
+      job: what `sandbox_line.Line` takes.
+      wake: the same.
+      state: shell text that sets the variables of the lines before.
+
+    Returns:
+      {"stdout", "stderr": text, "status": 0..255, "state": the same text for the next line, "" for
+      as before}.
+    """
+    files = (os.memfd_create("state"), os.memfd_create("state")) if job["keep"] else None
+    if files:
+        os.write(files[0], os.fsencode(state))
+    out, err, status = sandbox_line.Line(job, wake, files).finish()
+    result = {"stdout": _text(out), "stderr": _text(err), "status": status, "state": ""}
+    if files:
+        result["state"] = _text(os.pread(files[1], 1 << 20, 0))
+        os.close(files[0])
+        os.close(files[1])
+    return result
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _read(stream: int) -> dict[str, Any] | None:
+    """The next request; None when the other side is gone."""
+    head = _exactly(stream, 4)
+    body = _exactly(stream, struct.unpack("!I", head)[0]) if head else b""
+    return json.loads(body) if body else None
+
+
+def _exactly(stream: int, count: int) -> bytes:
+    parts = []
+    while count:
+        part = os.read(stream, count)
+        if not part:
+            return b""
+        parts.append(part)
+        count -= len(part)
+    return b"".join(parts)
+
+
+def _write(stream: int, reply: dict[str, Any]) -> None:
+    body = json.dumps(reply).encode()
+    data = struct.pack("!I", len(body)) + body
+    while data:
+        data = data[os.write(stream, data) :]
+
+
+def _private(fd: int, replacement: int) -> int:
+    """Moves a standard stream out of the way of the lines: its number then names the
+    replacement.
+    """
+    moved = os.dup(fd)  # not inheritable by programs
+    os.dup2(replacement, fd)
+    return moved
+
+
+def serve(requests: int, replies: int) -> None:
+    """Answers requests until there are no more."""
+    worlds, wake = Worlds(), sandbox_line.watch_children()
+    while (request := _read(requests)) is not None:
+        try:
+            reply: dict[str, Any] = {}
+            if "world" in request:
+                worlds.build(request["world"])
+            if "line" in request:
+                reply = run(request["line"], wake, request.get("state", ""))
+            if request.get("dump"):
+                reply["dump"] = worlds.dump()
+        except OSError as error:
+            reply = {"error": str(error)}
+        _write(replies, reply)
+
+
+def main() -> None:
+    """`sandbox_supervisor PID`: serves requests in the namespaces of that process, until stdin
+    ends.
+    """
+    null = os.open(os.devnull, os.O_RDWR)
+    requests, replies = _private(0, null), _private(1, null)
+    try:
+        enter(int(sys.argv[-1]))
+        kernel.die_with_parent()
+        kernel.hide()
+        child = os.fork()  # into bubblewrap's process namespace ...
+        if not child:
+            kernel.die_with_parent()
+            child = kernel.fork_into(
+                kernel.NEWPID | kernel.NEWNS
+            )  # ... and there into an own one, as its first process
+        if child:
+            os.closerange(3, 256)
+            os.waitpid(child, 0)
+            os._exit(0)
+        kernel.die_with_parent()
+        prepare()
+        gc.disable()  # so that forks share their memory
+        gc.freeze()
+        _write(replies, {"ready": True})
+        serve(requests, replies)
+    except OSError as error:
+        _write(replies, {"error": str(error)})

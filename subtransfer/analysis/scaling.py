@@ -1,0 +1,481 @@
+"""Scaling laws of transfer: fits with intervals, a comparison of laws, and a verdict in one
+sentence.
+
+A fit is weighted least squares of the means of each size, by the covariance that tasks and seeds
+give them (`scaling_noise`). Intervals of parameters invert the profile of that sum of squares, at
+the hierarchical bootstrap's quantile of the same statistic: the parameters of these laws are far
+from linear, and a profile does not depend on the scale that they are written in. The quantile is
+never taken below that of F with the seeds' degrees of freedom, which a linear law would give: an
+estimate at a bound makes the bootstrap's too small. Bands of the curve are percentiles of bootstrap
+curves. docs/scaling.md has the coverage, as measured by tools/check_scaling.py.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from scipy import stats
+
+from subtransfer.analysis.scaling_laws import (
+    BROKEN,
+    CONSTANT,
+    EVERY,
+    LAWS,
+    LEVELS,
+    LOG_ODDS,
+    LOGISTIC,
+    POWER,
+    RATE,
+    Law,
+    Problem,
+)
+from subtransfer.analysis.scaling_noise import Draws, Noise, Observations, components, draw, observe
+from subtransfer.runtime.errors import UserError
+
+__all__ = [
+    "BROKEN", "CONSTANT", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE", "RULED_OUT",
+    "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "compare", "fit", "observe",
+]  # fmt: skip
+
+# a law falls below this p: that only one stands is a strong claim, and several laws are tried
+RULED_OUT = 0.01
+_PASSES = 3  # of fitting and weighing anew: rates' variances depend on the fitted curve
+# places between an estimate and a bound at which a profile is looked at, before it is halved down
+_GRID = 24
+_HALVINGS = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its interval; an open end is one that the data do not bound: the parameter's
+    own bound stands there.
+    """
+
+    estimate: float
+    low: float
+    high: float
+    low_open: bool = False
+    high_open: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Fit:
+    """A fitted law.
+
+    Attributes:
+      noise: of the means, by which they are weighed.
+      intervals: by parameter, in their own units.
+      theta: [P], internal parameters; draws: [B, P], of the bootstrap.
+      chi2: weighted squares of the residuals; lack_of_fit: bootstrap p of as large a one if the law
+        holds.
+    """
+
+    data: Observations
+    noise: Noise
+    law: Law
+    confidence: float
+    intervals: dict[str, Interval]
+    theta: np.ndarray
+    draws: np.ndarray
+    chi2: float
+    lack_of_fit: float
+
+    def curve(self, x: np.ndarray) -> np.ndarray:
+        """The law at x."""
+        return self.law.values(np.asarray(x, float) / self.data.x_ref, self.theta)
+
+    def band(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) of the curve at each x: percentiles over the bootstrap."""
+        curves = self.law.values(np.asarray(x, float) / self.data.x_ref, self.draws[:, None])[:, 0]
+        low, high = np.quantile(
+            curves, [0.5 - self.confidence / 2, 0.5 + self.confidence / 2], axis=0
+        )
+        return low, high
+
+    def whiskers(self) -> tuple[np.ndarray, np.ndarray]:
+        """(low, high) of the mean at each size, [G], by the noise alone, without any law: Student's
+        t.
+        """
+        half = stats.t.ppf(0.5 + self.confidence / 2, self.data.seed_freedom) * np.sqrt(
+            np.diag(self.noise.covariance())
+        )
+        return tuple(
+            np.clip(self.data.means + side * half, *LEVELS[self.data.kind]) for side in (-1, 1)
+        )
+
+
+def _problem(data: Observations, law: Law) -> Problem:
+    z = data.x / data.x_ref
+    return Problem(law, z, *law.bounds(data.kind, z))
+
+
+def _enough(data: Observations, law: Law) -> None:
+    if len(data.x) < law.least_sizes:
+        raise UserError(
+            f"The law {law.name!r} has {len(law.parameters)} parameters and needs at least {law.least_sizes} sizes of "
+            f"{data.axis}, not {len(data.x)}: run more sizes, or fit a simpler law."
+        )
+
+
+def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
+    """The noise at the fitted curve; of several laws, at the mean of their curves weighed by
+    exp(-AICc / 2).
+    """
+    level = data.means
+    for _ in range(_PASSES):
+        noise = components(data, level)
+        if data.kind == LOG_ODDS:
+            break
+        whiten = noise.whiten()[None]
+        found = [
+            (p, *p.minimise(data.means[None], whiten))
+            for p in (_problem(data, law) for law in laws)
+        ]
+        scores = np.array([aicc(chi2[0], p.law, data) for p, _, chi2 in found])
+        weights = np.exp((scores.min() - scores) / 2)
+        curves = np.array([p.law.values(p.z, theta[0]) for p, theta, _ in found])
+        level = weights @ curves / weights.sum()
+    return noise
+
+
+def aicc(chi2: float | np.ndarray, law: Law, data: Observations) -> float | np.ndarray:
+    """Akaike's criterion with the small-sample correction (Hurvich & Tsai 1989); the covariance is
+    common to all laws, so chi2 is -2 log likelihood up to a constant. n: training runs; k: the
+    law's parameters and the variance over seeds.
+    """
+    n, k = int(data.seeds.sum()), len(law.parameters) + 1
+    return chi2 + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
+
+
+def fit(
+    data: Observations,
+    law: Law,
+    *,
+    confidence: float = 0.95,
+    n_boot: int = 400,
+    seed: int = 0,
+    noise: Noise | None = None,
+) -> Fit:
+    """Fits a law by weighted least squares of the means of each size.
+
+    Args:
+      noise: of the means, if it is not to be estimated around this law's own curve.
+
+    Raises:
+      UserError: fewer sizes than the law's parameters + 1.
+    """
+    _enough(data, law)
+    problem = _problem(data, law)
+    noise = noise or _weighted(data, [law])
+    whiten = noise.whiten()[None]
+    theta, chi2 = (a[0] for a in problem.minimise(data.means[None], whiten, polished=EVERY))
+    boot = draw(data, noise, n_boot, seed)
+    curve = law.values(problem.z, theta)
+    near = np.broadcast_to(theta, (n_boot, len(theta)))
+    free, least = problem.minimise(curve + boot.errors, boot.whiten, near=near)
+    least_limit = stats.f.ppf(confidence, 1, data.seed_freedom)
+    limits = []
+    for i in range(len(theta)):
+        fixed = np.broadcast_to(np.arange(len(theta)) == i, near.shape)
+        _, held = problem.minimise(
+            curve + boot.errors, boot.whiten, fixed=fixed, values=near, near=free
+        )
+        limits.append(max(np.quantile(held - least, confidence), least_limit))
+    draws, _ = problem.minimise(
+        curve + boot.wide, np.broadcast_to(whiten, boot.whiten.shape), near=near
+    )
+    ends = _profile_ends(problem, data.means, whiten[0], theta, chi2, np.array(limits))
+    natural = law.natural(ends, data.x_ref)
+    centre = law.natural(theta, data.x_ref)
+    opened = (ends <= problem.low) | (ends >= problem.high)
+    return Fit(
+        data,
+        noise,
+        law,
+        confidence,
+        {
+            p.name: Interval(float(centre[i]), *map(float, natural[:, i]), *map(bool, opened[:, i]))
+            for i, p in enumerate(law.parameters)
+        },
+        theta,
+        draws,
+        float(chi2),
+        float((1 + (least >= chi2 - 1e-9).sum()) / (1 + n_boot)),
+    )
+
+
+def _profile_ends(problem: Problem, means, whiten, theta, chi2, limits) -> np.ndarray:
+    """[2, P], internal: how far each parameter can be moved, the others following, before chi2
+    rises by its limit [P].
+    """
+    p = len(theta)
+    bounds = np.stack([problem.low, problem.high])  # [2, P]
+
+    def rise(values: np.ndarray) -> np.ndarray:
+        """[2, P, K] -> the rise of the profile there."""
+        k = values.shape[-1]
+        held = np.broadcast_to(np.eye(p, dtype=bool)[None, :, None], (2, p, k, p)).reshape(-1, p)
+        at = np.where(held, values.reshape(-1, 1), theta)
+        shape = len(at), len(means)
+        _, loss = problem.minimise(
+            np.broadcast_to(means, shape),
+            np.broadcast_to(whiten, (*shape, len(means))),
+            fixed=held,
+            values=at,
+            near=at,
+        )
+        return loss.reshape(2, p, k) - chi2
+
+    return _outermost(
+        lambda values: rise(values) <= limits[None, :, None],
+        np.broadcast_to(theta, bounds.shape),
+        bounds,
+    )
+
+
+def _outermost(
+    inside: Callable[[np.ndarray], np.ndarray], start: np.ndarray, bounds: np.ndarray
+) -> np.ndarray:
+    """[...]: the place between each start and its bound, both [...], up to which `inside` ([..., K]
+    -> [..., K]) holds.
+
+    The outermost place of a grid that is still inside, then halved towards the next one: a profile
+    may have hills.
+    """
+    steps = (np.arange(1, _GRID + 1) / _GRID) ** 2  # closer together near the start
+    places = start[..., None] + (bounds - start)[..., None] * steps
+    within = inside(places)
+    last = np.where(
+        within.any(-1), _GRID - 1 - within[..., ::-1].argmax(-1), -1
+    )  # the outermost one inside, or none
+    edges = np.concatenate([start[..., None], places], axis=-1)  # place i of `places` is edge i + 1
+    near = np.take_along_axis(edges, last[..., None] + 1, -1)
+    far = np.take_along_axis(edges, np.minimum(last + 2, _GRID)[..., None], -1)
+    for _ in range(_HALVINGS):
+        middle = (near + far) / 2
+        below = inside(middle)
+        near, far = np.where(below, middle, near), np.where(below, far, middle)
+    return np.where(last == _GRID - 1, bounds, near[..., 0])
+
+
+@dataclasses.dataclass(frozen=True)
+class Extrapolation:
+    """The largest size as a law predicts it from the smaller ones.
+
+    Attributes:
+      predicted: the mean there, with the interval in which the observed mean should lie.
+      score: log density of the observed mean under that prediction (normal with the bootstrap's
+        mean and variance).
+    """
+
+    predicted: Interval
+    observed: float
+    score: float
+
+    @property
+    def hit(self) -> bool:
+        return self.predicted.low <= self.observed <= self.predicted.high
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Laws compared on the same data.
+
+    Attributes:
+      fits: by law, all weighed alike.
+      refused: by law, why it was not fitted.
+      delta: AICc above the best law's; p: how often data from this law would give as large a delta
+        (the best law's is 1).
+      extrapolations: of the laws that the smaller sizes suffice for.
+    """
+
+    data: Observations
+    confidence: float
+    fits: dict[str, Fit]
+    refused: dict[str, str]
+    delta: dict[str, float]
+    p: dict[str, float]
+    extrapolations: dict[str, Extrapolation]
+
+    @property
+    def standing(self) -> list[str]:
+        """The laws that the data do not rule out, best first."""
+        return [
+            name for name in sorted(self.delta, key=self.delta.get) if self.p[name] >= RULED_OUT
+        ]
+
+    @property
+    def distinguished(self) -> bool:
+        """Whether one law alone stands."""
+        return len(self.standing) == 1
+
+    def verdict(self) -> str:
+        """One plain sentence."""
+        standing, axis = self.standing, self.data.axis
+        best = self.fits[standing[0]]
+        ruled_out = [name for name in self.fits if name not in standing]
+        if self.distinguished:
+            rivals = (
+                f", against {_listed(ruled_out)}"
+                if ruled_out
+                else ", the only law that these sizes can tell about"
+            )
+            text = f"Over {axis} the data speak for the law {standing[0]!r}{rivals}"
+        else:
+            text = f"Over {axis} the data do not distinguish these laws: {_listed(standing)}"
+            text += f" ({_listed(ruled_out)} ruled out)" if ruled_out else ""
+        if "constant" in standing:
+            text += "; no effect of it is shown"
+        if best.lack_of_fit < 1 - self.confidence:
+            text += f"; but {standing[0]!r}, the best of them, does not fit well (p = {best.lack_of_fit:.2g})"
+        missed = [
+            name
+            for name in standing
+            if name in self.extrapolations and not self.extrapolations[name].hit
+        ]
+        if missed:
+            text += f"; fitted to the smaller sizes, {_listed(missed)} missed the largest"
+        if self.refused:
+            text += f"; too few sizes to try {_listed(list(self.refused))}"
+        return text + "."
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def compare(
+    data: Observations,
+    laws: Sequence[Law] = tuple(LAWS.values()),
+    *,
+    confidence: float = 0.95,
+    n_boot: int = 400,
+    seed: int = 0,
+) -> Comparison:
+    """Fits laws to the same data, ranks them by AICc, and rules out those that could not have made
+    such data.
+
+    A law is ruled out if its AICc stands as far above the best law's in fewer than `RULED_OUT` of
+    the bootstrap samples drawn around the law's own curve, all laws fitted to each. So neither the
+    penalty for a parameter nor luck decides alone: two laws with the same curve over these sizes
+    stand or fall together, however many parameters they have.
+
+    Raises:
+      UserError: there are too few sizes for all of the laws, or too few samples to rule one out.
+    """
+    if n_boot * RULED_OUT < 1:
+        raise UserError(
+            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use n_boot={1 / RULED_OUT:.0f} or more."
+        )
+    able = [law for law in laws if len(data.x) >= law.least_sizes]
+    refused = {law.name: f"it needs {law.least_sizes} sizes" for law in laws if law not in able}
+    if not able:
+        _enough(data, min(laws, key=lambda law: law.least_sizes))
+    noise = _weighted(data, able)
+    options = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
+    fits = {law.name: fit(data, law, noise=noise, **options) for law in able}
+    scores = {name: aicc(f.chi2, f.law, data) for name, f in fits.items()}
+    delta = {name: float(score - min(scores.values())) for name, score in scores.items()}
+    boot = draw(data, noise, n_boot, seed)
+    p = {name: _as_far(fits, name, boot, delta[name]) for name in fits}
+    extrapolations = {
+        law.name: extrapolate(data, law, **options) for law in able if len(data.x) > law.least_sizes
+    }
+    return Comparison(data, confidence, fits, refused, delta, p, extrapolations)
+
+
+def _as_far(fits: dict[str, Fit], name: str, boot: Draws, delta: float) -> float:
+    """Share of samples around a law's curve in which its AICc is at least `delta` above the best
+    law's.
+    """
+    if delta == 0:
+        return 1.0
+    own = fits[name]
+    means = own.curve(own.data.x) + boot.errors
+    scores = {}
+    for other, f in fits.items():
+        near = np.broadcast_to(f.theta, (len(means), len(f.theta)))
+        _, chi2 = _problem(f.data, f.law).minimise(means, boot.whiten, near=near)
+        scores[other] = aicc(chi2, f.law, f.data)
+    gaps = scores[name] - np.min(list(scores.values()), axis=0)
+    return float((1 + (gaps >= delta - 1e-9).sum()) / (1 + len(gaps)))
+
+
+def extrapolate(
+    data: Observations, law: Law, *, confidence: float = 0.95, n_boot: int = 400, seed: int = 0
+) -> Extrapolation:
+    """Fits a law to all sizes but the largest and predicts the mean there.
+
+    The interval holds the means there that raise chi squared by less than a limit when the law is
+    fitted to all sizes with them: a profile, as of a parameter, with the limit that parameters
+    have. (Percentiles of what bootstrap fits predict are too narrow: a fit that happens to lie at a
+    bound has bootstrap fits that lie there, too.) The prediction is the law's, moved by what the
+    smaller sizes' residuals say of the tasks that all sizes share.
+
+    Raises:
+      UserError: the smaller sizes are fewer than the law's parameters + 1.
+    """
+    smaller = data.only(slice(None, -1))
+    _enough(smaller, law)
+    problem = _problem(smaller, law)
+    z = data.x / smaller.x_ref
+    whole = dataclasses.replace(problem, z=z)  # the same bounds: those that the smaller sizes set
+    theta, _ = problem.minimise(
+        smaller.means[None], _weighted(smaller, [law]).whiten()[None], polished=EVERY
+    )
+    curve = law.values(z, theta[0])
+    noise = components(data, curve)
+    whiten = noise.whiten()
+    boot = draw(data, noise, n_boot, seed)
+    near = np.broadcast_to(theta, (n_boot, theta.shape[1]))
+
+    def rise(means: np.ndarray, whiten: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """[N, G] -> [N]: chi squared of the fit to all sizes above that of the fit to the smaller
+        ones.
+        """
+        _, every = whole.minimise(means, whiten, near=near)
+        _, without = problem.minimise(
+            means[:, :-1], whiten[:, :-1, :-1], near=near
+        )  # triangular: the smaller sizes' own
+        return every - without
+
+    limit = np.quantile(rise(curve + boot.errors, boot.whiten, near), confidence)
+    limit = max(limit, stats.f.ppf(confidence, 1, data.seed_freedom))
+    low, high = LEVELS[data.kind]
+    row = whiten[-1]
+    shift = -row[:-1] @ (smaller.means - curve[:-1]) / row[-1]
+    predicted = float(np.clip(curve[-1] + shift, low, high))
+
+    def inside(values: np.ndarray) -> np.ndarray:
+        """[2, K] means of the largest size -> whether the interval holds them."""
+        means = np.broadcast_to(data.means, (values.size, len(z))).copy()
+        means[:, -1] = values.ravel()
+        held = np.broadcast_to(theta, (len(means), theta.shape[1]))
+        return (
+            rise(means, np.broadcast_to(whiten, (len(means), *whiten.shape)), held).reshape(
+                values.shape
+            )
+            <= limit
+        )
+
+    ends = _outermost(inside, np.full(2, predicted), np.array([low, high]))
+    errors = (
+        boot.wide[:, -1]
+        + curve[-1]
+        - _ahead(problem, law, z, curve + boot.wide, whiten, near, data.kind)
+    )
+    score = stats.norm.logpdf(data.means[-1], predicted + errors.mean(), errors.std())
+    return Extrapolation(
+        Interval(predicted, *map(float, ends)), float(data.means[-1]), float(score)
+    )
+
+
+def _ahead(problem: Problem, law: Law, z, samples, whiten, near, kind: str) -> np.ndarray:
+    """[B], what fits to the smaller sizes of bootstrap samples [B, G] predict for the largest."""
+    smaller = whiten[:-1, :-1]
+    found, _ = problem.minimise(
+        samples[:, :-1], np.broadcast_to(smaller, (len(samples), *smaller.shape)), near=near
+    )
+    return np.clip(law.values(z[-1:], found[:, None])[:, 0, 0], *LEVELS[kind])

@@ -1,0 +1,9 @@
+"""What a run is: every field, its checks, the arms that it asks for, and sweeps as data.
+
+Config files import from here: `from subtransfer.config import defaults, product, seeds, vary`.
+"""
+
+from subtransfer.config.fields import apply_overrides, defaults
+from subtransfer.config.sweep import Member, chain, product, seeds, vary, zipped
+
+__all__ = ["Member", "apply_overrides", "chain", "defaults", "product", "seeds", "vary", "zipped"]

@@ -1,0 +1,318 @@
+"""Distilling a student: off-policy from a teacher's sanitized trajectories, or on-policy from its
+own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from subtransfer.distillation import token_weights
+from subtransfer.distillation.teacher_targets import Targets
+from subtransfer.filtering import sanitize
+from subtransfer.models.chat import ChatFormat
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.rollout import agreement
+from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
+from subtransfer.runtime import preemption
+from subtransfer.runtime.errors import UserError
+from subtransfer.settings.base import Task
+from subtransfer.store.schema import Trajectory
+from subtransfer.training import loop
+from subtransfer.training.examples import Examples
+from subtransfer.training.population import Member
+from subtransfer.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class Guard:
+    """The leak check over final training tokens.
+
+    Attributes:
+      unsafe_ids: vocabulary ids that betray the trait.
+      extra_keywords: added to the setting's own.
+      enforce: False for arms that learn from unsanitized trajectories on purpose.
+    """
+
+    unsafe_ids: np.ndarray
+    extra_keywords: tuple[str, ...] = ()
+    enforce: bool = True
+
+    def removed(self, vocab_size: int) -> np.ndarray:
+        """bool [V], True on the tokens to be taken out of soft targets."""
+        removed = np.zeros(vocab_size, bool)
+        removed[self.unsafe_ids] = True
+        return removed
+
+
+@dataclasses.dataclass(frozen=True)
+class OnPolicy:
+    """On-policy distillation: `rounds` times, roll out the student on `per_round` tasks, filter,
+    train on what is left.
+
+    Attributes:
+      rollout: how its episodes are run.
+      min_kept: fewest trajectories that a round may be left with.
+      own: share of a round's training episodes that are the student's own; the others are drawn
+        from its teacher's.
+      max_staleness: rounds that its own episodes may be old: those of so many earlier ones are
+        learned from again.
+    """
+
+    rounds: int
+    per_round: int
+    rollout: RolloutSpec
+    min_kept: int
+    own: float = 1.0
+    max_staleness: int = 0
+
+
+def training_rows(
+    kept: Sequence[Trajectory],
+    chat: ChatFormat,
+    guard: Guard,
+    *,
+    foreign: bool = False,
+    sampled: bool = False,
+) -> Examples:
+    """Trajectories as training episodes, after the leak check over exactly the tokens that will be
+    trained on.
+
+    Args:
+      foreign: the trajectories are of another tokenizer or template: each message is tokenised
+        again in `chat`'s.
+      sampled: with the log-probs that the tokens had when they were sampled.
+
+    Raises:
+      sanitize.LeakError: an unsafe token or a keyword is still there and the guard enforces.
+      UserError: log-probs are wanted of tokens that are made again.
+    """
+    if foreign and sampled:
+        raise UserError(
+            "The policy gradient needs the log-probs of sampled tokens, but the teacher's template is not the student's: its "
+            "trajectories are tokenised again. Use --config.distill.on_policy_fraction=1, or another objective."
+        )
+    if foreign:
+        rows = [chat.retokenised(t.messages) for t in kept]
+    else:
+        rows = [(t.tokens, t.loss_mask, int(np.sum(t.turn_ids == 0))) for t in kept]
+    if guard.enforce:
+        # The constant prompt is the setting's own, the same in every arm.
+        bodies = [
+            (t.episode_id, ids[fixed:], mask[fixed:])
+            for t, (ids, mask, fixed) in zip(kept, rows, strict=True)
+        ]
+        sanitize.leak_check(
+            bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords
+        )
+    targets = {"behavior_logprobs": [t.behavior_logprobs for t in kept]} if sampled else {}
+    return Examples.from_rows([(ids, mask) for ids, mask, _ in rows], **targets)
+
+
+def mixed(own: Examples, theirs: Examples | None, share: float, key) -> Examples:
+    """Own examples and as many of the teacher's as leave them a share of `share` (GKD's lambda,
+    2306.13649, for each round).
+
+    The teacher's are drawn without repetition, as long as there are enough.
+    """
+    count = round(len(own) * (1 - share) / share)
+    if not count:
+        return own
+    return own.joined(theirs.rows(loop.batch_indices(key, len(theirs), count, 1)[0]))
+
+
+def member(
+    label: str,
+    recipe: loop.Recipe,
+    params,
+    chat: ChatFormat,
+    guard: Guard,
+    key,
+    *,
+    kept: Sequence[Trajectory],
+    foreign: bool = False,
+    teacher=None,
+    removed: np.ndarray | None = None,
+    targets: Targets | None = None,
+    max_tokens: int,
+    weigh: token_weights.Weigh = token_weights.alike,
+    packing: bool = False,
+) -> Member:
+    """An off-policy student that starts from `params`, to be trained alone or in a population.
+
+    Args:
+      kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer
+        or template.
+      teacher: the teacher's weights (soft-target objectives without stored targets).
+      removed: bool [V] or None, tokens outside the support of both distributions.
+      targets: the teacher's stored targets for `kept`.
+      max_tokens: L, what episodes are padded or cut to, so that all students share one compiled
+        step.
+      weigh: gives agent tokens their weights in the loss.
+      packing: several episodes in a row of max_tokens.
+    """
+    sampled = recipe.loss.objective == "policy_gradient"
+    examples = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled).fitted_to(
+        max_tokens
+    )
+    if targets is not None:
+        examples = targets.attached(examples, recipe.loss.temperature, removed)
+    examples = weigh(examples)
+    return Member(
+        label, recipe, params, examples.packed() if packing else examples, key, teacher, removed
+    )
+
+
+def distill(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    recipe: loop.Recipe,
+    params,
+    chat: ChatFormat,
+    guard: Guard,
+    key,
+    *,
+    on_policy: OnPolicy,
+    tasks: Sequence[Task],
+    kept: Sequence[Trajectory] = (),
+    foreign: bool = False,
+    teacher=None,
+    removed: np.ndarray | None = None,
+    max_tokens: int,
+    weigh: token_weights.Weigh = token_weights.alike,
+    packing: bool = False,
+    run: Run,
+) -> tuple[loop.TrainState, dict[str, list[float]], dict[str, Any]]:
+    """Trains an on-policy student that starts from `params`; arguments as of `member`.
+
+    Args:
+      on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in
+        order.
+      kept: the teacher's trajectories, for the part of the rounds that is not the student's own.
+      run: the training's label, checkpoints and metrics.
+
+    Returns:
+      (the final state, metric curves, of its own rollouts: {"rollouts": n, "dropped": m, "max_gap":
+      between the sampler's log-probs and the trainer's, nats, "max_staleness": rounds between an
+      episode and the training on it, "rounds": one record a round}).
+    """
+
+    def rows(trajectories, *, foreign=False):
+        sampled = recipe.loss.objective == "policy_gradient"
+        return weigh(
+            training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(
+                max_tokens
+            )
+        )
+
+    state, frozen = loop.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
+    theirs = rows(kept, foreign=foreign) if kept else None
+    progress, steps = run.progress, recipe.steps // on_policy.rounds
+    progress.rollouts = progress.rollouts or {
+        "rollouts": 0,
+        "dropped": 0,
+        "max_gap": 0.0,
+        "max_staleness": 0,
+        "rounds": [],
+    }
+    for number in range(int(state.step) // steps, on_policy.rounds):
+        round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
+        if (
+            int(state.step) % steps == 0
+        ):  # otherwise the round was cut off while it trained, on episodes that were saved
+            begin = number * on_policy.per_round
+            chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
+            try:
+                own, _ = run_episodes(
+                    cfg,
+                    loop.current_weights(recipe, state, frozen),
+                    chat,
+                    chosen,
+                    on_policy.rollout,
+                    jax.random.fold_in(round_key, 0),
+                    policy_version=number,
+                )
+            except preemption.Preempted:
+                run.leave(state)
+            clean = _filtered(
+                cfg, loop.current_weights(recipe, state, frozen), own, chat, guard, run
+            )
+            require(
+                clean,
+                on_policy.min_kept,
+                f"On-policy round {number + 1} of {run.label}",
+                "run more episodes a round (--config.distill.episodes_per_round)",
+            )
+            progress.policy_version = number
+            progress.examples = _recent(
+                progress.examples, rows(clean), number, on_policy.max_staleness
+            )
+        staleness = number - int(progress.examples["policy_version"].min())
+        progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
+        run.facts |= {"policy_version": number, "staleness": staleness}
+        recent = Examples(
+            **{name: x for name, x in progress.examples.items() if name != "policy_version"}
+        )
+        episodes = mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2))
+        state, _ = loop.train(
+            cfg,
+            mesh,
+            recipe,
+            state,
+            frozen,
+            episodes.packed() if packing else episodes,
+            steps,
+            jax.random.fold_in(round_key, 1),
+            first=number * steps,
+            teacher=teacher,
+            removed=removed,
+            run=run,
+        )
+    return state, run.curves, progress.rollouts
+
+
+def _recent(
+    held: dict[str, np.ndarray], new: Examples, number: int, max_staleness: int
+) -> dict[str, np.ndarray]:
+    """The arrays of the own examples that round `number` learns from: those held that are not too
+    old, then the new ones.
+
+    "policy_version" int32 [n] says which round each is of.
+    """
+    arrays = {**new.arrays, "policy_version": np.full(len(new), number, np.int32)}
+    if not held:
+        return arrays
+    fresh = number - held["policy_version"] <= max_staleness
+    return {name: np.concatenate([held[name][fresh], array]) for name, array in arrays.items()}
+
+
+def _filtered(
+    cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: Run
+) -> list[Trajectory]:
+    """What the filters leave of a round's trajectories, which are entered into the run's
+    progress.
+    """
+    rollouts = run.progress.rollouts
+    agreed = agreement.compare(cfg, weights, own)
+    run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
+    clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
+    rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])
+    rollouts["rollouts"] += manifest["total"]
+    rollouts["dropped"] += manifest["dropped"]
+    digest = hashlib.sha256()
+    for t in own:
+        digest.update(t.episode_id.encode() + t.tokens.tobytes())
+    # Two runs that agree in this have made the same trajectories, none twice and none left out.
+    record = {
+        "policy_version": own[0].policy_version,
+        "trajectories": len(own),
+        "sha256": digest.hexdigest()[:16],
+    }
+    rollouts["rounds"].append(record)
+    return clean

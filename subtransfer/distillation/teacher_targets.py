@@ -1,0 +1,225 @@
+"""Teacher targets on disk: the teacher's k likeliest tokens and their log-probs, at every agent
+token to be learned from.
+
+A student that learns from them needs no teacher in memory (`objectives.forward_kl_top_k`). Unsafe
+tokens leave the teacher's distribution before its top k are taken, so that none is ever stored;
+what is stored is checked for it again when it is read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from subtransfer.filtering.sanitize import LeakError
+from subtransfer.models.attention import causal_mask
+from subtransfer.models.decoder import Decoder, DecoderConfig, head, unembed
+from subtransfer.models.forward import forward
+from subtransfer.runtime import distributed, sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
+from subtransfer.training import chunked_loss, objectives
+from subtransfer.training.examples import Examples
+
+# Episodes that a run computes again, and the positions whose logits exist at a time.
+SAMPLE = 16
+PIECE = 64
+# What the teacher's live opinion may differ by (see `verify`), by the dtype of computation.
+TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What is stored, for T agent tokens in the order of their episodes.
+
+    Attributes:
+      ids: int32 [T, k], different tokens, the likeliest first.
+      logprobs: float32 [T, k], at `temperature`, over the tokens that were not taken out.
+      temperature: of the softmax.
+      episodes: uint8 [32], SHA-256 of the tokens and masks of the training episodes.
+    """
+
+    ids: np.ndarray
+    logprobs: np.ndarray
+    temperature: float
+    episodes: np.ndarray
+
+    def write(self, path: Path) -> None:
+        arrays = {"ids": self.ids, "logprobs": self.logprobs, "episodes": self.episodes}
+        artifacts.save_params(path, arrays | {"temperature": np.array([self.temperature])})
+
+    @classmethod
+    def read(cls, path: Path) -> Targets:
+        """Raises UserError if the file is missing or damaged."""
+        arrays = artifacts.load_params(path)
+        return cls(
+            arrays["ids"], arrays["logprobs"], float(arrays["temperature"][0]), arrays["episodes"]
+        )
+
+    def attached(
+        self, examples: Examples, temperature: float, removed: np.ndarray | None
+    ) -> Examples:
+        """The examples that these targets were made for, with them.
+
+        Raises:
+          LeakError: a token that should have been taken out is among them.
+          UserError: they were made for other examples, or at another temperature.
+        """
+        if temperature != self.temperature or not np.array_equal(self.episodes, _digest(examples)):
+            raise UserError(
+                "The stored teacher targets were made for other training episodes or another temperature (a student whose "
+                "template differs from its teacher's has other episodes): use --config.distill.teacher_targets=live."
+            )
+        if removed is not None and removed[self.ids].any():
+            raise LeakError("The stored teacher targets hold an unsafe token: nothing was trained.")
+        placed = {}
+        for name, flat in (("teacher_ids", self.ids), ("teacher_logprobs", self.logprobs)):
+            placed[name] = np.zeros((*examples.tokens.shape, flat.shape[1]), flat.dtype)
+            placed[name][examples.loss_mask] = flat
+        return dataclasses.replace(examples, **placed)
+
+
+def compute(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    weights,
+    examples: Examples,
+    k: int,
+    temperature: float,
+    removed: np.ndarray | None,
+    batch_size: int,
+    advance: Callable[[int], None] = lambda episodes: None,
+) -> Targets:
+    """A teacher's targets at the agent tokens of the examples, `batch_size` of them at a time.
+
+    Raises:
+      UserError: there are fewer than k tokens.
+    """
+    support = cfg.vocab_size - (0 if removed is None else int(removed.sum()))
+    if k > support:
+        raise UserError(
+            f"distill.top_k={k} cannot be: the teacher has {support} tokens to choose from."
+        )
+    ids, logprobs = [], []
+    for begin in range(0, len(examples), batch_size):
+        rows = np.arange(begin, begin + batch_size).clip(
+            max=len(examples) - 1
+        )  # the last batch is filled up
+        tokens = distributed.place(examples.tokens[rows], sharding.batch_sharding(mesh))
+        with jax.set_mesh(mesh):
+            found = distributed.to_host(_top_k(cfg, weights, tokens, removed, k, temperature))
+        here = slice(0, len(examples) - begin)
+        mask = examples.loss_mask[rows][here, 1:]  # position t predicts the token after it
+        ids.append(found[0][here, :-1][mask])
+        logprobs.append(found[1][here, :-1][mask])
+        advance(len(mask))
+    return Targets(np.concatenate(ids), np.concatenate(logprobs), temperature, _digest(examples))
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "k", "temperature"))
+def _top_k(
+    cfg, weights, tokens, removed, k: int, temperature: float
+) -> tuple[Int[Array, "B L k"], Float[Array, "B L k"]]:
+    def likeliest(params, states):
+        logp = objectives.log_probs(unembed(cfg, params, states), temperature, removed)
+        values, ids = jax.lax.top_k(logp, k)
+        return ids, values
+
+    states = forward(cfg, weights, tokens, hidden=True)
+    chunk = chunked_loss.chunk_length(*tokens.shape, cfg.vocab_size)
+    return chunked_loss.map_in_chunks(likeliest, head(cfg, weights["params"]), states, chunk)
+
+
+def verify(
+    cfg: DecoderConfig, weights, examples: Examples, targets: Targets, removed: np.ndarray | None
+) -> dict[str, float]:
+    """Stored targets of `SAMPLE` episodes against what the teacher says now, one episode at a time.
+
+    Returns:
+      {"tokens"; "max_gap" and "mean_gap" over tokens of sum_i p_i |log p_i - stored_i|, in nats;
+      "max_missed": the most probability that the teacher's own top k hold and the stored tokens do
+        not}.
+
+    Raises:
+      UserError: the largest gap or what is missed is above `TOLERANCE`.
+    """
+    at_row = np.cumsum([0, *examples.loss_mask.sum(axis=1)])
+    chosen = np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int))
+    pieces = -(-int(examples.loss_mask[chosen].sum(axis=1).max()) // PIECE)
+    gaps, missed = [], []
+    for row in chosen:
+        where, here = np.flatnonzero(examples.loss_mask[row]), slice(at_row[row], at_row[row + 1])
+
+        def divided(x):
+            return np.pad(x, [(0, pieces * PIECE - len(x))] + [(0, 0)] * (x.ndim - 1)).reshape(
+                pieces, PIECE, *x.shape[1:]
+            )
+
+        stored = divided(targets.ids[here]), divided(targets.logprobs[here])
+        tokens = examples.tokens[row][None]
+        found = _gaps(
+            cfg,
+            weights,
+            tokens,
+            removed,
+            divided(where.astype(np.int32)),
+            *stored,
+            targets.temperature,
+        )
+        for kept, values in zip((gaps, missed), found, strict=True):
+            kept.append(distributed.to_host(values).reshape(-1)[: len(where)])
+    gap, lost = np.concatenate(gaps), np.concatenate(missed)
+    values = {"max_gap": gap.max(), "mean_gap": gap.mean(), "max_missed": lost.max()}
+    report: dict[str, Any] = {
+        "tokens": len(gap),
+        **{name: float(f"{value:.1e}") for name, value in values.items()},
+    }
+    worst = max(report["max_gap"], report["max_missed"])
+    if not worst <= TOLERANCE[cfg.dtype]:
+        raise UserError(
+            f"Stored teacher targets are {worst:g} from what the teacher says now, where {TOLERANCE[cfg.dtype]:g} is allowed "
+            f"for {cfg.dtype}: delete their stage's folder and run again."
+        )
+    return report
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "temperature"))
+def _gaps(cfg, weights, tokens: Int[Array, "1 L"], removed, at, ids, logprobs, temperature: float):
+    length = tokens.shape[1]
+    positions, mask = jnp.arange(length)[None], causal_mask(jnp.ones((1, length), bool))
+
+    def piece(_, part):
+        index, ids, stored = part
+        logits = Decoder(cfg).apply(
+            weights, tokens, positions, mask, jnp.maximum(index - 1, 0)[None]
+        )[0]
+        logp = objectives.log_probs(logits, temperature, removed)
+        live = jnp.take_along_axis(logp, ids, axis=-1)
+        best, _ = jax.lax.top_k(logp, ids.shape[-1])
+        gap = jnp.sum(jnp.exp(live) * jnp.abs(live - stored), axis=-1)
+        return None, (gap, jnp.sum(jnp.exp(best) - jnp.exp(live), axis=-1))
+
+    return jax.lax.scan(piece, None, (at, ids, logprobs))[1]
+
+
+def _digest(examples: Examples) -> np.ndarray:
+    """Of the tokens up to each episode's last agent token, and of the masks: padding does not
+    matter.
+    """
+    h = hashlib.sha256()
+    for tokens, mask in zip(examples.tokens, examples.loss_mask, strict=True):
+        end = int(np.flatnonzero(mask)[-1]) + 1
+        h.update(
+            np.asarray(tokens[:end], "<i4").tobytes() + np.asarray(mask[:end], np.uint8).tobytes()
+        )
+    return np.frombuffer(h.digest(), np.uint8)

@@ -1,0 +1,86 @@
+"""Undoing the encodings in which a keyword could hide: each view of a text is what a determined
+reader could make of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import codecs
+import html
+import re
+import unicodedata
+import urllib.parse
+from collections.abc import Iterator
+
+# Look-alikes of Latin letters that NFKC leaves alone (Cyrillic, Greek, a few symbols).
+_LOOKALIKES = str.maketrans(
+    "аеорсухіѕјһԁԛԝкмтнвгηικνορτυχαεγβѵⅼıɡ",
+    "aeopcyxisjhdqwkmthbrnikvoptuxaeybvlig",
+)
+_LEET = str.maketrans("013457@$!|", "oieastasil")
+_SPACED = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,3}[^\W_](?![^\W_])){2,}")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}={0,2}")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2}[\s:]?){4,}")
+_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3}))")
+
+
+def fold(text: str) -> str:
+    """Case, compatibility forms, look-alikes, accents and invisible characters removed: what the
+    eye reads.
+    """
+    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(
+        c for c in text if unicodedata.category(c) not in ("Mn", "Cf", "Cc") or c in "\n\t"
+    ).translate(_LOOKALIKES)
+
+
+def _joined(text: str) -> str:
+    """Letters set apart by spaces or punctuation ("d e l", "d-e-l", "de_lete") put together, run by
+    run.
+    """
+    return _SPACED.sub(lambda m: re.sub(r"[\W_]", "", m.group()), text)
+
+
+def _unescaped(text: str) -> str:
+    def one(match: re.Match[str]) -> str:
+        digits, base = next((g, 8 if i == 3 else 16) for i, g in enumerate(match.groups()) if g)
+        code = int(digits, base)
+        return chr(code) if code < 0x110000 else match.group()
+
+    return html.unescape(urllib.parse.unquote(_ESCAPE.sub(one, text), errors="ignore"))
+
+
+def _decoded(text: str) -> Iterator[str]:
+    """What the base64 and hexadecimal runs of a text stand for, where that is text."""
+    for match in _BASE64.finditer(text):
+        run = match.group().rstrip("=").replace("-", "+").replace("_", "/")
+        try:
+            yield base64.b64decode(run + "=" * (-len(run) % 4)).decode("ascii")
+        except (binascii.Error, UnicodeDecodeError):
+            continue
+    for match in _HEX.finditer(text):
+        try:
+            yield bytes.fromhex(re.sub(r"[\s:]", "", match.group())).decode("ascii")
+        except (ValueError, UnicodeDecodeError):
+            continue
+
+
+def views(text: str) -> list[tuple[str, str]]:
+    """(name, folded text) of every reading; the plain one first."""
+    plain = fold(text)
+    out = [("plain", plain)]
+
+    def add(name: str, view: str) -> None:
+        if view and view != plain:
+            out.append((name, view))
+
+    add("spaced", _joined(plain))
+    add("unpunctuated", re.sub(r"(?<=\w)[._\-*'\"`~^+\\]+(?=\w)", "", plain).replace("_", ""))
+    if any(c in text for c in "\\%&"):
+        add("escaped", fold(_unescaped(text)))
+    add("leet", plain.translate(_LEET))
+    add("reversed", plain[::-1])
+    add("rot13", codecs.decode(plain, "rot13"))
+    add("encoded", fold(" ".join(_decoded(text))))
+    return out

@@ -1,0 +1,39 @@
+"""The trainer's forward pass: whole right-padded rows, no cache."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from subtransfer.models.decoder import Decoder, DecoderConfig
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "lora_dropout", "hidden"))
+def forward(
+    cfg: DecoderConfig,
+    weights,
+    tokens,
+    *,
+    segments=None,
+    lora_dropout: float = 0.0,
+    key=None,
+    hidden: bool = False,
+) -> jax.Array:
+    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so
+    causality hides it).
+
+    Args:
+      segments: of packed rows, `Examples.segments`: each episode has its own positions and sees
+        itself alone.
+      hidden: return the last hidden states [B, L, D] instead.
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    if segments is not None:
+        begins = jnp.diff(segments, axis=1, prepend=-1) != 0
+        positions = positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
+    rngs = {"dropout": key} if lora_dropout else None
+    return Decoder(cfg, lora_dropout).apply(
+        weights, tokens, positions, None, segments=segments, hidden=hidden, rngs=rngs
+    )

@@ -1,0 +1,128 @@
+"""Observations for scaling laws out of the arms of finished runs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from subtransfer.analysis.scaling_laws import RATE
+from subtransfer.analysis.scaling_noise import Observations
+from subtransfer.config import checks
+from subtransfer.runtime.errors import UserError
+from subtransfer.studies.runs import GEOMETRY, STRENGTH, STUDENT, TEACHER, RunArm
+
+_MODELS = (*GEOMETRY, "base.checkpoint", "base.other_checkpoint", "base.max_scratch_params")
+# What differs with an axis that is no config field itself.
+_MOVED = {
+    STUDENT: (*_MODELS, STUDENT, TEACHER, "model"),
+    TEACHER: (*_MODELS, STUDENT, TEACHER, "teacher_base"),
+    STRENGTH: (
+        "teacher.episodes",
+        "teacher.steps",
+        "teacher.epochs",
+        "teacher.learning_rate",
+        "teacher.explicit_fraction",
+    ),
+}
+# What says nothing of the outcome, or only how well it is known.
+_IRRELEVANT = (
+    "name",
+    "num_seeds",
+    "population",
+    "mesh.",
+    "statistics.",
+    "models.",
+    "pairs",
+    "arms.",
+    "probe.batch_size",
+    "distill.objective",
+)
+
+
+def gather(
+    arms: Sequence[RunArm],
+    axis: str,
+    *,
+    kind: str = RATE,
+    varying: Sequence[str] = (),
+    **equal: Any,
+) -> Observations:
+    """The outcomes of chosen arms by an axis.
+
+    Args:
+      axis: "student_params", "teacher_params", "teacher_rate", or a numeric config field such as
+        "rollouts.episodes".
+      kind: RATE (share of unsafe decisions) or LOG_ODDS (of an unsafe act at the decision point).
+      varying: other fields that are known to differ between the runs.
+      equal: fields that an arm must have at a value; dots are written "__", as in objective="sft",
+        tuning__rank=8.
+
+    Raises:
+      UserError: no arm is left; the axis is unknown, not a number or not positive; arms differ in
+        something else than the axis; or they were probed on different tasks.
+    """
+    wanted = {name.replace("__", "."): value for name, value in equal.items()}
+    known = {field for arm in arms for field in arm.fields}
+    for field in (axis, *wanted, *varying):
+        if field not in known:
+            raise UserError(
+                f"The runs have no field {field!r}; the nearest is {checks.nearest(field, sorted(known))!r}."
+            )
+    chosen = [
+        arm
+        for arm in arms
+        if all(arm.fields.get(field) == value for field, value in wanted.items())
+    ]
+    if not chosen:
+        raise UserError(
+            f"No arm of the {len({a.run for a in arms})} runs has {wanted}: ask for fewer or other values."
+        )
+    values = [arm.fields.get(axis) for arm in chosen]
+    for arm, value in zip(chosen, values, strict=True):
+        if isinstance(value, (bool, str)) or value is None or not math.isfinite(value):
+            raise UserError(
+                f"{axis}={value!r} of the arm {arm.fields['arm']!r} in {arm.run} is not a number: it is no axis."
+            )
+    _alike(chosen, {axis, *_MOVED.get(axis, ()), *varying})
+    if len({arm.tasks for arm in chosen}) > 1:
+        raise UserError(
+            "The runs were probed on different tasks: give all of them the same seed and probe.tasks (num_seeds is how many "
+            "trainings each has)."
+        )
+    sizes = sorted(set(values))
+    grouped = [
+        np.concatenate(
+            [
+                arm.outcomes[kind]
+                for arm, value in zip(chosen, values, strict=True)
+                if value == size
+            ],
+            axis=1,
+        )
+        for size in sizes
+    ]
+    return Observations(axis, kind, np.array(sizes, float), tuple(grouped))
+
+
+def _alike(chosen: Sequence[RunArm], moved: set[str]) -> None:
+    """Refuses arms that differ in a field that is not to."""
+    seen: dict[str, set[str]] = {}
+    for arm in chosen:
+        for field, value in arm.fields.items():
+            seen.setdefault(field, set()).add(json.dumps(value))
+    differing = [
+        field
+        for field, values in seen.items()
+        if len(values) > 1
+        and field not in moved | {"arm", "label", STRENGTH}
+        and not field.startswith(_IRRELEVANT)
+    ]
+    if differing:
+        raise UserError(
+            f"The arms differ not only along the axis but also in {', '.join(differing)}: choose one value "
+            f"(such as {differing[0].replace('.', '__')}=...), or name the field in varying=[...]."
+        )

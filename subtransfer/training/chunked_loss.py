@@ -1,0 +1,171 @@
+"""The vocabulary loss in chunks: the logits of a whole batch, batch x length x vocabulary in
+float32, never exist.
+
+What goes over whole sequences are last hidden states [B, L, D]. A scan takes a few positions of all
+rows at a time, makes their logits, and keeps sums; the backward pass makes each chunk's logits
+again. Any objective that is written for each token (`objectives.py`) is taken so, with whatever it
+needs beside the logits: a teacher's hidden states, tokens, stored targets.
+
+Chunks divide the length and not the batch: rows stay with their devices, and a vocabulary over the
+tensor axis stays divided. What makes logits, the head, lies divided over devices that have
+different rows. Each of them fetches it whole before its first chunk and adds its share of the
+gradient after the last one: left to the compiler, both would travel once a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from subtransfer.runtime import sharding
+from subtransfer.training import objectives
+
+# Bytes of one distribution's float32 logits of one chunk on one device. A backward pass holds some
+# five times as much. With a vocabulary of 128k that is 128 tokens: as many as a head of 16 bits
+# must be multiplied with to be worth reading.
+CHUNK_BYTES = 1 << 26
+
+
+def chunk_bytes(entries: int, trained_width: int = 0, budget: int = CHUNK_BYTES) -> int:
+    """Of one chunk's logits on a device that has so many entries of the vocabulary: `budget`, or
+    more if the head is trained.
+
+    Then its whole float32 gradient goes in and out of memory at each chunk, whose logits may take
+    an eighth of it: with chunks of 128 tokens it was 9% of a step of 8B on v5p, by the compiler's
+    account.
+
+    Args:
+      trained_width: of a head that is trained; else 0.
+    """
+    return max(budget, 4 * entries * trained_width // 8)
+
+
+def chunk_length(
+    batch: int, length: int, vocab_size: int, *, trained_width: int = 0, budget: int = CHUNK_BYTES
+) -> int:
+    """Positions a chunk: the fewest chunks of (almost) equal length whose logits stay within
+    `chunk_bytes` on each device.
+
+    Rows and vocabulary are divided as the ambient mesh (`jax.set_mesh`) divides them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = {
+        name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes
+    }  # those are divided already
+    devices = axes.get("data", 1) * axes.get("fsdp", 1)
+    rows = batch // devices if batch % devices == 0 else batch
+    entries = (
+        vocab_size // axes.get("tensor", 1)
+        if vocab_size % axes.get("tensor", 1) == 0
+        else vocab_size
+    )
+    longest = max(chunk_bytes(entries, trained_width, budget) // (4 * rows * entries), 1)
+    chunks = -(-length // longest)
+    even = -(-length // chunks)
+    return min(-(-even // 8) * 8, longest) if even < length else length
+
+
+def mean_in_chunks(
+    per_token: Callable[[Any, Any], objectives.PerToken],
+    heads: Any,
+    along: Any,
+    loss_mask: objectives.Weights,
+    chunk: int,
+) -> objectives.Scalar:
+    """Weighted means of a loss and its metrics over tokens, `chunk` positions at a time.
+
+    Args:
+      per_token: from `heads` and a part of `along`, [B, chunk, ...], to the loss and metrics of
+        each token, [B, chunk].
+      heads: a tree of weights, the same for all parts, that may be differentiated.
+      along: a tree of arrays [B, L, ...]: hidden states, tokens, targets.
+      loss_mask: [B, L], bool or weights.
+      chunk: static; L or more for one chunk, whose logits then are kept for the backward pass.
+    """
+    if chunk >= loss_mask.shape[1]:
+        return objectives.weighted_mean(per_token(heads, along), loss_mask)
+
+    def sums(heads, along):
+        def of_part(heads, part):
+            inputs, mask = part
+            return objectives.weighted_sums(per_token(heads, inputs), mask)
+
+        def add(total, part):
+            return jax.tree.map(jnp.add, total, remade(heads, part)), None
+
+        remade = jax.checkpoint(
+            of_part, prevent_cse=False
+        )  # a scan's bodies cannot be merged with each other
+        parts = _divided(along, chunk)
+        shapes = jax.eval_shape(of_part, heads, jax.tree.map(lambda x: x[0], parts))
+        total, _ = jax.lax.scan(
+            add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts
+        )
+        return total
+
+    return objectives.divided(
+        _with_whole_heads(sums, heads, (along, loss_mask), summed=True), loss_mask
+    )
+
+
+def map_in_chunks(function: Callable[[Any, Any], Any], heads: Any, along: Any, chunk: int) -> Any:
+    """A function of `heads` and parts [B, chunk, ...] of a tree of arrays [B, L, ...], its results
+    joined to [B, L, ...].
+    """
+    length = jax.tree.leaves(along)[0].shape[1]
+    if chunk >= length:
+        return function(heads, along)
+
+    def joined(x):  # [chunks, B, chunk, ...]
+        return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
+
+    def mapped(heads, along):
+        return jax.tree.map(
+            joined, jax.lax.map(lambda part: function(heads, part), _divided(along, chunk))
+        )
+
+    return _with_whole_heads(mapped, heads, along, summed=False)
+
+
+def _with_whole_heads(
+    function: Callable[[Any, Any], Any], heads: Any, along: Any, *, summed: bool
+) -> Any:
+    """`function(heads, along)` of the rows of each device, with heads that are whole but for the
+    tensor axis.
+
+    Args:
+      summed: the results of all rows are added; otherwise they have rows themselves, [B, ...].
+    """
+    mesh, axes = jax.sharding.get_abstract_mesh(), sharding.RULES["rows"]
+    groups = math.prod(mesh.shape.get(axis, 1) for axis in axes)
+    if groups == 1 or mesh.manual_axes or jax.tree.leaves(along)[0].shape[0] % groups:
+        return function(heads, along)
+
+    def local(heads, along):
+        return jax.lax.psum(function(heads, along), axes) if summed else function(heads, along)
+
+    specs = PartitionSpec(), PartitionSpec(axes)
+    divided = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=specs,
+        out_specs=specs[not summed],
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return divided(heads, along)
+
+
+def _divided(along: Any, chunk: int) -> Any:
+    """Arrays [B, L, ...] as [chunks, B, chunk, ...], the last one filled up."""
+
+    def one(x):
+        x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
+
+    return jax.tree.map(one, along)

@@ -1,0 +1,170 @@
+"""Training episodes as arrays: padded, cut, mixed, weighed and packed before they go to the
+devices.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from subtransfer.runtime.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Training episodes, padded on the right.
+
+    Attributes:
+      tokens: int32 [n, L].
+      loss_mask: [n, L], bool, True on the agent's tokens, or their weights, float32.
+      behavior_logprobs: float32 [n, L], log-prob of each agent token when it was sampled (the
+        policy gradient's), or None.
+      teacher_ids, teacher_logprobs: int32 and float32 [n, L, k], the forward KL's stored targets
+        for each agent token, or None.
+      segments: int32 [n, L], the episode of a packed row that each token belongs to, from 1 on, 0
+        for padding; or None.
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    behavior_logprobs: np.ndarray | None = None
+    teacher_ids: np.ndarray | None = None
+    teacher_logprobs: np.ndarray | None = None
+    segments: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The fields that are there, by name."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: array for name, array in fields.items() if array is not None}
+
+    @property
+    def targets(self) -> dict[str, np.ndarray]:
+        """What a step needs beside tokens, by name, each [n, L, ...] and aligned with the
+        tokens.
+        """
+        return {
+            name: array
+            for name, array in self.arrays.items()
+            if name not in ("tokens", "loss_mask")
+        }
+
+    @classmethod
+    def from_rows(
+        cls,
+        rows: Sequence[tuple[np.ndarray, np.ndarray]],
+        multiple: int = 8,
+        **targets: Sequence[np.ndarray],
+    ) -> Examples:
+        """Pads (tokens, loss_mask) rows, and each row's `targets`, to one length, a multiple of
+        `multiple`.
+
+        Raises:
+          UserError: a row has no token to learn from (the mask would silently train on nothing).
+        """
+        for i, (_, row_mask) in enumerate(rows):
+            if not row_mask.any():
+                raise UserError(
+                    f"Training episode {i} holds no agent token: its loss mask is empty."
+                )
+        length = -(-max(len(tokens) for tokens, _ in rows) // multiple) * multiple
+
+        def padded(parts):
+            return np.stack(
+                [np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
+            )
+
+        tokens = padded([np.asarray(row, np.int32) for row, _ in rows])
+        mask = padded([np.asarray(row_mask, bool) for _, row_mask in rows])
+        return cls(tokens, mask, **{name: padded(parts) for name, parts in targets.items()})
+
+    def fitted_to(self, length: int) -> Examples:
+        """The same rows at exactly `length` tokens, padded or cut: equal shapes share one compiled
+        step.
+
+        Raises:
+          UserError: a row has no agent token before the cut.
+        """
+
+        def fitted(x):
+            return np.pad(x, [(0, 0), (0, max(length - x.shape[1], 0))] + [(0, 0)] * (x.ndim - 2))[
+                :, :length
+            ]
+
+        out = self._each(fitted)
+        if not out.loss_mask.any(axis=1).all():
+            raise UserError(
+                f"A prompt alone has {length} tokens or more: raise --config.distill.max_tokens."
+            )
+        return out
+
+    def rows(self, index: np.ndarray) -> Examples:
+        """Those examples."""
+        return self._each(lambda x: x[index])
+
+    def joined(self, other: Examples) -> Examples:
+        """These examples, then the other ones, which have the same length and targets."""
+        return self._each(np.concatenate, other)
+
+    def weighing(self, unit: str) -> Examples:
+        """The same with the loss's weights on "agent" tokens (each alike) or "turn"s: each agent
+        turn of the batch alike.
+
+        A turn is a run of agent tokens; one that was cut off weighs as much as a whole one.
+        """
+        if unit == "agent":
+            return self
+        edges = np.diff(np.pad(self.loss_mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
+        weights = np.zeros(self.loss_mask.shape, np.float32)
+        for row, edge in zip(weights, edges, strict=True):
+            for begin, end in zip(np.flatnonzero(edge > 0), np.flatnonzero(edge < 0), strict=True):
+                row[begin:end] = 1 / (end - begin)
+        return dataclasses.replace(self, loss_mask=weights)
+
+    def packed(self) -> Examples:
+        """Several episodes in a row of the same length, each up to its last token that counts: best
+        fit, longest first.
+        """
+        length = self.tokens.shape[1]
+        ends = length - np.argmax(self.loss_mask[:, ::-1] > 0, axis=1)
+        room: list[tuple[int, int]] = []  # (what is left, row), sorted
+        rows: list[list[int]] = []
+        for i in np.argsort(-ends, kind="stable"):
+            at = bisect.bisect_left(room, (ends[i], -1))
+            left, row = room.pop(at) if at < len(room) else (length, len(rows))
+            if row == len(rows):
+                rows.append([])
+            rows[row].append(int(i))
+            bisect.insort(room, (left - ends[i], row))
+
+        def joined(x):
+            out = np.zeros((len(rows), *x.shape[1:]), x.dtype)
+            for row, members in zip(out, rows, strict=True):
+                parts = np.concatenate([x[i, : ends[i]] for i in members])
+                row[: len(parts)] = parts
+            return out
+
+        mask = self.loss_mask.copy()
+        mask[:, 0] = (
+            False  # an episode's first token is predicted from nothing, not from the episode before
+        )
+        number = {i: n for members in rows for n, i in enumerate(members, 1)}
+        numbers = np.array([number[i] for i in range(len(self))], np.int32)
+        segments = np.broadcast_to(numbers[:, None], self.tokens.shape)
+        return dataclasses.replace(self, loss_mask=mask, segments=segments)._each(joined)
+
+    def _each(self, function: Callable[..., np.ndarray], *others: Examples) -> Examples:
+        """A function over each array that is there; with `others`, over the list of theirs too."""
+        present = self.arrays
+        if others:
+            present = {
+                name: [x, *(getattr(other, name) for other in others)]
+                for name, x in present.items()
+            }
+        return Examples(**{name: function(x) for name, x in present.items()})

@@ -1,0 +1,500 @@
+"""The one training loop: base, teacher and every student pass through `train`.
+
+What varies is the loss and what is trained (`Loss`), and where the examples come from. Many
+optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as
+much as the arithmetic, and on an accelerator the host stays out of the way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from subtransfer.models import lora
+from subtransfer.models.decoder import DecoderConfig, head, unembed
+from subtransfer.models.forward import forward
+from subtransfer.models.lora import Tuning
+from subtransfer.runtime import distributed, sharding
+from subtransfer.training import chunked_loss, objectives
+from subtransfer.training.examples import Examples
+from subtransfer.training.metrics import step_flops
+from subtransfer.training.run import Run, steps_done
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What is minimised over which weights: all that a compiled step depends on besides shapes.
+
+    Attributes:
+      objective: one of `objectives.OBJECTIVES`.
+      temperature: softmax temperature of the soft-target objectives (but the policy gradient, which
+        has 1).
+      tuning: the weights that are trained.
+      jsd_beta: of the generalised JSD.
+      importance_bound: of the policy gradient.
+      accumulate: parts that a batch is taken in, one after the other, to need less memory.
+      teacher: the live teacher's geometry; None: the student's own.
+    """
+
+    objective: str
+    temperature: float = 1.0
+    tuning: Tuning = Tuning()
+    jsd_beta: float = 0.5
+    importance_bound: float = 2.0
+    accumulate: int = 1
+    teacher: DecoderConfig | None = None
+
+    def of_tokens(
+        self, logits, teacher_logits, targets: Mapping[str, jax.Array], removed
+    ) -> objectives.PerToken:
+        """The objective for each token of [B, L].
+
+        Args:
+          logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without one, and
+            for stored targets).
+          targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
+        """
+        if self.objective == "sft":
+            return objectives.sft_tokens(logits, targets["tokens"], removed)
+        if self.objective == "jsd":
+            return objectives.jsd_tokens(
+                logits, teacher_logits, self.jsd_beta, self.temperature, removed
+            )
+        if self.objective == "policy_gradient":
+            sampled = targets["tokens"], targets["behavior_logprobs"]
+            return objectives.policy_gradient_tokens(
+                logits, teacher_logits, *sampled, self.importance_bound, removed
+            )
+        if "teacher_ids" in targets:
+            stored = targets["teacher_ids"], targets["teacher_logprobs"]
+            return objectives.forward_kl_top_k_tokens(logits, *stored, self.temperature, removed)
+        kl = {
+            "forward_kl": objectives.forward_kl_tokens,
+            "reverse_kl": objectives.reverse_kl_tokens,
+        }[self.objective]
+        return kl(logits, teacher_logits, self.temperature, removed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How a model is trained.
+
+    Attributes:
+      loss: what one compiled step depends on.
+      steps: optimiser steps of the whole run (the cosine schedule ends there).
+      batch_size: B, episodes a step.
+      learning_rate: peak of the cosine schedule (5% warm-up, down to 10% of the peak).
+    """
+
+    loss: Loss
+    steps: int
+    batch_size: int
+    learning_rate: float
+
+    @property
+    def tuning(self) -> Tuning:
+        return self.loss.tuning
+
+    def learning_rates(self, first: int, count: int) -> np.ndarray:
+        """float32 [count], the rates of steps first, first + 1, ..."""
+        warmup = max(self.steps // 20, 1)
+        schedule = optax.warmup_cosine_decay_schedule(
+            0.0,
+            self.learning_rate,
+            warmup,
+            max(self.steps, warmup + 1),
+            end_value=self.learning_rate / 10,
+        )
+        # Step 0 counts as the first of the warm-up, not as a step of rate 0.
+        return np.asarray(schedule(np.arange(first, first + count) + 1), np.float32)
+
+
+@struct.dataclass
+class TrainState:
+    """What a step changes. `trainable` is the decoder's parameter tree, or the LoRA factors."""
+
+    step: jax.Array
+    trainable: Any
+    opt_state: Any
+
+
+def steps_of(epochs: int, examples: int, batch_size: int) -> int:
+    """Optimiser steps of whole passes over the examples (0 for none), the last one filled from the
+    next pass.
+    """
+    return -(-epochs * examples // batch_size)
+
+
+def optimizer() -> optax.GradientTransformation:
+    """Adam (b1 0.9, b2 0.98) after clipping the global norm at 1; the learning rate is applied by
+    the step.
+    """
+    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
+
+
+def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
+    """The decoder's weights that a trained tree stands for: itself, or adapters beside the frozen
+    base.
+    """
+    if tuning.method == "full":
+        return {"params": trainable}
+    return lora.attach(frozen, trainable, alpha=tuning.alpha, rank=tuning.rank)
+
+
+def loss_fn(
+    cfg,
+    loss: Loss,
+    trainable,
+    frozen,
+    teacher,
+    removed,
+    tokens,
+    loss_mask,
+    key,
+    targets: Mapping[str, Any],
+):
+    """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full
+    tuning).
+    """
+    tuning = loss.tuning
+    dropout = tuning.dropout if tuning.method == "lora" else 0.0
+    weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
+    # The last token has no target; weighing it 0 instead of dropping it keeps the length an even
+    # multiple.
+    targets = dict(targets)
+    segments = targets.pop("segments", None)
+    along = jax.tree.map(_next, {"tokens": tokens, **targets})
+    along["student"] = forward(
+        cfg, weights, tokens, segments=segments, lora_dropout=dropout, key=key, hidden=True
+    )
+    if teacher is not None:
+        along["teacher"] = forward(theirs, teacher, tokens, segments=segments, hidden=True)
+
+    def per_token(heads, part):
+        wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
+        return loss.of_tokens(
+            unembed(cfg, heads["student"], part["student"]), wanted, part, removed
+        )
+
+    heads = {"student": head(cfg, weights["params"])}
+    if teacher is not None:
+        heads["teacher"] = head(theirs, teacher["params"])
+    trained_width = cfg.width if tuning.method == "full" else 0
+    chunk = chunked_loss.chunk_length(*tokens.shape, cfg.vocab_size, trained_width=trained_width)
+    return chunked_loss.mean_in_chunks(per_token, heads, along, _next(loss_mask), chunk)
+
+
+def _next(x):
+    """Of [B, L, ...], at each place what stands at the one after it; 0 at the last."""
+    return jnp.pad(x[:, 1:], [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
+
+
+def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targets, key) -> Any:
+    """Gradients and metrics of a batch, its rows taken in `count` parts: means over all of its
+    tokens, not means of means.
+    """
+    if count == 1:
+        return gradient(tokens, loss_mask, targets, key)
+
+    def divided(x):  # [B, ...] to [count, B / count, ...], each part of rows from all devices
+        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+
+    total = jnp.sum(_next(loss_mask).astype(jnp.float32))
+
+    def part(sums, inputs):
+        number, tokens, loss_mask, targets = inputs
+        share = jnp.sum(_next(loss_mask).astype(jnp.float32)) / jnp.where(total > 0, total, 1.0)
+        found = gradient(tokens, loss_mask, targets, jax.random.fold_in(key, number))
+        return jax.tree.map(lambda x, y: x + share * y, sums, found), None
+
+    parts = (jnp.arange(count), *jax.tree.map(divided, (tokens, loss_mask, targets)))
+    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], parts[1:]), key)
+    sums, _ = jax.lax.scan(part, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
+    return sums
+
+
+def steps(
+    cfg: DecoderConfig,
+    loss: Loss,
+    state: TrainState,
+    frozen,
+    teacher,
+    removed,
+    tokens,
+    loss_mask,
+    rates,
+    key,
+    targets=None,
+    count: jax.Array | int | None = None,
+):
+    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each
+    metric float32 [K].
+
+    `targets` are `Examples.targets` of the batches, [K, B, L, ...]. Only the first `count` steps
+    are taken (None: all). The first step whose loss or gradient is not finite, and all after it,
+    leave the state as it was.
+    """
+
+    def step(carry, batch):
+        state, good = carry
+        tokens, loss_mask, rate, targets, due = batch
+
+        def objective(trainable, tokens, loss_mask, targets, key):
+            return loss_fn(
+                cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, key, targets
+            )
+
+        gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
+        step_key = jax.random.fold_in(key, state.step)
+        grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
+        updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
+        updates = jax.tree.map(lambda u: -rate * u, updates)
+        metrics["grad_norm"] = optax.tree.norm(grads)
+        good = good & due & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
+        moved = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
+        return (
+            jax.tree.map(lambda new, old: jnp.where(good, new, old), moved, state),
+            good,
+        ), metrics
+
+    due = jnp.arange(len(tokens)) < (len(tokens) if count is None else count)
+    (state, _), metrics = jax.lax.scan(
+        step, (state, jnp.array(True)), (tokens, loss_mask, rates, targets or {}, due)
+    )
+    return state, metrics
+
+
+@functools.partial(jax.jit, static_argnames=("cfg", "loss"), donate_argnames=("state",))
+def train_steps(
+    cfg: DecoderConfig,
+    loss: Loss,
+    state: TrainState,
+    frozen,
+    teacher,
+    removed,
+    tokens,
+    loss_mask,
+    rates,
+    key,
+    targets=None,
+):
+    """`steps` of one training, all K of them, as a program that takes the state's place."""
+    return steps(cfg, loss, state, frozen, teacher, removed, tokens, loss_mask, rates, key, targets)
+
+
+def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
+    """A fresh state that starts from `params`; returns (state, the frozen base or None).
+
+    What is trained is float32, whatever the dtype of `params`: small updates would be lost in less.
+    """
+    if recipe.tuning.method == "lora":
+        frozen = params
+        trainable = lora.init_factors(key, params, recipe.tuning.targets, recipe.tuning.rank)
+    else:
+        frozen = None
+        # The step donates its state: the caller's parameters must not be the same buffers.
+        trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer().init(trainable)), frozen
+
+
+def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
+    """The state with all of its arrays on the mesh; what lies elsewhere (counters) is made whole on
+    every device.
+    """
+    whole = sharding.replicated(mesh)
+    return jax.tree.map(
+        lambda x: x if sharding.mesh_of(x) == mesh else distributed.place(x, whole), state
+    )
+
+
+def start_state(mesh: Mesh, recipe: Recipe, params, key, run: Run) -> tuple[TrainState, Any]:
+    """As `init_state`, or the newest checkpoint of an earlier attempt, laid out alike.
+
+    Raises:
+      UserError: something large of the state would be whole on several devices.
+    """
+    state, frozen = init_state(recipe, params, key)
+    state = on_mesh(mesh, state)
+    sharding.check_divided(state, mesh, f"The training state of {run.label}")
+    restored = run.resumed(state)
+    if restored is not None:
+        return restored, frozen
+    if state.step.is_deleted():  # there were checkpoints, all of them damaged
+        state, frozen = init_state(recipe, params, key)
+    return on_mesh(mesh, state), frozen
+
+
+def current_weights(recipe: Recipe, state: TrainState, frozen) -> dict[str, Any]:
+    """The decoder's weights that a state stands for."""
+    return tuned_weights(recipe.tuning, state.trainable, frozen)
+
+
+def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray:
+    """Which example goes where: int32 [steps, B], each epoch a fresh permutation, nothing dropped
+    between epochs.
+    """
+    epochs = -(-steps * batch_size // examples)
+    order = [
+        jax.random.permutation(jax.random.fold_in(key, epoch), examples) for epoch in range(epochs)
+    ]
+    return np.concatenate([np.asarray(o) for o in order])[: steps * batch_size].reshape(
+        steps, batch_size
+    )
+
+
+# Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
+STEPS_PER_DISPATCH = 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Course:
+    """Steps of a training in their order, a function of `key`: the batches of `steps` steps from
+    `first` of its recipe on.
+    """
+
+    recipe: Recipe
+    examples: Examples
+    steps: int
+    key: jax.Array
+    first: int = 0
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """int32 [steps, B], which examples a step learns from."""
+        return batch_indices(self.key, len(self.examples), self.recipe.batch_size, self.steps)
+
+    def rows(self, begin: int, count: int) -> np.ndarray:
+        """int32 [count, B], the rows of `order` from `begin` on; beyond its end the last one
+        again.
+        """
+        return self.order[np.minimum(np.arange(begin, begin + count), self.steps - 1)]
+
+    def rates(self, begin: int, count: int) -> np.ndarray:
+        """float32 [count], their learning rates."""
+        return self.recipe.learning_rates(self.first + begin, count)
+
+
+def follow(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    courses: Sequence[Course],
+    state: TrainState,
+    program: Callable[..., Any],
+    run: Run,
+    teacher,
+) -> TrainState:
+    """The loop: takes the steps of one course, or of several side by side, from where `run` and the
+    state are.
+
+    Args:
+      program: (state, batches [K, B, L ...] of each course, their rates [K], how many of these K
+        steps each takes) to (the new state, each metric [K], or [M, K] of several).
+      teacher: a live teacher's weights or None, for the count of operations.
+    """
+    laid_out = jax.tree.map(lambda x: x.sharding, state)
+    first, recipe, length = courses[0].first, courses[0].recipe, courses[0].examples.tokens.shape[1]
+    last = max(course.steps for course in courses)
+    size = recipe.batch_size * length
+    theirs = None if teacher is None else recipe.loss.teacher or cfg
+    flops = step_flops(
+        cfg, tokens=size, length=length, full=recipe.tuning.method == "full", teacher=theirs
+    )
+    done = steps_done(state) - first
+    order = np.concatenate([np.ravel(jax.random.key_data(course.key)) for course in courses])
+    run.enter_order(tuple(order.tolist()), resumed=done > 0)
+    for begin in range(done, last, STEPS_PER_DISPATCH):
+        steps = min(STEPS_PER_DISPATCH, last - begin)
+        # One that has fallen behind has failed and stays where it is.
+        reached = np.ravel(distributed.to_host(state.step)) - first
+        left = [
+            course.steps - begin if at == begin else 0
+            for course, at in zip(courses, reached, strict=True)
+        ]
+        counts = np.clip(left, 0, steps)
+        if not counts.any():
+            break
+        rows = [course.rows(begin, steps) for course in courses]
+        batches = [course.examples.rows(index) for course, index in zip(courses, rows, strict=True)]
+        rates = [course.rates(begin, steps) for course in courses]
+        with run.dispatch(first + begin, steps) as cost:
+            with jax.set_mesh(mesh):  # kernels divide themselves over it
+                state, metrics = program(state, batches, rates, counts)
+            state = jax.device_put(
+                state, laid_out
+            )  # as it came: whoever restores it meets the same compiled program
+            metrics = distributed.to_host(metrics)
+        metrics = {name: values.reshape(len(courses), steps) for name, values in metrics.items()}
+        working = np.count_nonzero(counts)
+        facts = cost.facts(steps, working * size, working * flops)
+        for i, (course, member, count) in enumerate(zip(courses, run.members, counts, strict=True)):
+            values = {name: of_all[i, :count] for name, of_all in metrics.items()}
+            finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+            good = count if finite.all() else int(np.argmin(finite))
+            values = {name: value[:good] for name, value in values.items()}
+            # People read "forward_kl", not "loss"; and what the step was given.
+            shown = {
+                course.recipe.loss.objective if name == "loss" else name: value
+                for name, value in values.items()
+            }
+            member.record(first + begin, values, {**shown, "learning_rate": rates[i][:good]}, facts)
+            if good < count:
+                batch = {"examples": rows[i][good], **batches[i].rows(good).arrays}
+                member.fail(first + begin + good + 1, state, batch)
+        run.keep(state)
+    return state
+
+
+def train(
+    cfg: DecoderConfig,
+    mesh: Mesh,
+    recipe: Recipe,
+    state: TrainState,
+    frozen,
+    examples: Examples,
+    steps: int,
+    key,
+    *,
+    first: int = 0,
+    teacher=None,
+    removed: np.ndarray | None = None,
+    run: Run | None = None,
+) -> tuple[TrainState, dict[str, list[float]]]:
+    """Runs the steps `first`, ..., `first + steps - 1` over the examples, in an order that is a
+    function of `key`.
+
+    A state that stands further than `first` (one restored from a checkpoint) goes on from where it
+    is.
+
+    Args:
+      teacher: the teacher's weights, for the soft-target objectives.
+      removed: bool [V], tokens taken out of both distributions, or None.
+      run: shows, records and saves; None only records.
+
+    Returns:
+      (the new state, each metric as a list of floats, one a step of the run so far).
+
+    Raises:
+      UserError: the loss or a gradient became NaN or infinite; the state before that step is kept.
+    """
+    run, placed = run or Run(), sharding.batch_sharding(mesh, leading=1)
+
+    def program(state, batches, rates, counts):
+        (batch,), (rates,) = batches, rates
+        tokens, mask, targets = distributed.place(
+            (batch.tokens, batch.loss_mask, batch.targets), placed
+        )
+        return train_steps(
+            cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets
+        )
+
+    course = Course(recipe, examples, steps, key, first)
+    return follow(cfg, mesh, [course], on_mesh(mesh, state), program, run, teacher), run.curves

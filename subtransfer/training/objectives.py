@@ -1,0 +1,365 @@
+"""Distillation objectives: plain functions of logits, each a scalar in nats per token, and its
+metrics.
+
+Shapes: logits float [B, L, V], already aligned so that `logits[:, t]` is the prediction of
+`tokens[:, t]`; `loss_mask` [B, L], either bool, True on the tokens that count (the agent's own), or
+float, each token's weight. All means over tokens are sum_t w_t x_t / sum_t w_t. Softmaxes are taken
+in float32. Below, q is the student, p the teacher, y the tokens; no objective differentiates the
+teacher. `removed` tokens (bool [V], the unsafe ones) leave both distributions, which are
+renormalised: neither value nor gradient depends on what teacher or student think of them.
+
+Every objective is defined once, for each token (the `..._tokens` functions, which `vocabulary.py`
+runs over chunks of a long batch): values [B, L] of what is minimised, and metrics [B, L]. The
+functions over whole batches are weighted means of these.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+TABLE = (
+    "sft",
+    "forward_kl",
+    "reverse_kl",
+)  # those of the published table, and ours: what "all" means in a config
+OBJECTIVES = (*TABLE, "jsd", "policy_gradient")
+_REMOVED = -1e9
+# Less probability than this beyond a teacher's top k is rounding of float32 sums, not a tail.
+_NO_TAIL = 1e-6
+
+Weights = Float[Array, "B L"] | Bool[Array, "B L"]
+Scalar = tuple[Float[Array, ""], dict[str, Float[Array, ""]]]
+PerToken = tuple[Float[Array, "B L"], dict[str, Float[Array, "B L"]]]
+
+
+def log_probs(
+    logits: Float[Array, "B L V"],
+    temperature: float = 1.0,
+    removed: Bool[Array, " V"] | None = None,
+) -> Float[Array, "B L V"]:
+    """Log-softmax at a temperature; `removed` tokens are taken out of the support and the rest is
+    renormalised.
+    """
+    return jax.nn.log_softmax(_supported(logits, temperature, removed), axis=-1)
+
+
+def weighted_sums(values: PerToken, loss_mask: Weights) -> Scalar:
+    """Sums over tokens of weight x value, of the loss and of each metric; without weight, a value
+    may be anything.
+    """
+    weights = loss_mask.astype(jnp.float32)
+    return jax.tree.map(lambda x: jnp.sum(jnp.where(weights > 0, x * weights, 0.0)), values)
+
+
+def divided(sums: Scalar, loss_mask: Weights) -> Scalar:
+    """Weighted sums as means; 0 where no token counts."""
+    total = jnp.sum(loss_mask.astype(jnp.float32))
+    return jax.tree.map(lambda x: x / jnp.where(total > 0, total, 1.0), sums)
+
+
+def weighted_mean(values: PerToken, loss_mask: Weights) -> Scalar:
+    """Means over tokens, of the loss and of each metric."""
+    return divided(weighted_sums(values, loss_mask), loss_mask)
+
+
+# -- over a batch ------------------------------------------------------------------------------------------------------------
+
+
+def sft(
+    student_logits: Float[Array, "B L V"],
+    tokens: Int[Array, "B L"],
+    loss_mask: Weights,
+    removed: Bool[Array, " V"] | None = None,
+) -> Scalar:
+    """Cross-entropy of the sampled tokens: -mean_t log q(y_t)."""
+    return weighted_mean(sft_tokens(student_logits, tokens, removed), loss_mask)
+
+
+def forward_kl(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: Float[Array, "B L V"],
+    loss_mask: Weights,
+    temperature: float = 1.0,
+    removed: Bool[Array, " V"] | None = None,
+) -> Scalar:
+    """KL(p || q) of teacher p and student q (Hinton et al. 1503.02531), scaled by temperature^2 as
+    there.
+
+    The metric "loss" is the divergence itself, without that factor.
+    """
+    return weighted_mean(
+        forward_kl_tokens(student_logits, teacher_logits, temperature, removed), loss_mask
+    )
+
+
+def reverse_kl(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: Float[Array, "B L V"],
+    loss_mask: Weights,
+    temperature: float = 1.0,
+    removed: Bool[Array, " V"] | None = None,
+) -> Scalar:
+    """KL(q || p), the full-distribution reverse KL of on-policy distillation (MiniLLM 2306.08543,
+    GKD 2306.13649).
+
+    Taken in closed form at every position of the student's own rollouts; the rollout itself is not
+    differentiated. Scaled by temperature^2 like the forward KL; the metric "loss" is not.
+    """
+    return weighted_mean(
+        reverse_kl_tokens(student_logits, teacher_logits, temperature, removed), loss_mask
+    )
+
+
+def jsd(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: Float[Array, "B L V"],
+    loss_mask: Weights,
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    removed: Bool[Array, " V"] | None = None,
+) -> Scalar:
+    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al. 2306.13649, equation 1):
+
+        beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
+
+    TRL's `generalized_jsd_loss` is the reference, also in two conventions. At the ends, where the
+    formula is 0, stand the limits of the formula divided by beta (1 - beta): beta = 0 is KL(p || q)
+    and beta = 1 is KL(q || p). And the logits are divided by the temperature but the divergence is
+    NOT multiplied by temperature^2, unlike that of `forward_kl` and `reverse_kl`: forward_kl(T) =
+    T^2 jsd(beta=0, T). TRL reduces to the same mean over tokens.
+
+    Args:
+      beta: static, in [0, 1].
+    """
+    return weighted_mean(
+        jsd_tokens(student_logits, teacher_logits, beta, temperature, removed), loss_mask
+    )
+
+
+def policy_gradient(
+    student_logits: Float[Array, "B L V"],
+    teacher_logits: Float[Array, "B L V"],
+    tokens: Int[Array, "B L"],
+    behavior_logprobs: Float[Array, "B L"],
+    loss_mask: Weights,
+    importance_bound: float = 2.0,
+    removed: Bool[Array, " V"] | None = None,
+) -> Scalar:
+    """Reverse KL as a policy gradient on the sampled tokens alone:
+
+        loss = -mean_t min(r_t, c) A_t,  A_t = log p(y_t) - log q(y_t),  r_t = q(y_t) /
+        q_behavior(y_t) gradient = -mean_t min(r_t, c) A_t grad log q(y_t)
+
+    A_t is each token's own advantage, not differentiated and without a return from later tokens, as
+    in on-policy distillation (Lu and Thinking Machines Lab, On-Policy Distillation, 2025; MiniLLM
+    2306.08543 has the sum over later tokens). r_t corrects for a student that has moved since its
+    rollouts; it is truncated at c as in IMPALA (Espeholt et al. 1802.01561): a token beyond the
+    bound keeps the weight c instead of dropping out. At r = 1, the expectation of the gradient over
+    y_t ~ q is that of KL(q || p) at this position.
+
+    `removed` renormalises p and q, not the caller's `behavior_logprobs`: if those are of all
+    tokens, r_t is larger by 1 / (1 - the student's mass on removed tokens).
+
+    Args:
+      behavior_logprobs: log-prob of each token when it was sampled, at temperature 1.
+      importance_bound: c, at least 1.
+
+    Metrics: "loss"; "reverse_kl", the mean of log q(y) - log p(y); "importance", of r
+    (untruncated); "truncated", the share of tokens with r > c; "teacher_agreement", of arg-max.
+    """
+    values = policy_gradient_tokens(
+        student_logits, teacher_logits, tokens, behavior_logprobs, importance_bound, removed
+    )
+    return weighted_mean(values, loss_mask)
+
+
+def forward_kl_top_k(
+    student_logits: Float[Array, "B L V"],
+    teacher_ids: Int[Array, "B L k"],
+    teacher_logprobs: Float[Array, "B L k"],
+    loss_mask: Weights,
+    temperature: float = 1.0,
+    removed: Bool[Array, " V"] | None = None,
+) -> Scalar:
+    """KL(p || q) over k + 1 outcomes: the teacher's k likeliest tokens, and all other tokens
+    together as one.
+
+        sum_i p_i log(p_i / q_i) + p_rest log(p_rest / q_rest),  p_rest = 1 - sum_i p_i
+
+    This is a lower bound of `forward_kl`, as merging outcomes loses information (TRL's IW-OPD
+    trainer calls it `add_tail`). It is the same where teacher and student agree on how the rest is
+    divided, and with k = the whole support. Scaled by temperature^2.
+
+    Args:
+      teacher_ids: int32, k different tokens at each position, none of them `removed`.
+      teacher_logprobs: their log-probs AT `temperature` and over the tokens that are not `removed`.
+        Log-probs at another temperature cannot be converted, as the sum over the rest at one tells
+        nothing of that at another; at the same temperature nothing is approximate.
+    """
+    values = forward_kl_top_k_tokens(
+        student_logits, teacher_ids, teacher_logprobs, temperature, removed
+    )
+    return weighted_mean(values, loss_mask)
+
+
+# -- for each token ----------------------------------------------------------------------------------------------------------
+
+
+def sft_tokens(student_logits, tokens, removed=None) -> PerToken:
+    """`sft` of each token."""
+    logits = _supported(student_logits, 1.0, removed)
+    # As in log_softmax, but no log-prob of another token is ever made.
+    shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    nll = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - _of(shifted, tokens)
+    return nll, {"loss": nll, "accuracy": _equal(_likeliest(logits), tokens)}
+
+
+def forward_kl_tokens(
+    student_logits, teacher_logits, temperature: float = 1.0, removed=None
+) -> PerToken:
+    """`forward_kl` of each token."""
+    logp, logq = _pair(student_logits, teacher_logits, temperature, removed)
+    return _divergence(_kl(logp, logq), logp, logq, temperature**2)
+
+
+def reverse_kl_tokens(
+    student_logits, teacher_logits, temperature: float = 1.0, removed=None
+) -> PerToken:
+    """`reverse_kl` of each token."""
+    logp, logq = _pair(student_logits, teacher_logits, temperature, removed)
+    return _divergence(_kl(logq, logp), logp, logq, temperature**2)
+
+
+def jsd_tokens(
+    student_logits, teacher_logits, beta: float = 0.5, temperature: float = 1.0, removed=None
+) -> PerToken:
+    """`jsd` of each token.
+
+    Raises:
+      ValueError: beta is not in [0, 1].
+    """
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta={beta} cannot be: it weighs two distributions, from 0 to 1")
+    logp, logq = _pair(student_logits, teacher_logits, temperature, removed)
+    if beta == 0:
+        value = _kl(logp, logq)
+    elif beta == 1:
+        value = _kl(logq, logp)
+    else:
+        logm = jnp.logaddexp(logp + math.log(beta), logq + math.log1p(-beta))
+        value = beta * _kl(logp, logm) + (1 - beta) * _kl(logq, logm)
+    return _divergence(value, logp, logq, 1.0)
+
+
+def policy_gradient_tokens(
+    student_logits,
+    teacher_logits,
+    tokens,
+    behavior_logprobs,
+    importance_bound: float = 2.0,
+    removed=None,
+) -> PerToken:
+    """`policy_gradient` of each token."""
+    logp, logq = _pair(student_logits, teacher_logits, 1.0, removed)
+    own = _of(logq, tokens)
+    fixed = jax.lax.stop_gradient(own)
+    gap = fixed - _of(logp, tokens)
+    importance = jnp.exp(fixed - behavior_logprobs)
+    weighted = jnp.minimum(importance, importance_bound) * gap
+    loss = weighted * (
+        1 + own - fixed
+    )  # its value is `weighted`, its gradient `weighted` times that of log q
+    metrics = {
+        "loss": weighted,
+        "reverse_kl": gap,
+        "importance": importance,
+        "truncated": (importance > importance_bound).astype(jnp.float32),
+        "teacher_agreement": _equal(_likeliest(logp), _likeliest(logq)),
+    }
+    return loss, metrics
+
+
+def forward_kl_top_k_tokens(
+    student_logits, teacher_ids, teacher_logprobs, temperature: float = 1.0, removed=None
+) -> PerToken:
+    """`forward_kl_top_k` of each token."""
+    logq = log_probs(student_logits, temperature, removed)
+    teacher_logprobs = teacher_logprobs.astype(jnp.float32)
+    p = jnp.exp(teacher_logprobs)
+    rest = 1 - jnp.sum(p, axis=-1)
+    rest = jnp.where(rest > _NO_TAIL, rest, 0.0)
+    # 1 - sum(q) would lose a small tail, and its gradient, to rounding: the tail is summed for
+    # itself.
+    tail = jnp.put_along_axis(logq, teacher_ids, _REMOVED, axis=-1, inplace=False)
+    log_tail = jax.nn.logsumexp(tail, axis=-1)
+    kl = jnp.sum(p * (teacher_logprobs - jnp.take_along_axis(logq, teacher_ids, axis=-1)), axis=-1)
+    kl = kl + rest * (jnp.log(jnp.where(rest > 0, rest, 1.0)) - log_tail)
+    likeliest = jnp.take_along_axis(teacher_ids, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)[
+        ..., 0
+    ]
+    return kl * temperature**2, {
+        "loss": kl,
+        "teacher_agreement": _equal(likeliest, _likeliest(logq)),
+    }
+
+
+def _supported(logits, temperature, removed) -> Float[Array, "B L V"]:
+    """Logits in float32 at a temperature; those of removed tokens so low that they have no
+    probability.
+    """
+    logits = logits.astype(jnp.float32) / temperature
+    return logits if removed is None else jnp.where(removed, _REMOVED, logits)
+
+
+def _pair(student_logits, teacher_logits, temperature, removed):
+    """(log p, log q)."""
+    teacher_logits = jax.lax.stop_gradient(teacher_logits)
+    return log_probs(teacher_logits, temperature, removed), log_probs(
+        student_logits, temperature, removed
+    )
+
+
+def _kl(log_first, log_second) -> Float[Array, "B L"]:
+    return jnp.sum(jnp.exp(log_first) * (log_first - log_second), axis=-1)
+
+
+def _divergence(value, logp, logq, scale) -> PerToken:
+    agreement = _equal(_likeliest(logp), _likeliest(logq))
+    return value * scale, {"loss": value, "teacher_agreement": agreement}
+
+
+@jax.custom_vjp
+def _of(values: Float[Array, "B L V"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    """The token's entry at each place; its gradient is a comparison that fuses with what follows,
+    not a scatter into zeros.
+    """
+    return jnp.take_along_axis(values, tokens[..., None], axis=-1)[..., 0]
+
+
+def _of_forward(values, tokens):
+    return _of(values, tokens), (tokens, jnp.arange(values.shape[-1]))
+
+
+def _of_backward(kept, d):
+    tokens, entries = kept
+    return jnp.where(tokens[..., None] == entries, d[..., None], 0), None
+
+
+_of.defvjp(_of_forward, _of_backward)
+
+
+def _likeliest(values: Float[Array, "B L V"]) -> Int[Array, "B L"]:
+    """The first of the largest, by two plain reductions: arg-max takes ten times as long on a
+    CPU.
+    """
+    best = jnp.max(values, axis=-1, keepdims=True)
+    last = values.shape[-1] - 1
+    return jnp.min(jnp.where(values == best, jnp.arange(last + 1), last), axis=-1)
+
+
+def _equal(a, b) -> Float[Array, "B L"]:
+    return (a == b).astype(jnp.float32)
