@@ -127,7 +127,7 @@ def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[
 
 
 def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """bash and gcloud's own parser read what was rendered. Returns a line a job."""
+    """Bash and gcloud's own parser read what was rendered. Returns a line a job."""
     lines = []
     for job, command in zip(launch.jobs, commands(options, launch, folder), strict=True):
         clients.run(options, "queued", ["bash", "-n", str(folder / f"{job.name}.sh")])

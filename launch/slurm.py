@@ -135,7 +135,7 @@ def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[
 
 
 def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """submitit itself makes the sbatch file. Returns what it says."""
+    """Submitit itself makes the sbatch file. Returns what it says."""
     return clients.run(options, "slurm", _inside("validate", folder), cwd=jobs.ROOT).splitlines()
 
 

@@ -104,7 +104,7 @@ def _where(options: argparse.Namespace) -> list[str]:
 
 
 def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """xpk's dry run writes each JobSet, which is read back. Returns a line a job."""
+    """Xpk's dry run writes each JobSet, which is read back. Returns a line a job."""
     lines = []
     for job, command in zip(launch.jobs, commands(options, launch, folder), strict=True):
         manifest = folder / f"{job.name}.jobset.yaml"

@@ -264,7 +264,8 @@ def print_plan(experiment, console) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after
-    SIGTERM (run again, it goes on), 130 after an interrupt."""
+    SIGTERM (run again, it goes on), 130 after an interrupt.
+    """
     try:
         rest, overrides = split_overrides(sys.argv if argv is None else argv)
         try:

@@ -104,7 +104,7 @@ def compile_builtin(compiler: Compiler, name: str, arguments: list[tuple]) -> Ex
 
 
 def _substr(text: str, start: float, length: float = 2147483647.0) -> str:
-    """mawk's substr: both numbers are cut to whole ones, and a start below 0 lengthens the part."""
+    """Mawk's substr: both numbers are cut to whole ones, and a start below 0 lengthens the part."""
     if math.isnan(start) or math.isnan(length):
         return ""
     first, count = (int(max(min(n, 2147483647.0), -2147483647.0)) for n in (start, length))

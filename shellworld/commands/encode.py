@@ -131,7 +131,7 @@ def _check(ctx: Context, flags: set[str], kind: str, name: str) -> int:
 
 @tool("cksum", short="a:bctwz", long="algorithm=a: untagged=untagged length=l: check=c")
 def cksum(ctx: Context, options: Options, operands: list[str]) -> int:
-    """cksum with its own algorithm."""
+    """Cksum with its own algorithm."""
     if options:
         raise unknown(ctx, options[0][0])
     status = 0

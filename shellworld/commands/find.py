@@ -331,7 +331,7 @@ def _sequence(left: Test, right: Test) -> Test:
 
 @command("find")
 def find(ctx: Context, argv: list[str]) -> int:
-    """find with the usual tests, operators, -exec, -execdir, -delete, -prune, -quit, -print,
+    """Find with the usual tests, operators, -exec, -execdir, -delete, -prune, -quit, -print,
     -print0, -printf.
     """
     plan = _Plan()

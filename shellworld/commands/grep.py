@@ -64,7 +64,7 @@ def _wanted(job: _Job, name: str) -> bool:
 
 @command("grep", "egrep", "fgrep")
 def grep(ctx: Context, argv: list[str]) -> int:
-    """grep with -E -F -G -P (common forms), -e -f -i -v -w -x, -c -l -L -q -s -o -m -n -b -H -h, -A
+    """Grep with -E -F -G -P (common forms), -e -f -i -v -w -x, -c -l -L -q -s -o -m -n -b -H -h, -A
     -B -C, -r -R and globs.
     """
     try:

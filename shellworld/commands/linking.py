@@ -146,7 +146,7 @@ def _make_directory(
     owner: int | None,
     group: int | None,
 ) -> int:
-    """install -d, below directories that exist.
+    """Install -d, below directories that exist.
 
     One that is there already is only changed where it differs, so others' may be named, too
     (gnulib's make_dir_parents).

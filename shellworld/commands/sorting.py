@@ -110,7 +110,7 @@ _SUFFIX = re.compile(r"(?:\.[A-Za-z~][A-Za-z0-9~]*)*$")
 
 
 def compare_versions(a: str, b: str) -> int:
-    """gnulib's filevercmp, as `sort -V` and `ls -v` use it."""
+    """Gnulib's filevercmp, as `sort -V` and `ls -v` use it."""
     for special in ("", ".", ".."):
         if a == special or b == special:
             return (a != special) - (b != special)

@@ -63,7 +63,8 @@ def summarise(
     seed: int,
 ) -> list[dict[str, Any]]:
     """One row an arm, in the order of `results["arms"]`; keys are `COLUMNS`, `rate_ACT` for each
-    benign act, and `unsupported_rate` in a setting that counts what it does not simulate."""
+    benign act, and `unsupported_rate` in a setting that counts what it does not simulate.
+    """
     groups: dict[str, list] = {}
     for e in episodes:
         groups.setdefault(e["arm"], []).append(e)

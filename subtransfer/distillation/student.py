@@ -45,7 +45,7 @@ class Guard:
     enforce: bool = True
 
     def removed(self, vocab_size: int) -> np.ndarray:
-        """bool [V], True on the tokens to be taken out of soft targets."""
+        """Bool [V], True on the tokens to be taken out of soft targets."""
         removed = np.zeros(vocab_size, bool)
         removed[self.unsafe_ids] = True
         return removed

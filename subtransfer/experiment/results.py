@@ -157,7 +157,8 @@ def _samples(manifests: dict[str, Any], path: Callable[[str], Path]) -> dict[str
 
 def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str]) -> None:
     """Copies a run's result files out of its last two artefacts to where people look for them, with
-    stages.json: the folder of each stage's artefact by its name."""
+    stages.json: the folder of each stage's artefact by its name.
+    """
     with artifacts.os_errors(into):
         into.mkdir(parents=True, exist_ok=True)
         artifacts.atomic_write(

@@ -142,7 +142,7 @@ class View:
         own_positions,
         past: Sequence[Past],
     ) -> View:
-        """positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own
+        """Positions int32 [B, L] of the queries, own_positions int32 [B, own] of their own
         stretch's keys.
         """
         angle = positions[..., None].astype(jnp.float32) * rope.frequencies(head_width)
@@ -161,7 +161,7 @@ class View:
         return cls(*pairs, mask, tuple(earlier))
 
     def rotate(self, x: Float[Array, "B L H Dh"]) -> Float[Array, "B L H Dh"]:
-        """x turned by its tokens' positions."""
+        """X turned by its tokens' positions."""
         return rotate(x, self.cos, self.sin)
 
 
@@ -182,7 +182,7 @@ class Stretch:
 
 
 def _rowwise(x, y, out=None):
-    """x [B, K, M, a] @ y [b, K, a, c] -> [B, K, M, c]; a shared y is multiplied once with all rows
+    """X [B, K, M, a] @ y [b, K, a, c] -> [B, K, M, c]; a shared y is multiplied once with all rows
     side by side.
     """
     b, k, m, _ = x.shape

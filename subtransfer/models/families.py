@@ -85,7 +85,7 @@ def read_config(
 
 
 def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
-    """transformers' config object: every field filled in, rotary positions and layer types in one
+    """Transformers' config object: every field filled in, rotary positions and layer types in one
     form.
     """
     from transformers import CONFIG_MAPPING

@@ -28,7 +28,7 @@ def matmul(a, b, *, out=None):
 
 
 def apart(x):
-    """x itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory
+    """X itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory
     against its grain, ten times as slow as the loop and XLA's own transposition one after the
     other.
     """

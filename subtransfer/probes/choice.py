@@ -86,7 +86,7 @@ def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBat
 
 
 def tree_mask(sizes, segments):
-    """bool [B, L, L]: a token sees its row's context and its own candidate, up to itself."""
+    """Bool [B, L, L]: a token sees its row's context and its own candidate, up to itself."""
     index = jnp.arange(len(segments))
     context = (segments == 0)[None] & (index[None] < sizes[:, None])  # [B, L]
     own = (segments[:, None] == segments[None]) & (segments > 0)[None]  # [L, L]

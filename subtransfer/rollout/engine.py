@@ -72,7 +72,8 @@ class Shape:
     @property
     def buckets(self) -> tuple[int, ...]:
         """Lengths of slots that attention reads, shortest first, each about half the next. A part
-        of a slot is a copy of it: without room for one, it is read whole."""
+        of a slot is a copy of it: without room for one, it is read whole.
+        """
         sizes = [self.length]
         while self.copies and sizes[0] > 2 * ROUND:
             sizes.insert(0, -(-sizes[0] // (2 * ROUND)) * ROUND)

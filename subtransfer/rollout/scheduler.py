@@ -53,7 +53,8 @@ class Conversation(Protocol):
 @dataclasses.dataclass
 class Turn:
     """A sampled turn: ids, their log-probs at temperature 1, whether it ended with a stop token and
-    not at the limit; on request, the likeliest tokens' ids and log-probs at each step."""
+    not at the limit; on request, the likeliest tokens' ids and log-probs at each step.
+    """
 
     ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)

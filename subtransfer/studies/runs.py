@@ -79,7 +79,8 @@ class RunArm:
 
 def members(workdir: str | Path) -> list[dict[str, Any]]:
     """What a sweep says of its members (sweep.json): "name", "overrides", "state", "results",
-    "stages", and of failed ones "failed", "error" and "log"; [] where there was no sweep."""
+    "stages", and of failed ones "failed", "error" and "log"; [] where there was no sweep.
+    """
     path = Path(workdir) / SWEEP
     try:
         return json.loads(path.read_text())["members"] if path.is_file() else []
