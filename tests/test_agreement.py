@@ -72,7 +72,9 @@ count, number, address, mesh, slots, lanes, path = json.loads(sys.argv[1])
 if count > 1:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, count, number)
-from subtransfer import pretrain, settings, sharding
+from subtransfer.training import pretrain
+from subtransfer import settings
+from subtransfer.runtime import sharding
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.hf import load_tokenizer

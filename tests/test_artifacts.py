@@ -74,7 +74,7 @@ def test_a_really_full_disk(tmp_path):
     script = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from subtransfer import artifacts\n"
+        "from subtransfer.store import artifacts\n"
         "from subtransfer.runtime.errors import UserError\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
@@ -118,7 +118,7 @@ def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
 def test_two_runs_share_a_workdir(tmp_path):
     """A stage that one is making is waited for by the other, which says so; it is made once."""
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom subtransfer import artifacts\n"
+        "import sys, time\nfrom pathlib import Path\nfrom subtransfer.store import artifacts\n"
         "def build(f):\n    print('in', flush=True); time.sleep(float(sys.argv[2])); (f / 'file.txt').write_text('data')\n"
         "with artifacts.Store(Path(sys.argv[1])) as s: s.stage('s', {'k': 1}, build, log=print)\n"
     )
@@ -163,7 +163,7 @@ def test_files_that_others_write_too_are_whole(tmp_path):
 
 def test_a_killed_build_is_redone(tmp_path):
     script = (
-        "import sys, time\nfrom pathlib import Path\nfrom subtransfer import artifacts\n"
+        "import sys, time\nfrom pathlib import Path\nfrom subtransfer.store import artifacts\n"
         "def build(f):\n    (f / 'x').write_text('half'); print('in', flush=True); time.sleep(60)\n"
         "with artifacts.Store(Path(sys.argv[1])) as s: s.stage('s', {'k': 1}, build, log=print)\n"
     )

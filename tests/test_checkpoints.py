@@ -271,28 +271,30 @@ SMALL_RUN = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from subtransfer import artifacts, pretrain, sharding
-from subtransfer.distill import trainer
-from subtransfer.distill.checkpoints import Checkpoints, Policy
-from subtransfer.distill.run import open_run
-from subtransfer.errors import UserError
-from subtransfer.metrics import Writer
+from subtransfer.store import artifacts
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
+from subtransfer.training import loop
+from subtransfer.training.checkpoints import Checkpoints, Policy
+from subtransfer.training.run import open_run
+from subtransfer.runtime.errors import UserError
+from subtransfer.training.metrics import Writer
 from subtransfer.models.decoder import DecoderConfig
 
-trainer.STEPS_PER_DISPATCH = 4
+loop.STEPS_PER_DISPATCH = 4
 cfg = DecoderConfig(64, 32, 48, 1, 4, 2, 8)
 rng = np.random.default_rng(0)
-examples = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
-recipe = trainer.Recipe(trainer.Loss("sft"), 12, 8, 3e-3)
+examples = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+recipe = loop.Recipe(loop.Loss("sft"), 12, 8, 3e-3)
 
 def train(mesh, folder, policy=Policy(every_steps=4)):
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
     Path(folder).parent.mkdir(exist_ok=True)
     checkpoints = Checkpoints(artifacts.steps_folder(Path(folder)), "student.x", policy)
     with open_run("student.x", 12, checkpoints, Writer(Path(folder), "distill", tensorboard=True, wandb="")) as run:
-        state, frozen = trainer.start_state(mesh, recipe, params, jax.random.key(1), run)
+        state, frozen = loop.start_state(mesh, recipe, params, jax.random.key(1), run)
         begun = int(state.step)
-        _, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, 12, jax.random.key(2), run=run)
+        _, curves = loop.train(cfg, mesh, recipe, state, frozen, examples, 12, jax.random.key(2), run=run)
     return begun, curves["loss"]
 """
 

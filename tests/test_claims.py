@@ -118,7 +118,7 @@ def test_the_thread_keeps_a_claim_up_and_reports_its_loss(tmp_path):
 
 HOLDER = """
 import sys, time
-from subtransfer.claims import Claims
+from subtransfer.store.leases import Claims
 claims = Claims(sys.argv[1], float(sys.argv[2]))
 print(claims.take("x") is not None, flush=True)
 time.sleep(60)

@@ -461,7 +461,7 @@ def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed, start):
 
 def test_a_second_sigterm_ends_what_the_first_cannot_reach():
     """Python calls no handler while C code runs, here an endless sum; the kernel needs none."""
-    script = "from subtransfer import preemption; preemption.listen(); print(1, flush=True); sum(range(10**13))"
+    script = "from subtransfer.runtime import preemption; preemption.listen(); print(1, flush=True); sum(range(10**13))"
     with subprocess.Popen(
         [sys.executable, "-c", script], cwd=ROOT, stdout=subprocess.PIPE
     ) as process:

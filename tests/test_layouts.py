@@ -11,22 +11,23 @@ import pytest
 SCRIPT = """
 import sys
 import jax, numpy as np
-from subtransfer import pretrain, sharding
-from subtransfer.distill import trainer
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
+from subtransfer.training import loop
 from subtransfer.models.decoder import DecoderConfig
 steps, method = int(sys.argv[1]), sys.argv[2]
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
-examples = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
-tuning = trainer.Tuning() if method == "full" else trainer.Tuning("lora", 4, 8.0, 0.0)
+examples = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+tuning = loop.Tuning() if method == "full" else loop.Tuning("lora", 4, 8.0, 0.0)
 losses = []
 for devices, shape in ((1, (1, 1, 1)), (2, (1, 2, 1)), (8, (1, 8, 1)), (8, (2, 2, 2)), (8, (4, 1, 2))):
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
-    recipe = trainer.Recipe(trainer.Loss("forward_kl", tuning=tuning), steps, 8, 3e-3)
-    state, frozen = trainer.init_state(recipe, params, jax.random.key(1))
+    recipe = loop.Recipe(loop.Loss("forward_kl", tuning=tuning), steps, 8, 3e-3)
+    state, frozen = loop.init_state(recipe, params, jax.random.key(1))
     teacher = {"params": pretrain.init_params(cfg, mesh, jax.random.key(5))}
-    state, curves = trainer.train(cfg, mesh, recipe, state, frozen, examples, steps, jax.random.key(2), teacher=teacher)
+    state, curves = loop.train(cfg, mesh, recipe, state, frozen, examples, steps, jax.random.key(2), teacher=teacher)
     adam = state.opt_state[1]
     for moments in (adam.mu, adam.nu):  # laid out as what they belong to
         for x, moment in zip(jax.tree.leaves(state.trainable), jax.tree.leaves(moments), strict=True):
@@ -60,8 +61,9 @@ def test_devices_and_layouts_agree_over_50_steps(method):
 
 MEMORY = """
 import jax, numpy as np
-from subtransfer import pretrain, sharding
-from subtransfer.distill import trainer
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
+from subtransfer.training import loop
 from subtransfer.models import decoder
 
 decoder.UNROLLED = 0
@@ -70,15 +72,15 @@ whole = None
 for shape in ((1, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)):
     devices = int(np.prod(shape))
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
-    recipe = trainer.Recipe(trainer.Loss("sft"), 1, 8, 3e-3)
+    recipe = loop.Recipe(loop.Loss("sft"), 1, 8, 3e-3)
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
-    state, _ = trainer.init_state(recipe, params, jax.random.key(1))
-    state = trainer.on_mesh(mesh, state)
+    state, _ = loop.init_state(recipe, params, jax.random.key(1))
+    state = loop.on_mesh(mesh, state)
     placed = sharding.batch_sharding(mesh, leading=1)
     tokens, mask = (jax.device_put(np.ones((1, 8, 64), kind), placed) for kind in (np.int32, bool))
     rates, key = np.ones(1, np.float32), jax.random.key(2)
     with jax.set_mesh(mesh):
-        step = trainer.train_steps.lower(cfg, recipe.loss, state, None, None, None, tokens, mask, rates, key).compile()
+        step = loop.train_steps.lower(cfg, recipe.loss, state, None, None, None, tokens, mask, rates, key).compile()
     made = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), state, step.output_shardings[0])
     sharding.check_divided(made, mesh, "The state", largest_shared=20_000)
     used = step.memory_analysis().temp_size_in_bytes

@@ -14,7 +14,7 @@ from .families import reference
 MEASURE = """
 import json, sys
 import jax
-from subtransfer import sharding
+from subtransfer.runtime import sharding
 from subtransfer.models import families, hf
 
 def peak():
@@ -101,7 +101,7 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from pathlib import Path
 import numpy as np
-from subtransfer import sharding
+from subtransfer.runtime import sharding
 from subtransfer.models import families, hf
 
 directory = Path(sys.argv[3])

@@ -68,7 +68,8 @@ def test_dropout_is_unbiased_and_only_for_training(cfg, params, adapter):
 
 EIGHT = """
 import jax
-from subtransfer import pretrain, sharding
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
 from subtransfer.models import lora
 from subtransfer.models.decoder import DecoderConfig
 params = pretrain.init_params(DecoderConfig(64, 32, 48, 2, 4, 2, 8), sharding.make_mesh(2, 2, 2), jax.random.key(0))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from subtransfer.experiment.graph import Experiment
+from subtransfer.config import fields as configuration
 from subtransfer.runtime import sharding
 
 CONFIGS = Path(__file__).parent.parent / "configs"

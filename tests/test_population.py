@@ -314,10 +314,11 @@ import shutil
 sys.path.insert(0, sys.argv[2])
 import test_population as here
 import jax, numpy as np
-from subtransfer import pretrain, sharding
-from subtransfer.distill import population, trainer
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
+from subtransfer.training import population, loop
 
-trainer.STEPS_PER_DISPATCH = 3
+loop.STEPS_PER_DISPATCH = 3
 one, eight = sharding.make_mesh(devices=jax.devices()[:1]), sharding.make_mesh(2, 2, 2)
 steps, programs = population.population_steps, []
 

@@ -13,27 +13,28 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LOSSES = """
 import json, sys
-from subtransfer import processes
+from subtransfer.runtime import processes
 port, count, number, layouts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 if count > 1:
     processes.join(f"localhost:{port}", count, number, peer_timeout=60)
 import jax, numpy as np
-from subtransfer import distributed, pretrain, sharding
-from subtransfer.distill import trainer
+from subtransfer.runtime import distributed, sharding
+from subtransfer.training import pretrain
+from subtransfer.training import loop
 from subtransfer.models.decoder import DecoderConfig
 
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
-examples = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+examples = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
 losses = {}
-for tuning in (trainer.Tuning(), trainer.Tuning("lora", 4, 8.0)):
+for tuning in (loop.Tuning(), loop.Tuning("lora", 4, 8.0)):
     for layout in layouts:
         mesh = sharding.make_mesh(*layout, devices=jax.devices()[: int(np.prod(layout))])
         params = pretrain.init_params(cfg, mesh, jax.random.key(0))
         teacher = {"params": pretrain.init_params(cfg, mesh, jax.random.key(5))}
-        recipe = trainer.Recipe(trainer.Loss("forward_kl", tuning=tuning), 50, 8, 3e-3)
-        state, frozen = trainer.init_state(recipe, params, jax.random.key(1))
-        state, curves = trainer.train(
+        recipe = loop.Recipe(loop.Loss("forward_kl", tuning=tuning), 50, 8, 3e-3)
+        state, frozen = loop.init_state(recipe, params, jax.random.key(1))
+        state, curves = loop.train(
             cfg, mesh, recipe, state, frozen, examples, 50, jax.random.key(2), teacher=teacher
         )
         whole = distributed.to_host(state.trainable)  # as an artefact is written
@@ -46,23 +47,24 @@ processes.leave(0, "")
 
 POPULATION = """
 import json, sys
-from subtransfer import processes
+from subtransfer.runtime import processes
 port, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 if count > 1:
     processes.join(f"localhost:{port}", count, number, peer_timeout=60)
 import jax, numpy as np
-from subtransfer import pretrain, sharding
-from subtransfer.distill import population, trainer
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
+from subtransfer.training import population, loop
 from subtransfer.models.decoder import DecoderConfig
 
 cfg, mesh = DecoderConfig(48, 16, 24, 1, 2, 1, 8), sharding.make_mesh(2, 2, 1)
 base, rng = pretrain.init_params(cfg, mesh, jax.random.key(0)), np.random.default_rng(0)
 losses = {}
-for tuning in (trainer.Tuning(), trainer.Tuning("lora", 4, 8.0)):
-    recipe = trainer.Recipe(trainer.Loss("sft", tuning=tuning), 25, 8, 3e-3)
+for tuning in (loop.Tuning(), loop.Tuning("lora", 4, 8.0)):
+    recipe = loop.Recipe(loop.Loss("sft", tuning=tuning), 25, 8, 3e-3)
     members = []
     for i in range(8):
-        examples = trainer.Examples(rng.integers(0, 48, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+        examples = loop.Examples(rng.integers(0, 48, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
         members.append(population.Member(f"m{i}", recipe, base, examples, jax.random.key(i)))
     for outcome in population.train(cfg, mesh, members):
         weights = float(sum(np.abs(x).sum() for x in jax.tree.leaves(outcome.trainable)))
@@ -133,7 +135,7 @@ def test_a_coordinator_that_is_not_there_is_a_sentence():
     the command (test_launch).
     """
     script = (
-        "from subtransfer import processes\nfrom subtransfer.runtime.errors import UserError\n"
+        "from subtransfer.runtime import processes\nfrom subtransfer.runtime.errors import UserError\n"
         "try:\n    processes.join('nowhere.invalid:1', 2, 5, peer_timeout=5)\n"
         "except UserError as error:\n    print(error)\n"
     )

@@ -89,13 +89,14 @@ def test_an_empty_loss_mask_is_an_error():
 
 EIGHT = """
 import jax, numpy as np
-from subtransfer import pretrain, sharding
-from subtransfer.distill import trainer
-from subtransfer.errors import UserError
+from subtransfer.training import pretrain
+from subtransfer.runtime import sharding
+from subtransfer.training import loop
+from subtransfer.runtime.errors import UserError
 from subtransfer.models.decoder import DecoderConfig
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
-ex = trainer.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
+ex = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
 losses = []
 for devices, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
@@ -103,9 +104,9 @@ for devices, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):
     if shape == (2, 2, 2):
         kernel = params["layers"]["up"]["kernel"]
         assert kernel.sharding.shard_shape(kernel.shape) == (2, 16, 24), kernel.sharding
-    recipe = trainer.Recipe(trainer.Loss("forward_kl"), 25, 8, 3e-3)
-    state, frozen = trainer.init_state(recipe, params, jax.random.key(1))
-    state = trainer.on_mesh(mesh, state)
+    recipe = loop.Recipe(loop.Loss("forward_kl"), 25, 8, 3e-3)
+    state, frozen = loop.init_state(recipe, params, jax.random.key(1))
+    state = loop.on_mesh(mesh, state)
     if shape == (2, 2, 2):
         sharding.check_divided(state, mesh, "The state", largest_shared=1024)
         clip, adam = state.opt_state
@@ -116,7 +117,7 @@ for devices, shape in ((1, (1, 1, 1)), (8, (2, 2, 2))):
         except UserError as error:
             print(error)
     teacher = {"params": pretrain.init_params(cfg, mesh, jax.random.key(5))}
-    _, curves = trainer.train(cfg, mesh, recipe, state, frozen, ex, 25, jax.random.key(2), teacher=teacher)
+    _, curves = loop.train(cfg, mesh, recipe, state, frozen, ex, 25, jax.random.key(2), teacher=teacher)
     losses.append(curves["loss"])
 np.testing.assert_allclose(losses[1], losses[0], rtol=2e-4)
 print("equal")
