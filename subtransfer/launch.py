@@ -104,7 +104,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     """Validates, plans and runs an experiment, or a sweep of them; returns the exit status."""
     from rich.console import Console
 
-    from subtransfer.config import fields as configuration
+    from subtransfer.config import reading as configuration
 
     console = Console(highlight=False)
     if not console.is_terminal:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtransfer.config import checks
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.models import lora
 from subtransfer.models.decoder import DecoderConfig

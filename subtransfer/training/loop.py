@@ -12,6 +12,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +25,11 @@ from subtransfer.models.decoder import DecoderConfig, head, unembed
 from subtransfer.models.forward import forward
 from subtransfer.models.lora import Tuning
 from subtransfer.runtime import distributed, sharding
+from subtransfer.runtime.errors import UserError
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
 from subtransfer.training.metrics import step_flops
+from subtransfer.training.optimizer import Optimizer, Schedule
 from subtransfer.training.run import Run, steps_done
 
 
@@ -35,53 +38,90 @@ class Loss:
     """What is minimised over which weights: all that a compiled step depends on besides shapes.
 
     Attributes:
-      objective: one of `objectives.OBJECTIVES`.
-      temperature: softmax temperature of the soft-target objectives (but the policy gradient, which
-        has 1).
+      objective: the name of an `objectives.Objective`.
+      temperature: softmax temperature of soft targets (but the policy gradient's, which is 1).
       tuning: the weights that are trained.
-      jsd_beta: of the generalised JSD.
-      importance_bound: of the policy gradient.
+      options: the objective's own fields: a mapping, or pairs of name and value; those that are
+        not given have their defaults.
       accumulate: parts that a batch is taken in, one after the other, to need less memory.
       teacher: the live teacher's geometry; None: the student's own.
+      optimizer: how a gradient becomes a step.
+      record: the objective itself, found by its name.
     """
 
     objective: str
     temperature: float = 1.0
     tuning: Tuning = Tuning()
-    jsd_beta: float = 0.5
-    importance_bound: float = 2.0
+    options: Any = ()
     accumulate: int = 1
     teacher: DecoderConfig | None = None
+    optimizer: Optimizer = Optimizer()
+    record: objectives.Objective = dataclasses.field(init=False, repr=False)
 
-    def of_tokens(
-        self, logits, teacher_logits, targets: Mapping[str, jax.Array], removed
+    def __post_init__(self):
+        record = objectives.get(self.objective)
+        given = dict(self.options)
+        options = {name: given.pop(name, value) for name, value in record.defaults().items()}
+        if given:
+            raise ValueError(f"{self.objective} has no option {next(iter(given))!r}")
+        object.__setattr__(self, "record", record)
+        # Pairs can be hashed: a compiled step is found by them.
+        object.__setattr__(self, "options", tuple(options.items()))
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """The numbers that a compiled step can take as arguments, by name."""
+        own = {name: value for name, value in self.options if name in self.record.scalars}
+        return {"temperature": self.temperature, "alpha": self.tuning.alpha, **own}
+
+    def with_scalars(self, values: Mapping[str, Any]) -> Loss:
+        """The same with other values, also traced ones, for some of its `scalars`."""
+        values = {**self.scalars, **values}
+        temperature, alpha = values.pop("temperature"), values.pop("alpha")
+        return dataclasses.replace(
+            self,
+            temperature=temperature,
+            tuning=dataclasses.replace(self.tuning, alpha=alpha),
+            options={**dict(self.options), **values},
+        )
+
+    def per_token(
+        self, student_logits, teacher_logits, targets: Mapping[str, jax.Array], removed
     ) -> objectives.PerToken:
-        """The objective for each token of [B, L].
+        """The objective and its metrics for each token, float32 [B, L].
 
         Args:
-          logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without one, and
-            for stored targets).
+          student_logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without
+            one, and for stored targets).
           targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
+          removed: bool [V] or None, tokens outside the support of both distributions.
+
+        Raises:
+          UserError: a plugin's objective returns something else.
         """
-        if self.objective == "sft":
-            return objectives.sft_tokens(logits, targets["tokens"], removed)
-        if self.objective == "jsd":
-            return objectives.jsd_tokens(
-                logits, teacher_logits, self.jsd_beta, self.temperature, removed
-            )
-        if self.objective == "policy_gradient":
-            sampled = targets["tokens"], targets["behavior_logprobs"]
-            return objectives.policy_gradient_tokens(
-                logits, teacher_logits, *sampled, self.importance_bound, removed
-            )
-        if "teacher_ids" in targets:
-            stored = targets["teacher_ids"], targets["teacher_logprobs"]
-            return objectives.forward_kl_top_k_tokens(logits, *stored, self.temperature, removed)
-        kl = {
-            "forward_kl": objectives.forward_kl_tokens,
-            "reverse_kl": objectives.reverse_kl_tokens,
-        }[self.objective]
-        return kl(logits, teacher_logits, self.temperature, removed)
+        inputs = objectives.TokenInputs(
+            student_logits, teacher_logits, targets, removed, self.temperature, dict(self.options)
+        )
+        values = self.record.per_token(inputs)
+        _check_per_token(self.record, values, student_logits.shape[:2])
+        return values
+
+
+def _check_per_token(record: objectives.Objective, values: Any, shape: tuple[int, ...]) -> None:
+    """Raises UserError if an objective's values are not a loss and metrics for each token."""
+    whole = isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], dict)
+    if whole and "loss" in values[1]:
+        try:
+            chex.assert_shape(jax.tree.leaves(values), shape)
+            return
+        except AssertionError:
+            pass
+    where = f" of {record.origin}" if record.origin else ""
+    found = jax.tree.map(lambda x: getattr(x, "shape", x), values)
+    raise UserError(
+        f"The objective {record.name!r}{where} must return a loss and a dict of metrics with "
+        f"'loss', each of shape {shape}, one number a token; it returns {found}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,32 +130,26 @@ class Recipe:
 
     Attributes:
       loss: what one compiled step depends on.
-      steps: optimiser steps of the whole run (the cosine schedule ends there).
+      steps: optimiser steps of the whole run, where the schedule ends.
       batch_size: B, episodes a step.
-      learning_rate: peak of the cosine schedule (5% warm-up, down to 10% of the peak).
+      learning_rate: the schedule's peak.
+      schedule: of the learning rate.
     """
 
     loss: Loss
     steps: int
     batch_size: int
     learning_rate: float
+    schedule: Schedule = Schedule()
 
     @property
     def tuning(self) -> Tuning:
+        """The weights that are trained."""
         return self.loss.tuning
 
     def learning_rates(self, first: int, count: int) -> np.ndarray:
-        """float32 [count], the rates of steps first, first + 1, ..."""
-        warmup = max(self.steps // 20, 1)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0,
-            self.learning_rate,
-            warmup,
-            max(self.steps, warmup + 1),
-            end_value=self.learning_rate / 10,
-        )
-        # Step 0 counts as the first of the warm-up, not as a step of rate 0.
-        return np.asarray(schedule(np.arange(first, first + count) + 1), np.float32)
+        """The rates of the steps first, first + 1, ...: float32 [count]."""
+        return self.schedule.rates(self.learning_rate, self.steps, first, count)
 
 
 @struct.dataclass
@@ -132,13 +166,6 @@ def steps_of(epochs: int, examples: int, batch_size: int) -> int:
     next pass.
     """
     return -(-epochs * examples // batch_size)
-
-
-def optimizer() -> optax.GradientTransformation:
-    """Adam (b1 0.9, b2 0.98) after clipping the global norm at 1; the learning rate is applied by
-    the step.
-    """
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
@@ -181,9 +208,8 @@ def loss_fn(
 
     def per_token(heads, part):
         wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
-        return loss.of_tokens(
-            unembed(cfg, heads["student"], part["student"]), wanted, part, removed
-        )
+        logits = unembed(cfg, heads["student"], part["student"])
+        return loss.per_token(logits, wanted, part, removed)
 
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
@@ -244,6 +270,8 @@ def steps(
     leave the state as it was.
     """
 
+    optimizer = loss.optimizer.transformation()
+
     def step(carry, batch):
         state, good = carry
         tokens, loss_mask, rate, targets, due = batch
@@ -256,7 +284,7 @@ def steps(
         gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
         step_key = jax.random.fold_in(key, state.step)
         grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
-        updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = good & due & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -303,7 +331,8 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
         frozen = None
         # The step donates its state: the caller's parameters must not be the same buffers.
         trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer().init(trainable)), frozen
+    opt_state = recipe.loss.optimizer.transformation().init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state), frozen
 
 
 def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
