@@ -151,7 +151,7 @@ def _bad(member, example):
 
 def _first_with(member, example):
     """The step, counted from 1, that first learns from an example."""
-    return int(np.argmax((member.course.order == example).any(axis=1))) + 1
+    return int(np.argmax((member.batch_order.order == example).any(axis=1))) + 1
 
 
 def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(

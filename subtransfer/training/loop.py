@@ -1,8 +1,9 @@
 """The one training loop: base, teacher and every student pass through `train`.
 
-What varies is the loss and what is trained (`Loss`), and where the examples come from. Many
-optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as
-much as the arithmetic, and on an accelerator the host stays out of the way.
+What varies is the loss, what is trained and by which optimiser (`Loss`), the learning rates
+(`Recipe`), and where the examples come from. Many optimiser steps run in one dispatch as a
+`lax.scan`: on a CPU a fresh set of buffers a step costs as much as the arithmetic, and on an
+accelerator the host stays out of the way.
 """
 
 from __future__ import annotations
@@ -189,9 +190,20 @@ def loss_fn(
     key,
     targets: Mapping[str, Any],
 ):
-    """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full
-    tuning).
+    """The loss and the metrics of a batch: float32 scalars, means over its weighted tokens.
+
+    Args:
+      trainable: the tree that is trained; `frozen`: the base under LoRA factors, None for full
+        tuning.
+      teacher: a live teacher's weights, or None.
+      removed: bool [V] or None, tokens outside the support of both distributions.
+      tokens: int32 [B, L]; `loss_mask`: [B, L], bool or each token's weight.
+      key: of the dropout.
+      targets: what the objective needs beside tokens, [B, L, ...] each (`Examples.targets`).
     """
+    chex.assert_rank(tokens, 2)
+    chex.assert_equal_shape([tokens, loss_mask])
+    chex.assert_equal_shape_prefix([tokens, *targets.values()], 2)
     tuning = loss.tuning
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
     weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
@@ -262,14 +274,17 @@ def steps(
     targets=None,
     count: jax.Array | int | None = None,
 ):
-    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each
-    metric float32 [K].
+    """K optimiser steps; returns the new state and each metric, float32 [K].
 
-    `targets` are `Examples.targets` of the batches, [K, B, L, ...]. Only the first `count` steps
-    are taken (None: all). The first step whose loss or gradient is not finite, and all after it,
-    leave the state as it was.
+    The first step whose loss or gradient is not finite, and all after it, leave the state as it
+    was.
+
+    Args:
+      tokens: int32 [K, B, L]; `loss_mask`: [K, B, L]; `rates`: float32 [K], learning rates.
+      key: of the dropout; each step folds its number into it.
+      targets: `Examples.targets` of the batches, [K, B, L, ...] each.
+      count: only so many of the first steps are taken; None: all.
     """
-
     optimizer = loss.optimizer.transformation()
 
     def step(carry, batch):
@@ -385,9 +400,15 @@ STEPS_PER_DISPATCH = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
-    """Steps of a training in their order, a function of `key`: the batches of `steps` steps from
-    `first` of its recipe on.
+class BatchOrder:
+    """The batches of a training in their order, which is a function of `key`.
+
+    Attributes:
+      recipe: how the batches are learned from.
+      examples: what they are made of.
+      steps: how many steps this order has.
+      key: decides the order.
+      first: the step of the recipe's whole run that the first batch is of.
     """
 
     recipe: Recipe
@@ -412,74 +433,93 @@ class Course:
         return self.recipe.learning_rates(self.first + begin, count)
 
 
-def follow(
+def run_steps(
     cfg: DecoderConfig,
     mesh: Mesh,
-    courses: Sequence[Course],
+    orders: Sequence[BatchOrder],
     state: TrainState,
     program: Callable[..., Any],
     run: Run,
     teacher,
 ) -> TrainState:
-    """The loop: takes the steps of one course, or of several side by side, from where `run` and the
-    state are.
+    """The loop: takes the steps of one training, or of several side by side, from where `run` and
+    the state are.
 
     Args:
-      program: (state, batches [K, B, L ...] of each course, their rates [K], how many of these K
-        steps each takes) to (the new state, each metric [K], or [M, K] of several).
+      orders: the batches of each training.
+      program: from the state, the batches [K, B, L ...] of each training, their rates [K] and how
+        many of these K steps each takes, to the new state and each metric, [K], or [M, K] of
+        several.
       teacher: a live teacher's weights or None, for the count of operations.
+
+    Raises:
+      UserError: a single training's loss or gradient is not finite.
     """
     laid_out = jax.tree.map(lambda x: x.sharding, state)
-    first, recipe, length = courses[0].first, courses[0].recipe, courses[0].examples.tokens.shape[1]
-    last = max(course.steps for course in courses)
-    size = recipe.batch_size * length
-    theirs = None if teacher is None else recipe.loss.teacher or cfg
-    flops = step_flops(
-        cfg, tokens=size, length=length, full=recipe.tuning.method == "full", teacher=theirs
-    )
+    first = orders[0].first
+    last = max(order.steps for order in orders)
+    tokens, flops = _step_size(cfg, orders[0], teacher)
     done = steps_done(state) - first
-    order = np.concatenate([np.ravel(jax.random.key_data(course.key)) for course in courses])
-    run.enter_order(tuple(order.tolist()), resumed=done > 0)
+    keys = np.concatenate([np.ravel(jax.random.key_data(order.key)) for order in orders])
+    run.enter_order(tuple(keys.tolist()), resumed=done > 0)
     for begin in range(done, last, STEPS_PER_DISPATCH):
         steps = min(STEPS_PER_DISPATCH, last - begin)
         # One that has fallen behind has failed and stays where it is.
         reached = np.ravel(distributed.to_host(state.step)) - first
-        left = [
-            course.steps - begin if at == begin else 0
-            for course, at in zip(courses, reached, strict=True)
-        ]
+        left = []
+        for order, at in zip(orders, reached, strict=True):
+            left.append(order.steps - begin if at == begin else 0)
         counts = np.clip(left, 0, steps)
         if not counts.any():
             break
-        rows = [course.rows(begin, steps) for course in courses]
-        batches = [course.examples.rows(index) for course, index in zip(courses, rows, strict=True)]
-        rates = [course.rates(begin, steps) for course in courses]
+        rows = [order.rows(begin, steps) for order in orders]
+        batches = [order.examples.rows(index) for order, index in zip(orders, rows, strict=True)]
+        rates = [order.rates(begin, steps) for order in orders]
         with run.dispatch(first + begin, steps) as cost:
             with jax.set_mesh(mesh):  # kernels divide themselves over it
                 state, metrics = program(state, batches, rates, counts)
-            state = jax.device_put(
-                state, laid_out
-            )  # as it came: whoever restores it meets the same compiled program
+            # As it came: whoever restores it meets the same compiled program.
+            state = jax.device_put(state, laid_out)
             metrics = distributed.to_host(metrics)
-        metrics = {name: values.reshape(len(courses), steps) for name, values in metrics.items()}
+        metrics = {name: values.reshape(len(orders), steps) for name, values in metrics.items()}
         working = np.count_nonzero(counts)
-        facts = cost.facts(steps, working * size, working * flops)
-        for i, (course, member, count) in enumerate(zip(courses, run.members, counts, strict=True)):
+        facts = cost.facts(steps, working * tokens, working * flops)
+        for i, (order, member, count) in enumerate(zip(orders, run.members, counts, strict=True)):
             values = {name: of_all[i, :count] for name, of_all in metrics.items()}
-            finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
-            good = count if finite.all() else int(np.argmin(finite))
+            good = _finite_steps(values, count)
             values = {name: value[:good] for name, value in values.items()}
-            # People read "forward_kl", not "loss"; and what the step was given.
-            shown = {
-                course.recipe.loss.objective if name == "loss" else name: value
-                for name, value in values.items()
-            }
-            member.record(first + begin, values, {**shown, "learning_rate": rates[i][:good]}, facts)
+            shown = _shown(order.recipe, values, rates[i][:good])
+            member.record(first + begin, values, shown, facts)
             if good < count:
                 batch = {"examples": rows[i][good], **batches[i].rows(good).arrays}
                 member.fail(first + begin + good + 1, state, batch)
         run.keep(state)
     return state
+
+
+def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, float]:
+    """The tokens of a step, and its floating-point operations."""
+    length = order.examples.tokens.shape[1]
+    tokens = order.recipe.batch_size * length
+    theirs = None if teacher is None else order.recipe.loss.teacher or cfg
+    full = order.recipe.tuning.method == "full"
+    return tokens, step_flops(cfg, tokens=tokens, length=length, full=full, teacher=theirs)
+
+
+def _finite_steps(values: Mapping[str, np.ndarray], count: int) -> int:
+    """How many of `count` steps, from the first on, had a finite loss and gradient."""
+    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+    return count if finite.all() else int(np.argmin(finite))
+
+
+def _shown(
+    recipe: Recipe, values: Mapping[str, np.ndarray], rates: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What people read of steps: "forward_kl", not "loss"; and what the steps were given."""
+    out = {}
+    for name, value in values.items():
+        out[recipe.loss.objective if name == "loss" else name] = value
+    return {**out, "learning_rate": rates}
 
 
 def train(
@@ -525,5 +565,6 @@ def train(
             cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets
         )
 
-    course = Course(recipe, examples, steps, key, first)
-    return follow(cfg, mesh, [course], on_mesh(mesh, state), program, run, teacher), run.curves
+    order = BatchOrder(recipe, examples, steps, key, first)
+    state = run_steps(cfg, mesh, [order], on_mesh(mesh, state), program, run, teacher)
+    return state, run.curves

@@ -59,9 +59,9 @@ class Member:
         return jax.random.fold_in(self.key, 0)
 
     @property
-    def course(self) -> loop.Course:
-        """Its steps in their order."""
-        return loop.Course(
+    def batch_order(self) -> loop.BatchOrder:
+        """Its batches in their order."""
+        return loop.BatchOrder(
             self.recipe, self.examples, self.recipe.steps, jax.random.fold_in(self.key, 1)
         )
 
@@ -90,12 +90,12 @@ def alone(
     `trainer.train` does.
     """
     state, frozen = loop.start_state(mesh, member.recipe, member.params, member.init_key, run)
-    course, given = (
-        member.course,
+    order, given = (
+        member.batch_order,
         {"teacher": member.teacher, "removed": member.removed, "run": run},
     )
     return loop.train(
-        cfg, mesh, member.recipe, state, frozen, member.examples, course.steps, course.key, **given
+        cfg, mesh, member.recipe, state, frozen, member.examples, order.steps, order.key, **given
     )
 
 
@@ -238,7 +238,7 @@ def train(
     if restored is None and state.step.is_deleted():  # there were checkpoints, all of them damaged
         restored = fresh()
     state = state if restored is None else restored
-    loss, courses = members[0].recipe.loss, [member.course for member in members]
+    loss, orders = members[0].recipe.loss, [member.batch_order for member in members]
     adapted = loss.tuning.method == "lora"
     own, shared = _divided(
         [(member.params if adapted else None, member.teacher, member.removed) for member in members]
@@ -248,7 +248,7 @@ def train(
         for name in loss.scalars
     }
     scalars = {name: values for name, values in scalars.items() if np.ptp(values)}
-    keys = np.stack([jax.random.key_data(course.key) for course in courses])
+    keys = np.stack([jax.random.key_data(order.key) for order in orders])
     own = distributed.place({"given": own, "scalars": scalars, "key": keys}, each)
     # What lies on these devices already is not copied; to other processes it goes by way of the
     # hosts.
@@ -267,23 +267,23 @@ def train(
             cfg, loss, mesh, together, state, own, shared, distributed.place(stacked, each)
         )
 
-    state = loop.follow(cfg, mesh, courses, state, program, run, members[0].teacher)
+    state = loop.run_steps(cfg, mesh, orders, state, program, run, members[0].teacher)
     final = distributed.to_host(state)
-    each_run = zip(members, courses, run.members, strict=True)
+    each_run = zip(members, orders, run.members, strict=True)
     return [
-        _outcome(final, i, course, member.label, own.curves)
-        for i, (member, course, own) in enumerate(each_run)
+        _outcome(final, i, order, member.label, own.curves)
+        for i, (member, order, own) in enumerate(each_run)
     ]
 
 
-def _outcome(final: loop.TrainState, i: int, course: loop.Course, label: str, curves) -> Outcome:
+def _outcome(final: loop.TrainState, i: int, order: loop.BatchOrder, label: str, curves) -> Outcome:
     step, trainable = int(final.step[i]), jax.tree.map(lambda x: x[i], final.trainable)
-    if step == course.steps:
+    if step == order.steps:
         return Outcome(trainable, curves)
-    (rows,) = course.rows(step, 1)
+    (rows,) = order.rows(step, 1)
     return Outcome(
         trainable,
         curves,
         diverged(label, step + 1),
-        {"examples": rows, **course.examples.rows(rows).arrays},
+        {"examples": rows, **order.examples.rows(rows).arrays},
     )
