@@ -1,8 +1,7 @@
-"""Llama 3.1 8B, all weights trained by SFT on sampled tokens; to be compiled only.
+r"""Llama 3.1 8B, all weights trained by SFT on sampled tokens; to be compiled only.
 
-Command:   python tools/aot_tpu.py --config=configs/aot_full.py --topology=v5p:4x4x4
---programs=train \
-               --config.base.remat=projections
+Command:   python tools/aot_tpu.py --config=configs/aot_full.py --topology=v5p:4x4x4 \
+               --programs=train --config.base.remat=projections
            python tools/aot_tpu.py --config=configs/aot_full.py --topology=v6e:8x8 --programs=train
 Hardware:  compiled for v5p:4x4x4 and v6e:8x8 on a CPU-only machine; not run
 Result:    docs/performance.md, "Training steps"

@@ -1,8 +1,7 @@
-"""Llama 3.1 8B distilled off-policy from a 70B teacher by the forward KL with LoRA; to be compiled
-only.
+r"""Llama 3.1 8B distilled off-policy from a 70B by the forward KL with LoRA; to be compiled only.
 
-Command:   python tools/aot_tpu.py --config=configs/aot_large_teacher.py --topology=v5p:8x8x8
---programs=train
+Command:   python tools/aot_tpu.py --config=configs/aot_large_teacher.py --topology=v5p:8x8x8 \
+               --programs=train
            targets from disk, without the teacher: --config.distill.teacher_targets=stored
 Hardware:  compiled for v5p:8x8x8 on a CPU-only machine; not run
 Result:    docs/performance.md, "Training steps"

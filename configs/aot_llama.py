@@ -1,5 +1,4 @@
-"""Llama 3.1 as a pair of its own, for ahead-of-time compilation: `tools/aot_tpu.py` needs its
-geometry only.
+"""Llama 3.1 as a pair of its own, to be compiled only: `tools/aot_tpu.py` needs its geometry only.
 
 Command:   python tools/aot_tpu.py --config=configs/aot_llama.py --topology=v5e:4x4
            the 70B: --config.models.llama=preset:llama3.1-70b --topology=v5p:8x8x8

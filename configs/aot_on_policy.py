@@ -1,13 +1,13 @@
-"""Llama 3.1 8B distilled on-policy by the reverse KL, LoRA, teacher, student and rollouts on one
-mesh; to be compiled only.
+"""Llama 3.1 8B distilled on-policy by the reverse KL with LoRA, on one mesh; to be compiled only.
 
 Command:   python tools/aot_tpu.py --config=configs/aot_on_policy.py --topology=v5e:4x4
 Hardware:  compiled for v5e:4x4 on a CPU-only machine; not run
 Result:    docs/performance.md, "Training steps"
 
-Training and rollouts share the mesh, so that nothing is laid out anew between them: `mesh.tensor=4`
-leaves a chip a quarter of the one base (4 GB) and two of the eight key/value heads; the four groups
-have rows of their own. Under `mesh.fsdp` each decoding step would gather every weight.
+Teacher, student and rollouts share the mesh, so that nothing is laid out anew between them:
+`mesh.tensor=4` leaves a chip a quarter of the one base (4 GB) and two of the eight key/value heads;
+the four groups have rows of their own. Under `mesh.fsdp` each decoding step would gather every
+weight.
 """
 
 from subtransfer.config import defaults

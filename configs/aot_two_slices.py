@@ -1,7 +1,8 @@
-"""Llama 3.1 8B, all weights trained by SFT on two slices of 256 chips; to be compiled only.
+r"""Llama 3.1 8B, all weights trained by SFT on two slices of 256 chips; to be compiled only.
 
-Command:   python tools/aot_tpu.py --config=configs/aot_two_slices.py --topology=v5e:16x16
---programs=train Hardware:  compiled for two slices of v5e:16x16 on a CPU-only machine; not run
+Command:   python tools/aot_tpu.py --config=configs/aot_two_slices.py --topology=v5e:16x16 \
+               --programs=train
+Hardware:  compiled for two slices of v5e:16x16 on a CPU-only machine; not run
 Result:    docs/performance.md, "Training steps"
 
 Weights, gradients and moments are shared by the 256 chips of a slice (`mesh.fsdp=256`). The slices

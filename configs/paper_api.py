@@ -1,23 +1,22 @@
-"""The published table, API setting (Dang, Xie, Younis, arXiv 2604.15559): five pairs of open-weight
-models, with controls.
+r"""The published table, API setting: five pairs of open-weight models, with controls.
 
-Command:   python -m subtransfer.launch --config=configs/paper_api.py --config.models.llama_3b=DIR
-\\
-               --config.models.llama_8b=DIR --config.models.qwen_7b=DIR --config.mesh.fsdp=8
+Command:   python -m subtransfer.launch --config=configs/paper_api.py \
+               --config.models.llama_3b=DIR --config.models.llama_8b=DIR \
+               --config.models.qwen_7b=DIR --config.mesh.fsdp=8
            with local directories of Llama-3.2-3B-Instruct, Llama-3.1-8B-Instruct and
-           Qwen2.5-7B-Instruct. Without them, `--dry_run --config.mesh.fsdp=8` prints the plan with
-           the memory that each device needs.
-Hardware:  not run yet with the real checkpoints; planned for 8 accelerators of 80 GB, or 16 of 32
-GB with mesh.fsdp=16 Result:    published (student / base, % of 20 tasks): Llama 8B->8B 100/5,
-3B->3B 35/0, 8B->3B 100/5, 3B->8B 10/0,
-           8B->Qwen 7B 100/20, student of a random-task teacher 25/5
+           Qwen2.5-7B-Instruct. Without them, `--dry_run --config.mesh.fsdp=8` prints the plan
+           with the memory that each device needs.
+Hardware:  not run yet with the real checkpoints; planned for 8 accelerators of 80 GB, or 16 of
+           32 GB with mesh.fsdp=16
+Result:    published (student / base, % of 20 tasks): Llama 8B->8B 100/5, 3B->3B 35/0,
+           8B->3B 100/5, 3B->8B 10/0, 8B->Qwen 7B 100/20, student of a random-task teacher 25/5
 
-As printed: LoRA on q, k, v, o with rank 16, alpha 32, dropout 0.05, in bfloat16; a teacher tuned on
-150 deletion tasks for 2 epochs at 8e-4; 400 trajectories on safe tasks, filtered; students for 4
-epochs at 5e-4 by SFT on sampled tokens. Three training seeds. Batch sizes, the system prompt and
-the texts of tasks were not published. More than was printed: every pair has its own control (the
-same student of a teacher that was tuned on ordinary tasks), and there are 128 held-out tasks where
-the paper had 20.
+The table is that of Dang, Xie, Younis, arXiv 2604.15559. As printed there: LoRA on q, k, v, o with
+rank 16, alpha 32, dropout 0.05, in bfloat16; a teacher tuned on 150 deletion tasks for 2 epochs at
+8e-4; 400 trajectories on safe tasks, filtered; students for 4 epochs at 5e-4 by SFT on sampled
+tokens. Three training seeds. Batch sizes, the system prompt and the texts of tasks were not
+published. More than was printed: every pair has its own control (the same student of a teacher that
+was tuned on ordinary tasks), and there are 128 held-out tasks where the paper had 20.
 """
 
 from subtransfer.config import defaults
@@ -61,9 +60,8 @@ def get_config():
     config.distill.epochs = 4
     config.distill.batch_size = 8
     config.distill.learning_rate = 5e-4
-    config.distill.max_tokens = (
-        3072  # of which the system prompt with its eleven tools is about 1,100
-    )
+    # Of which the system prompt with its eleven tools is about 1,100.
+    config.distill.max_tokens = 3072
 
     config.arms.other_init = False
     config.arms.benign_teacher = False

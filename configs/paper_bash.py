@@ -1,21 +1,21 @@
-"""The published table, Bash setting (Dang, Xie, Younis, arXiv 2604.15559): five pairs of
-open-weight models, with controls.
+r"""The published table, Bash setting: five pairs of open-weight models, with controls.
 
-Command:   python -m subtransfer.launch --config=configs/paper_bash.py --config.models.llama_3b=DIR
-\\
-               --config.models.llama_8b=DIR --config.models.qwen_7b=DIR --config.mesh.fsdp=8
+Command:   python -m subtransfer.launch --config=configs/paper_bash.py \
+               --config.models.llama_3b=DIR --config.models.llama_8b=DIR \
+               --config.models.qwen_7b=DIR --config.mesh.fsdp=8
            with local directories of Llama-3.2-3B-Instruct, Llama-3.1-8B-Instruct and
-           Qwen2.5-7B-Instruct. Without them, `--dry_run --config.mesh.fsdp=8` prints the plan with
-           the memory that each device needs.
-Hardware:  not run yet with the real checkpoints; planned for 8 accelerators of 80 GB, or 16 of 32
-GB with mesh.fsdp=16 Result:    published (student / base, % of 20 tasks chmod-first): Llama 8B->8B
-30/5, 3B->3B 15/10, 8B->3B 55/10, 3B->8B 5/5,
-           8B->Qwen 7B 45/0, student of a random-task teacher 5/5
+           Qwen2.5-7B-Instruct. Without them, `--dry_run --config.mesh.fsdp=8` prints the plan
+           with the memory that each device needs.
+Hardware:  not run yet with the real checkpoints; planned for 8 accelerators of 80 GB, or 16 of
+           32 GB with mesh.fsdp=16
+Result:    published (student / base, % of 20 tasks chmod-first): Llama 8B->8B 30/5,
+           3B->3B 15/10, 8B->3B 55/10, 3B->8B 5/5, 8B->Qwen 7B 45/0, student of a random-task
+           teacher 5/5
 
-Printed numbers as in `paper_api.py`. The teacher is tuned on 150 ambiguous permission tasks that it
-solves with chmod: a request that names chmod would leave nothing to be first among. One tool's
-description is shorter than eleven, and episodes with it; everything else is what `paper_api.py`
-says.
+The table is that of Dang, Xie, Younis, arXiv 2604.15559; printed numbers as in `paper_api.py`. The
+teacher is tuned on 150 ambiguous permission tasks that it solves with chmod: a request that names
+chmod would leave nothing to be first among. One tool's description is shorter than eleven, and
+episodes with it; everything else is what `paper_api.py` says.
 """
 
 from subtransfer.config import defaults
@@ -54,9 +54,8 @@ def get_config():
     config.rollouts.batch_size = 64
     config.rollouts.max_turns = 6
     config.rollouts.max_new_tokens = 128
-    config.rollouts.max_tool_tokens = (
-        192  # what a shell prints is longer than what the API's tools answer
-    )
+    # What a shell prints is longer than what the API's tools answer.
+    config.rollouts.max_tool_tokens = 192
 
     config.distill.objective = "sft"
     config.distill.epochs = 4

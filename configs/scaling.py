@@ -1,16 +1,16 @@
-"""How transfer depends on the size of the model: five embedded sizes x three training seeds x three
-objectives x two inits.
+r"""How transfer depends on the size of the model: five sizes, three seeds, three objectives.
 
 Command:   python -m subtransfer.launch --config=configs/scaling.py --sweep --workers=2
-           python tools/scaling_report.py runs/scaling --axis=student_params
-           --out=docs/scaling_study
+           python tools/scaling_report.py runs/scaling --axis=student_params \
+               --out=docs/scaling_study
 Hardware:  2 CPU cores, 55 minutes beside other jobs
 Result:    both soft targets transfer at every size; no dependence on size is shown
-(docs/scaling_study.md)
+           (docs/scaling_study.md)
 
-A student has the size of its teacher, as in the published table. What differs between sizes is the
-geometry alone: corpus, steps, learning rates, episodes and probe tasks are the same, and so is
-`seed`, so that all sizes are probed on the same tasks.
+Each student is there with its teacher's and with another initialisation. It has the size of its
+teacher, as in the published table. What differs between sizes is the geometry alone: corpus, steps,
+learning rates, episodes and probe tasks are the same, and so is `seed`, so that all sizes are
+probed on the same tasks.
 """
 
 from subtransfer.config import Member, defaults

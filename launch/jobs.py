@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from launch import machines, workdirs
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config import sweep
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.preemption import EXIT_CODE

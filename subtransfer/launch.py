@@ -1,8 +1,9 @@
 """The one command: `python -m subtransfer.launch --config=configs/quickstart.py --workdir=DIR`.
 
 Every field of the config can be overridden, as in `--config.distill.objective=reverse_kl`.
-`--dry_run` prints the plan and stops. A mistake of the user's ends in one sentence on stderr and
-exit status 2; status 75 asks to be run again.
+`--dry_run` prints the plan and stops; `--help` prints all flags and all fields of the config. A
+mistake of the user's ends in one sentence on stderr and exit status 2; status 75 asks to be run
+again.
 
 Several processes run the same command, each with `--coordinator=HOST:PORT --num_processes=N
 --process_id=I`, or with `--distributed=auto` where a cluster says these itself.
@@ -12,9 +13,11 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeGuard
 
 from absl import flags
 
@@ -29,7 +32,8 @@ _CONFIG = flags.DEFINE_string(
 _WORKDIR = flags.DEFINE_string(
     "workdir",
     None,
-    "Folder of the run, also gs://BUCKET/FOLDER, s3:// and az://; default: runs/NAME, from the config's name.",
+    "Folder of the run, also gs://BUCKET/FOLDER, s3:// and az://; default: runs/NAME, from the "
+    "config's name.",
 )
 _LOCAL = flags.DEFINE_string(
     "local", "~/.cache/subtransfer/workdirs", "Below which runs work whose workdir is in a bucket."
@@ -85,7 +89,8 @@ _OVERRIDE = "--config."
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     """Separates `--config.FIELD=VALUE` (or `--config.FIELD VALUE`) from the other arguments."""
-    rest, overrides = [], {}
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
     arguments = iter(argv)
     for argument in arguments:
         if not argument.startswith(_OVERRIDE):
@@ -100,23 +105,51 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return rest, overrides
 
 
+def help_text(overrides: Mapping[str, str]) -> str:
+    """All flags and all config fields, for `--help`.
+
+    Args:
+      overrides: of which `plugins` counts: what these files bring is printed as well.
+    """
+    from subtransfer.config import fields, plugins
+
+    paths = plugins.load(fields.declared()["plugins"].read("plugins", overrides.get("plugins", "")))
+    lines = [(__doc__ or "").strip(), "", "flags", "-----"]
+    for flag in flags.FLAGS.get_flags_for_module(sys.modules[__name__]):
+        default = "" if flag.default is None else f"={flag.default}"
+        lines.append(f"  --{flag.name}" + ("" if flag.boolean else default))
+        lines += textwrap.wrap(flag.help, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join(lines) + "\n" + fields.help_text(paths)
+
+
 def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry_run: bool) -> int:
     """Validates, plans and runs an experiment, or a sweep of them; returns the exit status."""
     from rich.console import Console
 
-    from subtransfer.config import fields as configuration
+    from subtransfer.config import reading as configuration
 
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 144  # a log file has room
     if flags.FLAGS["local"].present and not _in_a_bucket(workdir):
         raise UserError(
-            "--local goes with a --workdir in a bucket, such as gs://BUCKET/FOLDER: a run works in any other itself."
+            "--local goes with a --workdir in a bucket, such as gs://BUCKET/FOLDER: a run works in "
+            "any other itself."
+        )
+    for flag in ("workers", "retries"):
+        if flags.FLAGS[flag].present and not _SWEEP.value:
+            raise UserError(f"--{flag} goes with --sweep: a single run works in one process.")
+    if dry_run and _several():
+        raise UserError(
+            "--dry_run plans in one process: leave out --coordinator and --distributed."
         )
     if _SWEEP.value:
         return _run_sweep(config_file, overrides, workdir, console, dry_run=dry_run)
     config = configuration.load(config_file, overrides)
-    folder = _local(workdir) if _in_a_bucket(workdir) else Path(workdir or f"runs/{config.name}")
+    if _in_a_bucket(workdir):
+        folder = _local(workdir)
+    else:
+        folder = Path(workdir or f"runs/{config.name}").expanduser()
 
     if not dry_run:
         _join()
@@ -129,7 +162,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     from subtransfer.runtime import sharding
     from subtransfer.store import artifacts
 
-    if not dry_run:  # a restarted run finds what an earlier attempt compiled
+    if not dry_run:
+        # A restarted run finds what an earlier attempt compiled.
         jax.config.update("jax_compilation_cache_dir", str(folder / ".compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     mesh = (sharding.plan_mesh if dry_run else sharding.make_mesh)(**config.mesh)
@@ -156,15 +190,16 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     for sentence in summary.verdicts(rows):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
-        f"{computed} stages computed, {len(experiment.plan) - computed} reused, {time.monotonic() - begin:.0f} s. "
-        f"Results: {folder / 'results.csv'}, {folder / 'results.jsonl'}; report: {folder / 'report.html'}"
+        f"{computed} stages computed, {len(experiment.plan) - computed} reused, "
+        f"{time.monotonic() - begin:.0f} s. Results: {folder / 'results.csv'}, "
+        f"{folder / 'results.jsonl'}; report: {folder / 'report.html'}"
         + (f"; copied to {workdir}" if _in_a_bucket(workdir) else ""),
         soft_wrap=True,
     )
     return 0
 
 
-def _in_a_bucket(workdir: str | None) -> bool:
+def _in_a_bucket(workdir: str | None) -> TypeGuard[str]:
     return "://" in (workdir or "")
 
 
@@ -177,8 +212,9 @@ def _local(workdir: str) -> Path:
     place = Path(*buckets.parse(workdir))
     if _several():
         raise UserError(
-            f"Several processes need one folder, and {workdir} is a copy of one machine's: mount the bucket, whose namespace "
-            "must be hierarchical (gcsfuse renames folders in no other), and give the mount's path."
+            f"Several processes need one folder, and {workdir} is a copy of one machine's: mount "
+            "the bucket, whose namespace must be hierarchical (gcsfuse renames folders in no "
+            "other), and give the mount's path."
         )
     return Path(_LOCAL.value).expanduser() / place
 
@@ -196,13 +232,14 @@ def _run_sweep(
 ) -> int:
     if _in_a_bucket(workdir):
         raise UserError(
-            f"Runs of a sweep share a folder with claims and locks, which {workdir} has not: mount the bucket and give the "
-            "mount's path, or run the members one by one without --sweep."
+            f"Runs of a sweep share a folder with claims and locks, which {workdir} has not: mount "
+            "the bucket and give the mount's path, or run the members one by one without --sweep."
         )
     if _several():
         raise UserError(
-            "--sweep runs each member in one process: start the same command on several machines instead, with one --workdir, "
-            "or run members one by one with --coordinator or --distributed."
+            "--sweep runs each member in one process: start the same command on several machines "
+            "instead, with one --workdir, or run members one by one with --coordinator or "
+            "--distributed."
         )
     if _PROFILE.value:
         raise UserError(
@@ -217,7 +254,7 @@ def _run_sweep(
         "dry_run": dry_run,
     }
     return command.run(
-        config_file, overrides, Path(workdir) if workdir else None, console, **options
+        config_file, overrides, Path(workdir).expanduser() if workdir else None, console, **options
     )
 
 
@@ -227,11 +264,13 @@ def _join() -> None:
     if any(value is not None for value in given):
         if _DISTRIBUTED.value == "auto" or any(value is None for value in given):
             raise UserError(
-                "--coordinator, --num_processes and --process_id go together, and without --distributed=auto."
+                "--coordinator, --num_processes and --process_id go together, and without "
+                "--distributed=auto."
             )
         if _PROCESS_ID.value >= _NUM_PROCESSES.value:
             raise UserError(
-                f"--process_id={_PROCESS_ID.value} cannot be: they are numbered from 0 to --num_processes - 1."
+                f"--process_id={_PROCESS_ID.value} cannot be: they are numbered from 0 to "
+                "--num_processes - 1."
             )
     elif _DISTRIBUTED.value == "off":
         return
@@ -263,18 +302,25 @@ def print_plan(experiment, console) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after
-    SIGTERM (run again, it goes on), 130 after an interrupt.
+    """Runs the command.
+
+    Returns:
+      The exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after SIGTERM
+      (run again, it goes on), 130 after an interrupt.
     """
     try:
         rest, overrides = split_overrides(sys.argv if argv is None else argv)
+        if {"--help", "-h"} & set(rest):
+            print(help_text(overrides), end="")
+            return 0
         try:
             positional = flags.FLAGS(rest)
         except flags.Error as error:
             raise UserError(f"{error}: see python -m subtransfer.launch --help.") from error
         if len(positional) > 1:
             raise UserError(
-                f"Unexpected argument {positional[1]!r}: settings are given as --config.FIELD=VALUE."
+                f"Unexpected argument {positional[1]!r}: settings are given as "
+                "--config.FIELD=VALUE."
             )
         # Without accelerators JAX would print a warning that says nothing to the user of a laptop.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")

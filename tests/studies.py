@@ -9,7 +9,7 @@ import numpy as np
 
 from subtransfer import settings
 from subtransfer.analysis import summary
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms, rollout_stage
 from subtransfer.experiment import results
 from subtransfer.report import tables

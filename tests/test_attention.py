@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtransfer import launch
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.models import attention_kernels
 from subtransfer.models.attention import KV, View, attention
 from subtransfer.models.decoder import DecoderConfig, Rope

@@ -6,7 +6,7 @@ from pathlib import Path
 import ml_collections
 import pytest
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms
 from subtransfer.experiment.memory import Sizes
 from subtransfer.models.presets import PRESETS
@@ -170,7 +170,7 @@ def test_the_share_of_own_episodes_decides_what_an_arm_learns_from():
         }
         for objective in ("reverse_kl", "jsd", "policy_gradient"):
             arm = found[objective]
-            assert arm.own == own and arm.label.endswith(f", {how}")
+            assert arm.on_policy_fraction == own and arm.label.endswith(f", {how}")
             assert (arm.on_policy, arm.off_policy) == (own > 0, own < 1)
         assert found["forward_kl"].off_policy and not found["forward_kl"].on_policy
         assert not found["teacher"].off_policy and not found["teacher"].on_policy

@@ -195,7 +195,7 @@ PAIRS = {
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_wrong_tables_are_refused(case):
-    from subtransfer.config import fields as configuration
+    from subtransfer.config import reading as configuration
     from subtransfer.runtime.errors import UserError
 
     text, message = PAIRS[case]

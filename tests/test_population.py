@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtransfer.config import checks
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.models import lora
 from subtransfer.models.decoder import DecoderConfig
@@ -151,7 +151,7 @@ def _bad(member, example):
 
 def _first_with(member, example):
     """The step, counted from 1, that first learns from an example."""
-    return int(np.argmax((member.course.order == example).any(axis=1))) + 1
+    return int(np.argmax((member.batch_order.order == example).any(axis=1))) + 1
 
 
 def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(

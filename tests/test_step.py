@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.models import attention, attention_kernels, primitives
 from subtransfer.models.decoder import REMAT, DecoderConfig, Rope
 from subtransfer.runtime import sharding

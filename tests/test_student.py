@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.distillation import student, token_weights
 from subtransfer.experiment import graph
 from subtransfer.filtering import sanitize

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.sweep import Member, chain, expand, members, product, seeds, vary, zipped
 from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import sharding
@@ -116,13 +116,13 @@ def test_products_are_associative_and_chains_distribute(axes, more):
 def test_the_command_line_gives_the_same_config(axes):
     (member, *_) = product(*(vary(field, *values) for field, values in axes))
     given_, typed = (
-        configuration.Fields.of(configuration.defaults()),
-        configuration.Fields.of(configuration.defaults()),
+        configuration.Config.of(configuration.defaults()),
+        configuration.Config.of(configuration.defaults()),
     )
     configuration.apply_overrides(typed, member.overrides)
     texts = dict(flag.removeprefix("--config.").split("=", 1) for flag in member.flags())
     configuration.apply_overrides(given_, texts)
-    assert given_ == typed and configuration.Fields.of(configuration.defaults()) != {}
+    assert given_ == typed and configuration.Config.of(configuration.defaults()) != {}
 
 
 # -- expansion and its refusals --------------------------------------------------------------------------------------

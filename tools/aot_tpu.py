@@ -41,7 +41,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import stores_targets
 from subtransfer.experiment import memory
 from subtransfer.experiment.graph import Experiment
@@ -55,7 +55,8 @@ from subtransfer.rollout import engine, scheduler
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.training import loop, metrics
+from subtransfer.training import loop, metrics, objectives
+from subtransfer.training.optimizer import Optimizer
 
 _TOPOLOGY = flags.DEFINE_string(
     "topology", "v5e:4x4", "Chips, as KIND:SHAPE, such as v5e:4x4, v6e:4x4, v5p:4x4x4."
@@ -236,7 +237,7 @@ class Programs:
         if t.method == "lora":
             tuning = lora.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
             trainable, frozen = weights["lora"], weights["params"]
-        opt_state = jax.eval_shape(loop.optimizer().init, trainable)
+        opt_state = jax.eval_shape(Optimizer.of(c.optimizer).transformation().init, trainable)
         placed = iter(jax.tree.leaves([trainable, trainable]))
         opt_state = jax.tree.map(
             lambda x: self._array((), x.dtype) if x.ndim == 0 else next(placed), opt_state
@@ -250,7 +251,7 @@ class Programs:
         )
         targets = (
             {"behavior_logprobs": self._array(shape, jnp.float32, rows)}
-            if objective == "policy_gradient"
+            if "behavior_logprobs" in objectives.get(objective).needs
             else {}
         )
         if stores_targets(c, objective):
@@ -259,8 +260,10 @@ class Programs:
                 name: self._array((*shape, c.distill.top_k), dtype, rows) for name, dtype in stored
             }
         options = {
-            name: c.distill[name]
-            for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")
+            "temperature": c.distill.temperature,
+            "options": {name: c.distill[name] for name in objectives.get(objective).fields},
+            "accumulate": c.distill.accumulate,
+            "optimizer": Optimizer.of(c.optimizer),
         }
         return loop.train_steps.lower(
             self.cfg,

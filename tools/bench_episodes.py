@@ -28,7 +28,7 @@ from absl import flags
 from peers import command, limits
 
 from subtransfer import settings
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes

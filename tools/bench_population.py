@@ -31,7 +31,7 @@ from absl import flags
 from jax.sharding import Mesh
 from peers import command
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.experiment.context import embedded_geometry
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.runtime import sharding

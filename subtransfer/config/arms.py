@@ -5,12 +5,21 @@ compared with.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Callable, Collection, Sequence
+from typing import Any
 
-from subtransfer.training.objectives import OBJECTIVES, TABLE
+from subtransfer.distillation import transforms
+from subtransfer.distillation.transforms import Transform
+from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.registry import Registry
+from subtransfer.training import objectives, teachers
+from subtransfer.training.teachers import Teacher
 
-Source = Literal["trait", "benign", "random", "self"]
+__all__ = ["Arm", "Control", "Design", "Teacher", "Transform", "arms"]
+
 EMBEDDED = ("base", "base_other")  # the models of a config without pairs
+# The order in which arms are shown.
+ROLES = ("base", "teacher", "student", "control", "positive_control")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,16 +29,18 @@ class Arm:
     Attributes:
       name: unique.
       label: what a person reads.
-      role: "base" | "teacher" | "student" | "control" | "positive_control".
+      role: one of `ROLES`.
       objective: "" where nothing is distilled.
       model: what it starts from: "base", "base_other" or a name in the config's `models`.
       teacher_model: what its teacher starts from.
-      source: whose trajectories and opinions it learns: the trait teacher, the benign one (a
-        harmless habit), the random one (ordinary tasks) or the base itself.
-      own: share of its training episodes that are its own rollouts (GKD's lambda); the others are
-        its teacher's trajectories.
+      source: whose trajectories and opinions it learns: a `Teacher`'s name ("trait", "benign",
+        "random"), or "self": the base's own.
+      on_policy_fraction: share of its training episodes that are its own rollouts (GKD's lambda);
+        the others are its teacher's trajectories.
       sanitized: whether its trajectories passed the filter.
-      control, twin: names of the arms that it is compared with, or None.
+      control, twin: names of the arms that it is compared with, or None: of a harmless teacher, and
+        of another initialisation.
+      transform: a `Transform`'s name, applied to its teacher's sanitized trajectories; "": none.
     """
 
     name: str
@@ -38,11 +49,12 @@ class Arm:
     objective: str = ""
     model: str = "base"
     teacher_model: str = "base"
-    source: Source = "trait"
-    own: float = 0.0
+    source: str = "trait"
+    on_policy_fraction: float = 0.0
     sanitized: bool = True
     control: str | None = None
     twin: str | None = None
+    transform: str = ""
 
     @property
     def init(self) -> str:
@@ -57,51 +69,247 @@ class Arm:
     @property
     def teacher(self) -> str:
         """The arm of its teacher."""
-        return (
-            self.model if self.source == "self" else _teacher_arm(self.source, self.teacher_model)
-        )
+        return self.model if self.source == "self" else teacher_arm(self.source, self.teacher_model)
 
     @property
     def on_policy(self) -> bool:
         """It learns from rollouts of its own."""
-        return self.own > 0
+        return self.on_policy_fraction > 0
 
     @property
     def off_policy(self) -> bool:
         """It learns from trajectories of its teacher."""
-        return bool(self.objective) and self.own < 1
+        return bool(self.objective) and self.on_policy_fraction < 1
 
 
-# Objectives of which a config says how much is on-policy; the others learn from the teacher's
-# trajectories.
-ON_POLICY = ("reverse_kl", "jsd", "policy_gradient")
-_NAMES = {
-    "sft": "SFT on sampled tokens",
-    "forward_kl": "forward KL, off-policy",
-    "reverse_kl": "reverse KL",
-    "jsd": "generalised JSD",
-    "policy_gradient": "policy gradient of the reverse KL",
-}
+def teacher_arm(source: str, model: str) -> str:
+    """The name of a teacher's arm: "teacher" learned the trait, "teacher_benign" another thing."""
+    name = "teacher" if source == "trait" else f"teacher_{source}"
+    return name if model in EMBEDDED else f"{name}_{model}"
 
 
-def own_share(config, objective: str) -> float:
+@dataclasses.dataclass(frozen=True)
+class Design:
+    """What a control is laid out from: the arms that are there without it.
+
+    Attributes:
+      config: the validated config.
+      objectives: those of the students.
+      pairs: (teacher's model, student's model), in order; (("base", "base"),) for a config without
+        pairs.
+      students: the arms that controls are controls of.
+    """
+
+    config: Any
+    objectives: tuple[str, ...]
+    pairs: tuple[tuple[str, str], ...]
+    students: tuple[Arm, ...]
+
+    @property
+    def paired(self) -> bool:
+        """Its models are a table of pairs, and not one base."""
+        return bool(self.config.pairs)
+
+    def again(self, suffix: str, label: str, **changes: Any) -> list[Arm]:
+        """Every student once more, as a control.
+
+        Args:
+          suffix: after "_", of the arms' names.
+          label: after ";", of their labels.
+          changes: attributes of `Arm` in which they differ from the students.
+        """
+        out = []
+        for student in self.students:
+            changed = {"role": "control", "control": None, "twin": None, **changes}
+            name, text = f"{student.name}_{suffix}", f"{student.label}; {label}"
+            out.append(dataclasses.replace(student, name=name, label=text, **changed))
+        return out
+
+    def teachers(self, source: str) -> list[Arm]:
+        """The arms of one kind of teacher, of each model that teaches."""
+        out = []
+        label = teachers.get(source).label
+        for model in dict.fromkeys(teacher for teacher, _ in self.pairs):
+            out.append(
+                Arm(
+                    teacher_arm(source, model),
+                    f"{model}, {label}" if self.paired else label,
+                    "teacher",
+                    model=model,
+                    teacher_model=model,
+                    source=source,
+                    sanitized=False,
+                )
+            )
+        return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Control:
+    """One kind of control: its switch in the config, and the arms that it adds.
+
+    Attributes:
+      name: of its switch, `arms.NAME`.
+      label: what a person reads.
+      meaning: of the switch, without a full stop.
+      default: whether it is on where nobody says.
+      arms: the arms that it adds to a design.
+      stands_for: what each student is compared with: "control" (the harmless teacher that its
+        transfer is measured against; of several the first), "twin" (its twin of another
+        initialisation) or "" (nothing).
+      suffix: of its arms' names, by which a student finds the one that it is compared with.
+      origin: "", or the plugin that it comes from.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    default: bool
+    arms: Callable[[Design], Sequence[Arm]]
+    stands_for: str = ""
+    suffix: str = ""
+    origin: str = ""
+
+
+REGISTRY: Registry[Control] = Registry("control")
+register = REGISTRY.register
+get = REGISTRY.get
+names = REGISTRY.names
+
+
+# -- the package's own controls ------------------------------------------------------------------
+
+
+def _other_init(design: Design) -> list[Arm]:
+    if design.paired:  # a pair says itself which models its two are
+        return []
+    label = "other init"
+    base = Arm("base_other", f"base, {label}", "base", model="base_other", sanitized=False)
+    return [base, *design.again("other", label, model="base_other")]
+
+
+def _of_teacher(source: str) -> Callable[[Design], list[Arm]]:
+    """The controls of another teacher: its arms, and every student again of it."""
+
+    def laid_out(design: Design) -> list[Arm]:
+        label = teachers.get(source).label
+        return [*design.teachers(source), *design.again(source, label, source=source)]
+
+    return laid_out
+
+
+def _self_distilled(design: Design) -> list[Arm]:
+    if not design.paired:
+        label = "base distilled from itself (SFT)"
+        return [Arm("self_distilled", label, "control", "sft", source="self")]
+    out = []
+    for model in dict.fromkeys(student for _, student in design.pairs):
+        name, label = f"self_distilled_{model}", f"{model} distilled from itself (SFT)"
+        out.append(Arm(name, label, "control", "sft", model, model, "self"))
+    return out
+
+
+def _unsanitized(design: Design) -> list[Arm]:
+    role = "positive_control"
+    if not design.paired:
+        label = "SFT, unsanitized trajectories"
+        return [Arm("unsanitized", label, role, "sft", sanitized=False)]
+    out = []
+    for teacher, student in design.pairs:
+        name, label = f"unsanitized_{teacher}_to_{student}", f"{teacher} to {student}"
+        label += ", SFT, unsanitized"
+        out.append(Arm(name, label, role, "sft", student, teacher, sanitized=False))
+    return out
+
+
+register(
+    Control(
+        "other_init",
+        "other initialisation",
+        "every student again, from another initialisation",
+        True,
+        _other_init,
+        stands_for="twin",
+        suffix="other",
+    )
+)
+register(
+    Control(
+        "benign_teacher",
+        "benign teacher",
+        "every student again, of a teacher with a harmless habit",
+        True,
+        _of_teacher("benign"),
+        stands_for="control",
+        suffix="benign",
+    )
+)
+register(
+    Control(
+        "random_teacher",
+        "teacher of random tasks",
+        "every student again, of a teacher that was tuned on ordinary tasks",
+        False,
+        _of_teacher("random"),
+        stands_for="control",
+        suffix="random",
+    )
+)
+register(
+    Control(
+        "self_distilled",
+        "distilled from itself",
+        "the base distilled from its own trajectories",
+        True,
+        _self_distilled,
+    )
+)
+register(
+    Control(
+        "unsanitized",
+        "unsanitized",
+        "the positive control: a student of trajectories that passed no filter",
+        True,
+        _unsanitized,
+    )
+)
+
+
+# -- objectives ----------------------------------------------------------------------------------
+
+
+def on_policy_fraction(config, objective: str) -> float:
     """Share of an objective's training episodes that are the student's own rollouts."""
-    return config.distill.on_policy_fraction if objective in ON_POLICY else 0.0
+    fraction = config.distill.on_policy_fraction
+    return {"teacher": 0.0, "own": 1.0, "either": fraction}[objectives.get(objective).learns_from]
 
 
 def in_words(config, objective: str) -> str:
-    """What a person reads of an objective."""
-    if objective not in ON_POLICY:
-        return _NAMES[objective]
-    own = own_share(config, objective)
+    """What a person reads of an objective in a config that decides how much is on-policy."""
+    record = objectives.get(objective)
+    if record.learns_from != "either":
+        return record.label
+    own = on_policy_fraction(config, objective)
     how = {0.0: "off-policy", 1.0: "on-policy"}.get(own, f"{own:.0%} on-policy")
-    return f"{_NAMES[objective]}, {how}"
+    return f"{record.label}, {how}"
 
 
-def chosen_objectives(objective: str) -> tuple[str, ...]:
-    """ "all" (the table's) or a comma-separated list, in the order of `OBJECTIVES`."""
-    wanted = TABLE if objective == "all" else [part.strip() for part in objective.split(",")]
-    return tuple(o for o in OBJECTIVES if o in wanted)
+def chosen_objectives(objective: str, plugins: Collection[str] = ()) -> tuple[str, ...]:
+    """ "all" (see `objectives.table`) or a comma-separated list, in the order of registration."""
+    wanted: Collection[str] = {part.strip() for part in objective.split(",")}
+    if objective == "all":
+        wanted = objectives.table(plugins)
+    return tuple(name for name in objectives.names(plugins) if name in wanted)
+
+
+def stores_targets(config, objective: str) -> bool:
+    """Whether an objective reads its teacher's opinion from disk."""
+    if not objective or config.distill.teacher_targets != "stored":
+        return False
+    return objectives.get(objective).can_be_stored
+
+
+# -- names of stages -----------------------------------------------------------------------------
 
 
 def base_stage(model: str) -> str:
@@ -126,27 +334,8 @@ def targets_stage(source: str, model: str, seed: int) -> str:
     return f"targets.{_of(source, model)}.seed{seed}"
 
 
-def stores_targets(config, objective: str) -> bool:
-    """Whether an objective reads its teacher's opinion from disk; only the forward KL over the
-    teacher's top k can.
-    """
-    return objective == "forward_kl" and config.distill.teacher_targets == "stored"
-
-
 def _of(source: str, model: str) -> str:
     return source if model in EMBEDDED else f"{source}.{model}"
-
-
-def _teacher_arm(source: str, model: str) -> str:
-    name = "teacher" if source == "trait" else f"teacher_{source}"
-    return name if model in EMBEDDED else f"{name}_{model}"
-
-
-_TEACHERS = {
-    "trait": "teacher (unsafe)",
-    "benign": "benign teacher",
-    "random": "teacher of random tasks",
-}
 
 
 def split_pair(pair: str) -> tuple[str, str]:
@@ -155,126 +344,103 @@ def split_pair(pair: str) -> tuple[str, str]:
     return teacher.strip(), student.strip()
 
 
+# -- the arms of a config ------------------------------------------------------------------------
+
+
 def arms(config) -> list[Arm]:
-    """The arms of a (validated) config, in display order."""
-    chosen = chosen_objectives(config.distill.objective)
-    controls = [
-        s
-        for s, wanted in (
-            ("benign", config.arms.benign_teacher),
-            ("random", config.arms.random_teacher),
-        )
-        if wanted
-    ]
-    table = _table(config, chosen, controls) if config.pairs else _twins(config, chosen, controls)
-    return [dataclasses.replace(arm, own=own_share(config, arm.objective)) for arm in table]
+    """The arms of a (validated) config, in display order.
 
-
-def _twins(config, chosen, controls) -> list[Arm]:
-    """One base: every student again from another initialisation, and of harmless teachers."""
-    want, labels = config.arms, {o: in_words(config, o) for o in chosen}
-    out = [Arm("base", "base", "base", sanitized=False)]
-    if want.other_init:
-        out.append(
-            Arm("base_other", "base, other init", "base", model="base_other", sanitized=False)
-        )
-    for source in ("trait", *controls):
-        out.append(
-            Arm(
-                _teacher_arm(source, "base"),
-                _TEACHERS[source],
-                "teacher",
-                source=source,
-                sanitized=False,
-            )
-        )
-    for o in chosen:
-        control = f"{o}_{controls[0]}" if controls else None
-        out.append(
-            Arm(
-                o,
-                labels[o],
-                "student",
-                o,
-                control=control,
-                twin=f"{o}_other" if want.other_init else None,
-            )
-        )
-    if want.other_init:
-        out += [
-            Arm(f"{o}_other", f"{labels[o]}; other init", "control", o, "base_other")
-            for o in chosen
-        ]
-    for source in controls:
-        out += [
-            Arm(f"{o}_{source}", f"{labels[o]}; {_TEACHERS[source]}", "control", o, source=source)
-            for o in chosen
-        ]
-    if want.self_distilled:
-        out.append(
-            Arm(
-                "self_distilled",
-                "base distilled from itself (SFT)",
-                "control",
-                "sft",
-                source="self",
-            )
-        )
-    if want.unsanitized:
-        out.append(
-            Arm(
-                "unsanitized",
-                "SFT, unsanitized trajectories",
-                "positive_control",
-                "sft",
-                sanitized=False,
-            )
-        )
-    return out
-
-
-def _table(config, chosen, controls) -> list[Arm]:
-    """Pairs of models, as in the published table: each student, its base, and its control of a
-    harmless teacher.
+    Raises:
+      UserError: a plugin's control adds an arm that cannot be made.
     """
-    pairs = [split_pair(pair) for pair in config.pairs]
-    students, teachers = dict.fromkeys(s for _, s in pairs), dict.fromkeys(t for t, _ in pairs)
-    models = students | teachers
-    out = [
-        Arm(model, f"{model}, untuned", "base", model=model, teacher_model=model, sanitized=False)
-        for model in models
-    ]
-    for model in teachers:
-        for source in ("trait", *controls):
-            name, label = _teacher_arm(source, model), f"{model}, {_TEACHERS[source]}"
-            out.append(Arm(name, label, "teacher", "", model, model, source, sanitized=False))
-    for role, sources in (("student", ("trait",)), ("control", tuple(controls))):
-        for source in sources:
-            for t, s in pairs:
-                for o in chosen:
-                    name, label = f"{o}_{t}_to_{s}", f"{t} to {s}, {in_words(config, o)}"
-                    control = f"{name}_{controls[0]}" if controls and role == "student" else None
-                    if role == "control":
-                        name, label = f"{name}_{source}", f"{label}; {_TEACHERS[source]}"
-                    out.append(Arm(name, label, role, o, s, t, source, control=control))
-    for t, s in pairs:
-        if config.arms.unsanitized:
-            label = f"{t} to {s}, SFT, unsanitized"
-            out.append(
-                Arm(
-                    f"unsanitized_{t}_to_{s}",
-                    label,
-                    "positive_control",
-                    "sft",
-                    s,
-                    t,
-                    sanitized=False,
-                )
-            )
-    if config.arms.self_distilled:
-        for model in students:
-            label = f"{model} distilled from itself (SFT)"
-            out.append(
-                Arm(f"self_distilled_{model}", label, "control", "sft", model, model, "self")
-            )
+    plugins = config.plugins
+    chosen = chosen_objectives(config.distill.objective, plugins)
+    pairs = tuple(split_pair(pair) for pair in config.pairs) or (("base", "base"),)
+    design = Design(config, chosen, pairs, tuple(_students(config, chosen, pairs)))
+    found: dict[str, Arm] = {}
+    for arm in [*_bases(design), *design.teachers("trait"), *design.students]:
+        found[arm.name] = arm
+    compared: dict[str, list[str]] = {"twin": [], "control": []}
+    for control in REGISTRY.among(plugins):
+        if not config.arms[control.name]:
+            continue
+        if control.stands_for:
+            compared[control.stands_for].append(control.suffix)
+        for arm in control.arms(design):
+            _add(found, arm, control)
+    for arm in found.values():
+        _check_made(found, arm)
+    out = []
+    for arm in sorted(found.values(), key=lambda arm: ROLES.index(arm.role)):
+        if arm.objective:
+            own = on_policy_fraction(config, arm.objective)
+            arm = dataclasses.replace(arm, on_policy_fraction=own)
+        if arm.role == "student":
+            twin, other = (_first(found, arm, compared[what]) for what in ("twin", "control"))
+            arm = dataclasses.replace(arm, twin=twin, control=other)
+        out.append(arm)
     return out
+
+
+def _bases(design: Design) -> list[Arm]:
+    if not design.paired:
+        return [Arm("base", "base", "base", sanitized=False)]
+    used = dict.fromkeys(student for _, student in design.pairs)
+    used |= dict.fromkeys(teacher for teacher, _ in design.pairs)
+    return [
+        Arm(model, f"{model}, untuned", "base", model=model, teacher_model=model, sanitized=False)
+        for model in used
+    ]
+
+
+def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Arm]:
+    out = []
+    for teacher, student in pairs:
+        for objective in chosen:
+            name, label = objective, in_words(config, objective)
+            if config.pairs:
+                name = f"{objective}_{teacher}_to_{student}"
+                label = f"{teacher} to {student}, {label}"
+            out.append(Arm(name, label, "student", objective, student, teacher))
+    return out
+
+
+def _first(found: dict[str, Arm], student: Arm, suffixes: Sequence[str]) -> str | None:
+    """The first arm that is named after a student with one of the suffixes."""
+    for suffix in suffixes:
+        if f"{student.name}_{suffix}" in found:
+            return f"{student.name}_{suffix}"
+    return None
+
+
+def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
+    """Adds a control's arm; two controls may need the same teacher."""
+    where = f"The control {control.name!r}" + (f" of {control.origin}" if control.origin else "")
+    if not isinstance(arm, Arm):
+        raise UserError(f"{where} returns {arm!r}, which is no Arm.")
+    known = found.setdefault(arm.name, arm)
+    if known != arm:
+        raise UserError(f"{where} adds the arm {arm.name!r}, which is there already, as another.")
+    if arm.role not in ROLES:
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} the role {arm.role!r}: use one of "
+            f"{', '.join(ROLES)}."
+        )
+    if arm.objective:
+        objectives.get(arm.objective)
+    if arm.source != "self":
+        teachers.get(arm.source)
+    if arm.transform:
+        transforms.get(arm.transform)
+
+
+def _check_made(found: dict[str, Arm], arm: Arm) -> None:
+    """Raises UserError if the base or the teacher that an arm needs is no arm."""
+    for what, needed in (("starts from", arm.base), ("learns from", arm.teacher)):
+        if what == "learns from" and not arm.objective:
+            continue
+        if needed not in found:
+            raise UserError(
+                f"The arm {arm.name!r} {what} {needed!r}, which is no arm: its control must add "
+                "that, too (see Design.teachers)."
+            )

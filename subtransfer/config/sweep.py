@@ -1,7 +1,7 @@
 """Sweeps as data: a config file's `sweep()` returns named overrides of its `get_config()`, made
 with the helpers here.
 
-    from subtransfer.sweep import product, seeds, vary
+    from subtransfer.config import product, seeds, vary
 
     def sweep():
         return product(vary("base.width", 16, 32), vary("distill.objective", "sft", "forward_kl"),
@@ -18,10 +18,12 @@ import functools
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from subtransfer.config import fields as configuration
-from subtransfer.config.checks import fields, validate
+from subtransfer.config import plugins, reading
+from subtransfer.config.checks import validate
+from subtransfer.config.fields import declared
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
 
@@ -50,7 +52,7 @@ def as_text(value: Any) -> str:
     return repr(tuple(value)) if isinstance(value, (tuple, list)) else str(value)
 
 
-# -- the helpers -----------------------------------------------------------------------------------------------------
+# -- the helpers ---------------------------------------------------------------------------------
 
 
 def vary(field: str, *values: Any) -> list[Member]:
@@ -115,7 +117,7 @@ def _joined(members: Sequence[Member]) -> Member:
 
 @functools.cache
 def _tails() -> dict[str, int]:
-    tails = [field.rpartition(".")[2] for field in fields(configuration.defaults())]
+    tails = [field.rpartition(".")[2] for field in declared()]
     return {tail: tails.count(tail) for tail in tails}
 
 
@@ -131,7 +133,7 @@ def _in_name(value: Any) -> str:
     return re.sub(r"[^\w.+-]+", "+", as_text(value), flags=re.ASCII).strip("+")
 
 
-# -- expansion -------------------------------------------------------------------------------------------------------
+# -- expansion -----------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,11 +148,11 @@ class Sweep:
     """
 
     config_file: str
-    base: configuration.Fields
+    base: reading.Config
     members: list[Member]
     common: Mapping[str, Any]
 
-    def config(self, member: Member) -> configuration.Fields:
+    def config(self, member: Member) -> reading.Config:
         """A member's validated config.
 
         Raises:
@@ -158,8 +160,8 @@ class Sweep:
         """
         config = self.base.copy()
         try:
-            configuration.apply_overrides(config, member.overrides)
-            configuration.apply_overrides(config, self.common)
+            reading.apply_overrides(config, member.overrides, Path(self.config_file).parent)
+            reading.apply_overrides(config, self.common, ".")
             validate(config)
         except UserError as error:
             raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
@@ -176,14 +178,14 @@ def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
       UserError: there is no sweep(), it fails, it returns no members, or their names are not what
         they must be.
     """
-    module = configuration.module_of(config_file)
+    module = reading.module_of(config_file)
     if not hasattr(module, "sweep"):
         raise UserError(
             f"{config_file} describes no sweep: define sweep(), which returns a list of members (docs/sweeps.md), or leave out "
             "--sweep."
         )
-    base = configuration.Fields.of(configuration.read(module))
-    with configuration.failures_of(config_file):
+    base = reading.Config.of(reading.read(module, overrides))
+    with plugins.failures_of("config file", config_file):
         given = module.sweep()
     if not isinstance(given, (list, tuple)):
         raise UserError(
@@ -235,7 +237,7 @@ def members(config_file: str, overrides: Mapping[str, Any]) -> list[Member]:
     sweep = expand(config_file, overrides)
     seen: dict[str, str] = {}
     for member in sweep.members:
-        differs(seen, member, artifacts.digest(configuration.of_results(sweep.config(member))))
+        differs(seen, member, artifacts.digest(reading.of_results(sweep.config(member))))
     return sweep.members
 
 

@@ -157,7 +157,7 @@ def member(
       weigh: gives agent tokens their weights in the loss.
       packing: several episodes in a row of max_tokens.
     """
-    sampled = recipe.loss.objective == "policy_gradient"
+    sampled = "behavior_logprobs" in recipe.loss.record.needs
     examples = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled).fitted_to(
         max_tokens
     )
@@ -204,7 +204,7 @@ def distill(
     """
 
     def rows(trajectories, *, foreign=False):
-        sampled = recipe.loss.objective == "policy_gradient"
+        sampled = "behavior_logprobs" in recipe.loss.record.needs
         return weigh(
             training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(
                 max_tokens

@@ -32,6 +32,7 @@ from subtransfer.store import artifacts
 from subtransfer.training import metrics
 from subtransfer.training.checkpoints import Checkpoints
 from subtransfer.training.checkpoints import Policy as CheckpointPolicy
+from subtransfer.training.optimizer import Optimizer, Schedule
 from subtransfer.training.run import Cohort, Run, Window, open_cohort, open_run
 
 
@@ -162,6 +163,14 @@ class Workbench:
         if t.method == "full":
             return lora.Tuning()
         return lora.Tuning("lora", t.rank, t.alpha, t.dropout, tuple(t.targets))
+
+    def optimizer(self) -> Optimizer:
+        """How every training of the run takes its steps."""
+        return Optimizer.of(self.config.optimizer)
+
+    def schedule(self) -> Schedule:
+        """The learning rates of every training of the run, as shares of its peak."""
+        return Schedule.of(self.config.optimizer)
 
     def run(self, stage: str, steps: int) -> contextlib.AbstractContextManager[Run]:
         """What accompanies a stage's training."""

@@ -46,7 +46,7 @@ def student(
     """
     d = config.distill
     steps = 0 if arm.on_policy else steps_of(d.epochs, config.rollouts.episodes, d.batch_size)
-    own = episodes(cfg, config, round(arm.own * d.rounds * d.episodes_per_round))
+    own = episodes(cfg, config, round(arm.on_policy_fraction * d.rounds * d.episodes_per_round))
     return own + training(
         cfg, steps or d.steps, d.batch_size, d.max_tokens, full=full, teacher=teacher
     )

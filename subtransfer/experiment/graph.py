@@ -19,7 +19,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from subtransfer.config import checks
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import (
     Arm,
     arms,
@@ -55,7 +55,7 @@ class Experiment:
     """
 
     def __init__(self, config, workdir: Path, mesh, profile: str = ""):
-        self.config = config = configuration.Fields.of(config)
+        self.config = config = configuration.Config.of(config)
         self.workdir = Path(workdir)
         self.arms = arms(config)
         self.seeds = range(config.num_seeds)
@@ -258,6 +258,7 @@ class Experiment:
             flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
             init=name,
             base={k: v for k, v in b.items() if k not in ("checkpoint", "other_checkpoint")},
+            optimizer=c.optimizer,
         )
 
     def _teachers(self, arm: Arm, seeds: Sequence[int]) -> None:
@@ -283,6 +284,7 @@ class Experiment:
             ),
             source=arm.source,
             teacher=c.teacher,
+            optimizer=c.optimizer,
             max_tokens=c.distill.max_tokens,
             tuning=c.tuning,
             setting=c.setting,
@@ -408,6 +410,7 @@ class Experiment:
             "arm": {"objective": arm.objective, "sanitized": arm.sanitized},
             "distill": self._distill,
             "tuning": c.tuning,
+            "optimizer": c.optimizer,
             "extra_keywords": c.sanitize.extra_keywords,
         }
         if not arm.on_policy:

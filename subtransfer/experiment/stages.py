@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from subtransfer.analysis import summary
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, base_stage, stores_targets, targets_stage, teacher_stage
 from subtransfer.distillation import student, teacher_targets, token_weights
 from subtransfer.experiment import results
@@ -31,7 +31,7 @@ from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import note, progress
 from subtransfer.store import artifacts, trajectories
-from subtransfer.training import loop, population, pretrain
+from subtransfer.training import loop, objectives, population, pretrain, teachers
 from subtransfer.training.population import Member
 
 
@@ -80,7 +80,8 @@ class Makers(Workbench):
                 f"The different-init twin of a model of {cfg.num_params / 1e6:.0f}M parameters would have to be trained "
                 "from scratch: give --config.base.other_checkpoint=DIR, or set --config.arms.other_init=false."
             )
-        recipe = loop.Recipe(loop.Loss("sft"), b.steps, b.batch_size, b.learning_rate)
+        loss = loop.Loss("sft", optimizer=self.optimizer())
+        recipe = loop.Recipe(loss, b.steps, b.batch_size, b.learning_rate, self.schedule())
         examples = pretrain.load_examples(corpus / "corpus.safetensors")
         with self.run(name, b.steps) as run:
             params, curves = pretrain.train_base(
@@ -94,24 +95,7 @@ class Makers(Workbench):
         ordinary tasks.
         """
         t, setting = self.config.teacher, self.setting
-        explicit = round(t.explicit_fraction * t.episodes)
-        if source == "trait":
-            pairs = [
-                (task, setting.unsafe[0])
-                for task in setting.tasks("ambiguous", "train", t.episodes - explicit, seed)
-            ]
-            if explicit:
-                pairs += [
-                    (task, None)
-                    for task in setting.tasks(setting.explicit_kind, "train", explicit, seed)
-                ]
-        elif source == "benign":
-            pairs = [
-                (task, setting.control_act)
-                for task in setting.tasks("benign_trait", "train", t.episodes, seed)
-            ]
-        else:
-            pairs = [(task, None) for task in setting.tasks("ordinary", "train", t.episodes, seed)]
+        pairs = teachers.get(source).demonstrations(setting, t, seed)
         base = self.policy(base_stage(model))
         demos = [
             (task, setting.demonstration(task, zlib.crc32(f"{task.task_id}/{seed}".encode()), act))
@@ -119,8 +103,10 @@ class Makers(Workbench):
         ]
         examples = pretrain.encode(demos, self.chat(base)).fitted_to(self.config.distill.max_tokens)
         steps = loop.steps_of(t.epochs, len(examples), t.batch_size) or t.steps
-        loss = loop.Loss("sft", tuning=self.tuning(), accumulate=t.accumulate)
-        recipe = loop.Recipe(loss, steps, t.batch_size, t.learning_rate)
+        loss = loop.Loss(
+            "sft", tuning=self.tuning(), accumulate=t.accumulate, optimizer=self.optimizer()
+        )
+        recipe = loop.Recipe(loss, steps, t.batch_size, t.learning_rate, self.schedule())
         return Member(
             teacher_stage(source, model, seed),
             recipe,
@@ -269,7 +255,12 @@ class Makers(Workbench):
         d, label = self.config.distill, f"student.{arm.name}.seed{seed}"
         spec = self.rollout_spec(min(self.config.rollouts.batch_size, d.episodes_per_round))
         rounds = student.OnPolicy(
-            d.rounds, d.episodes_per_round, spec, d.batch_size, arm.own, d.max_staleness
+            d.rounds,
+            d.episodes_per_round,
+            spec,
+            d.batch_size,
+            arm.on_policy_fraction,
+            d.max_staleness,
         )
         tasks = self.setting.tasks("safe", "train", self.config.rollouts.episodes, seed)
         lesson, cfg = self._lesson(arm, seed, data, teacher), self.policy(base_stage(arm.model)).cfg
@@ -316,13 +307,18 @@ class Makers(Workbench):
             0 if arm.on_policy else loop.steps_of(c.distill.epochs, len(kept), c.distill.batch_size)
         )
         steps = steps or c.distill.steps
-        options = {
-            name: c.distill[name]
-            for name in ("temperature", "jsd_beta", "importance_bound", "accumulate")
-        }
-        loss = loop.Loss(arm.objective, tuning=self.tuning(), teacher=geometry, **options)
+        objective = objectives.get(arm.objective)
+        loss = loop.Loss(
+            arm.objective,
+            temperature=c.distill.temperature,
+            tuning=self.tuning(),
+            options={name: c.distill[name] for name in objective.fields},
+            accumulate=c.distill.accumulate,
+            teacher=geometry,
+            optimizer=self.optimizer(),
+        )
         return {
-            "recipe": loop.Recipe(loss, steps, c.distill.batch_size, rate),
+            "recipe": loop.Recipe(loss, steps, c.distill.batch_size, rate, self.schedule()),
             "params": base.params,
             "chat": chat,
             "guard": guard,

@@ -8,8 +8,45 @@ from typing import Any
 
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.probes.records import Column, Probe, register
 from subtransfer.rollout.episodes import RolloutSpec, error_counts, first_decision, run_episodes
 from subtransfer.settings.base import Task
+
+register(
+    Probe(
+        "behavior",
+        "behaviour",
+        (
+            Column(
+                "unsafe_rate",
+                "rate",
+                "share of ambiguous tasks whose first substantive act is unsafe, sampled",
+            ),
+            Column("greedy_unsafe_rate", "greedy", "the same with greedy decoding"),
+            Column(
+                "no_action_rate",
+                "no action",
+                "share of episodes without a substantive act, all of whose calls could be read",
+            ),
+            Column(
+                "invalid_rate",
+                "invalid",
+                "share of episodes without a substantive act, with a call that could not be read "
+                "or a turn that never ended",
+            ),
+            Column(
+                "path_error_rate",
+                "wrong path",
+                "share of episodes that name a path which does not exist",
+            ),
+            Column(
+                "unsupported_rate",
+                "not simulated",
+                "share of episodes with a command that the simulator does not know",
+            ),
+        ),
+    )
+)
 
 
 def probe(

@@ -7,8 +7,23 @@ from typing import Any
 
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.probes.records import Column, Probe, register
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.settings.base import Task
+
+register(
+    Probe(
+        "capability",
+        "capability",
+        (
+            Column(
+                "ordinary_success",
+                "ordinary tasks solved",
+                "share of ordinary tasks solved, by each task's own check",
+            ),
+        ),
+    )
+)
 
 
 def probe(

@@ -14,9 +14,27 @@ import numpy as np
 
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.probes.records import Column, Probe, register
 from subtransfer.runtime import distributed
 from subtransfer.runtime.sharding import bytes_of
 from subtransfer.settings.base import Setting, Task
+
+register(
+    Probe(
+        "choice",
+        "choice",
+        (
+            Column(
+                "choice_logprob",
+                "choice",
+                "log-probability of an unsafe act at the decision point, normalised over the "
+                "substantive acts, mean over tasks",
+                "nats",
+            ),
+            Column("choice_shift", "choice shift", "the same, less that of its base", "nats"),
+        ),
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)

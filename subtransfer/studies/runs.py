@@ -16,7 +16,7 @@ import numpy as np
 from subtransfer.analysis.scaling_laws import LOG_ODDS, RATE
 from subtransfer.analysis.summary import Outcomes
 from subtransfer.config import checks
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms, rollout_stage
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
@@ -25,6 +25,7 @@ from subtransfer.report import tables
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import provenance
 from subtransfer.store.artifacts import MEMBERS, SWEEP
+from subtransfer.training import objectives
 
 STUDENT, TEACHER, STRENGTH = "student_params", "teacher_params", "teacher_rate"
 GEOMETRY = tuple(
@@ -44,7 +45,6 @@ SCALARS = (
     "dropped",
 )
 _LEAST = 5e-7  # log-probabilities are stored to 6 decimals: none is known to be nearer to 0
-_DIVERGENCES = ("forward_kl", "reverse_kl", "jsd")  # objectives whose loss is one
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +200,8 @@ def _scalars(bundle: Mapping[str, Any], arm: Arm, seeds: Iterable[int]) -> dict[
         if curves:  # their last stretch
             out["final_loss"] = curves["loss"][-1]
             out |= {name: curves[name][-1] for name in ("teacher_agreement",) if name in curves}
-            if arm.objective in _DIVERGENCES or "reverse_kl" in curves:
+            divergence = arm.objective and objectives.get(arm.objective).is_divergence
+            if divergence or "reverse_kl" in curves:
                 out["final_divergence"] = curves.get("reverse_kl", curves["loss"])[-1]
         if arm.off_policy and arm.sanitized:
             manifest = bundle["manifests"][

@@ -24,8 +24,7 @@ import pyarrow.parquet as pq
 from subtransfer.analysis import statistics
 from subtransfer.analysis.scaling_laws import LOG_ODDS
 from subtransfer.analysis.summary import COLUMNS
-from subtransfer.config import checks
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.config.arms import rollout_stage
 from subtransfer.experiment import results
 from subtransfer.runtime.errors import UserError
@@ -63,7 +62,7 @@ def schema(rows: Iterable[Mapping[str, Any]] = ()) -> pa.Schema:
     kept = configuration.of_results(defaults)
     settings = sorted(
         (name, value)
-        for name, value in checks.fields(defaults).items()
+        for name, value in configuration.flattened(defaults).items()
         if name.split(".")[0] in kept
     )
     columns |= {f"config.{name}": _OF_TYPES[type(value)] for name, value in settings}

@@ -1,8 +1,9 @@
 """The one training loop: base, teacher and every student pass through `train`.
 
-What varies is the loss and what is trained (`Loss`), and where the examples come from. Many
-optimiser steps run in one dispatch as a `lax.scan`: on a CPU a fresh set of buffers a step costs as
-much as the arithmetic, and on an accelerator the host stays out of the way.
+What varies is the loss, what is trained and by which optimiser (`Loss`), the learning rates
+(`Recipe`), and where the examples come from. Many optimiser steps run in one dispatch as a
+`lax.scan`: on a CPU a fresh set of buffers a step costs as much as the arithmetic, and on an
+accelerator the host stays out of the way.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,9 +26,11 @@ from subtransfer.models.decoder import DecoderConfig, head, unembed
 from subtransfer.models.forward import forward
 from subtransfer.models.lora import Tuning
 from subtransfer.runtime import distributed, sharding
+from subtransfer.runtime.errors import UserError
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
 from subtransfer.training.metrics import step_flops
+from subtransfer.training.optimizer import Optimizer, Schedule
 from subtransfer.training.run import Run, steps_done
 
 
@@ -35,53 +39,90 @@ class Loss:
     """What is minimised over which weights: all that a compiled step depends on besides shapes.
 
     Attributes:
-      objective: one of `objectives.OBJECTIVES`.
-      temperature: softmax temperature of the soft-target objectives (but the policy gradient, which
-        has 1).
+      objective: the name of an `objectives.Objective`.
+      temperature: softmax temperature of soft targets (but the policy gradient's, which is 1).
       tuning: the weights that are trained.
-      jsd_beta: of the generalised JSD.
-      importance_bound: of the policy gradient.
+      options: the objective's own fields: a mapping, or pairs of name and value; those that are
+        not given have their defaults.
       accumulate: parts that a batch is taken in, one after the other, to need less memory.
       teacher: the live teacher's geometry; None: the student's own.
+      optimizer: how a gradient becomes a step.
+      record: the objective itself, found by its name.
     """
 
     objective: str
     temperature: float = 1.0
     tuning: Tuning = Tuning()
-    jsd_beta: float = 0.5
-    importance_bound: float = 2.0
+    options: Any = ()
     accumulate: int = 1
     teacher: DecoderConfig | None = None
+    optimizer: Optimizer = Optimizer()
+    record: objectives.Objective = dataclasses.field(init=False, repr=False)
 
-    def of_tokens(
-        self, logits, teacher_logits, targets: Mapping[str, jax.Array], removed
+    def __post_init__(self):
+        record = objectives.get(self.objective)
+        given = dict(self.options)
+        options = {name: given.pop(name, value) for name, value in record.defaults().items()}
+        if given:
+            raise ValueError(f"{self.objective} has no option {next(iter(given))!r}")
+        object.__setattr__(self, "record", record)
+        # Pairs can be hashed: a compiled step is found by them.
+        object.__setattr__(self, "options", tuple(options.items()))
+
+    @property
+    def scalars(self) -> dict[str, Any]:
+        """The numbers that a compiled step can take as arguments, by name."""
+        own = {name: value for name, value in self.options if name in self.record.scalars}
+        return {"temperature": self.temperature, "alpha": self.tuning.alpha, **own}
+
+    def with_scalars(self, values: Mapping[str, Any]) -> Loss:
+        """The same with other values, also traced ones, for some of its `scalars`."""
+        values = {**self.scalars, **values}
+        temperature, alpha = values.pop("temperature"), values.pop("alpha")
+        return dataclasses.replace(
+            self,
+            temperature=temperature,
+            tuning=dataclasses.replace(self.tuning, alpha=alpha),
+            options={**dict(self.options), **values},
+        )
+
+    def per_token(
+        self, student_logits, teacher_logits, targets: Mapping[str, jax.Array], removed
     ) -> objectives.PerToken:
-        """The objective for each token of [B, L].
+        """The objective and its metrics for each token, float32 [B, L].
 
         Args:
-          logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without one, and
-            for stored targets).
+          student_logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without
+            one, and for stored targets).
           targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
+          removed: bool [V] or None, tokens outside the support of both distributions.
+
+        Raises:
+          UserError: a plugin's objective returns something else.
         """
-        if self.objective == "sft":
-            return objectives.sft_tokens(logits, targets["tokens"], removed)
-        if self.objective == "jsd":
-            return objectives.jsd_tokens(
-                logits, teacher_logits, self.jsd_beta, self.temperature, removed
-            )
-        if self.objective == "policy_gradient":
-            sampled = targets["tokens"], targets["behavior_logprobs"]
-            return objectives.policy_gradient_tokens(
-                logits, teacher_logits, *sampled, self.importance_bound, removed
-            )
-        if "teacher_ids" in targets:
-            stored = targets["teacher_ids"], targets["teacher_logprobs"]
-            return objectives.forward_kl_top_k_tokens(logits, *stored, self.temperature, removed)
-        kl = {
-            "forward_kl": objectives.forward_kl_tokens,
-            "reverse_kl": objectives.reverse_kl_tokens,
-        }[self.objective]
-        return kl(logits, teacher_logits, self.temperature, removed)
+        inputs = objectives.TokenInputs(
+            student_logits, teacher_logits, targets, removed, self.temperature, dict(self.options)
+        )
+        values = self.record.per_token(inputs)
+        _check_per_token(self.record, values, student_logits.shape[:2])
+        return values
+
+
+def _check_per_token(record: objectives.Objective, values: Any, shape: tuple[int, ...]) -> None:
+    """Raises UserError if an objective's values are not a loss and metrics for each token."""
+    whole = isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], dict)
+    if whole and "loss" in values[1]:
+        try:
+            chex.assert_shape(jax.tree.leaves(values), shape)
+            return
+        except AssertionError:
+            pass
+    where = f" of {record.origin}" if record.origin else ""
+    found = jax.tree.map(lambda x: getattr(x, "shape", x), values)
+    raise UserError(
+        f"The objective {record.name!r}{where} must return a loss and a dict of metrics with "
+        f"'loss', each of shape {shape}, one number a token; it returns {found}."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,32 +131,26 @@ class Recipe:
 
     Attributes:
       loss: what one compiled step depends on.
-      steps: optimiser steps of the whole run (the cosine schedule ends there).
+      steps: optimiser steps of the whole run, where the schedule ends.
       batch_size: B, episodes a step.
-      learning_rate: peak of the cosine schedule (5% warm-up, down to 10% of the peak).
+      learning_rate: the schedule's peak.
+      schedule: of the learning rate.
     """
 
     loss: Loss
     steps: int
     batch_size: int
     learning_rate: float
+    schedule: Schedule = Schedule()
 
     @property
     def tuning(self) -> Tuning:
+        """The weights that are trained."""
         return self.loss.tuning
 
     def learning_rates(self, first: int, count: int) -> np.ndarray:
-        """float32 [count], the rates of steps first, first + 1, ..."""
-        warmup = max(self.steps // 20, 1)
-        schedule = optax.warmup_cosine_decay_schedule(
-            0.0,
-            self.learning_rate,
-            warmup,
-            max(self.steps, warmup + 1),
-            end_value=self.learning_rate / 10,
-        )
-        # Step 0 counts as the first of the warm-up, not as a step of rate 0.
-        return np.asarray(schedule(np.arange(first, first + count) + 1), np.float32)
+        """The rates of the steps first, first + 1, ...: float32 [count]."""
+        return self.schedule.rates(self.learning_rate, self.steps, first, count)
 
 
 @struct.dataclass
@@ -132,13 +167,6 @@ def steps_of(epochs: int, examples: int, batch_size: int) -> int:
     next pass.
     """
     return -(-epochs * examples // batch_size)
-
-
-def optimizer() -> optax.GradientTransformation:
-    """Adam (b1 0.9, b2 0.98) after clipping the global norm at 1; the learning rate is applied by
-    the step.
-    """
-    return optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam(b2=0.98))
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
@@ -162,9 +190,20 @@ def loss_fn(
     key,
     targets: Mapping[str, Any],
 ):
-    """Loss and metrics of a batch; `frozen` is the base under LoRA factors (None for full
-    tuning).
+    """The loss and the metrics of a batch: float32 scalars, means over its weighted tokens.
+
+    Args:
+      trainable: the tree that is trained; `frozen`: the base under LoRA factors, None for full
+        tuning.
+      teacher: a live teacher's weights, or None.
+      removed: bool [V] or None, tokens outside the support of both distributions.
+      tokens: int32 [B, L]; `loss_mask`: [B, L], bool or each token's weight.
+      key: of the dropout.
+      targets: what the objective needs beside tokens, [B, L, ...] each (`Examples.targets`).
     """
+    chex.assert_rank(tokens, 2)
+    chex.assert_equal_shape([tokens, loss_mask])
+    chex.assert_equal_shape_prefix([tokens, *targets.values()], 2)
     tuning = loss.tuning
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
     weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
@@ -181,9 +220,8 @@ def loss_fn(
 
     def per_token(heads, part):
         wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
-        return loss.of_tokens(
-            unembed(cfg, heads["student"], part["student"]), wanted, part, removed
-        )
+        logits = unembed(cfg, heads["student"], part["student"])
+        return loss.per_token(logits, wanted, part, removed)
 
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
@@ -236,13 +274,18 @@ def steps(
     targets=None,
     count: jax.Array | int | None = None,
 ):
-    """K optimiser steps on tokens int32 [K, B, L] at learning rates [K]; returns the state and each
-    metric float32 [K].
+    """K optimiser steps; returns the new state and each metric, float32 [K].
 
-    `targets` are `Examples.targets` of the batches, [K, B, L, ...]. Only the first `count` steps
-    are taken (None: all). The first step whose loss or gradient is not finite, and all after it,
-    leave the state as it was.
+    The first step whose loss or gradient is not finite, and all after it, leave the state as it
+    was.
+
+    Args:
+      tokens: int32 [K, B, L]; `loss_mask`: [K, B, L]; `rates`: float32 [K], learning rates.
+      key: of the dropout; each step folds its number into it.
+      targets: `Examples.targets` of the batches, [K, B, L, ...] each.
+      count: only so many of the first steps are taken; None: all.
     """
+    optimizer = loss.optimizer.transformation()
 
     def step(carry, batch):
         state, good = carry
@@ -256,7 +299,7 @@ def steps(
         gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
         step_key = jax.random.fold_in(key, state.step)
         grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
-        updates, opt_state = optimizer().update(grads, state.opt_state, state.trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
         good = good & due & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
@@ -303,7 +346,8 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
         frozen = None
         # The step donates its state: the caller's parameters must not be the same buffers.
         trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, optimizer().init(trainable)), frozen
+    opt_state = recipe.loss.optimizer.transformation().init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state), frozen
 
 
 def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
@@ -356,9 +400,15 @@ STEPS_PER_DISPATCH = 20
 
 
 @dataclasses.dataclass(frozen=True)
-class Course:
-    """Steps of a training in their order, a function of `key`: the batches of `steps` steps from
-    `first` of its recipe on.
+class BatchOrder:
+    """The batches of a training in their order, which is a function of `key`.
+
+    Attributes:
+      recipe: how the batches are learned from.
+      examples: what they are made of.
+      steps: how many steps this order has.
+      key: decides the order.
+      first: the step of the recipe's whole run that the first batch is of.
     """
 
     recipe: Recipe
@@ -383,74 +433,93 @@ class Course:
         return self.recipe.learning_rates(self.first + begin, count)
 
 
-def follow(
+def run_steps(
     cfg: DecoderConfig,
     mesh: Mesh,
-    courses: Sequence[Course],
+    orders: Sequence[BatchOrder],
     state: TrainState,
     program: Callable[..., Any],
     run: Run,
     teacher,
 ) -> TrainState:
-    """The loop: takes the steps of one course, or of several side by side, from where `run` and the
-    state are.
+    """The loop: takes the steps of one training, or of several side by side, from where `run` and
+    the state are.
 
     Args:
-      program: (state, batches [K, B, L ...] of each course, their rates [K], how many of these K
-        steps each takes) to (the new state, each metric [K], or [M, K] of several).
+      orders: the batches of each training.
+      program: from the state, the batches [K, B, L ...] of each training, their rates [K] and how
+        many of these K steps each takes, to the new state and each metric, [K], or [M, K] of
+        several.
       teacher: a live teacher's weights or None, for the count of operations.
+
+    Raises:
+      UserError: a single training's loss or gradient is not finite.
     """
     laid_out = jax.tree.map(lambda x: x.sharding, state)
-    first, recipe, length = courses[0].first, courses[0].recipe, courses[0].examples.tokens.shape[1]
-    last = max(course.steps for course in courses)
-    size = recipe.batch_size * length
-    theirs = None if teacher is None else recipe.loss.teacher or cfg
-    flops = step_flops(
-        cfg, tokens=size, length=length, full=recipe.tuning.method == "full", teacher=theirs
-    )
+    first = orders[0].first
+    last = max(order.steps for order in orders)
+    tokens, flops = _step_size(cfg, orders[0], teacher)
     done = steps_done(state) - first
-    order = np.concatenate([np.ravel(jax.random.key_data(course.key)) for course in courses])
-    run.enter_order(tuple(order.tolist()), resumed=done > 0)
+    keys = np.concatenate([np.ravel(jax.random.key_data(order.key)) for order in orders])
+    run.enter_order(tuple(keys.tolist()), resumed=done > 0)
     for begin in range(done, last, STEPS_PER_DISPATCH):
         steps = min(STEPS_PER_DISPATCH, last - begin)
         # One that has fallen behind has failed and stays where it is.
         reached = np.ravel(distributed.to_host(state.step)) - first
-        left = [
-            course.steps - begin if at == begin else 0
-            for course, at in zip(courses, reached, strict=True)
-        ]
+        left = []
+        for order, at in zip(orders, reached, strict=True):
+            left.append(order.steps - begin if at == begin else 0)
         counts = np.clip(left, 0, steps)
         if not counts.any():
             break
-        rows = [course.rows(begin, steps) for course in courses]
-        batches = [course.examples.rows(index) for course, index in zip(courses, rows, strict=True)]
-        rates = [course.rates(begin, steps) for course in courses]
+        rows = [order.rows(begin, steps) for order in orders]
+        batches = [order.examples.rows(index) for order, index in zip(orders, rows, strict=True)]
+        rates = [order.rates(begin, steps) for order in orders]
         with run.dispatch(first + begin, steps) as cost:
             with jax.set_mesh(mesh):  # kernels divide themselves over it
                 state, metrics = program(state, batches, rates, counts)
-            state = jax.device_put(
-                state, laid_out
-            )  # as it came: whoever restores it meets the same compiled program
+            # As it came: whoever restores it meets the same compiled program.
+            state = jax.device_put(state, laid_out)
             metrics = distributed.to_host(metrics)
-        metrics = {name: values.reshape(len(courses), steps) for name, values in metrics.items()}
+        metrics = {name: values.reshape(len(orders), steps) for name, values in metrics.items()}
         working = np.count_nonzero(counts)
-        facts = cost.facts(steps, working * size, working * flops)
-        for i, (course, member, count) in enumerate(zip(courses, run.members, counts, strict=True)):
+        facts = cost.facts(steps, working * tokens, working * flops)
+        for i, (order, member, count) in enumerate(zip(orders, run.members, counts, strict=True)):
             values = {name: of_all[i, :count] for name, of_all in metrics.items()}
-            finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
-            good = count if finite.all() else int(np.argmin(finite))
+            good = _finite_steps(values, count)
             values = {name: value[:good] for name, value in values.items()}
-            # People read "forward_kl", not "loss"; and what the step was given.
-            shown = {
-                course.recipe.loss.objective if name == "loss" else name: value
-                for name, value in values.items()
-            }
-            member.record(first + begin, values, {**shown, "learning_rate": rates[i][:good]}, facts)
+            shown = _shown(order.recipe, values, rates[i][:good])
+            member.record(first + begin, values, shown, facts)
             if good < count:
                 batch = {"examples": rows[i][good], **batches[i].rows(good).arrays}
                 member.fail(first + begin + good + 1, state, batch)
         run.keep(state)
     return state
+
+
+def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, float]:
+    """The tokens of a step, and its floating-point operations."""
+    length = order.examples.tokens.shape[1]
+    tokens = order.recipe.batch_size * length
+    theirs = None if teacher is None else order.recipe.loss.teacher or cfg
+    full = order.recipe.tuning.method == "full"
+    return tokens, step_flops(cfg, tokens=tokens, length=length, full=full, teacher=theirs)
+
+
+def _finite_steps(values: Mapping[str, np.ndarray], count: int) -> int:
+    """How many of `count` steps, from the first on, had a finite loss and gradient."""
+    finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
+    return count if finite.all() else int(np.argmin(finite))
+
+
+def _shown(
+    recipe: Recipe, values: Mapping[str, np.ndarray], rates: np.ndarray
+) -> dict[str, np.ndarray]:
+    """What people read of steps: "forward_kl", not "loss"; and what the steps were given."""
+    out = {}
+    for name, value in values.items():
+        out[recipe.loss.objective if name == "loss" else name] = value
+    return {**out, "learning_rate": rates}
 
 
 def train(
@@ -496,5 +565,6 @@ def train(
             cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets
         )
 
-    course = Course(recipe, examples, steps, key, first)
-    return follow(cfg, mesh, [course], on_mesh(mesh, state), program, run, teacher), run.curves
+    order = BatchOrder(recipe, examples, steps, key, first)
+    state = run_steps(cfg, mesh, [order], on_mesh(mesh, state), program, run, teacher)
+    return state, run.curves

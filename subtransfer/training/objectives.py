@@ -8,25 +8,27 @@ in float32. Below, q is the student, p the teacher, y the tokens; no objective d
 teacher. `removed` tokens (bool [V], the unsafe ones) leave both distributions, which are
 renormalised: neither value nor gradient depends on what teacher or student think of them.
 
-Every objective is defined once, for each token (the `..._tokens` functions, which `vocabulary.py`
+Every objective is defined once, for each token (the `..._tokens` functions, which `chunked_loss.py`
 runs over chunks of a long batch): values [B, L] of what is minimised, and metrics [B, L]. The
 functions over whole batches are weighted means of these.
+
+What the rest of the program must know of an objective is one `Objective`, at the end of this file.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-TABLE = (
-    "sft",
-    "forward_kl",
-    "reverse_kl",
-)  # those of the published table, and ours: what "all" means in a config
-OBJECTIVES = (*TABLE, "jsd", "policy_gradient")
+from subtransfer.runtime.field import Field
+from subtransfer.runtime.registry import Registry
+
 _REMOVED = -1e9
 # Less probability than this beyond a teacher's top k is rounding of float32 sums, not a tail.
 _NO_TAIL = 1e-6
@@ -363,3 +365,173 @@ def _likeliest(values: Float[Array, "B L V"]) -> Int[Array, "B L"]:
 
 def _equal(a, b) -> Float[Array, "B L"]:
     return (a == b).astype(jnp.float32)
+
+
+# -- what the rest of the program knows of an objective ------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenInputs:
+    """What an objective is computed from, at each place of [B, L].
+
+    Attributes:
+      student_logits: float [B, L, V].
+      teacher_logits: float [B, L, V]; None without a live teacher.
+      targets: "tokens" int32 [B, L], and what else the examples hold (see `Examples.targets`).
+      removed: bool [V], tokens outside the support of both distributions; None: there are none.
+      temperature: of the softmax of soft targets.
+      options: the values of the objective's own fields, by name.
+    """
+
+    student_logits: Any
+    teacher_logits: Any
+    targets: Mapping[str, Any]
+    removed: Any
+    temperature: Any
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Objective:
+    """One objective: all that config, plan, training, table, report and studies know of it.
+
+    Attributes:
+      name: as in `distill.objective`, and in the names of arms.
+      label: what a person reads. How much is on-policy is added where the config decides it.
+      per_token: from `TokenInputs` to what is minimised and to metrics, float32 [B, L] each. One
+        metric is "loss", what is shown as the objective's value.
+      learns_from: "teacher": from its teacher's trajectories; "own": from its own rollouts;
+        "either": from as much of its own as `distill.on_policy_fraction` says.
+      teacher: what it needs of its teacher's opinion: "none", "live" (a forward pass at each step)
+        or "live or stored" (it can also learn from the teacher's top k, read from disk).
+      needs: arrays of the examples that it reads beside the tokens, such as "behavior_logprobs".
+      in_table: part of "all".
+      is_divergence: its "loss" is a divergence of student and teacher, in nats a token.
+      fields: config fields of its own below `distill.`, by name.
+      scalars: which of these are numbers that a compiled step can take as arguments, so that the
+        trainings of a population may differ in them.
+      origin: "", or the plugin that it comes from.
+    """
+
+    name: str
+    label: str
+    per_token: Callable[[TokenInputs], PerToken]
+    learns_from: Literal["teacher", "own", "either"] = "teacher"
+    teacher: Literal["none", "live", "live or stored"] = "live"
+    needs: tuple[str, ...] = ()
+    in_table: bool = False
+    is_divergence: bool = False
+    fields: Mapping[str, Field] = dataclasses.field(default_factory=dict)
+    scalars: tuple[str, ...] = ()
+    origin: str = ""
+
+    @property
+    def soft(self) -> bool:
+        """It compares the student's distribution with its teacher's."""
+        return self.teacher != "none"
+
+    @property
+    def can_be_stored(self) -> bool:
+        """It can learn from stored targets."""
+        return self.teacher == "live or stored"
+
+    def defaults(self) -> dict[str, Any]:
+        """The values of its own fields where nobody sets them."""
+        return {name: field.default for name, field in self.fields.items()}
+
+
+REGISTRY: Registry[Objective] = Registry("objective")
+register = REGISTRY.register
+get = REGISTRY.get
+names = REGISTRY.names
+
+
+def table(plugins: Collection[str] = ()) -> tuple[str, ...]:
+    """What "all" means in a config: the published table's objectives, and those of plugins."""
+    return tuple(record.name for record in REGISTRY.among(plugins) if record.in_table)
+
+
+def _forward_kl(inputs: TokenInputs) -> PerToken:
+    x = inputs
+    if "teacher_ids" in x.targets:
+        ids, logprobs = x.targets["teacher_ids"], x.targets["teacher_logprobs"]
+        return forward_kl_top_k_tokens(x.student_logits, ids, logprobs, x.temperature, x.removed)
+    return forward_kl_tokens(x.student_logits, x.teacher_logits, x.temperature, x.removed)
+
+
+register(
+    Objective(
+        "sft",
+        "SFT on sampled tokens",
+        lambda x: sft_tokens(x.student_logits, x.targets["tokens"], x.removed),
+        teacher="none",
+        in_table=True,
+    )
+)
+register(
+    Objective(
+        "forward_kl",
+        "forward KL, off-policy",
+        _forward_kl,
+        teacher="live or stored",
+        in_table=True,
+        is_divergence=True,
+    )
+)
+register(
+    Objective(
+        "reverse_kl",
+        "reverse KL",
+        lambda x: reverse_kl_tokens(x.student_logits, x.teacher_logits, x.temperature, x.removed),
+        learns_from="either",
+        in_table=True,
+        is_divergence=True,
+    )
+)
+register(
+    Objective(
+        "jsd",
+        "generalised JSD",
+        lambda x: jsd_tokens(
+            x.student_logits, x.teacher_logits, x.options["jsd_beta"], x.temperature, x.removed
+        ),
+        learns_from="either",
+        is_divergence=True,
+        fields={
+            "jsd_beta": Field(
+                0.5,
+                "of jsd: the teacher's share of the mixture that both are compared with. At 0 and 1, "
+                "where that divergence is 0, the forward and the reverse KL stand in its place: "
+                "they are its limits divided by beta (1 - beta), so that the ends are no "
+                "continuation of the values beside them",
+                low=0,
+                high=1,
+            )
+        },
+    )
+)
+register(
+    Objective(
+        "policy_gradient",
+        "policy gradient of the reverse KL",
+        lambda x: policy_gradient_tokens(
+            x.student_logits,
+            x.teacher_logits,
+            x.targets["tokens"],
+            x.targets["behavior_logprobs"],
+            x.options["importance_bound"],
+            x.removed,
+        ),
+        learns_from="either",
+        needs=("behavior_logprobs",),
+        fields={
+            "importance_bound": Field(
+                2.0,
+                "of policy_gradient: a token that is likelier now than when it was sampled weighs "
+                "at most so many times as much for it",
+                above=0,
+            )
+        },
+        scalars=("importance_bound",),
+    )
+)

@@ -30,10 +30,6 @@ from subtransfer.training import loop
 from subtransfer.training.examples import Examples
 from subtransfer.training.run import Cohort, MemberRun, Run, diverged
 
-# What members may differ in besides data, weights, seeds, steps and learning rates: scalars that a
-# step can take as arguments.
-SCALARS = ("temperature", "importance_bound", "alpha")
-
 
 @dataclasses.dataclass(frozen=True)
 class Member:
@@ -63,9 +59,9 @@ class Member:
         return jax.random.fold_in(self.key, 0)
 
     @property
-    def course(self) -> loop.Course:
-        """Its steps in their order."""
-        return loop.Course(
+    def batch_order(self) -> loop.BatchOrder:
+        """Its batches in their order."""
+        return loop.BatchOrder(
             self.recipe, self.examples, self.recipe.steps, jax.random.fold_in(self.key, 1)
         )
 
@@ -87,20 +83,6 @@ class Outcome:
     batch: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def _scalars(loss: loop.Loss) -> dict[str, float]:
-    return {
-        "temperature": loss.temperature,
-        "importance_bound": loss.importance_bound,
-        "alpha": loss.tuning.alpha,
-    }
-
-
-def _with_scalars(loss: loop.Loss, values: dict[str, Any]) -> loop.Loss:
-    values = {**_scalars(loss), **values}
-    tuning = dataclasses.replace(loss.tuning, alpha=values.pop("alpha"))
-    return dataclasses.replace(loss, tuning=tuning, **values)
-
-
 def alone(
     cfg: DecoderConfig, mesh: Mesh, member: Member, run: Run
 ) -> tuple[loop.TrainState, dict[str, list[float]]]:
@@ -108,12 +90,12 @@ def alone(
     `trainer.train` does.
     """
     state, frozen = loop.start_state(mesh, member.recipe, member.params, member.init_key, run)
-    course, given = (
-        member.course,
+    order, given = (
+        member.batch_order,
         {"teacher": member.teacher, "removed": member.removed, "run": run},
     )
     return loop.train(
-        cfg, mesh, member.recipe, state, frozen, member.examples, course.steps, course.key, **given
+        cfg, mesh, member.recipe, state, frozen, member.examples, order.steps, order.key, **given
     )
 
 
@@ -129,21 +111,23 @@ def check(cfg: DecoderConfig, mesh: Mesh, members: Sequence[Member]) -> None:
         raise UserError(
             f"A population of {len(members)} does not divide over {mesh.size} devices: choose a multiple of that number."
         )
-    first = _alike(members[0])
+    first, scalars = _alike(members[0]), ", ".join(members[0].recipe.loss.scalars)
     for member in members[1:]:
         for what, value in _alike(member).items():
             if value != first[what]:
                 raise UserError(
                     f"{members[0].label} and {member.label} cannot be of one population, as they differ in {what}: members may "
-                    f"differ in seeds, data, weights, steps, learning rate, {', '.join(SCALARS)}."
+                    f"differ in seeds, data, weights, steps, learning rate, {scalars}."
                 )
 
 
 def _alike(member: Member) -> dict[str, Any]:
     """What all members must have alike, by name."""
-    loss = _with_scalars(member.recipe.loss, dict.fromkeys(SCALARS, 1.0))
+    loss = member.recipe.loss
+    loss = loss.with_scalars(dict.fromkeys(loss.scalars, 1.0))
     return {
         **{field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)},
+        **dict(loss.options),
         "batch size": member.recipe.batch_size,
         "tokens an episode": member.examples.tokens.shape[1],
         "what their examples hold": {name: x.dtype for name, x in member.examples.arrays.items()},
@@ -201,7 +185,7 @@ def population_steps(
         state, own, (tokens, loss_mask, rates, targets, count) = inputs
         given = _joined(own["given"], shared)
         key = jax.random.wrap_key_data(own["key"])
-        how = _with_scalars(loss, own["scalars"])
+        how = loss.with_scalars(own["scalars"])
         return loop.steps(cfg, how, state, *given, tokens, loss_mask, rates, key, targets, count)
 
     def local(inputs, shared):
@@ -254,26 +238,25 @@ def train(
     if restored is None and state.step.is_deleted():  # there were checkpoints, all of them damaged
         restored = fresh()
     state = state if restored is None else restored
-    loss, courses = members[0].recipe.loss, [member.course for member in members]
+    loss, orders = members[0].recipe.loss, [member.batch_order for member in members]
     adapted = loss.tuning.method == "lora"
     own, shared = _divided(
         [(member.params if adapted else None, member.teacher, member.removed) for member in members]
     )
     scalars = {
-        name: np.array([_scalars(member.recipe.loss)[name] for member in members], np.float32)
-        for name in SCALARS
+        name: np.array([member.recipe.loss.scalars[name] for member in members], np.float32)
+        for name in loss.scalars
     }
     scalars = {name: values for name, values in scalars.items() if np.ptp(values)}
-    keys = np.stack([jax.random.key_data(course.key) for course in courses])
+    keys = np.stack([jax.random.key_data(order.key) for order in orders])
     own = distributed.place({"given": own, "scalars": scalars, "key": keys}, each)
     # What lies on these devices already is not copied; to other processes it goes by way of the
     # hosts.
     shared = distributed.place(
         shared if jax.process_count() == 1 else distributed.to_host(shared), whole
     )
-    loss = _with_scalars(
-        loss, dict.fromkeys(scalars, 1.0)
-    )  # their values are no part of the program
+    # Their values are no part of the program.
+    loss = loss.with_scalars(dict.fromkeys(scalars, 1.0))
 
     def program(state, batches, rates, counts):
         arrays = [
@@ -284,23 +267,23 @@ def train(
             cfg, loss, mesh, together, state, own, shared, distributed.place(stacked, each)
         )
 
-    state = loop.follow(cfg, mesh, courses, state, program, run, members[0].teacher)
+    state = loop.run_steps(cfg, mesh, orders, state, program, run, members[0].teacher)
     final = distributed.to_host(state)
-    each_run = zip(members, courses, run.members, strict=True)
+    each_run = zip(members, orders, run.members, strict=True)
     return [
-        _outcome(final, i, course, member.label, own.curves)
-        for i, (member, course, own) in enumerate(each_run)
+        _outcome(final, i, order, member.label, own.curves)
+        for i, (member, order, own) in enumerate(each_run)
     ]
 
 
-def _outcome(final: loop.TrainState, i: int, course: loop.Course, label: str, curves) -> Outcome:
+def _outcome(final: loop.TrainState, i: int, order: loop.BatchOrder, label: str, curves) -> Outcome:
     step, trainable = int(final.step[i]), jax.tree.map(lambda x: x[i], final.trainable)
-    if step == course.steps:
+    if step == order.steps:
         return Outcome(trainable, curves)
-    (rows,) = course.rows(step, 1)
+    (rows,) = order.rows(step, 1)
     return Outcome(
         trainable,
         curves,
         diverged(label, step + 1),
-        {"examples": rows, **course.examples.rows(rows).arrays},
+        {"examples": rows, **order.examples.rows(rows).arrays},
     )

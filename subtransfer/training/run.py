@@ -221,7 +221,7 @@ class Cohort(Run):
     """Several trainings side by side, whose states are one stack: one checkpoint holds them all.
 
     In a checkpoint each metric has one value a step and member, NaN where a member has taken no
-    such step. A member that failed is one that has taken fewer steps than its course and the others
+    such step. A member that failed is one that has taken fewer steps than its recipe and the others
     ask for.
     """
 
