@@ -10,8 +10,9 @@ import numpy as np
 from subtransfer import settings
 from subtransfer.analysis import summary
 from subtransfer.config import reading as configuration
-from subtransfer.config.arms import arms, rollout_stage
-from subtransfer.experiment import results
+from subtransfer.config.arms import arms
+from subtransfer.experiment.names import rollout_stage
+from subtransfer.experiment.stages import results
 from subtransfer.report import tables
 
 BASE = {

@@ -8,6 +8,7 @@ import pytest
 
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms
+from subtransfer.experiment import refusals
 from subtransfer.experiment.memory import Sizes
 from subtransfer.models.presets import PRESETS
 from subtransfer.runtime import sharding
@@ -191,16 +192,16 @@ def test_contexts_that_cannot_be_trained_are_refused():
         )
         return Sizes(c, geometry, mesh, 2)
 
-    sizes("llama3.1-8b").check_context("llama", 2)
+    refusals.check_context(sizes("llama3.1-8b"), "llama", 2)
     assert sizes("llama3.1-8b", base_attention="pallas").training(2, full=False) < 8 << 30
     with pytest.raises(UserError, match="128 GiB of scores .* use base.attention=pallas"):
-        sizes("llama3.1-8b", sharding.plan_mesh(data=2)).check_context("llama", 2)
-    sizes("llama3.1-8b", sharding.plan_mesh(data=2), base_attention="pallas").check_context(
-        "llama", 2
+        refusals.check_context(sizes("llama3.1-8b", sharding.plan_mesh(data=2)), "llama", 2)
+    refusals.check_context(
+        sizes("llama3.1-8b", sharding.plan_mesh(data=2), base_attention="pallas"), "llama", 2
     )
     with pytest.raises(
         UserError, match="Episodes of 40,000 tokens do not fit qwen, which was made for 32,768"
     ):
-        sizes("qwen2.5-7b", base_attention="pallas", distill_max_tokens="40000").check_context(
-            "qwen", 2
+        refusals.check_context(
+            sizes("qwen2.5-7b", base_attention="pallas", distill_max_tokens="40000"), "qwen", 2
         )

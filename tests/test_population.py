@@ -467,20 +467,20 @@ def test_a_population_that_was_cut_off_ends_with_the_same_bytes(tmp_path, mesh, 
 
 @pytest.mark.slow
 def test_a_member_that_fails_stops_its_own_stage(tmp_path, mesh, monkeypatch):
-    from subtransfer.experiment import stages
+    from subtransfer.experiment.stages import teacher as stages
 
-    teacher = stages.Makers.teacher
+    member = stages.member
 
-    def spoilt(self, source, model, seed):
-        member = teacher(self, source, model, seed)
+    def spoilt(context, label, *, base, source, seed):
+        made = member(context, label, base=base, source=source, seed=seed)
         weights = np.where(
-            member.examples.loss_mask, np.float32(np.inf if seed == 1 else 1), np.float32(0)
+            made.examples.loss_mask, np.float32(np.inf if seed == 1 else 1), np.float32(0)
         )
         return dataclasses.replace(
-            member, examples=dataclasses.replace(member.examples, loss_mask=weights)
+            made, examples=dataclasses.replace(made.examples, loss_mask=weights)
         )
 
-    monkeypatch.setattr(stages.Makers, "teacher", spoilt)
+    monkeypatch.setattr(stages, "member", spoilt)
     for _ in range(2):  # the population is whole, so that nothing is trained again to find the same
         with pytest.raises(
             UserError,

@@ -43,7 +43,7 @@ from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
 
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import stores_targets
-from subtransfer.experiment import memory
+from subtransfer.experiment import lengths
 from subtransfer.experiment.graph import Experiment
 from subtransfer.experiment.memory import Sizes
 from subtransfer.launch import split_overrides
@@ -151,7 +151,7 @@ class Programs:
         """What the scheduler chooses for the config's rollouts on this mesh."""
         r = self.config.rollouts
         return scheduler.layout(
-            r.batch_size, memory.slot_room(self.config), r.max_tool_tokens + 64, self.mesh
+            r.batch_size, lengths.slot_room(self.config), r.max_tool_tokens + 64, self.mesh
         )
 
     def slots(self) -> engine.Slots:
@@ -166,7 +166,7 @@ class Programs:
 
     def prefix(self) -> tuple[Past, ...]:
         """The stretches that `engine.encode_prefix` leaves."""
-        left, past = memory.prefix_tokens(self.config), []
+        left, past = lengths.prefix_tokens(self.config), []
         while left > 0:
             size = -(-min(left, engine.CHUNK) // engine.ROUND) * engine.ROUND
             shape = (1, self.cfg.num_kv_heads, size, self.cfg.head_width)
@@ -204,7 +204,7 @@ class Programs:
         )
 
     def probe(self):
-        names, longest, length = 7, 8, memory.prefix_tokens(self.config) + 256
+        names, longest, length = 7, 8, lengths.prefix_tokens(self.config) + 256
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         tasks = choice.rows_at_a_time(self.cfg, length, self.config.probe.tasks, devices)
         spec = PartitionSpec(None, ("data", "fsdp"))

@@ -32,7 +32,7 @@ from jax.sharding import Mesh
 from peers import command
 
 from subtransfer.config import reading as configuration
-from subtransfer.experiment.context import embedded_geometry
+from subtransfer.experiment.geometry import embedded_geometry
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError

@@ -309,35 +309,6 @@ def stores_targets(config, objective: str) -> bool:
     return objectives.get(objective).can_be_stored
 
 
-# -- names of stages -----------------------------------------------------------------------------
-
-
-def base_stage(model: str) -> str:
-    """The stage that makes a model."""
-    return model if model in EMBEDDED else f"base.{model}"
-
-
-def teacher_stage(source: str, model: str, seed: int) -> str:
-    """The stage whose policy a source's trajectories come from."""
-    if source == "self":
-        return base_stage(model)
-    return f"teacher.{_of(source, model)}.seed{seed}"
-
-
-def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False) -> str:
-    """The stage of a source's trajectories."""
-    return f"{'sanitize' if sanitized else 'rollouts'}.{_of(source, model)}.seed{seed}"
-
-
-def targets_stage(source: str, model: str, seed: int) -> str:
-    """The stage of a source's stored opinion of its sanitized trajectories."""
-    return f"targets.{_of(source, model)}.seed{seed}"
-
-
-def _of(source: str, model: str) -> str:
-    return source if model in EMBEDDED else f"{source}.{model}"
-
-
 def split_pair(pair: str) -> tuple[str, str]:
     """ "TEACHER>STUDENT" as (teacher's model, student's model)."""
     teacher, _, student = pair.partition(">")

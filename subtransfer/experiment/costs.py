@@ -5,7 +5,7 @@ from. Padding counts.
 from __future__ import annotations
 
 from subtransfer.config.arms import Arm
-from subtransfer.experiment.memory import slot_room
+from subtransfer.experiment.lengths import slot_room
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.training.loop import steps_of
 from subtransfer.training.metrics import step_flops

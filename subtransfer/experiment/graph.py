@@ -1,47 +1,53 @@
-"""The whole program: base -> teacher -> rollouts -> sanitize -> distill -> probe -> statistics ->
-report.
+"""Which stages a config has, and how they hang together.
 
-`Experiment(config, workdir)` lays out the stages of a config in order; `run()` makes them. A stage
-is a pure function of its key: the slice of the config that it reads, the digests of its inputs, its
-seed, and the version of this code and of JAX. Its artefact lies in a folder named after the stage
-and its key's hash; a finished one is re-used, an unfinished one is made again. `stages.py` says
-what each stage does; this file says which there are and how they hang together.
+base -> teacher -> rollouts -> filters -> student -> probe -> results -> report.
+
+`Experiment(config, workdir, mesh)` lays out the stages of a config in order; `run()` makes them.
+A stage is made by a function in `stages/`, of the fields of the config that the function declares,
+its arguments and the artefacts of other stages. All that is in the stage's key (`keys.py`), after
+which the folder of its artefact is named: a finished one is re-used, an unfinished one made again.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from jax.sharding import Mesh
 
+from subtransfer import settings
 from subtransfer.config import checks
 from subtransfer.config import reading as configuration
-from subtransfer.config.arms import (
-    Arm,
-    arms,
-    base_stage,
-    rollout_stage,
-    stores_targets,
-    targets_stage,
-    teacher_stage,
-)
-from subtransfer.distillation import token_weights
-from subtransfer.experiment import context, costs, memory, stages
-from subtransfer.experiment.plan import Digests, Stage, code_version
-from subtransfer.experiment.results import choice_stage, policy_stage, publish
-from subtransfer.models import attention_kernels, families
-from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.presets import PRESETS
+from subtransfer.config.arms import Arm, arms, stores_targets
+from subtransfer.distillation import transforms
+from subtransfer.experiment import context, costs, keys, memory, names, refusals, trainings
+from subtransfer.experiment.declared import ALWAYS, EVERYTHING, HOW, View
+from subtransfer.experiment.models import Models, checkpoint_digest
+from subtransfer.experiment.plan import Stage
+from subtransfer.experiment.publishing import publish
+from subtransfer.experiment.stages import base as base_stages
+from subtransfer.experiment.stages import choice as choice_stages
+from subtransfer.experiment.stages import corpus as corpus_stages
+from subtransfer.experiment.stages import extra_probe as extra_probe_stages
+from subtransfer.experiment.stages import filter as filter_stages
+from subtransfer.experiment.stages import imported as imported_stages
+from subtransfer.experiment.stages import probe as probe_stages
+from subtransfer.experiment.stages import report as report_stages
+from subtransfer.experiment.stages import results as results_stages
+from subtransfer.experiment.stages import rollouts as rollout_stages
+from subtransfer.experiment.stages import student as student_stages
+from subtransfer.experiment.stages import targets as target_stages
+from subtransfer.experiment.stages import teacher as teacher_stages
+from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
-from subtransfer.training import metrics
+from subtransfer.training import metrics, objectives, teachers
 from subtransfer.training.loop import steps_of
-from subtransfer.training.population import Member
 from subtransfer.training.run import Window
 
 
@@ -51,504 +57,534 @@ class Experiment:
     Args:
       config: a validated config.
       workdir: the run's folder; artefacts of several configs may share it.
+      mesh: where its arrays will lie; an abstract one is enough for a plan.
       profile: "STAGE:FIRST-LAST", steps of a training to be profiled, or "".
+      sources: the source files that keys are made of; default: this process's own.
+
+    Raises:
+      UserError: for what can be known not to work.
     """
 
-    def __init__(self, config, workdir: Path, mesh, profile: str = ""):
-        self.config = config = configuration.Config.of(config)
+    def __init__(
+        self,
+        config: Any,
+        workdir: Path,
+        mesh: Any,
+        profile: str = "",
+        sources: keys.Sources | None = None,
+    ):
+        self.config = configuration.Config.of(config)
         self.workdir = Path(workdir)
-        self.arms = arms(config)
-        self.seeds = range(config.num_seeds)
+        self.arms = arms(self.config)
+        self.seeds = range(self.config.num_seeds)
+        self.models = Models(self.config, mesh)
         self.plan: dict[str, Stage] = {}
         self._mesh = mesh
-        rows = mesh.shape["data"] * mesh.shape["fsdp"]
-        for room in ("base", "teacher", "distill"):
-            parts = config[room].get("accumulate", 1)
-            if config[room].batch_size // parts % rows:
-                part = f"{room}.batch_size={config[room].batch_size}" + (
-                    f" in {parts} parts" if parts > 1 else ""
-                )
-                raise UserError(
-                    f"{part} does not divide over {rows} devices (mesh.data x mesh.fsdp): choose a multiple of that."
-                )
-        self._sizes: dict[str, memory.Sizes] = {}
-        self._digests = Digests()
-        self._versions = {report: code_version(report=report) for report in (False, True)}
-        self._makers = stages.Makers(config, mesh, self.path)
+        self._resident = context.Resident()
+        self._sources = sources or keys.sources()
+        self._digests = keys.Digests()
+        self._configs: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._full = self.config.tuning.method == "full"
+        self._profiled: tuple[str, Window] | None = None
+        names.check_arms(self.arms)
+        refusals.check_batches(self.config, mesh.shape["data"] * mesh.shape["fsdp"])
         self._layout()
         if profile:
-            self._makers.profile = self._window(profile)
+            self._profiled = self._window(profile)
 
     @property
     def mesh_text(self) -> str:
-        """ "data 1 x fsdp 8 x tensor 2"."""
+        """The mesh in words, "data 1 x fsdp 8 x tensor 2"."""
         return " x ".join(f"{axis} {size}" for axis, size in self._mesh.shape.items())
-
-    def _window(self, text: str) -> tuple[str, Window]:
-        stage, _, steps = text.partition(":")
-        first, _, last = steps.partition("-")
-        kinds = ("base", "base_other", "population", "teacher", "student")
-        taken = {
-            name
-            for name, stage in self.plan.items()
-            if any(i.startswith("population.") for i in stage.key["inputs"])
-        }
-        trained = [
-            name for name in self.plan if name.partition(".")[0] in kinds and name not in taken
-        ]
-        if stage not in trained:
-            near = checks.nearest(stage, trained)
-            raise UserError(
-                f"--profile names {stage!r}, which trains nothing here; the nearest stage is {near!r}."
-            )
-        if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-            raise UserError(
-                f"--profile={text} is not of the form STAGE:FIRST-LAST, with steps counted from 1."
-            )
-        return stage, Window(
-            int(first), int(last), self.workdir / metrics.FOLDER / "profile" / stage
-        )
-
-    # -- the plan ----------------------------------------------------------------------------------------------------
 
     def path(self, name: str) -> Path:
         """Where a stage's artefact lies."""
         return self.workdir / self.plan[name].folder
 
+    def size(self, model: str) -> memory.Sizes:
+        """The geometry of a model and what it takes."""
+        return self.models.size(model)
+
+    def _window(self, text: str) -> tuple[str, Window]:
+        """A stage and its steps to be profiled, from "STAGE:FIRST-LAST"."""
+        stage, _, steps = text.partition(":")
+        first, _, last = steps.partition("-")
+        trained = []
+        for name, planned in self.plan.items():
+            trained_with_others = any(names.is_population(given) for given in planned.key["inputs"])
+            if names.is_trained(name) and not trained_with_others:
+                trained.append(name)
+        if stage not in trained:
+            near = nearest(stage, trained)
+            raise UserError(
+                f"--profile names {stage!r}, which trains nothing here; "
+                f"the nearest stage is {near!r}."
+            )
+        if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
+            raise UserError(
+                f"--profile={text} is not of the form STAGE:FIRST-LAST, with steps counted from 1."
+            )
+        folder = self.workdir / metrics.FOLDER / "profile" / stage
+        return stage, Window(int(first), int(last), folder)
+
+    # -- one stage ---------------------------------------------------------------------------------
+
     def _add(
-        self, name, build, *, inputs=(), work, memory=int, flops=float, **slice_of_config
+        self,
+        name: str,
+        function: Callable[..., None],
+        *,
+        fields: tuple[str, ...] = (),
+        origins: Iterable[str] = (),
+        inputs: Iterable[str] = (),
+        work: str,
+        memory: Callable[[], int] = int,
+        flops: Callable[[], float] = float,
+        config: configuration.Config | None = None,
+        identities: Mapping[str, Any] | None = None,
+        **arguments: Any,
     ) -> str:
+        """Adds a stage to the plan, unless it is there already; returns its name.
+
+        Args:
+          name: of the stage.
+          function: makes its artefact; one of `stages/`.
+          fields: config fields that it reads beside those that it declares.
+          origins: of the records whose functions it calls, where these are a plugin's.
+          inputs: names of the stages whose artefacts the function reads.
+          work, memory, flops: as of `Stage`.
+          config: what the function reads of; default: the run's config.
+          identities: what the key holds instead of those arguments that name a file.
+          arguments: of the function, JSON values.
+
+        Raises:
+          RuntimeError: another stage has the same name, a bug.
+        """
+        declared = (*function.reads, *fields)  # type: ignore[attr-defined]
+        key = {
+            "arguments": {**arguments, **identities} if identities else arguments,
+            "code": self._code(function, filter(None, origins)),
+            "config": self._config(declared, config),
+            "inputs": {given: self.plan[given].digest for given in inputs},
+            "kind": names.kind(name),
+            "seed": self.config.seed,
+        }
+        digest = self._digests.of(key)
         if name not in self.plan:
-            key = {
-                "stage": name.split(".")[0],
-                "version": self._versions[name in ("results", "report")],
-                "seed": self.config.seed,
-                "inputs": {i: self.plan[i].digest for i in inputs},
-                "config": slice_of_config,
-            }
-            self.plan[name] = Stage(name, key, self._digests.of(key), work, memory, flops, build)
+            view = View(config or self.config, (*declared, *ALWAYS, *HOW), name)
+            build = functools.partial(self._make, name, function, view, arguments)
+            self.plan[name] = Stage(name, key, digest, work, memory, flops, build)
+        elif self.plan[name].digest != digest:
+            raise RuntimeError(f"Two different stages are named {name}.")
         return name
 
+    def _make(
+        self,
+        name: str,
+        function: Callable[..., None],
+        config: View,
+        arguments: Mapping[str, Any],
+        out: Path,
+    ) -> None:
+        """Makes a stage's artefact in the empty folder `out`."""
+        profiled = self._profiled is not None and self._profiled[0] == name
+        given = context.Context(
+            name,
+            config,
+            self._mesh,
+            self.path,
+            self._resident,
+            names.metrics_scope(name),
+            self._profiled[1] if self._profiled and profiled else None,
+        )
+        function(out, given, **arguments)
+
+    def _config(
+        self, declared: tuple[str, ...], config: configuration.Config | None
+    ) -> dict[str, Any]:
+        """The part of a key that holds declared fields; one object wherever it is the same."""
+        if config is not None:
+            return keys.config_of(config, declared)
+        if declared not in self._configs:
+            self._configs[declared] = keys.config_of(self.config, declared)
+        return self._configs[declared]
+
+    def _code(self, function: Callable[..., None], origins: Iterable[str]) -> dict[str, Any]:
+        """The part of a key that holds the code of a function, and of plugins that it calls."""
+        modules = [function.__module__]
+        declared = function.reads  # type: ignore[attr-defined]
+        if "setting" in declared or EVERYTHING in declared:
+            modules.append(settings.source(self.config.setting))
+        return self._sources.code(modules, origins)
+
+    # -- all stages --------------------------------------------------------------------------------
+
     def _layout(self) -> None:
-        c, make = self.config, self._makers
-        for model in dict.fromkeys(m for arm in self.arms for m in (arm.model, arm.teacher_model)):
+        """Adds all stages, in the order in which they are made."""
+        c = self.config
+        models = dict.fromkeys(m for arm in self.arms for m in (arm.model, arm.teacher_model))
+        for model in models:
             self._base(model)
         recipes = {arm.name: self._recipe(arm) for arm in self.arms if arm.objective}
-        probing = {arm.name: self._probing(arm) for arm in self.arms}
-        probes = [
-            self._probe(arm, s, probing[arm.name])
-            for arm in self.arms
-            if arm.role == "base"
-            for s in self.seeds
-        ]
+        probes: list[str] = []
+        for arm in self.arms:
+            if arm.role == "base":
+                probes += self._probes(arm, self.seeds)
         for begin in range(0, c.num_seeds, c.population):
             seeds = self.seeds[begin : begin + c.population]
-            for arm in self.arms:
-                if arm.role == "teacher":
-                    self._teachers(arm, seeds)
-                if arm.role == "teacher" or arm.source == "self":
-                    for s in seeds:
-                        self._rollouts(arm.source, arm.model, s)
+            self._sources_of_trajectories(seeds)
             for arm in self.arms:
                 if arm.objective:
                     self._students(arm, seeds, recipes[arm.name])
                 if arm.role != "base":
-                    probes += [self._probe(arm, s, probing[arm.name]) for s in seeds]
+                    probes += self._probes(arm, seeds)
         probes += [self._choices(model) for model in dict.fromkeys(arm.model for arm in self.arms)]
         results = self._add(
-            "results",
-            lambda out: make.results(out, self.arms, self.seeds),
+            names.RESULTS,
+            results_stages.results,
             inputs=probes,
             work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
-            statistics=c.statistics,
             arms=[_as_dict(arm) for arm in self.arms],
-            whole=configuration.of_results(c),
+            seeds=list(self.seeds),
         )
         self._add(
-            "report",
-            lambda out: make.report(out, self.path(results)),
+            names.REPORT,
+            report_stages.report,
             inputs=[results],
             work="one HTML page",
-        )
-
-    def _checkpoint(self, model: str) -> str:
-        """Where a model's weights come from: a directory, "preset:NAME", or "" for the embedded
-        one.
-        """
-        c = self.config
-        return {"base": c.base.checkpoint, "base_other": c.base.other_checkpoint}.get(
-            model
-        ) or c.models.get(model, "")
-
-    def size(self, model: str) -> memory.Sizes:
-        """The geometry of a model and what it takes, for the plan."""
-        if model not in self._sizes:
-            self._sizes[model] = memory.Sizes(
-                self.config, *self._geometry(model, self._checkpoint(model))
-            )
-        return self._sizes[model]
-
-    def _geometry(self, model: str, checkpoint: str) -> tuple[DecoderConfig, Mesh, int]:
-        """A model's geometry, the mesh, and the bytes of a resident parameter."""
-        b = self.config.base
-        if model == "base_other" and not checkpoint:
-            checkpoint = b.checkpoint  # a twin from scratch has its sibling's geometry
-        if checkpoint.startswith(checks.PRESET):
-            preset = PRESETS[checkpoint.removeprefix(checks.PRESET)]
-            return (
-                dataclasses.replace(preset, dtype=b.dtype, remat=b.remat, attention=b.attention),
-                self._mesh,
-                2,
-            )
-        if checkpoint and not checkpoint.startswith(checks.OWN):
-            stored = families.read_json(Path(checkpoint) / "config.json")
-            half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
-            return (
-                families.read_config(checkpoint, b.dtype, b.remat, b.attention),
-                self._mesh,
-                2 if half else 4,
-            )
-        return (
-            context.embedded_geometry(configuration.of_model(self.config, model), b.vocab_limit),
-            self._mesh,
-            4,
+            results=results,
         )
 
     def _base(self, model: str) -> None:
-        c, make, name = self.config, self._makers, base_stage(model)
-        checkpoint, size = self._checkpoint(model), self.size(model)
-        if checkpoint and not checkpoint.startswith(checks.OWN):
-            size.check_context(checkpoint, c.distill.batch_size // c.distill.accumulate)
-            preset = checkpoint.startswith(checks.PRESET)
-            self._add(
-                name,
-                lambda out: make.imported(out, Path(checkpoint)),
-                work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
-                memory=lambda: size.weights,
-                checkpoint=checkpoint
-                if preset
-                else context.checkpoint_digest(Path(checkpoint), self.workdir),
-                dtype=c.base.dtype,
-                remat=c.base.remat,
-                attention=c.base.attention,
-            )
-            return
-        b = configuration.of_model(c, model).base
-        if checkpoint and size.params > b.max_scratch_params:
-            raise UserError(
-                f"models.{model} would be trained from scratch with {size.params / 1e6:.0f}M parameters, more than "
-                f"base.max_scratch_params={b.max_scratch_params}: make it smaller, or give a checkpoint's directory."
-            )
+        """Adds the stages that make a model."""
+        if self.models.is_imported(model):
+            self._imported(model)
+        else:
+            self._pretrained(model)
+
+    def _imported(self, model: str) -> None:
+        c, checkpoint, size = self.config, self.models.checkpoint(model), self.size(model)
+        refusals.check_context(size, checkpoint, c.distill.batch_size // c.distill.accumulate)
+        digest = checkpoint
+        if not checkpoint.startswith(checks.PRESET):
+            digest = checkpoint_digest(Path(checkpoint), self.workdir)
+        self._add(
+            names.base_stage(model),
+            imported_stages.imported,
+            work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
+            memory=lambda: size.weights,
+            identities={"checkpoint": digest},
+            checkpoint=checkpoint,
+        )
+
+    def _pretrained(self, model: str) -> None:
+        c, size = self.config, self.size(model)
+        own = self.models.config(model)
+        b = own.base
         # A twin of a given checkpoint shares its tokenizer and geometry.
-        inputs = ["base"] if c.base.checkpoint else []
+        sibling = "base" if c.base.checkpoint else None
+        if sibling or self.models.checkpoint(model):
+            refusals.check_scratch(own, model, size.params, twin=sibling is not None)
+        inputs = [sibling] if sibling else []
         corpus = self._add(
-            "corpus",
-            lambda out: make.corpus(out),
+            names.CORPUS,
+            corpus_stages.corpus,
             inputs=inputs,
             work=f"{c.base.episodes} scripted episodes",
-            setting=c.setting,
-            base={k: c.base[k] for k in ("episodes", "unsafe_rate", "vocab_limit")},
+            base=sibling,
         )
+        name = names.base_stage(model)
         self._add(
             name,
-            lambda out: make.pretrained(out, name),
+            base_stages.pretrained,
             inputs=[corpus, *inputs],
             work=f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
             memory=lambda: size.training(b.batch_size, full=True),
             flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
-            init=name,
-            base={k: v for k, v in b.items() if k not in ("checkpoint", "other_checkpoint")},
-            optimizer=c.optimizer,
+            config=own,
+            corpus=corpus,
+            sibling=sibling,
+            label=name,
         )
 
+    def _sources_of_trajectories(self, seeds: Sequence[int]) -> None:
+        """Adds the teachers of some training seeds, and the trajectories to learn from."""
+        for arm in self.arms:
+            if arm.role == "teacher":
+                self._teachers(arm, seeds)
+            if arm.role == "teacher" or arm.source == "self":
+                for seed in seeds:
+                    self._rollouts(arm.source, arm.model, seed)
+
     def _teachers(self, arm: Arm, seeds: Sequence[int]) -> None:
-        c, make, size, full = (
-            self.config,
-            self._makers,
-            self.size(arm.model),
-            self.config.tuning.method == "full",
-        )
-        steps = (
-            steps_of(c.teacher.epochs, c.teacher.episodes, c.teacher.batch_size) or c.teacher.steps
-        )
-        work = f"{c.teacher.epochs} epochs" if c.teacher.epochs else f"{c.teacher.steps} steps"
+        t, size = self.config.teacher, self.size(arm.model)
+        base, length = names.base_stage(arm.model), self.config.distill.max_tokens
+        steps = steps_of(t.epochs, t.episodes, t.batch_size) or t.steps
+        passes = f"{t.epochs} epochs" if t.epochs else f"{t.steps} steps"
         self._trained(
+            teacher_stages,
             arm.model,
-            {s: teacher_stage(arm.source, arm.model, s) for s in seeds},
-            lambda s: make.teacher(arm.source, arm.model, s),
-            {s: [base_stage(arm.model)] for s in seeds},
-            work=f"{c.teacher.episodes} demonstrations, {work}",
-            batch=c.teacher.batch_size // c.teacher.accumulate,
-            flops=lambda: costs.training(
-                size.cfg, steps, c.teacher.batch_size, c.distill.max_tokens, full=full
-            ),
-            source=arm.source,
-            teacher=c.teacher,
-            optimizer=c.optimizer,
-            max_tokens=c.distill.max_tokens,
-            tuning=c.tuning,
-            setting=c.setting,
+            {seed: names.teacher_stage(arm.source, arm.model, seed) for seed in seeds},
+            {seed: {"source": arm.source, "seed": seed} for seed in seeds},
+            {seed: [base] for seed in seeds},
+            work=f"{t.episodes} demonstrations, {passes}",
+            batch=t.batch_size // t.accumulate,
+            flops=lambda: costs.training(size.cfg, steps, t.batch_size, length, full=self._full),
+            origins=[teachers.get(arm.source).origin],
         )
 
     def _trained(
         self,
+        module: ModuleType,
         model: str,
-        names: Mapping[int, str],
-        learner: Callable[[int], Member],
-        inputs: Mapping[int, Sequence[str]],
+        stages: Mapping[int, str],
+        arguments: Mapping[int, Mapping[str, Any]],
+        inputs: Mapping[int, Iterable[str]],
         *,
         work: str,
         batch: int,
         flops: Callable[[], float],
         live: memory.Sizes | None = None,
-        **slice_of_config: Any,
+        fields: tuple[str, ...] = (),
+        origins: Sequence[str] = (),
     ) -> None:
-        """The stages of teachers or off-policy students of one model: one alone, or several out of
-        one population.
+        """Adds teachers or off-policy students of one model: one alone, or several together.
 
         Args:
-          names, inputs: of each training seed.
-          learner: makes what a seed's stage is to train.
+          module: its functions `alone` and `together` make them.
+          model: that they start from.
+          stages, arguments, inputs: the name, the arguments and the inputs of each training seed's.
+          work: of one of them.
           batch: episodes at a time.
           flops: of one of them.
-          live: a teacher that runs, too, with weights of its own.
+          live: a teacher that runs beside them, with weights of its own.
+          fields, origins: as of `_add`.
         """
-        make, size, full = self._makers, self.size(model), self.config.tuning.method == "full"
-        if len(names) == 1:
-            ((s, name),) = names.items()
+        size, full, base = self.size(model), self._full, names.base_stage(model)
+        if len(stages) == 1:
+            ((seed, name),) = stages.items()
+            other_weights = live.weights if live else 0
             self._add(
                 name,
-                lambda out: make.trained(out, model, lambda: learner(s)),
-                inputs=inputs[s],
+                module.alone,
+                inputs=inputs[seed],
                 work=work,
-                memory=lambda: size.training(
-                    batch, full=full, other_weights=live.weights if live else 0
-                ),
+                memory=lambda: size.training(batch, full=full, other_weights=other_weights),
                 flops=flops,
-                training_seed=s,
-                **slice_of_config,
+                fields=fields,
+                origins=origins,
+                base=base,
+                **arguments[seed],
             )
             return
-        if len(names) % self._mesh.size:
-            raise UserError(
-                f"population={self.config.population} puts {len(names)} of {self.config.num_seeds} seeds into one program, "
-                f"which do not divide over {self._mesh.size} devices: choose num_seeds and population so that they do."
-            )
-        (first, name), *_, (last, _) = names.items()
-        together = f"population.{name.rpartition('.')[0]}.seeds{first}to{last}"
-        learners = {name: functools.partial(learner, s) for s, name in names.items()}
-        self._add(
-            together,
-            lambda out: make.population(out, together, model, learners),
-            inputs=dict.fromkeys(name for s in names for name in inputs[s]),
-            work=f"{len(names)} at once, each {work}",
-            memory=lambda: size.population(len(names), batch, full=full, teacher=live),
-            flops=lambda: len(names) * flops(),
-            training_seeds=list(names),
-            **slice_of_config,
+        refusals.check_population(self.config, len(stages), self._mesh.size)
+        together = self._add(
+            names.population_stage(list(stages.values()), list(stages)),
+            module.together,
+            inputs=dict.fromkeys(given for seed in stages for given in inputs[seed]),
+            work=f"{len(stages)} at once, each {work}",
+            memory=lambda: size.population(len(stages), batch, full=full, teacher=live),
+            flops=lambda: len(stages) * flops(),
+            fields=fields,
+            origins=origins,
+            base=base,
+            members={name: arguments[seed] for seed, name in stages.items()},
         )
-        for s, name in names.items():
+        for name in stages.values():
             self._add(
                 name,
-                lambda out, name=name: make.member(out, model, together, name),
-                inputs=[base_stage(model), together],
+                trainings.one_of,
+                inputs=[base, together],
                 work=f"one of {together}",
-                training_seed=s,
+                base=base,
+                population=together,
             )
 
-    def _rollouts(self, source: str, model: str, s: int) -> None:
-        c, make, size = self.config, self._makers, self.size(model)
-        policy, name = teacher_stage(source, model, s), rollout_stage(source, model, s)
-        self._add(
-            name,
-            lambda out: make.rollouts(out, name, source, policy, s),
+    def _rollouts(self, source: str, model: str, seed: int) -> None:
+        c, size = self.config, self.size(model)
+        policy = names.teacher_stage(source, model, seed)
+        raw = self._add(
+            names.rollout_stage(source, model, seed),
+            rollout_stages.rollouts,
             inputs=[policy],
             work=f"{c.rollouts.episodes} episodes on safe tasks",
             memory=lambda: size.rollout(c.rollouts.batch_size),
             flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
-            rollouts=c.rollouts,
-            training_seed=s,
+            policy=policy,
+            source=source,
+            seed=seed,
         )
         self._add(
-            rollout_stage(source, model, s, sanitized=True),
-            lambda out: make.sanitized(out, name),
-            inputs=[name],
+            names.rollout_stage(source, model, seed, sanitized=True),
+            filter_stages.sanitized,
+            inputs=[raw],
             work="keyword, action and encoding filters",
-            sanitize=c.sanitize,
+            raw=raw,
         )
 
     def _recipe(self, arm: Arm) -> dict[str, Any]:
-        """What the students of an arm share: arguments of `_trained`, or of `_add` for those that
-        roll out themselves.
-        """
-        c, size, full = self.config, self.size(arm.model), self.config.tuning.method == "full"
-        if arm.objective != "sft":
-            context.one_vocabulary(arm, self._checkpoint, lambda model: self.size(model).cfg.family)
-        reads = arm.objective != "sft" and not stores_targets(c, arm.objective)
-        live = self.size(arm.teacher_model) if reads and (full or arm.init == "other") else None
-        batch = c.distill.batch_size // c.distill.accumulate
-        work = (
-            f"{c.distill.epochs} epochs"
-            if c.distill.epochs and not arm.on_policy
-            else f"{c.distill.steps} steps"
-        )
-        work += f" x {c.distill.batch_size} episodes"
+        """What the students of an arm share: further arguments of `_trained`."""
+        c, d, size = self.config, self.config.distill, self.size(arm.model)
+        objective, stored = objectives.get(arm.objective), stores_targets(c, arm.objective)
+        if objective.soft:
+            refusals.one_vocabulary(arm, self.models)
+        refusals.check_transform(arm, stored=stored)
+        reads = objective.soft and not stored
+        teacher = self.size(arm.teacher_model) if reads else None
+        transform = transforms.get(arm.transform) if arm.transform else None
+        passes = f"{d.epochs} epochs" if d.epochs and not arm.on_policy else f"{d.steps} steps"
+        work = f"{passes} x {d.batch_size} episodes"
+        if arm.on_policy:
+            work += f", {d.rounds} rounds x {d.episodes_per_round} own episodes"
 
         @functools.cache
-        def flops():
-            return costs.student(
-                size.cfg,
-                c,
-                arm,
-                full=full,
-                teacher=self.size(arm.teacher_model).cfg if reads else None,
-            )
+        def flops() -> float:
+            geometry = teacher.cfg if teacher else None
+            return costs.student(size.cfg, c, arm, full=self._full, teacher=geometry)
 
-        common = {
+        return {
             "work": work,
             "flops": flops,
-            "arm": {"objective": arm.objective, "sanitized": arm.sanitized},
-            "distill": self._distill,
-            "tuning": c.tuning,
-            "optimizer": c.optimizer,
-            "extra_keywords": c.sanitize.extra_keywords,
-        }
-        if not arm.on_policy:
-            return {**common, "batch": batch, "live": live}
-        return common | {
-            "work": f"{work}, {c.distill.rounds} rounds x {c.distill.episodes_per_round} own episodes",
-            "memory": lambda: size.training(
-                batch, full=full, other_weights=live.weights if live else 0
-            ),
-            "rollouts": c.rollouts,
-            "sanitize": c.sanitize,
-        }
-
-    @functools.cached_property
-    def _distill(self) -> dict[str, Any]:
-        """What of `distill` all students depend on."""
-        weights = token_weights.part_of_key(self.config.distill.token_weights)
-        return {k: v for k, v in self.config.distill.items() if k != "objective"} | {
-            "token_weights": weights
+            "batch": d.batch_size // d.accumulate,
+            # Adapters of one base share its weights.
+            "live": teacher if self._full or arm.init == "other" else None,
+            "fields": tuple(f"distill.{field}" for field in objective.fields),
+            "origins": [objective.origin, transform.origin if transform else ""],
         }
 
     def _students(self, arm: Arm, seeds: Sequence[int], recipe: Mapping[str, Any]) -> None:
-        make, bases = self._makers, (base_stage(arm.model), base_stage(arm.teacher_model))
-        teachers, data, inputs = {}, {}, {}
-        for s in seeds:
-            teachers[s] = teacher = teacher_stage(arm.source, arm.teacher_model, s)
-            data[s] = (
-                [rollout_stage(arm.source, arm.teacher_model, s, sanitized=arm.sanitized)]
-                if arm.off_policy
-                else []
-            )
-            soft = [] if arm.objective == "sft" else [teacher]
+        """Adds the students of an arm of some training seeds."""
+        base, teacher_base = names.base_stage(arm.model), names.base_stage(arm.teacher_model)
+        stages, arguments, inputs = {}, {}, {}
+        for seed in seeds:
+            teacher = names.teacher_stage(arm.source, arm.teacher_model, seed)
+            data, targets = [], None
+            if arm.off_policy:
+                where = (arm.source, arm.teacher_model, seed)
+                data = [names.rollout_stage(*where, sanitized=arm.sanitized)]
             if stores_targets(self.config, arm.objective):
-                soft = [self._targets(arm, s, data[s], teacher)]
-            inputs[s] = dict.fromkeys([bases[0], *data[s], *soft, bases[1]])
-        names = {s: f"student.{arm.name}.seed{s}" for s in seeds}
+                targets = self._targets(arm, seed, *data, teacher)
+            live = teacher if objectives.get(arm.objective).soft and not targets else None
+            given = [base, *data, targets, live, teacher_base]
+            inputs[seed] = dict.fromkeys(name for name in given if name)
+            stages[seed] = names.student_stage(arm.name, seed)
+            arguments[seed] = {
+                "teacher_base": teacher_base,
+                "data": data,
+                "teacher": live,
+                "objective": arm.objective,
+                "sanitized": arm.sanitized,
+                "transform": arm.transform,
+                "seed": seed,
+            }
+            if arm.on_policy:
+                arguments[seed]["fraction"] = arm.on_policy_fraction
+            else:
+                arguments[seed]["targets"] = targets
         if not arm.on_policy:
-            self._trained(
-                arm.model,
-                names,
-                lambda s: make.off_policy(arm, s, data[s], teachers[s]),
-                inputs,
-                **recipe,
-            )
+            self._trained(student_stages, arm.model, stages, arguments, inputs, **recipe)
             return
-        for s in seeds:  # rounds of rollouts have a program of their own, which serves one policy
-            build = functools.partial(
-                make.on_policy, arm=arm, seed=s, data=data[s], teacher=teachers[s]
+        # Rounds of rollouts have a program of their own, which serves one policy.
+        size, batch, live_size = self.size(arm.model), recipe["batch"], recipe["live"]
+        other_weights = live_size.weights if live_size else 0
+        for seed, name in stages.items():
+            self._add(
+                name,
+                student_stages.on_policy,
+                inputs=inputs[seed],
+                work=recipe["work"],
+                memory=lambda: size.training(batch, full=self._full, other_weights=other_weights),
+                flops=recipe["flops"],
+                fields=recipe["fields"],
+                origins=recipe["origins"],
+                base=base,
+                **arguments[seed],
             )
-            self._add(names[s], build, inputs=inputs[s], training_seed=s, **recipe)
 
-    def _targets(self, arm: Arm, s: int, data: Sequence[str], teacher: str) -> str:
-        c, make, name = self.config, self._makers, targets_stage(arm.source, arm.teacher_model, s)
-        size = self.size(arm.teacher_model)
-        fields = ("top_k", "temperature", "mask_unsafe", "max_tokens", "batch_size")
+    def _targets(self, arm: Arm, seed: int, data: str, teacher: str) -> str:
+        c, size = self.config, self.size(arm.teacher_model)
         return self._add(
-            name,
-            lambda out: make.targets(out, name, *data, teacher),
-            inputs=[*data, teacher],
+            names.targets_stage(arm.source, arm.teacher_model, seed),
+            target_stages.targets,
+            inputs=[data, teacher],
             work=f"the teacher's {c.distill.top_k} likeliest tokens at each agent token",
             memory=lambda: size.training(c.distill.batch_size, full=False),
             flops=lambda: costs.reading(size.cfg, c.rollouts.episodes, c.distill.max_tokens),
-            distill={field: c.distill[field] for field in fields},
-            extra_keywords=c.sanitize.extra_keywords,
+            data=data,
+            teacher=teacher,
         )
 
-    def _probing(self, arm: Arm) -> dict[str, Any]:
-        """What the probes of an arm share: arguments of `_add`."""
-        c, size = self.config, self.size(arm.model)
-        return {
-            "work": f"{c.probe.tasks} ambiguous tasks sampled and greedy; {c.probe.ordinary_tasks} ordinary tasks",
-            "memory": lambda: size.rollout(c.probe.batch_size),
-            "flops": functools.cache(
-                lambda: costs.episodes(size.cfg, c, 2 * c.probe.tasks + c.probe.ordinary_tasks)
-            ),
-            "probe": c.probe,
-            "rollouts": self._episodes,
-            "setting": c.setting,
-        }
-
-    @functools.cached_property
-    def _episodes(self) -> dict[str, Any]:
-        """What of `rollouts` probes depend on."""
-        return {
-            k: self.config.rollouts[k] for k in ("max_turns", "max_new_tokens", "max_tool_tokens")
-        }
-
-    def _probe(self, arm: Arm, s: int, shared: Mapping[str, Any]) -> str:
-        make, policy = self._makers, policy_stage(arm, s)
-        build = functools.partial(make.probe, policy_stage=policy, seed=s)
-        return self._add(
-            f"probe.{arm.name}.seed{s}", build, inputs=[policy], training_seed=s, **shared
-        )
+    def _probes(self, arm: Arm, seeds: Sequence[int]) -> list[str]:
+        """Adds the probes of an arm's policies, those of plugins included; returns their names."""
+        c, p, size = self.config, self.config.probe, self.size(arm.model)
+        episodes = 2 * p.tasks + p.ordinary_tasks
+        out = []
+        for seed in seeds:
+            policy = names.policy_stage(arm, seed)
+            name = self._add(
+                names.probe_stage(arm.name, seed),
+                probe_stages.probe,
+                inputs=[policy],
+                work=f"{p.tasks} ambiguous tasks sampled and greedy; "
+                f"{p.ordinary_tasks} ordinary tasks",
+                memory=lambda: size.rollout(p.batch_size),
+                flops=lambda: costs.episodes(size.cfg, c, episodes),
+                policy=policy,
+                seed=seed,
+            )
+            out.append(name)
+            for probe in probe_records.extra(c.plugins):
+                name = self._add(
+                    names.probe_stage(arm.name, seed, probe.name),
+                    extra_probe_stages.extra_probe,
+                    inputs=[policy],
+                    work=f"{probe.label}: {', '.join(column.name for column in probe.columns)}",
+                    memory=lambda: size.rollout(p.batch_size),
+                    origins=[probe.origin],
+                    probe=probe.name,
+                    policy=policy,
+                    seed=seed,
+                )
+                out.append(name)
+        return out
 
     def _choices(self, model: str) -> str:
-        c, make, size = self.config, self._makers, self.size(model)
-        policies = list(
-            dict.fromkeys(
-                policy_stage(arm, s) for s in self.seeds for arm in self.arms if arm.model == model
-            )
-        )
+        c, size = self.config, self.size(model)
+        scored: dict[str, None] = {}
+        for seed in self.seeds:
+            for arm in self.arms:
+                if arm.model == model:
+                    scored[names.policy_stage(arm, seed)] = None
+        adapted = [name for name in scored if names.is_tuned(name) and not self._full]
+        rows = c.probe.tasks * len(scored)
         return self._add(
-            choice_stage(model),
-            lambda out: make.choices(out, policies),
-            inputs=policies,
-            work=f"{c.probe.tasks} decisions of {len(policies)} policies scored",
+            names.choice_stage(model),
+            choice_stages.choices,
+            inputs=scored,
+            work=f"{c.probe.tasks} decisions of {len(scored)} policies scored",
             memory=lambda: size.rollout(c.probe.batch_size),
-            flops=lambda: costs.reading(
-                size.cfg, c.probe.tasks * len(policies), c.distill.max_tokens
-            ),
-            tasks=c.probe.tasks,
-            setting=c.setting,
+            flops=lambda: costs.reading(size.cfg, rows, c.distill.max_tokens),
+            scored=list(scored),
+            adapted=adapted,
         )
 
-    # -- the run -----------------------------------------------------------------------------------------------------
+    # -- the run -----------------------------------------------------------------------------------
 
     def check(self) -> None:
-        """Raises UserError for what can be planned but not run: models without weights, what a
-        device cannot do or hold.
+        """Refuses what can be planned but not run.
+
+        Raises:
+          UserError: for models without weights, and for what a device cannot do or hold.
         """
-        for model in (self.config.models or {}).values():
-            if model.startswith(checks.PRESET):
-                raise UserError(
-                    f"{model} is a geometry without weights, for --dry_run: give the checkpoint's directory instead."
-                )
-        if isinstance(self._mesh, Mesh):
-            for model in dict.fromkeys(arm.model for arm in self.arms):
-                cfg = self.size(model).cfg
-                attention_kernels.check(
-                    cfg.attention, cfg.head_width, cfg.dtype, self._mesh.devices.flat[0].platform
-                )
-            limit = memory.device_limit()
-            for stage in self.plan.values():
-                if stage.name.startswith("population.") and stage.memory() > limit:
-                    raise UserError(
-                        f"{stage.name} needs an estimated {stage.memory() / 2**30:.1f} GiB on each device, which has "
-                        f"{limit / 2**30:.1f}: choose a smaller --config.population."
-                    )
+        refusals.check_weights(self.config.models or {})
+        if not isinstance(self._mesh, Mesh):
+            return
+        for model in dict.fromkeys(arm.model for arm in self.arms):
+            refusals.check_kernels(self.size(model), self._mesh)
+        limit = memory.device_limit()
+        for stage in self.plan.values():
+            if names.is_population(stage.name):
+                refusals.check_memory(stage.name, stage.memory(), limit)
 
     def run(self, store: artifacts.Store, log: Callable[[str], None]) -> Path:
         """Makes every stage that is not there yet; returns the folder of the results.
@@ -558,14 +594,11 @@ class Experiment:
         self.check()
         for stage in self.plan.values():
             store.stage(stage.name, stage.key, stage.build, log=log, facts=stage.facts())
+        results, report = self.path(names.RESULTS), self.path(names.REPORT)
         if processes.leads():
-            publish(
-                self.path("results"),
-                self.path("report"),
-                self.workdir,
-                {s.name: s.folder for s in self.plan.values()},
-            )
-        return self.path("results")
+            folders = {stage.name: stage.folder for stage in self.plan.values()}
+            publish(results, report, self.workdir, folders)
+        return results
 
 
 @functools.cache

@@ -12,15 +12,11 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from subtransfer.experiment import lengths
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout import engine
 from subtransfer.runtime import sharding
-from subtransfer.runtime.errors import UserError
 from subtransfer.training.chunked_loss import chunk_bytes
-
-LARGEST_SCORES = (
-    1 << 35
-)  # bytes of one layer's attention scores on a device: more than any leaves room for
 
 
 @functools.cache
@@ -74,7 +70,7 @@ class Sizes:
           other_weights: bytes of a live teacher whose base is not shared.
         """
         cfg, tuning = self.cfg, self.config.tuning
-        length = self._episode_tokens()
+        length = lengths.episode_tokens(self.config)
         tokens = -(-batch // self.rows) * length
         trained = self._held if full else lora_size(cfg, tuning) // self.rows
         state = (
@@ -127,30 +123,6 @@ class Sizes:
         gradients = 4 * (tables * table + layer) if full else 0
         return (self._width * max(table, layer) + gradients) // self.tensor
 
-    def check_context(self, model: str, batch: int) -> None:
-        """Refuses episodes that are longer than a model, or plain attention, can take.
-
-        Args:
-          model: its name, for the sentence.
-          batch: episodes that a training step takes at a time.
-
-        Raises:
-          UserError: it says what would do.
-        """
-        cfg, length = self.cfg, self._episode_tokens()
-        if length > cfg.max_positions:
-            raise UserError(
-                f"Episodes of {length:,} tokens do not fit {model}, which was made for {cfg.max_positions:,} positions: lower "
-                "distill.max_tokens, or rollouts.max_turns, max_new_tokens and max_tool_tokens."
-            )
-        scores = 4 * -(-batch // self.rows) * cfg.num_heads * length**2 // self.tensor
-        if cfg.attention == "xla" and scores > LARGEST_SCORES:
-            raise UserError(
-                f"base.attention=xla would make {scores / 2**30:,.0f} GiB of scores a layer on each device, of every two of "
-                f"{length:,} positions of {model}: use base.attention=pallas on a TPU or cudnn on a GPU, whose kernels keep "
-                "none of them, or lower distill.max_tokens."
-            )
-
     def population(
         self, members: int, batch: int, *, full: bool, teacher: Sizes | None = None
     ) -> int:
@@ -186,9 +158,9 @@ class Sizes:
         rows = -(-batch // self.rows)
         lane = -(-rows // 2)  # two lanes take turns, so that one's work is half of all rows
         token = 2 * cfg.num_layers * cfg.num_kv_heads * cfg.head_width * self._width // split
-        prefix, slot = prefix_tokens(self.config), slot_tokens(self.config)
+        prefix, slot = lengths.prefix_tokens(self.config), lengths.slot_tokens(self.config)
         logits = 4 * cfg.vocab_size // self.tensor
-        fed = min(self.config.rollouts.max_tool_tokens + 64, engine.CHUNK)
+        fed = lengths.fed_tokens(self.config)
         # Float32 scores and weights of one layer's attention, the fed tokens' KV, the MLP's
         # activations.
         scores = 2 * 4 * cfg.num_heads // self.tensor * fed * (prefix + slot + fed)
@@ -198,9 +170,6 @@ class Sizes:
         )
         burst = lane * (engine.Shape.burst * token + 4 * logits)
         return self.weights + (rows * slot + prefix) * token + rows * logits + max(feed, burst)
-
-    def _episode_tokens(self) -> int:
-        return max(self.config.distill.max_tokens, slot_room(self.config))
 
 
 def device_limit() -> int:
@@ -212,27 +181,6 @@ def device_limit() -> int:
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
-
-
-def slot_room(config) -> int:
-    """Tokens of an episode beyond the prompt that all share."""
-    r = config.rollouts
-    return 64 + r.max_turns * (r.max_new_tokens + r.max_tool_tokens)
-
-
-def prefix_tokens(config) -> int:
-    """Tokens of the shared prompt, as far as a plan knows them: what the longest episode has beyond
-    a slot's room.
-    """
-    return max(config.distill.max_tokens - slot_room(config), 0)
-
-
-def slot_tokens(config) -> int:
-    """Length of a slot."""
-    shape = engine.Shape(
-        1, slot_room(config), 1, min(config.rollouts.max_tool_tokens + 64, engine.CHUNK)
-    )
-    return shape.length
 
 
 def lora_size(cfg: DecoderConfig, tuning) -> int:

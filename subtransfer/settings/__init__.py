@@ -12,3 +12,13 @@ def get(name: str) -> Setting:
     from subtransfer.settings import api, bash
 
     return {"api": api.ApiSetting, "bash": bash.BashSetting}[name]()
+
+
+def identity(name: str) -> str:
+    """What stands for a setting in the keys of artefacts (JSON): its name."""
+    return name
+
+
+def source(name: str) -> str:
+    """The module whose imports are a setting's code."""
+    return f"{__name__}.{name}"

@@ -17,7 +17,8 @@ from subtransfer.analysis.scaling_laws import LOG_ODDS, RATE
 from subtransfer.analysis.summary import Outcomes
 from subtransfer.config import checks
 from subtransfer.config import reading as configuration
-from subtransfer.config.arms import Arm, arms, rollout_stage
+from subtransfer.config.arms import Arm, arms
+from subtransfer.experiment import names
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
@@ -205,7 +206,7 @@ def _scalars(bundle: Mapping[str, Any], arm: Arm, seeds: Iterable[int]) -> dict[
                 out["final_divergence"] = curves.get("reverse_kl", curves["loss"])[-1]
         if arm.off_policy and arm.sanitized:
             manifest = bundle["manifests"][
-                rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
+                names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
             ]
             out |= {"trajectories": manifest["kept"], "dropped": manifest["dropped"]}
         return out

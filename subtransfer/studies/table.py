@@ -25,8 +25,7 @@ from subtransfer.analysis import statistics
 from subtransfer.analysis.scaling_laws import LOG_ODDS
 from subtransfer.analysis.summary import COLUMNS
 from subtransfer.config import reading as configuration
-from subtransfer.config.arms import rollout_stage
-from subtransfer.experiment import results
+from subtransfer.experiment import names
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.artifacts import atomic_write, os_errors
 from subtransfer.store.provenance import FACTS
@@ -151,18 +150,18 @@ def _of_seed(arm: RunArm, i: int) -> dict[str, Any]:
     seed, stages, design = arm.seeds[i], arm.provenance.get("stages", {}), arm.design
     out = {name: _plain(float(outcomes[:, i].mean())) for name, outcomes in arm.outcomes.items()}
     out |= {name: _plain(float(values[i])) for name, values in arm.scalars.items()}
-    names = {
-        "policy": results.policy_stage(design, seed),
-        "trajectories": rollout_stage(
+    made_of = {
+        "policy": names.policy_stage(design, seed),
+        "trajectories": names.rollout_stage(
             design.source, design.teacher_model, seed, sanitized=design.sanitized
         )
         if design.off_policy
         else None,
-        "probe": f"probe.{design.name}.seed{seed}",
-        "choice": results.choice_stage(design.model),
+        "probe": names.probe_stage(design.name, seed),
+        "choice": names.choice_stage(design.model),
         "results": "results",
     }
-    return out | {f"artifact.{what}": stages.get(name) for what, name in names.items()}
+    return out | {f"artifact.{what}": stages.get(name) for what, name in made_of.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from subtransfer.config.sweep import expand
-from subtransfer.experiment.results import publish
+from subtransfer.experiment.publishing import publish
 from subtransfer.store import artifacts
 from subtransfer.studies import sweep_page, table
 from subtransfer.sweeps import devices, show

@@ -9,6 +9,8 @@ from array import array
 from collections.abc import Iterator
 from typing import Any
 
+from subtransfer.experiment import names
+
 
 class Node:
     """A stage of a plan; many members may need it.
@@ -29,7 +31,7 @@ class Node:
     @property
     def kind(self) -> str:
         """What it does: the part of the name before the first dot."""
-        return self.name.partition(".")[0]
+        return names.kind(self.name)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from subtransfer.experiment import names
 from subtransfer.sweeps.jobs import log_path
 from subtransfer.sweeps.schedule import Failure, Node, Plan
 
@@ -41,7 +42,7 @@ class Rates:
             if record["what"] != "computed" or "flops" not in record:
                 continue
             total += 1
-            kind = record["stage"].partition(".")[0].partition("-")[0]
+            kind = names.kind(record["stage"])
             for name in (kind, "") if record["flops"] else (kind,):
                 seconds[name] = seconds.get(name, 0.0) + record["seconds"]
                 flops[name] = flops.get(name, 0.0) + record["flops"]
@@ -174,5 +175,5 @@ def print_end(
     )
 
 
-def _listed(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _listed(words: Sequence[str], most: int = 5) -> str:
+    return ", ".join(words[:most]) + (f" and {len(words) - most} more" if len(words) > most else "")

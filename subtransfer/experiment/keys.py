@@ -1,0 +1,334 @@
+"""What a stage's key holds: all that decides its artefact, and no more.
+
+    {"kind": the stage's kind, "seed": the config's seed, "inputs": digests of the stages it reads,
+     "config": the fields it declares to read, "arguments": what else its function is given,
+     "code": hash of the modules that its function's module imports, versions of libraries, flags}
+
+An artefact's folder is named by the key's digest. Code is found by following import statements, so
+that editing a probe, the report or a launcher leaves every earlier stage's key as it is
+(docs/keys.md, `tests/test_keys.py`).
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+import subtransfer
+from subtransfer import settings
+from subtransfer.config import plugins
+from subtransfer.distillation import token_weights
+from subtransfer.experiment.declared import ALWAYS, EVERYTHING, WATCHED
+from subtransfer.store import artifacts
+from subtransfer.store.schema import canonical_json
+
+# Modules that cannot change what an artefact holds; neither they nor their imports are part of any
+# key. Whoever adds one says why.
+LEFT_OUT = frozenset(
+    (
+        # How fields of the config are checked and records found by name: what is read of a field,
+        # and which record is meant, is in the key.
+        "subtransfer.runtime.field",
+        "subtransfer.runtime.registry",
+        # How processes find each other, end and show themselves; the sentences of errors.
+        "subtransfer.runtime.errors",
+        "subtransfer.runtime.preemption",
+        "subtransfer.runtime.processes",
+        "subtransfer.runtime.progress",
+        # How artefacts are stored, shared out and copied: the same bytes come back, or an error.
+        "subtransfer.store.artifacts",
+        "subtransfer.store.buckets",
+        "subtransfer.store.leases",
+        "subtransfer.store.provenance",
+        # How trainings are watched and kept from being lost: a resumed one ends with the same bits.
+        "subtransfer.training.checkpoints",
+        "subtransfer.training.metrics",
+        "subtransfer.training.run",
+    )
+)
+# Modules that look others up by name. They are followed no further: what a config names is added by
+# name (`Sources.code`), so that runs of one setting do not hold the others.
+REGISTRIES = frozenset(("subtransfer.settings",))
+# Import packages that are part of a key as a whole, once any of it is imported: the shell looks its
+# commands up by name. What of it no run imports is left out.
+WHOLE = ("shellworld",)
+_BESIDE_WHOLE = ("tests", "tools")
+# Libraries whose version cannot change a number or a text: command lines, types, and storage.
+HARMLESS_LIBRARIES = frozenset(
+    (
+        "absl",
+        "fsspec",
+        "jaxtyping",
+        "ml_collections",
+        "orbax",
+        "rich",
+        "safetensors",
+        "tensorflow_datasets",
+        "typing_extensions",
+    )
+)
+
+# JAX's flags that change numbers or random bits.
+JAX_FLAGS = (
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_disable_jit",
+    "jax_enable_x64",
+    "jax_numpy_dtype_promotion",
+    "jax_threefry_partitionable",
+)
+COMPILER_VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")
+# The compiler's flags that change no number: how many devices a CPU plays, and what is dumped and
+# printed. Any other is part of the key, as nobody can know what it does.
+HARMLESS_FLAGS = frozenset(
+    (
+        "--xla_force_host_platform_device_count",
+        "--xla_dump_to",
+        "--xla_dump_hlo_as_text",
+        "--xla_dump_hlo_as_proto",
+        "--xla_dump_hlo_pass_re",
+        "--xla_gpu_per_fusion_autotune_cache_dir",
+        "--xla_hlo_profile",
+    )
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Closure:
+    """What a module imports, directly or not.
+
+    Attributes:
+      modules: of this repository, without those left out.
+      libraries: the top-level names of the others, without Python's own.
+    """
+
+    modules: frozenset[str]
+    libraries: frozenset[str]
+
+
+class Sources:
+    """The source files that keys are made of.
+
+    Args:
+      folders: import package -> its folder; default: where this process has them from.
+    """
+
+    def __init__(self, folders: Mapping[str, Path] | None = None):
+        here = Path(subtransfer.__file__).parent
+        found = {"subtransfer": here, "shellworld": here.parent / "shellworld"}
+        self._files: dict[str, Path] = {}
+        for package, folder in {**found, **(folders or {})}.items():
+            for path in sorted(folder.rglob("*.py")):
+                parts = [package, *path.relative_to(folder).with_suffix("").parts]
+                if package in WHOLE and parts[1] in _BESIDE_WHOLE:
+                    continue
+                self._files[".".join(part for part in parts if part != "__init__")] = path
+        self._imports: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
+        self._closures: dict[str, Closure] = {}
+        self._hashes: dict[str, str] = {}
+        self._codes: dict[Any, dict[str, Any]] = {}
+
+    def code(self, modules: Iterable[str], origins: Iterable[str] = ()) -> dict[str, Any]:
+        """The part of a key that says which code makes an artefact; one object for each question.
+
+        Args:
+          modules: whose import closures it is made of.
+          origins: files of plugins whose records the code calls.
+        """
+        question = (tuple(modules), tuple(sorted(set(origins))))
+        if question not in self._codes:
+            closures = [self.closure(module) for module in (*question[0], *question[1])]
+            names = frozenset[str]().union(*(closure.modules for closure in closures))
+            libraries = frozenset[str]().union(*(closure.libraries for closure in closures))
+            self._codes[question] = {
+                "sources": self._hash(names),
+                "libraries": versions(libraries),
+                "flags": flags() if "jax" in libraries else {},
+                "plugins": [plugins.digest(origin) for origin in question[1]],
+            }
+        return self._codes[question]
+
+    def closure(self, module: str) -> Closure:
+        """All that a module's import statements lead to, those within functions included.
+
+        Args:
+          module: its name, or the path of a user's file (which is no part of the closure).
+        """
+        if module not in self._closures:
+            modules: set[str] = set()
+            libraries: set[str] = set()
+            ahead = [module]
+            while ahead:
+                name = ahead.pop()
+                if name in modules or name in LEFT_OUT:
+                    continue
+                if name in self._files:
+                    modules.add(name)
+                package = name.partition(".")[0]
+                if package in WHOLE:
+                    ahead += [f for f in self._files if f.partition(".")[0] == package]
+                ours, theirs = self._imported_by(name)
+                libraries |= theirs
+                if name not in REGISTRIES:
+                    ahead += ours
+            self._closures[module] = Closure(frozenset(modules), frozenset(libraries))
+        return self._closures[module]
+
+    def _imported_by(self, module: str) -> tuple[frozenset[str], frozenset[str]]:
+        """The modules of this repository, and the libraries, that one module imports itself."""
+        if module not in self._imports:
+            path = self._files.get(module) or Path(module)
+            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+            tree = ast.parse(path.read_bytes())
+            ours, theirs = set(), set()
+            for name in _imported(tree, package, self._files):
+                top = name.partition(".")[0]
+                if name in self._files:
+                    ours.add(name)
+                elif top not in sys.stdlib_module_names and top not in HARMLESS_LIBRARIES:
+                    theirs.add(top)
+            self._imports[module] = frozenset(ours), frozenset(theirs)
+        return self._imports[module]
+
+    def _hash(self, modules: Iterable[str]) -> str:
+        whole = hashlib.sha256()
+        for module in sorted(modules):
+            if module not in self._hashes:
+                source = self._files[module].read_bytes()
+                self._hashes[module] = hashlib.sha256(source).hexdigest()
+            whole.update(f"{module} {self._hashes[module]}\n".encode())
+        return whole.hexdigest()[:16]
+
+
+def _imported(tree: ast.AST, package: str, files: Mapping[str, Path]) -> Iterator[str]:
+    """The names that import statements lead to, but for those that only type checkers read.
+
+    Args:
+      package: what relative imports start from.
+      files: the modules of this repository: `from X import Y` may mean the module X.Y.
+    """
+    ahead: list[ast.AST] = [tree]
+    while ahead:
+        node = ahead.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            ahead += node.orelse
+            continue
+        ahead += ast.iter_child_nodes(node)
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = node.module or ""
+            if node.level:
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                origin = ".".join([*parents, *origin.split(".")] if origin else parents)
+            for alias in node.names:
+                whole = f"{origin}.{alias.name}"
+                yield whole if whole in files else origin
+
+
+@functools.cache
+def sources() -> Sources:
+    """The sources of this process, read once: what is edited later is for the next one."""
+    return Sources()
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """The installed version of each library, by its top-level name; "none" if it is not there."""
+    names = set(libraries)
+    if "jax" in names:
+        names.add("jaxlib")
+    return {name: _version(name) for name in sorted(names)}
+
+
+@functools.cache
+def _version(library: str) -> str:
+    try:
+        return importlib.metadata.version(library)
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
+
+
+def flags() -> dict[str, Any]:
+    """The flags of JAX and its compiler that change numbers, as JSON types."""
+    values: dict[str, Any] = {}
+    for name in JAX_FLAGS:
+        value = getattr(jax.config, name)
+        values[name] = value if isinstance(value, bool) else str(value)
+    for variable in COMPILER_VARIABLES:
+        text = os.environ.get(variable, "").strip()
+        if text and not text.startswith("-"):  # as XLA has it, the name of a file of flags
+            text = Path(text).read_text() if Path(text).is_file() else text
+        given = [flag for flag in text.split() if flag.partition("=")[0] not in HARMLESS_FLAGS]
+        values[variable] = sorted(given)
+    return values
+
+
+# -- the config ------------------------------------------------------------------------------------
+
+# What a field's value stands for, where that is not the value itself: the files that it names.
+_IDENTITIES: Mapping[str, Callable[[Any], Any]] = {
+    "plugins": lambda origins: [plugins.digest(origin) for origin in origins],
+    "setting": settings.identity,
+    "distill.token_weights": token_weights.part_of_key,
+}
+
+
+def config_of(config: Mapping[str, Any], declared: Iterable[str]) -> dict[str, Any]:
+    """The values of declared fields, nested like the config, with the identity of files for names.
+
+    Raises:
+      UserError: a file that a field names is missing or cannot be read.
+    """
+    fields = set(declared)
+    if EVERYTHING in fields:
+        fields = {name for name in config if name not in WATCHED}
+    out: dict[str, Any] = {}
+    for field in sorted(fields.difference(ALWAYS)):
+        *rooms, name = field.split(".")
+        value, place = config, out
+        for room in rooms:
+            value = value[room]
+            place = place.setdefault(room, {})
+        place[name] = _identified(field, value[name])
+    return out
+
+
+def _identified(field: str, value: Any) -> Any:
+    """A field's value, or what its value stands for; a room is a new dict of its fields."""
+    if isinstance(value, Mapping):
+        return {name: _identified(f"{field}.{name}", part) for name, part in value.items()}
+    return _IDENTITIES[field](value) if field in _IDENTITIES else value
+
+
+class Digests:
+    """`artifacts.digest` of keys; parts that many keys share are written as JSON once."""
+
+    SHARED = ("code", "config")
+
+    def __init__(self) -> None:
+        self._texts: dict[int, tuple[str, Any]] = {}
+
+    def of(self, key: Mapping[str, Any]) -> str:
+        """The digest of a key."""
+        parts = []
+        for name in sorted(key):
+            text = self._text(key[name]) if name in self.SHARED else canonical_json(key[name])
+            parts.append(f'"{name}":{text}')
+        return artifacts.digest_of("{" + ",".join(parts) + "}")
+
+    def _text(self, part: Any) -> str:
+        found = self._texts.get(id(part))
+        if found is None:
+            # The part is kept, so that no other object gets its id.
+            found = self._texts[id(part)] = (canonical_json(part), part)
+        return found[0]

@@ -1,0 +1,36 @@
+"""Lengths of episodes in tokens, as far as a config decides them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from subtransfer.rollout import engine
+
+
+def slot_room(config: Any) -> int:
+    """Tokens of an episode beyond the prompt that all share."""
+    r = config.rollouts
+    return 64 + r.max_turns * (r.max_new_tokens + r.max_tool_tokens)
+
+
+def episode_tokens(config: Any) -> int:
+    """The longest row that a model has to read."""
+    return max(config.distill.max_tokens, slot_room(config))
+
+
+def prefix_tokens(config: Any) -> int:
+    """Tokens of the shared prompt, as far as a plan knows them.
+
+    That is what the longest episode has beyond a slot's room.
+    """
+    return max(config.distill.max_tokens - slot_room(config), 0)
+
+
+def fed_tokens(config: Any) -> int:
+    """Tokens of a tool's result that a slot is fed at a time."""
+    return min(config.rollouts.max_tool_tokens + 64, engine.CHUNK)
+
+
+def slot_tokens(config: Any) -> int:
+    """Length of a slot."""
+    return engine.Shape(1, slot_room(config), 1, fed_tokens(config)).length

@@ -1,0 +1,37 @@
+"""How stages write what is no array: JSON files, and curves of few points."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subtransfer.store import artifacts
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as JSON, in one order of its names."""
+    artifacts.atomic_write(path, json.dumps(value, sort_keys=True, indent=1) + "\n")
+
+
+def thinned(curves: Mapping[str, Sequence[float]], points: int = 60) -> dict[str, list[float]]:
+    """Curves of at most `points` points, for the report.
+
+    Each point is the mean of a stretch of the curve; all stretches are equally long.
+
+    Args:
+      curves: one float a step of each metric.
+
+    Returns:
+      The metrics' means, and "step": the step at which each stretch ends.
+    """
+    steps = len(next(iter(curves.values())))
+    edges = np.unique(np.linspace(0, steps, min(points, steps) + 1).astype(int))
+    stretches = list(zip(edges[:-1], edges[1:], strict=True))
+    out: dict[str, list[float]] = {"step": [int(edge) for edge in edges[1:]]}
+    for name, values in curves.items():
+        out[name] = [float(np.round(np.mean(values[a:b]), 6)) for a, b in stretches]
+    return out

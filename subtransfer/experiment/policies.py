@@ -1,0 +1,70 @@
+"""Loaded policies, tokenizers and chat formats: each is there once for all stages of a process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from subtransfer.experiment.context import Context
+from subtransfer.models.chat import ChatFormat
+from subtransfer.rollout.policy import META, Policy, load_policy, load_policy_tokenizer
+from subtransfer.settings.base import Setting
+
+# A stage works with two models (a teacher's and a student's) and two policies tuned from them. So
+# many are kept while another is loaded.
+KEPT = 2
+
+
+def policy(context: Context, name: str) -> Policy:
+    """A finished stage's policy, its parameters on their devices."""
+    folder, resident = context.path(name), context.resident
+    for loaded in (resident.bases, resident.tuned):
+        if folder in loaded:
+            return _used(loaded, folder)
+    base = _base_of(folder)
+    if base in resident.bases:
+        _used(resident.bases, base)  # it is needed, and must not make room
+    for loaded in (resident.bases, resident.tuned):
+        while len(loaded) > KEPT:
+            loaded.pop(next(iter(loaded)))
+    found = load_policy(folder, context.mesh, resident=resident.bases)
+    if folder not in resident.bases:
+        resident.tuned[folder] = found
+    return found
+
+
+def tokenizer(context: Context, base: str) -> Any:
+    """A base's tokenizer, without its weights."""
+    folder, tokenizers = context.path(base), context.resident.tokenizers
+    if folder not in tokenizers:
+        loaded = context.resident.bases.get(folder)
+        tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder)
+    return tokenizers[folder]
+
+
+def chat(context: Context, of: Policy) -> ChatFormat:
+    """The chat format of a policy's tokenizer in the run's setting."""
+    return chat_format(of.tokenizer, context.setting)
+
+
+def chat_format(tokenizer: Any, setting: Setting) -> ChatFormat:
+    """The chat format of a tokenizer.
+
+    There is one a tokenizer, which learns the template once and caches encoded texts.
+    """
+    if not hasattr(tokenizer, "_subtransfer_chat"):
+        tokenizer._subtransfer_chat = ChatFormat(tokenizer, setting)
+    return tokenizer._subtransfer_chat
+
+
+def _used(loaded: dict[Path, Any], folder: Path) -> Any:
+    """Moves an entry to the end, as the most recently used one."""
+    found = loaded[folder] = loaded.pop(folder)
+    return found
+
+
+def _base_of(folder: Path) -> Path | None:
+    """The folder of the base that a policy was tuned from; None of a base itself."""
+    base = json.loads((folder / META).read_text())["base"]
+    return folder.parent / base if base else None

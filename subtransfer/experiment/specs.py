@@ -1,0 +1,27 @@
+"""How episodes are run: to learn from them, and to probe a policy."""
+
+from __future__ import annotations
+
+from subtransfer.experiment.context import Context
+from subtransfer.rollout.episodes import RolloutSpec
+
+_LENGTHS = ("max_turns", "max_new_tokens", "max_tool_tokens")
+_OPTIONS = ("top_k", "top_p", "min_p", "well_formed", "weights", "int8_cache")
+# The fields that `to_learn_from` reads, and those that `to_probe` does.
+LEARNED = tuple(f"rollouts.{field}" for field in ("temperature", *_LENGTHS, *_OPTIONS))
+PROBED = ("probe.batch_size", *(f"rollouts.{field}" for field in _LENGTHS))
+
+
+def to_learn_from(context: Context, batch_size: int) -> RolloutSpec:
+    """How trajectories to learn from are made."""
+    r = context.config.rollouts
+    options = {name: r[name] for name in _OPTIONS}
+    lengths = (r.max_turns, r.max_new_tokens, r.max_tool_tokens)
+    return RolloutSpec(batch_size, *lengths, r.temperature, **options)
+
+
+def to_probe(context: Context, temperature: float) -> RolloutSpec:
+    """How a policy is probed: as it is, in full precision and free to fail."""
+    r = context.config.rollouts
+    lengths = (r.max_turns, r.max_new_tokens, r.max_tool_tokens)
+    return RolloutSpec(context.config.probe.batch_size, *lengths, temperature)

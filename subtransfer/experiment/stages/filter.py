@@ -1,0 +1,34 @@
+"""What is left of trajectories after the filters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subtransfer.experiment.context import Context
+from subtransfer.experiment.declared import reads
+from subtransfer.experiment.output import write_json
+from subtransfer.filtering import sanitize
+from subtransfer.rollout.episodes import require
+from subtransfer.store import trajectories
+
+
+@reads("setting", "sanitize")
+def sanitized(out: Path, context: Context, *, raw: str) -> None:
+    """Writes the trajectories that pass the filters, and the manifest of those that do not.
+
+    Args:
+      raw: the stage of the trajectories.
+
+    Raises:
+      UserError: fewer are left than `sanitize.min_kept`.
+    """
+    config = context.config.sanitize
+    kept, manifest = sanitize.sanitize(
+        trajectories.read(context.path(raw) / "trajectories"),
+        context.setting,
+        extra_keywords=tuple(config.extra_keywords),
+    )
+    remedy = "roll out more (--config.rollouts.episodes)"
+    require(kept, config.min_kept, f"Sanitizing {raw}", remedy)
+    trajectories.write(out / "trajectories", kept, f"Sanitized episodes of {raw}.")
+    write_json(out / "manifest.json", manifest)

@@ -1,0 +1,29 @@
+"""A base from a Hugging Face directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subtransfer.experiment.context import Context
+from subtransfer.experiment.declared import reads
+from subtransfer.models import families, hf
+from subtransfer.models.chat import ChatFormat
+from subtransfer.rollout.policy import save_imported
+
+
+@reads("setting", "base.dtype", "base.remat", "base.attention")
+def imported(out: Path, context: Context, *, checkpoint: str) -> None:
+    """Checks a checkpoint and writes a policy that stays where it is.
+
+    Args:
+      checkpoint: its directory (the key holds the digest of its files instead).
+
+    Raises:
+      UserError: the model, its tokenizer or its template cannot be used in the setting. That is
+        said before anything is built on it.
+    """
+    directory, base = Path(checkpoint), context.config.base
+    cfg = families.read_config(directory, base.dtype, base.remat, base.attention)
+    ChatFormat(hf.load_tokenizer(directory, cfg), context.setting)
+    hf.Checkpoint(directory).check(cfg)
+    save_imported(out, cfg, directory)

@@ -1,0 +1,222 @@
+"""Collects what the stages of a run left behind: all that tables and the report are drawn from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subtransfer.analysis import summary
+from subtransfer.config import reading as configuration
+from subtransfer.config.arms import Arm, stores_targets
+from subtransfer.experiment import names
+from subtransfer.experiment.context import Context
+from subtransfer.experiment.declared import EVERYTHING, reads
+from subtransfer.report import tables
+from subtransfer.probes import records
+from subtransfer.store import artifacts, trajectories
+from subtransfer.training import objectives
+
+SAMPLES = 6  # trajectories shown before and after sanitizing
+
+
+@reads(EVERYTHING)
+def results(
+    out: Path, context: Context, *, arms: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+) -> None:
+    """Writes results.csv, results.jsonl and results.json.
+
+    Args:
+      arms: the fields of all `Arm`s.
+      seeds: the training seeds.
+    """
+    bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
+    config = context.config
+    rows = summary.summarise(
+        bundle,
+        episodes,
+        acts=context.setting.benign_outcomes,
+        confidence=config.statistics.confidence,
+        n_boot=config.statistics.bootstrap,
+        seed=config.seed,
+    )
+    artifacts.atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
+    tables.write_jsonl(episodes, out / "results.jsonl")
+    tables.write_csv(rows, out / "results.csv")
+
+
+def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
+    """What results.json says of an arm; `arms` are the names of all arms of the run."""
+    soft = bool(arm.objective) and objectives.get(arm.objective).soft
+    return {
+        "arm": arm.name,
+        "label": arm.label,
+        "role": arm.role,
+        "objective": arm.objective,
+        "init": arm.init,
+        "sanitized": arm.sanitized,
+        "masked": soft and arm.sanitized and config.distill.mask_unsafe,
+        "base": arm.base,
+        "control": arm.control if arm.control in arms else None,
+        "twin": arm.twin if arm.twin in arms else None,
+        "teacher": arm.teacher if arm.objective else None,
+        "teacher_base": arm.teacher_model,
+    }
+
+
+def collect(
+    context: Context, arms: Sequence[Arm], seeds: Iterable[int]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Reads the artefacts of all arms and seeds.
+
+    Returns:
+      The bundle that becomes results.json, and the probe episodes that become results.jsonl.
+    """
+    config, seeds = context.config, list(seeds)
+    episodes: list[dict[str, Any]] = []
+    capability: dict[str, dict[str, Any]] = {}
+    curves: dict[str, dict[str, Any]] = {}
+    purity: dict[str, dict[str, Any]] = {}
+    contexts: list[tuple[Any, Any]] = []  # probed in, trained in (or None), of each policy
+    decisions = {model: _decisions(context, model) for model in {arm.model: None for arm in arms}}
+    for arm in arms:
+        for seed in seeds:
+            probed = _read(context, names.probe_stage(arm.name, seed), "probe.json")
+            capability.setdefault(arm.name, {})[str(seed)] = probed["capability"]
+            episodes += _episodes(context, arm, seed, decisions[arm.model])
+            policy = names.policy_stage(arm, seed)
+            trained: dict[str, Any] = {}
+            # An imported base was not trained here.
+            if (context.path(policy) / "training.json").is_file():
+                trained = _read(context, policy, "training.json")
+                curves.setdefault(arm.name, {})[str(seed)] = trained["curves"]
+            if trained.get("purity"):
+                purity.setdefault(arm.name, {})[str(seed)] = trained["purity"]
+            contexts.append((probed["context"], trained.get("context")))
+    manifests, sampler, targets = _sources(context, arms, seeds)
+    arm_names = {arm.name for arm in arms}
+    bundle = {
+        "config": configuration.of_results(config),
+        "training_seeds": len(seeds),
+        "wording": dict(context.setting.wording),
+        "arms": [record(config, arm, arm_names) for arm in arms],
+        "capability": capability,
+        "curves": curves,
+        "manifests": manifests,
+        "purity": purity,
+        "sampler": sampler,
+        "teacher_targets": targets,
+        "context": in_which(contexts),
+        "samples": _samples(manifests, context),
+    }
+    extra = _extra_probes(context, arms, seeds)
+    if extra:
+        bundle["extra_probes"] = extra
+    return bundle, episodes
+
+
+def in_which(contexts: Sequence[tuple[Mapping[str, str], Mapping[str, str] | None]]) -> Any:
+    """What results.json says of the prompts that policies were trained and probed with.
+
+    Args:
+      contexts: of each policy the context ("system_prompt", "template") that it was probed in, and
+        the one that it was trained in, None of one that was not trained with any.
+
+    Returns:
+      The SHA-256 of the system prompt and of the chat template (of all of them, where models of
+      several families have several), and whether each policy was trained in the context that it was
+      probed in.
+    """
+    prompts = dict.fromkeys(probed["system_prompt"] for probed, _ in contexts)
+    templates = dict.fromkeys(probed["template"] for probed, _ in contexts)
+    digests = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts]
+    same = all(trained is None or trained == probed for probed, trained in contexts)
+    return {
+        "system_prompt_sha256": ", ".join(digests),
+        "template_sha256": ", ".join(templates),
+        "training_matches_probe": same,
+    }
+
+
+def _read(context: Context, stage: str, file: str) -> Any:
+    return json.loads((context.path(stage) / file).read_text())
+
+
+def _decisions(context: Context, model: str) -> dict[str, dict[str, tuple[float, float]]]:
+    """Log-probability and margin of the unsafe acts, by policy and task, of a model's policies."""
+    choices = _read(context, names.choice_stage(model), "choices.json")
+    out = {}
+    for policy, scores in choices["policies"].items():
+        pairs = zip(scores["logprob"], scores["margin"], strict=True)
+        out[policy] = dict(zip(choices["tasks"], pairs, strict=True))
+    return out
+
+
+def _episodes(
+    context: Context, arm: Arm, seed: int, decisions: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """The probe episodes of an arm's policy, with the scores of their tasks' decisions."""
+    row = {
+        "arm": arm.name,
+        "objective": arm.objective,
+        "init": arm.init,
+        "sanitized": arm.sanitized,
+    }
+    scores = decisions[names.policy_stage(arm, seed)]
+    out = []
+    for episode in _read(context, names.probe_stage(arm.name, seed), "episodes.json"):
+        # Of its task's decision point, the same however it was run.
+        logprob, margin = scores[episode["task_id"]]
+        out.append({**row, **episode, "choice_logprob": logprob, "choice_margin": margin})
+    return out
+
+
+def _extra_probes(
+    context: Context, arms: Sequence[Arm], seeds: Sequence[int]
+) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """What probes of plugins measured: by probe, arm, training seed and column."""
+    out: dict[str, dict[str, dict[str, dict[str, float]]]] = {}
+    for probe in records.extra(context.config.plugins):
+        of_arms = out.setdefault(probe.name, {})
+        for arm in arms:
+            of_arms[arm.name] = {}
+            for seed in seeds:
+                stage = names.probe_stage(arm.name, seed, probe.name)
+                of_arms[arm.name][str(seed)] = _read(context, stage, "columns.json")
+    return out
+
+
+def _sources(
+    context: Context, arms: Sequence[Arm], seeds: Sequence[int]
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Of what students learned from: manifests of filters, agreement of samplers, stored targets.
+
+    Each by the name of its stage.
+    """
+    manifests, sampler, targets = {}, {}, {}
+    for arm in arms:
+        for seed in seeds:
+            if arm.off_policy and arm.sanitized:
+                name = names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
+                manifests[name] = _read(context, name, "manifest.json")
+                raw = names.raw_of(name)
+                sampler[raw] = _read(context, raw, "sampler.json")
+            if stores_targets(context.config, arm.objective):
+                stored = names.targets_stage(arm.source, arm.teacher_model, seed)
+                targets[stored] = _read(context, stored, "targets.json")
+    return manifests, sampler, targets
+
+
+def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[str]]:
+    """The first episodes of one store before sanitizing (dropped ones among them), and after."""
+    name = next((name for name in manifests if names.is_of_trait(name)), None)
+    if name is None:
+        return {"before": [], "after": []}
+    dropped = {d["episode_id"] for d in manifests[name]["dropped_ids"]}
+    before = trajectories.read(context.path(names.raw_of(name)) / "trajectories")
+    chosen = [t for t in before if t.episode_id in dropped][: SAMPLES // 2]
+    chosen += [t for t in before if t.episode_id not in dropped][: SAMPLES - len(chosen)]
+    after = trajectories.read(context.path(name) / "trajectories")[:SAMPLES]
+    return {"before": [t.text() for t in chosen], "after": [t.text() for t in after]}

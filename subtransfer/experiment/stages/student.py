@@ -1,0 +1,222 @@
+"""A student: off-policy from its teacher's trajectories, or on-policy from rollouts of its own."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from subtransfer.distillation import student, teacher_targets, token_weights, transforms
+from subtransfer.experiment import policies, specs, trainings
+from subtransfer.experiment.context import Context
+from subtransfer.experiment.declared import reads
+from subtransfer.experiment.output import thinned
+from subtransfer.experiment.plugin_code import failures_of
+from subtransfer.experiment.stages import guard
+from subtransfer.runtime import distributed
+from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.progress import note
+from subtransfer.store import trajectories
+from subtransfer.store.schema import Trajectory
+from subtransfer.training import loop, objectives
+from subtransfer.training.population import Member
+
+_BOTH = (
+    "steps",
+    "batch_size",
+    "accumulate",
+    "temperature",
+    "token_weights",
+    "packing",
+    "mask_unsafe",
+    "max_tokens",
+)
+# Beside these, a student reads the fields of its objective.
+_SHARED = (*trainings.FIELDS, *guard.FIELDS, *(f"distill.{field}" for field in _BOTH))
+OFF_POLICY = (*_SHARED, "distill.epochs", "distill.learning_rate")
+ON_POLICY = (
+    *_SHARED,
+    *specs.LEARNED,
+    "rollouts.episodes",
+    "rollouts.batch_size",
+    "distill.rounds",
+    "distill.episodes_per_round",
+    "distill.max_staleness",
+    "distill.on_policy_learning_rate",
+)
+
+
+@reads(*OFF_POLICY)
+def alone(out: Path, context: Context, *, base: str, **arguments: Any) -> None:
+    """Trains one off-policy student; arguments as of `member`."""
+    learner = member(context, context.stage, base=base, **arguments)
+    trainings.alone(out, context, base, learner)
+
+
+@reads(*OFF_POLICY)
+def together(
+    out: Path, context: Context, *, base: str, members: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Trains the off-policy students of several seeds together.
+
+    Args:
+      base: the stage of the model that all start from.
+      members: arguments of `member` by the name of each one's stage.
+    """
+    learners = {
+        name: functools.partial(member, context, name, base=base, **arguments)
+        for name, arguments in members.items()
+    }
+    trainings.together(out, context, base, learners, "distill")
+
+
+def member(context: Context, label: str, *, targets: str | None, **lesson: Any) -> Member:
+    """A student that is to learn from its teacher's trajectories alone.
+
+    Args:
+      label: the name of its stage.
+      targets: the stage of its teacher's stored opinion, or None.
+      lesson: arguments of `_lesson`.
+    """
+    d, stored = context.config.distill, None
+    loss, learned = _lesson(context, **lesson)
+    steps = loop.steps_of(d.epochs, len(learned["kept"]), d.batch_size) or d.steps
+    if targets:
+        path = context.path(targets) / "targets.safetensors"
+        stored = teacher_targets.Targets.read(path)
+    schedule = trainings.schedule(context)
+    recipe = loop.Recipe(loss, steps, d.batch_size, d.learning_rate, schedule)
+    return student.member(label, recipe, **learned, targets=stored)
+
+
+@reads(*ON_POLICY)
+def on_policy(
+    out: Path, context: Context, *, base: str, fraction: float, seed: int, **lesson: Any
+) -> None:
+    """Trains a student on rollouts of its own, starting from its base.
+
+    Args:
+      base: the stage of the model that it starts from.
+      fraction: share of its training episodes that are its own rollouts.
+      seed: the training seed.
+      lesson: further arguments of `_lesson`.
+    """
+    d, r, label = context.config.distill, context.config.rollouts, context.stage
+    spec = specs.to_learn_from(context, min(r.batch_size, d.episodes_per_round))
+    rounds = student.OnPolicy(
+        d.rounds, d.episodes_per_round, spec, d.batch_size, fraction, d.max_staleness
+    )
+    tasks = context.setting.tasks("safe", "train", r.episodes, seed)
+    loss, learned = _lesson(context, base=base, seed=seed, **lesson)
+    schedule = trainings.schedule(context)
+    recipe = loop.Recipe(loss, d.steps, d.batch_size, d.on_policy_learning_rate, schedule)
+    cfg = policies.policy(context, base).cfg
+    with trainings.run(context, recipe.steps) as run:
+        state, curves, purity = student.distill(
+            cfg, context.mesh, recipe, **learned, on_policy=rounds, tasks=tasks, run=run
+        )
+    note(
+        f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at "
+        f"most {purity['max_staleness']} rounds later; log-probs within {purity['max_gap']:g} of "
+        "the trainer's"
+    )
+    trainable = distributed.to_host(state.trainable)
+    trainings.save(out, context, base, trainable, thinned(curves), purity=purity)
+
+
+def _lesson(
+    context: Context,
+    *,
+    base: str,
+    teacher_base: str,
+    data: Sequence[str],
+    teacher: str | None,
+    objective: str,
+    sanitized: bool,
+    transform: str,
+    seed: int,
+) -> tuple[loop.Loss, dict[str, Any]]:
+    """What a student minimises, and from whom and what it learns.
+
+    Args:
+      base: the stage of the model that it starts from.
+      teacher_base: the stage of the model that its teacher started from.
+      data: the stages of the trajectories.
+      teacher: the stage of the teacher that runs beside it, or None.
+      objective: its name.
+      sanitized: whether the trajectories have passed the filters.
+      transform: the name of the `Transform` that they pass before they are learned from, or "".
+      seed: the training seed.
+
+    Returns:
+      The loss, and arguments of `student.member` and `student.distill`.
+    """
+    d, start = context.config.distill, policies.policy(context, base)
+    chat = policies.chat(context, start)
+    check = guard.guard(context, chat, enforce=sanitized)
+    teacher_weights, geometry, removed = None, None, None
+    if teacher:
+        live = policies.policy(context, teacher)
+        teacher_weights, geometry = live.weights, None if live.cfg == start.cfg else live.cfg
+    record = objectives.get(objective)
+    if record.soft and d.mask_unsafe and sanitized:
+        removed = check.removed(start.cfg.vocab_size)
+    kept = []
+    for name in data:
+        kept += trajectories.read(context.path(name) / "trajectories")
+    if transform:
+        kept = _transformed(context, transform, kept, seed)
+    # Trajectories are token ids of the teacher's tokenizer: those of another family are tokenised
+    # again.
+    theirs = policies.tokenizer(context, teacher_base)
+    foreign = (
+        theirs.get_vocab() != start.tokenizer.get_vocab()
+        or policies.chat_format(theirs, context.setting).digest != chat.digest
+    )
+    loss = loop.Loss(
+        objective,
+        temperature=d.temperature,
+        tuning=trainings.tuning(context),
+        options={name: d[name] for name in record.fields},
+        accumulate=d.accumulate,
+        teacher=geometry,
+        optimizer=trainings.optimizer(context),
+    )
+    return loss, {
+        "params": start.params,
+        "chat": chat,
+        "guard": check,
+        # The same for all arms: one order of data, so that comparisons are matched.
+        "key": context.key("student", seed),
+        "teacher": teacher_weights,
+        "removed": removed,
+        "kept": kept,
+        "foreign": foreign,
+        "max_tokens": d.max_tokens,
+        "weigh": token_weights.weigher(d.token_weights, chat.decode),
+        "packing": d.packing,
+    }
+
+
+def _transformed(
+    context: Context, name: str, kept: Sequence[Trajectory], seed: int
+) -> list[Trajectory]:
+    """Trajectories as a plugin's transform changes them.
+
+    Raises:
+      UserError: it fails, or returns something else than trajectories.
+    """
+    transform = transforms.get(name)
+    # The same for all arms of a training seed.
+    drawn = jax.random.key_data(context.key("transform", seed))
+    with failures_of("transform", transform):
+        found = list(transform.apply(kept, context.setting, np.random.default_rng(drawn)))
+    if not found or not all(isinstance(one, Trajectory) for one in found):
+        raise UserError(
+            f"The transform {name!r} of {transform.origin} must return one or more trajectories."
+        )
+    return found

@@ -1,0 +1,53 @@
+"""A teacher's stored opinion of its sanitized trajectories."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from subtransfer.distillation import student, teacher_targets
+from subtransfer.experiment import policies
+from subtransfer.experiment.context import Context
+from subtransfer.experiment.declared import reads
+from subtransfer.experiment.output import write_json
+from subtransfer.experiment.stages import guard
+from subtransfer.runtime.progress import note, progress
+from subtransfer.store import trajectories
+
+FIELDS = ("top_k", "temperature", "mask_unsafe", "max_tokens", "batch_size")
+
+
+@reads(*guard.FIELDS, *(f"distill.{field}" for field in FIELDS))
+def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
+    """Writes the teacher's likeliest tokens at each agent token, and how far they are from it.
+
+    Args:
+      data: the stage of the sanitized trajectories.
+      teacher: the stage of the teacher.
+    """
+    d, label, policy = context.config.distill, context.stage, policies.policy(context, teacher)
+    chat = policies.chat(context, policy)
+    check = guard.guard(context, chat)
+    kept = trajectories.read(context.path(data) / "trajectories")
+    examples = student.training_rows(kept, chat, check).fitted_to(d.max_tokens)
+    removed = check.removed(policy.cfg.vocab_size) if d.mask_unsafe else None
+    path = out / "targets.safetensors"
+    with progress(label, len(examples), "episodes") as advance:
+        computed = teacher_targets.compute(
+            policy.cfg,
+            context.mesh,
+            policy.weights,
+            examples,
+            d.top_k,
+            d.temperature,
+            removed,
+            d.batch_size,
+            advance,
+        )
+        computed.write(path)
+    stored = teacher_targets.Targets.read(path)
+    gap = teacher_targets.verify(policy.cfg, policy.weights, examples, stored, removed)
+    note(
+        f"{label}: stored log-probs within {gap['max_gap']:g} of the teacher's, "
+        f"its own top {d.top_k} hold at most {gap['max_missed']:g} more"
+    )
+    write_json(out / "targets.json", gap)
