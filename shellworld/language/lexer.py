@@ -1,5 +1,6 @@
-"""Reading words: quotes, parameters, substitutions. Half of the parser; `parser.Parser` adds the
-commands.
+"""Reads words: quotes, parameters, substitutions.
+
+This is half of the parser; `parser.Parser` adds the commands.
 """
 
 from __future__ import annotations
@@ -246,8 +247,9 @@ class Lexer(abc.ABC):
         return inner
 
     def expression(self) -> ast.Word:
-        """The whole text as the inside of $((...)): quotes vanish, parameters and substitutions are
-        expanded.
+        """Reads the whole text as the inside of $((...)).
+
+        Quotes vanish; parameters and substitutions are expanded.
         """
         parts = self.quoted_parts("")
         return make_word(
@@ -255,8 +257,9 @@ class Lexer(abc.ABC):
         )
 
     def arithmetic_end(self, at: int) -> int | None:
-        """Where the "))" is that closes an arithmetic expression starting at `at`, or None if it is
-        something else.
+        """Returns where the "))" is that closes an arithmetic expression starting at `at`.
+
+        It is None if something else stands there.
         """
         depth = 0
         s = self.s

@@ -14,8 +14,9 @@ CLOSERS = frozenset("then elif else fi do done esac }".split())
 
 
 class Parser(SimpleParser):
-    """A recursive descent over the text; raises ShellSyntaxError or Unsupported at the first thing
-    that it refuses.
+    """A recursive descent over the text of a script.
+
+    It raises ShellSyntaxError or Unsupported at the first thing that it refuses.
     """
 
     # -- lists -------------------------------------------------------------------------------------------------------
@@ -28,8 +29,10 @@ class Parser(SimpleParser):
         return ast.List(tuple(items))
 
     def complete_line(self, items: list[ast.AndOr]) -> bool:
-        """Appends the commands of the next line (all lines of a compound command); False at the end
-        of the text.
+        """Appends the commands of the next line, or of all lines of a compound command.
+
+        Returns:
+          False at the end of the text.
         """
         self.newlines()
         if self.i >= self.n:
@@ -75,8 +78,9 @@ class Parser(SimpleParser):
         return body
 
     def compound_list(self, stop: str) -> ast.List:
-        """Commands up to a `stop`: ")", ";;" or a reserved word in CLOSERS, which is left at the
-        cursor.
+        """Reads commands up to a `stop`, which is left at the cursor.
+
+        A stop is ")", ";;" or a reserved word in CLOSERS.
         """
         items: list[ast.AndOr] = []
         while True:

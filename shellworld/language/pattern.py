@@ -1,5 +1,6 @@
-"""The shell's patterns (*, ?, [...]), matched by a set of states in linear time: no pattern makes
-it slow.
+"""The shell's patterns (*, ?, [...]), matched in linear time.
+
+A set of states is moved along the text, so that no pattern makes it slow.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ class _Bracket:
 
 
 def _bracket(text: str, i: int) -> tuple[_Bracket, int] | None:
-    """The bracket expression at text[i] == "[" and the position behind it; None if it is not
-    closed.
+    """Reads the bracket expression at text[i] == "[" and returns it with the position behind it.
+
+    It is None if the bracket is not closed.
     """
     n = len(text)
     at = i + 1
@@ -220,10 +222,11 @@ def strip_suffix(text: str, pattern: str, longest: bool) -> str:
 def replace(
     text: str, pattern: str, replacement: str, kind: str, tick: Callable[[int], None]
 ) -> str:
-    """${text/pattern/replacement}; `kind`: "/" the first, "//" all, "/#" at the start, "/%" at the
-    end.
+    """Returns ${text/pattern/replacement}.
 
-    `tick` is told of the work, 64 characters at a time.
+    Args:
+      kind: "/" replaces the first match, "//" all, "/#" at the start, "/%" at the end.
+      tick: is told of the work, 64 characters at a time.
     """
     compiled = compile_pattern(pattern)
     if not pattern:

@@ -1,5 +1,6 @@
-"""Parses POSIX regular expressions into the tree that `regexes.py` describes, refusing what the GNU
-library and mawk refuse.
+"""Parses POSIX regular expressions into the tree that `regexes.py` describes.
+
+It refuses what the GNU library and mawk refuse.
 """
 
 from __future__ import annotations
@@ -121,17 +122,13 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def refuses_close(self) -> bool:
-        """An unmatched closing parenthesis: a character for grep -E and mawk, an error for
-        others.
-        """
+        """Whether an unmatched closing parenthesis is an error, as for all but grep -E and mawk."""
         if self.extended and self.dialect in ("grep", "awk"):
             return False
         raise RegexError("Unmatched ) or \\)")
 
     def leading(self, kind: str, items: list[tuple]) -> bool:
-        """A repetition with nothing before it; true if it was skipped, false if it is a
-        character.
-        """
+        """Reads a repetition with nothing before it; true if it was skipped, not a character."""
         if self.dialect == "awk":
             raise RegexError("missing operand")
         if self.extended:
@@ -196,8 +193,9 @@ class _Parser:
         return literal(char)
 
     def interval(self) -> tuple[int, int | None] | None:
-        """What follows an opening brace, or None (nothing taken) where grep -E reads a
-        character.
+        """Reads what follows an opening brace; None, with nothing read, if it is a character.
+
+        grep -E takes a brace that begins no interval as a character.
         """
         close = "}" if self.extended else "\\}"
         end = self.text.find(close, self.at)

@@ -1,5 +1,6 @@
-"""Reading simple commands: assignments, arrays, words, redirections, and function definitions,
-which begin like commands.
+"""Reads simple commands: assignments, arrays, words, redirections.
+
+Function definitions are here, too, as they begin like commands.
 """
 
 from __future__ import annotations

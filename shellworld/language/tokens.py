@@ -1,6 +1,4 @@
-"""Reading tokens: blanks, newlines with the here-documents behind them, reserved words, [[ ...
-]].
-"""
+"""Reads tokens: blanks, newlines with their here-documents, reserved words, [[ ... ]]."""
 
 from __future__ import annotations
 

@@ -190,8 +190,9 @@ class StaticWords(abc.ABC):
 
 
 def _changed(value: str, operator: str, argument: str, second: str) -> str:
-    """A value behind ${name#...}, ${name/...}, ${name,,} and the like; wildcards in patterns are
-    not known, but * is.
+    """Returns a value behind ${name#...}, ${name/...}, ${name,,} and the like.
+
+    Wildcards in patterns are not known, but * is.
     """
     if operator in ("", "-", ":-", "=", ":=", "?", ":?"):
         return value
@@ -217,7 +218,7 @@ def _changed(value: str, operator: str, argument: str, second: str) -> str:
 
 
 def printed(arguments: Sequence[str]) -> str | None:
-    """What printf writes, for formats of %s and \\n only."""
+    r"""Returns what printf writes, for formats of %s and \n only."""
     if not arguments:
         return None
     form, rest = arguments[0].replace("\\n", "\n"), list(arguments[1:])

@@ -15,8 +15,9 @@ from shellworld.world.users import Users
 
 
 class Image:
-    """A tree, read once: worlds are made from it, each with files of its own, in a moment (see
-    Original and Entries).
+    """A tree, read once, from which worlds are made in a moment, each with files of its own.
+
+    How that is done: see Original and Entries.
 
     Attributes:
       tree: the normal tree (see tree.normalise); neither changed here, nor may it be.
@@ -33,9 +34,7 @@ class Image:
         self._root, self._count = _read(tree, self.users)
 
     def file_system(self, limits: Limits) -> FileSystem:
-        """A fresh one, as the tree describes it, with the system's own directories and
-        /dev/null.
-        """
+        """Makes one as the tree describes it, with the system's directories and /dev/null."""
         return FileSystem(limits, self._root.copy(None, {}), self._count)
 
 
@@ -111,8 +110,9 @@ def export(
 
 
 def _standing(fs: FileSystem, cwd: str, paths: Mapping[str, Any]) -> str:
-    """A shell's directory as one of the tree: without symlinks; the nearest above one that is gone
-    or the system's own.
+    """Returns a shell's directory as one of the tree, without symlinks.
+
+    For one that is gone or the system's own, it is the nearest above.
     """
     while True:
         place = fs.resolve(cwd) if fs.is_dir(cwd) else ""
