@@ -19,21 +19,32 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from shellworld.errors import UserError as UserError
-    from shellworld.interpreter.result import Limits as Limits
-    from shellworld.interpreter.result import Result as Result
-    from shellworld.interpreter.session import Session as Session
-    from shellworld.reading.permissions import first_permission_command as first_permission_command
-    from shellworld.reading.permissions import permission_commands as permission_commands
-    from shellworld.sandbox.pool import Pool as Pool
-    from shellworld.sandbox.pool import Sandbox as Sandbox
-    from shellworld.sandbox.pool import SandboxLimits as SandboxLimits
-    from shellworld.sandbox.pool import SandboxSession as SandboxSession
-    from shellworld.world.image import Image as Image
+    from shellworld.errors import UserError
+    from shellworld.interpreter.result import Limits, Result
+    from shellworld.interpreter.session import Session
+    from shellworld.reading.permissions import first_permission_command, permission_commands
+    from shellworld.sandbox.pool import Pool, Sandbox, SandboxLimits, SandboxSession
+    from shellworld.world.image import Image
     from shellworld.world.tree import changed as changed_paths
     from shellworld.world.tree import load as load_tree
     from shellworld.world.tree import normalise as normalise_tree
 
+__all__ = [
+    "Image",
+    "Limits",
+    "Pool",
+    "Result",
+    "Sandbox",
+    "SandboxLimits",
+    "SandboxSession",
+    "Session",
+    "UserError",
+    "changed_paths",
+    "first_permission_command",
+    "load_tree",
+    "normalise_tree",
+    "permission_commands",
+]
 __version__ = "0.1.0"
 
 # Public name -> the module that has it, and its name there.
@@ -53,7 +64,6 @@ _PUBLIC = {
     "normalise_tree": ("shellworld.world.tree", "normalise"),
     "permission_commands": ("shellworld.reading.permissions", "permission_commands"),
 }
-__all__ = list(_PUBLIC)
 
 
 def __getattr__(name: str) -> Any:

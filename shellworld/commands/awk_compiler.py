@@ -54,6 +54,7 @@ class Compiler:
     # -- places ------------------------------------------------------------------------------------------------------
 
     def scope(self, name: str) -> Callable[[], dict[str, Any]]:
+        """Returns a function that gives the dictionary in which a variable lives."""
         if name in self.locals:
             frame = self.frame
             return lambda: frame[-1]
@@ -61,6 +62,7 @@ class Compiler:
         return lambda: variables
 
     def array(self, name: str) -> Callable[[], Array]:
+        """Returns a function that gives the array of a name, made when it is first used."""
         if name in self.program.functions:
             raise AwkError(f"{name} is a function")
         scope = self.scope(name)
@@ -79,6 +81,7 @@ class Compiler:
         return get
 
     def variable(self, name: str) -> Expression:
+        """Compiles the reading of a variable."""
         runtime = self.runtime
         if name == "NF":
             return lambda: float(len(runtime.get_fields()))
@@ -112,8 +115,9 @@ class Compiler:
     def place(
         self, node: tuple
     ) -> tuple[Callable[[], Any], Callable[[Any], Value], Callable[[Any, Value], None]]:
-        """(locate, get, set) of something that can be assigned; what locate gives is handed to the
-        others.
+        """Returns (locate, get, set) of something that can be assigned.
+
+        What locate gives is handed to the others, so that an index is evaluated once.
         """
         runtime, variables = self.runtime, self.runtime.variables
         if node[0] == "group":
@@ -155,6 +159,7 @@ class Compiler:
     # -- expressions -------------------------------------------------------------------------------------------------
 
     def expression(self, node: tuple) -> Expression:
+        """Compiles an expression to a function of nothing that returns its value."""
         return getattr(self, "_" + node[0])(*node[1:])
 
     def _number(self, value: float) -> Expression:
@@ -239,6 +244,7 @@ class Compiler:
         return lambda: 1.0 if left() and right() else 0.0
 
     def condition(self, node: tuple) -> Callable[[], bool]:
+        """Compiles an expression to a function that returns whether it is true."""
         value = self.expression(node)
         return lambda: truth(value())
 
@@ -368,9 +374,11 @@ class Compiler:
     # -- statements --------------------------------------------------------------------------------------------------
 
     def statement(self, node: tuple) -> Statement:
+        """Compiles a statement (see awk_statements.py)."""
         return compile_statement(self, node)
 
     def leave(self, code: Value | None) -> None:
+        """Runs `exit`, with its code if there is one."""
         if code is not None:
             self.exit_code = int(number(code)) & 255
         raise _Exit
@@ -402,6 +410,7 @@ class Compiler:
         return self.exit_code
 
     def loop(self, rules: list[tuple[Callable[[], bool] | None, Statement]]) -> None:
+        """Runs the rules on each record of the input."""
         runtime = self.runtime
         while (record := runtime.next_record()) is not None:
             runtime.set_record(record)
@@ -415,6 +424,7 @@ class Compiler:
                         break
 
     def rule(self, pattern: tuple | None) -> Callable[[], bool] | None:
+        """Compiles a pattern to a test of the record; None if all records are selected."""
         if pattern is None:
             return None
         if pattern[0] != "range":
@@ -433,8 +443,9 @@ class Compiler:
 
 
 class _Reference:
-    """A variable never set, handed to a function: it becomes an array there if the function uses it
-    as one.
+    """A variable never set, handed to a function.
+
+    It becomes an array there if the function uses it as one.
     """
 
     def __init__(self, where: dict[str, Any], name: str):

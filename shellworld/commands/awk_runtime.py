@@ -119,12 +119,15 @@ class Runtime:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def text(self, name: str) -> str:
+        """Returns one of awk's own variables as text."""
         return text_of(self.variables[name], "%.6g")
 
     def set_record(self, text: str) -> None:
+        """Begins a new record, whose fields are split when they are asked for."""
         self.record, self.fields, self.stale = text, None, False
 
     def get_fields(self) -> list[Value]:
+        """Returns the fields of the record."""
         if self.fields is None:
             parts = split_text(
                 self.record, self.text("FS"), self.text("RS") == "" and self.text("FS") != " "
@@ -133,6 +136,7 @@ class Runtime:
         return self.fields
 
     def get(self, index: int) -> Value:
+        """Returns a field; number 0 is the record, put together anew if a field has changed."""
         if index == 0:
             if self.stale:
                 self.record = self.text("OFS").join(
@@ -146,6 +150,7 @@ class Runtime:
         return fields[index - 1] if index <= len(fields) else _EMPTY
 
     def set(self, index: int, value: Value) -> None:
+        """Assigns field number `index`; 0 is the record."""
         if index == 0:
             self.set_record(text_of(value, self.text("CONVFMT")))
             return
@@ -187,6 +192,7 @@ class Runtime:
             self.reader = None
 
     def open_next(self) -> bool:
+        """Opens the next file among the arguments, making assignments on the way, if there is one."""
         while self.arguments:
             argument = self.arguments.pop(0)
             match = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", argument, re.DOTALL)
@@ -207,11 +213,13 @@ class Runtime:
         return False
 
     def assign_argument(self, name: str, text: str) -> None:
+        """Makes an assignment that stands among the arguments."""
         if isinstance(self.variables.get(name), Array):
             raise AwkFailure(f"cannot assign to array {name}")
         self.assign(name, Field(unescape(text)))
 
     def read_file(self, name: str) -> str:
+        """Returns what a file or standard input holds, as bytes in characters."""
         if name in ("-", "/dev/stdin"):
             return to_bytes(self.ctx.stdin)
         try:
@@ -247,6 +255,7 @@ class Runtime:
         return 1.0, record
 
     def write(self, text: str) -> None:
+        """Writes to standard output, in parts that are not too small."""
         self.out.append(text)
         self.out_size += len(text)
         if self.out_size > 1 << 16:
@@ -260,6 +269,10 @@ class Runtime:
             self.ctx.write(text)
 
     def print_to(self, mode: str, name: str, text: str) -> None:
+        """Writes to a file or a pipe, as `mode` (">", ">>" or "|") says.
+
+        Files and pipes stay open until they are closed.
+        """
         if name in ("/dev/stdout", "-") and mode != "|":
             self.write(text)
             return
@@ -277,6 +290,7 @@ class Runtime:
         parts.append(text)
 
     def write_file(self, name: str, text: str, append: bool) -> None:
+        """Writes a file of the world; AwkFailure if it cannot be written."""
         if name == "":
             raise AwkFailure('cannot open "" for output')
         try:
@@ -302,11 +316,13 @@ class Runtime:
         return float(self.ctx.run(["sh", "-c", from_bytes(name)], from_bytes(text)))
 
     def close_all(self) -> None:
+        """Writes all that is still kept, and runs the commands at the ends of pipes."""
         self.flush()
         for name in list(self.files):
             self.close(name)
 
     def system(self, line: str) -> float:
+        """Runs a line of shell, after what was written before, and returns its status."""
         for name, mode in self.modes.items():
             if mode != "|":
                 self.write_file(name, "".join(self.files[name]), True)

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 
 def compile_statement(compiler: Compiler, node: tuple) -> Statement:
-    """A function that runs a statement and gives None, or "break", "continue", "next", "nextfile",
-    "return".
+    """Returns a function that runs a statement and says how it ended.
+
+    It gives None, or "break", "continue", "next", "nextfile" or "return".
     """
     kind = node[0]
     if kind in ("break", "continue", "next", "nextfile"):

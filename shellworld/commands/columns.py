@@ -222,8 +222,9 @@ def _tr_char(text: str) -> str:
 
 
 def _tr_set(text: str, second: bool) -> list[str | tuple[str, int | str]]:
-    """The elements of a tr set: characters, ("class", name) or (char, repeats) with 0 for as many
-    as needed.
+    """Returns the elements of a tr set.
+
+    They are characters, ("class", name), or (char, repeats) with 0 for as many as needed.
     """
     tokens = list(_TR_ITEM.finditer(text))
     elements: list = []

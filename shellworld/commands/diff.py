@@ -113,8 +113,9 @@ class _Diff:
         return 1
 
     def shared(self, lines: list[list[str]], whole: list[bool]) -> tuple[int, int]:
-        """How many lines at the start and at the end are the same and left out of the search, but
-        for the context.
+        """Counts the same lines at the start and at the end, which are left out of the search.
+
+        As many as the context shows are not left out.
         """
         left, right = lines
         shortest = min(len(left), len(right))

@@ -66,8 +66,9 @@ _SUM_LONG = """binary=b check=c tag=tag text=t zero=z ignore-missing=missing qui
 
 @tool(*_SUMS, short="bctwz", long=_SUM_LONG)
 def checksums(ctx: Context, options: Options, operands: list[str]) -> int:
-    """md5sum, sha1sum, sha224sum ... sha512sum: -b, -c, --quiet, --status, --ignore-missing,
-    --tag.
+    """Runs md5sum, sha1sum, sha224sum ... sha512sum.
+
+    Options: -b, -c, --quiet, --status, --ignore-missing, --tag.
     """
     flags = {key for key, _ in options}
     kind = _SUMS[ctx.name.rpartition("/")[2]]
@@ -147,8 +148,9 @@ def cksum(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 def _posix_crc(data: bytes) -> int:
-    """The CRC of POSIX: zlib's with the bits of each byte and of the result turned round, over the
-    data and its length.
+    """Returns the CRC of POSIX, over the data and its length.
+
+    It is zlib's with the bits of each byte and of the result turned round.
     """
     size, tail = len(data), bytearray()
     while size:

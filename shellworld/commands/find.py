@@ -25,8 +25,10 @@ class _Quit(Exception):
 
 @dataclasses.dataclass
 class _Batch:
-    """What one -exec ... + collects: the fixed words, the names, and the directory to run in ("" is
-    find's own).
+    """What one -exec ... + collects: the fixed words and the names.
+
+    Attributes:
+      directory: where it runs; "" is find's own.
     """
 
     fixed: list[str]
@@ -331,8 +333,9 @@ def _sequence(left: Test, right: Test) -> Test:
 
 @command("find")
 def find(ctx: Context, argv: list[str]) -> int:
-    """Find with the usual tests, operators, -exec, -execdir, -delete, -prune, -quit, -print,
-    -print0, -printf.
+    """Runs find with the usual tests and operators.
+
+    Actions: -exec, -execdir, -delete, -prune, -quit, -print, -print0, -printf.
     """
     plan = _Plan()
     words = argv[1:]

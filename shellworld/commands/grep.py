@@ -64,8 +64,9 @@ def _wanted(job: _Job, name: str) -> bool:
 
 @command("grep", "egrep", "fgrep")
 def grep(ctx: Context, argv: list[str]) -> int:
-    """Grep with -E -F -G -P (common forms), -e -f -i -v -w -x, -c -l -L -q -s -o -m -n -b -H -h, -A
-    -B -C, -r -R and globs.
+    """Runs grep with -E -F -G and the common forms of -P.
+
+    Options: -e -f -i -v -w -x, -c -l -L -q -s -o -m -n -b -H -h, -A -B -C, -r -R and globs.
     """
     try:
         options, operands = parse_options(argv, _SHORT, _LONG)
@@ -361,8 +362,9 @@ class _Printer:
             at = end if end > start else end + 1
 
     def _shown(self, chosen: list[int], total: int) -> Iterator[tuple[str, int]]:
-        """(":" selected, "-" context or "--" a gap, number of the line) in the order of
-        printing.
+        """Yields (kind, number of the line) in the order of printing.
+
+        The kinds are ":" for selected, "-" for context and "--" for a gap.
         """
         if not self.context:
             for at in chosen:

@@ -1,6 +1,4 @@
-"""Commands that run another command and change little that can be seen here: timeout, nice, nohup,
-setsid.
-"""
+"""Commands that run another command and change little of it: timeout, nice, nohup, setsid."""
 
 from __future__ import annotations
 

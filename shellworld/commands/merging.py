@@ -41,8 +41,9 @@ def _two_files(ctx: Context, operands: list[str], end: str) -> list[list[str]] |
 
 
 class _Order:
-    """Watches that the files are sorted, as comm and join do: only once a line without partner was
-    seen, unless told.
+    """Watches that the files are sorted, as comm and join do.
+
+    Unless told otherwise, it complains only once a line without partner was seen.
     """
 
     def __init__(self, ctx: Context, check: str, names: list[str], line_numbers: bool):

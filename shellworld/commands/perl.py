@@ -1,6 +1,4 @@
-"""The part of Perl's regular expressions (`grep -P`) that Python's have too, with the same
-meaning.
-"""
+"""Perl's regular expressions (`grep -P`), where Python's have the same meaning."""
 
 from __future__ import annotations
 
@@ -24,8 +22,9 @@ _CLASS = re.compile(r"\[:(\w+):\]")
 
 
 class _Perl:
-    """Has `test` and `find` like `regexes.Regex`; a group "kept" is what \\K leaves of the
-    match.
+    r"""A compiled pattern with `test` and `find`, as `regexes.Regex` has them.
+
+    A group "kept" is what \K leaves of the match.
     """
 
     def __init__(self, compiled: re.Pattern, constant: float, degree: float):
@@ -56,8 +55,11 @@ class _Kept:
 
 
 def perl_regex(pattern: str, ignore_case: bool) -> _Perl:
-    """Compiles a pattern; Unsupported where Perl and Python may differ, RegexError where neither
-    knows it.
+    """Compiles a pattern.
+
+    Raises:
+      Unsupported: Perl and Python may differ on it.
+      RegexError: neither knows it.
     """
     head, kept, tail = pattern.partition("\\K")
     if kept and (

@@ -18,10 +18,12 @@ class Output:
         self.missing = ""
 
     def line(self, text: str, end: str, whole: bool) -> None:
+        """Writes a line; `whole`: with its end."""
         self.parts += (self.missing, text, end if whole else "")
         self.missing = "" if whole else end
 
     def raw(self, text: str) -> None:
+        """Writes text as it is."""
         if text:
             self.parts += (self.missing, text)
             self.missing = ""
@@ -95,6 +97,7 @@ class Machine:
             self.files.pop(0)
 
     def take(self) -> str:
+        """Returns the next line of the input, without its end."""
         file = self.files[0]
         line = file.lines[file.at]
         file.at += 1
@@ -138,11 +141,13 @@ class Machine:
         self.queue.clear()
 
     def output(self, name: str) -> Output:
+        """Returns the destination of a name."""
         return self.out if name == "/dev/stdout" else self.outputs[name]
 
     # -- addresses ---------------------------------------------------------------------------------------------------
 
     def matches(self, address: Address) -> bool:
+        """Whether an address that stands alone matches the current line."""
         kind = address.kind
         if kind == "line":
             return self.number == address.first
@@ -167,6 +172,7 @@ class Machine:
         return regex
 
     def selects(self, c: Sed) -> bool:
+        """Whether a command's addresses select the current line, moving the state of its range."""
         if c.start is None:
             return True
         if c.end is None:
@@ -189,9 +195,11 @@ class Machine:
         return self.begins(c)
 
     def matches_again(self, c: Sed) -> bool:
+        """Whether the line behind a range that has ended begins it anew."""
         return c.start.kind != "line" and self.begins(c)
 
     def begins(self, c: Sed) -> bool:
+        """Whether the current line begins a command's range; sets where it ends."""
         end, number = c.end, self.number
         if c.start.kind == "line":  # a line skipped by a jump before is made up for by the next
             if c.begun or number < c.start.first:
@@ -214,6 +222,7 @@ class Machine:
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def end_cycle(self) -> None:
+        """Prints the pattern space, unless -n is given."""
         if not self.quiet:
             self.out.line(self.pattern, self.end, self.whole)
 
@@ -310,14 +319,17 @@ class Machine:
         return False
 
     def first_line(self, output: Output) -> None:
+        """Writes the pattern space up to its first newline."""
         line, newline, _ = self.pattern.partition("\n")
         output.line(line, self.end, bool(newline) or self.whole)
 
     def stop(self, status: int) -> Quit:
+        """Ends the cycle and returns what ends sed."""
         self.end_cycle()
         return Quit(status)
 
     def read_line(self, name: str) -> None:
+        """Keeps the next line of a file for the end of the cycle (R)."""
         if name not in self.readers:
             try:
                 self.readers[name] = lines_of(to_bytes(read(self.ctx, from_bytes(name))), self.end)
@@ -351,6 +363,7 @@ class Machine:
         return "".join(lines) + line + "$\n"
 
     def substitute(self, c: Sed) -> bool:
+        """Runs s on the pattern space; whether it replaced something."""
         regex = self.regex(c.regex)
         text = self.pattern
         match = regex.find(text, 0)

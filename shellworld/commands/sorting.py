@@ -231,8 +231,9 @@ def _parse_key(text: str, inherited: str) -> _Key:
 
 @tool("sort", short="bcCdfghik:mMno:rRsS:t:T:uVy::z", long=_SORT_LONG, status=2)
 def sort(ctx: Context, options: Options, operands: list[str]) -> int:
-    """sort: -b -d -f -g -h -i -M -n -r -V (global and per key), -k, -t, -u, -s, -c, -C, -m, -o,
-    -z.
+    """Sorts lines.
+
+    Options: -b -d -f -g -h -i -M -n -r -V (global and per key), -k, -t, -u, -s, -c, -C, -m, -o, -z.
     """
     general, separator, specs = "", None, []
     flags: dict[str, str] = {}

@@ -6,8 +6,9 @@ from shellworld.commands import Context
 
 
 def scan(ctx: Context, path: str) -> list[str]:
-    """Names in a directory, the newest first, as tmpfs lists them and find, du and grep -r keep
-    them. Raises FsError.
+    """Returns the names in a directory, the newest first, as tmpfs lists them.
+
+    find, du and grep -r keep that order. Raises FsError.
     """
     names = ctx.fs.listdir(path, ctx.who)
     if len(names) < 2:

@@ -64,14 +64,17 @@ class Lexer(abc.ABC):
         """The commands up to the parenthesis that closes a substitution."""
 
     def line(self, at: int | None = None) -> int:
+        """Returns the number of the line that a position is on; by default the cursor's."""
         return self.s.count("\n", 0, self.i if at is None else at) + 1
 
     def fail_eof(self, wanted: str, at: int) -> ShellSyntaxError:
+        """Returns the error for a quote or bracket that is never closed."""
         return ShellSyntaxError(
             f"-c: line {self.line(at)}: unexpected EOF while looking for matching `{wanted}'"
         )
 
     def enter(self) -> None:
+        """Counts one more level of nesting; Unsupported beyond MAX_DEPTH."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unsupported("deeply nested syntax")
@@ -150,6 +153,7 @@ class Lexer(abc.ABC):
             self.i += 1
 
     def single_quoted(self, at: int) -> str:
+        """Reads '...' that begins at `at` and returns what is inside."""
         end = self.s.find("'", at + 1)
         if end < 0:
             raise self.fail_eof("'", at)
@@ -157,6 +161,7 @@ class Lexer(abc.ABC):
         return self.s[at + 1 : end]
 
     def ansi_quoted(self) -> str:
+        """Reads $'...' and returns what it stands for."""
         start = self.i
         at = start + 2
         while at < self.n and self.s[at] != "'":
@@ -167,6 +172,7 @@ class Lexer(abc.ABC):
         return ansi_c(self.s[start + 2 : at])
 
     def double_quoted(self) -> ast.DoubleQuoted:
+        """Reads "..." with the parameters and substitutions inside."""
         start = self.i
         self.i += 1
         parts = self.quoted_parts('"')
@@ -282,12 +288,14 @@ class Lexer(abc.ABC):
         return None
 
     def process_substitution(self) -> ast.ProcessSubstitution:
+        """Reads <(...) or >(...)."""
         direction = self.s[self.i]
         self.bashisms.append(f"{direction}(...)")
         self.i += 2
         return ast.ProcessSubstitution(direction, self.parse_until_paren())
 
     def backquoted(self, quoted: bool) -> ast.CommandSubstitution:
+        """Reads `...`; inside double quotes a backslash before a double quote goes, too."""
         start = self.i
         at = start + 1
         text = ""
@@ -357,6 +365,7 @@ class Lexer(abc.ABC):
         return p
 
     def bad_substitution(self, start: int) -> None:
+        """Refuses a ${...} of a form that is not simulated."""
         raise Unsupported("substitution " + self.s[start : start + 20].split("\n")[0])
 
     def subscript(self) -> ast.Word:

@@ -159,6 +159,7 @@ class Pattern:
         return mask
 
     def fullmatch(self, text: str) -> bool:
+        """Whether the pattern matches the whole text."""
         states, stars, masks = self.start, self.stars, self.masks
         for c in text:
             mask = masks.get(c)
@@ -196,6 +197,7 @@ class Pattern:
 
 @functools.lru_cache(2048)
 def compile_pattern(text: str) -> Pattern:
+    """Returns the pattern of a text, remembered by text."""
     return Pattern(_elements(text)[0])
 
 
@@ -210,11 +212,13 @@ def matches(text: str, pattern: str) -> bool:
 
 
 def strip_prefix(text: str, pattern: str, longest: bool) -> str:
+    """Removes the shortest or longest match at the start: ${name#...} and ${name##...}."""
     end = compile_pattern(pattern).prefix(text, longest)
     return text[end:] if end > 0 else text
 
 
 def strip_suffix(text: str, pattern: str, longest: bool) -> str:
+    """Removes the shortest or longest match at the end: ${name%...} and ${name%%...}."""
     end = _reversed(pattern).prefix(text[::-1], longest)
     return text[: len(text) - end] if end > 0 else text
 

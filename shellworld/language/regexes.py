@@ -231,15 +231,19 @@ class Match:
         self._text, self._start, self._end = text, start, end
 
     def start(self) -> int:
+        """Returns where the match begins."""
         return self._start
 
     def end(self) -> int:
+        """Returns where the match ends."""
         return self._end
 
     def span(self) -> tuple[int, int]:
+        """Returns where the match begins and ends."""
         return self._start, self._end
 
     def group(self, number: int = 0) -> str | None:
+        """Returns the matched text; an automaton knows no other group."""
         return self._text[self._start : self._end] if number == 0 else None
 
 

@@ -33,6 +33,7 @@ class SimpleParser(Tokens):
     # -- words ---------------------------------------------------------------------------------------------
 
     def simple(self, line: int) -> ast.Command:
+        """Reads a simple command, or the definition of a function that begins like one."""
         assignments: list[ast.Assignment] = []
         words: list[ast.Word | ast.Assignment] = []
         redirects: list[ast.Redirect] = []
@@ -79,6 +80,7 @@ class SimpleParser(Tokens):
         return ast.Simple(tuple(assignments), tuple(words), tuple(redirects), line)
 
     def function_parens(self, word: ast.Word | ast.Assignment, line: int) -> ast.Function:
+        """Reads the () behind a function's name, and its body."""
         m = re.compile(r"\([ \t]*\)").match(self.s, self.i)
         if not m:
             self.i += 1
@@ -129,6 +131,7 @@ class SimpleParser(Tokens):
         return ast.Assignment(name, self.read_word(), append, index)
 
     def array(self) -> ast.ArrayValue:
+        """Reads the elements of an array up to its closing parenthesis."""
         items: list[ast.Word | ast.Assignment] = []
         while True:
             self.newlines()

@@ -62,6 +62,7 @@ class StaticWords(abc.ABC):
         """Reads commands; returns their standard output if that can be known."""
 
     def assign(self, node: ast.Assignment) -> list[str]:
+        """Notes the value of an assignment and returns it, one text for each element."""
         if isinstance(node.value, ast.ArrayValue):
             value: list[str] = []
             for item in node.value.items:
@@ -113,6 +114,7 @@ class StaticWords(abc.ABC):
         return out
 
     def parts(self, parts: Iterable[ast.Part], *, quoted: bool) -> Iterable[tuple[list[str], bool]]:
+        """Yields the parts of a word as (texts, whether these are words apart)."""
         for part in parts:
             if isinstance(part, ast.Literal | ast.Quoted):
                 yield [part.text], False
@@ -154,6 +156,7 @@ class StaticWords(abc.ABC):
         return self.parameter(part)
 
     def parameter(self, p: ast.Parameter) -> tuple[list[str], bool]:
+        """Returns the values of a parameter, as far as they are known; and whether it is an array."""
         known, name = self.known, p.name
         argument = "".join(self.words((p.argument,), split=False)) if p.argument else ""
         second = "".join(self.words((p.second,), split=False)) if p.second else ""

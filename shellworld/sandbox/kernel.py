@@ -102,7 +102,7 @@ def setns(fd: int, flags: int) -> None:
 def mount(
     source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None
 ) -> None:
-    """Mounts a file system, or changes how one is mounted, as mount(2) does."""
+    """Mounts a file system, or changes how one is mounted."""
     words = [None if word is None else word.encode() for word in (source, target, kind, data)]
     _check(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {target}")
 

@@ -140,11 +140,11 @@ class FileSystem:
         return directory + name if directory == "/" else f"{directory}/{name}"
 
     def stat(self, path: str, who: Credentials = ROOT, follow: bool = True) -> Stat:
-        """Returns what stat(2) tells of a path, or lstat(2) without `follow`."""
+        """Returns what the kernel tells of a path; of a symlink itself without `follow`."""
         return self.stat_node(self.node(path, who, follow))
 
     def stat_node(self, node: Inode) -> Stat:
-        """Returns what stat(2) tells of an inode; a directory's size is as tmpfs has it."""
+        """Returns what the kernel tells of an inode; a directory's size is as tmpfs has it."""
         size = (
             40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)
         )  # as tmpfs has it

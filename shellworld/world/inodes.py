@@ -174,7 +174,7 @@ def allows(node: Inode, bits: int, who: Credentials) -> bool:
     """Whether the permission bits are granted, as the kernel decides it.
 
     Args:
-      wanted: 4 read, 2 write, 1 execute or search, added up.
+      bits: 4 read, 2 write, 1 execute or search, added up.
     """
     mode = node.mode
     if who.uid == 0:
