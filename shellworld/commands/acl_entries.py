@@ -79,6 +79,7 @@ def _entry(text: str, at: int, users: Users, permissions: bool, default: bool) -
         if holder is None or (number(name) is not None and name.startswith("+")):
             raise BadEntry(at)
     if tag in ("user", "group"):
+        assert m is not None  # the token with the name
         at = m.end()
     at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
     if text[at : at + 1] in ("", ","):

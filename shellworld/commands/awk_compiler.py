@@ -128,12 +128,12 @@ class Compiler:
         if node[0] == "index":
             array, key = self.array(node[1]), self.key(node[2])
 
-            def locate() -> tuple[Array, str]:
+            def locate() -> tuple[Array, str | None]:
                 wanted = key()
                 where = array()
                 return where, where.use(wanted, variables["CONVFMT"])
 
-            def put(at: tuple[Array, str], value: Value) -> None:
+            def put(at: tuple[Array, str | None], value: Value) -> None:
                 at[0][at[1]] = value
 
             return locate, lambda at: at[0].get(at[1], UNSET), put
@@ -232,16 +232,17 @@ class Compiler:
         return step
 
     def _choose(self, test: tuple, then: tuple, other: tuple) -> Expression:
-        test, then, other = self.condition(test), self.expression(then), self.expression(other)
-        return lambda: then() if test() else other()
+        holds = self.condition(test)
+        first, second = self.expression(then), self.expression(other)
+        return lambda: first() if holds() else second()
 
     def _or(self, left: tuple, right: tuple) -> Expression:
-        left, right = self.condition(left), self.condition(right)
-        return lambda: 1.0 if left() or right() else 0.0
+        first, second = self.condition(left), self.condition(right)
+        return lambda: 1.0 if first() or second() else 0.0
 
     def _and(self, left: tuple, right: tuple) -> Expression:
-        left, right = self.condition(left), self.condition(right)
-        return lambda: 1.0 if left() and right() else 0.0
+        first, second = self.condition(left), self.condition(right)
+        return lambda: 1.0 if first() and second() else 0.0
 
     def condition(self, node: tuple) -> Callable[[], bool]:
         """Compiles an expression to a function that returns whether it is true."""
@@ -270,22 +271,18 @@ class Compiler:
         return match
 
     def _compare(self, operator: str, left: tuple, right: tuple) -> Expression:
-        left, right, variables = (
-            self.expression(left),
-            self.expression(right),
-            self.runtime.variables,
-        )
-        accept = ORDERS[operator]
-        return lambda: 1.0 if accept(compare(left(), right(), variables["CONVFMT"])) else 0.0
+        first, second = self.expression(left), self.expression(right)
+        accept, variables = ORDERS[operator], self.runtime.variables
+        return lambda: 1.0 if accept(compare(first(), second(), variables["CONVFMT"])) else 0.0
 
     def _concat(self, left: tuple, right: tuple) -> Expression:
-        left, right = self.expression(left), self.expression(right)
+        first, second = self.expression(left), self.expression(right)
         variables, meter = self.runtime.variables, self.runtime.ctx.meter
 
         def concat() -> str:
             convfmt = variables["CONVFMT"]
-            first = text_of(left(), convfmt)
-            result = first + text_of(right(), convfmt)
+            start = text_of(first(), convfmt)
+            result = start + text_of(second(), convfmt)
             if len(result) > 10_000:
                 meter.word(len(result))
                 meter.tick(len(result) >> 12)
@@ -294,8 +291,9 @@ class Compiler:
         return concat
 
     def _arithmetic(self, operator: str, left: tuple, right: tuple) -> Expression:
-        left, right, operation = self.expression(left), self.expression(right), OPERATIONS[operator]
-        return lambda: operation(number(left()), number(right()))
+        first, second = self.expression(left), self.expression(right)
+        operation = OPERATIONS[operator]
+        return lambda: operation(number(first()), number(second()))
 
     def _unary(self, operator: str, inner: tuple) -> Expression:
         if operator == "!":

@@ -86,7 +86,7 @@ class Lexer:
             if match.lastgroup != "skip":
                 break
         self.value = match[0]
-        self.kind = match.lastgroup
+        self.kind = match.lastgroup or ""
         if self.kind == "newline":
             self.kind = "\n"
         elif self.kind == "op":

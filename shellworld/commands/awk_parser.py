@@ -86,7 +86,7 @@ class Parser(Lexer):
     def block(self) -> tuple:
         """Reads statements in braces."""
         self.expect("{")
-        statements = []
+        statements: list[tuple] = []
         while True:
             while self.kind in ("\n", ";"):
                 self.advance()
@@ -451,8 +451,8 @@ class Parser(Lexer):
                 raise AwkError(f"wrong number of arguments in call to {value}")
             return ("builtin", value, items)
         if kind == "getline":
-            place = self.target()
+            target = self.target()
             if self.accept("<"):
-                return ("getline", "<", self.primary(), place)
-            return ("getline", "", None, place)
+                return ("getline", "<", self.primary(), target)
+            return ("getline", "", None, target)
         raise AwkError(f"syntax error at or near {value or 'end of file'}")

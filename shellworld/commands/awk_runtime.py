@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.awk_lexer import unescape
@@ -37,8 +38,9 @@ class Reader:
         """The next record, or None at the end."""
         text, at = self.text, self.at
         if separator == "":
-            match = re.compile(r"\n*").match(text, at)
-            at = match.end()
+            empty_lines = re.compile(r"\n*").match(text, at)
+            assert empty_lines is not None  # there may be none
+            at = empty_lines.end()
         if at >= len(text):
             return None
         if separator == "\n" or (len(separator) == 1 and separator != " "):
@@ -94,10 +96,21 @@ class Runtime:
 
     def __init__(self, ctx: Context):
         self.ctx = ctx
-        self.variables: dict[str, Value | Array] = {
-            "FS": " ", "OFS": " ", "ORS": "\n", "RS": "\n", "NR": 0.0, "FNR": 0.0, "SUBSEP": "\x1c",
-            "CONVFMT": "%.6g", "OFMT": "%.6g", "RSTART": 0.0, "RLENGTH": -1.0, "FILENAME": UNSET,
-        }  # fmt: skip
+        # Values and arrays by name; awk's own variables are values.
+        self.variables: dict[str, Any] = {
+            "CONVFMT": "%.6g",
+            "FILENAME": UNSET,
+            "FNR": 0.0,
+            "FS": " ",
+            "NR": 0.0,
+            "OFMT": "%.6g",
+            "OFS": " ",
+            "ORS": "\n",
+            "RLENGTH": -1.0,
+            "RS": "\n",
+            "RSTART": 0.0,
+            "SUBSEP": "\x1c",
+        }
         environment = Array()
         for name, value in ctx.env.items():
             environment.use(to_bytes(name), "%.6g")
@@ -139,9 +152,9 @@ class Runtime:
         """Returns a field; number 0 is the record, put together anew if a field has changed."""
         if index == 0:
             if self.stale:
-                self.record = self.text("OFS").join(
-                    text_of(f, self.text("CONVFMT")) for f in self.fields
-                )
+                convfmt = self.text("CONVFMT")
+                texts = [text_of(field, convfmt) for field in self.get_fields()]
+                self.record = self.text("OFS").join(texts)
                 self.stale = False
             return Field(self.record)
         if index < 0:
@@ -157,7 +170,7 @@ class Runtime:
         if index < 0:
             raise AwkFailure(f"negative field index ${index}")
         self.resize(max(index, len(self.get_fields())))
-        self.fields[index - 1] = value
+        self.get_fields()[index - 1] = value
         self.stale = True
 
     def resize(self, count: int) -> None:
@@ -183,6 +196,7 @@ class Runtime:
         while True:
             if self.reader is None and not self.open_next():
                 return None
+            assert self.reader is not None
             record = self.reader.read(self.text("RS"))
             if record is not None:
                 self.ctx.tick()
@@ -324,8 +338,9 @@ class Runtime:
     def system(self, line: str) -> float:
         """Runs a line of shell, after what was written before, and returns its status."""
         for name, mode in self.modes.items():
-            if mode != "|":
-                self.write_file(name, "".join(self.files[name]), True)
+            parts = self.files[name]
+            if mode != "|" and not isinstance(parts, Reader):
+                self.write_file(name, "".join(parts), True)
                 self.files[name] = []
         self.flush()
         return float(self.ctx.run(["sh", "-c", from_bytes(line)], None))

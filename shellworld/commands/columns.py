@@ -70,7 +70,8 @@ def _complement(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 @tool("cut", short="b:c:d:f:nsz", long=_CUT_LONG)
 def cut(ctx: Context, options: Options, operands: list[str]) -> int:
     """cut: -b, -c (bytes, as coreutils 9.1), -f, -d, -s, -z, --complement, --output-delimiter."""
-    kind = spec = delimiter = output = None
+    kind = delimiter = output = None
+    spec = ""
     only, complement, end = False, False, "\n"
     for key, value in options:
         match key:

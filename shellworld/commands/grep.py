@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from shellworld.commands import Context, FsError, Unsupported, command
 from shellworld.commands.options import (
@@ -177,7 +178,7 @@ def _compile(job: _Job, patterns: list[str], matcher: str) -> None:
     if matcher == "P":
         if len(patterns) > 1 or whole:
             raise Unsupported("grep -P with several patterns, -w or -x")
-        compiled = [perl_regex(patterns[0], ignore)]
+        compiled: list[Any] = [perl_regex(patterns[0], ignore)]
     else:
         syntax = {"E": "ere", "F": "fixed"}.get(matcher, "bre")
         compiled = [

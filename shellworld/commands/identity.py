@@ -44,7 +44,8 @@ def id_(ctx: Context, options: Options, operands: list[str]) -> int:
         return ctx.fail("cannot print only names or real IDs in default format")
     users = ctx.users
     status = 0
-    for name in operands or [None]:
+    named: list[str | None] = [*operands] or [None]
+    for name in named:
         who = ctx.who if name is None else _credentials(ctx, name)
         if who is None:
             status = ctx.fail(f"{quote(name or '')}: no such user")
@@ -76,7 +77,8 @@ def whoami(ctx: Context, options: Options, operands: list[str]) -> int:
 def groups(ctx: Context, options: Options, operands: list[str]) -> int:
     """Prints the names of somebody's groups."""
     status = 0
-    for name in operands or [None]:
+    named: list[str | None] = [*operands] or [None]
+    for name in named:
         who = ctx.who if name is None else _credentials(ctx, name)
         if who is None:
             status = ctx.fail(f"{quote(name or '')}: no such user")

@@ -139,7 +139,7 @@ class _Listing:
         if "r" in self.flags and self.sort != "none":
             items.reverse()
         if "group-directories-first" in self.flags and self.sort != "none":
-            items.sort(key=lambda item: not self.leads_to_directory(*item, directory))
+            items.sort(key=lambda item: not self.leads_to_directory(item[0], item[1], directory))
         return items
 
     def suffix(self, node: Inode | None) -> str:

@@ -245,12 +245,11 @@ def tree(ctx: Context, options: Options, operands: list[str]) -> int:
             ]
         except FsError:
             return
-        nodes = [(n, ctx.fs.find(ctx.path(join(path, n)), ctx.who, follow=False)) for n in names]
-        nodes = [
-            (n, node)
-            for n, node in nodes
-            if node is not None and ("d" not in flags or node.kind == "directory")
-        ]
+        nodes = []
+        for name in names:
+            node = ctx.fs.find(ctx.path(join(path, name)), ctx.who, follow=False)
+            if node is not None and ("d" not in flags or node.kind == "directory"):
+                nodes.append((name, node))
         for k, (name, node) in enumerate(nodes):
             ctx.tick()
             last = k == len(nodes) - 1

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import re._constants as codes
 import re._parser as sre
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from shellworld.interpreter.result import Unsupported
 from shellworld.language.regex_parser import CLASSES, RegexError
@@ -85,9 +86,9 @@ def perl_regex(pattern: str, ignore_case: bool) -> _Perl:
     return _Perl(compiled, analysis.constant, analysis.degree)
 
 
-def _convert(items: object) -> tuple:
+def _convert(items: Iterable[tuple[Any, Any]]) -> tuple:
     """Python's parsed pattern as a tree of `regexes.py`, for its cost alone."""
-    nodes = []
+    nodes: list[tuple] = []
     for code, value in items:
         if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
             low, high, body = value

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.options import from_bytes, lines_of, read, to_bytes
 from shellworld.commands.sed_parser import Address, Sed
-from shellworld.language.regexes import Regex
+from shellworld.language.regexes import Match, Regex
 
 
 class Output:
@@ -69,9 +70,8 @@ class Machine:
 
     # -- input -------------------------------------------------------------------------------------------------------
 
-    def load(self, file: File) -> None:
-        """Reads a file; complains of one that cannot be read. A directory ends sed."""
-        file.lines = []
+    def load(self, file: File) -> list[str]:
+        """Reads a file's lines; complains of one that cannot be read. A directory ends sed."""
         try:
             text = read(self.ctx, file.name)
         except FsError as error:
@@ -80,16 +80,16 @@ class Machine:
                 raise Quit(4) from error
             self.ctx.error(f"sed: can't read {file.name}: {error.message}\n")
             self.status = 2
-        else:
-            file.lines = lines_of(to_bytes(text), self.end)
-            file.whole = text.endswith(self.end) or not text
+            return []
+        file.whole = text.endswith(self.end) or not text
+        return lines_of(to_bytes(text), self.end)
 
     def more(self) -> bool:
         """Whether another line follows."""
         while True:
             file = self.files[0]
             if file.lines is None:
-                self.load(file)
+                file.lines = self.load(file)
             if file.at < len(file.lines):
                 return True
             if len(self.files) == 1:
@@ -99,6 +99,7 @@ class Machine:
     def take(self) -> str:
         """Returns the next line of the input, without its end."""
         file = self.files[0]
+        assert file.lines is not None  # `more` has read them
         line = file.lines[file.at]
         file.at += 1
         self.whole = file.whole or file.at < len(file.lines)
@@ -196,11 +197,13 @@ class Machine:
 
     def matches_again(self, c: Sed) -> bool:
         """Whether the line behind a range that has ended begins it anew."""
+        assert c.start is not None  # only a range begins anew
         return c.start.kind != "line" and self.begins(c)
 
     def begins(self, c: Sed) -> bool:
         """Whether the current line begins a command's range; sets where it ends."""
         end, number = c.end, self.number
+        assert c.start is not None and end is not None  # it is a range
         if c.start.kind == "line":  # a line skipped by a jump before is made up for by the next
             if c.begun or number < c.start.first:
                 return False
@@ -296,6 +299,7 @@ class Machine:
                 case "l":
                     self.out.raw(self.listing(c.number))
                 case "y":
+                    assert c.table is not None  # y has one
                     self.pattern = self.pattern.translate(c.table)
                 case "b" | "t" | "T":
                     if c.name == "b" or changed == (c.name == "t"):
@@ -410,7 +414,7 @@ class Machine:
         return True
 
     @staticmethod
-    def expand(parts: tuple, match: object) -> str:
+    def expand(parts: tuple, match: re.Match[str] | Match) -> str:
         """The replacement, with its changes of case."""
         if len(parts) == 1 and isinstance(parts[0], str) and parts[0][0] != "\0":
             return parts[0]

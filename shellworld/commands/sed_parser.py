@@ -141,6 +141,7 @@ class Parser:
     def number(self) -> int:
         """Reads a number, whose first digit is at the cursor."""
         match = re.compile(r"[0-9]{1,9}").match(self.text, self.at)
+        assert match is not None  # the caller has seen a digit
         self.at = match.end()
         return int(match[0])
 
@@ -155,7 +156,7 @@ class Parser:
 
     def delimited(self, delimiter: str, regex: bool) -> str | None:
         """Up to the next delimiter, which is taken; None if there is none."""
-        out = []
+        out: list[str] = []
         text = self.text
         while self.at < len(text):
             char = text[self.at]
@@ -281,7 +282,7 @@ class Parser:
         delimiter = self.next()
         pattern = self.delimited(delimiter, True) if delimiter and delimiter not in "\n\\" else None
         replacement = self.delimited(delimiter, False) if pattern is not None else None
-        if replacement is None:
+        if pattern is None or replacement is None:
             raise self.fail("unterminated `s' command")
         flags, number = "", 0
         while True:
@@ -341,9 +342,10 @@ class Parser:
 
     def label(self) -> str:
         """Reads a label up to a blank, a semicolon or a brace."""
-        label = re.compile(r"[^\s;}]*").match(self.text, self.at)[0]
-        self.at += len(label)
-        return label
+        label = re.compile(r"[^\s;}]*").match(self.text, self.at)
+        assert label is not None  # it may be empty
+        self.at = label.end()
+        return label[0]
 
     def appended(self) -> str:
         """The text of a, i and c."""
@@ -363,6 +365,7 @@ class Parser:
         elif self.peek() == "\n":
             raise self.fail("expected \\ after `a', `c' or `i'")
         match = re.compile(r"(?:\\.|[^\\\n])*\\?", re.DOTALL).match(self.text, self.at)
+        assert match is not None  # it may be empty
         self.at = match.end() + 1
         return text_escapes(match[0]) + "\n"
 

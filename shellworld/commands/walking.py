@@ -13,7 +13,9 @@ def scan(ctx: Context, path: str) -> list[str]:
     names = ctx.fs.listdir(path, ctx.who)
     if len(names) < 2:
         return names
-    return list(reversed(ctx.fs.node(path, ctx.who).entries))
+    entries = ctx.fs.node(path, ctx.who).entries
+    assert entries is not None  # listdir has had its names
+    return list(reversed(entries))
 
 
 def join(directory: str, name: str) -> str:

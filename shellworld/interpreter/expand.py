@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shellworld.interpreter.parameters import operate
 from shellworld.interpreter.result import LimitExceeded, Unsupported
@@ -278,7 +278,7 @@ class Expander:
     def kept(self, name: str) -> Variable:
         """The arrays that the shell itself keeps."""
         shell = self.shell
-        values = {
+        values: dict[str, list[Any]] = {
             "PIPESTATUS": shell.pipestatus,
             "FUNCNAME": shell.calls[::-1],
             "BASH_SOURCE": [shell.source] if shell.source else [],

@@ -163,7 +163,7 @@ class Scope:
             raise ShellError(f"{name}: readonly variable")
         self.names[name] = dataclasses.replace(old, value=values, associative=associative)
 
-    def declare(self, name: str, **attributes: object) -> None:
+    def declare(self, name: str, **attributes: Any) -> None:
         """Changes attributes; makes the variable if there is none."""
         self._env = None
         self.names[name] = dataclasses.replace(self.names.get(name) or Variable(), **attributes)

@@ -39,12 +39,11 @@ def make_word(parts: list[ast.Part], position: int = -1) -> ast.Word:
             joined[-1] = ast.Literal(last.text + part.text)
         else:
             joined.append(part)
-    plain = None
-    if all(
-        isinstance(p, ast.Quoted) or (isinstance(p, ast.Literal) and SAFE.match(p.text))
-        for p in joined
-    ):
-        plain = "".join(p.text for p in joined)  # type: ignore[union-attr]
+    texts = []
+    for part in joined:
+        if isinstance(part, ast.Quoted) or isinstance(part, ast.Literal) and SAFE.match(part.text):
+            texts.append(part.text)
+    plain = "".join(texts) if len(texts) == len(joined) else None
     return ast.Word(tuple(joined), plain, position)
 
 

@@ -119,7 +119,7 @@ class Parser(SimpleParser):
     def and_or(self) -> ast.AndOr:
         """Reads pipelines joined by && and ||."""
         first = self.pipeline()
-        rest = []
+        rest: list[tuple[str, ast.Pipeline]] = []
         while True:
             self.skip()
             operator = self.s[self.i : self.i + 2]

@@ -178,9 +178,10 @@ class _Parser:
     def escape(self, char: str) -> tuple:
         if self.dialect == "awk":
             if char in "01234567":
-                digits = re.compile("[0-7]{1,3}").match(self.text, self.at - 1).group()
-                self.at += len(digits) - 1
-                return literal(chr(int(digits, 8) & 255))
+                digits = re.compile("[0-7]{1,3}").match(self.text, self.at - 1)
+                assert digits is not None  # char is one
+                self.at += len(digits[0]) - 1
+                return literal(chr(int(digits[0], 8) & 255))
             return literal(_AWK_ESCAPES.get(char, char))
         if char in _WORDS:
             return ("set", _WORDS[char])
@@ -204,9 +205,9 @@ class _Parser:
         if match is None or not (match[1] or match[2]):
             if lenient:
                 return None
-            if end < 0 and not re.compile(r"[\d,]*").match(self.text, self.at).end() < len(
-                self.text
-            ):
+            bounds = re.compile(r"[\d,]*").match(self.text, self.at)
+            assert bounds is not None  # it may be empty
+            if end < 0 and bounds.end() >= len(self.text):
                 raise RegexError("Unmatched \\{")
             raise RegexError("Unmatched \\{" if end < 0 else "Invalid content of \\{\\}")
         low = int(match[1] or 0)

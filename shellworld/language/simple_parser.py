@@ -191,11 +191,11 @@ class SimpleParser(Tokens):
                 or "`" in raw
             ):
                 raise Unsupported("here-document delimiter with expansions")
-            delimiter = "".join(
-                q.text
-                for p in word.parts
-                for q in (p.parts if isinstance(p, ast.DoubleQuoted) else [p])
-            )  # type: ignore[union-attr]
+            delimiter = ""
+            for part in word.parts:
+                for piece in part.parts if isinstance(part, ast.DoubleQuoted) else (part,):
+                    assert isinstance(piece, ast.Literal | ast.Quoted)
+                    delimiter += piece.text
             redirect = ast.Redirect("<<", fd, word)
             self.masks.append((m.start(2), m.end(2), "<".rjust(len(operator))))
             self.pending.append((redirect, delimiter, quoted, operator == "<<-", line))

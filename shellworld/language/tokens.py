@@ -190,7 +190,7 @@ class Tokens(Lexer):
                     "-N",
                 ):
                     raise Unsupported(f"[[ {raw} ]]")
-                return ast.Unary(raw, self.condition_word())  # type: ignore[arg-type]
+                return ast.Unary(raw, self.condition_word())
             self.i = before
         self.skip()
         m = re.compile(r"(?:=~|==|!=|=|<|>|-[a-z]{2})(?=\s)").match(self.s, self.i)

@@ -41,6 +41,7 @@ def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
         env={"PATH": os.environ.get("PATH", os.defpath)},
         **identity,
     )
+    assert holder.stdin is not None and holder.stdout is not None and holder.stderr is not None
     try:
         if holder.stdout.readline() != b"ready\n":
             complaint = holder.stderr.read().decode(errors="replace").strip()

@@ -142,7 +142,12 @@ class _Names:
         """
         result = {}
         for kind, default in (("access", False), ("default", True)):
-            parsed = [e for e in map(trees.parse_acl, entries) if e.default is default]
+            parsed = []
+            for entry in entries:
+                e = trees.parse_acl(entry)
+                assert e is not None  # a normal tree has no others
+                if e.default is default:
+                    parsed.append(e)
             rows = []
             for e in parsed:
                 number = (

@@ -68,14 +68,15 @@ class FileSystem:
                 if name and not allows(node, 1, who):
                     raise FsError("EACCES")
                 continue
-            if node.entries is None:
+            entries = node.entries
+            if entries is None:
                 raise FsError("ENOTDIR")
             if not allows(node, 1, who):
                 raise FsError("EACCES")
             if name == "..":
                 node = node.parent
                 continue
-            child = node.entries.get(name)
+            child = entries.get(name)
             last = not rest or (slash and not any(rest))
             if child is None:
                 if len(name) > 63 and size_of(name) > 255:
@@ -461,7 +462,9 @@ class FileSystem:
 
     def close_pipe(self, path: str) -> None:
         """Takes the name of a process substitution out of /dev/fd."""
-        self.root.entries["dev"].entries["fd"].entries.pop(path.rpartition("/")[2], None)  # type: ignore[index]
+        open_files = self.node("/dev/fd", ROOT).entries
+        assert open_files is not None  # it is a directory
+        open_files.pop(path.rpartition("/")[2], None)
 
     # -- attributes --------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any
 from shellworld.interpreter.result import Limits
 from shellworld.world.acl import access_entries, default_entries, parse_entries
 from shellworld.world.filesystem import FileSystem
-from shellworld.world.inodes import Inode, Original
+from shellworld.world.inodes import Inode, Kind, Original
 from shellworld.world.tree import EPOCH, SYSTEM, environment, parse_acl, sort_acl
 from shellworld.world.users import Users
 
@@ -61,9 +61,9 @@ def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:
             nodes[parent or "/"].entries[name] = node  # type: ignore[index]
             node.nlink += 1
     for path, target in SYSTEM.items():
-        kind = "directory" if target is None else "symlink"
+        system_kind: Kind = "directory" if target is None else "symlink"
         mode = 0o555 if path == "/proc" else 0o755 if target is None else 0o777
-        _add(nodes, path, Original(kind, mode, 0, 0, target or "", EPOCH, 3))
+        _add(nodes, path, Original(system_kind, mode, 0, 0, target or "", EPOCH, 3))
     _add(nodes, "/dev/null", Original("device", 0o666, 0, 0, "", EPOCH, 4))
     _add(nodes, "/dev/fd", Original("directory", 0o555, 0, 0, "", EPOCH, 5))
     return nodes["/"], number

@@ -89,6 +89,7 @@ class Original(Inode):
     """
 
     __slots__ = ("path",)
+    path: str
 
     def copy(self, parent: Inode | None, links: dict[int, Inode]) -> Inode:
         """Returns a world's own inode.

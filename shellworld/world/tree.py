@@ -439,9 +439,9 @@ def _link(paths: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 )
             names.setdefault(entry["target"], [entry["target"]]).append(path)
     result = dict(paths)
-    for target, group in names.items():
+    for holder, group in names.items():
         first, *others = sorted(group)
-        result[first] = paths[target]
+        result[first] = paths[holder]
         result.update((other, {"type": "hardlink", "target": first}) for other in others)
     return dict(sorted(result.items()))
 
