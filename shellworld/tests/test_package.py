@@ -12,7 +12,6 @@ import pytest
 import shellworld
 from shellworld.sandbox import pool
 
-pytestmark = pytest.mark.quick
 PACKAGE = Path(shellworld.__file__).parent
 README = (PACKAGE / "README.md").read_text()
 SHELL_PAGE = (PACKAGE / "docs" / "shell.md").read_text()
@@ -41,6 +40,7 @@ def imported(path):
                 yield f"{node.module}.{alias.name}" if node.module == "shellworld" else node.module
 
 
+@pytest.mark.quick
 def test_it_leans_on_the_standard_library_and_three_packages():
     used = set()
     for name, path in modules():
@@ -52,6 +52,7 @@ def test_it_leans_on_the_standard_library_and_three_packages():
     assert used >= DEPENDENCIES, "a declared dependency is not used"
 
 
+@pytest.mark.quick
 def test_rooms_import_only_rooms_before_them():
     for name, path in modules():
         room = name.split(".")[1] if "." in name else ""
@@ -64,6 +65,7 @@ def test_rooms_import_only_rooms_before_them():
                 assert ROOMS.index(there) <= last, f"{name} imports {module}"
 
 
+@pytest.mark.quick
 def test_each_public_name_is_there_and_named_in_the_docstring():
     for name in shellworld.__all__:
         assert getattr(shellworld, name).__doc__, name
@@ -92,6 +94,7 @@ def example(marker):
     return found
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("marker", ["example", "sandbox example"])
 def test_the_readmes_examples_print_what_it_says(marker, capsys):
     if marker == "sandbox example" and (why := pool.unavailable()):
@@ -126,6 +129,7 @@ def test_the_pages_commands_run(block, tmp_path):
     assert done.stderr == "0 of 2 lines were not supported.\n"
 
 
+@pytest.mark.quick
 def test_the_readmes_map_is_the_package():
     (listing,) = re.findall(r"## The rooms\n\n```text\n(.*?)```", README, re.DOTALL)
     listed = {line.split()[0].rstrip("/") for line in listing.splitlines()}
