@@ -1,4 +1,4 @@
-"""`python -m shellworld`: see `cli.py`."""
+"""The command `python -m shellworld`; see `cli.py`."""
 
 import sys
 

@@ -49,9 +49,7 @@ def command(*names: str) -> Callable[[Command], Command]:
 
 
 def builtin(*names: str, program: bool = False) -> Callable[[Command], Command]:
-    """Registers a builtin; with `program`, also the program of that name (echo, printf, test,
-    ...).
-    """
+    """Registers a builtin; with `program`, also the program of that name (true, false, ...)."""
 
     def register(function: Command) -> Command:
         for name in names:
@@ -117,9 +115,7 @@ class Context:
 
     @property
     def stdin(self) -> str:
-        """All that is left of standard input, as text ("" if there is none); a second reading gives
-        "".
-        """
+        """All that is left of standard input, as text; "" if there is none, or a second time."""
         if self.source is None:
             return ""
         text = self.source.read()
@@ -129,8 +125,9 @@ class Context:
         return text
 
     def read_head(self) -> tuple[str, bool]:
-        """What is left of standard input, and whether there would be more: for commands that need
-        only its beginning.
+        """Returns what is left of standard input, and whether there would be more.
+
+        It is for commands that need only its beginning.
         """
         if self.source is None:
             return "", False
@@ -150,7 +147,7 @@ class Context:
         self.err.write(text)
 
     def fail(self, text: str, status: int = 1) -> int:
-        """Writes "NAME: TEXT\\n" to stderr and returns the status."""
+        r"""Writes "NAME: TEXT\n" to stderr and returns the status."""
         self.err.write(f"{self.name}: {text}\n")
         return status
 
@@ -159,16 +156,18 @@ class Context:
         self.meter.tick(n)
 
     def path(self, path: str) -> str:
-        """The absolute path against the working directory; symlinks and ".." are left to the file
-        system.
+        """Returns the absolute path against the working directory.
+
+        Symlinks and ".." are left to the file system.
         """
         return path if path.startswith("/") else posixpath.join(self.cwd, path) if path else ""
 
     # -- other commands ----------------------------------------------------------------------------------------------
 
     def which(self, name: str) -> str | None:
-        """Path of the program that `run` would run, or None ("No such file or directory", status
-        127).
+        """Returns the path of the program that `run` would run, or None.
+
+        None stands for "No such file or directory" (status 127).
         """
         return self.shell.which(name, self.env.get("PATH", ""), self.who, self.cwd)
 
@@ -180,11 +179,10 @@ class Context:
         env: Mapping[str, str] | None = None,
         cwd: str | None = None,
     ) -> int:
-        """Runs a program (no builtin, function or alias) with this command's stdout and stderr;
-        returns its status.
+        """Runs a program (no builtin, function or alias) and returns its status.
 
-        An unknown one gives 127, one that may not be executed 126, both silently: check `which`
-        first to complain.
+        It has this command's stdout and stderr. An unknown one gives 127, one that may not be
+        executed 126, both silently: check `which` first to complain.
 
         Args:
           argv: name and arguments.

@@ -17,8 +17,10 @@ _LETTERS = {"r": 4, "w": 2, "x": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One entry of a specification; `conditional`: with execute only for directories, or where
-    somebody may execute (X).
+    """One entry of a specification.
+
+    Attributes:
+      conditional: execute is meant only for directories, or where somebody may execute (X).
     """
 
     default: bool
@@ -28,8 +30,10 @@ class Entry:
 
 
 class BadEntry(ValueError):
-    """`at`: the place in the text from which it makes no sense; its length if something is
-    missing.
+    """A text that is no specification.
+
+    Attributes:
+      at: the place in the text from which it makes no sense; its length if something is missing.
     """
 
     def __init__(self, at: int):
@@ -75,6 +79,7 @@ def _entry(text: str, at: int, users: Users, permissions: bool, default: bool) -
         if holder is None or (number(name) is not None and name.startswith("+")):
             raise BadEntry(at)
     if tag in ("user", "group"):
+        assert m is not None  # the token with the name
         at = m.end()
     at = _BLANK.match(text, at).end()  # type: ignore[union-attr]
     if text[at : at + 1] in ("", ","):

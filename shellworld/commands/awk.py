@@ -13,8 +13,9 @@ from shellworld.commands.options import UsageError, parse_options, to_bytes
 
 @command("awk", "mawk")
 def awk(ctx: Context, argv: list[str]) -> int:
-    """awk: -F, -v, -f and the whole language of mawk but rand, srand, systime, strftime and
-    mktime.
+    """Runs awk: -F, -v, -f and the language of mawk.
+
+    It lacks rand, srand, systime, strftime and mktime.
     """
     try:
         options, operands = parse_options(argv, "F:v:f:W:h", "version=V help=h", permute=False)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from shellworld.commands.awk_lexer import AwkError
 from shellworld.commands.awk_runtime import AwkFailure, split_text
 from shellworld.commands.awk_values import Array, Field, Value, format_text, number, text_of
+from shellworld.language.regexes import Regex
 
 if TYPE_CHECKING:
     from shellworld.commands.awk_compiler import Compiler, Expression
@@ -71,7 +72,7 @@ def compile_builtin(compiler: Compiler, name: str, arguments: list[tuple]) -> Ex
         function = _MATH[name]
         return lambda: function(*(number(value()) for value in values))
     if name == "length":
-        return lambda: float(len(text(values[0]()) if values else runtime.get(0)))
+        return lambda: float(len(text(values[0]() if values else runtime.get(0))))
     if name == "substr":
         return lambda: _substr(text(values[0]()), *(number(value()) for value in values[1:]))
     if name == "index":
@@ -119,6 +120,7 @@ def _split(compiler: Compiler, arguments: list[tuple]) -> Expression:
         raise AwkError("syntax error: split needs an array")
     subject, array = compiler.expression(arguments[0]), compiler.array(arguments[1][1])
     runtime = compiler.runtime
+    separator: Callable[[], str | Regex]
     if len(arguments) < 3:
         separator = lambda: runtime.text("FS")  # noqa: E731
     elif arguments[2][0] == "regex":
@@ -143,20 +145,22 @@ def _split(compiler: Compiler, arguments: list[tuple]) -> Expression:
 
 def _replacement(text: str) -> list[str | None]:
     """A replacement's pieces; None stands for the match."""
-    pieces: list[str | None] = [""]
+    pieces: list[str | None] = []
+    piece = ""
     at = 0
     while at < len(text):
         char = text[at]
         if char == "\\" and text[at + 1 : at + 2] in ("&", "\\"):
-            pieces[-1] += text[at + 1]
+            piece += text[at + 1]
             at += 2
             continue
         if char == "&":
-            pieces += [None, ""]
+            pieces += [piece, None]
+            piece = ""
         else:
-            pieces[-1] += char
+            piece += char
         at += 1
-    return pieces
+    return [*pieces, piece]
 
 
 def _substitute(compiler: Compiler, everywhere: bool, arguments: list[tuple]) -> Expression:

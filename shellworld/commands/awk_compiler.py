@@ -54,6 +54,7 @@ class Compiler:
     # -- places ------------------------------------------------------------------------------------------------------
 
     def scope(self, name: str) -> Callable[[], dict[str, Any]]:
+        """Returns a function that gives the dictionary in which a variable lives."""
         if name in self.locals:
             frame = self.frame
             return lambda: frame[-1]
@@ -61,6 +62,7 @@ class Compiler:
         return lambda: variables
 
     def array(self, name: str) -> Callable[[], Array]:
+        """Returns a function that gives the array of a name, made when it is first used."""
         if name in self.program.functions:
             raise AwkError(f"{name} is a function")
         scope = self.scope(name)
@@ -79,6 +81,7 @@ class Compiler:
         return get
 
     def variable(self, name: str) -> Expression:
+        """Compiles the reading of a variable."""
         runtime = self.runtime
         if name == "NF":
             return lambda: float(len(runtime.get_fields()))
@@ -112,8 +115,9 @@ class Compiler:
     def place(
         self, node: tuple
     ) -> tuple[Callable[[], Any], Callable[[Any], Value], Callable[[Any, Value], None]]:
-        """(locate, get, set) of something that can be assigned; what locate gives is handed to the
-        others.
+        """Returns (locate, get, set) of something that can be assigned.
+
+        What locate gives is handed to the others, so that an index is evaluated once.
         """
         runtime, variables = self.runtime, self.runtime.variables
         if node[0] == "group":
@@ -124,12 +128,12 @@ class Compiler:
         if node[0] == "index":
             array, key = self.array(node[1]), self.key(node[2])
 
-            def locate() -> tuple[Array, str]:
+            def locate() -> tuple[Array, str | None]:
                 wanted = key()
                 where = array()
                 return where, where.use(wanted, variables["CONVFMT"])
 
-            def put(at: tuple[Array, str], value: Value) -> None:
+            def put(at: tuple[Array, str | None], value: Value) -> None:
                 at[0][at[1]] = value
 
             return locate, lambda at: at[0].get(at[1], UNSET), put
@@ -155,6 +159,7 @@ class Compiler:
     # -- expressions -------------------------------------------------------------------------------------------------
 
     def expression(self, node: tuple) -> Expression:
+        """Compiles an expression to a function of nothing that returns its value."""
         return getattr(self, "_" + node[0])(*node[1:])
 
     def _number(self, value: float) -> Expression:
@@ -227,18 +232,20 @@ class Compiler:
         return step
 
     def _choose(self, test: tuple, then: tuple, other: tuple) -> Expression:
-        test, then, other = self.condition(test), self.expression(then), self.expression(other)
-        return lambda: then() if test() else other()
+        holds = self.condition(test)
+        first, second = self.expression(then), self.expression(other)
+        return lambda: first() if holds() else second()
 
     def _or(self, left: tuple, right: tuple) -> Expression:
-        left, right = self.condition(left), self.condition(right)
-        return lambda: 1.0 if left() or right() else 0.0
+        first, second = self.condition(left), self.condition(right)
+        return lambda: 1.0 if first() or second() else 0.0
 
     def _and(self, left: tuple, right: tuple) -> Expression:
-        left, right = self.condition(left), self.condition(right)
-        return lambda: 1.0 if left() and right() else 0.0
+        first, second = self.condition(left), self.condition(right)
+        return lambda: 1.0 if first() and second() else 0.0
 
     def condition(self, node: tuple) -> Callable[[], bool]:
+        """Compiles an expression to a function that returns whether it is true."""
         value = self.expression(node)
         return lambda: truth(value())
 
@@ -264,22 +271,18 @@ class Compiler:
         return match
 
     def _compare(self, operator: str, left: tuple, right: tuple) -> Expression:
-        left, right, variables = (
-            self.expression(left),
-            self.expression(right),
-            self.runtime.variables,
-        )
-        accept = ORDERS[operator]
-        return lambda: 1.0 if accept(compare(left(), right(), variables["CONVFMT"])) else 0.0
+        first, second = self.expression(left), self.expression(right)
+        accept, variables = ORDERS[operator], self.runtime.variables
+        return lambda: 1.0 if accept(compare(first(), second(), variables["CONVFMT"])) else 0.0
 
     def _concat(self, left: tuple, right: tuple) -> Expression:
-        left, right = self.expression(left), self.expression(right)
+        first, second = self.expression(left), self.expression(right)
         variables, meter = self.runtime.variables, self.runtime.ctx.meter
 
         def concat() -> str:
             convfmt = variables["CONVFMT"]
-            first = text_of(left(), convfmt)
-            result = first + text_of(right(), convfmt)
+            start = text_of(first(), convfmt)
+            result = start + text_of(second(), convfmt)
             if len(result) > 10_000:
                 meter.word(len(result))
                 meter.tick(len(result) >> 12)
@@ -288,8 +291,9 @@ class Compiler:
         return concat
 
     def _arithmetic(self, operator: str, left: tuple, right: tuple) -> Expression:
-        left, right, operation = self.expression(left), self.expression(right), OPERATIONS[operator]
-        return lambda: operation(number(left()), number(right()))
+        first, second = self.expression(left), self.expression(right)
+        operation = OPERATIONS[operator]
+        return lambda: operation(number(first()), number(second()))
 
     def _unary(self, operator: str, inner: tuple) -> Expression:
         if operator == "!":
@@ -368,9 +372,11 @@ class Compiler:
     # -- statements --------------------------------------------------------------------------------------------------
 
     def statement(self, node: tuple) -> Statement:
+        """Compiles a statement (see awk_statements.py)."""
         return compile_statement(self, node)
 
     def leave(self, code: Value | None) -> None:
+        """Runs `exit`, with its code if there is one."""
         if code is not None:
             self.exit_code = int(number(code)) & 255
         raise _Exit
@@ -402,6 +408,7 @@ class Compiler:
         return self.exit_code
 
     def loop(self, rules: list[tuple[Callable[[], bool] | None, Statement]]) -> None:
+        """Runs the rules on each record of the input."""
         runtime = self.runtime
         while (record := runtime.next_record()) is not None:
             runtime.set_record(record)
@@ -415,6 +422,7 @@ class Compiler:
                         break
 
     def rule(self, pattern: tuple | None) -> Callable[[], bool] | None:
+        """Compiles a pattern to a test of the record; None if all records are selected."""
         if pattern is None:
             return None
         if pattern[0] != "range":
@@ -433,8 +441,9 @@ class Compiler:
 
 
 class _Reference:
-    """A variable never set, handed to a function: it becomes an array there if the function uses it
-    as one.
+    """A variable never set, handed to a function.
+
+    It becomes an array there if the function uses it as one.
     """
 
     def __init__(self, where: dict[str, Any], name: str):

@@ -71,8 +71,9 @@ class Lexer:
         self.kind = self.value = ""
 
     def advance(self) -> None:
-        """Reads the next token into kind and value; kind is the operator or keyword itself, or what
-        sort of token it is.
+        """Reads the next token into `kind` and `value`.
+
+        `kind` is the operator or keyword itself, or what sort of token it is.
         """
         while True:
             if self.at >= len(self.text):
@@ -85,7 +86,7 @@ class Lexer:
             if match.lastgroup != "skip":
                 break
         self.value = match[0]
-        self.kind = match.lastgroup
+        self.kind = match.lastgroup or ""
         if self.kind == "newline":
             self.kind = "\n"
         elif self.kind == "op":
@@ -113,16 +114,19 @@ class Lexer:
         return match[0][:-1].replace("\\/", "/")
 
     def accept(self, kind: str) -> bool:
+        """Reads a token of this kind, if there is one."""
         if self.kind == kind:
             self.advance()
             return True
         return False
 
     def expect(self, kind: str) -> None:
+        """Reads a token of this kind; a syntax error if there is none."""
         if not self.accept(kind):
             raise AwkError(f"syntax error at or near {self.value or 'end of file'}")
 
     def newlines(self) -> None:
+        """Skips newlines."""
         while self.kind == "\n":
             self.advance()
 

@@ -32,6 +32,7 @@ class Parser(Lexer):
     # -- program -----------------------------------------------------------------------------------------------------
 
     def program(self) -> None:
+        """Reads all rules and functions."""
         while True:
             while self.kind in ("\n", ";"):
                 self.advance()
@@ -61,6 +62,7 @@ class Parser(Lexer):
                 self.rules.append((pattern, body))
 
     def function(self) -> None:
+        """Reads a function after the word `function`."""
         name = self.value
         if self.kind not in ("call", "name"):
             raise AwkError("syntax error")
@@ -82,8 +84,9 @@ class Parser(Lexer):
     # -- statements --------------------------------------------------------------------------------------------------
 
     def block(self) -> tuple:
+        """Reads statements in braces."""
         self.expect("{")
-        statements = []
+        statements: list[tuple] = []
         while True:
             while self.kind in ("\n", ";"):
                 self.advance()
@@ -94,12 +97,14 @@ class Parser(Lexer):
             statements.append(self.statement())
 
     def nested(self) -> tuple:
+        """Reads the statement that an `if` or a loop governs; it may be empty."""
         self.newlines()
         if self.accept(";"):
             return ("block", [])
         return self.statement()
 
     def statement(self) -> tuple:
+        """Reads a statement, counting how deep it is nested."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unsupported("awk program of this depth")
@@ -108,6 +113,7 @@ class Parser(Lexer):
         return result
 
     def one_statement(self) -> tuple:
+        """Reads a statement with what ends it."""
         kind = self.kind
         if kind == "{":
             block = self.block()
@@ -157,6 +163,7 @@ class Parser(Lexer):
         return (kind, value)
 
     def for_loop(self) -> tuple:
+        """Reads a `for` after its word: over the keys of an array, or with three clauses."""
         self.expect("(")
         match = re.compile(r"\s*in\s+([A-Za-z_]\w*)\s*\)").match(self.text, self.at)
         if self.kind == "name" and match:
@@ -179,6 +186,7 @@ class Parser(Lexer):
         return ("for", first, test, step, self.nested())
 
     def simple(self) -> tuple:
+        """Reads a print, a delete or an expression."""
         if self.kind in ("print", "printf"):
             return self.output()
         if self.accept("delete"):
@@ -193,6 +201,7 @@ class Parser(Lexer):
         return ("expression", self.expression())
 
     def output(self) -> tuple:
+        """Reads print or printf with its items and redirection."""
         kind = self.kind
         self.advance()
         items: list[tuple] = []
@@ -215,6 +224,7 @@ class Parser(Lexer):
     # -- expressions, loosest first ----------------------------------------------------------------------------------
 
     def arguments(self, close: str) -> list[tuple]:
+        """Reads expressions with commas between them, up to the closing token."""
         items = []
         self.newlines()
         while self.kind != close:
@@ -227,6 +237,11 @@ class Parser(Lexer):
         return items
 
     def expression(self, no_gt: bool = False) -> tuple:
+        """Reads an expression.
+
+        Args:
+          no_gt: `>` is no comparison, as in print.
+        """
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unsupported("awk program of this depth")
@@ -244,6 +259,7 @@ class Parser(Lexer):
         return test
 
     def conditional(self, test: tuple, no_gt: bool) -> tuple:
+        """Reads what follows a test: `? then : else`, or nothing."""
         if not self.accept("?"):
             return test
         self.newlines()
@@ -254,6 +270,7 @@ class Parser(Lexer):
         return ("choose", test, then, self.expression(no_gt))
 
     def disjunction(self, no_gt: bool) -> tuple:
+        """Reads operands of ||."""
         left = self.conjunction(no_gt)
         while self.accept("||"):
             self.newlines()
@@ -261,6 +278,7 @@ class Parser(Lexer):
         return left
 
     def conjunction(self, no_gt: bool) -> tuple:
+        """Reads operands of &&."""
         left = self.membership(no_gt)
         while self.accept("&&"):
             self.newlines()
@@ -268,6 +286,7 @@ class Parser(Lexer):
         return left
 
     def membership(self, no_gt: bool) -> tuple:
+        """Reads operands of `in`."""
         left = self.matching(no_gt)
         while self.kind == "in":
             self.advance()
@@ -281,6 +300,7 @@ class Parser(Lexer):
         return left
 
     def matching(self, no_gt: bool) -> tuple:
+        """Reads operands of ~ and !~."""
         left = self.comparison(no_gt)
         while self.kind in ("~", "!~"):
             negated = self.kind == "!~"
@@ -289,6 +309,7 @@ class Parser(Lexer):
         return left
 
     def comparison(self, no_gt: bool) -> tuple:
+        """Reads operands of < <= == != >= >, and of `| getline`."""
         left = self.concatenation(no_gt)
         while True:
             if self.kind in ("<", "<=", "==", "!=", ">=") or (self.kind == ">" and not no_gt):
@@ -303,6 +324,7 @@ class Parser(Lexer):
                 return left
 
     def concatenation(self, no_gt: bool) -> tuple:
+        """Reads values side by side."""
         left = self.additive()
         while self.kind in (
             "number",
@@ -324,6 +346,7 @@ class Parser(Lexer):
         return left
 
     def additive(self) -> tuple:
+        """Reads operands of + and -."""
         left = self.multiplicative()
         while self.kind in ("+", "-"):
             operator = self.kind
@@ -332,6 +355,7 @@ class Parser(Lexer):
         return left
 
     def multiplicative(self) -> tuple:
+        """Reads operands of *, / and %."""
         left = self.unary()
         while self.kind in ("*", "/", "%"):
             operator = self.kind
@@ -340,6 +364,7 @@ class Parser(Lexer):
         return left
 
     def unary(self) -> tuple:
+        """Reads a value with ! - + before it."""
         if self.kind in ("!", "-", "+"):
             self.depth += 1
             if self.depth > MAX_DEPTH:
@@ -352,6 +377,7 @@ class Parser(Lexer):
         return self.power()
 
     def power(self) -> tuple:
+        """Reads operands of ^, which takes its right side first."""
         left = self.postfix()
         if self.accept("^"):
             right = self.unary() if self.kind in ("-", "+", "!") else self.power()
@@ -359,6 +385,7 @@ class Parser(Lexer):
         return left
 
     def postfix(self) -> tuple:
+        """Reads a value with ++ or -- behind it."""
         value = self.primary()
         if self.kind in ("++", "--") and value[0] in ("variable", "index", "field"):
             operator = self.kind
@@ -373,6 +400,7 @@ class Parser(Lexer):
         return None
 
     def primary(self) -> tuple:
+        """Reads a number, string, regular expression, variable, field, call or parentheses."""
         kind, value = self.kind, self.value
         if kind in ("/", "/="):
             return ("regex", self.regex())
@@ -423,8 +451,8 @@ class Parser(Lexer):
                 raise AwkError(f"wrong number of arguments in call to {value}")
             return ("builtin", value, items)
         if kind == "getline":
-            place = self.target()
+            target = self.target()
             if self.accept("<"):
-                return ("getline", "<", self.primary(), place)
-            return ("getline", "", None, place)
+                return ("getline", "<", self.primary(), target)
+            return ("getline", "", None, target)
         raise AwkError(f"syntax error at or near {value or 'end of file'}")

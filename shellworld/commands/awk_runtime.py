@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.awk_lexer import unescape
@@ -37,8 +38,9 @@ class Reader:
         """The next record, or None at the end."""
         text, at = self.text, self.at
         if separator == "":
-            match = re.compile(r"\n*").match(text, at)
-            at = match.end()
+            empty_lines = re.compile(r"\n*").match(text, at)
+            assert empty_lines is not None  # there may be none
+            at = empty_lines.end()
         if at >= len(text):
             return None
         if separator == "\n" or (len(separator) == 1 and separator != " "):
@@ -94,10 +96,21 @@ class Runtime:
 
     def __init__(self, ctx: Context):
         self.ctx = ctx
-        self.variables: dict[str, Value | Array] = {
-            "FS": " ", "OFS": " ", "ORS": "\n", "RS": "\n", "NR": 0.0, "FNR": 0.0, "SUBSEP": "\x1c",
-            "CONVFMT": "%.6g", "OFMT": "%.6g", "RSTART": 0.0, "RLENGTH": -1.0, "FILENAME": UNSET,
-        }  # fmt: skip
+        # Values and arrays by name; awk's own variables are values.
+        self.variables: dict[str, Any] = {
+            "CONVFMT": "%.6g",
+            "FILENAME": UNSET,
+            "FNR": 0.0,
+            "FS": " ",
+            "NR": 0.0,
+            "OFMT": "%.6g",
+            "OFS": " ",
+            "ORS": "\n",
+            "RLENGTH": -1.0,
+            "RS": "\n",
+            "RSTART": 0.0,
+            "SUBSEP": "\x1c",
+        }
         environment = Array()
         for name, value in ctx.env.items():
             environment.use(to_bytes(name), "%.6g")
@@ -119,12 +132,15 @@ class Runtime:
     # -- records -----------------------------------------------------------------------------------------------------
 
     def text(self, name: str) -> str:
+        """Returns one of awk's own variables as text."""
         return text_of(self.variables[name], "%.6g")
 
     def set_record(self, text: str) -> None:
+        """Begins a new record, whose fields are split when they are asked for."""
         self.record, self.fields, self.stale = text, None, False
 
     def get_fields(self) -> list[Value]:
+        """Returns the fields of the record."""
         if self.fields is None:
             parts = split_text(
                 self.record, self.text("FS"), self.text("RS") == "" and self.text("FS") != " "
@@ -133,11 +149,12 @@ class Runtime:
         return self.fields
 
     def get(self, index: int) -> Value:
+        """Returns a field; number 0 is the record, put together anew if a field has changed."""
         if index == 0:
             if self.stale:
-                self.record = self.text("OFS").join(
-                    text_of(f, self.text("CONVFMT")) for f in self.fields
-                )
+                convfmt = self.text("CONVFMT")
+                texts = [text_of(field, convfmt) for field in self.get_fields()]
+                self.record = self.text("OFS").join(texts)
                 self.stale = False
             return Field(self.record)
         if index < 0:
@@ -146,13 +163,14 @@ class Runtime:
         return fields[index - 1] if index <= len(fields) else _EMPTY
 
     def set(self, index: int, value: Value) -> None:
+        """Assigns field number `index`; 0 is the record."""
         if index == 0:
             self.set_record(text_of(value, self.text("CONVFMT")))
             return
         if index < 0:
             raise AwkFailure(f"negative field index ${index}")
         self.resize(max(index, len(self.get_fields())))
-        self.fields[index - 1] = value
+        self.get_fields()[index - 1] = value
         self.stale = True
 
     def resize(self, count: int) -> None:
@@ -178,6 +196,7 @@ class Runtime:
         while True:
             if self.reader is None and not self.open_next():
                 return None
+            assert self.reader is not None
             record = self.reader.read(self.text("RS"))
             if record is not None:
                 self.ctx.tick()
@@ -187,6 +206,7 @@ class Runtime:
             self.reader = None
 
     def open_next(self) -> bool:
+        """Opens the next file among the arguments, making assignments on the way, if there is one."""
         while self.arguments:
             argument = self.arguments.pop(0)
             match = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", argument, re.DOTALL)
@@ -207,11 +227,13 @@ class Runtime:
         return False
 
     def assign_argument(self, name: str, text: str) -> None:
+        """Makes an assignment that stands among the arguments."""
         if isinstance(self.variables.get(name), Array):
             raise AwkFailure(f"cannot assign to array {name}")
         self.assign(name, Field(unescape(text)))
 
     def read_file(self, name: str) -> str:
+        """Returns what a file or standard input holds, as bytes in characters."""
         if name in ("-", "/dev/stdin"):
             return to_bytes(self.ctx.stdin)
         try:
@@ -247,6 +269,7 @@ class Runtime:
         return 1.0, record
 
     def write(self, text: str) -> None:
+        """Writes to standard output, in parts that are not too small."""
         self.out.append(text)
         self.out_size += len(text)
         if self.out_size > 1 << 16:
@@ -260,6 +283,10 @@ class Runtime:
             self.ctx.write(text)
 
     def print_to(self, mode: str, name: str, text: str) -> None:
+        """Writes to a file or a pipe, as `mode` (">", ">>" or "|") says.
+
+        Files and pipes stay open until they are closed.
+        """
         if name in ("/dev/stdout", "-") and mode != "|":
             self.write(text)
             return
@@ -277,6 +304,7 @@ class Runtime:
         parts.append(text)
 
     def write_file(self, name: str, text: str, append: bool) -> None:
+        """Writes a file of the world; AwkFailure if it cannot be written."""
         if name == "":
             raise AwkFailure('cannot open "" for output')
         try:
@@ -302,14 +330,17 @@ class Runtime:
         return float(self.ctx.run(["sh", "-c", from_bytes(name)], from_bytes(text)))
 
     def close_all(self) -> None:
+        """Writes all that is still kept, and runs the commands at the ends of pipes."""
         self.flush()
         for name in list(self.files):
             self.close(name)
 
     def system(self, line: str) -> float:
+        """Runs a line of shell, after what was written before, and returns its status."""
         for name, mode in self.modes.items():
-            if mode != "|":
-                self.write_file(name, "".join(self.files[name]), True)
+            parts = self.files[name]
+            if mode != "|" and not isinstance(parts, Reader):
+                self.write_file(name, "".join(parts), True)
                 self.files[name] = []
         self.flush()
         return float(self.ctx.run(["sh", "-c", from_bytes(line)], None))

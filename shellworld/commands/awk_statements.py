@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shellworld.commands.awk_lexer import AwkError
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
 
 
 def compile_statement(compiler: Compiler, node: tuple) -> Statement:
-    """A function that runs a statement and gives None, or "break", "continue", "next", "nextfile",
-    "return".
+    """Returns a function that runs a statement and says how it ended.
+
+    It gives None, or "break", "continue", "next", "nextfile" or "return".
     """
     kind = node[0]
     if kind in ("break", "continue", "next", "nextfile"):
         return lambda: kind
-    return _MAKERS[kind](compiler, *node[1:])
+    return _COMPILERS[kind](compiler, *node[1:])
 
 
 def _block(compiler: Compiler, items: list[tuple]) -> Statement:
@@ -152,7 +154,11 @@ def _print(compiler: Compiler, items: list[tuple], target: tuple | None) -> Stat
     values = [compiler.expression(item) for item in items]
     write = _writer(compiler, target)
     if not values:
-        return lambda: write(runtime.get(0) + text_of(variables["ORS"]))
+
+        def write_record() -> None:
+            write(text_of(runtime.get(0)) + text_of(variables["ORS"]))
+
+        return write_record
 
     def run() -> None:
         ofmt = variables["OFMT"]
@@ -177,7 +183,7 @@ def _printf(compiler: Compiler, items: list[tuple], target: tuple | None) -> Sta
     return run
 
 
-def _writer(compiler: Compiler, target: tuple | None) -> object:
+def _writer(compiler: Compiler, target: tuple | None) -> Callable[[str], None]:
     runtime = compiler.runtime
     if target is None:
         return runtime.write
@@ -186,7 +192,7 @@ def _writer(compiler: Compiler, target: tuple | None) -> object:
     return lambda text: runtime.print_to(mode, text_of(name()), text)
 
 
-_MAKERS = {
+_COMPILERS: dict[str, Callable[..., Statement]] = {
     "block": _block,
     "expression": _expression,
     "if": _if,

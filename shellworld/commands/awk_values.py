@@ -1,5 +1,6 @@
-"""awk's values: how mawk turns text into numbers and back, compares, formats, and orders the keys
-of arrays.
+"""awk's values: text to numbers and back, comparison, formats, the order of keys.
+
+All as mawk does it.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ def number(value: Value) -> float:
 
 
 def looks_numeric(text: str) -> bool:
+    """Whether a text from the input counts as a number, blanks around it aside."""
     match = _NUMBER.match(text)
     return match is not None and not text[match.end() :].strip(" \t\n\r\f\v")
 
@@ -68,6 +70,7 @@ def text_of(value: Value, form: str = "%.6g") -> str:
 
 
 def truth(value: Value) -> bool:
+    """Whether a value is true: a number that is not 0, a text that is not empty."""
     if isinstance(value, float):
         return value != 0.0
     if isinstance(value, Field) and looks_numeric(value):
@@ -174,11 +177,11 @@ def _hash(text: str) -> int:
 
 
 class Array(dict):
-    """An awk array: keys are text. Its order is kept so that for-in goes through it as mawk's hash
-    table does.
+    """An awk array: keys are text.
 
-    mawk keeps 64 lists by hash, each with the key last used first; a key used as a number enters
-    them only once a key was used as text, or at a loop.
+    Its order is kept so that for-in goes through it as mawk's hash table does. mawk keeps 64
+    lists by hash, each with the key last used first; a key used as a number enters them only
+    once a key was used as text, or at a loop.
     """
 
     __slots__ = ("by_text", "numbers")

@@ -1,6 +1,4 @@
-"""Builtins that steer the shell: directories, control flow, evaluation, traps, lookup of
-commands.
-"""
+"""Builtins that steer the shell: directories, control flow, evaluation, traps."""
 
 from __future__ import annotations
 
@@ -18,11 +16,13 @@ from shellworld.world.filesystem import allows
 
 @builtin(":", "true", program=True)
 def true(ctx: Context, argv: list[str]) -> int:
+    """Does nothing, and succeeds."""
     return 0
 
 
 @builtin("false", program=True)
 def false(ctx: Context, argv: list[str]) -> int:
+    """Does nothing, and fails."""
     return 1
 
 
@@ -35,6 +35,7 @@ def pwd_program(ctx: Context, argv: list[str]) -> int:
 
 @builtin("pwd")
 def pwd(ctx: Context, argv: list[str]) -> int:
+    """Prints the working directory: -L as it was named, -P without symlinks."""
     physical = False
     for option in argv[1:]:
         if option in ("-P", "-L"):
@@ -53,6 +54,7 @@ def usage(ctx: Context, option: str, text: str) -> int:
 
 @builtin("cd")
 def cd(ctx: Context, argv: list[str]) -> int:
+    """Changes the working directory: -L, -P, `-` for the one before, CDPATH."""
     shell = ctx.shell
     args = argv[1:]
     physical = False
@@ -125,6 +127,7 @@ def _number(ctx: Context, text: str) -> int | None:
 
 @builtin("exit", "logout")
 def exit_(ctx: Context, argv: list[str]) -> int:
+    """Ends the shell, with the last status or the one given."""
     status: int | None = ctx.shell.status
     if len(argv) > 1:
         status = _number(ctx, argv[1])
@@ -137,6 +140,7 @@ def exit_(ctx: Context, argv: list[str]) -> int:
 
 @builtin("return")
 def return_(ctx: Context, argv: list[str]) -> int:
+    """Ends a function or a sourced script."""
     status: int | None = ctx.shell.status
     if len(argv) > 1:
         status = _number(ctx, argv[1])
@@ -148,6 +152,7 @@ def return_(ctx: Context, argv: list[str]) -> int:
 
 @builtin("break", "continue")
 def break_(ctx: Context, argv: list[str]) -> int:
+    """Leaves loops, or goes on with their next turn."""
     levels: int | None = 1
     if len(argv) > 1:
         levels = _number(ctx, argv[1])
@@ -165,6 +170,7 @@ def break_(ctx: Context, argv: list[str]) -> int:
 
 @builtin("eval")
 def eval_(ctx: Context, argv: list[str]) -> int:
+    """Runs its arguments as a text of shell."""
     args = argv[2:] if argv[1:2] == ["--"] else argv[1:]
     text = " ".join(args)
     if not text.strip():
@@ -185,6 +191,7 @@ def nested(ctx: Context) -> None:
 
 @builtin(".", "source")
 def source(ctx: Context, argv: list[str]) -> int:
+    """Runs a file in this shell, with arguments if there are some."""
     shell = ctx.shell
     args = argv[2:] if argv[1:2] == ["--"] else argv[1:]
     if not args:
@@ -241,6 +248,7 @@ def _is_file(ctx: Context, path: str) -> bool:
 
 @builtin("trap")
 def trap(ctx: Context, argv: list[str]) -> int:
+    """Sets, removes and prints actions; only that of EXIT is ever run."""
     shell = ctx.shell
     args = argv[1:]
     if args and args[0] == "--":
@@ -269,6 +277,7 @@ def trap(ctx: Context, argv: list[str]) -> int:
 
 @builtin("shift")
 def shift(ctx: Context, argv: list[str]) -> int:
+    """Drops the first positional parameters."""
     count: int | None = 1
     if len(argv) > 1:
         count = _number(ctx, argv[1])
@@ -285,6 +294,7 @@ def shift(ctx: Context, argv: list[str]) -> int:
 
 @builtin("wait")
 def wait(ctx: Context, argv: list[str]) -> int:
+    """Returns the status of a background command, which has ended already."""
     status = 0
     for word in argv[1:]:
         if word.startswith("-"):
@@ -304,16 +314,19 @@ def wait(ctx: Context, argv: list[str]) -> int:
          "complete", "bind",
          "history", "fc", "help", "enable", "caller", "coproc", "compopt")  # fmt: skip
 def unsupported_builtin(ctx: Context, argv: list[str]) -> int:
+    """Refuses builtins that are not simulated."""
     raise Unsupported(argv[0])
 
 
 @command("bash", "sh", "dash")
 def shell_program(ctx: Context, argv: list[str]) -> int:
+    """Runs bash, sh or dash as a program."""
     return ctx.shell.run_shell(argv, ctx)
 
 
 @builtin("umask")
 def umask(ctx: Context, argv: list[str]) -> int:
+    """Sets or prints the mask: -S in symbols, -p as a command."""
     args = argv[1:]
     symbolic = printable = False
     while args and args[0] in ("-S", "-p"):

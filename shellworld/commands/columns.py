@@ -70,7 +70,8 @@ def _complement(ranges: list[tuple[int, int]]) -> list[tuple[int, int]]:
 @tool("cut", short="b:c:d:f:nsz", long=_CUT_LONG)
 def cut(ctx: Context, options: Options, operands: list[str]) -> int:
     """cut: -b, -c (bytes, as coreutils 9.1), -f, -d, -s, -z, --complement, --output-delimiter."""
-    kind = spec = delimiter = output = None
+    kind = delimiter = output = None
+    spec = ""
     only, complement, end = False, False, "\n"
     for key, value in options:
         match key:
@@ -222,8 +223,9 @@ def _tr_char(text: str) -> str:
 
 
 def _tr_set(text: str, second: bool) -> list[str | tuple[str, int | str]]:
-    """The elements of a tr set: characters, ("class", name) or (char, repeats) with 0 for as many
-    as needed.
+    """Returns the elements of a tr set.
+
+    They are characters, ("class", name), or (char, repeats) with 0 for as many as needed.
     """
     tokens = list(_TR_ITEM.finditer(text))
     elements: list = []

@@ -73,12 +73,15 @@ class Copier:
         self.follow_operands = self.follow or "H" in flags
 
     def fail(self, message: str) -> None:
+        """Complains, and remembers that something failed."""
         self.failed = True
         self.ctx.fail(message)
 
     def copy(self, source: str, target: str, operand: bool = True) -> bool:
-        """Copies a file or a tree; False if a directory was to be copied into itself, where the
-        copying of a tree stops.
+        """Copies a file or a tree.
+
+        Returns:
+          False if a directory was to be copied into itself, where the copying of a tree stops.
         """
         ctx = self.ctx
         ctx.tick()
@@ -145,6 +148,7 @@ class Copier:
             self.fail(str(error.message))
 
     def skips(self, source: str, node: Inode, target: str, old: Inode) -> bool:
+        """Whether a file that is there already is to stay, with a complaint where cp has one."""
         ctx = self.ctx
         resolved = ctx.fs.find(ctx.path(target), ctx.who) or old
         if "n" in self.flags:
@@ -163,6 +167,7 @@ class Copier:
         return "i" in self.flags and not confirmed(ctx, f"overwrite {quote(target)}")
 
     def link(self, source: str, target: str, old: Inode | None) -> None:
+        """Makes a link instead of a copy (-l, -s)."""
         fs, who = self.ctx.fs, self.ctx.who
         if old is not None:
             if "f" not in self.flags:
@@ -183,6 +188,7 @@ class Copier:
             fs.symlink(source, self.ctx.path(target), who)
 
     def copy_link(self, node: Inode, target: str) -> None:
+        """Copies a symlink itself, with its owner and time if these are kept."""
         ctx = self.ctx
         try:
             ctx.fs.symlink(node.content, ctx.path(target), ctx.who)
@@ -344,6 +350,7 @@ _CP = (
 
 @tool("cp", short="adfHilLnprRst:TuvPbS:x", long=_CP)
 def cp(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Copies: -a -d -f -H -i -l -L -n -p -P -r -s -t -T -u -v, --preserve."""
     flags: dict[str, str] = {}
     keep: set[str] = set()
     for key, value in options:
@@ -408,6 +415,7 @@ def cp(ctx: Context, options: Options, operands: list[str]) -> int:
     "strip-trailing-slashes=strip-trailing-slashes",
 )
 def mv(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Moves and renames: -f -i -n -u -v -t -T."""
     flags: dict[str, str] = {}
     for key, value in options:
         if key in "fin" and len(key) == 1:

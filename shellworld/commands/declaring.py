@@ -1,6 +1,4 @@
-"""Builtins for variables and options: declare, local, export, readonly, unset, set, shopt, read,
-mapfile, getopts, let.
-"""
+"""Builtins for variables and options: declare, export, readonly, unset, set, shopt, let."""
 
 from __future__ import annotations
 
@@ -48,6 +46,7 @@ def _split(
 
 @builtin("declare", "typeset", "local")
 def declare(ctx: Context, argv: list[str]) -> int:
+    """Declares variables, or prints them: -a -A -g -i -l -p -r -u -x."""
     shell = ctx.shell
     local = argv[0] == "local"
     if local and not shell.in_function:
@@ -164,6 +163,7 @@ def _print_exported(ctx: Context) -> int:
 
 @builtin("export", "readonly")
 def export(ctx: Context, argv: list[str]) -> int:
+    """Marks variables as exported or read-only; -n takes the export back."""
     args = argv[1:]
     off: set[str] = set()
     on = {"x" if argv[0] == "export" else "r"}
@@ -190,6 +190,7 @@ def export(ctx: Context, argv: list[str]) -> int:
 
 @builtin("unset")
 def unset(ctx: Context, argv: list[str]) -> int:
+    """Removes variables, elements or functions: -v, -f."""
     shell = ctx.shell
     args = argv[1:]
     kind = ""
@@ -231,6 +232,7 @@ _IGNORED_NAMES = frozenset(
 
 @builtin("set")
 def set_(ctx: Context, argv: list[str]) -> int:
+    """Sets options and positional parameters."""
     shell = ctx.shell
     args = argv[1:]
     if not args:
@@ -284,6 +286,7 @@ _SHOPT_LOST = frozenset("extglob globstar expand_aliases nocasematch nocaseglob 
 
 @builtin("shopt")
 def shopt(ctx: Context, argv: list[str]) -> int:
+    """Sets, unsets and prints options of the shell: -s -u -q -p."""
     args = argv[1:]
     flags = ""
     while args and args[0].startswith("-"):
@@ -314,6 +317,7 @@ def shopt(ctx: Context, argv: list[str]) -> int:
 
 @builtin("let")
 def let(ctx: Context, argv: list[str]) -> int:
+    """Evaluates arithmetic; fails if the last value is 0."""
     if len(argv) == 1:
         return ctx.fail("expression expected")
     value = 0

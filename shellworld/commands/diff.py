@@ -97,11 +97,10 @@ class _Diff:
             ctx.write(f"Binary files {names[0]} and {names[1]} differ\n")
             return 2 if "\0" in texts[0] + texts[1] else 1
         first, behind = self.shared(lines, whole)
-        middle = [side[first : len(side) - behind] for side in keys]
-        hunks = [
-            tuple(at + first for at in hunk)
-            for hunk in _hunks(*changed_lines(*middle, ctx.tick, "d" in flags))
-        ]
+        left, right = (side[first : len(side) - behind] for side in keys)
+        hunks = []
+        for a, b, c, d in _hunks(*changed_lines(left, right, ctx.tick, "d" in flags)):
+            hunks.append((a + first, b + first, c + first, d + first))
         ctx.write(
             heading
             + (
@@ -113,8 +112,9 @@ class _Diff:
         return 1
 
     def shared(self, lines: list[list[str]], whole: list[bool]) -> tuple[int, int]:
-        """How many lines at the start and at the end are the same and left out of the search, but
-        for the context.
+        """Counts the same lines at the start and at the end, which are left out of the search.
+
+        As many as the context shows are not left out.
         """
         left, right = lines
         shortest = min(len(left), len(right))

@@ -1,5 +1,6 @@
-"""Which lines of two texts differ: the algorithm of GNU diff, so that the same of many possible
-answers is given.
+"""Finds which lines of two texts differ, by the algorithm of GNU diff.
+
+So the same of many possible answers is given.
 """
 
 from __future__ import annotations
@@ -38,8 +39,9 @@ _KEPT, _ALONE, _COMMON = range(
 
 
 def _confusing(lines: Sequence[str], others: Counter[str]) -> list[bool]:
-    """Which lines to leave out: those without a partner, and among runs of them those with very
-    many partners.
+    """Finds the lines to leave out of the search.
+
+    They are those without a partner, and among runs of them those with very many partners.
     """
     many = 5
     size = len(lines) // 64 >> 2
@@ -69,8 +71,9 @@ def _confusing(lines: Sequence[str], others: Counter[str]) -> list[bool]:
 
 
 def _thinned(run: list[int]) -> list[int]:
-    """A run of lines to leave out, with those common lines kept after all that are too many or too
-    near an end.
+    """Returns a run of lines to leave out without those that are kept after all.
+
+    Common lines are kept where they are too many, or too near an end of the run.
     """
     if run.count(_COMMON) * 4 > len(run):
         return [_KEPT if kind == _COMMON else kind for kind in run]
@@ -133,8 +136,9 @@ def _middle(
     y1: int,
     tick: Callable[[int], None],
 ) -> tuple[int, int]:
-    """A point in the middle of a shortest way from one text to the other (Myers, from both
-    ends).
+    """Finds a point in the middle of a shortest way from one text to the other.
+
+    It is searched for from both ends, as Myers does.
     """
     low, high = x0 - y1, x1 - y0
     forward_middle, backward_middle = x0 - y0, x1 - y1
@@ -184,8 +188,9 @@ def _middle(
 
 
 def _shift(lines: Sequence[str], changed: list[bool], other: list[bool]) -> None:
-    """Moves runs of changes down as far as equal lines allow, or back to where they face a run in
-    the other text.
+    """Moves runs of changes down as far as equal lines allow.
+
+    They go back to where they face a run in the other text, if there is one.
     """
     mine = [False, *changed, False, False]  # one more at both ends; indices are one higher
     theirs = [False, *other, False, False]

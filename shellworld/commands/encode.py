@@ -45,7 +45,9 @@ def base64(ctx: Context, options: Options, operands: list[str]) -> int:
         if wide
         else rb"[A-Z2-7]*=*"
     )
-    good = re.match(form, data).end()
+    match = re.match(form, data)
+    assert match is not None  # it may be empty
+    good = match.end()
     good -= good % group
     try:
         ctx.write(text_of_bytes((codec.b64decode if wide else codec.b32decode)(data[:good])))
@@ -66,8 +68,9 @@ _SUM_LONG = """binary=b check=c tag=tag text=t zero=z ignore-missing=missing qui
 
 @tool(*_SUMS, short="bctwz", long=_SUM_LONG)
 def checksums(ctx: Context, options: Options, operands: list[str]) -> int:
-    """md5sum, sha1sum, sha224sum ... sha512sum: -b, -c, --quiet, --status, --ignore-missing,
-    --tag.
+    """Runs md5sum, sha1sum, sha224sum ... sha512sum.
+
+    Options: -b, -c, --quiet, --status, --ignore-missing, --tag.
     """
     flags = {key for key, _ in options}
     kind = _SUMS[ctx.name.rpartition("/")[2]]
@@ -147,8 +150,9 @@ def cksum(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 def _posix_crc(data: bytes) -> int:
-    """The CRC of POSIX: zlib's with the bits of each byte and of the result turned round, over the
-    data and its length.
+    """Returns the CRC of POSIX, over the data and its length.
+
+    It is zlib's with the bits of each byte and of the result turned round.
     """
     size, tail = len(data), bytearray()
     while size:
@@ -202,10 +206,12 @@ def od(ctx: Context, options: Options, operands: list[str]) -> int:
             case "j" | "N" | "w" if value.isdigit() and (
                 key != "w" or value in ("4", "8", "16", "24", "32")
             ):
-                skip, most, width = (
-                    int(value) if k == key else old
-                    for k, old in (("j", skip), ("N", most), ("w", width))
-                )
+                if key == "j":
+                    skip = int(value)
+                elif key == "N":
+                    most = int(value)
+                else:
+                    width = int(value)
             case "v":
                 every = True
             case _:
@@ -234,8 +240,8 @@ def od(ctx: Context, options: Options, operands: list[str]) -> int:
             continue
         before, starred = row, False
         for number, kind in enumerate(kinds):
-            size = 1 if kind in "ac" else int(kind[1])
-            items = "".join(_od_item(kind, row[i : i + size]) for i in range(0, len(row), size))
+            step = 1 if kind in "ac" else int(kind[1])
+            items = "".join(_od_item(kind, row[i : i + step]) for i in range(0, len(row), step))
             out.append(
                 (address.format(at + skip) if not number else " " * len(address.format(0)))
                 + items
@@ -281,11 +287,11 @@ def xxd(ctx: Context, options: Options, operands: list[str]) -> int:
     for at in range(0, len(data), columns):
         ctx.tick()
         row = data[at : at + columns]
-        digits = row.hex().upper() if "u" in flags else row.hex()
+        hexadecimal = row.hex().upper() if "u" in flags else row.hex()
         if plain:
-            out.append(digits + "\n")
+            out.append(hexadecimal + "\n")
             continue
-        pairs = " ".join(digits[i : i + 4] for i in range(0, len(digits), 4))
+        pairs = " ".join(hexadecimal[i : i + 4] for i in range(0, len(hexadecimal), 4))
         out.append(
             f"{at + start:08x}: {pairs.ljust(columns * 2 + (columns - 1) // 2)}  {_printable(row)}\n"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from shellworld.commands import Context, Unsupported, command
 from shellworld.commands.options import from_bytes, to_bytes, usage
@@ -98,8 +99,10 @@ class _Expr:
                 return (match.group(1) or "") if matched else ""
             return str(match.end()) if matched else "0"
         if operator in _LEVELS[2]:
-            numbers = _is_number(left) and _is_number(right)
-            a, b = (int(left), int(right)) if numbers else (left, right)
+            a: Any = left
+            b: Any = right
+            if _is_number(left) and _is_number(right):
+                a, b = int(left), int(right)
             answer = {
                 "<": a < b,
                 "<=": a <= b,

@@ -18,6 +18,7 @@ LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
 
 
 def missing_operand(ctx: Context) -> int:
+    """Complains that there is no operand."""
     return usage(ctx, "missing operand")
 
 
@@ -53,6 +54,7 @@ def _visible(text: str, tabs: bool) -> str:
     long="number=n number-nonblank=b show-ends=E show-all=A squeeze-blank=s show-tabs=T show-nonprinting=v",
 )
 def cat(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Writes files one after the other: -A -b -e -E -n -s -t -T -v."""
     flags = {key for key, _ in options}
     ends, tabs, visible = (
         bool(flags & set("AeE")),
@@ -88,8 +90,9 @@ def cat(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 def _texts(ctx: Context, operands: list[str], failed: list[str]) -> Iterator[str]:
-    """What the operands hold; those that cannot be read, or are what cat writes to, are complained
-    of and go to `failed`.
+    """Yields what the operands hold.
+
+    Those that cannot be read, or are what cat writes to, are complained of and go to `failed`.
     """
     for name in operands or ["-"]:
         if _is_output(ctx, name):
@@ -120,6 +123,7 @@ def _is_output(ctx: Context, name: str) -> bool:
 
 @tool("mkdir", short="pm:vZ", long="parents=p mode=m: verbose=v context=Z::")
 def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Makes directories: -p, -m, -v."""
     flags = dict(options)
     if "Z" in flags:
         raise unknown(ctx, "Z")
@@ -154,8 +158,7 @@ def mkdir(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 def make_ancestors(ctx: Context, name: str, verb: str, mode: int | None = None) -> bool:
-    """Makes the directories above a name; false after a complaint about the first that cannot be
-    made or entered.
+    """Makes the directories above a name; false after a complaint about the first that fails.
 
     Args:
       verb: "created" or "creating" to tell of them; "" for silence.
@@ -193,6 +196,7 @@ def make_ancestors(ctx: Context, name: str, verb: str, mode: int | None = None) 
 
 @tool("rmdir", short="pv", long="parents=p verbose=v ignore-fail-on-non-empty=ignore")
 def rmdir(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Removes empty directories: -p, -v, --ignore-fail-on-non-empty."""
     flags = {key for key, _ in options}
     if not operands:
         return missing_operand(ctx)
@@ -237,6 +241,7 @@ def _stamp(text: str, now: int) -> int | None:
     long="no-create=c date=d: reference=r: no-dereference=h time=time:",
 )
 def touch(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Sets times of files and makes those that are not there: -a -c -d -h -m -r -t."""
     flags = dict(options)
     moment: int | None = None
     if "r" in flags:
@@ -285,6 +290,7 @@ def touch(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("mktemp", short="dqup:tV", long="directory=d quiet=q dry-run=u tmpdir=p:: suffix=suffix:")
 def mktemp(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Makes a file or directory with a name of its own: -d -p -q -t -u, --suffix."""
     flags = dict(options)
     suffix = flags.get("suffix", "")
     if len(operands) > 1:
@@ -331,6 +337,7 @@ def mktemp(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("basename", short="as:z", long="multiple=a suffix=s: zero=z", permute=False)
 def basename(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints the last component of names: -a, -s, -z."""
     flags = dict(options)
     if not operands:
         return missing_operand(ctx)
@@ -348,6 +355,7 @@ def basename(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("dirname", short="z", long="zero=z")
 def dirname(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints names without their last component: -z."""
     if not operands:
         return missing_operand(ctx)
     for name in operands:

@@ -10,7 +10,7 @@ from shellworld.commands import Context, FsError, Unsupported, command
 from shellworld.commands.find_printf import pieces
 from shellworld.commands.find_tests import BY_NAME, Entry, FindError, Test, make_test, plain_test
 from shellworld.commands.walking import join, scan
-from shellworld.world.filesystem import allows
+from shellworld.world.inodes import Inode, allows
 
 _GLOBAL = {"-depth", "-d", "-follow", "-daystart", "-maxdepth", "-mindepth", "-regextype"}
 _ACTIONS = set(
@@ -25,8 +25,10 @@ class _Quit(Exception):
 
 @dataclasses.dataclass
 class _Batch:
-    """What one -exec ... + collects: the fixed words, the names, and the directory to run in ("" is
-    find's own).
+    """What one -exec ... + collects: the fixed words and the names.
+
+    Attributes:
+      directory: where it runs; "" is find's own.
     """
 
     fixed: list[str]
@@ -164,10 +166,16 @@ class _Parser:
         )
         if known:
             test = make_test(ctx, word, self.argument(word), plan.regextype, plan.follow != "P")
+            assert test is not None  # the names above are those of tests
             return test if BY_NAME.fullmatch(word) else self.stated(test)
         if re.fullmatch(r"-(anewer|newer[aBcm][aBcmt]|used|fstype|context|files0-from)", word):
             raise Unsupported(f"find {word}")
         raise FindError(f"unknown predicate `{word}'")
+
+    def prune(self, entry: Entry) -> bool:
+        """Runs -prune, which is always true: what is in the entry is not visited."""
+        self.pruned.add(entry.path)
+        return True
 
     def stated(self, test: Test) -> Test:
         """A test that needs stat, which fails for what is hidden."""
@@ -217,7 +225,7 @@ class _Parser:
                 self.plan.depth_first = True
                 return self.delete
             case "-prune":
-                return lambda entry: self.pruned.add(entry.path) is None
+                return self.prune
             case "-quit":
                 return self.quit
         raise Unsupported(f"find {word}")
@@ -331,8 +339,9 @@ def _sequence(left: Test, right: Test) -> Test:
 
 @command("find")
 def find(ctx: Context, argv: list[str]) -> int:
-    """Find with the usual tests, operators, -exec, -execdir, -delete, -prune, -quit, -print,
-    -print0, -printf.
+    """Runs find with the usual tests and operators.
+
+    Actions: -exec, -execdir, -delete, -prune, -quit, -print, -print0, -printf.
     """
     plan = _Plan()
     words = argv[1:]
@@ -383,7 +392,7 @@ class _Walker:
             return
         self.visit(Entry(name, path, name, node, 0))
 
-    def node(self, path: str, follow: bool) -> object:
+    def node(self, path: str, follow: bool) -> Inode:
         fs, who = self.ctx.fs, self.ctx.who
         if follow:
             try:
@@ -425,10 +434,12 @@ class _Walker:
                     self.parser.complain(f"'{shown}': {error.message}")
                     continue
             else:
-                node, hidden = entry.node.entries.get(name), not searchable
-                if node is None:  # an action has removed it
+                hidden = not searchable
+                found = None if entry.node.entries is None else entry.node.entries.get(name)
+                if found is None:  # an action has removed it
                     self.parser.complain(f"'{shown}': No such file or directory")
                     continue
+                node = found
             if follow and node.entries is not None and entry.depth > 30:
                 raise Unsupported("find -L in a loop")
             self.visit(Entry(shown, path, entry.start, node, entry.depth + 1, hidden))

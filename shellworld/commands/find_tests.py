@@ -188,8 +188,11 @@ def _lower(text: str) -> str:
 
 
 def make_test(ctx: Context, test: str, argument: str, regextype: str, follow: bool) -> Test | None:
-    """The function of a test with an argument; None if there is no such test. Raises FindError,
-    Unsupported.
+    """Returns the function of a test with an argument; None if there is no such test.
+
+    Raises:
+      FindError: the argument is wrong.
+      Unsupported: the test is not simulated.
     """
     match test:
         case "-name" | "-iname":

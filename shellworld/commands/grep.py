@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from shellworld.commands import Context, FsError, Unsupported, command
 from shellworld.commands.options import (
@@ -64,8 +65,9 @@ def _wanted(job: _Job, name: str) -> bool:
 
 @command("grep", "egrep", "fgrep")
 def grep(ctx: Context, argv: list[str]) -> int:
-    """Grep with -E -F -G -P (common forms), -e -f -i -v -w -x, -c -l -L -q -s -o -m -n -b -H -h, -A
-    -B -C, -r -R and globs.
+    """Runs grep with -E -F -G and the common forms of -P.
+
+    Options: -e -f -i -v -w -x, -c -l -L -q -s -o -m -n -b -H -h, -A -B -C, -r -R and globs.
     """
     try:
         options, operands = parse_options(argv, _SHORT, _LONG)
@@ -176,7 +178,7 @@ def _compile(job: _Job, patterns: list[str], matcher: str) -> None:
     if matcher == "P":
         if len(patterns) > 1 or whole:
             raise Unsupported("grep -P with several patterns, -w or -x")
-        compiled = [perl_regex(patterns[0], ignore)]
+        compiled: list[Any] = [perl_regex(patterns[0], ignore)]
     else:
         syntax = {"E": "ere", "F": "fixed"}.get(matcher, "bre")
         compiled = [
@@ -361,8 +363,9 @@ class _Printer:
             at = end if end > start else end + 1
 
     def _shown(self, chosen: list[int], total: int) -> Iterator[tuple[str, int]]:
-        """(":" selected, "-" context or "--" a gap, number of the line) in the order of
-        printing.
+        """Yields (kind, number of the line) in the order of printing.
+
+        The kinds are ":" for selected, "-" for context and "--" for a gap.
         """
         if not self.context:
             for at in chosen:

@@ -65,10 +65,12 @@ def decompress(data: bytes, most: int) -> bytes:
 
 
 def raw(text: str) -> bytes:
+    """Returns the bytes of a text of the world."""
     return text.encode("utf-8", "surrogateescape")
 
 
 def text_of_bytes(data: bytes) -> str:
+    """Returns bytes as a text of the world; what is not UTF-8 becomes lone surrogates."""
     return data.decode("utf-8", "surrogateescape")
 
 

@@ -1,6 +1,4 @@
-"""Who am I, and acting as somebody else: id, whoami, groups, sudo, su, env, getent and their
-kin.
-"""
+"""Who am I, and acting as somebody else: id, whoami, groups, sudo, su, env, getent."""
 
 from __future__ import annotations
 
@@ -35,6 +33,7 @@ def _credentials(ctx: Context, name: str) -> Credentials | None:
 
 @tool("id", short="agGnruzZ", long="group=g groups=G name=n real=r user=u zero=z context=Z")
 def id_(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints who somebody is: -u, -g, -G, -n, -r."""
     flags = {key for key, _ in options}
     if flags & {"Z", "z"}:
         raise unknown(ctx, min(flags & {"Z", "z"}))
@@ -45,7 +44,8 @@ def id_(ctx: Context, options: Options, operands: list[str]) -> int:
         return ctx.fail("cannot print only names or real IDs in default format")
     users = ctx.users
     status = 0
-    for name in operands or [None]:
+    named: list[str | None] = [*operands] or [None]
+    for name in named:
         who = ctx.who if name is None else _credentials(ctx, name)
         if who is None:
             status = ctx.fail(f"{quote(name or '')}: no such user")
@@ -66,6 +66,7 @@ def id_(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("whoami")
 def whoami(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints the name of the effective user."""
     if operands:
         return usage(ctx, f"extra operand {quote(operands[0])}")
     ctx.write(ctx.users.user_name(ctx.who.uid) + "\n")
@@ -74,8 +75,10 @@ def whoami(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("groups")
 def groups(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints the names of somebody's groups."""
     status = 0
-    for name in operands or [None]:
+    named: list[str | None] = [*operands] or [None]
+    for name in named:
         who = ctx.who if name is None else _credentials(ctx, name)
         if who is None:
             status = ctx.fail(f"{quote(name or '')}: no such user")
@@ -87,6 +90,7 @@ def groups(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @command("getent")
 def getent(ctx: Context, argv: list[str]) -> int:
+    """Prints lines of the databases passwd and group, by name or number."""
     if len(argv) < 2 or argv[1].startswith("-"):
         raise Unsupported("getent " + " ".join(argv[1:2]))
     database, keys = argv[1], argv[2:]
@@ -115,11 +119,13 @@ def getent(ctx: Context, argv: list[str]) -> int:
 
 @tool("logname")
 def logname(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Fails, as there is no login."""
     return ctx.fail("no login name")
 
 
 @tool("tty", short="s", long="silent=s quiet=s")
 def tty(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Says that standard input is no terminal."""
     if not options:
         ctx.write("not a tty\n")
     return 1
@@ -130,6 +136,7 @@ def tty(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @command("printenv")
 def printenv(ctx: Context, argv: list[str]) -> int:
+    """Prints variables of the environment."""
     names = argv[1:]
     if names and names[0].startswith("-"):
         raise Unsupported(f"printenv {names[0]}")
@@ -147,6 +154,7 @@ def printenv(ctx: Context, argv: list[str]) -> int:
 
 @command("env")
 def env(ctx: Context, argv: list[str]) -> int:
+    """Prints the environment or runs a command in a changed one: -i -u -0 -C."""
     try:
         options, operands = parse_options(
             argv,
@@ -223,6 +231,7 @@ _SUDO_LONG = (
 
 @command("sudo")
 def sudo(ctx: Context, argv: list[str]) -> int:
+    """Runs a command as root or as -u and -g say, if the world's user may."""
     try:
         options, operands = parse_options(
             argv, "u:g:nEHislvbkKSp:AD:eU:h:", _SUDO_LONG, permute=False
@@ -339,14 +348,16 @@ def su(ctx: Context, argv: list[str]) -> int:
     "delgroup", "gpasswd", "chfn", "chsh", "chage", "newgrp", "sg", "visudo", "vipw",
 )  # fmt: skip
 def administration(ctx: Context, argv: list[str]) -> int:
-    """Changes to the user database: not simulated for root, and what root alone may do is denied to
-    others.
+    """Refuses changes to the user database.
+
+    They are not simulated for root, and what root alone may do is denied to others.
     """
     raise Unsupported(argv[0])
 
 
 @command("users", "who", "w", "last")
 def nobody(ctx: Context, argv: list[str]) -> int:
+    """Says that nobody is logged in."""
     if len(argv) > 1 or argv[0] in ("w", "last"):
         raise Unsupported(argv[0])
     return 0

@@ -1,6 +1,4 @@
-"""Commands that run another command and change little that can be seen here: timeout, nice, nohup,
-setsid.
-"""
+"""Commands that run another command and change little of it: timeout, nice, nohup, setsid."""
 
 from __future__ import annotations
 
@@ -48,8 +46,8 @@ def timeout(ctx: Context, argv: list[str]) -> int:
         return usage(ctx, f"invalid time interval {quoted(operands[0])}", 125)
     name, *rest = operands[1:]
     if name.rpartition("/")[2] == "sleep" and limit:
-        waits = [_duration(word) for word in rest]
-        if waits and None not in waits and sum(waits) >= limit:
+        waits = [wait for word in rest if (wait := _duration(word)) is not None]
+        if waits and len(waits) == len(rest) and sum(waits) >= limit:
             if any(key in ("p", "s") for key, _ in options):
                 raise Unsupported("timeout with signals")
             return 124

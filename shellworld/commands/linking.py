@@ -20,6 +20,7 @@ from shellworld.world.users import ROOT
     "backup=b:: suffix=S: logical=L physical=P directory=d",
 )
 def ln(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Makes links: -f -i -L -n -P -r -s -t -T -v."""
     flags = dict(options)
     for key in ("b", "S", "d", "F"):
         if key in flags:
@@ -99,6 +100,7 @@ def _link(ctx: Context, flags: dict[str, str], source: str, target: str) -> None
     "compare=C strip=s backup=b:: suffix=S: context=Z:: preserve-context=preserve-context strip-program=strip-program:",
 )
 def install(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Copies files with a mode and an owner, or makes directories: -d -D -g -m -o -p -t -T -v."""
     flags = dict(options)
     for key in ("C", "s", "b", "S", "Z", "preserve-context", "strip-program"):
         if key in flags:

@@ -11,6 +11,7 @@ from shellworld.language.tokens import RESERVED
 
 @builtin("alias")
 def alias(ctx: Context, argv: list[str]) -> int:
+    """Sets and prints aliases."""
     aliases = ctx.shell.aliases
     status = 0
     args = [a for a in argv[1:] if a != "-p"]
@@ -27,6 +28,7 @@ def alias(ctx: Context, argv: list[str]) -> int:
 
 @builtin("unalias")
 def unalias(ctx: Context, argv: list[str]) -> int:
+    """Removes aliases: -a all."""
     status = 0
     for name in argv[1:]:
         if name == "-a":
@@ -56,6 +58,7 @@ def _kind(ctx: Context, name: str) -> tuple[str, str | None]:
 
 @builtin("type")
 def type_(ctx: Context, argv: list[str]) -> int:
+    """Says what names stand for: -f -p -P -t."""
     flags = ""
     args = argv[1:]
     while args and args[0].startswith("-"):
@@ -91,6 +94,7 @@ def type_(ctx: Context, argv: list[str]) -> int:
 
 @builtin("command")
 def command_(ctx: Context, argv: list[str]) -> int:
+    """Runs a command without functions, or says what it is: -p, -v, -V."""
     args = argv[1:]
     flags = ""
     while args and args[0].startswith("-") and len(args[0]) > 1:
@@ -131,6 +135,7 @@ def command_(ctx: Context, argv: list[str]) -> int:
 
 @builtin("builtin")
 def builtin_(ctx: Context, argv: list[str]) -> int:
+    """Runs a builtin, whatever functions there are."""
     if len(argv) == 1:
         return 0
     if argv[1] not in BUILTINS or argv[1] == "exec":
@@ -146,6 +151,7 @@ def exec_(ctx: Context, argv: list[str]) -> int:
 
 @command("which")
 def which(ctx: Context, argv: list[str]) -> int:
+    """Prints the paths of programs."""
     status = 0
     names = argv[1:]
     if names and names[0].startswith("-"):
@@ -164,6 +170,7 @@ def which(ctx: Context, argv: list[str]) -> int:
 
 @builtin("hash")
 def hash_(ctx: Context, argv: list[str]) -> int:
+    """Looks names up, as if to remember them."""
     if argv[1:] and argv[1].startswith("-") and argv[1] != "-r":
         raise Unsupported(f"hash {argv[1]}")
     status = 0

@@ -139,7 +139,7 @@ class _Listing:
         if "r" in self.flags and self.sort != "none":
             items.reverse()
         if "group-directories-first" in self.flags and self.sort != "none":
-            items.sort(key=lambda item: not self.leads_to_directory(*item, directory))
+            items.sort(key=lambda item: not self.leads_to_directory(item[0], item[1], directory))
         return items
 
     def suffix(self, node: Inode | None) -> str:
@@ -158,8 +158,10 @@ class _Listing:
         )
 
     def show(self, items: list[tuple[str, Inode | None]], directory: str | None) -> None:
-        """Prints entries; `directory` is where they are (None: operands, named by their own
-        paths).
+        """Prints entries.
+
+        Args:
+          directory: where they are; None for operands, which are named by their own paths.
         """
         ctx = self.ctx
         rows: list[list[str]] = []
@@ -377,6 +379,7 @@ class _Listing:
     "ls", "dir", "vdir", short="aAlgonG1dhRrtSUXvfFpisLHcukCxmQbqNBI:ZDw:T:", long=_LONG, status=2
 )
 def ls(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Lists files and directories."""
     if ctx.name in ("dir", "vdir"):
         raise Unsupported(ctx.name)
     return _Listing(ctx, options).run(operands)

@@ -41,8 +41,9 @@ def _two_files(ctx: Context, operands: list[str], end: str) -> list[list[str]] |
 
 
 class _Order:
-    """Watches that the files are sorted, as comm and join do: only once a line without partner was
-    seen, unless told.
+    """Watches that the files are sorted, as comm and join do.
+
+    Unless told otherwise, it complains only once a line without partner was seen.
     """
 
     def __init__(self, ctx: Context, check: str, names: list[str], line_numbers: bool):
@@ -130,7 +131,8 @@ _JOIN_LONG = "ignore-case=i check-order=yes nocheck-order=no zero-terminated=z h
 @tool("join", short="a:e:i1:2:j:o:t:v:z", long=_JOIN_LONG)
 def join(ctx: Context, options: Options, operands: list[str]) -> int:
     """join: -1, -2, -j, -a, -v, -e, -i, -o, -t, -z, --header, --check-order, --nocheck-order."""
-    fields, separator, output, empty = [0, 0], None, None, ""
+    fields, separator, empty = [0, 0], None, ""
+    output: list[tuple[int, int]] | None = None
     shown = {"pairs"}
     flags: set[str] = set()
     for key, value in options:
@@ -155,15 +157,13 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
             case "o":
                 if value == "auto":
                     raise Unsupported("join -o auto")
-                specs = [
-                    re.fullmatch(r"0|([12])\.([1-9]\d*)", item)
-                    for item in re.split("[, \t]", value)
-                ]
-                if None in specs:
-                    return ctx.fail(f"invalid field specifier: {quoted(value)}")
-                output = (output or []) + [
-                    (int(m[1]) - 1, int(m[2]) - 1) if m[1] else (2, 0) for m in specs
-                ]
+                columns = output or []
+                for item in re.split("[, \t]", value):
+                    m = re.fullmatch(r"0|([12])\.([1-9]\d*)", item)
+                    if m is None:
+                        return ctx.fail(f"invalid field specifier: {quoted(value)}")
+                    columns.append((int(m[1]) - 1, int(m[2]) - 1) if m[1] else (2, 0))
+                output = columns
             case _:
                 flags.add(key)
     if separator == "":
@@ -228,10 +228,9 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
     while at[0] < len(rows[0]) or at[1] < len(rows[1]):
         keys = [key_of(f, rows[f][at[f]]) if at[f] < len(rows[f]) else None for f in (0, 1)]
         if keys[0] == keys[1]:
-            key = keys[0]
             groups: list[list[list[str]]] = [[], []]
             for file in (0, 1):
-                while at[file] < len(rows[file]) and key_of(file, rows[file][at[file]]) == key:
+                while at[file] < len(rows[file]) and key_of(file, rows[file][at[file]]) == keys[0]:
                     groups[file].append(step(file))
             if "pairs" in shown:
                 for left in groups[0]:

@@ -67,6 +67,7 @@ def _stat_line(ctx: Context, template: str, name: str, node: Inode, stat: Stat) 
     long="format=c: printf=printf: dereference=L file-system=f terse=t cached=cached:",
 )
 def stat(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints what the kernel tells of files, in full or as -c or --printf say."""
     flags = dict(options)
     for key in ("f", "t", "cached"):
         if key in flags:
@@ -88,8 +89,10 @@ def stat(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 def canonical(ctx: Context, name: str, mode: str) -> str:
-    """The path without symlinks; mode "e": all of it exists, "f": all but the last component, "m":
-    whatever exists.
+    """Returns the path without symlinks.
+
+    Args:
+      mode: "e": all of it exists; "f": all but the last component; "m": whatever exists.
     """
     path = ctx.path(name)
     if mode == "e":
@@ -120,6 +123,7 @@ def canonical(ctx: Context, name: str, mode: str) -> str:
     long="canonicalize=f canonicalize-existing=e canonicalize-missing=m no-newline=n quiet=q silent=s verbose=v zero=z",
 )
 def readlink(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints where symlinks point, or canonical paths: -e -f -m -n -v -z."""
     flags = [key for key, _ in options]
     if not operands:
         return usage(ctx, "missing operand")
@@ -145,6 +149,7 @@ def readlink(ctx: Context, options: Options, operands: list[str]) -> int:
     "relative-to=relative-to: relative-base=relative-base:",
 )
 def realpath(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints canonical paths: -e -m -q -s -z, --relative-to."""
     flags = dict(options)
     for key in ("L", "relative-base"):
         if key in flags:
@@ -176,6 +181,7 @@ def realpath(ctx: Context, options: Options, operands: list[str]) -> int:
     "file", short="bhLi", long="brief=b no-dereference=h dereference=L mime=i mime-type=mime-type"
 )
 def file(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Guesses what files hold: -b, -h, -L."""
     flags = {key for key, _ in options}
     if flags & {"i", "mime-type"} or not operands:
         raise Unsupported("file --mime")
@@ -217,6 +223,7 @@ def _file_type(ctx: Context, name: str, node: Inode) -> str:
     "tree", short="adfiL:pughDFsCn", long="noreport=noreport dirsfirst=dirsfirst charset=charset:"
 )
 def tree(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints directories as a tree: -a -d -f -i -L, --noreport."""
     flags = dict(options)
     for key in flags.keys() - {"a", "d", "f", "i", "L", "n", "noreport"}:
         raise unknown(ctx, key)
@@ -238,12 +245,11 @@ def tree(ctx: Context, options: Options, operands: list[str]) -> int:
             ]
         except FsError:
             return
-        nodes = [(n, ctx.fs.find(ctx.path(join(path, n)), ctx.who, follow=False)) for n in names]
-        nodes = [
-            (n, node)
-            for n, node in nodes
-            if node is not None and ("d" not in flags or node.kind == "directory")
-        ]
+        nodes = []
+        for name in names:
+            node = ctx.fs.find(ctx.path(join(path, name)), ctx.who, follow=False)
+            if node is not None and ("d" not in flags or node.kind == "directory"):
+                nodes.append((name, node))
         for k, (name, node) in enumerate(nodes):
             ctx.tick()
             last = k == len(nodes) - 1

@@ -1,6 +1,4 @@
-"""Options as GNU getopt_long reads them, input files as the text tools open them, and byte-wise
-views of text.
-"""
+"""Options as GNU getopt_long reads them, input files, and byte-wise views of text."""
 
 from __future__ import annotations
 
@@ -238,8 +236,9 @@ def parse_size(text: str) -> int | None:
 def tool(
     *names: str, short: str = "", long: str = "", status: int = 1, permute: bool = True
 ) -> Callable[[Tool], Tool]:
-    """Registers `function(ctx, options, operands) -> status`; a wrong option ends it with `status`
-    and the usual complaint.
+    """Registers `function(ctx, options, operands) -> status`.
+
+    A wrong option ends it with `status` and the usual complaint.
     """
 
     def register(function: Tool) -> Tool:

@@ -31,14 +31,14 @@ _FORMAT = re.compile(
 
 
 class _Stop(Exception):
-    """\\c: no more output."""
+    r"""The escape \c: no more output."""
 
 
 def unescape(text: str, octal_needs_zero: bool) -> tuple[str, bool]:
-    """A text with backslash escapes replaced, and whether \\c ended it.
+    r"""Replaces backslash escapes in a text; also returns whether \c ended it.
 
     Args:
-      octal_needs_zero: \\0nnn as in echo -e and %b; otherwise \\nnn as in printf's format.
+      octal_needs_zero: \0nnn as in echo -e and %b; otherwise \nnn as in printf's format.
     """
     if "\\" not in text:
         return text, False
@@ -98,11 +98,13 @@ def _echo(ctx: Context, args: list[str], always: bool) -> int:
 
 @builtin("echo")
 def echo(ctx: Context, argv: list[str]) -> int:
+    """Writes its arguments: -e, -E, -n."""
     return _echo(ctx, argv[1:], ctx.shell.posix)
 
 
 @command("echo")
 def echo_program(ctx: Context, argv: list[str]) -> int:
+    """Writes its arguments, as /bin/echo does."""
     return _echo(ctx, argv[1:], False)
 
 
@@ -279,6 +281,7 @@ def _format(ctx: Context, template: str, args: list[str]) -> tuple[str, int]:
 
 @command("printf")
 def printf_program(ctx: Context, argv: list[str]) -> int:
+    """Writes its arguments as a format says, as /usr/bin/printf does."""
     args = argv[2:] if argv[1:2] == ["--"] else argv[1:]
     if not args:
         ctx.error("printf: missing operand\nTry 'printf --help' for more information.\n")
@@ -290,6 +293,7 @@ def printf_program(ctx: Context, argv: list[str]) -> int:
 
 @builtin("printf")
 def printf(ctx: Context, argv: list[str]) -> int:
+    """Writes its arguments as a format says, or sets the variable of -v to that."""
     args = argv[1:]
     name = ""
     if args and args[0].startswith("-v") and len(args) > (args[0] == "-v"):

@@ -1,13 +1,12 @@
-"""The part of Perl's regular expressions (`grep -P`) that Python's have too, with the same
-meaning.
-"""
+"""Perl's regular expressions (`grep -P`), where Python's have the same meaning."""
 
 from __future__ import annotations
 
 import re
 import re._constants as codes
 import re._parser as sre
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from shellworld.interpreter.result import Unsupported
 from shellworld.language.regex_parser import CLASSES, RegexError
@@ -24,8 +23,9 @@ _CLASS = re.compile(r"\[:(\w+):\]")
 
 
 class _Perl:
-    """Has `test` and `find` like `regexes.Regex`; a group "kept" is what \\K leaves of the
-    match.
+    r"""A compiled pattern with `test` and `find`, as `regexes.Regex` has them.
+
+    A group "kept" is what \K leaves of the match.
     """
 
     def __init__(self, compiled: re.Pattern, constant: float, degree: float):
@@ -56,8 +56,11 @@ class _Kept:
 
 
 def perl_regex(pattern: str, ignore_case: bool) -> _Perl:
-    """Compiles a pattern; Unsupported where Perl and Python may differ, RegexError where neither
-    knows it.
+    """Compiles a pattern.
+
+    Raises:
+      Unsupported: Perl and Python may differ on it.
+      RegexError: neither knows it.
     """
     head, kept, tail = pattern.partition("\\K")
     if kept and (
@@ -83,9 +86,9 @@ def perl_regex(pattern: str, ignore_case: bool) -> _Perl:
     return _Perl(compiled, analysis.constant, analysis.degree)
 
 
-def _convert(items: object) -> tuple:
+def _convert(items: Iterable[tuple[Any, Any]]) -> tuple:
     """Python's parsed pattern as a tree of `regexes.py`, for its cost alone."""
-    nodes = []
+    nodes: list[tuple] = []
     for code, value in items:
         if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
             low, high, body = value

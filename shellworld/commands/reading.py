@@ -11,6 +11,7 @@ from shellworld.language.lexer import NAME
 
 @builtin("getopts")
 def getopts(ctx: Context, argv: list[str]) -> int:
+    """Reads the next option of the positional parameters, or of its arguments."""
     scope = ctx.shell.scope
     if len(argv) < 3:
         ctx.error("getopts: usage: getopts optstring name [arg ...]\n")
@@ -106,8 +107,9 @@ def _give_back(source: object, rest: str) -> None:
 
 
 def split_fields(text: str, escaped: list[bool], ifs: str, count: int | None) -> list[str]:
-    """Fields as read makes them: the last of `count` gets the rest. Escaped characters never
-    separate.
+    """Splits a line as read does: the last of `count` fields gets the rest.
+
+    Escaped characters never separate.
     """
     white = [c in ifs and c in " \t\n" and not e for c, e in zip(text, escaped, strict=True)]
     other = [c in ifs and c not in " \t\n" and not e for c, e in zip(text, escaped, strict=True)]
@@ -149,6 +151,7 @@ def split_fields(text: str, escaped: list[bool], ifs: str, count: int | None) ->
 
 @builtin("read")
 def read(ctx: Context, argv: list[str]) -> int:
+    """Reads a line into variables: -a -d -n -N -r and others."""
     scope = ctx.shell.scope
     args = argv[1:]
     raw = exact = False
@@ -231,6 +234,7 @@ def _store(ctx: Context, name: str, value: str) -> None:
 
 @builtin("mapfile", "readarray")
 def mapfile(ctx: Context, argv: list[str]) -> int:
+    """Reads lines into an array: -d, -n, -s, -t."""
     args = argv[1:]
     trim = False
     delimiter = "\n"

@@ -76,8 +76,9 @@ class _Remover:
         return True
 
     def tree(self, name: str) -> bool:
-        """Removes a directory with everything in it; a directory in which something stays is not
-        complained of.
+        """Removes a directory with everything in it.
+
+        A directory in which something stays is not complained of.
         """
         ctx = self.ctx
         ctx.tick()
@@ -121,6 +122,7 @@ class _Remover:
     "preserve-root=preserve-root:: one-file-system=one-file-system",
 )
 def rm(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Removes files and directories: -d -f -i -r -v."""
     flags: set[str] = set()
     for key, value in options:
         if key == "interactive":
@@ -157,6 +159,7 @@ def rm(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("unlink")
 def unlink(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Removes one name."""
     if not operands:
         return missing_operand(ctx)
     if len(operands) > 1:

@@ -105,8 +105,9 @@ def _editable(ctx: Context, machine: Machine, name: str) -> bool:
 
 
 def _replace(ctx: Context, name: str, text: str, suffix: str) -> None:
-    """Puts a new file in the old one's place, as sed -i does: same mode, owner and ACL; hard links
-    part.
+    """Puts a new file in the old one's place, as sed -i does.
+
+    It has the same mode, owner and ACL; hard links part.
     """
     fs, path = ctx.fs, ctx.path(name)
     old = fs.node(path, ctx.who)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.options import from_bytes, lines_of, read, to_bytes
 from shellworld.commands.sed_parser import Address, Sed
-from shellworld.language.regexes import Regex
+from shellworld.language.regexes import Match, Regex
 
 
 class Output:
@@ -18,10 +19,12 @@ class Output:
         self.missing = ""
 
     def line(self, text: str, end: str, whole: bool) -> None:
+        """Writes a line; `whole`: with its end."""
         self.parts += (self.missing, text, end if whole else "")
         self.missing = "" if whole else end
 
     def raw(self, text: str) -> None:
+        """Writes text as it is."""
         if text:
             self.parts += (self.missing, text)
             self.missing = ""
@@ -67,9 +70,8 @@ class Machine:
 
     # -- input -------------------------------------------------------------------------------------------------------
 
-    def load(self, file: File) -> None:
-        """Reads a file; complains of one that cannot be read. A directory ends sed."""
-        file.lines = []
+    def load(self, file: File) -> list[str]:
+        """Reads a file's lines; complains of one that cannot be read. A directory ends sed."""
         try:
             text = read(self.ctx, file.name)
         except FsError as error:
@@ -78,16 +80,16 @@ class Machine:
                 raise Quit(4) from error
             self.ctx.error(f"sed: can't read {file.name}: {error.message}\n")
             self.status = 2
-        else:
-            file.lines = lines_of(to_bytes(text), self.end)
-            file.whole = text.endswith(self.end) or not text
+            return []
+        file.whole = text.endswith(self.end) or not text
+        return lines_of(to_bytes(text), self.end)
 
     def more(self) -> bool:
         """Whether another line follows."""
         while True:
             file = self.files[0]
             if file.lines is None:
-                self.load(file)
+                file.lines = self.load(file)
             if file.at < len(file.lines):
                 return True
             if len(self.files) == 1:
@@ -95,7 +97,9 @@ class Machine:
             self.files.pop(0)
 
     def take(self) -> str:
+        """Returns the next line of the input, without its end."""
         file = self.files[0]
+        assert file.lines is not None  # `more` has read them
         line = file.lines[file.at]
         file.at += 1
         self.whole = file.whole or file.at < len(file.lines)
@@ -138,11 +142,13 @@ class Machine:
         self.queue.clear()
 
     def output(self, name: str) -> Output:
+        """Returns the destination of a name."""
         return self.out if name == "/dev/stdout" else self.outputs[name]
 
     # -- addresses ---------------------------------------------------------------------------------------------------
 
     def matches(self, address: Address) -> bool:
+        """Whether an address that stands alone matches the current line."""
         kind = address.kind
         if kind == "line":
             return self.number == address.first
@@ -167,6 +173,7 @@ class Machine:
         return regex
 
     def selects(self, c: Sed) -> bool:
+        """Whether a command's addresses select the current line, moving the state of its range."""
         if c.start is None:
             return True
         if c.end is None:
@@ -189,10 +196,14 @@ class Machine:
         return self.begins(c)
 
     def matches_again(self, c: Sed) -> bool:
+        """Whether the line behind a range that has ended begins it anew."""
+        assert c.start is not None  # only a range begins anew
         return c.start.kind != "line" and self.begins(c)
 
     def begins(self, c: Sed) -> bool:
+        """Whether the current line begins a command's range; sets where it ends."""
         end, number = c.end, self.number
+        assert c.start is not None and end is not None  # it is a range
         if c.start.kind == "line":  # a line skipped by a jump before is made up for by the next
             if c.begun or number < c.start.first:
                 return False
@@ -214,6 +225,7 @@ class Machine:
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def end_cycle(self) -> None:
+        """Prints the pattern space, unless -n is given."""
         if not self.quiet:
             self.out.line(self.pattern, self.end, self.whole)
 
@@ -287,6 +299,7 @@ class Machine:
                 case "l":
                     self.out.raw(self.listing(c.number))
                 case "y":
+                    assert c.table is not None  # y has one
                     self.pattern = self.pattern.translate(c.table)
                 case "b" | "t" | "T":
                     if c.name == "b" or changed == (c.name == "t"):
@@ -310,14 +323,17 @@ class Machine:
         return False
 
     def first_line(self, output: Output) -> None:
+        """Writes the pattern space up to its first newline."""
         line, newline, _ = self.pattern.partition("\n")
         output.line(line, self.end, bool(newline) or self.whole)
 
     def stop(self, status: int) -> Quit:
+        """Ends the cycle and returns what ends sed."""
         self.end_cycle()
         return Quit(status)
 
     def read_line(self, name: str) -> None:
+        """Keeps the next line of a file for the end of the cycle (R)."""
         if name not in self.readers:
             try:
                 self.readers[name] = lines_of(to_bytes(read(self.ctx, from_bytes(name))), self.end)
@@ -351,6 +367,7 @@ class Machine:
         return "".join(lines) + line + "$\n"
 
     def substitute(self, c: Sed) -> bool:
+        """Runs s on the pattern space; whether it replaced something."""
         regex = self.regex(c.regex)
         text = self.pattern
         match = regex.find(text, 0)
@@ -397,7 +414,7 @@ class Machine:
         return True
 
     @staticmethod
-    def expand(parts: tuple, match: object) -> str:
+    def expand(parts: tuple, match: re.Match[str] | Match) -> str:
         """The replacement, with its changes of case."""
         if len(parts) == 1 and isinstance(parts[0], str) and parts[0][0] != "\0":
             return parts[0]

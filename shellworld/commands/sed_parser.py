@@ -28,14 +28,14 @@ class Address:
 
 @dataclasses.dataclass(slots=True)
 class Sed:
-    """One command.
+    r"""One command.
 
     Attributes:
       name: the command's letter.
       start, end, negated: addresses and "!".
       text: of a, i, c; the label of b, t, T, :; the file of r, R, w, W; the characters of y.
       number: the exit code of q, Q; the width of l; the n-th match of s (0: the first).
-      regex, parts, flags: of s; parts are text, group numbers and "\\0" + letter for changes of
+      regex, parts, flags: of s; parts are text, group numbers and "\0" + letter for changes of
         case.
       target: of }, {, b, t, T: where to go on.
       active, until, begun: state of a range; one that begins at a line number begins once.
@@ -66,8 +66,9 @@ def _numbered(match: re.Match) -> str:
 
 
 def regex_escapes(text: str) -> str:
-    """Turns \\n, \\t, \\xHH ... of a regular expression into characters; those special there stay
-    escaped.
+    r"""Turns \n, \t, \xHH ... of a regular expression into characters.
+
+    Those that would be special there stay escaped.
     """
     out, at = [], 0
     while at < len(text):
@@ -88,7 +89,7 @@ def regex_escapes(text: str) -> str:
 
 
 def text_escapes(text: str) -> str:
-    """The text of a, i, c: backslashes go, \\t and others become characters."""
+    r"""Returns the text of a, i, c: backslashes go, \t and others become characters."""
     out, at = [], 0
     while at < len(text):
         if text[at] == "\\" and at + 1 < len(text):
@@ -119,26 +120,33 @@ class Parser:
     # -- characters --------------------------------------------------------------------------------------------------
 
     def peek(self) -> str:
+        """Returns the next character, which stays; "" at the end."""
         return self.text[self.at : self.at + 1]
 
     def next(self) -> str:
+        """Reads a character; "" at the end."""
         char = self.text[self.at : self.at + 1]
         self.at += 1
         return char
 
     def skip(self, chars: str) -> None:
+        """Skips any of these characters."""
         while self.peek() and self.peek() in chars:
             self.at += 1
 
     def fail(self, message: str) -> SedError:
+        """Returns the error with the place that has been reached."""
         return SedError(f"char {min(self.at, len(self.text))}: {message}")
 
     def number(self) -> int:
+        """Reads a number, whose first digit is at the cursor."""
         match = re.compile(r"[0-9]{1,9}").match(self.text, self.at)
+        assert match is not None  # the caller has seen a digit
         self.at = match.end()
         return int(match[0])
 
     def to_line_end(self) -> str:
+        """Reads the rest of the line."""
         end = self.text.find("\n", self.at)
         end = len(self.text) if end < 0 else end
         word, self.at = self.text[self.at : end], end
@@ -148,7 +156,7 @@ class Parser:
 
     def delimited(self, delimiter: str, regex: bool) -> str | None:
         """Up to the next delimiter, which is taken; None if there is none."""
-        out = []
+        out: list[str] = []
         text = self.text
         while self.at < len(text):
             char = text[self.at]
@@ -182,6 +190,7 @@ class Parser:
         return None
 
     def compile(self, pattern: str, flags: str) -> Regex | None:
+        """Compiles a regular expression; None for an empty one, which is the last one used."""
         if not pattern:
             return None
         try:
@@ -197,6 +206,7 @@ class Parser:
             raise self.fail(str(error)) from error
 
     def address(self, second: bool) -> Address | None:
+        """Reads an address; None if there is none."""
         char = self.peek()
         if char.isdigit():
             first = self.number()
@@ -232,6 +242,7 @@ class Parser:
         return None
 
     def replacement(self, text: str) -> tuple:
+        """Takes the replacement of s apart (see Sed.parts)."""
         parts: list[str | int] = [""]
 
         def add(part: str) -> None:
@@ -267,10 +278,11 @@ class Parser:
         return tuple(part for part in parts if part != "")
 
     def substitution(self, command: Sed) -> None:
+        """Reads the rest of an s command."""
         delimiter = self.next()
         pattern = self.delimited(delimiter, True) if delimiter and delimiter not in "\n\\" else None
         replacement = self.delimited(delimiter, False) if pattern is not None else None
-        if replacement is None:
+        if pattern is None or replacement is None:
             raise self.fail("unterminated `s' command")
         flags, number = "", 0
         while True:
@@ -308,6 +320,7 @@ class Parser:
             raise self.fail(f"invalid reference \\{most} on `s' command's RHS")
 
     def transliteration(self, command: Sed) -> None:
+        """Reads the rest of a y command."""
         delimiter = self.next()
         sides = []
         for _ in range(2):
@@ -320,6 +333,7 @@ class Parser:
         command.table = {ord(a): b for a, b in reversed(list(zip(*sides, strict=True)))}
 
     def file_name(self) -> str:
+        """Reads a file's name, which takes the rest of the line."""
         self.skip(" \t")
         name = self.to_line_end()
         if not name:
@@ -327,9 +341,11 @@ class Parser:
         return name
 
     def label(self) -> str:
-        label = re.compile(r"[^\s;}]*").match(self.text, self.at)[0]
-        self.at += len(label)
-        return label
+        """Reads a label up to a blank, a semicolon or a brace."""
+        label = re.compile(r"[^\s;}]*").match(self.text, self.at)
+        assert label is not None  # it may be empty
+        self.at = label.end()
+        return label[0]
 
     def appended(self) -> str:
         """The text of a, i and c."""
@@ -349,6 +365,7 @@ class Parser:
         elif self.peek() == "\n":
             raise self.fail("expected \\ after `a', `c' or `i'")
         match = re.compile(r"(?:\\.|[^\\\n])*\\?", re.DOTALL).match(self.text, self.at)
+        assert match is not None  # it may be empty
         self.at = match.end() + 1
         return text_escapes(match[0]) + "\n"
 
@@ -372,6 +389,7 @@ class Parser:
         return self.commands
 
     def command(self) -> None:
+        """Reads one command with its addresses, and appends it."""
         command = Sed("", self.address(False))
         if command.start is not None:
             self.skip(" \t")

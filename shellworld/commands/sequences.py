@@ -60,7 +60,11 @@ def seq(ctx: Context, argv: list[str]) -> int:
     step, last = values[1] if len(values) > 2 else Decimal(1), values[-1]
     if step == 0:
         return usage(ctx, f"invalid Zero increment value: {quoted(numbers[1])}")
-    places = max((max(0, -value.as_tuple().exponent) for value in (first, step)), default=0)
+    places = 0
+    for value in (first, step):
+        exponent = value.as_tuple().exponent
+        assert isinstance(exponent, int)  # finite ones have no other
+        places = max(places, -exponent)
     count = int((last - first) / step) + 1 if (last - first) * step >= 0 else 0
     ctx.tick(count >> 2)
     out = []
@@ -253,12 +257,12 @@ def dd(ctx: Context, argv: list[str]) -> int:
         "progress",
     ):
         raise Unsupported("dd with such options")
-    sizes = {
-        name: parse_size(values[name].replace("c", "") or "1")
-        for name in ("bs", "skip", "seek", "count")
-    }
-    if None in sizes.values() or not sizes["bs"]:
-        return ctx.fail(f"invalid number: {quoted(next(values[n] for n in sizes if not sizes[n]))}")
+    sizes: dict[str, int] = {}
+    for name in ("bs", "skip", "seek", "count"):
+        size = parse_size(values[name].replace("c", "") or "1")
+        if size is None or (name == "bs" and size == 0):
+            return ctx.fail(f"invalid number: {quoted(values[name])}")
+        sizes[name] = size
     block = sizes["bs"]
     limit = sizes["count"] * block if values["count"] else None
     try:

@@ -6,6 +6,7 @@ import functools
 import heapq
 import re
 from collections.abc import Callable
+from typing import Any
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.options import (
@@ -48,7 +49,9 @@ _KEY = re.compile(r"(\d+)(?:\.(\d+))?([bdfgiMhnRrV]*)(?:,(\d+)(?:\.(\d+))?([bdfg
 
 def _numeric(text: str) -> tuple:
     """A number as `sort -n` reads it, of any length: exact, ordered as tuples."""
-    sign, whole, part = _NUMBER.match(text).groups()
+    match = _NUMBER.match(text)
+    assert match is not None  # it may be empty
+    sign, whole, part = match.groups()
     whole, part = whole.lstrip("0"), (part or "").rstrip("0")
     if not whole and not part:
         return (0, 0, "", "")
@@ -59,7 +62,9 @@ def _numeric(text: str) -> tuple:
 
 
 def _human(text: str) -> tuple:
-    sign, whole, part, unit = _HUMAN.match(text).groups()
+    match = _HUMAN.match(text)
+    assert match is not None  # it may be empty
+    sign, whole, part, unit = match.groups()
     value = float((whole or "0") + "." + (part or "0"))
     order = "kMGTPEZY".find(unit.replace("K", "k")) + 1 if unit and value else 0
     return (-order, -value) if sign else (order, value)
@@ -97,8 +102,7 @@ def _version_compare(a: str, b: str) -> int:
             if left != right:
                 return left - right
             at, other = at + 1, other + 1
-        left_digits = re.compile(r"\d*").match(a, at)[0]
-        right_digits = re.compile(r"\d*").match(b, other)[0]
+        left_digits, right_digits = _digits(a, at), _digits(b, other)
         at, other = at + len(left_digits), other + len(right_digits)
         difference = int(left_digits or 0) - int(right_digits or 0)
         if difference:
@@ -109,6 +113,20 @@ def _version_compare(a: str, b: str) -> int:
 _SUFFIX = re.compile(r"(?:\.[A-Za-z~][A-Za-z0-9~]*)*$")
 
 
+def _digits(text: str, at: int) -> str:
+    """Returns the digits that stand at a place, if any do."""
+    match = re.compile(r"\d*").match(text, at)
+    assert match is not None  # it may be empty
+    return match[0]
+
+
+def _without_suffix(text: str) -> str:
+    """Returns a file's name without its extensions, as filevercmp sees these."""
+    suffix = _SUFFIX.search(text)
+    assert suffix is not None  # it may be empty
+    return text[: suffix.start()]
+
+
 def compare_versions(a: str, b: str) -> int:
     """Gnulib's filevercmp, as `sort -V` and `ls -v` use it."""
     for special in ("", ".", ".."):
@@ -116,7 +134,7 @@ def compare_versions(a: str, b: str) -> int:
             return (a != special) - (b != special)
     if (a[0] == ".") != (b[0] == "."):
         return -1 if a[0] == "." else 1
-    short_a, short_b = (text[: _SUFFIX.search(text).start()] for text in (a, b))
+    short_a, short_b = _without_suffix(a), _without_suffix(b)
     if short_a == short_b:
         short_a, short_b = a, b
     return _version_compare(short_a, short_b) or _version_compare(a, b)
@@ -149,12 +167,16 @@ class _Key:
             if at >= len(text):
                 break
             if separator is None:
-                at = _BLANK_FIELD.match(text, at).end()
+                field_end = _BLANK_FIELD.match(text, at)
+                assert field_end is not None  # it may be empty
+                at = field_end.end()
             else:
                 found = text.find(separator, at)
                 at = len(text) if found < 0 else found + (1 if char or _ < field - 1 else 0)
         if blanks:
-            at = _BLANKS.match(text, at).end()
+            skipped = _BLANKS.match(text, at)
+            assert skipped is not None  # it may be empty
+            at = skipped.end()
         return at + char - 1 if char else at
 
     def extract(self, text: str, separator: str | None) -> str:
@@ -176,7 +198,7 @@ class _Key:
             return text[begin : max(begin, end)]
         return part.lstrip(" \t") if "b" in self.options else part
 
-    def function(self, separator: str | None) -> Callable[[str], object]:
+    def function(self, separator: str | None) -> Callable[[str], Any]:
         """From a line to what is compared."""
         options = self.options
 
@@ -187,10 +209,17 @@ class _Key:
                 part = re.sub(r"[^ -~]", "", part)
             return part.translate(FOLD) if "f" in options else part
 
-        convert = {
-            "n": _numeric, "h": _human, "g": _general, "M": _month,
-            "V": functools.cmp_to_key(lambda a, b: compare_versions(plain(a), plain(b))),
-        }.get(self.kind, plain)  # fmt: skip
+        def compare_plain(a: str, b: str) -> int:
+            return compare_versions(plain(a), plain(b))
+
+        converters: dict[str, Callable[[str], Any]] = {
+            "n": _numeric,
+            "h": _human,
+            "g": _general,
+            "M": _month,
+            "V": functools.cmp_to_key(compare_plain),
+        }
+        convert = converters.get(self.kind, plain)
         return lambda text: convert(self.extract(text, separator))
 
 
@@ -231,8 +260,9 @@ def _parse_key(text: str, inherited: str) -> _Key:
 
 @tool("sort", short="bcCdfghik:mMno:rRsS:t:T:uVy::z", long=_SORT_LONG, status=2)
 def sort(ctx: Context, options: Options, operands: list[str]) -> int:
-    """sort: -b -d -f -g -h -i -M -n -r -V (global and per key), -k, -t, -u, -s, -c, -C, -m, -o,
-    -z.
+    """Sorts lines.
+
+    Options: -b -d -f -g -h -i -M -n -r -V (global and per key), -k, -t, -u, -s, -c, -C, -m, -o, -z.
     """
     general, separator, specs = "", None, []
     flags: dict[str, str] = {}
@@ -295,10 +325,11 @@ def sort(ctx: Context, options: Options, operands: list[str]) -> int:
                 return 1
         return 0
     if "m" in flags:
-        order = functools.cmp_to_key(
-            lambda a, b: _compare(a, b, functions, "s" in flags or "u" in flags, reverse)
-        )
-        lines = list(heapq.merge(*files, key=order))
+
+        def compared(a: str, b: str) -> int:
+            return _compare(a, b, functions, "s" in flags or "u" in flags, reverse)
+
+        lines = list(heapq.merge(*files, key=functools.cmp_to_key(compared)))
     elif plain:
         lines.sort(reverse=reverse)
     else:
@@ -370,7 +401,9 @@ def uniq(ctx: Context, options: Options, operands: list[str]) -> int:
 
     def key_of(line: str) -> str:
         if numbers["f"]:
-            line = line[skip.match(line).end() :]
+            skipped = skip.match(line)
+            assert skipped is not None  # it may be empty
+            line = line[skipped.end() :]
         line = line[numbers["s"] :]
         if numbers["w"] >= 0:
             line = line[: numbers["w"]]

@@ -101,8 +101,9 @@ def unpack(data: bytes) -> list[Member] | None:
 
 @command("tar")
 def tar(ctx: Context, argv: list[str]) -> int:
-    """tar: -c, -x, -t with -f, -v, -z, -C, -p, -k, -O, -h, -P, -m, --exclude,
-    --strip-components.
+    """Packs, unpacks and lists archives: -c, -x, -t.
+
+    Options: -f, -v, -z, -C, -p, -k, -O, -h, -P, -m, --exclude, --strip-components.
     """
     words = argv[1:]
     if words and not words[0].startswith("-"):  # the old form: letters, then their arguments

@@ -165,9 +165,11 @@ def _run(ctx: Context, argv: list[str], in_shell: bool) -> int:
 
 @builtin("test", "[")
 def test(ctx: Context, argv: list[str]) -> int:
+    """Tests files, texts and numbers, as the builtin does."""
     return _run(ctx, argv, True)
 
 
 @command("test", "[")
 def test_program(ctx: Context, argv: list[str]) -> int:
+    """Tests files, texts and numbers, as the program does."""
     return _run(ctx, argv, False)

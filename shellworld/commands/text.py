@@ -1,6 +1,4 @@
-"""Commands that show parts of files or count in them: head, tail, wc, nl, tac, rev, fold,
-expand.
-"""
+"""Shows parts of files or counts in them: head, tail, wc, nl, tac, rev, fold, expand."""
 
 from __future__ import annotations
 

@@ -20,13 +20,16 @@ _EXPANDED = {"D": "%m/%d/%y", "F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M", "c
 
 
 def at(seconds: int) -> datetime.datetime:
+    """Returns seconds since the epoch as a date in UTC."""
     return datetime.datetime.fromtimestamp(seconds, datetime.UTC)
 
 
 @functools.lru_cache(4096)
 def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
-    """As date +FORMAT prints a time, in UTC and the C locale; raises Unsupported for rare
-    directives.
+    """Returns a time as date +FORMAT prints it, in UTC and the C locale.
+
+    Raises:
+      Unsupported: for rare directives.
     """
     moment = at(seconds)
 
@@ -92,8 +95,10 @@ _ISO = re.compile(
 
 
 def parse_date(text: str, now: int) -> int | None:
-    """Seconds since the epoch of a date as -d takes it; None if it is none; raises Unsupported for
-    rare forms.
+    """Returns the seconds since the epoch of a date as -d takes it; None if it is none.
+
+    Raises:
+      Unsupported: for rare forms.
     """
     text = text.strip()
     m = re.fullmatch(r"@(-?\d{1,12})(?:\.\d*)?", text)
@@ -146,6 +151,7 @@ def parse_date(text: str, now: int) -> int | None:
     long="date=d: utc=u universal=u rfc-email=R reference=r: iso-8601=I:: set=s: file=f: rfc-3339=rfc-3339:",
 )
 def date(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints a time: -d, -r, -R, -I, -u, +FORMAT."""
     seconds: int | None = ctx.fs.clock
     template = "%a %b %e %H:%M:%S %Z %Y"
     for option, value in options:
@@ -189,6 +195,7 @@ def date(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @command("sleep")
 def sleep(ctx: Context, argv: list[str]) -> int:
+    """Moves the world's clock on, and waits for nothing."""
     total = 0.0
     if len(argv) == 1:
         ctx.error("sleep: missing operand\nTry 'sleep --help' for more information.\n")

@@ -1,7 +1,7 @@
-"""Options that real programs have and that are not simulated: to meet one is no mistake of who
-typed it.
+"""Options that real programs have and that are not simulated.
 
-Options that a program's own table names and refuses are not repeated here.
+To meet one is no mistake of who typed it. Options that a program's own table names and refuses are
+not repeated here.
 """
 
 from __future__ import annotations

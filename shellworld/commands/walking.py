@@ -6,13 +6,16 @@ from shellworld.commands import Context
 
 
 def scan(ctx: Context, path: str) -> list[str]:
-    """Names in a directory, the newest first, as tmpfs lists them and find, du and grep -r keep
-    them. Raises FsError.
+    """Returns the names in a directory, the newest first, as tmpfs lists them.
+
+    find, du and grep -r keep that order. Raises FsError.
     """
     names = ctx.fs.listdir(path, ctx.who)
     if len(names) < 2:
         return names
-    return list(reversed(ctx.fs.node(path, ctx.who).entries))
+    entries = ctx.fs.node(path, ctx.who).entries
+    assert entries is not None  # listdir has had its names
+    return list(reversed(entries))
 
 
 def join(directory: str, name: str) -> str:

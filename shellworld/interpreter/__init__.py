@@ -1,0 +1,1 @@
+"""The simulated shell: expansion, redirection, compound commands, sessions."""

@@ -70,6 +70,7 @@ def compare_files(operator: str, left: str, right: str, fs: FileSystem, who: Cre
 
 
 def compare_numbers(operator: str, left: int, right: int) -> bool:
+    """Compares two integers by -eq, -ne, -lt, -le, -gt or -ge."""
     return {
         "-eq": left == right, "-ne": left != right, "-lt": left < right,
         "-le": left <= right, "-gt": left > right, "-ge": left >= right,
@@ -134,6 +135,7 @@ OPTION_NAMES = {
 
 
 def option_is_on(shell: Shell, name: str) -> bool:
+    """Whether a shell option is on, as `test -o` asks; some always are."""
     return OPTION_NAMES.get(name, name) in shell.options or name in (
         "braceexpand",
         "hashall",

@@ -24,11 +24,15 @@ class Discard(Leave):
 
 
 class Return(Leave):
+    """The builtin `return`, on its way out of a function or a sourced file."""
+
     def __init__(self, status: int):
         self.status = status
 
 
 class Exit(Leave):
+    """The builtin `exit`, or `set -e`, on its way out of the shell."""
+
     def __init__(self, status: int):
         self.status = status
 

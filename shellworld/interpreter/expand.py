@@ -1,11 +1,9 @@
-"""Expansion of words: tilde, parameters, command substitution, arithmetic, splitting, file names,
-quote removal.
-"""
+"""Expands words: tilde, parameters, substitutions, arithmetic, splitting, file names, quotes."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shellworld.interpreter.parameters import operate
 from shellworld.interpreter.result import LimitExceeded, Unsupported
@@ -173,6 +171,13 @@ class Expander:
     def double_quoted(
         self, part: ast.DoubleQuoted, current: Field | None, done: list[Field]
     ) -> Field | None:
+        """Expands a double-quoted part into the field under way.
+
+        "$@" ends fields, which go to `done`.
+
+        Returns:
+          The field under way; None if there is none yet.
+        """
         vanishes = bool(part.parts)  # "$@" without parameters is nothing at all
         for inner in part.parts:
             value: str | list[str] | None
@@ -241,8 +246,9 @@ class Expander:
     # -- parameters --------------------------------------------------------------------------------------------------
 
     def value(self, p: ast.Parameter) -> str | list[str] | None:
-        """The parameter before its operator: text, None if unset, or a list for @ and * (joined
-        where that is meant).
+        """Returns the parameter before its operator: text, None if unset, or a list.
+
+        A list is what @ and * give; it is joined where that is meant.
         """
         shell = self.shell
         name = p.name
@@ -272,7 +278,7 @@ class Expander:
     def kept(self, name: str) -> Variable:
         """The arrays that the shell itself keeps."""
         shell = self.shell
-        values = {
+        values: dict[str, list[Any]] = {
             "PIPESTATUS": shell.pipestatus,
             "FUNCNAME": shell.calls[::-1],
             "BASH_SOURCE": [shell.source] if shell.source else [],
@@ -318,6 +324,7 @@ class Expander:
         return value
 
     def unbound(self, p: ast.Parameter) -> None:
+        """Refuses a variable that is not set, under `set -u`."""
         name = (
             f"{p.name}[{self.text(p.index)}]"
             if p.index is not None
@@ -328,6 +335,7 @@ class Expander:
         raise ShellError(f"{name}: unbound variable", fatal=True)
 
     def length(self, p: ast.Parameter, value: str | list[str] | None) -> int:
+        """Returns ${#name}: of text its bytes, of a list its number of elements."""
         if isinstance(value, list):
             return len(value)
         if value is None:
@@ -388,6 +396,7 @@ class Expander:
         raise ShellError(f"{p.name}: {message}", fatal=True)
 
     def argument_text(self, word: ast.Word) -> str:
+        """Returns the text of an operator's argument, unsplit."""
         return self.text(word)
 
     # -- home directories and file names -----------------------------------------------------------------------------
@@ -405,6 +414,11 @@ class Expander:
         return self.home(text, last) if first and text.startswith("~") else text
 
     def home(self, text: str, whole: bool) -> str:
+        """Replaces a leading ~, ~name, ~+ or ~-; the text stays if there is no such user.
+
+        Args:
+          whole: the text is all of the word, so that no slash need follow the name.
+        """
         name, slash, rest = text[1:].partition("/")
         if not slash and not whole:
             return text
@@ -485,4 +499,5 @@ class Expander:
         return sorted(bases)
 
     def exists(self, path: str) -> bool:
+        """Whether there is something at a path, be it a dangling symlink."""
         return self.shell.fs.exists(self.shell.absolute(path), self.shell.who, follow=False)

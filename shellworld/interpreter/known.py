@@ -1,5 +1,6 @@
-"""Programs that a Debian machine may well have and that are not simulated: not finding them here
-says nothing.
+"""Names of programs that a Debian machine may well have and that are not simulated.
+
+Not to find one of these here says nothing of a real machine, so it is called unsupported.
 """
 
 KNOWN = frozenset(

@@ -1,5 +1,6 @@
-"""The operators of ${name...} that work on text: removal, replacement, case, slices, and quoting
-for reuse.
+"""The operators of ${name...} that work on text.
+
+They are removal, replacement, case, slices, and quoting for reuse.
 """
 
 from __future__ import annotations
@@ -18,9 +19,7 @@ if TYPE_CHECKING:
 def operate(
     expander: Expander, p: ast.Parameter, value: str | list[str] | None
 ) -> str | list[str] | None:
-    """Applies the operator of ${name...} (other than - = ? +) to a text, or to each element of a
-    list.
-    """
+    """Applies the operator of ${name...} (other than - = ? +) to a text or to each of a list."""
     operator = p.operator
     if operator == ":":
         return _slice(expander, p, value)
@@ -82,8 +81,9 @@ def _change_case(text: str, source: str, operator: str) -> str:
 def _slice(
     expander: Expander, p: ast.Parameter, value: str | list[str] | None
 ) -> str | list[str] | None:
-    """${name:offset:length}; of lists, elements (the positional parameters count from 1, $0 is
-    before them).
+    """Returns ${name:offset:length}; of a list, some of its elements.
+
+    The positional parameters count from 1, and $0 is before them.
     """
     assert p.argument is not None
     scope = expander.shell.scope

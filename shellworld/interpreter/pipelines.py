@@ -49,6 +49,7 @@ class Joiner(Launcher):
         return self.status
 
     def run_list(self: Shell, body: ast.List) -> int:
+        """Runs a list of commands, in order, and returns the last status."""
         self.depth += 1
         if self.depth > self.limits.depth:
             raise LimitExceeded("recursion")
@@ -58,6 +59,7 @@ class Joiner(Launcher):
         return self.status
 
     def run_and_or(self: Shell, item: ast.AndOr) -> int:
+        """Runs pipelines joined by && and ||; only the last can end the shell under `set -e`."""
         if item.background:
             return self.run_background(item)
         if not item.rest:
@@ -85,6 +87,7 @@ class Joiner(Launcher):
         return 0
 
     def run_pipeline(self: Shell, pipeline: ast.Pipeline, checked: bool) -> int:
+        """Runs a pipeline; `checked`: a failure ends the shell under `set -e`."""
         if pipeline.timed:
             return self.run_timed(pipeline, checked)
         commands = pipeline.commands
@@ -118,8 +121,9 @@ class Joiner(Launcher):
         return status
 
     def _pipe(self: Shell, pipeline: ast.Pipeline) -> None:
-        """Runs the commands one after the other, each in a subshell, the output of one the input of
-        the next.
+        """Runs the commands one after the other, the output of one being the input of the next.
+
+        Each runs in a subshell.
         """
         statuses = []
         source = self.files.get(0)
@@ -158,8 +162,10 @@ class Joiner(Launcher):
             self.status = next((s for s in reversed(statuses) if s), 0)
 
     def finish(self: Shell, action: Callable[[], object]) -> int:
-        """Runs an action as the whole life of this subshell, with its EXIT trap; returns the exit
-        status.
+        """Runs an action as the whole life of this subshell, with its EXIT trap.
+
+        Returns:
+          The exit status.
         """
         try:
             action()
@@ -175,6 +181,7 @@ class Joiner(Launcher):
         return self.status
 
     def run_exit_trap(self: Shell) -> None:
+        """Runs the EXIT trap, once; the status stays unless the trap exits itself."""
         action = self.traps.pop("EXIT", "")
         if action:
             status = self.status

@@ -29,8 +29,10 @@ _NULL = NullSink()
 def apply_redirects(
     shell: Shell, redirects: tuple[ast.Redirect, ...], files: Files | None = None
 ) -> Files:
-    """A new table of open files after redirections, from left to right; raises ShellError as bash
-    complains.
+    """Returns a new table of open files after redirections, from left to right.
+
+    Raises:
+      ShellError: a redirection fails, with bash's complaint.
     """
     files = dict(shell.files if files is None else files)
     try:

@@ -11,8 +11,10 @@ from shellworld.language.arithmetic import ArithmeticFault, evaluate
 
 
 class ShellError(Exception):
-    """Ends the current command with status 1 and "bash: line N: MESSAGE"; `fatal` ends the shell
-    (as ${x?} and set -u do).
+    """Ends the current command with status 1 and "bash: line N: MESSAGE".
+
+    Attributes:
+      fatal: it ends the shell, too, as ${x?} and set -u do.
     """
 
     def __init__(self, message: str, fatal: bool = False, status: int = 1):
@@ -83,6 +85,7 @@ class Scope:
         self._env: dict[str, str] | None = None
 
     def fork(self, computed: Callable[[str], str | None]) -> Scope:
+        """Returns a copy for a subshell, whose changes are not seen here."""
         copy = Scope.__new__(Scope)
         copy.names = self.names.copy()
         copy.frames = [frame.copy() for frame in self.frames]
@@ -113,8 +116,10 @@ class Scope:
         self.names[name] = dataclasses.replace(old, value=value)
 
     def _converted(self, name: str, variable: Variable, value: str, old: str | None) -> str:
-        """What an assignment stores, after the attributes; raises ShellError if the variable is
-        read-only.
+        """Returns what an assignment stores, after the attributes.
+
+        Raises:
+          ShellError: the variable is read-only.
         """
         if variable.readonly:
             raise ShellError(f"{name}: readonly variable")
@@ -131,6 +136,11 @@ class Scope:
         )
 
     def set_element(self, name: str, index: int | str, value: str, append: bool = False) -> None:
+        """Sets an element of an array, or appends to it; a scalar becomes an array.
+
+        Raises:
+          ShellError: the variable is read-only, or a negative index is before the first element.
+        """
         old = self.names.get(name) or Variable()
         values = (
             dict(old.value)
@@ -147,17 +157,19 @@ class Scope:
         self.names[name] = dataclasses.replace(old, value=values)
 
     def set_array(self, name: str, values: dict, associative: bool) -> None:
+        """Replaces all elements of an array; ShellError if the variable is read-only."""
         old = self.names.get(name) or Variable()
         if old.readonly:
             raise ShellError(f"{name}: readonly variable")
         self.names[name] = dataclasses.replace(old, value=values, associative=associative)
 
-    def declare(self, name: str, **attributes: object) -> None:
+    def declare(self, name: str, **attributes: Any) -> None:
         """Changes attributes; makes the variable if there is none."""
         self._env = None
         self.names[name] = dataclasses.replace(self.names.get(name) or Variable(), **attributes)
 
     def unset(self, name: str) -> None:
+        """Removes a variable; ShellError if it is read-only."""
         variable = self.names.get(name)
         if variable is not None:
             if variable.readonly:
@@ -167,6 +179,7 @@ class Scope:
             del self.names[name]
 
     def unset_element(self, name: str, index: int | str) -> None:
+        """Removes one element of an array, if it is there."""
         variable = self.names.get(name)
         if variable is not None and isinstance(variable.value, dict):
             values = dict(variable.value)
@@ -220,6 +233,7 @@ class Scope:
         return self.evaluate(text)
 
     def arithmetic_get(self, name: str, index: str | None) -> str:
+        """Returns the text of a variable, or of its element, for arithmetic; "" if it is unset."""
         if index is None:
             return self.get(name) or ""
         variable = self.names.get(name)
@@ -231,6 +245,7 @@ class Scope:
         return variable.text(key) or ""
 
     def arithmetic_set(self, name: str, index: str | None, value: str) -> None:
+        """Assigns what arithmetic gives to a variable or to its element."""
         if index is None:
             self.set(name, value)
         else:

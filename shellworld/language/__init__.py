@@ -1,0 +1,1 @@
+"""The language: from text to syntax, and its smaller languages (patterns, arithmetic)."""

@@ -1,5 +1,6 @@
-"""Shell arithmetic: 64-bit integers that wrap, C's operators and precedence, variables that hold
-expressions.
+"""Shell arithmetic: 64-bit integers that wrap, with C's operators and precedence.
+
+Variables hold expressions, which are evaluated where they are named.
 """
 
 from __future__ import annotations
@@ -28,9 +29,11 @@ class ArithmeticFault(Exception):
 class Variables(Protocol):
     """What an expression needs of the shell; `index` is None for a plain name."""
 
-    def arithmetic_get(self, name: str, index: str | None) -> str: ...
+    def arithmetic_get(self, name: str, index: str | None) -> str:
+        """Returns the text of a variable, or of its element; "" if it is unset."""
 
-    def arithmetic_set(self, name: str, index: str | None, value: str) -> None: ...
+    def arithmetic_set(self, name: str, index: str | None, value: str) -> None:
+        """Assigns a number, as text, to a variable or to its element."""
 
 
 def wrap(value: int) -> int:
@@ -85,8 +88,10 @@ def evaluate(text: str, variables: Variables, depth: int = 0) -> int:
 
 
 class _Evaluator:
-    """A recursive descent that evaluates as it reads; `live` is off in branches that are only
-    skipped.
+    """Evaluates an expression by recursive descent, as it reads it.
+
+    Attributes:
+      live: off in branches that are only skipped, where nothing is assigned.
     """
 
     def __init__(self, text: str, variables: Variables, depth: int):

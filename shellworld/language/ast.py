@@ -26,6 +26,8 @@ class Quoted:
 
 @dataclass(slots=True, eq=False)
 class DoubleQuoted:
+    """A text in double quotes, in which parameters and substitutions are expanded."""
+
     parts: tuple[Part, ...]
 
 
@@ -86,8 +88,10 @@ Part = (
 
 @dataclass(slots=True, eq=False)
 class Word:
-    """Parts that are expanded and joined. `plain` is the word's text if nothing in it needs
-    expansion, else None.
+    """Parts that are expanded and joined.
+
+    Attributes:
+      plain: the word's text if nothing in it needs expansion, else None.
     """
 
     parts: tuple[Part, ...]
@@ -117,8 +121,11 @@ class Assignment:
 
 @dataclass(slots=True, eq=False)
 class Redirect:
-    """`operator`: < > >> >| <> <& >& &> &>> <<< << (also for <<-); of here-documents, `target` is
-    the body.
+    """A redirection of one file descriptor.
+
+    Attributes:
+      operator: < > >> >| <> <& >& &> &>> <<< << (also for <<-).
+      target: a word; of a here-document, its body.
     """
 
     operator: str
@@ -128,8 +135,9 @@ class Redirect:
 
 @dataclass(slots=True, eq=False)
 class Simple:
-    """Assignments, then words (assignments among them only as arguments of declare, export,
-    ...).
+    """A simple command: assignments, then words.
+
+    Among the words, assignments are only arguments of declare, export and the like.
     """
 
     assignments: tuple[Assignment, ...]
@@ -140,8 +148,11 @@ class Simple:
 
 @dataclass(slots=True, eq=False)
 class Pipeline:
-    """`merge[i]`: whether stderr of command i goes into the pipe too (|&); `timed`: whether `time`
-    stands before it.
+    """Commands joined by | or |&.
+
+    Attributes:
+      merge: for each command, whether its stderr goes into the pipe too (|&).
+      timed: whether `time` stands before it.
     """
 
     commands: tuple[Command, ...]
@@ -152,8 +163,11 @@ class Pipeline:
 
 @dataclass(slots=True, eq=False)
 class AndOr:
-    """first, then (operator, pipeline) pairs with "&&" or "||", from the left; `background` with a
-    trailing &.
+    """Pipelines joined by && and ||, from the left.
+
+    Attributes:
+      rest: (operator, pipeline) pairs after the first one.
+      background: whether a & ends it.
     """
 
     first: Pipeline
@@ -163,6 +177,8 @@ class AndOr:
 
 @dataclass(slots=True, eq=False)
 class List:
+    """Commands one after the other."""
+
     items: tuple[AndOr, ...]
 
 
@@ -176,11 +192,15 @@ class Compound:
 
 @dataclass(slots=True, eq=False)
 class Subshell(Compound):
+    """The command ( ... )."""
+
     body: List
 
 
 @dataclass(slots=True, eq=False)
 class Group(Compound):
+    """The command { ...; }."""
+
     body: List
 
 
@@ -203,6 +223,8 @@ class For(Compound):
 
 @dataclass(slots=True, eq=False)
 class ForArithmetic(Compound):
+    """The loop for ((start; condition; step))."""
+
     start: Word
     condition: Word
     step: Word
@@ -211,6 +233,8 @@ class ForArithmetic(Compound):
 
 @dataclass(slots=True, eq=False)
 class While(Compound):
+    """The loops while and until."""
+
     condition: List
     body: List
     until: bool
@@ -227,26 +251,30 @@ class CaseItem:
 
 @dataclass(slots=True, eq=False)
 class Case(Compound):
+    """The command case ... esac."""
+
     word: Word
     items: tuple[CaseItem, ...]
 
 
 @dataclass(slots=True, eq=False)
 class Function(Compound):
+    """The definition of a function."""
+
     name: str
     body: Command
 
 
 @dataclass(slots=True, eq=False)
 class ArithmeticCommand(Compound):
-    """((...))"""
+    """The command ((...))."""
 
     text: Word
 
 
 @dataclass(slots=True, eq=False)
 class Condition(Compound):
-    """[[ ... ]]"""
+    """The command [[ ... ]]."""
 
     test: Test
 
@@ -279,6 +307,8 @@ class Unary:
 
 @dataclass(slots=True, eq=False)
 class Binary:
+    """A test of two words in [[ ]]."""
+
     operator: str
     left: Word
     right: Word

@@ -1,5 +1,4 @@
-"""Regular expressions as an automaton: the longest match from each start, in time linear in the
-text whatever the pattern.
+"""Regular expressions as an automaton: the longest match from each start, in linear time.
 
 `regexes.py` uses it where Python's `re` would choose another match than POSIX or backtrack without
 bound. States of the deterministic automaton are made as texts need them and kept with the compiled
@@ -154,8 +153,9 @@ class Automaton:
         return step
 
     def _run(self, text: str, start: int, anywhere: bool) -> tuple[int, int]:
-        """End of the longest match from start (or of the first found anywhere after it), or -1; and
-        characters read.
+        """Returns the end of the longest match from start, or -1, and the count of characters read.
+
+        If it searches, the match may begin anywhere from `start` on; the first found counts.
         """
         if len(self._sets) > MAX_CACHED:
             self._forget()

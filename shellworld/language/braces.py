@@ -66,9 +66,7 @@ def _expand(items: list[Item]) -> list[list[Item]]:
 
 
 def _group(items: list[Item], start: int) -> tuple[int, int, list[int]] | None:
-    """The first balanced {...} at or behind `start` that has a comma of its own or looks like a
-    range.
-    """
+    """Finds the first balanced {...} from `start` on that has a comma or looks like a range."""
     for begin in range(start, len(items)):
         if items[begin] != "{":
             continue

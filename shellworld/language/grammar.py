@@ -27,9 +27,7 @@ def root(text: str) -> tree_sitter.Node:
 
 
 def command_places(text: str) -> set[int] | None:
-    """Character offsets at which the grammar sees the name of a command; None if it cannot parse
-    the text.
-    """
+    """Returns the character offsets of the names of commands; None if the grammar cannot parse."""
     tree = root(text)
     if tree.has_error:
         return None

@@ -1,5 +1,6 @@
-"""Reading words: quotes, parameters, substitutions. Half of the parser; `parser.Parser` adds the
-commands.
+"""Reads words: quotes, parameters, substitutions.
+
+This is half of the parser; `parser.Parser` adds the commands.
 """
 
 from __future__ import annotations
@@ -38,12 +39,11 @@ def make_word(parts: list[ast.Part], position: int = -1) -> ast.Word:
             joined[-1] = ast.Literal(last.text + part.text)
         else:
             joined.append(part)
-    plain = None
-    if all(
-        isinstance(p, ast.Quoted) or (isinstance(p, ast.Literal) and SAFE.match(p.text))
-        for p in joined
-    ):
-        plain = "".join(p.text for p in joined)  # type: ignore[union-attr]
+    texts = []
+    for part in joined:
+        if isinstance(part, ast.Quoted) or isinstance(part, ast.Literal) and SAFE.match(part.text):
+            texts.append(part.text)
+    plain = "".join(texts) if len(texts) == len(joined) else None
     return ast.Word(tuple(joined), plain, position)
 
 
@@ -63,14 +63,17 @@ class Lexer(abc.ABC):
         """The commands up to the parenthesis that closes a substitution."""
 
     def line(self, at: int | None = None) -> int:
+        """Returns the number of the line that a position is on; by default the cursor's."""
         return self.s.count("\n", 0, self.i if at is None else at) + 1
 
     def fail_eof(self, wanted: str, at: int) -> ShellSyntaxError:
+        """Returns the error for a quote or bracket that is never closed."""
         return ShellSyntaxError(
             f"-c: line {self.line(at)}: unexpected EOF while looking for matching `{wanted}'"
         )
 
     def enter(self) -> None:
+        """Counts one more level of nesting; Unsupported beyond MAX_DEPTH."""
         self.depth += 1
         if self.depth > MAX_DEPTH:
             raise Unsupported("deeply nested syntax")
@@ -149,6 +152,7 @@ class Lexer(abc.ABC):
             self.i += 1
 
     def single_quoted(self, at: int) -> str:
+        """Reads '...' that begins at `at` and returns what is inside."""
         end = self.s.find("'", at + 1)
         if end < 0:
             raise self.fail_eof("'", at)
@@ -156,6 +160,7 @@ class Lexer(abc.ABC):
         return self.s[at + 1 : end]
 
     def ansi_quoted(self) -> str:
+        """Reads $'...' and returns what it stands for."""
         start = self.i
         at = start + 2
         while at < self.n and self.s[at] != "'":
@@ -166,6 +171,7 @@ class Lexer(abc.ABC):
         return ansi_c(self.s[start + 2 : at])
 
     def double_quoted(self) -> ast.DoubleQuoted:
+        """Reads "..." with the parameters and substitutions inside."""
         start = self.i
         self.i += 1
         parts = self.quoted_parts('"')
@@ -246,8 +252,9 @@ class Lexer(abc.ABC):
         return inner
 
     def expression(self) -> ast.Word:
-        """The whole text as the inside of $((...)): quotes vanish, parameters and substitutions are
-        expanded.
+        """Reads the whole text as the inside of $((...)).
+
+        Quotes vanish; parameters and substitutions are expanded.
         """
         parts = self.quoted_parts("")
         return make_word(
@@ -255,8 +262,9 @@ class Lexer(abc.ABC):
         )
 
     def arithmetic_end(self, at: int) -> int | None:
-        """Where the "))" is that closes an arithmetic expression starting at `at`, or None if it is
-        something else.
+        """Returns where the "))" is that closes an arithmetic expression starting at `at`.
+
+        It is None if something else stands there.
         """
         depth = 0
         s = self.s
@@ -279,12 +287,14 @@ class Lexer(abc.ABC):
         return None
 
     def process_substitution(self) -> ast.ProcessSubstitution:
+        """Reads <(...) or >(...)."""
         direction = self.s[self.i]
         self.bashisms.append(f"{direction}(...)")
         self.i += 2
         return ast.ProcessSubstitution(direction, self.parse_until_paren())
 
     def backquoted(self, quoted: bool) -> ast.CommandSubstitution:
+        """Reads `...`; inside double quotes a backslash before a double quote goes, too."""
         start = self.i
         at = start + 1
         text = ""
@@ -354,6 +364,7 @@ class Lexer(abc.ABC):
         return p
 
     def bad_substitution(self, start: int) -> None:
+        """Refuses a ${...} of a form that is not simulated."""
         raise Unsupported("substitution " + self.s[start : start + 20].split("\n")[0])
 
     def subscript(self) -> ast.Word:

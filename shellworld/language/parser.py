@@ -14,8 +14,9 @@ CLOSERS = frozenset("then elif else fi do done esac }".split())
 
 
 class Parser(SimpleParser):
-    """A recursive descent over the text; raises ShellSyntaxError or Unsupported at the first thing
-    that it refuses.
+    """A recursive descent over the text of a script.
+
+    It raises ShellSyntaxError or Unsupported at the first thing that it refuses.
     """
 
     # -- lists -------------------------------------------------------------------------------------------------------
@@ -28,8 +29,10 @@ class Parser(SimpleParser):
         return ast.List(tuple(items))
 
     def complete_line(self, items: list[ast.AndOr]) -> bool:
-        """Appends the commands of the next line (all lines of a compound command); False at the end
-        of the text.
+        """Appends the commands of the next line, or of all lines of a compound command.
+
+        Returns:
+          False at the end of the text.
         """
         self.newlines()
         if self.i >= self.n:
@@ -75,8 +78,9 @@ class Parser(SimpleParser):
         return body
 
     def compound_list(self, stop: str) -> ast.List:
-        """Commands up to a `stop`: ")", ";;" or a reserved word in CLOSERS, which is left at the
-        cursor.
+        """Reads commands up to a `stop`, which is left at the cursor.
+
+        A stop is ")", ";;" or a reserved word in CLOSERS.
         """
         items: list[ast.AndOr] = []
         while True:
@@ -113,8 +117,9 @@ class Parser(SimpleParser):
         return body
 
     def and_or(self) -> ast.AndOr:
+        """Reads pipelines joined by && and ||."""
         first = self.pipeline()
-        rest = []
+        rest: list[tuple[str, ast.Pipeline]] = []
         while True:
             self.skip()
             operator = self.s[self.i : self.i + 2]
@@ -125,6 +130,7 @@ class Parser(SimpleParser):
             rest.append((operator, self.pipeline()))
 
     def pipeline(self) -> ast.Pipeline:
+        """Reads a pipeline, with the `!` and `time` before it."""
         negated = timed = False
         self.skip()
         while (word := self.reserved()) in ("!", "time"):
@@ -158,6 +164,7 @@ class Parser(SimpleParser):
     # -- commands ----------------------------------------------------------------------------------------------------
 
     def command(self) -> ast.Command:
+        """Reads one command, simple or compound."""
         self.skip()
         s = self.s
         line = self.line()
@@ -188,6 +195,7 @@ class Parser(SimpleParser):
         return node
 
     def compound(self, word: str, line: int, start: int) -> ast.Command:
+        """Reads the compound command that the reserved word begins, which has been read."""
         if word == "{":
             body = self.body()
             self.expect("}")
@@ -234,6 +242,7 @@ class Parser(SimpleParser):
         return tuple(found)
 
     def if_command(self, line: int) -> ast.If:
+        """Reads an `if` after its first word, up to `fi`."""
         branches = []
         otherwise = None
         condition = self.body()
@@ -258,6 +267,7 @@ class Parser(SimpleParser):
         return ast.If(self.redirects(), line, tuple(branches), otherwise)
 
     def do_group(self) -> ast.List:
+        """Reads the `do ... done` of a while or until loop."""
         self.newlines()
         if self.s.startswith(";", self.i) and not self.s.startswith(";;", self.i):
             self.i += 1
@@ -267,6 +277,7 @@ class Parser(SimpleParser):
         return body
 
     def for_command(self, line: int) -> ast.Command:
+        """Reads a `for` after its first word, of words or of arithmetic."""
         self.skip()
         if self.s.startswith("((", self.i):
             end = self.arithmetic_end(self.i + 2)
@@ -312,6 +323,7 @@ class Parser(SimpleParser):
         return ast.For(self.redirects(), line, m[0], words, body)
 
     def loop_body(self) -> ast.List:
+        """Reads the `do ... done` or `{ ... }` of a for loop."""
         self.skip()
         if self.s.startswith(";", self.i) and not self.s.startswith(";;", self.i):
             self.i += 1
@@ -327,6 +339,7 @@ class Parser(SimpleParser):
         return body
 
     def case_command(self, line: int) -> ast.Case:
+        """Reads a `case` after its first word, up to `esac`."""
         self.skip()
         word = self.read_word()
         if not word.parts:
@@ -366,6 +379,7 @@ class Parser(SimpleParser):
         return ast.Case(self.redirects(), line, word, tuple(items))
 
     def function(self, name: str, line: int) -> ast.Function:
+        """Reads the body of a function, which must be a compound command."""
         self.newlines()
         word = self.reserved()
         if not self.s.startswith("(", self.i) and word not in (

@@ -1,5 +1,6 @@
-"""The shell's patterns (*, ?, [...]), matched by a set of states in linear time: no pattern makes
-it slow.
+"""The shell's patterns (*, ?, [...]), matched in linear time.
+
+A set of states is moved along the text, so that no pattern makes it slow.
 """
 
 from __future__ import annotations
@@ -75,8 +76,9 @@ class _Bracket:
 
 
 def _bracket(text: str, i: int) -> tuple[_Bracket, int] | None:
-    """The bracket expression at text[i] == "[" and the position behind it; None if it is not
-    closed.
+    """Reads the bracket expression at text[i] == "[" and returns it with the position behind it.
+
+    It is None if the bracket is not closed.
     """
     n = len(text)
     at = i + 1
@@ -157,6 +159,7 @@ class Pattern:
         return mask
 
     def fullmatch(self, text: str) -> bool:
+        """Whether the pattern matches the whole text."""
         states, stars, masks = self.start, self.stars, self.masks
         for c in text:
             mask = masks.get(c)
@@ -194,6 +197,7 @@ class Pattern:
 
 @functools.lru_cache(2048)
 def compile_pattern(text: str) -> Pattern:
+    """Returns the pattern of a text, remembered by text."""
     return Pattern(_elements(text)[0])
 
 
@@ -208,11 +212,13 @@ def matches(text: str, pattern: str) -> bool:
 
 
 def strip_prefix(text: str, pattern: str, longest: bool) -> str:
+    """Removes the shortest or longest match at the start: ${name#...} and ${name##...}."""
     end = compile_pattern(pattern).prefix(text, longest)
     return text[end:] if end > 0 else text
 
 
 def strip_suffix(text: str, pattern: str, longest: bool) -> str:
+    """Removes the shortest or longest match at the end: ${name%...} and ${name%%...}."""
     end = _reversed(pattern).prefix(text[::-1], longest)
     return text[: len(text) - end] if end > 0 else text
 
@@ -220,10 +226,11 @@ def strip_suffix(text: str, pattern: str, longest: bool) -> str:
 def replace(
     text: str, pattern: str, replacement: str, kind: str, tick: Callable[[int], None]
 ) -> str:
-    """${text/pattern/replacement}; `kind`: "/" the first, "//" all, "/#" at the start, "/%" at the
-    end.
+    """Returns ${text/pattern/replacement}.
 
-    `tick` is told of the work, 64 characters at a time.
+    Args:
+      kind: "/" replaces the first match, "//" all, "/#" at the start, "/%" at the end.
+      tick: is told of the work, 64 characters at a time.
     """
     compiled = compile_pattern(pattern)
     if not pattern:

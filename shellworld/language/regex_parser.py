@@ -1,5 +1,6 @@
-"""Parses POSIX regular expressions into the tree that `regexes.py` describes, refusing what the GNU
-library and mawk refuse.
+"""Parses POSIX regular expressions into the tree that `regexes.py` describes.
+
+It refuses what the GNU library and mawk refuse.
 """
 
 from __future__ import annotations
@@ -121,17 +122,13 @@ class _Parser:
         return items[0] if len(items) == 1 else ("cat", items)
 
     def refuses_close(self) -> bool:
-        """An unmatched closing parenthesis: a character for grep -E and mawk, an error for
-        others.
-        """
+        """Whether an unmatched closing parenthesis is an error, as for all but grep -E and mawk."""
         if self.extended and self.dialect in ("grep", "awk"):
             return False
         raise RegexError("Unmatched ) or \\)")
 
     def leading(self, kind: str, items: list[tuple]) -> bool:
-        """A repetition with nothing before it; true if it was skipped, false if it is a
-        character.
-        """
+        """Reads a repetition with nothing before it; true if it was skipped, not a character."""
         if self.dialect == "awk":
             raise RegexError("missing operand")
         if self.extended:
@@ -181,9 +178,10 @@ class _Parser:
     def escape(self, char: str) -> tuple:
         if self.dialect == "awk":
             if char in "01234567":
-                digits = re.compile("[0-7]{1,3}").match(self.text, self.at - 1).group()
-                self.at += len(digits) - 1
-                return literal(chr(int(digits, 8) & 255))
+                digits = re.compile("[0-7]{1,3}").match(self.text, self.at - 1)
+                assert digits is not None  # char is one
+                self.at += len(digits[0]) - 1
+                return literal(chr(int(digits[0], 8) & 255))
             return literal(_AWK_ESCAPES.get(char, char))
         if char in _WORDS:
             return ("set", _WORDS[char])
@@ -196,8 +194,9 @@ class _Parser:
         return literal(char)
 
     def interval(self) -> tuple[int, int | None] | None:
-        """What follows an opening brace, or None (nothing taken) where grep -E reads a
-        character.
+        """Reads what follows an opening brace; None, with nothing read, if it is a character.
+
+        grep -E takes a brace that begins no interval as a character.
         """
         close = "}" if self.extended else "\\}"
         end = self.text.find(close, self.at)
@@ -206,9 +205,9 @@ class _Parser:
         if match is None or not (match[1] or match[2]):
             if lenient:
                 return None
-            if end < 0 and not re.compile(r"[\d,]*").match(self.text, self.at).end() < len(
-                self.text
-            ):
+            bounds = re.compile(r"[\d,]*").match(self.text, self.at)
+            assert bounds is not None  # it may be empty
+            if end < 0 and bounds.end() >= len(self.text):
                 raise RegexError("Unmatched \\{")
             raise RegexError("Unmatched \\{" if end < 0 else "Invalid content of \\{\\}")
         low = int(match[1] or 0)

@@ -1,10 +1,9 @@
-"""POSIX regular expressions (basic and extended, as GNU tools and mawk read them) on top of
-Python's `re`.
+"""POSIX regular expressions, as GNU tools and mawk read them, on top of Python's `re`.
 
-A pattern is parsed here, strictly, into a small tree; the tree is printed as a Python pattern.
-Where Python would answer otherwise than POSIX (it takes the first alternative, POSIX the longest
-match), or could backtrack for very long, the tree is run by `automaton.py` instead. The nodes are
-tuples:
+Basic and extended ones. A pattern is parsed here, strictly, into a small tree; the tree is printed
+as a Python pattern. Where Python would answer otherwise than POSIX (it takes the first alternative,
+POSIX the longest match), or could backtrack for very long, the tree is run by `automaton.py`
+instead. The nodes are tuples:
 
     ("set", python)            one character, as a Python pattern
     ("cat", nodes), ("alt", nodes), ("empty",)
@@ -12,7 +11,7 @@ tuples:
     ("group", number, node)
     ("back", number)           back-reference
     ("at", kind)               bol, eol, bos, eos, word, nword, wstart, wend, after_nonword,
-    before_nonword
+                               before_nonword
 """
 
 from __future__ import annotations
@@ -142,8 +141,10 @@ class Analysis:
         return not any(a is not b and (b + "\0").startswith(a + "\0") for a in words for b in words)
 
     def _cost(self, tree: tuple, after: int) -> tuple[float, float]:
-        """(constant, degree): ways to match at one place, at most constant * n ** degree. `after`:
-        what may follow.
+        """Bounds the ways to match at one place: (constant, degree) for constant * n ** degree.
+
+        Args:
+          after: what may follow the node.
         """
         match tree[0]:
             case "group":
@@ -230,15 +231,19 @@ class Match:
         self._text, self._start, self._end = text, start, end
 
     def start(self) -> int:
+        """Returns where the match begins."""
         return self._start
 
     def end(self) -> int:
+        """Returns where the match ends."""
         return self._end
 
     def span(self) -> tuple[int, int]:
+        """Returns where the match begins and ends."""
         return self._start, self._end
 
     def group(self, number: int = 0) -> str | None:
+        """Returns the matched text; an automaton knows no other group."""
         return self._text[self._start : self._end] if number == 0 else None
 
 

@@ -1,5 +1,6 @@
-"""Reading simple commands: assignments, arrays, words, redirections, and function definitions,
-which begin like commands.
+"""Reads simple commands: assignments, arrays, words, redirections.
+
+Function definitions are here, too, as they begin like commands.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class SimpleParser(Tokens):
     # -- words ---------------------------------------------------------------------------------------------
 
     def simple(self, line: int) -> ast.Command:
+        """Reads a simple command, or the definition of a function that begins like one."""
         assignments: list[ast.Assignment] = []
         words: list[ast.Word | ast.Assignment] = []
         redirects: list[ast.Redirect] = []
@@ -78,6 +80,7 @@ class SimpleParser(Tokens):
         return ast.Simple(tuple(assignments), tuple(words), tuple(redirects), line)
 
     def function_parens(self, word: ast.Word | ast.Assignment, line: int) -> ast.Function:
+        """Reads the () behind a function's name, and its body."""
         m = re.compile(r"\([ \t]*\)").match(self.s, self.i)
         if not m:
             self.i += 1
@@ -128,6 +131,7 @@ class SimpleParser(Tokens):
         return ast.Assignment(name, self.read_word(), append, index)
 
     def array(self) -> ast.ArrayValue:
+        """Reads the elements of an array up to its closing parenthesis."""
         items: list[ast.Word | ast.Assignment] = []
         while True:
             self.newlines()
@@ -187,11 +191,11 @@ class SimpleParser(Tokens):
                 or "`" in raw
             ):
                 raise Unsupported("here-document delimiter with expansions")
-            delimiter = "".join(
-                q.text
-                for p in word.parts
-                for q in (p.parts if isinstance(p, ast.DoubleQuoted) else [p])
-            )  # type: ignore[union-attr]
+            delimiter = ""
+            for part in word.parts:
+                for piece in part.parts if isinstance(part, ast.DoubleQuoted) else (part,):
+                    assert isinstance(piece, ast.Literal | ast.Quoted)
+                    delimiter += piece.text
             redirect = ast.Redirect("<<", fd, word)
             self.masks.append((m.start(2), m.end(2), "<".rjust(len(operator))))
             self.pending.append((redirect, delimiter, quoted, operator == "<<-", line))

@@ -19,8 +19,10 @@ from shellworld.language.parser import Parser
 
 @functools.lru_cache(4096)
 def parse(text: str) -> ast.Script:
-    """The syntax of a text; never raises for what it says, except LimitExceeded for braces that
-    expand to too much.
+    """Returns the syntax of a text, remembered by text; what it says never makes this raise.
+
+    Raises:
+      LimitExceeded: braces expand to too much.
     """
     if "\0" in text:
         return _unsupported("NUL in a script")
@@ -54,8 +56,7 @@ def parse(text: str) -> ast.Script:
 
 
 def _plainer(text: str, masks: list[tuple[int, int, str]]) -> str:
-    """The text with what the grammar is known to misread replaced by something as long that it
-    reads well.
+    """Replaces what the grammar is known to misread by something as long that it reads well.
 
     The reader finds these: [ becomes an ordinary command, which it is to bash; here-documents
     become input from a file, and words with signs in them plain ones.

@@ -1,6 +1,4 @@
-"""Reading tokens: blanks, newlines with the here-documents behind them, reserved words, [[ ...
-]].
-"""
+"""Reads tokens: blanks, newlines with their here-documents, reserved words, [[ ... ]]."""
 
 from __future__ import annotations
 
@@ -49,6 +47,7 @@ class Tokens(Lexer):
             self.i = end if end >= 0 else self.n
 
     def newlines(self) -> None:
+        """Skips blanks and newlines, and reads the here-documents that begin behind these."""
         while True:
             self.skip()
             if not self.s.startswith("\n", self.i):
@@ -65,6 +64,15 @@ class Tokens(Lexer):
     def heredoc(
         self, redirect: ast.Redirect, delimiter: str, quoted: bool, tabs: bool, line: int
     ) -> None:
+        """Reads the body of a here-document into its redirection.
+
+        Args:
+          redirect: takes the body as its target.
+          delimiter: the line that ends it.
+          quoted: nothing in it is expanded.
+          tabs: leading tabs are removed (<<-).
+          line: the number of the line that it was asked for on.
+        """
         lines = []
         start = self.i
         while True:
@@ -99,12 +107,14 @@ class Tokens(Lexer):
         return m[0] if m and m[0] in RESERVED else ""
 
     def expect(self, word: str) -> None:
+        """Reads a reserved word; a syntax error if something else stands there."""
         self.newlines()
         if self.reserved() != word:
             raise self.unexpected_here()
         self.i += len(word)
 
     def unexpected_here(self) -> ShellSyntaxError:
+        """Returns the syntax error that bash reports for the token at the cursor."""
         self.skip()
         if self.i >= self.n:
             last = self.line() + (0 if self.s.endswith("\n") else 1)
@@ -117,12 +127,15 @@ class Tokens(Lexer):
     # -- [[ ]] -------------------------------------------------------------------------------------------------------
 
     def condition_blank(self) -> None:
+        """Skips what may stand between the words of [[ ]]."""
         self.newlines()
 
     def condition_error(self) -> Unsupported:
+        """Returns the refusal of a [[ ]] that is not understood."""
         return Unsupported("[[ ]] of this form")
 
     def condition_or(self) -> ast.Test:
+        """Reads tests joined by ||."""
         left = self.condition_and()
         self.condition_blank()
         if self.s.startswith("||", self.i):
@@ -131,6 +144,7 @@ class Tokens(Lexer):
         return left
 
     def condition_and(self) -> ast.Test:
+        """Reads tests joined by &&."""
         left = self.condition_term()
         self.condition_blank()
         if self.s.startswith("&&", self.i):
@@ -139,6 +153,7 @@ class Tokens(Lexer):
         return left
 
     def condition_term(self) -> ast.Test:
+        """Reads a test, a negated one or one in parentheses."""
         self.condition_blank()
         self.enter()
         try:
@@ -158,6 +173,7 @@ class Tokens(Lexer):
             self.depth -= 1
 
     def condition_primary(self) -> ast.Test:
+        """Reads a test of one word, of two words, or of a word's being empty."""
         word = self.condition_word()
         raw = (
             word.plain if len(word.parts) == 1 and isinstance(word.parts[0], ast.Literal) else None
@@ -174,7 +190,7 @@ class Tokens(Lexer):
                     "-N",
                 ):
                     raise Unsupported(f"[[ {raw} ]]")
-                return ast.Unary(raw, self.condition_word())  # type: ignore[arg-type]
+                return ast.Unary(raw, self.condition_word())
             self.i = before
         self.skip()
         m = re.compile(r"(?:=~|==|!=|=|<|>|-[a-z]{2})(?=\s)").match(self.s, self.i)
@@ -187,6 +203,7 @@ class Tokens(Lexer):
         return ast.Unary("-n", word)
 
     def condition_word(self) -> ast.Word:
+        """Reads a word of [[ ]]; "]]" is none."""
         self.skip()
         try:
             word = self.read_word()

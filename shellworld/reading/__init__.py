@@ -1,0 +1,1 @@
+"""Reading scripts without running them: which commands would change permissions."""

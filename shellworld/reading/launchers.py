@@ -114,8 +114,9 @@ _FIND_EXEC = frozenset({"-exec", "-execdir", "-ok", "-okdir"})
 
 
 def program(word: str) -> str:
-    """The program that a command word names: without a system directory in front; other paths stay
-    paths.
+    """Returns the program that a command word names.
+
+    A system directory in front is left out; other paths stay paths.
     """
     directory, name = posixpath.split(word)
     return name if directory in _PLACES or UNKNOWN in directory else word

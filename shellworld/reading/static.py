@@ -62,6 +62,7 @@ class StaticWords(abc.ABC):
         """Reads commands; returns their standard output if that can be known."""
 
     def assign(self, node: ast.Assignment) -> list[str]:
+        """Notes the value of an assignment and returns it, one text for each element."""
         if isinstance(node.value, ast.ArrayValue):
             value: list[str] = []
             for item in node.value.items:
@@ -113,6 +114,7 @@ class StaticWords(abc.ABC):
         return out
 
     def parts(self, parts: Iterable[ast.Part], *, quoted: bool) -> Iterable[tuple[list[str], bool]]:
+        """Yields the parts of a word as (texts, whether these are words apart)."""
         for part in parts:
             if isinstance(part, ast.Literal | ast.Quoted):
                 yield [part.text], False
@@ -154,6 +156,7 @@ class StaticWords(abc.ABC):
         return self.parameter(part)
 
     def parameter(self, p: ast.Parameter) -> tuple[list[str], bool]:
+        """Returns the values of a parameter, as far as they are known; and whether it is an array."""
         known, name = self.known, p.name
         argument = "".join(self.words((p.argument,), split=False)) if p.argument else ""
         second = "".join(self.words((p.second,), split=False)) if p.second else ""
@@ -190,8 +193,9 @@ class StaticWords(abc.ABC):
 
 
 def _changed(value: str, operator: str, argument: str, second: str) -> str:
-    """A value behind ${name#...}, ${name/...}, ${name,,} and the like; wildcards in patterns are
-    not known, but * is.
+    """Returns a value behind ${name#...}, ${name/...}, ${name,,} and the like.
+
+    Wildcards in patterns are not known, but * is.
     """
     if operator in ("", "-", ":-", "=", ":=", "?", ":?"):
         return value
@@ -217,7 +221,7 @@ def _changed(value: str, operator: str, argument: str, second: str) -> str:
 
 
 def printed(arguments: Sequence[str]) -> str | None:
-    """What printf writes, for formats of %s and \\n only."""
+    r"""Returns what printf writes, for formats of %s and \n only."""
     if not arguments:
         return None
     form, rest = arguments[0].replace("\\n", "\n"), list(arguments[1:])

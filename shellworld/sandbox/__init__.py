@@ -1,0 +1,1 @@
+"""Real bash in namespaces of its own, made by bubblewrap."""

@@ -1,5 +1,4 @@
-"""The few kernel calls of the sandbox that Python 3.11 has no words for, and the filter of system
-calls.
+"""The few kernel calls of the sandbox that Python 3.11 lacks, and the filter of system calls.
 
 Runs inside the sandbox's own process, which has the standard library only.
 """
@@ -96,12 +95,14 @@ def own_mounts() -> None:
 
 
 def setns(fd: int, flags: int) -> None:
+    """Moves this process into the namespace that the descriptor `fd` stands for."""
     _check(_libc.setns(fd, flags), "setns")
 
 
 def mount(
     source: str, target: str, kind: str | None = None, flags: int = 0, data: str | None = None
 ) -> None:
+    """Mounts a file system, or changes how one is mounted."""
     words = [None if word is None else word.encode() for word in (source, target, kind, data)]
     _check(_libc.mount(*words[:3], ctypes.c_ulong(flags), words[3]), f"mount {target}")
 
@@ -112,8 +113,9 @@ def unmount(target: str) -> None:
 
 
 def enter_root(path: str) -> None:
-    """Makes a mounted directory the root of this mount namespace; nothing of the old root stays
-    reachable.
+    """Makes a mounted directory the root of this mount namespace.
+
+    Nothing of the old root stays reachable.
     """
     os.chdir(path)
     number = {"x86_64": 155, "aarch64": 41}[platform.machine()]
@@ -132,6 +134,7 @@ def duplicate(pid: int, fd: int) -> int:
 
 
 def die_with_parent() -> None:
+    """Has this process killed when its parent ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, 9, 0, 0, 0), "prctl")
 
 
@@ -141,8 +144,9 @@ def hide() -> None:
 
 
 def bound(capabilities: tuple[int, ...]) -> None:
-    """From the next program on, this process and its children have at most these capabilities, and
-    none gains more.
+    """Bounds the capabilities of this process and its children from the next program on.
+
+    They have at most these capabilities, and none gains more.
     """
     for capability in range(LAST_CAPABILITY + 1):
         if capability not in capabilities:
@@ -153,8 +157,9 @@ def bound(capabilities: tuple[int, ...]) -> None:
 
 
 def _program() -> bytes:
-    """The filter as classic BPF: wrong architecture dies, refused calls fail with EPERM, all others
-    pass.
+    """Returns the filter as classic BPF.
+
+    A wrong architecture dies, refused calls fail with EPERM, all others pass.
     """
     column, architecture = _MACHINES[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -197,7 +202,9 @@ _FILTER_HEADER = ctypes.create_string_buffer(
 
 
 def filter_calls() -> None:
-    """Installs the filter for this process and all its descendants; `bound` must have been
-    called.
+    """Installs the filter for this process and all its descendants.
+
+    `bound` must have been called: without privileges the kernel takes a filter only from a process
+    that can gain none.
     """
     _check(_libc.prctl(_PR_SET_SECCOMP, 2, _FILTER_HEADER, 0, 0), "seccomp")

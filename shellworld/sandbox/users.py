@@ -20,11 +20,11 @@ _FIRST = 0x70000000
 
 @contextlib.contextmanager
 def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
-    """A new user namespace: an open descriptor of it, and the identity (keywords of Popen) that
-    owns it.
+    """Makes a user namespace: an open descriptor of it, and the identity that owns it.
 
-    As root, the namespace belongs to a number outside that nobody has. Otherwise it takes the range
-    that /etc/subuid and /etc/subgid give to the caller, through newuidmap.
+    The identity is given as keywords of Popen. As root, the namespace belongs to a number outside
+    that nobody has. Otherwise it takes the range that /etc/subuid and /etc/subgid give to the
+    caller, through newuidmap.
 
     Raises:
       UserError: the machine allows no user namespaces, or gives the caller no range of users.
@@ -41,6 +41,7 @@ def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
         env={"PATH": os.environ.get("PATH", os.defpath)},
         **identity,
     )
+    assert holder.stdin is not None and holder.stdout is not None and holder.stderr is not None
     try:
         if holder.stdout.readline() != b"ready\n":
             complaint = holder.stderr.read().decode(errors="replace").strip()

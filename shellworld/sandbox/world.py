@@ -16,8 +16,10 @@ _NO_ID = 0xFFFFFFFF
 
 
 def plan(tree: Mapping[str, Any], size: int, inodes: int) -> dict[str, Any]:
-    """What a supervisor does, in order, to build a normal tree in a file system of `size` bytes and
-    `inodes` files.
+    """Returns what a supervisor does, in order, to build a normal tree.
+
+    Args:
+      size, inodes: bytes and number of files that the file system can hold.
 
     Raises:
       UserError: the tree does not fit.
@@ -65,9 +67,7 @@ def plan(tree: Mapping[str, Any], size: int, inodes: int) -> dict[str, Any]:
 
 
 def read(tree: Mapping[str, Any], dump: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The normal tree whose paths are what a supervisor found, with the users and groups of
-    `tree`.
-    """
+    """Returns the normal tree of the paths that a supervisor found, with the users of `tree`."""
     names = _Names(tree)
     paths: dict[str, dict[str, Any]] = {}
     inodes: dict[int, str] = {}
@@ -136,12 +136,18 @@ class _Names:
         return self.groups.get(gid, str(gid))
 
     def acls(self, entries: Sequence[str]) -> dict[str, str]:
-        """{"access" or "default": the kernel's form of it, in hex}; nothing for what the mode says
-        already.
+        """Returns {"access" or "default": the kernel's form of it, in hex}.
+
+        It is empty for what the mode says already.
         """
         result = {}
         for kind, default in (("access", False), ("default", True)):
-            parsed = [e for e in map(trees.parse_acl, entries) if e.default is default]
+            parsed = []
+            for entry in entries:
+                e = trees.parse_acl(entry)
+                assert e is not None  # a normal tree has no others
+                if e.default is default:
+                    parsed.append(e)
             rows = []
             for e in parsed:
                 number = (

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -82,7 +83,49 @@ def describe(expected: Recording, found: Recording) -> str:
     return "\n".join(rows)
 
 
+class Comparison:
+    """What the simulator makes of recorded lines.
+
+    Attributes:
+      unsupported: recordings that the simulator calls unsupported, each with its reasons.
+      deviations: (what bash did, what the simulator did) where the two differ.
+    """
+
+    def __init__(self, recordings: Sequence[Recording]):
+        self.recordings = recordings
+        self.unsupported: list[tuple[Recording, tuple[str, ...]]] = []
+        self.deviations: list[tuple[Recording, Recording]] = []
+        for expected in recordings:
+            found, unsupported = simulated(expected.world, expected.line)
+            if unsupported:
+                self.unsupported.append((expected, unsupported))
+            elif difference(expected, found):
+                self.deviations.append((expected, found))
+
+    @property
+    def supported(self) -> int:
+        """How many of the lines are simulated."""
+        return len(self.recordings) - len(self.unsupported)
+
+    @property
+    def equal(self) -> float:
+        """The share of the supported lines that do the same as in bash."""
+        return (self.supported - len(self.deviations)) / max(self.supported, 1)
+
+    def report(self, but: Collection[tuple[str, str]] = frozenset()) -> str:
+        """The deviations, grouped by command, without those of the (world, line) pairs `but`."""
+        groups = collections.defaultdict(list)
+        for expected, found in self.deviations:
+            if (expected.world, expected.line) not in but:
+                groups[command(expected.line)].append(describe(expected, found))
+        rows = [f"{self.equal:.2%} of the supported lines are equal; deviations:"]
+        for name, group in sorted(groups.items()):
+            rows += [f"{name}: {len(group)}", *group]
+        return "\n".join(rows)
+
+
 def read() -> list[Recording]:
+    """All recordings that are kept."""
     with gzip.open(RECORDINGS, "rt", encoding="ascii") as file:
         return [Recording(*json.loads(row)) for row in file]
 

@@ -7,6 +7,8 @@ import pytest
 from shellworld.interpreter.session import Session
 from shellworld.tests.trees import TREES
 
+pytestmark = pytest.mark.quick
+
 # fmt: off
 LINES = [
     ("awk '{print $2}' data.csv", "\n\n\n\n\n\n\n", 0),

@@ -16,38 +16,9 @@ EQUAL = 0.995  # share of the supported lines
 UNSUPPORTED = 0.05  # share of all lines that may be called unsupported
 
 
-class Comparison:
-    """Recorded lines and what the simulator made of them."""
-
-    def __init__(self, recordings):
-        self.recordings = recordings
-        self.unsupported, self.deviations = [], []
-        for expected in recordings:
-            found, unsupported = compare.simulated(expected.world, expected.line)
-            if unsupported:
-                self.unsupported.append((expected, unsupported))
-            elif compare.difference(expected, found):
-                self.deviations.append((expected, found))
-
-    @property
-    def equal(self):
-        supported = len(self.recordings) - len(self.unsupported)
-        return (supported - len(self.deviations)) / max(supported, 1)
-
-    def report(self, but=frozenset()):
-        groups = collections.defaultdict(list)
-        for expected, found in self.deviations:
-            if (expected.world, expected.line) not in but:
-                groups[compare.command(expected.line)].append(compare.describe(expected, found))
-        rows = [
-            f"{name}: {len(group)}\n" + "\n".join(group) for name, group in sorted(groups.items())
-        ]
-        return f"{self.equal:.2%} of the supported lines are equal; deviations:\n" + "\n".join(rows)
-
-
 @pytest.fixture(scope="module")
 def recorded():
-    return Comparison(compare.read())
+    return compare.Comparison(compare.read())
 
 
 def test_the_recordings_are_of_enough_lines(recorded):
@@ -133,7 +104,7 @@ def test_recordings_are_what_bash_does():
 
 def live(count, seed):
     with Pool() as pool:
-        comparison = Comparison(
+        comparison = compare.Comparison(
             [compare.real(pool, "project", line) for line in generated(count, seed)]
         )
     assert comparison.equal >= EQUAL - 0.005, f"seed {seed}: {comparison.report()}"

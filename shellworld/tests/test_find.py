@@ -7,6 +7,8 @@ import pytest
 from shellworld.interpreter.session import Session
 from shellworld.tests.trees import TREES
 
+pytestmark = pytest.mark.quick
+
 # fmt: off
 LINES = [
     ("find src", "src\nsrc/util.py\nsrc/test_util.py\nsrc/main.py\n", 0),

@@ -8,6 +8,8 @@ from shellworld.interpreter.session import Session
 from shellworld.language.regexes import RegexError, compile_regex
 from shellworld.tests.trees import TREES
 
+pytestmark = pytest.mark.quick
+
 # fmt: off
 LINES = [
     ("grep apple words.txt", "apple\napple\napple\n", 0),

@@ -13,6 +13,8 @@ from shellworld.world.acl import Acl
 from shellworld.world.inodes import Inode, allows
 from shellworld.world.users import Credentials
 
+pytestmark = pytest.mark.quick
+
 
 def session(world="project"):
     return Session(TREES[world])

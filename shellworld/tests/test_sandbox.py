@@ -87,31 +87,67 @@ def outside(tmp_path_factory):
     machine.close()
 
 
-def _commands(users=None):
-    """Command lines of the living processes of this machine, of all or of some users."""
+def _processes(users=None):
+    """(number, command line) of this machine's living processes, of all or of some users."""
     found = []
     for name in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):
             if users is None or os.stat(f"/proc/{name}").st_uid in users:
-                found.append(Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" "))
-    return [command for command in found if command]
+                command = Path(f"/proc/{name}/cmdline").read_bytes().replace(b"\0", b" ")
+                found.append((int(name), command))
+    return [(number, command) for number, command in found if command]
 
 
-def _of_lines():
-    """What lines have started and is still there; a line's users have numbers of their own
-    outside.
+def _user_namespace(number):
+    """The user namespace of a process; None if it has ended or may not be looked at."""
+    try:
+        return os.readlink(f"/proc/{number}/ns/user")
+    except OSError:
+        return None
+
+
+def _of_lines(pool):
+    """What lines of this pool have started and is still there.
+
+    A line's users have numbers of their own outside, which all sandboxes of this machine share.
+    Other tests may run lines at the same time, so what is in another sandbox does not count.
     """
     first = sandbox_users.first_outside("uid")
     own = (b"supervisor", b"bwrap --userns", b"echo ready; read")
-    return [
-        command
-        for command in _commands({first, first + 1000, first + 1001})
-        if not any(word in command for word in own)
-    ]
+    ours = {sandbox.process.pid for sandbox in pool._warm}
+    candidates = []
+    for number, command in _processes({first, first + 1000, first + 1001}):
+        if not any(word in command for word in own):
+            candidates.append((_user_namespace(number), command))
+    if not candidates:
+        return []
+    others = set()
+    for number, command in _processes():
+        if b"supervisor.main()" in command and number not in ours:
+            others.add(_user_namespace(number))
+    others -= {None, *map(_user_namespace, ours), _user_namespace("self")}
+    return [command for namespace, command in candidates if namespace not in others]
+
+
+def _parent(number):
+    """The number of a process's parent; 0 if the process has ended."""
+    try:
+        stat = Path(f"/proc/{number}/stat").read_text()
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[1])
 
 
 def _sandboxes():
-    return sum(b"bwrap --userns" in command for command in _commands())
+    """How many processes of bubblewrap this test process has started, itself or through others."""
+    count = 0
+    for number, command in _processes():
+        if b"bwrap --userns" in command:
+            ancestor = number
+            while ancestor not in (0, os.getpid()):
+                ancestor = _parent(ancestor)
+            count += ancestor == os.getpid()
+    return count
 
 
 @needs_sandbox
@@ -132,7 +168,7 @@ def test_attempts_have_no_effect_outside(name, pool, outside):
     assert "ESCAPED" not in result.stdout
     assert len(result.stdout) + len(result.stderr) <= LIMITS.output + 200
     outside.check()
-    assert not _of_lines()
+    assert not _of_lines(pool)
     result, after = pool.run(WORLD, "cat /srv/x; id -un; echo new > f; sudo id -u")
     assert (result.stdout, result.stderr, result.exit_code) == ("x\nagent\n0\n", "", 0)
     assert list(tree.changed(WORLD, after)) == ["/home/agent/f"]

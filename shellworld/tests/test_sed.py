@@ -7,6 +7,8 @@ import pytest
 from shellworld.interpreter.session import Session
 from shellworld.tests.trees import TREES
 
+pytestmark = pytest.mark.quick
+
 # fmt: off
 LINES = [
     ("sed -n 2p words.txt", "apple\n", 0),

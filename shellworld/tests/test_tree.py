@@ -7,6 +7,8 @@ import pytest
 from shellworld.errors import UserError
 from shellworld.world import tree
 
+pytestmark = pytest.mark.quick
+
 USERS = {"users": {"agent": {}, "bob": {"uid": 1005}}}
 
 

@@ -1,5 +1,6 @@
-"""How fast the shells are, and whether the simulator survives: `python -m shellworld.tools.bench
-[--fuzz=100000] [--json=FILE]`.
+"""Measures how fast the shells are, and whether the simulator survives broken lines.
+
+    python -m shellworld.tools.bench [--fuzz=100000] [--json=FILE]
 
 Lines are the hand-made list of the tests. Speeds are per second of one processor's time, as the
 process's own clock counts it; for the sandbox that is the time of all its processes together, with
@@ -108,8 +109,10 @@ def _commands(node: object) -> int:
 
 
 def sandbox() -> dict[str, float]:
-    """Every tenth line in one warm sandbox: each in a fresh tree that is read afterwards, and in a
-    session that lasts.
+    """Runs every tenth line in one warm sandbox.
+
+    It measures lines in a fresh tree each, which is read afterwards, and lines of a session that
+    lasts.
     """
     lines = corpus()[::10]
     figures = {}
@@ -133,6 +136,7 @@ def sandbox() -> dict[str, float]:
 
 
 def main(argv: Sequence[str]) -> None:
+    """Prints the figures, and writes them to --json."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     figures: dict[str, object] = {

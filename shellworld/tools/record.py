@@ -1,5 +1,6 @@
-"""Records what real bash does with the lines that the simulator is tested on: `python -m
-shellworld.tools.record`.
+"""Records what real bash does with the lines that the simulator is tested on.
+
+    python -m shellworld.tools.record
 
 Needs bubblewrap and acl. Each line runs twice, each time in a fresh copy of its world; a line that
 does not end the same way twice (it depends on time, load or process numbers) or goes over a limit
@@ -28,6 +29,7 @@ _GENERATED = flags.DEFINE_integer(
 
 
 def main(argv: Sequence[str]) -> None:
+    """Records the hand-made list and grammar-made lines, and replaces the file of recordings."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
     wanted = dict.fromkeys(corpus())

@@ -1,6 +1,4 @@
-"""POSIX access control lists: entries as getfacl prints them, to and from numbers, and
-inheritance.
-"""
+"""POSIX access control lists: entries as getfacl prints them, numbers, inheritance."""
 
 from __future__ import annotations
 
@@ -36,7 +34,7 @@ def rwx(bits: int) -> str:
 
 
 def perms(text: str) -> int:
-    """ "r-x" -> 5; letters in any order."""
+    """Returns the number of letters in any order: 5 for "r-x"."""
     return ("r" in text) * 4 | ("w" in text) * 2 | ("x" in text)
 
 
@@ -71,8 +69,9 @@ def _entries(acl: Acl, users: Users) -> list[str]:
 def parse_entries(
     entries: Iterable[str], mode: int, users: Users
 ) -> tuple[int, Acl | None, Acl | None]:
-    """Mode, access ACL and default ACL of a tree's "acl" list; base entries that are missing come
-    from the mode.
+    """Returns the mode, access ACL and default ACL of a tree's "acl" list.
+
+    Base entries that are missing come from the mode.
     """
     parts: dict[bool, dict[tuple[str, str], int]] = {False: {}, True: {}}
     for entry in entries:
@@ -86,8 +85,9 @@ def parse_entries(
 def build_access(
     parts: dict[tuple[str, str], int], mode: int, users: Users
 ) -> tuple[int, Acl | None]:
-    """Mode and ACL (None if the mode says it all) of entries {("user", "bob"): 6, ("mask", ""): 4,
-    ...}.
+    """Returns the mode and ACL of entries {("user", "bob"): 6, ("mask", ""): 4, ...}.
+
+    The ACL is None if the mode says it all.
     """
     owner = parts.get(("user", ""), mode >> 6 & 7)
     group = parts.get(("group", ""), mode >> 3 & 7)
@@ -142,8 +142,10 @@ def _union(group: int, named_users: tuple, named_groups: tuple) -> int:
 
 
 def inherit(default: Acl, mode: int) -> tuple[int, Acl | None]:
-    """Mode and access ACL of a new file in a directory with a default ACL, created with `mode`; the
-    umask is not used.
+    """Returns the mode and access ACL of a new file in a directory with a default ACL.
+
+    Args:
+      mode: what the file is created with; the umask is not used.
     """
     owner = default.owner & mode >> 6
     other = default.other & mode

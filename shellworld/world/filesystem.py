@@ -1,8 +1,8 @@
-"""A simulated file system that refuses and grants as Linux does: owners, mode bits, ACLs, links,
-logical times.
+"""A simulated file system that refuses and grants as Linux does.
 
-Paths are absolute strings; each method takes the credentials `who` and raises FsError with the
-kernel's error. Nothing here touches the machine's own files.
+It has owners, mode bits, ACLs, links and logical times. Paths are absolute strings; each method
+takes the credentials `who` and raises FsError with the kernel's error. Nothing here touches the
+machine's own files.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ __all__ = ["FileSystem", "FsError", "Inode", "Kind", "Stat", "allows", "size_of"
 
 
 class FileSystem:
-    """An inode tree. `clock` is the time that changes are stamped with, in seconds since the
-    epoch.
+    """An inode tree.
+
+    Attributes:
+      clock: the time that changes are stamped with, in seconds since the epoch.
     """
 
     def __init__(self, limits: Limits | None = None, root: Inode | None = None, count: int = 1):
-        """Args: `root`: a tree that there is already, of `count` inodes; default: an empty root
-        directory.
+        """Begins with a tree that is there already, or with an empty root directory.
+
+        Args:
+          limits: how large files and the whole may become.
+          root: a tree of `count` inodes; None makes an empty one.
         """
         self.limits = limits or Limits()
         self.clock = EPOCH
@@ -36,11 +41,15 @@ class FileSystem:
     def walk(
         self, path: str, who: Credentials, follow: bool = True
     ) -> tuple[Inode, str, Inode | None]:
-        """The directory that holds the last component, its name there ("" for a directory itself),
-        and what is there or None.
+        """Follows a path to its last component.
 
-        Raises ENOENT for a missing directory on the way, ENOTDIR, EACCES without search permission,
-        ELOOP.
+        Returns:
+          The directory that holds it, its name there ("" for a directory itself), and what is
+          there or None.
+
+        Raises:
+          FsError: ENOENT for a missing directory on the way, ENOTDIR, EACCES without search
+            permission, ELOOP.
         """
         if not path:
             raise FsError("ENOENT")
@@ -59,14 +68,15 @@ class FileSystem:
                 if name and not allows(node, 1, who):
                     raise FsError("EACCES")
                 continue
-            if node.entries is None:
+            entries = node.entries
+            if entries is None:
                 raise FsError("ENOTDIR")
             if not allows(node, 1, who):
                 raise FsError("EACCES")
             if name == "..":
                 node = node.parent
                 continue
-            child = node.entries.get(name)
+            child = entries.get(name)
             last = not rest or (slash and not any(rest))
             if child is None:
                 if len(name) > 63 and size_of(name) > 255:
@@ -92,8 +102,9 @@ class FileSystem:
         return node.parent, "", node
 
     def _missing(self, directory: Inode, name: str) -> None:
-        """Raises for a name that is not there: ENOENT, or Unsupported where a real machine may well
-        have it.
+        """Raises the error for a name that is not there.
+
+        It is ENOENT, or Unsupported where a real machine may well have it.
         """
         path = f"{self.path_of(directory).rstrip('/')}/{name}"
         if is_system(path):
@@ -116,8 +127,10 @@ class FileSystem:
         return "/" + "/".join(reversed(names))
 
     def resolve(self, path: str, who: Credentials = ROOT, missing: bool = False) -> str:
-        """The canonical path: no symlinks, "." or ".."; with `missing`, the last component need not
-        exist.
+        """Returns the canonical path: no symlinks, "." or "..".
+
+        Args:
+          missing: the last component need not exist.
         """
         parent, name, node = self.walk(path, who)
         if node is None and not missing:
@@ -128,9 +141,11 @@ class FileSystem:
         return directory + name if directory == "/" else f"{directory}/{name}"
 
     def stat(self, path: str, who: Credentials = ROOT, follow: bool = True) -> Stat:
+        """Returns what the kernel tells of a path; of a symlink itself without `follow`."""
         return self.stat_node(self.node(path, who, follow))
 
     def stat_node(self, node: Inode) -> Stat:
+        """Returns what the kernel tells of an inode; a directory's size is as tmpfs has it."""
         size = (
             40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)
         )  # as tmpfs has it
@@ -147,13 +162,16 @@ class FileSystem:
             return None
 
     def exists(self, path: str, who: Credentials = ROOT, follow: bool = True) -> bool:
+        """Whether there is something at a path."""
         return self.find(path, who, follow) is not None
 
     def is_dir(self, path: str, who: Credentials = ROOT) -> bool:
+        """Whether a path leads to a directory."""
         node = self.find(path, who)
         return node is not None and node.kind == "directory"
 
     def is_file(self, path: str, who: Credentials = ROOT) -> bool:
+        """Whether a path leads to a regular file."""
         node = self.find(path, who)
         return node is not None and node.kind == "file"
 
@@ -169,6 +187,7 @@ class FileSystem:
         return sorted(node.entries)
 
     def readlink(self, path: str, who: Credentials) -> str:
+        """Returns where a symlink points; EINVAL if it is none."""
         node = self.node(path, who, follow=False)
         if node.kind != "symlink":
             raise FsError("EINVAL")
@@ -184,6 +203,7 @@ class FileSystem:
         return node
 
     def read_text(self, path: str, who: Credentials) -> str:
+        """Returns the content of a file; EISDIR for a directory."""
         node = self.open_read(path, who)
         if node.entries is not None:
             raise FsError("EISDIR")
@@ -217,12 +237,15 @@ class FileSystem:
     def write_text(
         self, path: str, text: str, who: Credentials, append: bool = False, mode: int = 0o666
     ) -> None:
+        """Writes a whole file, or appends to it; `mode` is a new file's before the umask."""
         node = self.open_write(path, who, append, mode)
         self.write_node(node, text, None if append else 0, who)
 
     def write_node(self, node: Inode, text: str, at: int | None, who: Credentials = ROOT) -> int:
-        """Writes at an offset (characters; None: at the end) of an open file and returns the offset
-        behind it.
+        """Writes into an open file and returns the offset behind it.
+
+        Args:
+          at: the offset in characters; None is the end.
         """
         if node.kind == "device" or not text:
             return at or 0
@@ -306,6 +329,7 @@ class FileSystem:
         return parent, name
 
     def mkdir(self, path: str, who: Credentials, mode: int = 0o777) -> None:
+        """Makes a directory; `mode` is its own before the umask."""
         parent, name = self._new(path, who)
         self.create(parent, name, "directory", mode, who)
 
@@ -319,8 +343,10 @@ class FileSystem:
         self.create(parent, name, "symlink", 0o777, who, target)
 
     def link(self, source: str, path: str, who: Credentials, follow: bool = False) -> None:
-        """Makes a hard link; refused for directories, and for others' files that one may not write
-        (as Debian is set up).
+        """Makes a hard link.
+
+        It is refused for directories, and for others' files that one may not write, as Debian
+        is set up.
         """
         node = self.node(source, who, follow)
         parent, name = self._new(path, who)
@@ -347,8 +373,9 @@ class FileSystem:
             raise FsError("EPERM")
 
     def _entry(self, path: str, who: Credentials) -> tuple[Inode, str, Inode]:
-        """Directory, name and inode of something that is to be removed or moved; a symlink itself,
-        never what it leads to.
+        """Finds something that is to be removed or moved: its directory, its name and its inode.
+
+        A symlink is found itself, never what it leads to.
         """
         bare = path.rstrip("/") or path
         parent, name, node = self.walk(bare, who, follow=False)
@@ -434,17 +461,22 @@ class FileSystem:
         return "/dev/fd/" + name, node
 
     def close_pipe(self, path: str) -> None:
-        self.root.entries["dev"].entries["fd"].entries.pop(path.rpartition("/")[2], None)  # type: ignore[index]
+        """Takes the name of a process substitution out of /dev/fd."""
+        open_files = self.node("/dev/fd", ROOT).entries
+        assert open_files is not None  # it is a directory
+        open_files.pop(path.rpartition("/")[2], None)
 
     # -- attributes --------------------------------------------------------------------------------------------------
 
     def chmod(self, path: str, mode: int, who: Credentials) -> None:
-        """Sets the 12 permission bits of what the path leads to; with an ACL, the middle triple is
-        its mask.
+        """Sets the 12 permission bits of what the path leads to.
+
+        With an ACL, the middle triple is its mask.
         """
         self.chmod_node(self.node(path, who), mode, who)
 
     def chmod_node(self, node: Inode, mode: int, who: Credentials) -> None:
+        """Sets the permission bits of an inode; EPERM for who neither owns it nor is root."""
         if who.uid not in (0, node.uid):
             raise FsError("EPERM")
         if who.uid != 0 and node.gid not in who.groups:
@@ -455,8 +487,10 @@ class FileSystem:
     def chown(
         self, path: str, uid: int | None, gid: int | None, who: Credentials, follow: bool = True
     ) -> None:
-        """Changes owner and group (None: stays); EINVAL for numbers beyond those that a tree can
-        hold.
+        """Changes owner and group; None leaves one as it is.
+
+        Raises:
+          FsError: EINVAL for numbers beyond those that a tree can hold; EPERM.
         """
         node = self.node(path, who, follow)
         if max(uid or 0, gid or 0) > NOBODY:

@@ -9,14 +9,15 @@ from typing import Any
 from shellworld.interpreter.result import Limits
 from shellworld.world.acl import access_entries, default_entries, parse_entries
 from shellworld.world.filesystem import FileSystem
-from shellworld.world.inodes import Inode, Original
+from shellworld.world.inodes import Inode, Kind, Original
 from shellworld.world.tree import EPOCH, SYSTEM, environment, parse_acl, sort_acl
 from shellworld.world.users import Users
 
 
 class Image:
-    """A tree, read once: worlds are made from it, each with files of its own, in a moment (see
-    Original and Entries).
+    """A tree, read once, from which worlds are made in a moment, each with files of its own.
+
+    How that is done: see Original and Entries.
 
     Attributes:
       tree: the normal tree (see tree.normalise); neither changed here, nor may it be.
@@ -33,9 +34,7 @@ class Image:
         self._root, self._count = _read(tree, self.users)
 
     def file_system(self, limits: Limits) -> FileSystem:
-        """A fresh one, as the tree describes it, with the system's own directories and
-        /dev/null.
-        """
+        """Makes one as the tree describes it, with the system's directories and /dev/null."""
         return FileSystem(limits, self._root.copy(None, {}), self._count)
 
 
@@ -62,9 +61,9 @@ def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:
             nodes[parent or "/"].entries[name] = node  # type: ignore[index]
             node.nlink += 1
     for path, target in SYSTEM.items():
-        kind = "directory" if target is None else "symlink"
+        system_kind: Kind = "directory" if target is None else "symlink"
         mode = 0o555 if path == "/proc" else 0o755 if target is None else 0o777
-        _add(nodes, path, Original(kind, mode, 0, 0, target or "", EPOCH, 3))
+        _add(nodes, path, Original(system_kind, mode, 0, 0, target or "", EPOCH, 3))
     _add(nodes, "/dev/null", Original("device", 0o666, 0, 0, "", EPOCH, 4))
     _add(nodes, "/dev/fd", Original("directory", 0o555, 0, 0, "", EPOCH, 5))
     return nodes["/"], number
@@ -111,8 +110,9 @@ def export(
 
 
 def _standing(fs: FileSystem, cwd: str, paths: Mapping[str, Any]) -> str:
-    """A shell's directory as one of the tree: without symlinks; the nearest above one that is gone
-    or the system's own.
+    """Returns a shell's directory as one of the tree, without symlinks.
+
+    For one that is gone or the system's own, it is the nearest above.
     """
     while True:
         place = fs.resolve(cwd) if fs.is_dir(cwd) else ""

@@ -1,6 +1,4 @@
-"""What a simulated file system is made of: inodes, the kernel's errors, and its rule for
-permissions.
-"""
+"""What a simulated file system is made of: inodes, errors, and the rule for permissions."""
 
 from __future__ import annotations
 
@@ -39,8 +37,11 @@ class FsError(Exception):
 
 
 class Inode:
-    """A file, directory, symlink or device. `mode` has the 12 permission bits; `content` of a
-    symlink is its target.
+    """A file, directory, symlink or device.
+
+    Attributes:
+      mode: the 12 permission bits.
+      content: a file's text; of a symlink, its target.
     """
 
     __slots__ = (
@@ -79,17 +80,21 @@ class Inode:
 
 
 class Original(Inode):
-    """An inode of an image, which many worlds share and none changes; each has a copy of its own
-    once it looks at it.
+    """An inode of an image, which many worlds share and none changes.
 
-    `path`: where it is in the image.
+    Each world has a copy of its own once it looks at it.
+
+    Attributes:
+      path: where it is in the image.
     """
 
     __slots__ = ("path",)
+    path: str
 
     def copy(self, parent: Inode | None, links: dict[int, Inode]) -> Inode:
-        """A world's own inode; of a directory, what is in it stays the image's until it is asked
-        for (see Entries).
+        """Returns a world's own inode.
+
+        What is in a directory stays the image's until it is asked for (see Entries).
 
         Args:
           parent: the directory that it is in; None for the root.
@@ -109,8 +114,7 @@ class Original(Inode):
 
 
 class Entries(dict[str, Inode]):
-    """A directory's inodes by name, at first an image's: those that `get` and [] give are the
-    world's own.
+    """A directory's inodes by name, an image's until `get` or [] makes one the world's own.
 
     All else that a dictionary does is about the names, or leaves the image's inodes as they are.
     """
@@ -123,6 +127,7 @@ class Entries(dict[str, Inode]):
         self.links = links
 
     def get(self, name: str, default: Inode | None = None) -> Inode | None:  # type: ignore[override]
+        """Returns the world's own inode of a name, made now if it was still the image's."""
         node = _get(self, name, default)
         if type(node) is Original:
             node = self[name] = node.copy(self.directory, self.links)
@@ -140,8 +145,13 @@ _get = dict.get
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stat:
-    """What stat(2) tells: `type` as Inode.kind, `mode` the 12 permission bits, `size` in bytes,
-    `acl`: has it an ACL.
+    """What stat(2) tells.
+
+    Attributes:
+      type: as Inode.kind.
+      mode: the 12 permission bits.
+      size: in bytes.
+      acl: whether it has an ACL.
     """
 
     type: Kind
@@ -162,8 +172,10 @@ def size_of(text: str) -> int:
 
 
 def allows(node: Inode, bits: int, who: Credentials) -> bool:
-    """Whether the permission bits (4 read, 2 write, 1 execute or search) are granted, as the kernel
-    decides it.
+    """Whether the permission bits are granted, as the kernel decides it.
+
+    Args:
+      bits: 4 read, 2 write, 1 execute or search, added up.
     """
     mode = node.mode
     if who.uid == 0:

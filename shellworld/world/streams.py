@@ -1,6 +1,4 @@
-"""Where a command's input comes from and its output goes to: text in memory, or a file of the
-simulated file system.
-"""
+"""Where a command's input comes from and its output goes to: text in memory, or a file."""
 
 from __future__ import annotations
 
@@ -12,19 +10,23 @@ from shellworld.world.users import Credentials
 
 
 class Source(Protocol):
-    """An open input: what is left of it can be read whole or line by line; readers share its
-    position.
+    """An open input; readers share its position.
+
+    What is left of it can be read whole or line by line.
     """
 
-    def read(self) -> str: ...
+    def read(self) -> str:
+        """Returns all that is left."""
 
-    def readline(self) -> str: ...
+    def readline(self) -> str:
+        """Returns the next line with its newline; "" at the end."""
 
 
 class Sink(Protocol):
     """An open output."""
 
-    def write(self, text: str) -> None: ...
+    def write(self, text: str) -> None:
+        """Takes text; raises FsError where nothing can be written."""
 
 
 class TextSource:
@@ -38,11 +40,13 @@ class TextSource:
         self.endless = endless  # the writer was stopped: there would have been more
 
     def read(self) -> str:
+        """Returns all that is left."""
         text = self.text[self.at :] if self.at else self.text
         self.at = len(self.text)
         return text
 
     def readline(self) -> str:
+        """Returns the next line with its newline; "" at the end."""
         end = self.text.find("\n", self.at) + 1 or len(self.text)
         line, self.at = self.text[self.at : end], end
         return line
@@ -58,6 +62,7 @@ class FileSource:
         self.at = 0
 
     def read(self) -> str:
+        """Returns all that is left, as the file is now; EISDIR for a directory."""
         if self.node.entries is not None:
             raise FsError("EISDIR")
         text = self.node.content[self.at :]
@@ -65,6 +70,7 @@ class FileSource:
         return text
 
     def readline(self) -> str:
+        """Returns the next line with its newline; "" at the end; EISDIR for a directory."""
         if self.node.entries is not None:
             raise FsError("EISDIR")
         content = self.node.content
@@ -83,10 +89,12 @@ class TextSink:
         self.meter = meter
 
     def write(self, text: str) -> None:
+        """Keeps text, and counts it against the line's limit."""
         self.meter.write(len(text))
         self.parts.append(text)
 
     def text(self) -> str:
+        """Returns all that was written."""
         return "".join(self.parts)
 
 
@@ -100,6 +108,7 @@ class PipeSink(TextSink):
         self.left = limit
 
     def write(self, text: str) -> None:
+        """Keeps text up to the limit of a pipe; LimitExceeded beyond it."""
         self.left -= len(text)
         if self.left < 0:
             raise LimitExceeded("output", 137)
@@ -119,6 +128,7 @@ class FileSink:
         self.who = who
 
     def write(self, text: str) -> None:
+        """Writes at this sink's position, or at the file's end if it appends."""
         self.at = self.fs.write_node(self.node, text, None if self.append else self.at, self.who)
 
 
@@ -128,6 +138,7 @@ class NullSink:
     __slots__ = ()
 
     def write(self, text: str) -> None:
+        """Forgets the text."""
         pass
 
 
@@ -137,6 +148,7 @@ class BadSink:
     __slots__ = ()
 
     def write(self, text: str) -> None:
+        """Fails with EBADF, as a closed descriptor does, if there is anything to write."""
         if text:
             raise FsError("EBADF", "Bad file descriptor")
 
@@ -147,4 +159,5 @@ class LostSink(BadSink):
     __slots__ = ()
 
     def write(self, text: str) -> None:
+        """Forgets the text."""
         pass

@@ -82,8 +82,13 @@ _ACL_ORDER = ("user::", "user:", "group::", "group:", "mask::", "other::")
 
 
 class AclEntry(NamedTuple):
-    """One line of getfacl. `tag`: "user", "group", "mask" or "other"; `name`: "" for the owner's;
-    `bits`: 0 to 7.
+    """One line of getfacl.
+
+    Attributes:
+      default: whether "default:" stands in front.
+      tag: "user", "group", "mask" or "other".
+      name: whose; "" for the owner's.
+      bits: 0 to 7.
     """
 
     default: bool
@@ -93,7 +98,7 @@ class AclEntry(NamedTuple):
 
     @property
     def kind(self) -> str:
-        """ "user::" for the owner's entry, "user:" for a named user's, and so on."""
+        """The tag with its colons: "user::" for the owner's entry, "user:" for a named user's."""
         return f"{self.tag}:" if self.name else f"{self.tag}::"
 
     def __str__(self) -> str:
@@ -104,8 +109,10 @@ class AclEntry(NamedTuple):
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """The normal form of a tree file; raises UserError if it cannot be read or says something
-    impossible.
+    """Returns the normal form of a tree file.
+
+    Raises:
+      UserError: it cannot be read or says something impossible.
     """
     try:
         text = Path(path).read_text("utf-8")
@@ -124,8 +131,10 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def normalise(value: Any) -> dict[str, Any]:
-    """The complete, sorted and canonical form of a tree, its own normal form; raises UserError for
-    the first mistake.
+    """Returns the complete, sorted and canonical form of a tree, which is its own normal form.
+
+    Raises:
+      UserError: for the first mistake; the sentence names the path and the field.
     """
     _mapping(value, "the tree")
     _known(value, _FIELDS, "the tree")
@@ -151,10 +160,10 @@ def normalise(value: Any) -> dict[str, Any]:
 def changed(
     before: Mapping[str, Any], after: Mapping[str, Any], times: bool = False
 ) -> dict[str, Any]:
-    """What differs between the paths of two normal trees: {path: its entry afterwards, or None if
-    it is gone}.
+    """Returns what differs between the paths of two normal trees.
 
-    Times are reported but do not count as a difference, unless `times` is set.
+    It is {path: its entry afterwards, or None if it is gone}. Times are reported but do not count
+    as a difference, unless `times` is set.
     """
 
     def facts(entry: Mapping[str, Any]) -> Any:
@@ -171,8 +180,9 @@ def changed(
 
 
 def environment(tree: Mapping[str, Any]) -> dict[str, str]:
-    """The variables that a line's shell starts with. No locale is set: messages and sorting are
-    those of C.
+    """Returns the variables that a line's shell starts with.
+
+    No locale is set: messages and sorting are those of C.
     """
     user = tree["user"]
     home = tree["users"][user]["home"]
@@ -201,8 +211,9 @@ def parse_acl(entry: str) -> AclEntry | None:
 
 
 def sort_acl(entries: Iterable[AclEntry]) -> list[AclEntry]:
-    """Entries in getfacl's order: access before default; owner, users, group, groups, mask, others;
-    names sorted.
+    """Sorts entries in getfacl's order.
+
+    Access comes before default; then owner, users, group, groups, mask, others; names are sorted.
     """
     return sorted(entries, key=lambda e: (e.default, _ACL_ORDER.index(e.kind), e.name))
 
@@ -428,9 +439,9 @@ def _link(paths: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
                 )
             names.setdefault(entry["target"], [entry["target"]]).append(path)
     result = dict(paths)
-    for target, group in names.items():
+    for holder, group in names.items():
         first, *others = sorted(group)
-        result[first] = paths[target]
+        result[first] = paths[holder]
         result.update((other, {"type": "hardlink", "target": first}) for other in others)
     return dict(sorted(result.items()))
 

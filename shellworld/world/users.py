@@ -9,8 +9,9 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the kernel knows of a process: effective numbers, group numbers (with the effective one)
-    and the umask.
+    """What the kernel knows of a process: effective numbers, group numbers and the umask.
+
+    The group numbers have the effective one among them.
     """
 
     uid: int
@@ -19,6 +20,7 @@ class Credentials:
     umask: int = 0o022
 
     def with_umask(self, umask: int) -> Credentials:
+        """Returns the same credentials with another umask."""
         return Credentials(self.uid, self.gid, self.groups, umask)
 
 
@@ -27,8 +29,11 @@ ROOT = Credentials(0, 0, frozenset({0}))
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class User:
-    """A line of the user database. `groups` are supplementary group numbers; `sudo`: may run
-    anything as anybody, unasked.
+    """A line of the user database.
+
+    Attributes:
+      groups: supplementary group numbers.
+      sudo: whether it may run anything as anybody, unasked.
     """
 
     name: str
@@ -65,6 +70,7 @@ class Users:
         return Credentials(user.uid, user.gid, frozenset({user.gid, *user.groups}), umask)
 
     def user(self, uid: int) -> User | None:
+        """Returns the user of a number, or None."""
         name = self._names.get(uid)
         return self.users[name] if name is not None else None
 
@@ -73,6 +79,7 @@ class Users:
         return self._names.get(uid) or str(uid)
 
     def group_name(self, gid: int) -> str:
+        """Returns the name of a group's number, or the number as text."""
         return self._group_names.get(gid) or str(gid)
 
     def uid(self, text: str) -> int | None:
@@ -82,6 +89,7 @@ class Users:
         return number(text)
 
     def gid(self, text: str) -> int | None:
+        """Returns the number of a group's name or of a number as text; None if it is neither."""
         if text in self.groups:
             return self.groups[text]
         return number(text)
