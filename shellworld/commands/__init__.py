@@ -111,7 +111,7 @@ class Context:
         self.err = err
         self.name = name
 
-    # -- input and output --------------------------------------------------------------------------------------------
+    # -- input and output --------------------------------------------------------------
 
     @property
     def stdin(self) -> str:
@@ -162,7 +162,7 @@ class Context:
         """
         return path if path.startswith("/") else posixpath.join(self.cwd, path) if path else ""
 
-    # -- other commands ----------------------------------------------------------------------------------------------
+    # -- other commands ----------------------------------------------------------------
 
     def which(self, name: str) -> str | None:
         """Returns the path of the program that `run` would run, or None.
@@ -190,8 +190,19 @@ class Context:
           who, env, cwd: default to this command's.
         """
         source = self.source if stdin is None else TextSource(stdin) if stdin else None
-        return self.shell.execute(argv, Context(self.shell, who or self.who, cwd or self.cwd, self.env if env is None else env,
-                                                source, self.out, self.err, argv[0]))  # fmt: skip
+        return self.shell.execute(
+            argv,
+            Context(
+                self.shell,
+                who or self.who,
+                cwd or self.cwd,
+                self.env if env is None else env,
+                source,
+                self.out,
+                self.err,
+                argv[0],
+            ),
+        )
 
     def capture(self, argv: list[str], stdin: str = "") -> tuple[int, str]:
         """As `run`, but returns (status, what it wrote to stdout)."""

@@ -31,9 +31,14 @@ def _safe(function: Callable[..., float]) -> Callable[..., float]:
 
 
 _MATH = {
-    "sin": _safe(math.sin), "cos": _safe(math.cos), "atan2": _safe(math.atan2), "exp": _safe(math.exp),
-    "log": _safe(math.log), "sqrt": _safe(math.sqrt), "int": _safe(math.trunc),
-}  # fmt: skip
+    "sin": _safe(math.sin),
+    "cos": _safe(math.cos),
+    "atan2": _safe(math.atan2),
+    "exp": _safe(math.exp),
+    "log": _safe(math.log),
+    "sqrt": _safe(math.sqrt),
+    "int": _safe(math.trunc),
+}
 
 
 def compile_builtin(compiler: Compiler, name: str, arguments: list[tuple]) -> Expression:

@@ -26,9 +26,8 @@ from shellworld.commands.awk_values import (
 from shellworld.language.regexes import Regex
 
 Expression = Callable[[], Any]
-Statement = Callable[
-    [], str | None
-]  # what ends it: None, "break", "continue", "next", "nextfile", "return"
+# What ends it: None, "break", "continue", "next", "nextfile", "return".
+Statement = Callable[[], str | None]
 
 
 class _Exit(Exception):
@@ -51,7 +50,7 @@ class Compiler:
             self.bodies[name] = self.statement(body)
         self.locals = set()
 
-    # -- places ------------------------------------------------------------------------------------------------------
+    # -- places ------------------------------------------------------------------------
 
     def scope(self, name: str) -> Callable[[], dict[str, Any]]:
         """Returns a function that gives the dictionary in which a variable lives."""
@@ -156,7 +155,7 @@ class Compiler:
 
         return (lambda: None), (lambda _: get()), put_global
 
-    # -- expressions -------------------------------------------------------------------------------------------------
+    # -- expressions -------------------------------------------------------------------
 
     def expression(self, node: tuple) -> Expression:
         """Compiles an expression to a function of nothing that returns its value."""
@@ -369,7 +368,7 @@ class Compiler:
     def _builtin(self, name: str, arguments: list[tuple]) -> Expression:
         return compile_builtin(self, name, arguments)
 
-    # -- statements --------------------------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------
 
     def statement(self, node: tuple) -> Statement:
         """Compiles a statement (see awk_statements.py)."""
@@ -381,7 +380,7 @@ class Compiler:
             self.exit_code = int(number(code)) & 255
         raise _Exit
 
-    # -- the whole ---------------------------------------------------------------------------------------------------
+    # -- the whole ---------------------------------------------------------------------
 
     def run(self) -> int:
         """Runs BEGIN, the rules over all input, and END."""

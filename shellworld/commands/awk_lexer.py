@@ -7,17 +7,36 @@ import re
 from shellworld.commands import Unsupported
 
 BUILTINS = {
-    "length": (0, 1), "substr": (2, 3), "index": (2, 2), "split": (2, 3), "sub": (2, 3), "gsub": (2, 3), "match": (2, 2),
-    "sprintf": (1, 99), "sin": (1, 1), "cos": (1, 1), "atan2": (2, 2), "exp": (1, 1), "log": (1, 1), "sqrt": (1, 1),
-    "int": (1, 1), "tolower": (1, 1), "toupper": (1, 1), "system": (1, 1), "close": (1, 1), "fflush": (0, 1),
-}  # fmt: skip
+    "length": (0, 1),
+    "substr": (2, 3),
+    "index": (2, 2),
+    "split": (2, 3),
+    "sub": (2, 3),
+    "gsub": (2, 3),
+    "match": (2, 2),
+    "sprintf": (1, 99),
+    "sin": (1, 1),
+    "cos": (1, 1),
+    "atan2": (2, 2),
+    "exp": (1, 1),
+    "log": (1, 1),
+    "sqrt": (1, 1),
+    "int": (1, 1),
+    "tolower": (1, 1),
+    "toupper": (1, 1),
+    "system": (1, 1),
+    "close": (1, 1),
+    "fflush": (0, 1),
+}
 _FOREIGN = {"rand", "srand", "systime", "strftime", "mktime"}
 KEYWORDS = set(
-    "BEGIN END function func if else while for do break continue next nextfile exit return delete in getline print"
+    "BEGIN END function func if else while for do break continue next nextfile exit return delete "
+    "in getline print"
     " printf".split()
 )
 _TOKEN = re.compile(
-    r"(?P<skip>(?:[ \t\r]|\\\r?\n|#[^\n]*)+)|(?P<newline>\n)|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
+    r"(?P<skip>(?:[ "
+    r"\t\r]|\\\r?\n|#[^\n]*)+)|(?P<newline>\n)|(?P<number>(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
     r"|(?P<word>[A-Za-z_]\w*)|(?P<string>\"(?:\\.|[^\"\\\n])*\")"
     r"|(?P<op>\+\+|--|\+=|-=|\*=|/=|%=|\^=|==|<=|>=|!=|&&|\|\||>>|!~|[-+*/%^!~<>=?:;,(){}\[\]$|&])",
     re.DOTALL,

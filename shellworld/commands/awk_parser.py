@@ -29,7 +29,7 @@ class Parser(Lexer):
         self.advance()
         self.program()
 
-    # -- program -----------------------------------------------------------------------------------------------------
+    # -- program -----------------------------------------------------------------------
 
     def program(self) -> None:
         """Reads all rules and functions."""
@@ -81,7 +81,7 @@ class Parser(Lexer):
             raise AwkError(f"function {name} is defined twice")
         self.functions[name] = parameters, self.block()
 
-    # -- statements --------------------------------------------------------------------------------------------------
+    # -- statements --------------------------------------------------------------------
 
     def block(self) -> tuple:
         """Reads statements in braces."""
@@ -221,7 +221,7 @@ class Parser(Lexer):
             target = (mode, self.conditional(self.concatenation(True), True))
         return (kind, items, target)
 
-    # -- expressions, loosest first ----------------------------------------------------------------------------------
+    # -- expressions, loosest first ----------------------------------------------------
 
     def arguments(self, close: str) -> list[tuple]:
         """Reads expressions with commas between them, up to the closing token."""

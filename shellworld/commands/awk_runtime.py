@@ -122,14 +122,13 @@ class Runtime:
         self.arguments: list[str] = []
         self.reader: Reader | None = None
         self.used_file = False
-        self.files: dict[
-            str, Reader | list[str]
-        ] = {}  # open by getline (Reader) or print (what was written)
+        # Open by getline (Reader) or print (what was written).
+        self.files: dict[str, Reader | list[str]] = {}
         self.modes: dict[str, str] = {}
         self.out: list[str] = []
         self.out_size = 0
 
-    # -- records -----------------------------------------------------------------------------------------------------
+    # -- records -----------------------------------------------------------------------
 
     def text(self, name: str) -> str:
         """Returns one of awk's own variables as text."""
@@ -206,7 +205,7 @@ class Runtime:
             self.reader = None
 
     def open_next(self) -> bool:
-        """Opens the next file among the arguments, making assignments on the way, if there is one."""
+        """Opens the next file among the arguments, making assignments before it."""
         while self.arguments:
             argument = self.arguments.pop(0)
             match = re.fullmatch(r"([A-Za-z_]\w*)=(.*)", argument, re.DOTALL)
@@ -241,7 +240,7 @@ class Runtime:
         except FsError as error:
             raise AwkFailure(f"cannot open {name} ({error.message})") from error
 
-    # -- other input and output --------------------------------------------------------------------------------------
+    # -- other input and output --------------------------------------------------------
 
     def getline(self, mode: str, source: str) -> tuple[float, str | None]:
         """(1, record), (0, None) at the end, (-1, None) if it cannot be read."""

@@ -115,7 +115,7 @@ def cd(ctx: Context, argv: list[str]) -> int:
     return 0
 
 
-# -- control flow --------------------------------------------------------------------------------------------------------
+# -- control flow ----------------------------------------------------------------------
 
 
 def _number(ctx: Context, text: str) -> int | None:
@@ -310,9 +310,29 @@ def wait(ctx: Context, argv: list[str]) -> int:
     return status
 
 
-@builtin("jobs", "times", "fg", "bg", "kill", "ulimit", "disown", "suspend", "pushd", "popd", "dirs", "compgen",
-         "complete", "bind",
-         "history", "fc", "help", "enable", "caller", "coproc", "compopt")  # fmt: skip
+@builtin(
+    "jobs",
+    "times",
+    "fg",
+    "bg",
+    "kill",
+    "ulimit",
+    "disown",
+    "suspend",
+    "pushd",
+    "popd",
+    "dirs",
+    "compgen",
+    "complete",
+    "bind",
+    "history",
+    "fc",
+    "help",
+    "enable",
+    "caller",
+    "coproc",
+    "compopt",
+)
 def unsupported_builtin(ctx: Context, argv: list[str]) -> int:
     """Refuses builtins that are not simulated."""
     raise Unsupported(argv[0])

@@ -19,8 +19,8 @@ from shellworld.commands.options import (
 )
 
 _ENDLESS = 1 << 60
-_CUT_LONG = """bytes=b: characters=c: fields=f: delimiter=d: only-delimited=s complement=complement zero-terminated=z
-output-delimiter=output-delimiter:"""
+_CUT_LONG = """bytes=b: characters=c: fields=f: delimiter=d: only-delimited=s
+complement=complement zero-terminated=z output-delimiter=output-delimiter:"""
 
 
 def _ranges(text: str, fields: bool) -> list[tuple[int, int]]:
@@ -191,9 +191,19 @@ def paste(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 _TR_CLASSES = {
-    "alpha": "A-Za-z", "digit": "0-9", "alnum": "0-9A-Za-z", "upper": "A-Z", "lower": "a-z", "space": "\t-\r ", "blank": "\t ",
-    "punct": "!-/:-@\\[-`{-~", "print": " -~", "graph": "!-~", "cntrl": "\0-\x1f\x7f", "xdigit": "0-9A-Fa-f",
-}  # fmt: skip
+    "alpha": "A-Za-z",
+    "digit": "0-9",
+    "alnum": "0-9A-Za-z",
+    "upper": "A-Z",
+    "lower": "a-z",
+    "space": "\t-\r ",
+    "blank": "\t ",
+    "punct": "!-/:-@\\[-`{-~",
+    "print": " -~",
+    "graph": "!-~",
+    "cntrl": "\0-\x1f\x7f",
+    "xdigit": "0-9A-Fa-f",
+}
 _BYTES = "".join(map(chr, range(256)))
 _TR_ESCAPES = {
     "n": "\n",
@@ -278,7 +288,8 @@ def _tr_map(first: list, second: list, complement: bool, truncate: bool) -> dict
     classes = [e for e in second if isinstance(e, tuple) and e[0] == "class"]
     if any(name not in ("upper", "lower") for _, name in classes):
         raise UsageError(
-            "!when translating, the only character classes that may appear in\nstring2 are 'upper' and 'lower'"
+            "!when translating, the only character classes that may appear in\nstring2 are "
+            "'upper' and 'lower'"
         )
     source = _flat(first)
     if complement:
@@ -289,9 +300,8 @@ def _tr_map(first: list, second: list, complement: bool, truncate: bool) -> dict
         if complement:
             raise Unsupported("tr -c with a class as second set")
         pairs: list[tuple[str, str]] = []
-        for place, element in enumerate(
-            first
-        ):  # upper and lower stand opposite to each other at the same place
+        # Upper and lower stand opposite to each other at the same place.
+        for place, element in enumerate(first):
             other = second[min(place, len(second) - 1)]
             if isinstance(other, tuple) and other[0] == "class":
                 if not (isinstance(element, tuple) and element[1] in ("upper", "lower")):
@@ -346,7 +356,8 @@ def tr(ctx: Context, options: Options, operands: list[str]) -> int:
     if len(operands) > most:
         note = "\nOnly one string may be given when deleting without squeezing repeats."
         raise UsageError(
-            f"extra operand {quoted(operands[most])}{note if most == 1 and len(operands) == 2 else ''}"
+            "extra operand "
+            f"{quoted(operands[most])}{note if most == 1 and len(operands) == 2 else ''}"
         )
     sets = [to_bytes(operand) for operand in operands]
     try:

@@ -341,9 +341,12 @@ class Copier:
 
 
 _CP = (
-    "archive=a recursive=r force=f interactive=i no-clobber=n update=u verbose=v target-directory=t: no-target-directory=T "
-    "dereference=L no-dereference=P preserve=preserve:: no-preserve=no-preserve: link=l symbolic-link=s backup=b:: suffix=S: "
-    "parents=parents remove-destination=remove-destination attributes-only=attributes-only reflink=reflink:: sparse=sparse: "
+    "archive=a recursive=r force=f interactive=i no-clobber=n update=u verbose=v "
+    "target-directory=t: no-target-directory=T "
+    "dereference=L no-dereference=P preserve=preserve:: no-preserve=no-preserve: link=l "
+    "symbolic-link=s backup=b:: suffix=S: "
+    "parents=parents remove-destination=remove-destination attributes-only=attributes-only "
+    "reflink=reflink:: sparse=sparse: "
     "one-file-system=x strip-trailing-slashes=strip-trailing-slashes"
 )
 
@@ -411,7 +414,8 @@ def cp(ctx: Context, options: Options, operands: list[str]) -> int:
 @tool(
     "mv",
     short="finuvt:TbS:",
-    long="force=f interactive=i no-clobber=n update=u verbose=v target-directory=t: no-target-directory=T backup=b:: suffix=S: "
+    long="force=f interactive=i no-clobber=n update=u verbose=v target-directory=t: "
+    "no-target-directory=T backup=b:: suffix=S: "
     "strip-trailing-slashes=strip-trailing-slashes",
 )
 def mv(ctx: Context, options: Options, operands: list[str]) -> int:

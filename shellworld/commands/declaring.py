@@ -222,11 +222,11 @@ def unset(ctx: Context, argv: list[str]) -> int:
 
 
 _LETTERS = {letter: name for name, letter in OPTION_NAMES.items() if len(letter) == 1}
-_IGNORED = frozenset(
-    "hBmbktpEHT"
-)  # options that change nothing that is simulated, or that nobody sets
+# Options that change nothing that is simulated, or that nobody sets.
+_IGNORED = frozenset("hBmbktpEHT")
 _IGNORED_NAMES = frozenset(
-    "braceexpand hashall interactive-comments errtrace functrace history histexpand monitor notify".split()
+    "braceexpand hashall interactive-comments errtrace functrace history histexpand monitor "
+    "notify".split()
 )
 
 
@@ -275,13 +275,21 @@ def set_(ctx: Context, argv: list[str]) -> int:
     return 0
 
 
-_SHOPT_ON = frozenset("checkwinsize cmdhist complete_fullquote extquote force_fignore globasciiranges globskipdots "
-                          "hostcomplete "
-                      "interactive_comments patsub_replacement progcomp promptvars sourcepath".split())  # fmt: skip
+_SHOPT_ON = frozenset(
+    "checkwinsize cmdhist complete_fullquote extquote force_fignore "
+    "globasciiranges globskipdots "
+    "hostcomplete "
+    "interactive_comments patsub_replacement progcomp promptvars "
+    "sourcepath".split()
+)
 _SHOPT_FREE = frozenset("nullglob dotglob failglob inherit_errexit".split())
-_SHOPT_LOST = frozenset("extglob globstar expand_aliases nocasematch nocaseglob lastpipe xpg_echo autocd cdspell compat31 "
-                        "localvar_inherit assoc_expand_once histappend checkjobs execfail login_shell "
-                        "shift_verbose".split())  # fmt: skip
+_SHOPT_LOST = frozenset(
+    "extglob globstar expand_aliases nocasematch nocaseglob lastpipe xpg_echo "
+    "autocd cdspell compat31 "
+    "localvar_inherit assoc_expand_once histappend checkjobs execfail "
+    "login_shell "
+    "shift_verbose".split()
+)
 
 
 @builtin("shopt")

@@ -23,11 +23,14 @@ from shellworld.commands.walking import join
 from shellworld.language.pattern import matches
 
 _SHORT = "0123456789abBcC:dD:eEfF:hHiI:lL:nNpPqrsS:tTuU:wW:x:X:yZ"
-_LONG = """normal=normal brief=q report-identical-files=s context=context:: unified=unified:: ed=e rcs=n side-by-side=y width=W:
-show-c-function=p show-function-line=F: label=L: expand-tabs=t initial-tab=T recursive=r no-dereference=nodereference new-file=N
-exclude=x: exclude-from=X: ignore-case=i ignore-tab-expansion=E ignore-trailing-space=Z ignore-space-change=b ignore-all-space=w
-ignore-blank-lines=B ignore-matching-lines=I: text=a strip-trailing-cr=cr minimal=d color=color:: suppress-common-lines=common
-left-column=left paginate=l unidirectional-new-file=P to-file=to: from-file=from: horizon-lines=h: speed-large-files=H"""
+_LONG = """normal=normal brief=q report-identical-files=s context=context:: unified=unified::
+ed=e rcs=n side-by-side=y width=W: show-c-function=p show-function-line=F: label=L:
+expand-tabs=t initial-tab=T recursive=r no-dereference=nodereference new-file=N exclude=x:
+exclude-from=X: ignore-case=i ignore-tab-expansion=E ignore-trailing-space=Z
+ignore-space-change=b ignore-all-space=w ignore-blank-lines=B ignore-matching-lines=I: text=a
+strip-trailing-cr=cr minimal=d color=color:: suppress-common-lines=common left-column=left
+paginate=l unidirectional-new-file=P to-file=to: from-file=from: horizon-lines=h:
+speed-large-files=H"""
 
 
 class _Diff:
@@ -35,9 +38,8 @@ class _Diff:
 
     def __init__(self, ctx: Context, options: Options, words: list[str]):
         self.ctx = ctx
-        self.command = " ".join(
-            ["diff", *words]
-        )  # as it is repeated above each file of a directory
+        # As it is repeated above each file of a directory.
+        self.command = " ".join(["diff", *words])
         self.flags = {key for key, _ in options}
         self.labels: list[str] = []
         self.excluded: list[str] = []
@@ -260,7 +262,8 @@ class _Diff:
                     for kind, node in zip(kinds, nodes, strict=True)
                 ]
                 ctx.write(
-                    f"File {paths[0]} is a {described[0]} while file {paths[1]} is a {described[1]}\n"
+                    f"File {paths[0]} is a {described[0]} while file {paths[1]} is a "
+                    f"{described[1]}\n"
                 )
                 status = max(status, 1)
                 continue

@@ -33,9 +33,8 @@ def changed_lines(
     return marks
 
 
-_KEPT, _ALONE, _COMMON = range(
-    3
-)  # a line that is compared; that the other text lacks; that it has too often
+# A line that is compared; that the other text lacks; that it has too often.
+_KEPT, _ALONE, _COMMON = range(3)
 
 
 def _confusing(lines: Sequence[str], others: Counter[str]) -> list[bool]:

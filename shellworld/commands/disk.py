@@ -9,8 +9,9 @@ from shellworld.commands.walking import join, scan
 from shellworld.language.pattern import matches
 from shellworld.world.filesystem import Inode
 
-_LONG = """null=0 all=a apparent-size=apparent block-size=B: bytes=b total=c dereference-args=D max-depth=d: files0-from=files0:
-human-readable=h inodes=inodes dereference=L count-links=l no-dereference=P separate-dirs=S si=si summarize=s threshold=t:
+_LONG = """null=0 all=a apparent-size=apparent block-size=B: bytes=b total=c
+dereference-args=D max-depth=d: files0-from=files0: human-readable=h inodes=inodes
+dereference=L count-links=l no-dereference=P separate-dirs=S si=si summarize=s threshold=t:
 time=time:: time-style=style: exclude-from=X: exclude=exclude: one-file-system=x"""
 
 

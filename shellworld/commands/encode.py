@@ -63,7 +63,8 @@ def base64(ctx: Context, options: Options, operands: list[str]) -> int:
 
 
 _SUMS = {f"{kind}sum": kind for kind in ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")}
-_SUM_LONG = """binary=b check=c tag=tag text=t zero=z ignore-missing=missing quiet=quiet status=status strict=strict warn=w"""
+_SUM_LONG = """binary=b check=c tag=tag text=t zero=z ignore-missing=missing quiet=quiet
+status=status strict=strict warn=w"""
 
 
 @tool(*_SUMS, short="bctwz", long=_SUM_LONG)
@@ -164,7 +165,8 @@ def _posix_crc(data: bytes) -> int:
 
 _MIRROR = bytes(int(f"{n:08b}"[::-1], 2) for n in range(256))
 _NAMES = (
-    "nul soh stx etx eot enq ack bel bs ht nl vt ff cr so si dle dc1 dc2 dc3 dc4 nak syn etb can em sub esc fs gs rs us sp"
+    "nul soh stx etx eot enq ack bel bs ht nl vt ff cr so si dle dc1 dc2 dc3 dc4 nak syn etb can "
+    "em sub esc fs gs rs us sp"
 ).split()
 _ESCAPES = {0: "\\0", 7: "\\a", 8: "\\b", 9: "\\t", 10: "\\n", 11: "\\v", 12: "\\f", 13: "\\r"}
 
@@ -293,7 +295,8 @@ def xxd(ctx: Context, options: Options, operands: list[str]) -> int:
             continue
         pairs = " ".join(hexadecimal[i : i + 4] for i in range(0, len(hexadecimal), 4))
         out.append(
-            f"{at + start:08x}: {pairs.ljust(columns * 2 + (columns - 1) // 2)}  {_printable(row)}\n"
+            f"{at + start:08x}: {pairs.ljust(columns * 2 + (columns - 1) // 2)}  "
+            f"{_printable(row)}\n"
         )
     ctx.write("".join(out))
     return 0

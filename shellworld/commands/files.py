@@ -29,7 +29,7 @@ def confirmed(ctx: Context, question: str) -> bool:
     return answer[:1] in ("y", "Y")
 
 
-# -- cat -----------------------------------------------------------------------------------------------------------------
+# -- cat -------------------------------------------------------------------------------
 
 
 def _visible(text: str, tabs: bool) -> str:
@@ -51,7 +51,8 @@ def _visible(text: str, tabs: bool) -> str:
 @tool(
     "cat",
     short="AbeEnstTuv",
-    long="number=n number-nonblank=b show-ends=E show-all=A squeeze-blank=s show-tabs=T show-nonprinting=v",
+    long="number=n number-nonblank=b show-ends=E show-all=A squeeze-blank=s show-tabs=T "
+    "show-nonprinting=v",
 )
 def cat(ctx: Context, options: Options, operands: list[str]) -> int:
     """Writes files one after the other: -A -b -e -E -n -s -t -T -v."""
@@ -118,7 +119,7 @@ def _is_output(ctx: Context, name: str) -> bool:
     )
 
 
-# -- directories ---------------------------------------------------------------------------------------------------------
+# -- directories -----------------------------------------------------------------------
 
 
 @tool("mkdir", short="pm:vZ", long="parents=p mode=m: verbose=v context=Z::")
@@ -221,7 +222,7 @@ def rmdir(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-# -- touch, mktemp -------------------------------------------------------------------------------------------------------
+# -- touch, mktemp ---------------------------------------------------------------------
 
 
 def _stamp(text: str, now: int) -> int | None:
@@ -332,7 +333,7 @@ def mktemp(ctx: Context, options: Options, operands: list[str]) -> int:
     return 0
 
 
-# -- names ---------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------
 
 
 @tool("basename", short="as:z", long="multiple=a suffix=s: zero=z", permute=False)

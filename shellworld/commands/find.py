@@ -14,7 +14,8 @@ from shellworld.world.inodes import Inode, allows
 
 _GLOBAL = {"-depth", "-d", "-follow", "-daystart", "-maxdepth", "-mindepth", "-regextype"}
 _ACTIONS = set(
-    "-print -print0 -printf -ls -exec -execdir -ok -okdir -delete -prune -quit -fprint -fprint0 -fprintf -fls".split()
+    "-print -print0 -printf -ls -exec -execdir -ok -okdir -delete -prune -quit -fprint -fprint0 "
+    "-fprintf -fls".split()
 )
 _SILENT = {"-prune", "-quit"}  # actions after which -print is still implied
 
@@ -96,7 +97,8 @@ class _Parser:
             self.at += 1
             if self.peek() is None:
                 raise FindError(
-                    "invalid expression; you have used a binary operator '-o' with nothing after it."
+                    "invalid expression; you have used a binary operator '-o' with nothing after "
+                    "it."
                 )
             left = _either(left, self.both())
         return left
@@ -112,7 +114,8 @@ class _Parser:
                 )
                 raise FindError(f"invalid expression; {why}")
             raise FindError(
-                f"invalid expression; you have used a binary operator '{word}' with nothing before it."
+                f"invalid expression; you have used a binary operator '{word}' with nothing "
+                "before it."
             )
         left = self.unary()
         while self.peek() not in (None, "-o", "-or", ",", ")"):
@@ -120,7 +123,8 @@ class _Parser:
                 self.at += 1
                 if self.peek() is None:
                     raise FindError(
-                        "invalid expression; you have used a binary operator '-a' with nothing after it."
+                        "invalid expression; you have used a binary operator '-a' with nothing "
+                        "after it."
                     )
             left = _both(left, self.unary())
         return left
@@ -130,9 +134,8 @@ class _Parser:
         self.at += 1
         if word in ("!", "-not"):
             if self.peek() is None:
-                raise FindError(
-                    f"invalid expression; expected an expression after '{word}'"
-                )  # as findutils, roughly
+                # As findutils, roughly.
+                raise FindError(f"invalid expression; expected an expression after '{word}'")
             inner = self.unary()
             return lambda entry: not inner(entry)
         if word == "(":
@@ -141,7 +144,8 @@ class _Parser:
             inner = self.listed()
             if self.peek() != ")":
                 raise FindError(
-                    "invalid expression; I was expecting to find a ')' somewhere but did not see one."
+                    "invalid expression; I was expecting to find a ')' somewhere but did not see "
+                    "one."
                 )
             self.at += 1
             return inner

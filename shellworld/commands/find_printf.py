@@ -54,8 +54,14 @@ def _directive(ctx: Context, letter: str) -> Callable[[Entry], str | int]:
         field = "mtime" if letter[0] == "T" else "ctime"
         if letter[1] in "YmdHMjaAbBy":
             return lambda e: strftime("%" + letter[1], getattr(e.node, field))
-        forms = {"@": "%s.0000000000", "S": "%S.0000000000", "T": "%H:%M:%S.0000000000", "F": "%Y-%m-%d", "D": "%m/%d/%y",
-                 "+": "%Y-%m-%d+%H:%M:%S.0000000000"}  # fmt: skip
+        forms = {
+            "@": "%s.0000000000",
+            "S": "%S.0000000000",
+            "T": "%H:%M:%S.0000000000",
+            "F": "%Y-%m-%d",
+            "D": "%m/%d/%y",
+            "+": "%Y-%m-%d+%H:%M:%S.0000000000",
+        }
         if letter[1] in forms:
             return lambda e: strftime(forms[letter[1]], getattr(e.node, field))
     raise Unsupported(f"find -printf %{letter}")

@@ -22,12 +22,14 @@ from shellworld.language.pattern import matches
 from shellworld.language.regexes import RegexError, compile_regex
 
 _SHORT = "EFGPe:f:iyvwxcLlqsm:obHhnTZzUuaId:D:rRA:B:C:0123456789V"
-_LONG = """extended-regexp=E fixed-strings=F basic-regexp=G perl-regexp=P regexp=e: file=f: ignore-case=i
-no-ignore-case=no-ignore-case invert-match=v word-regexp=w line-regexp=x count=c color=color:: colour=color::
-files-without-match=L files-with-matches=l max-count=m: only-matching=o quiet=q silent=q no-messages=s byte-offset=b
-with-filename=H no-filename=h label=label: line-number=n initial-tab=T null=Z after-context=A: before-context=B: context=C:
-text=a binary-files=binary: devices=D: directories=d: exclude=exclude: exclude-from=exclude-from: exclude-dir=exclude-dir:
-include=include: recursive=r dereference-recursive=R line-buffered=buffered binary=U null-data=z
+_LONG = """extended-regexp=E fixed-strings=F basic-regexp=G perl-regexp=P regexp=e: file=f:
+ignore-case=i no-ignore-case=no-ignore-case invert-match=v word-regexp=w line-regexp=x
+count=c color=color:: colour=color:: files-without-match=L files-with-matches=l max-count=m:
+only-matching=o quiet=q silent=q no-messages=s byte-offset=b with-filename=H no-filename=h
+label=label: line-number=n initial-tab=T null=Z after-context=A: before-context=B: context=C:
+text=a binary-files=binary: devices=D: directories=d: exclude=exclude:
+exclude-from=exclude-from: exclude-dir=exclude-dir: include=include: recursive=r
+dereference-recursive=R line-buffered=buffered binary=U null-data=z
 no-group-separator=nogroup group-separator=group:"""
 _USAGE = "Usage: grep [OPTION]... PATTERNS [FILE]...\nTry 'grep --help' for more information.\n"
 
@@ -255,9 +257,8 @@ def _search(ctx: Context, job: _Job, names: list[str]) -> int:
             status = 2
             if "s" not in flags:
                 ctx.fail(f"{name}: {text.message}", 2)
-            if (
-                text.code == "EISDIR" and "L" in flags
-            ):  # it could be opened: it counts as a file without matches
+            # A directory could be opened, so it counts as a file without matches.
+            if text.code == "EISDIR" and "L" in flags:
                 ctx.write(name + ("\0" if "Z" in flags else "\n"))
             elif text.code == "EISDIR" and "c" in flags and not flags & {"l", "q"}:
                 ctx.write((f"{name}:" if job.names else "") + "0\n")

@@ -10,8 +10,9 @@ from shellworld.commands.options import UsageError, parse_options, read, usage
 from shellworld.world.filesystem import Inode
 from shellworld.world.streams import FileSource
 
-_LONG = """stdout=c to-stdout=c decompress=d uncompress=d force=f keep=k list=l no-name=n name=N quiet=q silent=q recursive=r
-suffix=S: synchronous=sync test=t verbose=v fast=1 best=9 rsyncable=rsync"""
+_LONG = """stdout=c to-stdout=c decompress=d uncompress=d force=f keep=k list=l no-name=n
+name=N quiet=q silent=q recursive=r suffix=S: synchronous=sync test=t verbose=v fast=1 best=9
+rsyncable=rsync"""
 _NAMED, _EXTRA, _COMMENT, _CHECKED = 8, 4, 16, 2
 MAGIC = b"\x1f\x8b"
 

@@ -59,7 +59,8 @@ def id_(ctx: Context, options: Options, operands: list[str]) -> int:
             text = " ".join(users.group_name(g) if "n" in flags else str(g) for g in groups)
         else:
             listed = ",".join(f"{g}({users.group_name(g)})" for g in groups)
-            text = f"uid={who.uid}({users.user_name(who.uid)}) gid={who.gid}({users.group_name(who.gid)}) groups={listed}"
+            user, group = users.user_name(who.uid), users.group_name(who.gid)
+            text = f"uid={who.uid}({user}) gid={who.gid}({group}) groups={listed}"
         ctx.write(text + "\n")
     return status
 
@@ -131,7 +132,7 @@ def tty(ctx: Context, options: Options, operands: list[str]) -> int:
     return 1
 
 
-# -- environment ---------------------------------------------------------------------------------------------------------
+# -- environment -----------------------------------------------------------------------
 
 
 @command("printenv")
@@ -221,11 +222,13 @@ def launch(
     return 126 if kind == "denied" else 127
 
 
-# -- other users ---------------------------------------------------------------------------------------------------------
+# -- other users -----------------------------------------------------------------------
 
 _SUDO_LONG = (
-    "user=u: group=g: non-interactive=n preserve-env=E:: set-home=H login=i shell=s list=l validate=v background=b "
-    "reset-timestamp=k remove-timestamp=K stdin=S prompt=p: askpass=A chdir=D: edit=e other-user=U: host=h:"
+    "user=u: group=g: non-interactive=n preserve-env=E:: set-home=H login=i shell=s list=l "
+    "validate=v background=b "
+    "reset-timestamp=k remove-timestamp=K stdin=S prompt=p: askpass=A chdir=D: edit=e "
+    "other-user=U: host=h:"
 )
 
 
@@ -254,7 +257,8 @@ def sudo(ctx: Context, argv: list[str]) -> int:
             ctx.error("sudo: a password is required\n")
         else:
             ctx.error(
-                "sudo: a terminal is required to read the password; either use the -S option to read from standard input "
+                "sudo: a terminal is required to read the password; either use the -S option to "
+                "read from standard input "
                 f"or configure an askpass helper\nsudo: a password is required for {name}\n"
             )
         return 1
@@ -315,7 +319,8 @@ def _as_user(
         argv = ["bash", "-c", quoted] if argv else ["bash"]
     if not argv:
         ctx.error(
-            "usage: sudo -h | -K | -k | -V\nusage: sudo [-AbEHknPS] [-u user] [-g group] [VAR=value] [command [arg ...]]\n"
+            "usage: sudo -h | -K | -k | -V\nusage: sudo [-AbEHknPS] [-u user] [-g group] "
+            "[VAR=value] [command [arg ...]]\n"
         )
         return 0 if "k" in flags else 1
     return launch(ctx, argv, "sudo", who, env, cwd)
@@ -335,7 +340,8 @@ def su(ctx: Context, argv: list[str]) -> int:
     user = ctx.users.users.get(operands[0] if operands else "root")
     if user is None:
         return ctx.fail(
-            f"user {operands[0]} does not exist or the user entry does not contain all the required fields"
+            f"user {operands[0]} does not exist or the user entry does not contain all the "
+            "required fields"
         )
     if ctx.who.uid != 0:
         ctx.error("Password: su: Authentication failure\n")
@@ -344,9 +350,27 @@ def su(ctx: Context, argv: list[str]) -> int:
 
 
 @command(
-    "passwd", "chpasswd", "useradd", "userdel", "usermod", "groupadd", "groupdel", "groupmod", "adduser", "deluser", "addgroup",
-    "delgroup", "gpasswd", "chfn", "chsh", "chage", "newgrp", "sg", "visudo", "vipw",
-)  # fmt: skip
+    "passwd",
+    "chpasswd",
+    "useradd",
+    "userdel",
+    "usermod",
+    "groupadd",
+    "groupdel",
+    "groupmod",
+    "adduser",
+    "deluser",
+    "addgroup",
+    "delgroup",
+    "gpasswd",
+    "chfn",
+    "chsh",
+    "chage",
+    "newgrp",
+    "sg",
+    "visudo",
+    "vipw",
+)
 def administration(ctx: Context, argv: list[str]) -> int:
     """Refuses changes to the user database.
 

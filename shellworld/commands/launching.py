@@ -16,7 +16,8 @@ def _run(ctx: Context, argv: list[str], failure: int) -> int:
     if ctx.which(argv[0]) is None:
         what = "failed to run command" if failure else ""
         ctx.error(
-            f"{ctx.name}: {what + ' ' if what else ''}{quoted(argv[0])}: No such file or directory\n"
+            f"{ctx.name}: {what + ' ' if what else ''}{quoted(argv[0])}: No such file or "
+            "directory\n"
         )
         return 127
     return ctx.run(argv, None)

@@ -16,7 +16,8 @@ from shellworld.world.users import ROOT
 @tool(
     "ln",
     short="sfnvirt:TbS:LPdF",
-    long="symbolic=s force=f no-dereference=n verbose=v interactive=i relative=r target-directory=t: no-target-directory=T "
+    long="symbolic=s force=f no-dereference=n verbose=v interactive=i relative=r "
+    "target-directory=t: no-target-directory=T "
     "backup=b:: suffix=S: logical=L physical=P directory=d",
 )
 def ln(ctx: Context, options: Options, operands: list[str]) -> int:
@@ -96,8 +97,10 @@ def _link(ctx: Context, flags: dict[str, str], source: str, target: str) -> None
 @tool(
     "install",
     short="m:o:g:dDvt:TpCsbS:cZ",
-    long="mode=m: owner=o: group=g: directory=d verbose=v target-directory=t: no-target-directory=T preserve-timestamps=p "
-    "compare=C strip=s backup=b:: suffix=S: context=Z:: preserve-context=preserve-context strip-program=strip-program:",
+    long="mode=m: owner=o: group=g: directory=d verbose=v target-directory=t: "
+    "no-target-directory=T preserve-timestamps=p "
+    "compare=C strip=s backup=b:: suffix=S: context=Z:: preserve-context=preserve-context "
+    "strip-program=strip-program:",
 )
 def install(ctx: Context, options: Options, operands: list[str]) -> int:
     """Copies files with a mode and an owner, or makes directories: -d -D -g -m -o -p -t -T -v."""
@@ -178,7 +181,8 @@ def _make_directory(
         if refused is not None and (refused.code == "ENOENT" or error.code == "ENOTDIR"):
             return ctx.fail(f"cannot create directory {quote(name)}: {refused.message}")
         return ctx.fail(
-            f"cannot change {'owner and ' if owned else ''}permissions of {quote(name)}: {error.message}"
+            f"cannot change {'owner and ' if owned else ''}permissions of {quote(name)}: "
+            f"{error.message}"
         )
     return 0
 

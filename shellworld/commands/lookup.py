@@ -6,7 +6,7 @@ from shellworld.commands import BUILTINS, Context, Unsupported, builtin, command
 from shellworld.commands.builtins import usage
 from shellworld.language.tokens import RESERVED
 
-# -- aliases -------------------------------------------------------------------------------------------------------------
+# -- aliases ---------------------------------------------------------------------------
 
 
 @builtin("alias")
@@ -38,7 +38,7 @@ def unalias(ctx: Context, argv: list[str]) -> int:
     return status
 
 
-# -- lookup --------------------------------------------------------------------------------------------------------------
+# -- lookup ----------------------------------------------------------------------------
 
 
 def _path(ctx: Context, name: str) -> str | None:

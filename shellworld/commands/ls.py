@@ -13,10 +13,13 @@ from shellworld.world.inodes import Inode, Stat, allows
 _LONG = (
     "all=a almost-all=A directory=d human-readable=h recursive=R reverse=r classify=F:: "
     "indicator-style=indicator-style: inode=i "
-    "size=s numeric-uid-gid=n no-group=G dereference=L color=color:: time-style=time-style: full-time=full-time "
+    "size=s numeric-uid-gid=n no-group=G dereference=L color=color:: time-style=time-style: "
+    "full-time=full-time "
     "file-type=file-type "
-    "group-directories-first=group-directories-first sort=sort: time=time: ignore=I: ignore-backups=B hide=hide: quote-name=Q "
-    "literal=N hide-control-chars=q show-control-chars=show-control-chars escape=b si=si kibibytes=k zero=zero format=format: "
+    "group-directories-first=group-directories-first sort=sort: time=time: ignore=I: "
+    "ignore-backups=B hide=hide: quote-name=Q "
+    "literal=N hide-control-chars=q show-control-chars=show-control-chars escape=b si=si "
+    "kibibytes=k zero=zero format=format: "
     "dereference-command-line=H author=author context=Z width=w: tabsize=T: block-size=block-size: "
     "quoting-style=quoting-style: "
     "hyperlink=hyperlink:: dired=D"
@@ -101,9 +104,13 @@ class _Listing:
                 self.time = {"time": value, "c": "ctime", "u": "atime"}[key]
             elif key == "color" and value not in ("never", "no", "none", "auto", "tty", "if-tty"):
                 raise Unsupported("ls --color")
-            elif key in "CxmQbqsiZDHwTk" and len(key) == 1 and key not in "siHqwTk" or key in (
-                "format", "author", "si", "zero", "block-size", "quoting-style", "hyperlink"
-            ):  # fmt: skip
+            elif (
+                key in "CxmQbqsiZDHwTk"
+                and len(key) == 1
+                and key not in "siHqwTk"
+                or key
+                in ("format", "author", "si", "zero", "block-size", "quoting-style", "hyperlink")
+            ):
                 raise Unsupported(f"ls -{'-' if len(key) > 1 else ''}{key}")
         if self.sort not in ("name", "time", "size", "none", "extension"):
             raise Unsupported(f"ls --sort={self.sort}")

@@ -18,8 +18,10 @@ _KINDS = {"directory": "directory", "symlink": "symbolic link", "device": "chara
 _TYPES = {"directory": 0o040000, "symlink": 0o120000, "device": 0o020000, "file": 0o100000}
 _TIMES = {"x": "X", "y": "Y", "z": "Z", "w": "W"}
 _FULL = (
-    "  File: %N\n  Size: %-10s\tBlocks: %-10b IO Block: %-6o %F\nDevice: 0,42\tInode: %-11i Links: %h\n"
-    "Access: (%04a/%10.10A)  Uid: (%5u/%8U)   Gid: (%5g/%8G)\nAccess: %x\nModify: %y\nChange: %z\n Birth: %w\n"
+    "  File: %N\n  Size: %-10s\tBlocks: %-10b IO Block: %-6o %F\nDevice: 0,42\tInode: %-11i "
+    "Links: %h\n"
+    "Access: (%04a/%10.10A)  Uid: (%5u/%8U)   Gid: (%5g/%8G)\nAccess: %x\nModify: %y\nChange: %z\n"
+    " Birth: %w\n"
 )
 
 
@@ -28,16 +30,31 @@ def _field(ctx: Context, letter: str, name: str, node: Inode, s: Stat) -> str:
     group = ctx.users.group_name(s.gid)
     group = "UNKNOWN" if group == str(s.gid) else group
     values = {
-        "a": f"{s.mode:o}", "A": format_mode(s.mode, s.type), "b": str(blocks(s) // 512), "B": "512",
+        "a": f"{s.mode:o}",
+        "A": format_mode(s.mode, s.type),
+        "b": str(blocks(s) // 512),
+        "B": "512",
         "f": f"{_TYPES[s.type] | s.mode:x}",
-        "F": _KINDS.get(s.type) or ("regular file" if s.size else "regular empty file"), "g": str(s.gid),
+        "F": _KINDS.get(s.type) or ("regular file" if s.size else "regular empty file"),
+        "g": str(s.gid),
         "G": group,
-        "h": str(s.nlink), "i": str(s.inode), "n": name, "o": "4096", "s": str(s.size), "u": str(s.uid),
+        "h": str(s.nlink),
+        "i": str(s.inode),
+        "n": name,
+        "o": "4096",
+        "s": str(s.size),
+        "u": str(s.uid),
         "U": owner,
-        "N": quote(name) + (f" -> {quote(node.content)}" if s.type == "symlink" else ""), "X": str(s.mtime), "Y": str(s.mtime),
-        "Z": str(s.ctime), "W": str(s.ctime), "d": "42", "D": "2a", "t": "0" if s.type != "device" else "1",
+        "N": quote(name) + (f" -> {quote(node.content)}" if s.type == "symlink" else ""),
+        "X": str(s.mtime),
+        "Y": str(s.mtime),
+        "Z": str(s.ctime),
+        "W": str(s.ctime),
+        "d": "42",
+        "D": "2a",
+        "t": "0" if s.type != "device" else "1",
         "T": "0" if s.type != "device" else "3",
-    }  # fmt: skip
+    }
     if letter in _TIMES:
         return strftime("%Y-%m-%d %H:%M:%S.000000000 %z", int(values[_TIMES[letter]]))
     if letter not in values:
@@ -120,7 +137,8 @@ def canonical(ctx: Context, name: str, mode: str) -> str:
 @tool(
     "readlink",
     short="femnqsvz",
-    long="canonicalize=f canonicalize-existing=e canonicalize-missing=m no-newline=n quiet=q silent=s verbose=v zero=z",
+    long="canonicalize=f canonicalize-existing=e canonicalize-missing=m no-newline=n quiet=q "
+    "silent=s verbose=v zero=z",
 )
 def readlink(ctx: Context, options: Options, operands: list[str]) -> int:
     """Prints where symlinks point, or canonical paths: -e -f -m -n -v -z."""
@@ -145,7 +163,8 @@ def readlink(ctx: Context, options: Options, operands: list[str]) -> int:
 @tool(
     "realpath",
     short="emLPqsz",
-    long="canonicalize-existing=e canonicalize-missing=m logical=L physical=P quiet=q strip=s no-symlinks=s zero=z "
+    long="canonicalize-existing=e canonicalize-missing=m logical=L physical=P quiet=q strip=s "
+    "no-symlinks=s zero=z "
     "relative-to=relative-to: relative-base=relative-base:",
 )
 def realpath(ctx: Context, options: Options, operands: list[str]) -> int:

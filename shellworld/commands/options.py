@@ -9,9 +9,8 @@ from shellworld.commands import Context, FsError, Unsupported, command
 from shellworld.commands.unsimulated import UNSIMULATED
 
 Options = list[tuple[str, str]]
-FOLD = str.maketrans(
-    "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-)  # as the C locale ignores case
+# As the C locale ignores case.
+FOLD = str.maketrans("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 Tool = Callable[[Context, Options, list[str]], int]
 
 

@@ -61,7 +61,7 @@ def unescape(text: str, octal_needs_zero: bool) -> tuple[str, bool]:
             out += (
                 bytes([code])
                 if code < 128
-                else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
+                else (f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}").encode()
             )
         elif m[6] == "c":
             return bytes(out).decode("utf-8", "surrogateescape"), True
@@ -302,7 +302,8 @@ def printf(ctx: Context, argv: list[str]) -> int:
         args.pop(0)
     elif args and len(args[0]) > 1 and args[0][0] == "-" and args[0] != "-":
         ctx.error(
-            f"{ctx.name}: {args[0][:2]}: invalid option\nprintf: usage: printf [-v var] format [arguments]\n"
+            f"{ctx.name}: {args[0][:2]}: invalid option\nprintf: usage: printf [-v var] format "
+            "[arguments]\n"
         )
         return 2
     if not args:

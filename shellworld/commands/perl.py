@@ -16,9 +16,8 @@ _FOREIGN = re.compile(
     r"\\(?:[pPXRGQEKCgkNoHVulULz]|x\{|c|0)|\(\?(?![:=!]|<[=!])|\(\*|\[\[[.=]|[*+?}]\+|\\h|\{,",
     re.DOTALL,
 )
-_NESTED = re.compile(
-    r"\[\^?\]?[^\]]*(?:\[|--|&&|~~|\|\|)"
-)  # what Python may one day read as sets of sets
+# What Python may one day read as sets of sets.
+_NESTED = re.compile(r"\[\^?\]?[^\]]*(?:\[|--|&&|~~|\|\|)")
 _CLASS = re.compile(r"\[:(\w+):\]")
 
 

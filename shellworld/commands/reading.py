@@ -59,7 +59,7 @@ def getopts(ctx: Context, argv: list[str]) -> int:
     return done(letter, 0, at, inside)
 
 
-# -- reading -------------------------------------------------------------------------------------------------------------
+# -- reading ---------------------------------------------------------------------------
 
 
 def _read_until(
@@ -173,7 +173,8 @@ def read(ctx: Context, argv: list[str]) -> int:
                 return usage(
                     ctx,
                     f"-{letter}",
-                    "read [-ers] [-a array] [-d delim] [-i text] [-n nchars] [-N nchars] [-p prompt] [-t timeout] [-u "
+                    "read [-ers] [-a array] [-d delim] [-i text] [-n nchars] [-N nchars] [-p "
+                    "prompt] [-t timeout] [-u "
                     "fd] [name ...]",
                 )
             value = word[place:] or (args.pop(0) if args else None)

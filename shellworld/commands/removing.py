@@ -118,7 +118,8 @@ class _Remover:
 @tool(
     "rm",
     short="fiIrRdv",
-    long="force=f recursive=r dir=d verbose=v interactive=interactive:: no-preserve-root=no-preserve-root "
+    long="force=f recursive=r dir=d verbose=v interactive=interactive:: "
+    "no-preserve-root=no-preserve-root "
     "preserve-root=preserve-root:: one-file-system=one-file-system",
 )
 def rm(ctx: Context, options: Options, operands: list[str]) -> int:

@@ -7,8 +7,9 @@ from shellworld.commands.options import Options, from_bytes, read, to_bytes, too
 from shellworld.commands.sed_machine import File, Machine, Output, Quit
 from shellworld.commands.sed_parser import Parser, SedError
 
-_LONG = """quiet=n silent=n debug=debug expression=e: file=f: follow-symlinks=follow in-place=i:: line-length=l: posix=posix
-regexp-extended=E separate=s sandbox=sandbox unbuffered=u null-data=z zero-terminated=z binary=b"""
+_LONG = """quiet=n silent=n debug=debug expression=e: file=f: follow-symlinks=follow
+in-place=i:: line-length=l: posix=posix regexp-extended=E separate=s sandbox=sandbox
+unbuffered=u null-data=z zero-terminated=z binary=b"""
 _USAGE = "Usage: sed [OPTION]... {script-only-if-no-other-script} [input-file]...\n"
 
 

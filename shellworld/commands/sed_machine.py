@@ -68,7 +68,7 @@ class Machine:
         self.queue: list[tuple[str, str]] = []
         self.status = 0
 
-    # -- input -------------------------------------------------------------------------------------------------------
+    # -- input -------------------------------------------------------------------------
 
     def load(self, file: File) -> list[str]:
         """Reads a file's lines; complains of one that cannot be read. A directory ends sed."""
@@ -145,7 +145,7 @@ class Machine:
         """Returns the destination of a name."""
         return self.out if name == "/dev/stdout" else self.outputs[name]
 
-    # -- addresses ---------------------------------------------------------------------------------------------------
+    # -- addresses ---------------------------------------------------------------------
 
     def matches(self, address: Address) -> bool:
         """Whether an address that stands alone matches the current line."""
@@ -222,7 +222,7 @@ class Machine:
         c.active = not (0 <= c.until <= number) and not (end.kind == "last" and not self.more())
         return True
 
-    # -- commands ----------------------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------
 
     def end_cycle(self) -> None:
         """Prints the pattern space, unless -n is given."""

@@ -117,7 +117,7 @@ class Parser:
         self.commands: list[Sed] = []
         self._open: list[int] = []
 
-    # -- characters --------------------------------------------------------------------------------------------------
+    # -- characters --------------------------------------------------------------------
 
     def peek(self) -> str:
         """Returns the next character, which stays; "" at the end."""
@@ -152,7 +152,7 @@ class Parser:
         word, self.at = self.text[self.at : end], end
         return word
 
-    # -- pieces ------------------------------------------------------------------------------------------------------
+    # -- pieces ------------------------------------------------------------------------
 
     def delimited(self, delimiter: str, regex: bool) -> str | None:
         """Up to the next delimiter, which is taken; None if there is none."""
@@ -369,7 +369,7 @@ class Parser:
         self.at = match.end() + 1
         return text_escapes(match[0]) + "\n"
 
-    # -- commands ----------------------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------
 
     def parse(self) -> list[Sed]:
         """All commands, with jumps resolved. Raises SedError, Unsupported."""

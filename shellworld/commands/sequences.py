@@ -129,8 +129,9 @@ def tee(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-_SPLIT_LONG = """suffix-length=a: additional-suffix=suffix: bytes=b: line-bytes=C: numeric-suffixes=d:: hex-suffixes=x::
-lines=l: number=n: separator=t: verbose=verbose elide-empty-files=e unbuffered=u filter=filter:"""
+_SPLIT_LONG = """suffix-length=a: additional-suffix=suffix: bytes=b: line-bytes=C:
+numeric-suffixes=d:: hex-suffixes=x:: lines=l: number=n: separator=t: verbose=verbose
+elide-empty-files=e unbuffered=u filter=filter:"""
 
 
 @tool("split", short="0123456789C:a:b:del:n:t:ux", long=_SPLIT_LONG)

@@ -23,10 +23,12 @@ from shellworld.commands.options import (
     usage,
 )
 
-_SORT_LONG = """ignore-leading-blanks=b dictionary-order=d ignore-case=f general-numeric-sort=g ignore-nonprinting=i
-month-sort=M human-numeric-sort=h numeric-sort=n random-sort=R reverse=r sort=sort: version-sort=V batch-size=batch:
-check=check:: compress-program=compress: debug=debug files0-from=files0: key=k: merge=m output=o: stable=s
-buffer-size=S: field-separator=t: temporary-directory=T: parallel=parallel: unique=u zero-terminated=z random-source=random:"""
+_SORT_LONG = """ignore-leading-blanks=b dictionary-order=d ignore-case=f
+general-numeric-sort=g ignore-nonprinting=i month-sort=M human-numeric-sort=h numeric-sort=n
+random-sort=R reverse=r sort=sort: version-sort=V batch-size=batch: check=check::
+compress-program=compress: debug=debug files0-from=files0: key=k: merge=m output=o: stable=s
+buffer-size=S: field-separator=t: temporary-directory=T: parallel=parallel: unique=u
+zero-terminated=z random-source=random:"""
 _ORDERS = {
     "general-numeric": "g",
     "human-numeric": "h",
@@ -320,7 +322,8 @@ def sort(ctx: Context, options: Options, operands: list[str]) -> int:
             if order > 0 or (order == 0 and "u" in flags):
                 if "c" in flags:
                     ctx.fail(
-                        f"{operands[0] if operands else '-'}:{number + 2}: disorder: {from_bytes(line)}"
+                        f"{operands[0] if operands else '-'}:{number + 2}: disorder: "
+                        f"{from_bytes(line)}"
                     )
                 return 1
         return 0
@@ -364,8 +367,8 @@ def _compare(a: str, b: str, functions: list, last: bool, reverse: bool) -> int:
     return -1 if (a < b) != reverse else 1
 
 
-_UNIQ_LONG = """count=c repeated=d all-repeated=D:: skip-fields=f: group=group:: ignore-case=i skip-chars=s: unique=u
-zero-terminated=z check-chars=w:"""
+_UNIQ_LONG = """count=c repeated=d all-repeated=D:: skip-fields=f: group=group::
+ignore-case=i skip-chars=s: unique=u zero-terminated=z check-chars=w:"""
 
 
 @tool("uniq", short="cdDf:is:uw:z0123456789", long=_UNIQ_LONG)

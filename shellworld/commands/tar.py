@@ -15,9 +15,10 @@ from shellworld.language.pattern import matches
 from shellworld.world.filesystem import Inode
 
 _SHORT = "cxtruAdf:vzjJaC:pkOhPmT:X:wWSsUoBb:"
-_LONG = """create=c extract=x get=x list=t append=r update=u file=f: verbose=v gzip=z gunzip=z bzip2=j xz=J auto-compress=a
-directory=C: preserve-permissions=p same-permissions=p keep-old-files=k to-stdout=O dereference=h absolute-names=P touch=m
-exclude=exclude: strip-components=strip: overwrite=overwrite no-same-owner=o"""
+_LONG = """create=c extract=x get=x list=t append=r update=u file=f: verbose=v gzip=z
+gunzip=z bzip2=j xz=J auto-compress=a directory=C: preserve-permissions=p same-permissions=p
+keep-old-files=k to-stdout=O dereference=h absolute-names=P touch=m exclude=exclude:
+strip-components=strip: overwrite=overwrite no-same-owner=o"""
 _TYPES = {"0": "file", "\0": "file", "1": "hardlink", "2": "symlink", "5": "directory"}
 
 
@@ -179,8 +180,10 @@ class _Tar:
         done = self.create(names) if "c" in self.flags else self.read(names)
         if self.idle:
             self.complain(
-                "The following options were used after any non-optional arguments in archive create or update mode.  "
-                "These options are positional and affect only arguments that follow them.  Please, rearrange them properly."
+                "The following options were used after any non-optional arguments in archive "
+                "create or update mode.  "
+                "These options are positional and affect only arguments that follow them.  "
+                "Please, rearrange them properly."
             )
             for pattern in self.idle:
                 self.complain(f"--exclude '{pattern}' has no effect")
@@ -197,13 +200,14 @@ class _Tar:
             matches("/".join(parts[i:]), p) for p in self.excluded for i in range(len(parts))
         )
 
-    # -- creating ----------------------------------------------------------------------------------------------------
+    # -- creating ----------------------------------------------------------------------
 
     def create(self, names: list[str]) -> bool:
         ctx, fs = self.ctx, self.ctx.fs
         if not names:
             ctx.error(
-                "tar: Cowardly refusing to create an empty archive\nTry 'tar --help' for more information.\n"
+                "tar: Cowardly refusing to create an empty archive\nTry 'tar --help' for more "
+                "information.\n"
             )
             self.status = 2
             return True
@@ -262,9 +266,16 @@ class _Tar:
         directory = node.entries is not None
         shown = name.rstrip("/") + "/" if directory else name
         users = ctx.users
-        member = Member(self.member_name(shown), node.kind, node.mode, node.uid, node.gid,
-                        users.user_name(node.uid) if users.user(node.uid) else "",
-                        group if not (group := users.group_name(node.gid)).isdigit() else "", node.mtime)  # fmt: skip
+        member = Member(
+            self.member_name(shown),
+            node.kind,
+            node.mode,
+            node.uid,
+            node.gid,
+            users.user_name(node.uid) if users.user(node.uid) else "",
+            group if not (group := users.group_name(node.gid)).isdigit() else "",
+            node.mtime,
+        )
         if node.kind == "symlink":
             member.link = node.content
         elif node.kind == "file" and node.nlink > 1 and node.ino in self.links:
@@ -284,7 +295,7 @@ class _Tar:
         for entry in names:
             yield from self.walk(join(shown, entry), join(path, entry), own)
 
-    # -- reading -----------------------------------------------------------------------------------------------------
+    # -- reading -----------------------------------------------------------------------
 
     def read(self, names: list[str]) -> bool:
         ctx = self.ctx
@@ -296,7 +307,8 @@ class _Tar:
             )
         except FsError as error:
             self.complain(
-                f"{self.archive}: Cannot {'read' if error.code == 'EISDIR' else 'open'}: {error.message}"
+                f"{self.archive}: Cannot {'read' if error.code == 'EISDIR' else 'open'}: "
+                f"{error.message}"
             )
             return False
         data = raw(text)
@@ -351,7 +363,8 @@ class _Tar:
             member.kind, ""
         )
         when = strftime("%Y-%m-%d %H:%M", member.mtime)
-        return f"{mode} {owner} {size.rjust(self.width - pad + len(size))} {when} {member.name}{suffix}"
+        size = size.rjust(self.width - pad + len(size))
+        return f"{mode} {owner} {size} {when} {member.name}{suffix}"
 
     def extract(self, member: Member) -> None:
         ctx, fs, who = self.ctx, self.ctx.fs, self.ctx.who

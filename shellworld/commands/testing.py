@@ -18,9 +18,8 @@ _UNARY = FILE_TESTS | {"-n", "-z", "-t", "-v", "-o", "-R"}
 _BINARY = COMPARISONS | {"=", "==", "!=", "<", ">", "-nt", "-ot", "-ef"}
 
 
-_POSIX_FREE = frozenset(
-    {"==", "-v", "-o", "-a"}
-)  # dash has no ==, no -v, and other ways with -a and -o
+# Dash has no ==, no -v, and other ways with -a and -o.
+_POSIX_FREE = frozenset({"==", "-v", "-o", "-a"})
 
 
 class _Fault(Exception):

@@ -27,7 +27,8 @@ CANNOT_OPEN = "cannot open {quoted} for reading: {message}"
 READ_ERROR = "error reading {quoted}: {message}"
 _OBSOLETE = re.compile(r"-(\d+)([bckm]?)([qvz]*)(l?)([qvz]*)")
 _SHORT = {"head": "c:n:qvz", "tail": "c:n:qvzfFs:"}
-_LONG = "bytes=c: lines=n: quiet=q silent=q verbose=v zero-terminated=z follow=f pid=pid: retry=retry sleep-interval=s:"
+_LONG = """bytes=c: lines=n: quiet=q silent=q verbose=v zero-terminated=z follow=f pid=pid:
+retry=retry sleep-interval=s:"""
 _UNPRINTABLE = re.compile(r"[^\t-\r -~]")
 
 
@@ -240,8 +241,9 @@ def wc(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-_NL_LONG = """body-numbering=b: section-delimiter=d: footer-numbering=f: header-numbering=h: line-increment=i:
-join-blank-lines=l: number-format=n: no-renumber=p number-separator=s: starting-line-number=v: number-width=w:"""
+_NL_LONG = """body-numbering=b: section-delimiter=d: footer-numbering=f: header-numbering=h:
+line-increment=i: join-blank-lines=l: number-format=n: no-renumber=p number-separator=s:
+starting-line-number=v: number-width=w:"""
 
 
 @tool("nl", short="b:d:f:h:i:l:n:ps:v:w:", long=_NL_LONG)
@@ -265,7 +267,8 @@ def nl(ctx: Context, options: Options, operands: list[str]) -> int:
                 )
             case "b":
                 return ctx.fail(
-                    f"invalid body numbering style: {quoted(value)}\nTry 'nl --help' for more information."
+                    f"invalid body numbering style: {quoted(value)}\nTry 'nl --help' for more "
+                    "information."
                 )
             case "i" | "v" | "w":
                 what = {

@@ -15,8 +15,18 @@ _DAYS = "Sunday Monday Tuesday Wednesday Thursday Friday Saturday".split()
 _MONTHS = (
     "January February March April May June July August September October November December".split()
 )
-_EXPANDED = {"D": "%m/%d/%y", "F": "%Y-%m-%d", "T": "%H:%M:%S", "R": "%H:%M", "c": "%a %b %e %H:%M:%S %Y", "x": "%m/%d/%y",
-             "X": "%H:%M:%S", "r": "%I:%M:%S %p", "h": "%b", "+": "%a %b %e %H:%M:%S %Z %Y"}  # fmt: skip
+_EXPANDED = {
+    "D": "%m/%d/%y",
+    "F": "%Y-%m-%d",
+    "T": "%H:%M:%S",
+    "R": "%H:%M",
+    "c": "%a %b %e %H:%M:%S %Y",
+    "x": "%m/%d/%y",
+    "X": "%H:%M:%S",
+    "r": "%I:%M:%S %p",
+    "h": "%b",
+    "+": "%a %b %e %H:%M:%S %Z %Y",
+}
 
 
 def at(seconds: int) -> datetime.datetime:
@@ -38,14 +48,26 @@ def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
         if letter in _EXPANDED:
             return strftime(_EXPANDED[letter], seconds)
         numbers = {
-            "Y": (moment.year, 4), "m": (moment.month, 2), "d": (moment.day, 2), "H": (moment.hour, 2), "M": (moment.minute, 2),
-            "S": (moment.second, 2), "j": (moment.timetuple().tm_yday, 3), "y": (moment.year % 100, 2),
+            "Y": (moment.year, 4),
+            "m": (moment.month, 2),
+            "d": (moment.day, 2),
+            "H": (moment.hour, 2),
+            "M": (moment.minute, 2),
+            "S": (moment.second, 2),
+            "j": (moment.timetuple().tm_yday, 3),
+            "y": (moment.year % 100, 2),
             "C": (moment.year // 100, 2),
-            "I": ((moment.hour - 1) % 12 + 1, 2), "s": (seconds, 1), "u": (moment.isoweekday(), 1),
+            "I": ((moment.hour - 1) % 12 + 1, 2),
+            "s": (seconds, 1),
+            "u": (moment.isoweekday(), 1),
             "w": (moment.isoweekday() % 7, 1),
-            "V": (moment.isocalendar()[1], 2), "G": (moment.isocalendar()[0], 4), "U": (int(moment.strftime("%U")), 2),
-            "W": (int(moment.strftime("%W")), 2), "N": (nanoseconds, 9), "q": ((moment.month + 2) // 3, 1),
-        }  # fmt: skip
+            "V": (moment.isocalendar()[1], 2),
+            "G": (moment.isocalendar()[0], 4),
+            "U": (int(moment.strftime("%U")), 2),
+            "W": (int(moment.strftime("%W")), 2),
+            "N": (nanoseconds, 9),
+            "q": ((moment.month + 2) // 3, 1),
+        }
         blank = {"e": ("d", 2), "k": ("H", 2), "l": ("I", 2)}
         if letter in blank:
             value, digits = numbers[blank[letter][0]][0], 2
@@ -63,11 +85,20 @@ def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
             if flag == "-":
                 return str(value)
             return f"{value:{width or digits}d}" if flag == "_" else f"{value:0{width or digits}d}"
-        texts = {"a": _DAYS[moment.isoweekday() % 7][:3], "A": _DAYS[moment.isoweekday() % 7],
-                 "b": _MONTHS[moment.month - 1][:3],
-                 "B": _MONTHS[moment.month - 1], "p": "AM" if moment.hour < 12 else "PM",
-                 "P": "am" if moment.hour < 12 else "pm",
-                 "Z": "UTC", "z": "+0000", ":z": "+00:00", "n": "\n", "t": "\t", "%": "%"}  # fmt: skip
+        texts = {
+            "a": _DAYS[moment.isoweekday() % 7][:3],
+            "A": _DAYS[moment.isoweekday() % 7],
+            "b": _MONTHS[moment.month - 1][:3],
+            "B": _MONTHS[moment.month - 1],
+            "p": "AM" if moment.hour < 12 else "PM",
+            "P": "am" if moment.hour < 12 else "pm",
+            "Z": "UTC",
+            "z": "+0000",
+            ":z": "+00:00",
+            "n": "\n",
+            "t": "\t",
+            "%": "%",
+        }
         if letter not in texts or width:
             raise Unsupported(f"time format %{letter}")
         return texts[letter].upper() if flag == "^" else texts[letter]
@@ -90,7 +121,8 @@ _UNITS = {
     "fortnight": 1209600,
 }
 _ISO = re.compile(
-    r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T ]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?)?\s*(?:Z|UTC|\+00:?00)?"
+    r"(\d{4})-(\d{1,2})-(\d{1,2})(?:[T "
+    r"]\s*(\d{1,2}):(\d{2})(?::(\d{2})(?:\.\d+)?)?)?\s*(?:Z|UTC|\+00:?00)?"
 )
 
 
@@ -148,7 +180,8 @@ def parse_date(text: str, now: int) -> int | None:
 @tool(
     "date",
     short="d:uRr:I::s:f:",
-    long="date=d: utc=u universal=u rfc-email=R reference=r: iso-8601=I:: set=s: file=f: rfc-3339=rfc-3339:",
+    long="date=d: utc=u universal=u rfc-email=R reference=r: iso-8601=I:: set=s: file=f: "
+    "rfc-3339=rfc-3339:",
 )
 def date(ctx: Context, options: Options, operands: list[str]) -> int:
     """Prints a time: -d, -r, -R, -I, -u, +FORMAT."""
@@ -206,7 +239,8 @@ def sleep(ctx: Context, argv: list[str]) -> int:
             if word in ("infinity", "inf", "--help", "--version"):
                 raise Unsupported(f"sleep {word}")
             ctx.error(
-                f"sleep: invalid time interval {quote(word)}\nTry 'sleep --help' for more information.\n"
+                f"sleep: invalid time interval {quote(word)}\nTry 'sleep --help' for more "
+                "information.\n"
             )
             return 1
         total += float(m[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[m[2]]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.options import Options, lines_of, read, tool, unknown
 
-_LONG = """null=0 arg-file=a: delimiter=d: eof=E:: replace=i:: max-lines=l:: max-args=n: open-tty=o max-procs=P: interactive=p
-no-run-if-empty=r max-chars=s: show-limits=S verbose=t exit=x process-slot-var=slot:"""
+_LONG = """null=0 arg-file=a: delimiter=d: eof=E:: replace=i:: max-lines=l:: max-args=n:
+open-tty=o max-procs=P: interactive=p no-run-if-empty=r max-chars=s: show-limits=S verbose=t
+exit=x process-slot-var=slot:"""
 _MOST = 128 * 1024
 
 
@@ -28,7 +29,8 @@ def _words(text: str) -> list[list[str]]:
             if end < 0 or 0 <= newline < end:
                 kind = "single" if char == "'" else "double"
                 raise _BadInput(
-                    f"unmatched {kind} quote; by default quotes are special to xargs unless you use the -0 option"
+                    f"unmatched {kind} quote; by default quotes are special to xargs unless you "
+                    "use the -0 option"
                 )
             word = (word or []) + [text[at:end]]
             at = end + 1

@@ -72,9 +72,13 @@ def compare_files(operator: str, left: str, right: str, fs: FileSystem, who: Cre
 def compare_numbers(operator: str, left: int, right: int) -> bool:
     """Compares two integers by -eq, -ne, -lt, -le, -gt or -ge."""
     return {
-        "-eq": left == right, "-ne": left != right, "-lt": left < right,
-        "-le": left <= right, "-gt": left > right, "-ge": left >= right,
-    }[operator]  # fmt: skip
+        "-eq": left == right,
+        "-ne": left != right,
+        "-lt": left < right,
+        "-le": left <= right,
+        "-gt": left > right,
+        "-ge": left >= right,
+    }[operator]
 
 
 def holds(shell: Shell, test: ast.Test) -> bool:
@@ -129,9 +133,16 @@ def is_set(shell: Shell, text: str) -> bool:
 
 
 OPTION_NAMES = {
-    "allexport": "a", "errexit": "e", "noglob": "f", "noclobber": "C", "nounset": "u", "verbose": "v", "xtrace": "x",
-    "noexec": "n", "pipefail": "pipefail",
-}  # fmt: skip
+    "allexport": "a",
+    "errexit": "e",
+    "noglob": "f",
+    "noclobber": "C",
+    "nounset": "u",
+    "verbose": "v",
+    "xtrace": "x",
+    "noexec": "n",
+    "pipefail": "pipefail",
+}
 
 
 def option_is_on(shell: Shell, name: str) -> bool:
@@ -145,11 +156,13 @@ def option_is_on(shell: Shell, name: str) -> bool:
 
 def _regex(shell: Shell, text: str, word: ast.Word) -> bool:
     source = "".join(
-        part.text if isinstance(part, ast.Literal)
-        else _escaped(shell.expander.part_text(part)) if isinstance(part, ast.Quoted | ast.DoubleQuoted)
+        part.text
+        if isinstance(part, ast.Literal)
+        else _escaped(shell.expander.part_text(part))
+        if isinstance(part, ast.Quoted | ast.DoubleQuoted)
         else shell.expander.part_text(part)
         for part in word.parts
-    )  # fmt: skip
+    )
     try:
         regex = compile_regex(source, "ere", "sed")
     except RegexError as error:

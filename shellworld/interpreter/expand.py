@@ -28,7 +28,7 @@ class Expander:
     def __init__(self, shell: Shell):
         self.shell = shell
 
-    # -- what the interpreter asks for -------------------------------------------------------------------------------
+    # -- what the interpreter asks for -------------------------------------------------
 
     def words(self, words: tuple[ast.Word, ...]) -> list[str]:
         """The arguments that words become: none, one or many each."""
@@ -92,7 +92,7 @@ class Expander:
             return str(self.shell.scope.evaluate(self.text(part.text)))
         raise Unsupported("process substitution here")
 
-    # -- fields ------------------------------------------------------------------------------------------------------
+    # -- fields ------------------------------------------------------------------------
 
     def fields(self, word: ast.Word) -> list[Field]:
         """A word's fields after splitting, before file names."""
@@ -243,7 +243,7 @@ class Expander:
             (current := [] if current is None else current).append((text[at:], False))
         return current
 
-    # -- parameters --------------------------------------------------------------------------------------------------
+    # -- parameters --------------------------------------------------------------------
 
     def value(self, p: ast.Parameter) -> str | list[str] | None:
         """Returns the parameter before its operator: text, None if unset, or a list.
@@ -399,7 +399,7 @@ class Expander:
         """Returns the text of an operator's argument, unsplit."""
         return self.text(word)
 
-    # -- home directories and file names -----------------------------------------------------------------------------
+    # -- home directories and file names -----------------------------------------------
 
     def tilde(self, text: str, first: bool, last: bool, assignment: bool) -> str:
         """A literal with its ~ at the start (in assignments: also behind colons) replaced."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class Joiner(Launcher):
     """The part of a shell that runs commands after, beside and inside each other."""
 
-    # -- lists and pipelines -----------------------------------------------------------------------------------------
+    # -- lists and pipelines -----------------------------------------------------------
 
     def run_script(self: Shell, script: ast.Script) -> int:
         """Runs a whole text in this shell."""

@@ -216,7 +216,7 @@ class Scope:
             self._env = {name: v.value for name, v in found if isinstance(v.value, str)}
         return self._env
 
-    # -- arithmetic --------------------------------------------------------------------------------------------------
+    # -- arithmetic --------------------------------------------------------------------
 
     def evaluate(self, expression: str) -> int:
         """Value of an arithmetic expression; raises ShellError."""

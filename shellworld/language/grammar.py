@@ -12,7 +12,8 @@ _PARSER = tree_sitter.Parser(_LANGUAGE)
 _NOT_ASCII = re.compile(r"[^\x00-\x7f]")
 _COMMANDS = tree_sitter.Query(
     _LANGUAGE,
-    "[(command name: (command_name) @name) (declaration_command) @name (unset_command) @name (test_command) @name]",
+    "[(command name: (command_name) @name) (declaration_command) @name (unset_command) @name "
+    "(test_command) @name]",
 )
 
 

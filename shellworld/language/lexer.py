@@ -13,9 +13,8 @@ from shellworld.language import ast
 from shellworld.language.quoting import ansi_c
 
 PLAIN = re.compile(r"[\w./,:=+@%^\-~\]*?\[{}!#\x80-\U0010ffff]+")
-WHOLE = re.compile(
-    r"[\w./,:=+@%^#!}\]\-\x80-\U0010ffff]+(?=[ \t\n;&|<>)]|\Z)"
-)  # a word of such characters alone
+# A word of such characters alone.
+WHOLE = re.compile(r"[\w./,:=+@%^#!}\]\-\x80-\U0010ffff]+(?=[ \t\n;&|<>)]|\Z)")
 SAFE = re.compile(r"[\w./,:=+@%^#!}\]\-\x80-\U0010ffff]*\Z|\[\Z")  # nothing here is ever expanded
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 ASSIGN = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(\+?=)")
@@ -78,7 +77,7 @@ class Lexer(abc.ABC):
         if self.depth > MAX_DEPTH:
             raise Unsupported("deeply nested syntax")
 
-    # -- words -------------------------------------------------------------------------------------------------------
+    # -- words -------------------------------------------------------------------------
 
     def read_word(self) -> ast.Word:
         """The word at the cursor, up to an unquoted metacharacter; parts may be empty at one."""
@@ -118,7 +117,8 @@ class Lexer(abc.ABC):
         number = self.line()
         if token == "\n":
             token = "newline"
-        return f"-c: line {number}: syntax error near unexpected token `{token}'\nbash: -c: line {number}: `{shown}'"
+        place = f"-c: line {number}:"
+        return f"{place} syntax error near unexpected token `{token}'\nbash: {place} `{shown}'"
 
     def unquoted(self, c: str, parts: list[ast.Part]) -> None:
         """Reads one item that starts with the non-plain character c outside double quotes."""
@@ -215,7 +215,7 @@ class Lexer(abc.ABC):
             parts.append(ast.Quoted(text))
         return parts
 
-    # -- substitutions -----------------------------------------------------------------------------------------------
+    # -- substitutions -----------------------------------------------------------------
 
     def dollar(self, quoted: bool) -> ast.Part:
         """$name, ${...}, $(...), $((...)), or a lone dollar."""

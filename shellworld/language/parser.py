@@ -19,7 +19,7 @@ class Parser(SimpleParser):
     It raises ShellSyntaxError or Unsupported at the first thing that it refuses.
     """
 
-    # -- lists -------------------------------------------------------------------------------------------------------
+    # -- lists -------------------------------------------------------------------------
 
     def parse_all(self) -> ast.List:
         """The whole text."""
@@ -161,7 +161,7 @@ class Parser(SimpleParser):
             commands.append(self.command())
         return ast.Pipeline(tuple(commands), negated, (*merge, False), timed)
 
-    # -- commands ----------------------------------------------------------------------------------------------------
+    # -- commands ----------------------------------------------------------------------
 
     def command(self) -> ast.Command:
         """Reads one command, simple or compound."""

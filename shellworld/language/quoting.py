@@ -95,7 +95,7 @@ def ansi_c(text: str) -> str:
             out += (
                 bytes([code])
                 if code < 128
-                else f"\\{'u' if code < 0x10000 else 'U'}{code:0{4 if code < 0x10000 else 8}X}".encode()
+                else (f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}").encode()
             )
         elif m[4]:
             out.append(int(m[4], 8) & 255)

@@ -56,7 +56,7 @@ class _Parser:
         self.depth = 0
         self.closed: set[int] = set()
 
-    # -- tokens: (kind, value) ---------------------------------------------------------------------------------------
+    # -- tokens: (kind, value) ---------------------------------------------------------
 
     def token(self) -> tuple[str, str]:
         """The next operator or character, without taking it."""
@@ -87,7 +87,7 @@ class _Parser:
         self.at += len(token[1])
         return token
 
-    # -- grammar -----------------------------------------------------------------------------------------------------
+    # -- grammar -----------------------------------------------------------------------
 
     def alternatives(self) -> tuple:
         """Up to a closing parenthesis or the end."""

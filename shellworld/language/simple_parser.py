@@ -18,9 +18,8 @@ DECLARATIONS = frozenset("declare typeset local export readonly".split())
 _REDIRECT = re.compile(r"(\d*)(<<<|<<-|<<|<>|<&|>&|>>|>\||<(?!\()|>(?!\()|&>>|&>)")
 
 
-_ODD = re.compile(
-    r"[\w./-]*[={}\[\]*?!^%+@,:~#][^\s'\"$`\\<>()]*"
-)  # unquoted words with signs in them
+# Unquoted words with signs in them.
+_ODD = re.compile(r"[\w./-]*[={}\[\]*?!^%+@,:~#][^\s'\"$`\\<>()]*")
 
 
 class SimpleParser(Tokens):
@@ -30,7 +29,7 @@ class SimpleParser(Tokens):
     def function(self, name: str, line: int) -> ast.Function:
         """The body of a function; compound commands are the subclass's."""
 
-    # -- words ---------------------------------------------------------------------------------------------
+    # -- words -------------------------------------------------------------------------
 
     def simple(self, line: int) -> ast.Command:
         """Reads a simple command, or the definition of a function that begins like one."""

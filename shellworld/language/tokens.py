@@ -9,7 +9,8 @@ from shellworld.language import ast
 from shellworld.language.lexer import Lexer, ShellSyntaxError, make_word
 
 RESERVED = frozenset(
-    "if then elif else fi for while until do done case esac in function { } ! [[ ]] time select coproc".split()
+    "if then elif else fi for while until do done case esac in function { } ! [[ ]] time select "
+    "coproc".split()
 )
 _SKIPPED = frozenset(" \t\\#")  # what blanks, line continuations and comments begin with
 _BLANK = re.compile(r"(?:[ \t]|\\\n)+")
@@ -24,16 +25,14 @@ class Tokens(Lexer):
 
     def __init__(self, text: str, depth: int = 0):
         super().__init__(text, depth)
-        self.pending: list[
-            tuple[ast.Redirect, str, bool, bool, int]
-        ] = []  # here-documents whose bodies come at the next newline
+        # Here-documents whose bodies come at the next newline.
+        self.pending: list[tuple[ast.Redirect, str, bool, bool, int]] = []
         self.warnings: list[str] = []
         self.places: list[int] = []  # where the simple commands of this very text begin
-        self.masks: list[
-            tuple[int, int, str]
-        ] = []  # pieces of this text and what else could stand there for a plain reader
+        # Pieces of this text and what else could stand there for a plain reader.
+        self.masks: list[tuple[int, int, str]] = []
 
-    # -- tokens ------------------------------------------------------------------------------------------------------
+    # -- tokens ------------------------------------------------------------------------
 
     def skip(self) -> None:
         """Blanks, line continuations and a comment."""
@@ -78,7 +77,8 @@ class Tokens(Lexer):
         while True:
             if self.i >= self.n:
                 self.warnings.append(
-                    f"line {self.line()}: warning: here-document at line {line} delimited by end-of-file (wanted `{delimiter}')"
+                    f"line {self.line()}: warning: here-document at line {line} delimited by "
+                    f"end-of-file (wanted `{delimiter}')"
                 )
                 break
             end = self.s.find("\n", self.i)
@@ -124,7 +124,7 @@ class Tokens(Lexer):
         )
         return ShellSyntaxError(self.unexpected(m[0] if m else self.s[self.i]))
 
-    # -- [[ ]] -------------------------------------------------------------------------------------------------------
+    # -- [[ ]] -------------------------------------------------------------------------
 
     def condition_blank(self) -> None:
         """Skips what may stand between the words of [[ ]]."""

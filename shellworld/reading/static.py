@@ -12,12 +12,14 @@ from shellworld.reading.launchers import UNKNOWN
 
 # Variables that every shell has; all others are empty until they are set.
 _INHERITED = frozenset(
-    "HOME PATH USER LOGNAME SHELL PWD OLDPWD TERM HOSTNAME UID EUID PPID RANDOM SECONDS LINENO BASHPID IFS LANG TMPDIR".split()
+    "HOME PATH USER LOGNAME SHELL PWD OLDPWD TERM HOSTNAME UID EUID PPID RANDOM SECONDS LINENO "
+    "BASHPID IFS LANG TMPDIR".split()
 )
+# Nested calls and commands that are read; more is no script that an agent writes.
 DEPTH, STEPS = (
     24,
     5000,
-)  # nested calls and commands that are read; more is no script that an agent writes
+)
 
 
 @dataclasses.dataclass
@@ -156,7 +158,7 @@ class StaticWords(abc.ABC):
         return self.parameter(part)
 
     def parameter(self, p: ast.Parameter) -> tuple[list[str], bool]:
-        """Returns the values of a parameter, as far as they are known; and whether it is an array."""
+        """Returns the values of a parameter, if they are known, and whether it is an array."""
         known, name = self.known, p.name
         argument = "".join(self.words((p.argument,), split=False)) if p.argument else ""
         second = "".join(self.words((p.second,), split=False)) if p.second else ""

@@ -18,49 +18,81 @@ MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 MNT_DETACH = 2
 
 # What root may do in a world: own, read and enter every file of the world, change users, signal its
-# processes.
-CAPABILITIES_OF_ROOT = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-)  # chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid
+# processes. In order: chown, dac_override, dac_read_search, fowner, fsetid, kill, setgid, setuid.
+CAPABILITIES_OF_ROOT = (0, 1, 2, 3, 4, 5, 6, 7)
 SYS_PTRACE, LAST_CAPABILITY = 19, 63
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_SET_SECCOMP = (
-    1,
-    4,
-    24,
-    38,
-    22,
-)
+_PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
+_PR_SET_SECCOMP = 22
+_PR_CAPBSET_DROP = 24
+_PR_SET_NO_NEW_PRIVS = 38
 
 # System calls refused to lines: name -> number on (x86_64, aarch64). None of them is needed by
 # bash, coreutils or acl. They open the kernel's less walked paths, or give memory that no limit
 # counts (memfd, System V and POSIX queues and segments).
 _REFUSED = {
-    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272),
-    "pidfd_getfd": (438, 438), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
-    "open_tree": (428, 428), "move_mount": (429, 429), "fsopen": (430, 430), "fsconfig": (431, 431), "fsmount": (432, 432),
-    "fspick": (433, 433), "mount_setattr": (442, 442), "unshare": (272, 97), "setns": (308, 268), "bpf": (321, 280),
-    "perf_event_open": (298, 241), "userfaultfd": (323, 282), "add_key": (248, 217), "request_key": (249, 218),
-    "keyctl": (250, 219), "io_uring_setup": (425, 425), "io_uring_enter": (426, 426), "io_uring_register": (427, 427),
-    "memfd_create": (319, 279), "memfd_secret": (447, 447), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
-    "mq_open": (240, 180), "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106),
-    "kexec_load": (246, 104), "kexec_file_load": (320, 294), "reboot": (169, 142), "swapon": (167, 224), "swapoff": (168, 225),
-    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265), "syslog": (103, 116), "quotactl": (179, 60),
-    "acct": (163, 89), "settimeofday": (164, 170), "clock_settime": (227, 112), "clock_adjtime": (305, 266),
-    "adjtimex": (159, 171), "sethostname": (170, 161), "setdomainname": (171, 162), "personality": (135, 92),
-    "vhangup": (153, 58), "fanotify_init": (300, 262),
-}  # fmt: skip
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "pivot_root": (155, 41),
+    "chroot": (161, 51),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "keyctl": (250, 219),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "name_to_handle_at": (303, 264),
+    "open_by_handle_at": (304, 265),
+    "syslog": (103, 116),
+    "quotactl": (179, 60),
+    "acct": (163, 89),
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "clock_adjtime": (305, 266),
+    "adjtimex": (159, 171),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    "personality": (135, 92),
+    "vhangup": (153, 58),
+    "fanotify_init": (300, 262),
+}
+# Machine -> its column above, and the kernel's number for its architecture.
 _MACHINES = {
     "x86_64": (0, 0xC000003E),
     "aarch64": (1, 0xC00000B7),
-}  # column above, the kernel's name of the architecture
+}
 _CLONE, _IOCTL, _CLONE3 = (56, 220), (16, 29), (435, 435)
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX push input into a terminal
 _EPERM, _ENOSYS = 1, 38
@@ -150,9 +182,8 @@ def bound(capabilities: tuple[int, ...]) -> None:
     """
     for capability in range(LAST_CAPABILITY + 1):
         if capability not in capabilities:
-            _libc.prctl(
-                _PR_CAPBSET_DROP, capability, 0, 0, 0
-            )  # fails for numbers that this kernel does not have
+            # It fails for numbers that this kernel does not have.
+            _libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
@@ -176,9 +207,8 @@ def _program() -> bytes:
         (load, 0, 0, number),
     ]
     program += when(at_least, 0x40000000, fail | _EPERM)  # the x32 names of the same calls
-    program += when(
-        equal, _CLONE3[column], fail | _ENOSYS
-    )  # its flags cannot be read here; libc falls back to clone
+    # The flags of clone3 cannot be read here; libc falls back to clone.
+    program += when(equal, _CLONE3[column], fail | _ENOSYS)
     for numbers in _REFUSED.values():
         program += when(equal, numbers[column], fail | _EPERM)
     namespaces = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET

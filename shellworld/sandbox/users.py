@@ -46,7 +46,8 @@ def namespace() -> Iterator[tuple[int, dict[str, Any]]]:
         if holder.stdout.readline() != b"ready\n":
             complaint = holder.stderr.read().decode(errors="replace").strip()
             raise UserError(
-                f"The sandbox needs user namespaces, which this machine does not allow ({complaint}): set "
+                "The sandbox needs user namespaces, which this machine does not allow "
+                f"({complaint}): set "
                 "user.max_user_namespaces above 0, or use the simulator (--backend=sim)."
             )
         try:
@@ -83,10 +84,14 @@ def first_outside(kind: str) -> int:
     if os.geteuid() == 0:
         return _FIRST
     name = pwd.getpwuid(os.geteuid()).pw_name
-    remedy = f"add the line {name}:100000:65536 to /etc/sub{kind} (without a range, a tree could have one owner only)"
+    remedy = (
+        f"add the line {name}:100000:65536 to /etc/sub{kind} "
+        "(without a range, a tree could have one owner only)"
+    )
     if shutil.which(f"new{kind}map") is None:
         raise UserError(
-            f"The sandbox needs new{kind}map to have more than one user: install the package uidmap."
+            f"The sandbox needs new{kind}map to have more than one user: install the package "
+            "uidmap."
         )
     try:
         lines = Path(f"/etc/sub{kind}").read_text().splitlines()

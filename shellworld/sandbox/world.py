@@ -27,7 +27,8 @@ def plan(tree: Mapping[str, Any], size: int, inodes: int) -> dict[str, Any]:
     content = sum(len(entry.get("content", "")) for entry in tree["paths"].values())
     if content * 4 > size or len(tree["paths"]) * 2 > inodes:
         raise UserError(
-            f"The tree ({len(tree['paths'])} paths, {content} characters) is too large for the sandbox."
+            f"The tree ({len(tree['paths'])} paths, {content} characters) is too large for the "
+            "sandbox."
         )
     names = _Names(tree)
     make: list[tuple[str, str, str]] = []

@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> None:
                 if first != second or first.exit_code in (124, 137):
                     unstable += 1
                     print(
-                        f"left out: {world}: {line!r} ({', '.join(compare.difference(first, second)) or 'limit'})"
+                        f"left out: {world}: {line!r} "
+                        f"({', '.join(compare.difference(first, second)) or 'limit'})"
                     )
                 else:
                     kept.append(first)

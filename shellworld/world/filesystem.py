@@ -36,7 +36,7 @@ class FileSystem:
         self._number = 11 + count  # the last that an inode got; none is given twice
         self.root = root or Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
 
-    # -- looking up --------------------------------------------------------------------------------------------------
+    # -- looking up --------------------------------------------------------------------
 
     def walk(
         self, path: str, who: Credentials, follow: bool = True
@@ -146,13 +146,20 @@ class FileSystem:
 
     def stat_node(self, node: Inode) -> Stat:
         """Returns what the kernel tells of an inode; a directory's size is as tmpfs has it."""
-        size = (
-            40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)
-        )  # as tmpfs has it
+        # A directory is as large as on tmpfs.
+        size = 40 + 20 * len(node.entries) if node.entries is not None else size_of(node.content)
         return Stat(
-            node.kind, node.mode, node.uid, node.gid, size, node.nlink, node.mtime, node.ctime, node.ino,
+            node.kind,
+            node.mode,
+            node.uid,
+            node.gid,
+            size,
+            node.nlink,
+            node.mtime,
+            node.ctime,
+            node.ino,
             node.acl is not None or node.default is not None,
-        )  # fmt: skip
+        )
 
     def find(self, path: str, who: Credentials = ROOT, follow: bool = True) -> Inode | None:
         """What is at the path, or None if it cannot be reached."""
@@ -193,7 +200,7 @@ class FileSystem:
             raise FsError("EINVAL")
         return node.content
 
-    # -- contents ----------------------------------------------------------------------------------------------------
+    # -- contents ----------------------------------------------------------------------
 
     def open_read(self, path: str, who: Credentials) -> Inode:
         """The file to read from (a directory opens too: reading it fails with EISDIR)."""
@@ -273,7 +280,7 @@ class FileSystem:
         if who.uid != 0 and node.mode & 0o6000:
             node.mode &= ~0o4000 & (~0o2000 if node.mode & 0o010 else ~0)
 
-    # -- making and removing -----------------------------------------------------------------------------------------
+    # -- making and removing -----------------------------------------------------------
 
     def create(
         self, parent: Inode, name: str, kind: Kind, mode: int, who: Credentials, content: str = ""
@@ -450,7 +457,7 @@ class FileSystem:
         self.attach(to_parent, to_name, node)
         node.ctime = parent.mtime = parent.ctime = to_parent.mtime = to_parent.ctime = self.clock
 
-    # -- pipes by name -----------------------------------------------------------------------------------------------
+    # -- pipes by name -----------------------------------------------------------------
 
     def open_pipe(self, text: str, who: Credentials) -> tuple[str, Inode]:
         """A nameless file under /dev/fd, and its path, until `close_pipe`."""
@@ -466,7 +473,7 @@ class FileSystem:
         assert open_files is not None  # it is a directory
         open_files.pop(path.rpartition("/")[2], None)
 
-    # -- attributes --------------------------------------------------------------------------------------------------
+    # -- attributes --------------------------------------------------------------------
 
     def chmod(self, path: str, mode: int, who: Credentials) -> None:
         """Sets the 12 permission bits of what the path leads to.

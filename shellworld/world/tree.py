@@ -218,7 +218,7 @@ def sort_acl(entries: Iterable[AclEntry]) -> list[AclEntry]:
     return sorted(entries, key=lambda e: (e.default, _ACL_ORDER.index(e.kind), e.name))
 
 
-# -- users and groups ----------------------------------------------------------------------------------------------------
+# -- users and groups ------------------------------------------------------------------
 
 
 def _identities(value: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], dict[str, int]]:
@@ -258,7 +258,8 @@ def _identities(value: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], di
         for member_of in (group, *further):
             if not isinstance(member_of, str) or member_of not in groups:
                 raise UserError(
-                    f"{where}: {member_of!r} is not one of the groups ({', '.join(sorted(groups))})."
+                    f"{where}: {member_of!r} is not one of the groups "
+                    f"({', '.join(sorted(groups))})."
                 )
         user["groups"] = sorted(set(further) - {group})
     _unique({name: user["uid"] for name, user in users.items()}, "users", "uid")
@@ -284,7 +285,8 @@ def _account_files(
     users: Mapping[str, Mapping[str, Any]], groups: Mapping[str, int]
 ) -> dict[str, str]:
     passwd = "".join(
-        f"{name}:x:{user['uid']}:{groups[user['group']]}:{'root' if name == 'root' else ''}:{user['home']}:/bin/bash\n"
+        f"{name}:x:{user['uid']}:{groups[user['group']]}:{'root' if name == 'root' else ''}:"
+        f"{user['home']}:/bin/bash\n"
         for name, user in users.items()
     )
     members = {
@@ -295,7 +297,7 @@ def _account_files(
     return {"/etc/passwd": passwd, "/etc/group": group}
 
 
-# -- paths ---------------------------------------------------------------------------------------------------------------
+# -- paths -----------------------------------------------------------------------------
 
 
 def _paths(
@@ -321,7 +323,8 @@ def _paths(
         _absolute(path, f"paths.{path}")
         if is_system(path):
             raise UserError(
-                f"paths.{path}: programs and devices are the same in every tree; use /usr/local/bin, /opt or /srv."
+                f"paths.{path}: programs and devices are the same in every tree; use "
+                "/usr/local/bin, /opt or /srv."
             )
         complete[path] = _entry(path, entry, users, groups)
     for path in list(complete):
@@ -331,7 +334,8 @@ def _paths(
         parent = posixpath.dirname(path)
         if complete[parent]["type"] != "directory":
             raise UserError(
-                f"paths.{path}: its parent {parent} is a {complete[parent]['type']}, not a directory."
+                f"paths.{path}: its parent {parent} is a {complete[parent]['type']}, not a "
+                "directory."
             )
     return _link(complete)
 
@@ -389,7 +393,8 @@ def _acl(
         entry = parse_acl(text) if isinstance(text, str) else None
         if entry is None:
             raise UserError(
-                f"{where}.acl: {text!r} is not an entry such as 'user:NAME:rw-' or 'default:mask::r-x'."
+                f"{where}.acl: {text!r} is not an entry such as 'user:NAME:rw-' or "
+                "'default:mask::r-x'."
             )
         if entry.name:
             known = users if entry.tag == "user" else groups
@@ -446,7 +451,7 @@ def _link(paths: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     return dict(sorted(result.items()))
 
 
-# -- values --------------------------------------------------------------------------------------------------------------
+# -- values ----------------------------------------------------------------------------
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:
@@ -498,7 +503,8 @@ def _holder(value: Any, where: str, names: Mapping[str, Any]) -> str:
         return numbers.get(int(value), str(int(value)))
     if not isinstance(value, str) or value not in names:
         raise UserError(
-            f"{where}: {value!r} is neither one of the names ({', '.join(names)}) nor a number as text."
+            f"{where}: {value!r} is neither one of the names ({', '.join(names)}) nor a number as "
+            "text."
         )
     return value
 
@@ -511,7 +517,8 @@ def _absolute(value: Any, where: str) -> None:
         or posixpath.normpath(value) != value
     ):
         raise UserError(
-            f"{where}: {value!r} is not an absolute path without '.', '..', doubled or final slashes."
+            f"{where}: {value!r} is not an absolute path without '.', '..', doubled or final "
+            "slashes."
         )
     if (
         "\0" in value
