@@ -5,6 +5,7 @@ All as mawk does it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -232,7 +233,7 @@ class Array(dict):
         lists: list[list[str]] = [[] for _ in range(64)]
         for key in self:
             lists[_hash(key) & 63].insert(0, key)
-        return [key for bucket in lists for key in bucket]
+        return list(itertools.chain.from_iterable(lists))
 
 
 def _divide(a: float, b: float) -> float:

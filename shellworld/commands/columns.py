@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from shellworld.commands import Context, FsError, Unsupported
@@ -122,7 +123,12 @@ def cut(ctx: Context, options: Options, operands: list[str]) -> int:
                     out.append(line)
             else:
                 fields = line.split(delimiter)
-                chosen = fields[single] if single else [f for s in slices for f in fields[s]]
+                if single:
+                    chosen = fields[single]
+                else:
+                    chosen = []
+                    for s in slices:
+                        chosen += fields[s]
                 out.append(join.join(chosen))
     if out:
         ctx.write(from_bytes(end.join(out) + end))
@@ -174,19 +180,13 @@ def paste(ctx: Context, options: Options, operands: list[str]) -> int:
                 return status
             if not serial:
                 files.append([])
-    rows = (
-        files
-        if serial
-        else [[f[i] if i < len(f) else "" for f in files] for i in range(max(map(len, files)))]
-    )
+    rows = files if serial else list(itertools.zip_longest(*files, fillvalue=""))
     for row in rows:
         ctx.tick(1 + len(row))
-        parts = [
-            part
-            for i, cell in enumerate(row)
-            for part in (delimiters[(i - 1) % len(delimiters)] if i else "", cell)
-        ]
-        ctx.write("".join(parts) + end)
+        text = ""
+        for i, cell in enumerate(row):
+            text += (delimiters[(i - 1) % len(delimiters)] if i else "") + cell
+        ctx.write(text + end)
     return status
 
 
@@ -326,7 +326,10 @@ def _tr_map(first: list, second: list, complement: bool, truncate: bool) -> dict
 
 
 def _flat(elements: list) -> list[str]:
-    return [c for e in elements for c in (_class_chars(e[1]) if isinstance(e, tuple) else e)]
+    chars: list[str] = []
+    for element in elements:
+        chars += _class_chars(element[1]) if isinstance(element, tuple) else element
+    return chars
 
 
 def _members(second: list) -> set[str]:
@@ -414,10 +417,10 @@ def column(ctx: Context, options: Options, operands: list[str]) -> int:
         line.split() if separators is None else re.split("[" + re.escape(separators) + "]", line)
         for line in lines
     ]
-    widths = [
-        max(len(row[i]) for row in rows if i < len(row))
-        for i in range(max(map(len, rows), default=0))
-    ]
+    widths = [0] * max(map(len, rows), default=0)
+    for row in rows:
+        for i, cell in enumerate(row):
+            widths[i] = max(widths[i], len(cell))
     for row in rows:
         row += [""] * (len(widths) - len(row))
         ctx.write(

@@ -82,7 +82,7 @@ class _Diff:
         binary = "a" not in flags and any("\0" in text for text in texts)
         lines = [lines_of(text) for text in texts]
         whole = [text.endswith("\n") or not text for text in texts]
-        keys = [[self.key(line) for line in side] for side in lines]
+        keys = [list(map(self.key, side)) for side in lines]
         if not flags & {"w", "b", "Z"}:
             for side in (0, 1):
                 if not whole[side]:

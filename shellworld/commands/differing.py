@@ -25,7 +25,9 @@ def changed_lines(
         marks = [False] * len(left), [False] * len(right)
     else:
         marks = _confusing(left, Counter(right)), _confusing(right, Counter(left))
-    kept = [[i for i, mark in enumerate(side) if not mark] for side in marks]
+    kept = []
+    for side in marks:
+        kept.append([i for i, mark in enumerate(side) if not mark])
     sequences = [left[i] for i in kept[0]], [right[i] for i in kept[1]]
     _compare(sequences, kept, marks, 0, len(kept[0]), 0, len(kept[1]), tick)
     _shift(left, marks[0], marks[1])

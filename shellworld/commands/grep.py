@@ -169,7 +169,7 @@ def _prepare(
     if recursive and not operands:
         job.flags.add("bare")
     _compile(job, patterns, matcher)
-    if "z" in job.flags and any(c in p for p in patterns for c in "^$\n"):
+    if "z" in job.flags and set("^$\n") & set("".join(patterns)):
         raise Unsupported("grep -z with lines")
     return job, names
 

@@ -313,9 +313,7 @@ def _as_user(
     if "i" in flags or "s" in flags:
         if "i" in flags and ctx.fs.is_dir(user.home, who):
             cwd = user.home
-        quoted = " ".join(
-            "".join(c if c.isalnum() or c in "_-$" else "\\" + c for c in word) for word in argv
-        )
+        quoted = " ".join(re.sub(r"([^\w$-])", r"\\\1", word) for word in argv)
         argv = ["bash", "-c", quoted] if argv else ["bash"]
     if not argv:
         ctx.error(

@@ -200,7 +200,7 @@ class _Listing:
             ctx.write(f"total {human(total) if 'h' in self.flags else total // 1024}\n")
         if not rows:
             return
-        widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         left = self._left_columns()
         for row in rows:
             cells = [

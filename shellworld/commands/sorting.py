@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -308,7 +309,7 @@ def sort(ctx: Context, options: Options, operands: list[str]) -> int:
         except FsError as error:
             verb = "read failed" if error.code == "EISDIR" else "cannot read"
             return ctx.fail(f"{verb}: {name}: {error.message}", 2)
-    lines = [line for file in files for line in file]
+    lines = list(itertools.chain.from_iterable(files))
     ctx.tick(len(lines))
     functions = [(key.function(separator), "r" in key.options) for key in keys]
 

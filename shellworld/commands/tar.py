@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 
 from shellworld.commands import Context, FsError, Unsupported, command
@@ -196,9 +197,9 @@ class _Tar:
 
     def excludes(self, name: str) -> bool:
         parts = name.rstrip("/").split("/")
-        return any(
-            matches("/".join(parts[i:]), p) for p in self.excluded for i in range(len(parts))
-        )
+        ends = ["/".join(parts[i:]) for i in range(len(parts))]
+        pairs = itertools.product(ends, self.excluded)
+        return any(matches(end, pattern) for end, pattern in pairs)
 
     # -- creating ----------------------------------------------------------------------
 
@@ -220,11 +221,10 @@ class _Tar:
                 return False
         own = fs.find(path, ctx.who) if self.archive != "-" else None
         self.links: dict[int, str] = {}
-        members = [
-            m
-            for name in names
-            for m in self.walk(name, join(self.base, name) if name[0] != "/" else name, own)
-        ]
+        members: list[Member] = []
+        for name in names:
+            source = name if name[0] == "/" else join(self.base, name)
+            members += self.walk(name, source, own)
         data = pack(members)
         data = compress(data) if self.compressed else data
         if self.archive == "-":

@@ -177,10 +177,10 @@ def _counts(text: str, wanted: str) -> list[int]:
             values.append(text.count("\n"))
         elif kind == "w":
             words = re.findall(r"[^ \t-\r]+", text)
-            plain = _UNPRINTABLE.search(text) is None
-            values.append(
-                len(words) if plain else sum(any(" " < c <= "~" for c in word) for word in words)
-            )
+            if _UNPRINTABLE.search(text) is not None:
+                # A word without a printable character is none.
+                words = [word for word in words if any(" " < c <= "~" for c in word)]
+            values.append(len(words))
         elif kind in "mc":
             values.append(len(text))
         else:

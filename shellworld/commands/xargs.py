@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.options import Options, lines_of, read, tool, unknown
 
@@ -113,7 +115,7 @@ def xargs(ctx: Context, options: Options, operands: list[str]) -> int:
     except _BadInput as error:
         items, broken = [], str(error)
     if end is not None and separator is None:
-        flat = [word for line in items for word in line]
+        flat = list(itertools.chain.from_iterable(items))
         if end in flat:
             if lines is not None or replace is not None:
                 raise Unsupported("xargs -E with lines")
@@ -128,9 +130,10 @@ def xargs(ctx: Context, options: Options, operands: list[str]) -> int:
                 break
         return run.status
     step = lines or max(len(items), 1)
-    groups = [
-        [word for line in items[i : i + step] for word in line] for i in range(0, len(items), step)
-    ] or [[]]
+    groups = []
+    for i in range(0, len(items), step):
+        groups.append(list(itertools.chain.from_iterable(items[i : i + step])))
+    groups = groups or [[]]
     base = sum(len(word) + 1 for word in command)
     for group in groups:
         batch: list[str] = []

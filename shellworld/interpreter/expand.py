@@ -440,9 +440,8 @@ class Expander:
         """Appends the file names that a field matches, or the field itself."""
         text = "".join([segment[0] for segment in field])
         self.shell.meter.word(len(text))
-        if "f" not in self.shell.options and any(
-            not quoted and any(c in t for c in "*?[") for t, quoted in field
-        ):
+        unquoted = "".join([segment for segment, quoted in field if not quoted])
+        if "f" not in self.shell.options and any(c in unquoted for c in "*?["):
             source = "".join([pattern.escape(t) if quoted else t for t, quoted in field])
             if pattern.is_pattern(source):
                 if "**" in source and "globstar" in self.shell.options:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from shellworld.interpreter.result import LimitExceeded
@@ -43,10 +44,9 @@ def _expand(items: list[Item]) -> list[list[Item]]:
         begin, end, commas = found
         head, tail = items[:begin], items[end + 1 :]
         if commas:
-            pieces = [
-                items[a + 1 : b] for a, b in zip([begin, *commas], [*commas, end], strict=True)
-            ]
-            middles = [expanded for piece in pieces for expanded in _expand(piece)]
+            middles = []
+            for before, behind in itertools.pairwise([begin, *commas, end]):
+                middles += _expand(items[before + 1 : behind])
         else:
             sequence = _sequence(items[begin + 1 : end])
             if sequence is None:
@@ -62,7 +62,7 @@ def _expand(items: list[Item]) -> list[list[Item]]:
         )
         if words > LIMIT or size > CHARACTERS:
             raise LimitExceeded("memory", 137)
-        return [head + middle + rest for middle in middles for rest in tails]
+        return [head + middle + rest for middle, rest in itertools.product(middles, tails)]
 
 
 def _group(items: list[Item], start: int) -> tuple[int, int, list[int]] | None:

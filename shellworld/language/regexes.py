@@ -17,6 +17,7 @@ instead. The nodes are tuples:
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -130,15 +131,20 @@ class Analysis:
             seen |= mask
         else:
             return True
-        words = [
-            "\0".join(i[1] for i in t[1])
-            for t in options
-            if t[0] == "cat" and all(_literal(i) for i in t[1])
-        ]
-        words += [t[1] for t in options if _literal(t)]
+        words = []
+        for option in options:
+            if _literal(option):
+                words.append(option[1])
+            elif option[0] == "cat" and all(map(_literal, option[1])):
+                words.append("\0".join([item[1] for item in option[1]]))
         if len(words) < len(options) or self.flags & re.IGNORECASE:
             return False
-        return not any(a is not b and (b + "\0").startswith(a + "\0") for a in words for b in words)
+        for word, other in itertools.product(words, words):
+            # By identity: equal single characters are one object, and Python's `re` makes one set
+            # of them; longer words that are equal are two, and it would try them one by one.
+            if word is not other and (other + "\0").startswith(word + "\0"):
+                return False
+        return True
 
     def _cost(self, tree: tuple, after: int) -> tuple[float, float]:
         """Bounds the ways to match at one place: (constant, degree) for constant * n ** degree.

@@ -524,13 +524,9 @@ class FileSystem:
             raise FsError("EPERM")
         if default is not None and node.entries is None:
             raise FsError("EACCES")
-        if any(
-            number > NOBODY
-            for part in (acl, default)
-            if part
-            for number, _ in (*part.users, *part.groups)
-        ):
-            raise FsError("EINVAL")
+        for part in (acl, default):
+            if part and any(number > NOBODY for number, _ in (*part.users, *part.groups)):
+                raise FsError("EINVAL")
         self.chmod_node(node, mode, who)
         node.acl = acl
         node.default = default

@@ -264,11 +264,10 @@ def _identities(value: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], di
         user["groups"] = sorted(set(further) - {group})
     _unique({name: user["uid"] for name, user in users.items()}, "users", "uid")
     _unique(groups, "groups", "number")
-    ordered = sorted(users.items(), key=lambda item: item[1]["uid"])
-    return (
-        {name: {field: user[field] for field in _USER_FIELDS} for name, user in ordered},
-        dict(sorted(groups.items(), key=lambda item: item[1])),
-    )
+    normal_users = {}
+    for name, user in sorted(users.items(), key=lambda item: item[1]["uid"]):
+        normal_users[name] = {field: user[field] for field in _USER_FIELDS}
+    return normal_users, dict(sorted(groups.items(), key=lambda item: item[1]))
 
 
 def _unique(numbers: Mapping[str, int], what: str, field: str) -> None:
@@ -289,12 +288,11 @@ def _account_files(
         f"{user['home']}:/bin/bash\n"
         for name, user in users.items()
     )
-    members = {
-        group: ",".join(name for name, user in users.items() if group in user["groups"])
-        for group in groups
-    }
-    group = "".join(f"{name}:x:{gid}:{members[name]}\n" for name, gid in groups.items())
-    return {"/etc/passwd": passwd, "/etc/group": group}
+    group_lines = []
+    for group, gid in groups.items():
+        members = [name for name, user in users.items() if group in user["groups"]]
+        group_lines.append(f"{group}:x:{gid}:{','.join(members)}\n")
+    return {"/etc/passwd": passwd, "/etc/group": "".join(group_lines)}
 
 
 # -- paths -----------------------------------------------------------------------------
