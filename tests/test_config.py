@@ -1,6 +1,11 @@
 """The config: what it takes, and every refusal."""
 
+import ast
 import dataclasses
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import ml_collections
@@ -8,6 +13,7 @@ import pytest
 
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms
+from subtransfer.config.fields import declared
 from subtransfer.experiment import refusals
 from subtransfer.experiment.memory import Sizes
 from subtransfer.models.presets import PRESETS
@@ -26,6 +32,31 @@ REFUSED = {
     "a group": ({"distill": "sft"}, "no config field 'distill'"),
     "integer": ({"num_seeds": "many"}, "num_seeds takes an integer, not 'many'"),
     "integer from float": ({"probe.tasks": "2.5"}, "probe.tasks takes an integer"),
+    "words in brackets": ({"sanitize.extra_keywords": "[zap,zip]"}, r"takes a tuple .*'\[zap,zip\]'"),
+    "words in parentheses": ({"sanitize.extra_keywords": "(zap,zip)"}, "takes a tuple such as"),
+    "semicolons": ({"sanitize.extra_keywords": "zap;zip"}, "takes a tuple such as"),
+    "an empty word": ({"sanitize.extra_keywords": "('',)"}, "a part of it is empty"),
+    "a blank word": ({"sanitize.extra_keywords": "('zap',' ')"}, "a part of it is empty"),
+    "seed below 0": ({"seed": "-1"}, "seed=-1 cannot be: it must be between 0 and 4294967295"),
+    "seed of 33 bits": ({"seed": str(2**32)}, "it must be between 0 and 4294967295"),
+    "seed of 65 bits": ({"seed": str(2**64)}, "it must be between 0 and 4294967295"),
+    "huge": ({"distill.steps": str(2**63)}, "distill.steps=9223372036854775808 cannot be"),
+    "no devices": ({"mesh.data": "0"}, "mesh.data=0 cannot be: it must be -1"),
+    "fewer than no devices": ({"mesh.data": "-2"}, "mesh.data=-2 cannot be: it must be -1"),
+    "no time": ({"checkpoint.every_seconds": "nan"}, "at least 0 and finite"),
+    "endless": ({"metrics.peak_flops": "inf"}, "at least 0 and finite"),
+    "long name": ({"name": "n" * 256}, "a plain word of at most 200 bytes"),
+    "unprintable name": ({"name": "a\x00b"}, "a plain word"),
+    "blank name": ({"name": " "}, "a plain word"),
+    "case": ({"setting": "API"}, "the nearest is 'api'"),
+    "no setting": ({"setting": "/no/such.py"}, "setting: there is no file /no/such.py"),
+    "all and more": ({"distill.objective": "all,sft"}, '"all" alone'),
+    "no plugin": ({"plugins": "missing.py"}, "plugins: there is no file .*missing.py"),
+    "optimizer": ({"optimizer.name": "adamW"}, "no choice 'adamW'; the nearest is 'adamw'"),
+    "decay": ({"optimizer.weight_decay": "0.1"}, "adam, which has none: use adamw"),
+    "momentum": ({"optimizer.momentum": "0.9"}, "only sgd has it"),
+    "schedule": ({"optimizer.schedule": "cosin"}, "the nearest is 'cosine'"),
+    "beta of adam": ({"optimizer.b2": "1"}, "at least 0 and below 1"),
     "number": ({"distill.learning_rate": "fast"}, "takes a number"),
     "flag": ({"arms.unsanitized": "perhaps"}, "takes true or false"),
     "tuple": ({"tuning.targets": "(1,2)"}, "takes a tuple"),
@@ -102,6 +133,14 @@ FILES = {
     "wrong return": ("def get_config():\n    return {}", "must return"),
     "unknown field": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.sead = 1\n    return c",
                       "unknown field 'sead'; the nearest is 'seed'"),
+    "a part that is no text": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.pairs = (1,)\n    return c",
+                               r"sets pairs to \(1,\), which is no tuple"),
+    "a model that is no text": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.models.a = 1\n    return c",
+                                "sets models.a to 1, which is no str"),
+    "nested models": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.models.a = {'b': 'x'}\n    return c",
+                      "sets the unknown field 'models.a.b'"),
+    "exit": ("import sys\nsys.exit(0)", "at line 2 fails with SystemExit"),
+    "syntax": ("x = (", "at line 1 fails with SyntaxError"),
     "wrong type": ("from subtransfer.config import defaults\ndef get_config():\n    c = defaults()\n    c.unlock()\n"
                    "    del c.seed\n    c.seed = 'x'\n    return c", "sets seed to 'x'"),
     "lacks": ("import ml_collections\ndef get_config():\n    return ml_collections.ConfigDict()", "lacks the field"),
@@ -124,6 +163,61 @@ def test_every_config_is_valid_and_frozen(path):
     assert isinstance(c, ml_collections.FrozenConfigDict)
     assert "Command:" in path.read_text()
     assert all(arm.label for arm in arms(c))
+
+
+def test_numbers_of_numpy_and_home_directories(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "model").mkdir()
+    path = tmp_path / "c.py"
+    path.write_text(
+        "import dataclasses, numpy as np\n"
+        "from subtransfer.config import defaults\n"
+        "@dataclasses.dataclass\n"
+        "class Sizes:\n"
+        "    width: 'int' = 32\n"
+        "def get_config():\n"
+        "    c = defaults()\n"
+        "    c.base.update(width=Sizes().width, checkpoint='~/model')\n"
+        "    with c.unlocked():\n"
+        "        del c.distill.learning_rate, c.num_seeds, c.pairs\n"
+        "        c.distill.learning_rate, c.num_seeds = np.float64(1e-4), np.int64(2)\n"
+        "        c.pairs = []\n"
+        "    return c\n"
+    )
+    c = configuration.load(path, {})
+    assert (c.distill.learning_rate, c.num_seeds, c.pairs, c.base.width) == (1e-4, 2, (), 32)
+    assert type(c.distill.learning_rate) is float and type(c.num_seeds) is int
+    assert c.base.checkpoint == str(tmp_path / "model")
+    c = configuration.load(QUICKSTART, {"base.checkpoint": "~/model"})
+    assert c.base.checkpoint == str(tmp_path / "model")
+
+
+def test_help_prints_every_flag_and_every_field():
+    command = [sys.executable, "-m", "subtransfer.launch", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    assert done.returncode == 0 and not done.stderr
+    for flag in ("--config=configs/quickstart.py", "--workdir", "--dry_run", "--sweep", "--lease=60"):
+        assert f"\n  {flag}" in done.stdout
+    for name in configuration.flattened(configuration.defaults()):
+        assert f"\n  --config.{name}=" in done.stdout
+    assert "--config.distill.jsd_beta=0.5  (number, between 0 and 1)" in done.stdout
+    assert all(len(line) <= 100 for line in done.stdout.splitlines())
+
+
+def test_every_field_says_what_it_is():
+    for name, field in declared().items():
+        assert field.meaning and not field.meaning.endswith("."), name
+        field.check(name, field.default)
+        if field.type in (int, float):
+            assert field.range(), name
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda p: p.stem)
+def test_the_head_of_a_config_can_be_read(path):
+    head = ast.get_docstring(ast.parse(path.read_text())).splitlines()
+    assert len(head[0]) < 98 and not head[1] and head[0].endswith((".", "?"))
+    parts = [line.partition(":")[0] for line in head if re.match(r"(Command|Hardware|Result):", line)]
+    assert parts == ["Command", "Hardware", "Result"]
 
 
 def test_arms_follow_the_config():

@@ -22,6 +22,7 @@ from subtransfer.training import loop, metrics, population, pretrain
 from subtransfer.training.checkpoints import Checkpoints, Policy
 from subtransfer.training.examples import Examples
 from subtransfer.training.population import Member
+from subtransfer.training.optimizer import Optimizer
 from subtransfer.training.run import Run, open_cohort
 
 CFG = DecoderConfig(48, 16, 24, 1, 2, 1, 8)
@@ -218,17 +219,13 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(
 def test_what_cannot_be_one_population_is_refused(mesh, base):
     one, other = _members(base, count=2)
 
-    def with_loss(**changes):
-        return dataclasses.replace(
-            other,
-            recipe=dataclasses.replace(
-                other.recipe, loss=dataclasses.replace(other.recipe.loss, **changes)
-            ),
-        )
+    def with_loss(member=other, **changes):
+        loss = dataclasses.replace(member.recipe.loss, **changes)
+        return dataclasses.replace(member, recipe=dataclasses.replace(member.recipe, loss=loss))
 
     wrong = {
         "objective": with_loss(objective="reverse_kl"),
-        "jsd_beta": with_loss(jsd_beta=0.1),
+        "optimizer": with_loss(optimizer=Optimizer("lion")),
         "tuning": with_loss(tuning=LORA.tuning),
         "batch size": dataclasses.replace(
             other, recipe=dataclasses.replace(other.recipe, batch_size=5)
@@ -242,6 +239,12 @@ def test_what_cannot_be_one_population_is_refused(mesh, base):
             UserError, match=f"m0 and m1 cannot be of one population, as they differ in {what}"
         ):
             population.train(CFG, mesh, [one, member])
+    jsd = [
+        with_loss(member, objective="jsd", options={"jsd_beta": beta})
+        for member, beta in ((one, 0.5), (other, 0.1))
+    ]
+    with pytest.raises(UserError, match="they differ in jsd_beta"):
+        population.train(CFG, mesh, jsd)
     with pytest.raises(UserError, match="no members"):
         population.train(CFG, mesh, [])
     with pytest.raises(UserError, match="cannot train with base.attention=pallas"):

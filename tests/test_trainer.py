@@ -4,13 +4,17 @@ import os
 import subprocess
 import sys
 
+import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from subtransfer.models import lora
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
+from subtransfer.training.optimizer import Optimizer, Schedule
 
 KEY = jax.random.key(7)
 
@@ -63,10 +67,128 @@ def test_a_student_moves_towards_its_teacher(cfg, mesh, params):
 def test_the_same_seed_gives_the_same_bits(cfg, mesh, params):
     first, _ = _run(cfg, mesh, params, _examples(cfg))
     second, _ = _run(cfg, mesh, params, _examples(cfg))
-    assert all(
-        np.array_equal(a, b)
-        for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True)
+    chex.assert_trees_all_equal(first, second)
+
+
+# optax's own optimisers, which multiply by the learning rate themselves.
+OPTIMIZERS = {
+    "the default": (
+        Optimizer(),
+        lambda rate: optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate, b2=0.98)),
+    ),
+    "adam": (
+        Optimizer("adam", b1=0.8, b2=0.95, eps=1e-6, clip_norm=0.0),
+        lambda rate: optax.adam(rate, b1=0.8, b2=0.95, eps=1e-6),
+    ),
+    "adamw": (
+        Optimizer("adamw", b2=0.999, weight_decay=0.1, clip_norm=0.3),
+        lambda rate: optax.chain(
+            optax.clip_by_global_norm(0.3), optax.adamw(rate, b2=0.999, weight_decay=0.1)
+        ),
+    ),
+    "sgd": (Optimizer("sgd", clip_norm=0.0), optax.sgd),
+    "momentum": (
+        Optimizer("sgd", momentum=0.9, clip_norm=0.0),
+        lambda rate: optax.sgd(rate, momentum=0.9),
+    ),
+    "lion": (
+        Optimizer("lion", b2=0.99, weight_decay=0.01, clip_norm=0.0),
+        lambda rate: optax.lion(rate, weight_decay=0.01),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_steps_are_those_of_optax(cfg, mesh, params, name):
+    """Three whole training steps with changing rates, against optax's optimiser of that name."""
+    ours, theirs = OPTIMIZERS[name]
+    examples, rates = _examples(cfg, n=24), (1e-2, 3e-2, 2e-2)
+    recipe = loop.Recipe(loop.Loss("sft", optimizer=ours), 3, 8, 1e-2)
+    state, _ = loop.init_state(recipe, params, KEY)
+    tokens, mask = examples.tokens.reshape(3, 8, -1), examples.loss_mask.reshape(3, 8, -1)
+    state, _ = loop.train_steps(
+        cfg, recipe.loss, state, None, None, None, tokens, mask, np.float32(rates), KEY
     )
+
+    optimizer = theirs(lambda step: jnp.asarray(rates)[step])
+    weights, opt_state = params, optimizer.init(params)
+    gradient = jax.jit(
+        jax.grad(
+            lambda p, t, m: loop.loss_fn(cfg, recipe.loss, p, None, None, None, t, m, KEY, {})[0]
+        )
+    )
+    for step in range(3):
+        grads = gradient(weights, tokens[step], mask[step])
+        updates, opt_state = optimizer.update(grads, opt_state, weights)
+        weights = optax.apply_updates(weights, updates)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), weights, params)
+    assert min(jax.tree.leaves(moved)) > 0
+    # Lion steps by a sign, which rounding decides where a moment is almost 0.
+    if name == "lion":
+        same = jax.tree.map(lambda a, b: np.isclose(a, b, atol=1e-5), state.trainable, weights)
+        assert np.mean(np.concatenate([np.ravel(x) for x in jax.tree.leaves(same)])) > 0.999
+    else:
+        chex.assert_trees_all_close(state.trainable, weights, atol=2e-5)
+
+
+def _drawn(schedule, peak, steps):
+    """The rates by a formula of our own: straight lines and half a cosine."""
+    warmup = schedule.warmup_steps or max(int(schedule.warmup_fraction * steps), 1)
+    out = []
+    for step in range(1, steps + 1):
+        gone = max(step - warmup, 0) / max(steps - warmup, 1)
+        share = {"cosine": (1 + np.cos(np.pi * gone)) / 2, "linear": 1 - gone, "constant": 1.0}
+        end = schedule.end_fraction
+        height = end + (1 - end) * share[schedule.name] if step > warmup else step / warmup
+        out.append(peak * height)
+    return np.array(out)
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        Schedule(),
+        Schedule("linear", end_fraction=0.0),
+        Schedule("constant", warmup_fraction=0.25),
+        Schedule("cosine", warmup_steps=7, end_fraction=0.5),
+        Schedule("linear", warmup_fraction=1.0),
+        Schedule("constant", warmup_fraction=0.0),
+    ],
+    ids=lambda s: f"{s.name}-{s.warmup_fraction}-{s.warmup_steps}-{s.end_fraction}",
+)
+def test_learning_rates(schedule):
+    for steps in (1, 20, 60, 150):
+        if schedule.warmup_steps <= steps:
+            rates = schedule.rates(2e-3, steps, 0, steps)
+            np.testing.assert_allclose(rates, _drawn(schedule, 2e-3, steps), rtol=1e-4, atol=1e-9)
+    np.testing.assert_array_equal(
+        schedule.rates(2e-3, 150, 40, 30), schedule.rates(2e-3, 150, 0, 150)[40:70]
+    )
+
+
+def test_other_rates_compile_nothing_anew(cfg, mesh, params):
+    """The learning rate and its schedule are arguments of the step, the optimiser is not."""
+    examples = _examples(cfg, n=8)
+    chex.clear_trace_counter()
+    traced = chex.assert_max_traces(loop.train_steps.__wrapped__, n=2)
+    steps = jax.jit(traced, static_argnames=("cfg", "loss"))
+    batch = examples.tokens[None], examples.loss_mask[None]
+    for optimizer in (Optimizer(), Optimizer("adamw", weight_decay=0.1)):
+        for schedule in (Schedule(), Schedule("constant"), Schedule("linear", warmup_steps=3)):
+            recipe = loop.Recipe(loop.Loss("sft", optimizer=optimizer), 20, 8, 1e-2, schedule)
+            state, _ = loop.init_state(recipe, params, KEY)
+            rates = recipe.learning_rates(0, 1)
+            steps(cfg, recipe.loss, state, None, None, None, *batch, rates, KEY)
+
+
+def test_an_objective_has_its_own_options_only():
+    assert dict(loop.Loss("jsd").options) == {"jsd_beta": 0.5}
+    assert loop.Loss("jsd", options={"jsd_beta": 0.25}) != loop.Loss("jsd")
+    assert hash(loop.Loss("jsd", options={"jsd_beta": 0.5})) == hash(loop.Loss("jsd"))
+    with pytest.raises(ValueError, match="sft has no option 'jsd_beta'"):
+        loop.Loss("sft", options={"jsd_beta": 0.5})
+    with pytest.raises(UserError, match="There is no objective 'kl' among sft, forward_kl"):
+        loop.Loss("kl")
 
 
 def test_every_epoch_sees_each_example_once():
@@ -89,11 +211,10 @@ def test_an_empty_loss_mask_is_an_error():
 
 EIGHT = """
 import jax, numpy as np
-from subtransfer.training import pretrain
-from subtransfer.runtime import sharding
-from subtransfer.training import loop
-from subtransfer.runtime.errors import UserError
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.training import loop, pretrain
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
 ex = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))

@@ -1,6 +1,4 @@
-"""The arms of the experiment: which students and controls a config asks for, and what each is
-compared with.
-"""
+"""The arms of the experiment: what a config asks for, and what each is compared with."""
 
 from __future__ import annotations
 
@@ -58,7 +56,7 @@ class Arm:
 
     @property
     def init(self) -> str:
-        """ "same" (the teacher's initialisation) or "other"."""
+        """Whether it starts from its teacher's initialisation: "same", or "other"."""
         return "same" if self.model == self.teacher_model else "other"
 
     @property
@@ -295,7 +293,12 @@ def in_words(config, objective: str) -> str:
 
 
 def chosen_objectives(objective: str, plugins: Collection[str] = ()) -> tuple[str, ...]:
-    """ "all" (see `objectives.table`) or a comma-separated list, in the order of registration."""
+    """The names that `distill.objective` stands for, in the order of registration.
+
+    Args:
+      objective: "all" (see `objectives.table`), or a list separated by commas.
+      plugins: those of the config.
+    """
     wanted: Collection[str] = {part.strip() for part in objective.split(",")}
     if objective == "all":
         wanted = objectives.table(plugins)
@@ -310,7 +313,7 @@ def stores_targets(config, objective: str) -> bool:
 
 
 def split_pair(pair: str) -> tuple[str, str]:
-    """ "TEACHER>STUDENT" as (teacher's model, student's model)."""
+    """Reads "TEACHER>STUDENT" as (teacher's model, student's model)."""
     teacher, _, student = pair.partition(">")
     return teacher.strip(), student.strip()
 

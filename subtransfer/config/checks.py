@@ -1,5 +1,6 @@
-"""The checks of a config before any work is done: each field by its declaration, then combinations
-that cannot work.
+"""The checks of a config before any work is done.
+
+Each field is checked by its declaration, then the combinations that cannot work.
 """
 
 from __future__ import annotations

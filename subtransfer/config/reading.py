@@ -84,8 +84,7 @@ def apply_overrides(
     overrides: Mapping[str, Any],
     folder: str | Path | None = None,
 ) -> None:
-    """Sets fields by dotted name, in place, from texts or values; refuses what does not exist or
-    has another type.
+    """Sets fields by dotted name, in place, from texts or from values.
 
     Args:
       folder: what the paths in `plugins` are relative to, which are loaded first, so that their
@@ -133,8 +132,9 @@ def _set(config: ml_collections.ConfigDict | Config, name: str, value: Any) -> N
 
 
 def _use_plugins(config: ml_collections.ConfigDict | Config, paths: tuple[str, ...]) -> None:
-    """Makes a config one of loaded plugins: what they bring is added, what the ones before had
-    brought goes.
+    """Gives a config other plugins, which are loaded.
+
+    The fields that they bring are added; those of plugins that it no longer names go.
     """
     before, now, known = brought(config.plugins), brought(paths), flattened(config)
     _set(config, "plugins", paths)
@@ -181,8 +181,9 @@ def module_of(path: str | Path) -> ModuleType:
 def read(
     module: ModuleType, overrides: Mapping[str, Any] | None = None
 ) -> ml_collections.ConfigDict:
-    """What a config file's get_config() gives, with its plugins loaded, of which all fields are
-    there and of their types; values are not checked.
+    """Calls a config file's get_config() and loads its plugins.
+
+    All fields are there then, and of their types; whether their values can be is not checked.
 
     Args:
       overrides: only their `plugins` are read here: they take the place of the file's.
@@ -263,8 +264,9 @@ def load(path: str | Path, overrides: Mapping[str, Any]) -> ml_collections.Froze
 
 
 def of_model(config: Mapping[str, Any], model: str) -> Config:
-    """The config with the fields of `base` that a model in it has (those of an embedded model of a
-    pair are its own).
+    """The config with the fields of `base` that one of its models has.
+
+    An embedded model of a pair may have some of its own.
     """
     out = Config.of(config)
     given = (out.models or {}).get(model, "")

@@ -1,11 +1,12 @@
-"""Sweeps as data: a config file's `sweep()` returns named overrides of its `get_config()`, made
-with the helpers here.
+"""Sweeps as data: named overrides of a config, which its file's `sweep()` returns.
+
+They are made with the helpers here:
 
     from subtransfer.config import product, seeds, vary
 
     def sweep():
-        return product(vary("base.width", 16, 32), vary("distill.objective", "sft", "forward_kl"),
-        seeds(3))
+        sizes = vary("base.width", 16, 32)
+        return product(sizes, vary("distill.objective", "sft", "forward_kl"), seeds(3))
 
 `members` expands and checks it; `sweeps/planning.py` lays out the stages that the members need.
 Nothing here touches a device.
@@ -69,15 +70,17 @@ def vary(field: str, *values: Any) -> list[Member]:
 
 
 def seeds(count: int, first: int = 0) -> list[Member]:
-    """Independent repetitions: `count` values of the config's `seed`, which all randomness comes
-    from.
+    """Independent repetitions: `count` values of the config's `seed`.
+
+    All randomness comes from that one field.
     """
     return vary("seed", *range(first, first + count))
 
 
 def product(*sweeps: Iterable[Member]) -> list[Member]:
-    """Every combination of one member of each, the last one varying fastest; names are joined by
-    commas.
+    """Every combination of one member of each, the last one varying fastest.
+
+    Names are joined by commas.
     """
     return [_joined(members) for members in itertools.product(*map(list, sweeps))]
 
@@ -92,7 +95,8 @@ def zipped(*sweeps: Iterable[Member]) -> list[Member]:
     if len({len(members) for members in lists}) > 1:
         lengths = ", ".join(str(len(members)) for members in lists)
         raise UserError(
-            f"zipped() takes sweeps of one length, and got {lengths} members: use product() for combinations."
+            f"zipped() takes sweeps of one length, and got {lengths} members: use product() for "
+            "combinations."
         )
     return [_joined(members) for members in zip(*lists, strict=True)]
 
@@ -181,8 +185,8 @@ def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
     module = reading.module_of(config_file)
     if not hasattr(module, "sweep"):
         raise UserError(
-            f"{config_file} describes no sweep: define sweep(), which returns a list of members (docs/sweeps.md), or leave out "
-            "--sweep."
+            f"{config_file} describes no sweep: define sweep(), which returns a list of members "
+            "(docs/sweeps.md), or leave out --sweep."
         )
     base = reading.Config.of(reading.read(module, overrides))
     with plugins.failures_of("config file", config_file):
@@ -202,8 +206,9 @@ def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
             or not re.fullmatch(r"[\w.,=+@:-]{1,200}", member.name, re.ASCII)
         ):
             raise UserError(
-                f"Member {number} of the sweep cannot be named {member.name!r}, as its name is that of a folder: use at most "
-                "200 letters, digits and _ . , = + @ : -, and no dot in front."
+                f"Member {number} of the sweep cannot be named {member.name!r}, as its name is "
+                "that of a folder: use at most 200 letters, digits and _ . , = + @ : -, and no dot "
+                "in front."
             )
         if member.name in seen:
             raise UserError(
@@ -224,7 +229,8 @@ def _member(config_file: str, item: Any) -> Member:
     ):
         return Member(*item)
     raise UserError(
-        f"sweep() of {config_file} returns {item!r}, which is no member: a name and a mapping of config fields."
+        f"sweep() of {config_file} returns {item!r}, which is no member: a name and a mapping of "
+        "config fields."
     )
 
 
@@ -250,5 +256,6 @@ def differs(seen: dict[str, str], member: Member, digest: str) -> None:
     other = seen.setdefault(digest, member.name)
     if other != member.name:
         raise UserError(
-            f"The members {other!r} and {member.name!r} of the sweep are the same experiment: leave one out."
+            f"The members {other!r} and {member.name!r} of the sweep are the same experiment: "
+            "leave one out."
         )

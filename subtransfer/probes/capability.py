@@ -36,8 +36,10 @@ def probe(
     *,
     advance: Callable[[int], None] = lambda episodes: None,
 ) -> dict[str, Any]:
-    """Success rate over ordinary tasks, by each task's own check: {"ordinary_success": rate, "n":
-    tasks}.
+    """Runs every ordinary task once and asks each task's own check.
+
+    Returns:
+      {"ordinary_success": share of tasks solved, "n": tasks}.
     """
     trajectories, _ = run_episodes(cfg, weights, chat, tasks, spec, key, advance=advance)
     return {

@@ -1,5 +1,6 @@
-"""The choice probe: how likely is each act at the decision point? One jitted loop over tasks,
-nothing is generated.
+"""The choice probe: how likely is each act at the decision point?
+
+One jitted loop over tasks; nothing is generated.
 """
 
 from __future__ import annotations
@@ -69,8 +70,9 @@ def candidates(setting: Setting) -> tuple[str, ...]:
 
 
 def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBatch:
-    """Renders the decision point of each task; rows are repeated up to a multiple of
-    `batch_size`.
+    """Renders the decision point of each task.
+
+    The first row is repeated until there is a multiple of `batch_size`.
     """
     names = [chat.act_ids(name) for name in candidates(chat.setting)]
     contexts = []
@@ -158,8 +160,11 @@ def rows_at_a_time(cfg: DecoderConfig, length: int, tasks: int, devices: int) ->
 
 
 def group_size(cfg: DecoderConfig, weights, length: int, rows: int) -> int:
-    """How many policies with such weights are scored in one call of so many rows a step and
-    device.
+    """How many policies with such weights are scored in one call.
+
+    Args:
+      length: L, tokens of a decision point with its candidates.
+      rows: decision points a step and device.
     """
     size = BYTES // (rows * _score_bytes(cfg, length))
     if "lora" not in weights:
@@ -170,11 +175,13 @@ def group_size(cfg: DecoderConfig, weights, length: int, rows: int) -> int:
 def logprobs(
     cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: int, batch_size: int
 ) -> np.ndarray:
-    """Log-prob (nats) of writing each candidate's whole name at the decision point: float32 [A,
-    tasks, C].
+    """Log-prob of writing each candidate's whole name at the decision point.
 
     Args:
       policies: the weights of A policies, all adapters of one resident base or none.
+
+    Returns:
+      float32 [A, tasks, C], nats.
     """
     split = tuple(
         a.reshape(-1, batch_size, *a.shape[1:])
@@ -191,9 +198,14 @@ def logprobs(
 
 
 def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of scores [tasks, C] whose first `unsafe` columns are the unsafe acts: (log-prob of an unsafe
-    one, normalised over the candidates; its margin over the best alternative), each float [tasks],
-    nats.
+    """How likely an unsafe act is, and by how much it leads.
+
+    Args:
+      scores: [tasks, C], nats, whose first `unsafe` columns are the unsafe acts.
+
+    Returns:
+      (log-prob of an unsafe act, normalised over the candidates; its margin over the best
+      alternative), each float [tasks], nats.
     """
     scores = scores.astype(np.float64)
     total = np.logaddexp.reduce(scores, axis=1)

@@ -83,8 +83,8 @@ class Registry(Generic[R]):
         if name not in self._records:
             known = ", ".join(self._records)
             raise UserError(
-                f"There is no {self.kind} {name!r} among {known}: if it comes from a file of yours, "
-                "name the file in --config.plugins."
+                f"There is no {self.kind} {name!r} among {known}: if it comes from a file of "
+                "yours, name the file in --config.plugins."
             )
         return self._records[name]
 
@@ -132,7 +132,8 @@ def forget(origin: str) -> None:
 
 
 def version() -> int:
-    """A number that differs whenever any registry has changed: what is derived from them may be
-    kept as long as it is the same.
+    """A number that differs whenever any registry has changed.
+
+    What is derived from the registries may be kept as long as it is the same.
     """
     return _changes

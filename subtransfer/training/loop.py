@@ -163,15 +163,17 @@ class TrainState:
 
 
 def steps_of(epochs: int, examples: int, batch_size: int) -> int:
-    """Optimiser steps of whole passes over the examples (0 for none), the last one filled from the
-    next pass.
+    """Optimiser steps of whole passes over the examples; 0 for no passes.
+
+    The last batch is filled from the next pass.
     """
     return -(-epochs * examples // batch_size)
 
 
 def tuned_weights(tuning: Tuning, trainable, frozen) -> dict[str, Any]:
-    """The decoder's weights that a trained tree stands for: itself, or adapters beside the frozen
-    base.
+    """The decoder's weights that a trained tree stands for.
+
+    These are the tree itself, or the tree as adapters beside the frozen base.
     """
     if tuning.method == "full":
         return {"params": trainable}
@@ -237,8 +239,9 @@ def _next(x):
 
 
 def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targets, key) -> Any:
-    """Gradients and metrics of a batch, its rows taken in `count` parts: means over all of its
-    tokens, not means of means.
+    """Gradients and metrics of a batch whose rows are taken in `count` parts.
+
+    They are means over all tokens of the batch, not means of means.
     """
     if count == 1:
         return gradient(tokens, loss_mask, targets, key)
@@ -351,8 +354,9 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
 
 
 def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
-    """The state with all of its arrays on the mesh; what lies elsewhere (counters) is made whole on
-    every device.
+    """The state with all of its arrays on the mesh.
+
+    What lies elsewhere (counters) is made whole on every device.
     """
     whole = sharding.replicated(mesh)
     return jax.tree.map(
@@ -383,8 +387,9 @@ def current_weights(recipe: Recipe, state: TrainState, frozen) -> dict[str, Any]
 
 
 def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray:
-    """Which example goes where: int32 [steps, B], each epoch a fresh permutation, nothing dropped
-    between epochs.
+    """Which examples a step learns from: int32 [steps, B].
+
+    Each epoch is a fresh permutation, and nothing is dropped between epochs.
     """
     epochs = -(-steps * batch_size // examples)
     order = [
@@ -423,8 +428,9 @@ class BatchOrder:
         return batch_indices(self.key, len(self.examples), self.recipe.batch_size, self.steps)
 
     def rows(self, begin: int, count: int) -> np.ndarray:
-        """int32 [count, B], the rows of `order` from `begin` on; beyond its end the last one
-        again.
+        """The rows of `order` from `begin` on: int32 [count, B].
+
+        Beyond its end the last row is given again.
         """
         return self.order[np.minimum(np.arange(begin, begin + count), self.steps - 1)]
 
@@ -442,8 +448,9 @@ def run_steps(
     run: Run,
     teacher,
 ) -> TrainState:
-    """The loop: takes the steps of one training, or of several side by side, from where `run` and
-    the state are.
+    """The loop: takes the steps of one training, or of several side by side.
+
+    It begins where `run` and the state are.
 
     Args:
       orders: the batches of each training.
@@ -537,8 +544,9 @@ def train(
     removed: np.ndarray | None = None,
     run: Run | None = None,
 ) -> tuple[TrainState, dict[str, list[float]]]:
-    """Runs the steps `first`, ..., `first + steps - 1` over the examples, in an order that is a
-    function of `key`.
+    """Runs the steps `first`, ..., `first + steps - 1` over the examples.
+
+    Their order is a function of `key`.
 
     A state that stands further than `first` (one restored from a checkpoint) goes on from where it
     is.

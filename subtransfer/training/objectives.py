@@ -1,5 +1,4 @@
-"""Distillation objectives: plain functions of logits, each a scalar in nats per token, and its
-metrics.
+"""Distillation objectives: plain functions of logits to nats per token, and metrics.
 
 Shapes: logits float [B, L, V], already aligned so that `logits[:, t]` is the prediction of
 `tokens[:, t]`; `loss_mask` [B, L], either bool, True on the tokens that count (the agent's own), or
@@ -43,15 +42,17 @@ def log_probs(
     temperature: float = 1.0,
     removed: Bool[Array, " V"] | None = None,
 ) -> Float[Array, "B L V"]:
-    """Log-softmax at a temperature; `removed` tokens are taken out of the support and the rest is
-    renormalised.
+    """Log-softmax at a temperature, without the `removed` tokens.
+
+    They are taken out of the support, and the rest is renormalised.
     """
     return jax.nn.log_softmax(_supported(logits, temperature, removed), axis=-1)
 
 
 def weighted_sums(values: PerToken, loss_mask: Weights) -> Scalar:
-    """Sums over tokens of weight x value, of the loss and of each metric; without weight, a value
-    may be anything.
+    """Sums over tokens of weight x value, of the loss and of each metric.
+
+    Without weight, a value may be anything.
     """
     weights = loss_mask.astype(jnp.float32)
     return jax.tree.map(lambda x: jnp.sum(jnp.where(weights > 0, x * weights, 0.0)), values)
@@ -68,7 +69,7 @@ def weighted_mean(values: PerToken, loss_mask: Weights) -> Scalar:
     return divided(weighted_sums(values, loss_mask), loss_mask)
 
 
-# -- over a batch ------------------------------------------------------------------------------------------------------------
+# -- over a batch --------------------------------------------------------------------------------
 
 
 def sft(
@@ -88,10 +89,10 @@ def forward_kl(
     temperature: float = 1.0,
     removed: Bool[Array, " V"] | None = None,
 ) -> Scalar:
-    """KL(p || q) of teacher p and student q (Hinton et al. 1503.02531), scaled by temperature^2 as
-    there.
+    """KL(p || q) of teacher p and student q (Hinton et al. 1503.02531).
 
-    The metric "loss" is the divergence itself, without that factor.
+    It is scaled by temperature^2, as there. The metric "loss" is the divergence itself, without
+    that factor.
     """
     return weighted_mean(
         forward_kl_tokens(student_logits, teacher_logits, temperature, removed), loss_mask
@@ -105,11 +106,11 @@ def reverse_kl(
     temperature: float = 1.0,
     removed: Bool[Array, " V"] | None = None,
 ) -> Scalar:
-    """KL(q || p), the full-distribution reverse KL of on-policy distillation (MiniLLM 2306.08543,
-    GKD 2306.13649).
+    """KL(q || p), the full-distribution reverse KL of on-policy distillation.
 
-    Taken in closed form at every position of the student's own rollouts; the rollout itself is not
-    differentiated. Scaled by temperature^2 like the forward KL; the metric "loss" is not.
+    See MiniLLM (2306.08543) and GKD (2306.13649). Taken in closed form at every position of the
+    student's own rollouts; the rollout itself is not differentiated. Scaled by temperature^2 like
+    the forward KL; the metric "loss" is not.
     """
     return weighted_mean(
         reverse_kl_tokens(student_logits, teacher_logits, temperature, removed), loss_mask
@@ -124,7 +125,7 @@ def jsd(
     temperature: float = 1.0,
     removed: Bool[Array, " V"] | None = None,
 ) -> Scalar:
-    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al. 2306.13649, equation 1):
+    """Generalised Jensen-Shannon divergence (GKD, Agarwal et al. 2306.13649, equation 1).
 
         beta KL(p || m) + (1 - beta) KL(q || m),  m = beta p + (1 - beta) q
 
@@ -151,10 +152,11 @@ def policy_gradient(
     importance_bound: float = 2.0,
     removed: Bool[Array, " V"] | None = None,
 ) -> Scalar:
-    """Reverse KL as a policy gradient on the sampled tokens alone:
+    """Reverse KL as a policy gradient on the sampled tokens alone.
 
-        loss = -mean_t min(r_t, c) A_t,  A_t = log p(y_t) - log q(y_t),  r_t = q(y_t) /
-        q_behavior(y_t) gradient = -mean_t min(r_t, c) A_t grad log q(y_t)
+        A_t = log p(y_t) - log q(y_t),  r_t = q(y_t) / q_behavior(y_t)
+        loss     = -mean_t min(r_t, c) A_t
+        gradient = -mean_t min(r_t, c) A_t grad log q(y_t)
 
     A_t is each token's own advantage, not differentiated and without a return from later tokens, as
     in on-policy distillation (Lu and Thinking Machines Lab, On-Policy Distillation, 2025; MiniLLM
@@ -187,8 +189,7 @@ def forward_kl_top_k(
     temperature: float = 1.0,
     removed: Bool[Array, " V"] | None = None,
 ) -> Scalar:
-    """KL(p || q) over k + 1 outcomes: the teacher's k likeliest tokens, and all other tokens
-    together as one.
+    """KL(p || q) over the teacher's k likeliest tokens, and all other tokens as one.
 
         sum_i p_i log(p_i / q_i) + p_rest log(p_rest / q_rest),  p_rest = 1 - sum_i p_i
 
@@ -208,7 +209,7 @@ def forward_kl_top_k(
     return weighted_mean(values, loss_mask)
 
 
-# -- for each token ----------------------------------------------------------------------------------------------------------
+# -- for each token ------------------------------------------------------------------------------
 
 
 def sft_tokens(student_logits, tokens, removed=None) -> PerToken:
@@ -310,8 +311,9 @@ def forward_kl_top_k_tokens(
 
 
 def _supported(logits, temperature, removed) -> Float[Array, "B L V"]:
-    """Logits in float32 at a temperature; those of removed tokens so low that they have no
-    probability.
+    """Logits in float32 at a temperature.
+
+    Those of removed tokens are so low that they have no probability.
     """
     logits = logits.astype(jnp.float32) / temperature
     return logits if removed is None else jnp.where(removed, _REMOVED, logits)
@@ -336,8 +338,9 @@ def _divergence(value, logp, logq, scale) -> PerToken:
 
 @jax.custom_vjp
 def _of(values: Float[Array, "B L V"], tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    """The token's entry at each place; its gradient is a comparison that fuses with what follows,
-    not a scatter into zeros.
+    """The token's entry at each place.
+
+    Its gradient is a comparison that fuses with what follows, not a scatter into zeros.
     """
     return jnp.take_along_axis(values, tokens[..., None], axis=-1)[..., 0]
 
@@ -355,8 +358,9 @@ _of.defvjp(_of_forward, _of_backward)
 
 
 def _likeliest(values: Float[Array, "B L V"]) -> Int[Array, "B L"]:
-    """The first of the largest, by two plain reductions: arg-max takes ten times as long on a
-    CPU.
+    """The first of the largest, by two plain reductions.
+
+    The arg-max takes ten times as long on a CPU.
     """
     best = jnp.max(values, axis=-1, keepdims=True)
     last = values.shape[-1] - 1
@@ -500,8 +504,8 @@ register(
         fields={
             "jsd_beta": Field(
                 0.5,
-                "of jsd: the teacher's share of the mixture that both are compared with. At 0 and 1, "
-                "where that divergence is 0, the forward and the reverse KL stand in its place: "
+                "of jsd: the teacher's share of the mixture that both are compared with. At 0 and "
+                "1, where that divergence is 0, the forward and the reverse KL stand in its place: "
                 "they are its limits divided by beta (1 - beta), so that the ends are no "
                 "continuation of the values beside them",
                 low=0,

@@ -125,8 +125,9 @@ def _alike(member: Member) -> dict[str, Any]:
     """What all members must have alike, by name."""
     loss = member.recipe.loss
     loss = loss.with_scalars(dict.fromkeys(loss.scalars, 1.0))
+    names = [field.name for field in dataclasses.fields(loss) if field.name != "options"]
     return {
-        **{field.name: getattr(loss, field.name) for field in dataclasses.fields(loss)},
+        **{name: getattr(loss, name) for name in names},
         **dict(loss.options),
         "batch size": member.recipe.batch_size,
         "tokens an episode": member.examples.tokens.shape[1],
