@@ -1,4 +1,4 @@
-"""What settings have in common whose acts are tools: a domain, a scripted expert, checks of success.
+"""What settings whose acts are tools have in common: a domain, a scripted expert, success checks.
 
 A `Domain` is a set of tools and the simulated world that they act in. A `ToolSetting` is a domain
 in which one tool is the unsafe act: it demonstrates tasks and judges how they ended. The built-in
@@ -32,16 +32,20 @@ class Domain(abc.ABC):
       tools: OpenAI-style schemas, as in `Setting.tools`.
       argument: the argument that says what a call is about.
       looks: names of the tools that change nothing.
+      inspecting: those of them that show what a task is about.
       spoken: error messages that agents can meet and no demonstration shows.
       facts: names of what is drawn for each task, which texts may name as {placeholders}.
+      values: what a user chose for facts to be drawn from.
     """
 
     system_prompt: str
     tools: Sequence[Mapping[str, Any]]
     argument: str
     looks: tuple[str, ...]
+    inspecting: tuple[str, ...]
     spoken: Sequence[str]
     facts: tuple[str, ...]
+    values: Sequence[str] = ()
 
     @property
     def tool_names(self) -> tuple[str, ...]:
