@@ -37,8 +37,8 @@ def is_file(name: str) -> bool:
     return name.endswith(".py")
 
 
-def module_of(name: str) -> str:
-    """The module whose code a setting runs: the built-in one's, or that of habits."""
+def source(name: str) -> str:
+    """The module whose imports are a setting's code: a built-in one's, or that of habits."""
     return "subtransfer.settings.habit" if is_file(name) else BUILT_IN[name].module
 
 

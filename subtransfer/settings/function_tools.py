@@ -178,7 +178,9 @@ class FunctionTools(Domain):
         self._names = {}
         for fact, parts in names.items():
             self._names[fact] = _by_split(fact, parts)
-        values = [name for by_split in self._names.values() for part in by_split.values() for name in part]
+        values = [
+            name for by_split in self._names.values() for part in by_split.values() for name in part
+        ]
         self.values = [*values, *(word for found in words.values() for word in found)]
         parameters = [name for tool in self._tools.values() for name in tool.types]
         if not parameters:
