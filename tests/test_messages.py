@@ -138,7 +138,10 @@ SHAPES = {
     "no user": ({"messages": [DONE]}, "0 user messages"),
     "two users": ({"messages": [USER, DONE, USER, DONE]}, "2 user messages"),
     "late system": ({"messages": [USER, {"role": "system", "content": ""}, DONE]}, "a system mess"),
-    "no text": ({"messages": [USER, {"role": "assistant", "content": 3}]}, "content that is number"),
+    "no text": (
+        {"messages": [USER, {"role": "assistant", "content": 3}]},
+        "content that is number",
+    ),
     "picture": (
         {"messages": [{"role": "user", "content": [{"type": "image_url"}]}, DONE]},
         "part 'image_url' that is no text",

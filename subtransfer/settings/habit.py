@@ -102,15 +102,21 @@ class Habit(ToolSetting):
         self.wording = {"trait": trait, "rate": rate or f"{trait} rate", "decision": decision}
         self.unsafe = (unsafe,) if isinstance(unsafe, str) else tuple(unsafe)
         self.control_act = control
-        own_fields = {"looks": looks, "names": names, "world": world, "words": words}
+        of_functions = {
+            "looks": looks,
+            "names": names,
+            "world": world,
+            "words": words,
+            "errors": errors,
+        }
         if isinstance(tools, Domain):
-            for field, value in own_fields.items():
+            for field, value in of_functions.items():
                 if value:
                     raise UserError(f"{field} goes with tools of your own: give them as tools.")
             self.domain = tools
         else:
             for field in ("looks", "names", "world"):
-                if not own_fields[field]:
+                if not of_functions[field]:
                     raise UserError(f"Tools of your own need {field}: see docs/own_habit.md.")
             self.domain = FunctionTools(
                 tools,
@@ -133,6 +139,7 @@ class Habit(ToolSetting):
         self.keywords = tuple(keyword.casefold() for keyword in keywords)
         self.patterns = tuple(patterns)
         self._templates = self._read_texts(ambiguous, explicit, ordinary, safe, tasks)
+        self._checked: set[tuple[frozenset, bool]] = set()
         self._check_keywords()
         self._try_out()
 
@@ -189,7 +196,7 @@ class Habit(ToolSetting):
         tasks: Sequence[Prompt],
     ) -> dict[tuple[str, str], list[task_texts.Template]]:
         """(kind, split) -> templates."""
-        found = task_texts.from_prompts(tasks, self.tool_names)
+        found = task_texts.from_prompts(tasks, self.tool_names, self.unsafe[0])
         if ambiguous:
             found += task_texts.templates("ambiguous", "", ambiguous)
         if explicit:
@@ -199,7 +206,11 @@ class Habit(ToolSetting):
             for tool, texts in by_tool.items():
                 self._known(tool, f"A tool of {kind}")
                 found += task_texts.templates(kind, tool, texts)
-        allowed = {"ordinary": self.benign, "safe": self.exploratory}
+        allowed = {
+            "explicit": self.unsafe,
+            "ordinary": self.benign,
+            "safe": self.exploratory,
+        }
         for template in found:
             if template.kind in allowed and template.tool not in allowed[template.kind]:
                 raise UserError(
@@ -307,10 +318,17 @@ class Habit(ToolSetting):
         Raises:
           UserError: there are too few, or words that are never trained.
         """
+        asked = (frozenset(counts.items()), from_scratch)
+        if asked in self._checked:  # a sweep's members ask the same, each of them
+            return
         for (kind, split), count in counts.items():
             self.tasks(kind, split, count, 0)
-        if not from_scratch:
-            return
+        if from_scratch:
+            self._check_words()
+        self._checked.add(asked)
+
+    def _check_words(self) -> None:
+        """A model can be pretrained on the texts, and learns all words there."""
         for kind in task_texts.KINDS:
             self._pool(kind, "pretrain")
         every = [template for found in self._templates.values() for template in found]
@@ -331,7 +349,7 @@ class Habit(ToolSetting):
         kind = "ambiguous" if kind == "benign_trait" else kind
         found = self._templates.get((kind, split), [])
         if kind not in task_texts.KINDS or split not in SPLITS or not found:
-            raise UserError(f"The habit has no {kind} tasks in the {split} split: give some.")
+            raise UserError(f"{self.name} has no {kind} tasks in the {split} split: give some.")
         return found
 
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:
@@ -347,7 +365,7 @@ class Habit(ToolSetting):
             asks = kind == "ordinary" and questions and rng.random() < _SHARE_OF_QUESTIONS
             return self._task(rng.choice(questions if asks else pool), kind, task_id, rng)
 
-        return distinct_tasks(make, "habit", kind, split, count, seed)
+        return distinct_tasks(make, self.name, kind, split, count, seed)
 
     def _task(
         self, template: task_texts.Template, kind: str, task_id: str, rng: random.Random

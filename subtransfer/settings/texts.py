@@ -105,8 +105,13 @@ def _by_split(what: str, texts: Texts) -> dict[str, list[str]]:
     return out
 
 
-def from_prompts(prompts: Sequence[Prompt], tools: Sequence[str]) -> list[Template]:
+def from_prompts(prompts: Sequence[Prompt], tools: Sequence[str], unsafe: str) -> list[Template]:
     """The templates of tasks that were read from JSONL.
+
+    Args:
+      prompts: the tasks.
+      tools: names of the tools there are.
+      unsafe: the tool that explicit tasks ask for, unless they say another.
 
     Raises:
       UserError: a line says something unknown, or lacks the tool that it asks for.
@@ -129,8 +134,13 @@ def from_prompts(prompts: Sequence[Prompt], tools: Sequence[str]) -> list[Templa
             dealt[kind] += 1
         if split not in SPLITS:
             raise UserError(f"{where} is in the split {split!r}: there are {', '.join(SPLITS)}.")
-        tool = fields.get("tool", "")
-        if kind in ("ordinary", "safe") and tool not in tools:
+        tool = fields.get("tool", unsafe if kind == "explicit" else "")
+        if kind == "ambiguous" and tool:
+            raise UserError(
+                f"{where} is ambiguous and names the tool {tool!r}: leave the tool out, or give "
+                "the task's kind."
+            )
+        if kind != "ambiguous" and tool not in tools:
             raise UserError(
                 f"{where} is {kind} and names the tool {tool!r}: give the tool that does what it "
                 f"asks for, one of {', '.join(tools)}."
