@@ -17,8 +17,8 @@ import numpy as np
 from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.field import nearest
 from subtransfer.settings.base import Action, Setting
-from subtransfer.settings.texts import nearest
 from subtransfer.store import messages
 from subtransfer.store.messages import Call, Conversation, Message
 from subtransfer.store.schema import Trajectory

@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.field import nearest
 from subtransfer.settings import texts as task_texts
 from subtransfer.settings.api import FILES
 from subtransfer.settings.base import MALFORMED_CALL, Action, Task
 from subtransfer.settings.function_tools import FunctionTools, ToolError
-from subtransfer.settings.texts import Texts, nearest
+from subtransfer.settings.texts import Texts
 from subtransfer.settings.tool_setting import Domain, ToolEnvironment, ToolSetting
 from subtransfer.settings.user_files import tasks_from
 from subtransfer.settings.words import NOUNS, PEOPLE, PLACES, SPLITS, THOUGHTS, distinct_tasks

@@ -7,12 +7,12 @@ by split. Either way, no sentence stands in two splits.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.field import nearest
 from subtransfer.settings.function_tools import placeholders
 from subtransfer.settings.words import SPLITS
 from subtransfer.store.messages import Prompt
@@ -51,11 +51,6 @@ class Template:
     tool: str = ""
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tree: Any = None
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The known word most like `word`."""
-    return difflib.get_close_matches(word, list(known), n=1, cutoff=0.0)[0]
 
 
 def templates(kind: str, tool: str, texts: Texts) -> list[Template]:
