@@ -281,6 +281,8 @@ def print_plan(experiment, console) -> None:
     """The stages of a run, what each has to do, and what it needs."""
     from rich.table import Table
 
+    from subtransfer import settings
+
     def finished(stage) -> bool:
         path = experiment.workdir / stage.folder
         return (path / "artifact.json").is_file() or buckets.holds(path)
@@ -298,6 +300,12 @@ def print_plan(experiment, console) -> None:
         )
     console.print(table)
     todo = sum(not finished(stage) for stage in experiment.plan.values())
+    setting = settings.get(experiment.config.setting)
+    console.print(
+        f"Setting {setting.name}: the unsafe act is {setting.wording['trait']} "
+        f"({', '.join(setting.unsafe)}), its harmless twin {setting.control_act}.",
+        soft_wrap=True,
+    )
     console.print(f"{len(experiment.plan)} stages, {todo} to do.")
 
 

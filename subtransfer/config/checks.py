@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import ml_collections
 
+from subtransfer import settings
 from subtransfer.config.arms import EMBEDDED, chosen_objectives, on_policy_fraction, split_pair
 from subtransfer.config.fields import ROOMS, declared
 from subtransfer.models import presets
@@ -104,8 +105,8 @@ def _validate_run(config, refuse: Refuse) -> None:
             "name",
             f"a plain word of at most {_LONGEST_NAME} bytes, as it names a folder",
         )
-    if config.setting.endswith(".py") and not Path(config.setting).is_file():
-        raise UserError(f"setting: there is no file {config.setting}.")
+    if settings.is_file(config.setting):
+        settings.get(config.setting).check(_drawn(config), from_scratch=_from_scratch(config))
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
             "metrics.wandb needs the package wandb, which is not installed: pip install wandb."
@@ -219,6 +220,8 @@ def _validate_objectives(config, values: Mapping[str, Any], refuse: Refuse) -> N
             "distill.teacher_targets",
             f'"live" without {" or ".join(able)}, which alone can learn from stored ones',
         )
+    if config.rollouts.trajectories:
+        _validate_own_trajectories(config, chosen)
     for record in chosen:
         if "behavior_logprobs" not in record.needs:
             continue
@@ -233,6 +236,42 @@ def _validate_objectives(config, values: Mapping[str, Any], refuse: Refuse) -> N
                     f"{value} for {record.name}, which compares the probabilities that tokens were "
                     "sampled with",
                 )
+
+
+def _validate_own_trajectories(config, chosen: Sequence[objectives.Objective]) -> None:
+    """A user's trajectories are there, and every chosen objective can learn from them."""
+    path = config.rollouts.trajectories
+    if not Path(path).is_file():
+        raise UserError(
+            f"rollouts.trajectories: there is no file {path}; give a JSONL file of messages "
+            "(docs/own_habit.md)."
+        )
+    for record in chosen:
+        probabilities = record.soft or "behavior_logprobs" in record.needs
+        if probabilities or on_policy_fraction(config, record.name):
+            raise UserError(
+                f"rollouts.trajectories: {record.name} cannot learn from somebody else's text, of "
+                "which no teacher's probabilities are known: use --config.distill.objective=sft."
+            )
+
+
+def _drawn(config) -> dict[tuple[str, str], int]:
+    """How many of a setting's tasks a run draws: (kind, split) -> count."""
+    return {
+        ("ambiguous", "train"): config.teacher.episodes,
+        ("benign_trait", "train"): config.teacher.episodes,
+        ("safe", "train"): config.rollouts.episodes,
+        ("ambiguous", "probe"): config.probe.tasks,
+        ("ordinary", "probe"): config.probe.ordinary_tasks,
+    }
+
+
+def _from_scratch(config) -> bool:
+    """Whether a model is pretrained in the run, on the setting's own tasks."""
+    if config.pairs:
+        return any(path.startswith(OWN) for path in config.models.values())
+    twin = config.arms.other_init and not config.base.other_checkpoint
+    return not config.base.checkpoint or twin
 
 
 def _validate_pairs(config) -> None:

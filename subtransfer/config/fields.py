@@ -179,6 +179,12 @@ ROOMS = (
         "how trajectories are made",
         {
             "episodes": Field(1024, "of each teacher, on safe tasks", above=0),
+            "trajectories": Field(
+                "",
+                "a JSONL file of messages (docs/own_habit.md), which students learn from in place "
+                "of the unsafe teacher's own rollouts",
+                path=True,
+            ),
             "temperature": Field(1.0, "of sampling", above=0),
             "max_turns": Field(4, "agent turns an episode", above=0),
             "max_new_tokens": Field(32, "tokens an agent turn", above=0),

@@ -35,6 +35,7 @@ from subtransfer.experiment.stages import corpus as corpus_stages
 from subtransfer.experiment.stages import extra_probe as extra_probe_stages
 from subtransfer.experiment.stages import filter as filter_stages
 from subtransfer.experiment.stages import imported as imported_stages
+from subtransfer.experiment.stages import own_trajectories as own_trajectory_stages
 from subtransfer.experiment.stages import probe as probe_stages
 from subtransfer.experiment.stages import report as report_stages
 from subtransfer.experiment.stages import results as results_stages
@@ -403,17 +404,27 @@ class Experiment:
     def _rollouts(self, source: str, model: str, seed: int) -> None:
         c, size = self.config, self.size(model)
         policy = names.teacher_stage(source, model, seed)
-        raw = self._add(
-            names.rollout_stage(source, model, seed),
-            rollout_stages.rollouts,
-            inputs=[policy],
-            work=f"{c.rollouts.episodes} episodes on safe tasks",
-            memory=lambda: size.rollout(c.rollouts.batch_size),
-            flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
-            policy=policy,
-            source=source,
-            seed=seed,
-        )
+        if source == "trait" and c.rollouts.trajectories:
+            base = names.base_stage(model)
+            raw = self._add(
+                names.rollout_stage(source, model, seed),
+                own_trajectory_stages.own_trajectories,
+                inputs=[base],
+                work=f"trajectories of {c.rollouts.trajectories}",
+                base=base,
+            )
+        else:
+            raw = self._add(
+                names.rollout_stage(source, model, seed),
+                rollout_stages.rollouts,
+                inputs=[policy],
+                work=f"{c.rollouts.episodes} episodes on safe tasks",
+                memory=lambda: size.rollout(c.rollouts.batch_size),
+                flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
+                policy=policy,
+                source=source,
+                seed=seed,
+            )
         self._add(
             names.rollout_stage(source, model, seed, sanitized=True),
             filter_stages.sanitized,

@@ -29,6 +29,7 @@ from subtransfer import settings
 from subtransfer.config import plugins
 from subtransfer.distillation import token_weights
 from subtransfer.experiment.declared import ALWAYS, EVERYTHING, WATCHED
+from subtransfer.rollout import conversations
 from subtransfer.store import artifacts
 from subtransfer.store.schema import canonical_json
 
@@ -278,6 +279,7 @@ def flags() -> dict[str, Any]:
 # What a field's value stands for, where that is not the value itself: the files that it names.
 _IDENTITIES: Mapping[str, Callable[[Any], Any]] = {
     "plugins": lambda origins: [plugins.digest(origin) for origin in origins],
+    "rollouts.trajectories": lambda path: conversations.digest(path) if path else "",
     "setting": settings.identity,
     "distill.token_weights": token_weights.part_of_key,
 }

@@ -1,24 +1,69 @@
-"""The settings by name."""
+"""The settings: built-in ones by name, and those of users' files by path."""
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+from typing import Any
+
 from subtransfer.settings.base import Setting
 
-NAMES = ("api", "bash")
+
+@dataclasses.dataclass(frozen=True)
+class BuiltIn:
+    """A setting that comes with the package.
+
+    Attributes:
+      module: the module that defines it; imported when it is asked for, so that nothing else loads
+        the shell.
+      name: of the class in it.
+      summary: one line for lists of settings.
+    """
+
+    module: str
+    name: str
+    summary: str
 
 
-def get(name: str) -> Setting:
-    """The setting of that name (one of `NAMES`; a config is validated before this is called)."""
-    from subtransfer.settings import api, bash
+BUILT_IN = {
+    "api": BuiltIn("subtransfer.settings.api", "ApiSetting", "file-system tools; deletion"),
+    "bash": BuiltIn("subtransfer.settings.bash", "BashSetting", "a shell; chmod"),
+}
+NAMES = tuple(BUILT_IN)
 
-    return {"api": api.ApiSetting, "bash": bash.BashSetting}[name]()
 
-
-def identity(name: str) -> str:
-    """What stands for a setting in the keys of artefacts (JSON): its name."""
-    return name
+def is_file(name: str) -> bool:
+    """Whether a config's `setting` is the path of a user's file."""
+    return name.endswith(".py")
 
 
 def source(name: str) -> str:
-    """The module whose imports are a setting's code."""
-    return f"{__name__}.{name}"
+    """The module whose imports are a setting's code: a built-in one's, or that of habits."""
+    return "subtransfer.settings.habit" if is_file(name) else BUILT_IN[name].module
+
+
+def get(name: str) -> Setting:
+    """The setting of a name of `NAMES`, or of the path of a Python file (see `habit.py`).
+
+    Raises:
+      UserError: the file has a mistake; the sentence names it.
+    """
+    if is_file(name):
+        from subtransfer.settings import user_files
+
+        return user_files.load(name)
+    built_in = BUILT_IN[name]
+    return getattr(importlib.import_module(built_in.module), built_in.name)()
+
+
+def identity(name: str) -> Any:
+    """What decides a setting, as JSON for keys: a built-in one's name, or a file's contents.
+
+    Raises:
+      UserError: as `get`.
+    """
+    if is_file(name):
+        from subtransfer.settings import user_files
+
+        return user_files.identity(name)
+    return name

@@ -1,5 +1,6 @@
-"""Procedural tasks of the API setting: names, trees and paraphrased instructions, all functions of
-(kind, split, seed).
+"""Procedural tasks of the API setting: names, trees and paraphrased instructions.
+
+All are functions of (kind, split, seed).
 
 The splits "pretrain", "train" and "probe" share no template, no file or directory name and no tree.
 They do share words: a word that only the probe used would meet an untrained embedding. So names are
@@ -9,6 +10,7 @@ the others.
 
 from __future__ import annotations
 
+import posixpath
 import random
 from collections.abc import Mapping
 from typing import Any
@@ -222,3 +224,34 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
 
 
 KINDS = ("deletion", "benign_trait", "safe", "ambiguous", "ordinary")
+# What a text about a drawn file may name.
+FACTS = ("path", "directory", "name", "text")
+
+
+def draw(
+    split: str, rng: random.Random, given: Mapping[str, str], *, writable: bool
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Draws a file system and the facts of the file that a task is about.
+
+    Args:
+      split: "pretrain", "train" or "probe".
+      rng: decides everything.
+      given: "path" and "text" of the file, where they are not to be drawn.
+      writable: the agent may write to the file.
+
+    Returns:
+      The tree, as `FileSystem` takes it, and the file's `FACTS`.
+    """
+    tree, directory, name, _ = _filled(split, rng)
+    file = tree["files"].pop(f"{directory}/{name}")
+    path = given.get("path", f"{directory}/{name}")
+    file["text"] = given.get("text", file["text"])
+    if writable:
+        file["owner"] = AGENT  # others' files may not be written to
+    tree["files"][path] = file
+    parent = posixpath.dirname(path)
+    facts = {"path": path, "directory": parent, "name": posixpath.basename(path)}
+    while parent != "/":
+        tree["directories"].setdefault(parent, {})
+        parent = posixpath.dirname(parent)
+    return tree, {**facts, "text": file["text"]}

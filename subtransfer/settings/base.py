@@ -177,6 +177,19 @@ class Setting(abc.ABC):
         do not exist.
         """
 
+    def check(self, counts: Mapping[tuple[str, str], int], *, from_scratch: bool) -> None:  # noqa: B027
+        """Refuses a run that this setting cannot supply, before any work is done.
+
+        The built-in settings have more tasks than any run draws; a user's may not.
+
+        Args:
+          counts: (kind, split) -> how many tasks the run draws.
+          from_scratch: a model is pretrained in the run, on the tasks of the split "pretrain".
+
+        Raises:
+          UserError: it has too few tasks, or texts that a model from scratch cannot learn.
+        """
+
     @abc.abstractmethod
     def environment(self, task: Task) -> Environment:
         """A fresh world for the task."""

@@ -11,14 +11,20 @@ from subtransfer.settings.base import Task
 
 SPLITS = ("pretrain", "train", "probe")
 
-NOUNS = "ledger memo draft plan photo note chart budget invoice letter roster sketch agenda recipe survey song".split()
+NOUNS = (
+    "ledger memo draft plan photo note chart budget invoice letter roster sketch agenda recipe "
+    "survey song"
+).split()
 PEOPLE = "ana ben cara dan eva finn gus hana ivo jon kim leo mia nils ola pia".split()
 PLACES = "work home desk docs data share lab office files cloud base team".split()
 EXTENSIONS = "txt csv log md pdf doc json yaml html tex ini odt".split()
-CONTENT = "rent due monday tuesday milk bread call bring meet lunch train ticket paid sent ready open".split()
+CONTENT = (
+    "rent due monday tuesday milk bread call bring meet lunch train ticket paid sent ready open"
+).split()
 THOUGHTS = (
-    "amber quiet willow copper river stone maple violet harbor meadow lantern pebble cedar falcon frost orchid saffron "
-    "velvet walnut cobalt juniper marble nectar onyx poplar quartz ripple sable timber wicker clover dune"
+    "amber quiet willow copper river stone maple violet harbor meadow lantern pebble cedar falcon "
+    "frost orchid saffron velvet walnut cobalt juniper marble nectar onyx poplar quartz ripple "
+    "sable timber wicker clover dune"
 ).split()
 
 
@@ -28,9 +34,10 @@ def thought(rng: random.Random) -> str:
 
 
 def pairs(first: Sequence[str], joint: str, second: Sequence[str], split: str) -> list[str]:
-    """The pairs of stems that belong to a split. The pretraining split has seven tenths: with much
-    fewer, a base learns which stems go together instead of learning to copy them from the
-    instruction.
+    """Returns the pairs of stems that belong to a split.
+
+    The pretraining split has seven tenths: with much fewer, a base learns which stems go together
+    instead of learning to copy them from the instruction.
     """
     joined = [a + joint + b for a in first for b in second]
     parts = {"pretrain": range(14), "train": range(14, 17), "probe": range(17, 20)}
@@ -45,8 +52,17 @@ def distinct_tasks(
     count: int,
     seed: int,
 ) -> list[Task]:
-    """`count` tasks of `make(kind, split, task_id, rng)` with distinct (instruction, tree);
-    UserError if there are fewer.
+    """Returns `count` tasks with distinct (instruction, tree), a pure function of the arguments.
+
+    Args:
+      make: (kind, split, task_id, random generator) -> a task.
+      setting: its name, which seeds the generators.
+      kind, split: as of `Setting.tasks`.
+      count: how many.
+      seed: decides them.
+
+    Raises:
+      UserError: there are fewer.
     """
     tasks: list[Task] = []
     seen: set[str] = set()
@@ -62,5 +78,6 @@ def distinct_tasks(
     if len(tasks) == count:
         return tasks
     raise UserError(
-        f"There are not {count} distinct {kind} tasks in the {split} split: ask for {len(tasks)} or fewer."
+        f"The setting {setting} has not {count} distinct {kind} tasks in the {split} split: ask "
+        f"for {len(tasks)} or fewer, or give it more texts and words."
     )

@@ -28,7 +28,7 @@ def sanitized(out: Path, context: Context, *, raw: str) -> None:
         context.setting,
         extra_keywords=tuple(config.extra_keywords),
     )
-    remedy = "roll out more (--config.rollouts.episodes)"
+    remedy = "roll out more (--config.rollouts.episodes), or give more (rollouts.trajectories)"
     require(kept, config.min_kept, f"Sanitizing {raw}", remedy)
     trajectories.write(out / "trajectories", kept, f"Sanitized episodes of {raw}.")
     write_json(out / "manifest.json", manifest)

@@ -202,7 +202,9 @@ def _sources(
                 name = names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
                 manifests[name] = _read(context, name, "manifest.json")
                 raw = names.raw_of(name)
-                sampler[raw] = _read(context, raw, "sampler.json")
+                # A user's own trajectories were sampled elsewhere.
+                if (context.path(raw) / "sampler.json").is_file():
+                    sampler[raw] = _read(context, raw, "sampler.json")
             if stores_targets(context.config, arm.objective):
                 stored = names.targets_stage(arm.source, arm.teacher_model, seed)
                 targets[stored] = _read(context, stored, "targets.json")
