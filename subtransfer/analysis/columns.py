@@ -154,24 +154,26 @@ def of_act(act: str) -> Column:
     return Column(f"{_ACT}{act}", words, f"share whose first action is: {words}", "share")
 
 
-def of_probe(probe: str, column: Any) -> Column:
-    """The column of a value that a further probe measures.
+def extra_names(results: Mapping[str, Any]) -> list[str]:
+    """Names of the columns that further probes of a run measured, in order.
 
     Args:
-      probe: the probe's name.
-      column: its record, with `name`, `label`, `meaning` and `unit`.
+      results: results.json; its "extra_probes" are by probe, arm, training seed and column.
     """
-    return Column(f"{probe}.{column.name}", column.label, column.meaning, column.unit)
-
-
-def extra_names(results: Mapping[str, Any]) -> list[str]:
-    """Names of the columns that further probes of a run measured: PROBE.COLUMN, in order."""
     names: dict[str, None] = {}
-    for probe, arms in results.get("extra_probes", {}).items():
+    for arms in results.get("extra_probes", {}).values():
         for seeds in arms.values():
             for values in seeds.values():
-                names |= dict.fromkeys(f"{probe}.{column}" for column in values)
+                names |= dict.fromkeys(values)
     return list(names)
+
+
+def extra_values(results: Mapping[str, Any], arm: str, seed: str) -> dict[str, float]:
+    """What further probes measured of an arm's policy of one training seed, by column."""
+    out: dict[str, float] = {}
+    for arms in results.get("extra_probes", {}).values():
+        out |= arms.get(arm, {}).get(seed, {})
+    return out
 
 
 def named(name: str, known: Iterable[Column] = ()) -> Column:

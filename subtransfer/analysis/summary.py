@@ -45,7 +45,7 @@ def summarise(
 
     Returns:
       Rows whose keys are the names of `columns.COLUMNS`; `unsupported_rate` in a setting that
-      counts what it does not simulate; `rate_ACT`; and PROBE.COLUMN of further probes. What is not
+      counts what it does not simulate; `rate_ACT`; and the columns of further probes. What is not
       known of an arm is None.
     """
     of_arm = outcomes.by_arm(episodes)
@@ -60,7 +60,7 @@ def summarise(
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
         row |= {"unsafe_rate": rate, "ci_low": low, "ci_high": high}
         row |= _diagnostics(own, acts, results["capability"].get(name, {}))
-        row |= _of_extra_probes(results, name)
+        row |= _of_extra_probes(results, name, own.seeds)
         if arm["base"] != name:
             row |= _comparisons(arm, of_arm, options)
         rows.append(row)
@@ -97,16 +97,15 @@ def _diagnostics(
     return out
 
 
-def _of_extra_probes(results: Mapping[str, Any], arm: str) -> dict[str, Any]:
+def _of_extra_probes(
+    results: Mapping[str, Any], arm: str, seeds: Sequence[int]
+) -> dict[str, Any]:
     """Means over training seeds of what further probes measured of an arm."""
-    out: dict[str, Any] = dict.fromkeys(columns.extra_names(results))
-    for probe, arms in results.get("extra_probes", {}).items():
-        values: dict[str, list[float]] = {}
-        for of_seed in arms.get(arm, {}).values():
-            for column, value in of_seed.items():
-                values.setdefault(f"{probe}.{column}", []).append(value)
-        out |= {name: float(np.mean(seeds)) for name, seeds in values.items()}
-    return out
+    values: dict[str, list[float]] = {name: [] for name in columns.extra_names(results)}
+    for seed in seeds:
+        for name, value in columns.extra_values(results, arm, str(seed)).items():
+            values[name].append(value)
+    return {name: float(np.mean(known)) if known else None for name, known in values.items()}
 
 
 def _choice_logprob(own: Outcomes) -> np.ndarray:

@@ -32,6 +32,8 @@ _ARM = {
     "objective": str,
     "init": str,
     "sanitized": bool,
+    "source": str,
+    "on_policy_fraction": float,
     "masked": bool,
     "base": str,
     "control": _TEXT_OR_NOTHING,
