@@ -39,9 +39,12 @@ def workdir(tmp_path_factory):
         "base": "base-012",
     }
     studies.write_history(folder, folder / "runs" / "width=32", stages)
-    members = [
-        {"name": f"width={w}", "overrides": {"base.width": w}, "state": "finished"} for w in WIDTHS
-    ]
+    members = []
+    for width in WIDTHS:
+        name = f"width={width}"
+        member = {"name": name, "overrides": {"base.width": width}, "state": "done"}
+        made = stages if width == WIDTHS[0] else {}
+        members.append(member | {"results": f"runs/{name}", "stages": made})
     (folder / "sweep.json").write_text(json.dumps({"members": members}))
     table.write(folder)
     return folder

@@ -168,6 +168,18 @@ def extra_names(results: Mapping[str, Any]) -> list[str]:
     return list(names)
 
 
+def extra_records(results: Mapping[str, Any]) -> list[Column]:
+    """Records of the columns that further probes of a run measured.
+
+    Args:
+      results: results.json; its "extra_columns" have "name", "label", "meaning" and "unit".
+    """
+    return [
+        Column(record["name"], record["label"], record["meaning"], record["unit"])
+        for record in results.get("extra_columns", [])
+    ]
+
+
 def extra_values(results: Mapping[str, Any], arm: str, seed: str) -> dict[str, float]:
     """What further probes measured of an arm's policy of one training seed, by column."""
     out: dict[str, float] = {}

@@ -58,6 +58,7 @@ _BUNDLE = {
     "samples": {"before": [str], "after": [str]},
 }
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
+_EXTRA_COLUMNS = [{"name": str, "label": str, "meaning": str, "unit": str}]
 _EPISODE = {
     "arm": str,
     "seed": int,
@@ -114,8 +115,10 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     """
     path = folder / BUNDLE
     bundle = read_json(path, _BUNDLE, REMEDY)
-    if "extra_probes" in bundle:
-        read_json(path, {"extra_probes": _EXTRA}, REMEDY)
+    # Only runs with probes of their own have these.
+    for name, shape in (("extra_probes", _EXTRA), ("extra_columns", _EXTRA_COLUMNS)):
+        if name in bundle:
+            read_json(path, {name: shape}, REMEDY)
     return bundle
 
 

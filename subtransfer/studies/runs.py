@@ -29,7 +29,7 @@ from subtransfer.models.presets import PRESETS
 from subtransfer.report import files
 from subtransfer.report.files import RunResults
 from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.json_files import read_json
+from subtransfer.runtime.json_files import misfit, read_json
 from subtransfer.store import provenance
 from subtransfer.store.artifacts import MEMBERS, SWEEP
 
@@ -73,8 +73,16 @@ SCALARS = tuple(column.name for column in OF_SEEDS)
 # Log-probabilities are stored to 6 decimals: none is known to be nearer to 0.
 _NEAREST_TO_ZERO = 5e-7
 _OF_RECORD = ("arm", "label", "role", "objective", "init", "sanitized", "masked", "teacher_base")
-# The shape of sweep.json, as far as it is read here.
-_SWEEP = {"members": [{"name": str, "overrides": {str: object}, "state": str}]}
+# The shapes of sweep.json, as far as it is read here, and of a member that failed.
+_MEMBER = {
+    "name": str,
+    "overrides": {str: object},
+    "state": str,
+    "results": str,
+    "stages": {str: str},
+}
+_FAILED = {"name": str, "failed": str, "error": str, "log": str}
+_SWEEP_REMEDY = "run the sweep's command again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +127,11 @@ def members(workdir: str | Path) -> list[dict[str, Any]]:
       UserError: sweep.json is damaged.
     """
     path = Path(workdir) / SWEEP
-    sweep = read_json(path, _SWEEP, "run the sweep's command again", default={"members": []})
+    sweep = read_json(path, {"members": [_MEMBER]}, _SWEEP_REMEDY, default={"members": []})
+    for member in sweep["members"]:
+        problem = misfit(member, _FAILED) if member["state"] == "failed" else ""
+        if problem:
+            raise UserError(f"{path} does not hold what it should ({problem}): {_SWEEP_REMEDY}.")
     return sweep["members"]
 
 
@@ -134,7 +146,7 @@ def folders(workdir: str | Path) -> list[Path]:
     """
     workdir = Path(workdir)
     found = [workdir] if (workdir / files.BUNDLE).is_file() else []
-    planned = {member["name"]: member.get("stages") for member in members(workdir)}
+    planned = {member["name"]: member["stages"] for member in members(workdir)}
     for path in sorted(workdir.glob(f"{MEMBERS}/*/{files.BUNDLE}")):
         made, wanted = provenance.stages(path.parent), planned.get(path.parent.name)
         if not made or not wanted or made == wanted:
