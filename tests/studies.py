@@ -22,6 +22,7 @@ BASE = {
     "statistics.bootstrap": "100",
 }
 SETTING = settings.get("api")
+PROMPT = {"system_prompt": SETTING.system_prompt, "template": "b" * 64}
 
 
 def config_of(**overrides):
@@ -123,11 +124,7 @@ def _bundle(config, chosen, seeds):
         "manifests": manifests,
         "sampler": sampler,
         "teacher_targets": {},
-        "context": {
-            "system_prompt_sha256": "a" * 64,
-            "template_sha256": "b" * 64,
-            "training_matches_probe": True,
-        },
+        "context": results.in_which([(PROMPT, PROMPT)]),
         "samples": {"before": ["user: a"], "after": ["user: a"]},
     }
 

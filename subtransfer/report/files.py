@@ -34,6 +34,7 @@ _ARM = {
     "sanitized": bool,
     "source": str,
     "on_policy_fraction": float,
+    "loss_is_divergence": bool,
     "masked": bool,
     "base": str,
     "control": _TEXT_OR_NOTHING,

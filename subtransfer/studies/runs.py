@@ -220,7 +220,7 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
                 STUDENT: parameters(config, record["base"]),
                 TEACHER: parameters(config, record["teacher_base"]),
             }
-            scalars = _scalars(found, arm, own.seeds)
+            scalars = _scalars(found, record, own.seeds)
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f"The results in {run} are another version's ({error}): run its command again."
@@ -254,14 +254,21 @@ def _of_tasks(own: Outcomes) -> dict[str, np.ndarray]:
     }
 
 
-def _scalars(found: RunResults, arm: Arm, seeds: Iterable[int]) -> dict[str, np.ndarray]:
+def _scalars(
+    found: RunResults, record: Mapping[str, Any], seeds: Iterable[int]
+) -> dict[str, np.ndarray]:
     """What is known of an arm once a training seed, [S] each."""
-    known = [_of_seed(found.bundle, arm, seed) for seed in seeds]
-    names = (*SCALARS, *columns.extra_names(found.bundle))
-    return {name: np.array([values.get(name, np.nan) for values in known], float) for name in names}
+    known = [_of_seed(found.bundle, record, seed) for seed in seeds]
+    out = {}
+    for name in (*SCALARS, *columns.extra_names(found.bundle)):
+        out[name] = np.array([values.get(name, np.nan) for values in known], float)
+    return out
 
 
-def _of_seed(bundle: Mapping[str, Any], arm: Arm, seed: int) -> dict[str, float]:
+def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """What is known of an arm's training of one seed; what was not measured is left out."""
+    arm = results.arm_of(record)
+
     def recorded(what: str) -> Mapping[str, Any] | None:
         return bundle[what].get(arm.name, {}).get(str(seed))
 
@@ -276,7 +283,7 @@ def _of_seed(bundle: Mapping[str, Any], arm: Arm, seed: int) -> dict[str, float]
         out["final_loss"] = curves["loss"][-1]
         if "teacher_agreement" in curves:
             out["teacher_agreement"] = curves["teacher_agreement"][-1]
-        if arm.objective in _DIVERGENCES or "reverse_kl" in curves:
+        if record["loss_is_divergence"] or "reverse_kl" in curves:
             out["final_divergence"] = curves.get("reverse_kl", curves["loss"])[-1]
     if arm.off_policy and arm.sanitized:
         stage = names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)

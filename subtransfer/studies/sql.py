@@ -16,7 +16,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from subtransfer.config.checks import nearest
+from subtransfer.runtime.field import nearest
 from subtransfer.runtime.errors import UserError
 
 # Deeper than any condition that a person writes. duckdb's JSON of a tree has at most 256 levels,
