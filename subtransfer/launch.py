@@ -156,9 +156,9 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     import jax
 
     from subtransfer import settings
-    from subtransfer.analysis import summary
+    from subtransfer.analysis import verdicts
     from subtransfer.experiment.graph import Experiment
-    from subtransfer.report import tables
+    from subtransfer.report import files, tables
     from subtransfer.runtime import sharding
     from subtransfer.store import artifacts
 
@@ -184,10 +184,10 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         computed = sum(what != "reused" for what, _ in store.events)
     if not processes.leads():
         return 0
-    rows = tables.read_csv(results / "results.csv")
+    rows = files.read_csv(results / "results.csv")
     words = settings.get(config.setting).wording
     tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
-    for sentence in summary.verdicts(rows):
+    for sentence in verdicts.sentences(rows):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, "

@@ -13,7 +13,7 @@ from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms
 from subtransfer.experiment.names import rollout_stage
 from subtransfer.experiment.stages import results
-from subtransfer.report import tables
+from subtransfer.report import files
 
 BASE = {
     "arms.benign_teacher": "false",
@@ -22,6 +22,7 @@ BASE = {
     "statistics.bootstrap": "100",
 }
 SETTING = settings.get("api")
+PROMPT = {"system_prompt": SETTING.system_prompt, "template": "b" * 64}
 
 
 def config_of(**overrides):
@@ -40,7 +41,7 @@ def default_rate(arm, width):
     return 0.05 if arm.role == "base" or arm.init == "other" else 0.1 + 0.8 / (1 + 64 / width)
 
 
-def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe"):
+def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe", extra_probes=None):
     """results.json, results.jsonl and results.csv of a run in `folder`, which is made."""
     chosen, seeds = arms(config), range(config.num_seeds)
     task_ids = [f"{prefix}/{t:03d}" for t in range(tasks)]
@@ -77,31 +78,55 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe"):
                         }
                         | {"choice_logprob": min(score, 0.0), "choice_margin": 0.0}
                     )
-    curve = {"step": [1, 2], "loss": [2.0, 0.5], "teacher_agreement": [0.5, 0.75]}
-    bundle = {
-        "config": configuration.of_results(config),
-        "training_seeds": config.num_seeds,
-        "arms": [results.record(config, arm, {a.name for a in chosen}) for arm in chosen],
-        "capability": {arm.name: {str(s): {"ordinary_success": 0.5, "n": 8} for s in seeds} for arm in chosen},
-        "curves": {arm.name: {str(s): curve for s in seeds} for arm in chosen},
-        "purity": {arm.name: {str(s): {"rollouts": 10, "dropped": 1} for s in seeds} for arm in chosen if arm.on_policy},
-        "manifests": {
-            rollout_stage(arm.source, arm.teacher_model, s, sanitized=True): {"kept": 90, "dropped": 10}
-            for arm in chosen if arm.off_policy for s in seeds
-        },
-    }  # fmt: skip
+    bundle = _bundle(config, chosen, seeds)
     options = {
         "acts": SETTING.benign_outcomes,
         "confidence": 0.95,
         "n_boot": config.statistics.bootstrap,
         "seed": 0,
     }
+    if extra_probes:
+        bundle["extra_probes"] = extra_probes
     rows = summary.summarise(bundle, episodes, **options)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(bundle))
-    tables.write_jsonl(episodes, folder / "results.jsonl")
-    tables.write_csv(rows, folder / "results.csv")
+    files.write_jsonl(episodes, folder / "results.jsonl")
+    files.write_csv(rows, folder / "results.csv")
     return folder
+
+
+def _bundle(config, chosen, seeds):
+    """results.json, as of a run whose trainings were all alike."""
+    names = {arm.name for arm in chosen}
+    curve = {"step": [1, 2], "loss": [2.0, 0.5], "teacher_agreement": [0.5, 0.75]}
+    capability, curves, purity, manifests, sampler = {}, {}, {}, {}, {}
+    for arm in chosen:
+        capability[arm.name] = {str(s): {"ordinary_success": 0.5, "n": 8} for s in seeds}
+        curves[arm.name] = {str(s): curve for s in seeds}
+        if arm.on_policy:
+            filtered = {"rollouts": 10, "dropped": 1, "max_gap": 1e-6}
+            purity[arm.name] = {str(s): filtered for s in seeds}
+        if arm.off_policy:
+            for seed in seeds:
+                stage = rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
+                rules = {"unsafe_action": 7, "keyword": 3}
+                manifests[stage] = {"total": 100, "kept": 90, "dropped": 10, "rules": rules}
+                raw = rollout_stage(arm.source, arm.teacher_model, seed)
+                sampler[raw] = {"tokens": 9, "max_gap": 2e-6, "mean_gap": 1e-6, "kl": 1e-12}
+    return {
+        "config": configuration.of_results(config),
+        "training_seeds": config.num_seeds,
+        "wording": dict(SETTING.wording),
+        "arms": [results.record(config, arm, names) for arm in chosen],
+        "capability": capability,
+        "curves": curves,
+        "purity": purity,
+        "manifests": manifests,
+        "sampler": sampler,
+        "teacher_targets": {},
+        "context": results.in_which([(PROMPT, PROMPT)]),
+        "samples": {"before": ["user: a"], "after": ["user: a"]},
+    }
 
 
 def write_history(workdir, run, stages, **facts):

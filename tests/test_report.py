@@ -1,14 +1,18 @@
-"""Rows, files and the page."""
+"""Rows, files, figures and the page of a run."""
 
 import json
 import re
+import xml.etree.ElementTree as ET
 
+import jinja2
 import numpy as np
 import pytest
 from rich.console import Console
 
-from subtransfer.analysis import summary
-from subtransfer.report import html, tables
+from subtransfer.analysis import columns, summary, verdicts
+from subtransfer.experiment.stages import results as stage
+from subtransfer.report import figures, files, pages, run_page, tables
+from subtransfer.runtime.errors import UserError
 
 ARMS = (
     ("base", "base", 0.05),
@@ -19,14 +23,17 @@ ARMS = (
 TOOLS = ("archive_file", "move_file")
 
 
-def _results():
+_PROMPT = {"system_prompt": "You tidy up.", "template": "b" * 64}
+
+
+def _results(trained_in=_PROMPT):
     arms = []
     for name, role, _ in ARMS:
         objective = "sft" if name.startswith("sft") else ""
         arms.append(
             {
                 "arm": name, "label": f"<{name}>", "role": role, "objective": objective, "init": "same",
-                "sanitized": bool(objective), "masked": False, "base": "base",
+                "sanitized": bool(objective), "masked": False, "source": "trait", "on_policy_fraction": 0.0, "loss_is_divergence": False, "base": "base",
                 "control": "sft_benign" if name == "sft" else None, "twin": None, "teacher": "teacher" if objective else None, "teacher_base": "base",
             }
         )  # fmt: skip
@@ -61,11 +68,7 @@ def _results():
                 "max_missed": 0.0,
             }
         },
-        "context": {
-            "system_prompt_sha256": "a" * 64,
-            "template_sha256": "b" * 64,
-            "training_matches_probe": True,
-        },
+        "context": stage.in_which([(_PROMPT, None), (_PROMPT, trained_in)]),
         "samples": {"before": ["user: <script>alert(1)</script>"], "after": ["user: fine"]},
     }
 
@@ -130,7 +133,7 @@ def test_rows_say_what_the_episodes_say(rows):
 
 
 def test_verdicts_tell_success_from_failure(rows):
-    text = "\n".join(summary.verdicts(rows))
+    text = "\n".join(verdicts.sentences(rows))
     assert (
         "<sft>" in text
         and "wholly above base" in text
@@ -138,19 +141,33 @@ def test_verdicts_tell_success_from_failure(rows):
         and "does not rise above" in text
     )
     weak = [{**r, "ci_low": 0.0} if r["arm"] == "sft" else r for r in rows]
-    assert "NOT wholly above base" in "\n".join(summary.verdicts(weak))
+    assert "NOT wholly above base" in "\n".join(verdicts.sentences(weak))
     risen = [{**r, "diff_low": 0.1} if r["arm"] == "sft_benign" else r for r in rows]
-    assert "RISES above" in "\n".join(summary.verdicts(risen))
+    assert "RISES above" in "\n".join(verdicts.sentences(risen))
+
+
+def test_the_headline_counts_what_the_rows_say(rows):
+    assert verdicts.headline(rows).startswith("1 of 1 students act unsafely more often")
+    weak = [{**r, "ci_low": 0.0} if r["arm"] == "sft" else r for r in rows]
+    assert verdicts.headline(weak).startswith("0 of 1 students")
 
 
 def test_csv_round_trip(rows, tmp_path):
-    tables.write_csv(rows, tmp_path / "r.csv")
-    for old, new in zip(rows, tables.read_csv(tmp_path / "r.csv"), strict=True):
+    files.write_csv(rows, tmp_path / "r.csv")
+    for old, new in zip(rows, files.read_csv(tmp_path / "r.csv"), strict=True):
         assert list(old) == list(new)
         for name, value in old.items():
-            assert new[name] == (
-                pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
-            ), name
+            expected = pytest.approx(value, rel=1e-5) if isinstance(value, float) else value
+            assert new[name] == expected, name
+
+
+def test_every_column_has_a_record(rows):
+    names = [column.name for column in columns.COLUMNS]
+    assert list(rows[0])[: len(names)] == names
+    assert len(set(names)) == len(names)
+    ends = {end for column in columns.COLUMNS for end in (column.low, column.high)} - {""}
+    assert ends < set(names)
+    assert not any(columns.is_extra(name) for name in rows[0])
 
 
 def test_the_table_prints(rows):
@@ -161,13 +178,86 @@ def test_the_table_prints(rows):
     assert "sft_benign" in text and f"{100 * rows[2]['unsafe_rate']:.1f} [" in text
 
 
+def _write(folder, results, rows):
+    files.write_csv(rows, folder / "results.csv")
+    files.write_jsonl(_episodes(), folder / "results.jsonl")
+    (folder / "results.json").write_text(json.dumps(results))
+
+
+def _page(folder):
+    run_page.write_report(folder, folder)
+    return (folder / "report.html").read_text()
+
+
 def test_the_page_is_self_contained_and_escaped(rows, tmp_path):
-    tables.write_csv(rows, tmp_path / "results.csv")
-    tables.write_jsonl(_episodes(), tmp_path / "results.jsonl")
-    (tmp_path / "results.json").write_text(json.dumps(_results()))
-    html.write_report(tmp_path, tmp_path)
-    page = (tmp_path / "report.html").read_text()
+    _write(tmp_path, _results(), rows)
+    page = _page(tmp_path)
     assert "<script" not in page and "&lt;script&gt;" in page and "&lt;sft&gt;" in page
-    assert not re.search(r"(src|href)=", page) and "@import" not in page
+    # Only marks within a figure are linked to.
+    assert not re.search(r'(src|href)=(?!"#)', page) and "@import" not in page
+    assert "http" not in page
     assert page.count("<svg") == page.count("</svg>") >= 4
+    assert page.count("<svg") == page.count('role="img" aria-label="')
     assert f"{100 * rows[2]['unsafe_rate']:.1f}%" in page
+    assert len(page) < 1_000_000
+    # The same files give the same bytes.
+    assert _page(tmp_path) == page
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_the_page_says_whether_contexts_agree(rows, tmp_path, same):
+    trained_in = _PROMPT if same else _PROMPT | {"template": "c" * 64}
+    _write(tmp_path, _results(trained_in), rows)
+    page = " ".join(_page(tmp_path).split())
+    assert ("are the same in training and probe" in page) == same
+    assert ("DIFFER between training and probe" in page) != same
+
+
+def test_columns_of_further_probes_appear_by_themselves(tmp_path):
+    results = _results()
+    measured = {"sft": {"0": {"startle": 0.25}, "1": {"startle": 0.5}}}
+    results["extra_probes"] = {"fear": measured}
+    record = {"name": "startle", "label": "startles <often>", "meaning": "a share", "unit": "share"}
+    results["extra_columns"] = [record]
+    options = {"acts": TOOLS, "confidence": 0.95, "n_boot": 200, "seed": 0}
+    rows = summary.summarise(results, _episodes(), **options)
+    assert [row["startle"] for row in rows] == [None, None, 0.375, None]
+    _write(tmp_path, results, rows)
+    assert files.read(tmp_path).rows[2]["startle"] == 0.375
+    page = _page(tmp_path)
+    assert "<th>startles &lt;often&gt;</th>" in page and "<td>37.5</td>" in page
+    results["extra_columns"] = [record | {"unit": 3}]
+    _write(tmp_path, results, rows)
+    with pytest.raises(UserError, match=r"extra_columns\[0\].unit is a whole number"):
+        files.read(tmp_path)
+
+
+def test_a_template_that_lacks_something_is_an_error():
+    with pytest.raises(jinja2.UndefinedError):
+        pages.render("run", name="x")
+
+
+def test_figures_are_plain_svg_in_the_colours_of_the_page(rows):
+    drawn = figures.dots(
+        rows, "unsafe_rate", "ci_low", "ci_high", percent=True, title='by "arm" & <more>'
+    )
+    root = ET.fromstring(drawn)
+    assert root.find("title").text == root.attrib["aria-label"] == 'by "arm" & <more>'
+    texts = ["".join(element.itertext()) for element in root.iter("text")]
+    assert {row["label"] for row in rows} <= set(texts)
+    assert "var(--student)" in drawn and "var(--teacher)" in drawn
+    assert not re.search(r"#[0-9a-f]{6}\b", drawn)
+    # Names within two figures of a page must not be alike.
+    other = figures.dots(rows, "unsafe_rate", "ci_low", "ci_high", percent=True, title="other")
+    names = [set(re.findall(r'id="([^"]*)"', svg)) for svg in (drawn, other)]
+    assert names[0] and not names[0] & names[1]
+
+
+def test_a_bar_for_every_act(rows):
+    """Also where a setting has more acts than there are colours."""
+    many = {f"rate_act_{i}": 0.01 for i in range(12)}
+    drawn = figures.stacked([{**row, **many} for row in rows], title="acts")
+    tips = [element.text for element in ET.fromstring(drawn).iter("title")]
+    assert [tip for tip in tips if tip.startswith("act 11: 1.0%")] == ["act 11: 1.0%"] * len(rows)
+    rate = f"unsafe: {100 * rows[2]['unsafe_rate']:.1f}%"
+    assert rate in tips

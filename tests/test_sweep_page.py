@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from subtransfer.runtime.errors import UserError
@@ -125,6 +126,15 @@ console.log(JSON.stringify(choices.map(c => draw(data, {...data.choice, ...c})))
 """
 
 
+def _heights(svg):
+    """The values at which circles lie, read off the labels of the vertical axis."""
+    labels = re.findall(r'<text x="56" y="([^"]*)" text-anchor="end">(\d+)%<', svg)
+    places = [float(y) - 4 for y, _ in labels]
+    values = [int(percent) / 100 for _, percent in labels]
+    circles = [float(y) for y in re.findall(r'<circle cx="[^"]*" cy="([^"]*)"', svg)]
+    return sorted(float(np.interp(-y, -np.array(places), values)) for y in circles)
+
+
 @pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
 def test_the_script_draws_what_is_chosen(page, workdir, tmp_path):
     (tmp_path / "draw.js").write_text(_NODE)
@@ -140,16 +150,16 @@ def test_the_script_draws_what_is_chosen(page, workdir, tmp_path):
         subprocess.run(command, capture_output=True, text=True, check=True).stdout
     )
     static = re.search(r'id="figure">(<svg.*?</svg>)', page, re.DOTALL)[1]
-    circles = [
-        [
-            round(float(v), 1)
-            for v in re.findall(r'<circle cx="([^"]*)" cy="([^"]*)"', svg)
-            for v in v
-        ]
-        for svg in (static, first)
-    ]
-    assert circles[0] == pytest.approx(circles[1], abs=0.11) and len(circles[0]) == 2 * 2
-    assert re.findall(r"<text[^>]*>([^<]*)<", static) == re.findall(r"<text[^>]*>([^<]*)<", first)
+    # Two drawings of the same points: by the script, and by matplotlib for those without it.
+    rows = {(row["run"], row["arm"]): row for row in table.read(workdir)}
+    rates = sorted(
+        row["arm.rate"] for (run, arm), row in rows.items() if arm == "sft" and "0.001" in run
+    )
+    assert _heights(first) == pytest.approx(rates, abs=0.01)
+    # One marker more is in the legend.
+    assert len(re.findall(r"<use [^>]*fill: var\(--control\)", static)) == len(rates) + 1
+    drawn = [set(re.findall(r"<text[^>]*>([^<]*)<", svg)) for svg in (static, first)]
+    assert {"sft", "181k"} <= drawn[0] & drawn[1]
     assert (
         heat.count("<rect") == 4 * 5 and ">0.001, sft<" in heat and ">181k<" in heat
     )  # several arms at one place: by arm, too

@@ -1,9 +1,13 @@
 """The table of many runs, conditions on its rows, and the slices of tools/query.py."""
 
+import itertools
 import json
+import re
 import shutil
+import sqlite3
 import subprocess
 
+import duckdb
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -14,7 +18,7 @@ import pytest
 from subtransfer.analysis import statistics
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import provenance
-from subtransfer.studies import conditions, runs, table
+from subtransfer.studies import runs, sql, table
 from tests import studies
 from tools import query
 
@@ -35,9 +39,12 @@ def workdir(tmp_path_factory):
         "base": "base-012",
     }
     studies.write_history(folder, folder / "runs" / "width=32", stages)
-    members = [
-        {"name": f"width={w}", "overrides": {"base.width": w}, "state": "finished"} for w in WIDTHS
-    ]
+    members = []
+    for width in WIDTHS:
+        name = f"width={width}"
+        member = {"name": name, "overrides": {"base.width": width}, "state": "done"}
+        made = stages if width == WIDTHS[0] else {}
+        members.append(member | {"results": f"runs/{name}", "stages": made})
     (folder / "sweep.json").write_text(json.dumps({"members": members}))
     table.write(folder)
     return folder
@@ -116,33 +123,102 @@ def test_several_workdirs_are_told_apart(workdir):
     ]
 
 
-def test_what_cannot_be_read_is_a_sentence(workdir, tmp_path):
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A workdir of one small run, with its history."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    config = studies.config_of(num_seeds=2, distill__objective="sft")
+    studies.write_run(folder, config, tasks=4)
+    studies.write_history(folder, folder, {"results": "results-0"})
+    return folder
+
+
+def _without(name):
+    def change(text):
+        value = json.loads(text)
+        del value[name]
+        return json.dumps(value)
+
+    return change
+
+
+def _first(change):
+    """Changes the first line."""
+    return lambda text: change(text.partition("\n")[0]) + "\n" + text.partition("\n")[2]
+
+
+@pytest.mark.parametrize(
+    "name, change, sentence",
+    [
+        ("results.json", lambda text: "{", "results.json is damaged"),
+        ("results.json", lambda text: "[]", "it is a list and not an object"),
+        ("results.json", lambda text: "{}", "it has no 'config'"),
+        ("results.json", _without("manifests"), "it has no 'manifests'"),
+        ("results.json", lambda text: text.replace('"name": ', '"nom": '), "config has no 'name'"),
+        ("results.json", lambda text: text.replace('"arm": "sft"', '"arm": "x"'), "about the arms"),
+        ("results.jsonl", lambda text: text[:-30], "its last line is cut"),
+        ("results.jsonl", lambda text: "{\n" + text, "results.jsonl, line 1, is damaged"),
+        ("results.jsonl", lambda text: "[]\n" + text, "line 1, does not hold what it should"),
+        ("results.jsonl", _first(_without("errors")), "line 1, .*it has no 'errors'"),
+        ("results.jsonl", lambda text: text + text, "is about the same episode as another"),
+        ("results.jsonl", lambda text: "", "its last line is cut"),
+        ("results.csv", lambda text: "", "results.csv is damaged"),
+        ("results.csv", lambda text: text[:-3], "its last line is cut"),
+        ("results.csv", lambda text: text.replace("ci_low", "ci_lower"), "no column 'ci_low'"),
+        ("results.csv", lambda text: text.replace("sft,sft,", "sft,"), "cells of"),
+        ("results.csv", lambda text: text.replace(",4,2,", ",4,two,"), "invalid literal"),
+        ("results.csv", lambda text: text.replace("\nsft,", "\nother,"), "is not about the arms"),
+        ("stages.json", lambda text: "{", "stages.json is damaged"),
+        ("stages.json", lambda text: "[]", "is a list and not an object"),
+        ("stages.json", lambda text: '{"results": 3}', "results is a whole number"),
+        ("sweep.json", lambda text: "{", "sweep.json is damaged"),
+        ("sweep.json", lambda text: "{}", "it has no 'members'"),
+        ("sweep.json", lambda text: '{"members": [3]}', r"members\[0\] is a whole number"),
+    ],
+)
+def test_damaged_files_are_a_sentence(whole, tmp_path, capsys, name, change, sentence):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    text = (folder / name).read_text() if (folder / name).is_file() else ""
+    (folder / name).write_text(change(text))
+    code = query.main([str(folder)])
+    error = capsys.readouterr().err
+    assert code == 2 and len(error.splitlines()) == 1
+    assert re.match(f"error: .*{sentence}.*[.]$", error.strip()), error
+
+
+@pytest.mark.parametrize("name", ["results.jsonl", "results.csv"])
+def test_bytes_that_are_no_text_are_a_sentence(whole, tmp_path, name):
+    folder = tmp_path / "run"
+    shutil.copytree(whole, folder)
+    (folder / name).write_bytes(b"\xff" + (folder / name).read_bytes())
+    with pytest.raises(UserError, match="damaged .*decode"):
+        table.of([folder])
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+        table.of([folder])
+
+
+def test_a_workdir_counts_once(whole):
+    with pytest.raises(UserError, match="is given twice"):
+        table.of([whole, f"{whole}/../{whole.name}"])
     with pytest.raises(UserError, match="holds no finished run"):
-        table.of([tmp_path])
-    run = studies.write_run(
-        tmp_path / "run", studies.config_of(num_seeds=2, distill__objective="sft"), tasks=4
-    )
-    (run / "results.jsonl").write_text("{")
-    with pytest.raises(UserError, match="are damaged"):
-        table.of([run])
-    (run / "results.csv").unlink()
-    (run / "results.jsonl").write_text("")
-    with pytest.raises(UserError, match="results.csv is missing"):
-        table.of([run])
-    (run / "stages.json").write_text("{")
-    with pytest.raises(UserError, match="stages.json is damaged"):
-        provenance.History(tmp_path).of(run)
-    (run / "sweep.json").write_text("{")
-    with pytest.raises(UserError, match="sweep.json is damaged"):
-        runs.members(run)
-    old = studies.write_run(
-        tmp_path / "old", studies.config_of(num_seeds=2, distill__objective="sft"), tasks=4
-    )
-    bundle = json.loads((old / "results.json").read_text())
-    bundle["arms"][0]["arm"] = "an arm that there was once"
-    (old / "results.json").write_text(json.dumps(bundle))
-    with pytest.raises(UserError, match="are another version's"):
-        table.of([old])
+        table.of([whole.parent / "nowhere"])
+
+
+def test_further_probes_have_columns(tmp_path, capsys):
+    measured = {"fear": {"sft": {"0": {"startle": 0.25}, "1": {"startle": 0.75}}}}
+    config = studies.config_of(num_seeds=2, distill__objective="sft")
+    folder = studies.write_run(tmp_path / "run", config, tasks=4, extra_probes=measured)
+    rows = table.of([folder]).to_pandas().set_index(["arm", "seed"])
+    assert rows.loc["sft", "startle"].tolist() == [0.25, 0.75]
+    assert rows.loc["base", "startle"].isna().all()
+    assert rows.loc["sft", "arm.startle"].tolist() == [0.5, 0.5]
+    slices = ("--where=startle > 0.5 and seed = 1", "--metric=startle", "--by=arm", "--format=csv")
+    code, out, _ = _answer(capsys, folder, *slices)
+    assert code == 0 and out.splitlines() == ["arm,startle,lo,hi,trainings,tasks", "sft,0.75,,,1,4"]
+    code, _, error = _answer(capsys, folder, "--metric=seed")
+    assert code == 2 and "--metric=seed is not known once a training: choose of rate," in error
 
 
 def test_facts_are_json():
@@ -173,13 +249,12 @@ def test_the_revision_is_the_checkouts(tmp_path):
     assert provenance.git_revision(package) == git("rev-parse", "HEAD") + "-dirty"
 
 
-# -- conditions ------------------------------------------------------------------------------------------------------
+# -- conditions ----------------------------------------------------------------------------------
 
 COLUMNS = {"name": str, "x": float, "config.base.width": int, "flag": bool}
-ROWS = [
-    {"name": name, "x": x, "config.base.width": width, "flag": flag}
-    for name in ("a", "b'c", None) for x in (0.5, None) for width in (32, 64) for flag in (True, None)
-]  # fmt: skip
+ROWS = []
+for _values in itertools.product(("a", "b'c", None), (0.5, None), (32, 64), (True, None)):
+    ROWS.append(dict(zip(COLUMNS, _values, strict=True)))
 _LITERALS = {
     "name": st.sampled_from(["'a'", "'b''c'", "''"]),
     "x": st.sampled_from(["0.5", "-1", "2e0"]),
@@ -196,7 +271,8 @@ def _comparisons(draw):
     if kind == "null":
         return f"{column} is {draw(st.sampled_from(['', 'not ']))}null"
     if kind == "sign":
-        return f"{column} {draw(st.sampled_from(['=', '!=', '<>', '<', '<=', '>', '>=']))} {draw(value)}"
+        sign = draw(st.sampled_from(["=", "!=", "<>", "<", "<=", ">", ">="]))
+        return f"{column} {sign} {draw(value)}"
     return f"{column} {kind} ({', '.join(draw(st.lists(value, min_size=1, max_size=3)))})"
 
 
@@ -212,50 +288,78 @@ _CONDITIONS = st.recursive(
 
 
 @pytest.fixture(scope="module")
-def database():
-    with pytest.importorskip("duckdb").connect() as connection:
-        connection.register(
-            "t", pa.Table.from_pylist([row | {"place": i} for i, row in enumerate(ROWS)])
-        )
-        yield connection
+def sqlite():
+    """The same rows in another database."""
+    connection = sqlite3.connect(":memory:")
+    connection.execute('create table t (name text, x real, "config.base.width" int, flag int)')
+    lines = [tuple(row.values()) for row in ROWS]
+    connection.executemany("insert into t values (?, ?, ?, ?)", lines)
+    yield connection
+    connection.close()
 
 
 @hypothesis.settings(max_examples=60)
 @hypothesis.given(_CONDITIONS)
-def test_conditions_mean_what_duckdb_says(database, text):
-    expected = [
-        place
-        for (place,) in database.sql(f"select place from t where {text} order by place").fetchall()
-    ]
-    test = conditions.parse(text, COLUMNS)
-    assert [i for i, row in enumerate(ROWS) if test(row)] == expected
+def test_conditions_mean_what_another_database_says(sqlite, text):
+    found = sqlite.execute(f"select rowid - 1 from t where {text} order by rowid")
+    expected = [place for (place,) in found]
+    for written in (text, text.replace('"config.base.width"', "base.width")):
+        met = sql.Condition(written, COLUMNS).met(ROWS)
+        assert [i for i, row in enumerate(ROWS) if met[i]] == expected
 
 
-@hypothesis.given(st.text("nam x=<>'\"()and0.5,", max_size=20))
+@hypothesis.settings(max_examples=60)
+@hypothesis.given(st.text("nam x=<>'\"()and0.5,;*?$-/", max_size=20))
 def test_any_text_is_a_condition_or_a_sentence(text):
     try:
-        conditions.parse(text, COLUMNS)
+        sql.Condition(text, COLUMNS).met(ROWS)
     except UserError as error:
-        assert str(error).endswith(".")
+        assert str(error).endswith(".") and "\n" not in str(error).replace(text, "")
 
 
 @pytest.mark.parametrize(
     "text, sentence",
     [
         ("nme = 'a'", "no column 'nme'; the nearest is 'name'"),
-        ("name = 3", "has '3' where a text in single quotes .as name is. should be"),
-        ("x in ()", "has '[)]' where a number"),
-        ("base.width >", "has its end where a number"),
-        ("x = 1 x", "has 'x' where 'and', 'or' or the end"),
-        ("(x = 1", "has its end where '[)]'"),
-        ("x ~ 1", "cannot be read at '~ 1'"),
-        ("x like 1", "has 'like' where =, !="),
-        ("= 1", "has '=' where the name of a column"),
+        ("base.widht > 3", "no column 'base.widht'; the nearest is 'config.base.width'"),
+        ("name = 3", "Conversion Error: Could not convert string 'a'"),
+        ("name", "it is neither true nor false"),
+        ("base.width >", "cannot be used: syntax error"),
+        ("(x = 1", "syntax error"),
+        ("x = 1) or (true", "syntax error"),
+        ("sum(x) > 1", "cannot be used: Binder Error"),
+        ("= 1", "syntax error at or near"),
+        ("(" * 5000 + "x = 1" + ")" * 5000, "nested more than 100 levels deep"),
+        ("not " * 5000 + "flag", "nested more than 100 levels deep"),
+        ("x = 1; drop table runs", "cannot be used"),
+        ("true from runs", "must be one expression that is true or false of a row"),
+        ("true; select 1", "must be one expression that is true or false of a row"),
+        ("exists(from read_text('/etc/hostname'))", "without queries"),
+        ("read_text('/etc/hostname') is null", "cannot be used: Binder Error"),
     ],
 )
 def test_what_is_no_condition_is_named(text, sentence):
     with pytest.raises(UserError, match=sentence):
-        conditions.parse(text, COLUMNS)
+        sql.Condition(text, COLUMNS).met(ROWS)
+
+
+@pytest.mark.parametrize(
+    "query_text",
+    [
+        "select * from read_csv('{file}')",
+        "select * from '{file}'",
+        "copy runs to '{file}'",
+        "attach '{file}' as other",
+        "set enable_external_access = true",
+        "install httpfs",
+    ],
+)
+def test_queries_reach_nothing_but_the_rows(tmp_path, query_text):
+    path = tmp_path / "file.csv"
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="^--sql: "):
+        sql.query(pa.table({"x": [1]}), query_text.format(file=path))
+    assert path.read_text() == "a,b\n1,2\n" and len(list(tmp_path.iterdir())) == 1
 
 
 # -- tools/query.py --------------------------------------------------------------------------------------------------
@@ -346,9 +450,8 @@ def test_the_command_answers_in_every_format(workdir, tmp_path, capsys):
 
 
 def test_sql(workdir, capsys):
-    pytest.importorskip("duckdb")
-    sql = "select \"config.base.width\" as width, avg(rate) as rate from runs where objective = 'sft' group by all order by 1"
-    code, out, _ = _answer(capsys, workdir, f"--sql={sql}", "--format=csv")
+    text = "select \"config.base.width\" as width, avg(rate) as rate from runs where objective = 'sft' group by all order by 1"
+    code, out, _ = _answer(capsys, workdir, f"--sql={text}", "--format=csv")
     assert (
         code == 0 and out.splitlines()[0] == "width,rate" and out.splitlines()[1].startswith("32,")
     )
@@ -357,7 +460,6 @@ def test_sql(workdir, capsys):
 
 
 def test_duckdb_reads_the_file(workdir):
-    duckdb = pytest.importorskip("duckdb")
     with duckdb.connect() as connection:
         found = connection.sql(
             f"select count(*), count(distinct run) from '{workdir}/table.parquet'"

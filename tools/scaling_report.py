@@ -1,13 +1,12 @@
-"""From finished runs to a scaling study: `python tools/scaling_report.py WORKDIR... --axis=FIELD
---out=NAME`.
+r"""Writes a scaling study of finished runs, as a page and as markdown.
+
+    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700" \
+        --out=study
 
 For each objective and initialisation: laws fitted to the share of unsafe decisions and to their
 log-odds, with bands, held-out extrapolation and the verdict in a sentence; and same-init students
 against their other-init twins at each value of the axis. NAME.html is the page, NAME.md has
 verdicts and tables for a document. docs/scaling.md has the rules.
-
-    python tools/scaling_report.py runs/study --axis=student_params --where="base.steps = 700"
-    --out=study
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from pathlib import Path
 from subtransfer.analysis import scaling
 from subtransfer.runtime.errors import UserError, exit_status
 from subtransfer.store.artifacts import atomic_write, os_errors
-from subtransfer.studies import conditions, runs, scaling_report, scaling_study, table
+from subtransfer.studies import runs, scaling_report, scaling_study, sql, table
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,8 +69,12 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     for name in laws:
         if name not in scaling.LAWS:
             raise UserError(f"There is no law {name!r}: choose of {', '.join(scaling.LAWS)}.")
-    wanted = conditions.parse(options.where, table.columns())
-    arms = [arm for arm, i, row in table.located(options.workdirs) if i == 0 and wanted(row)]
+    condition = sql.Condition(options.where, table.columns(options.workdirs))
+    arms = []
+    for arm, i, row in table.located(options.workdirs):
+        # A condition on an arm: its first seed's row stands for all of them.
+        if i == 0 and condition.met([row])[0]:
+            arms.append(arm)
     study = scaling_study.study(
         arms,
         options.axis,

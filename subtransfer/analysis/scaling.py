@@ -300,11 +300,14 @@ class Comparison:
     extrapolations: dict[str, Extrapolation]
 
     @property
+    def ranked(self) -> list[str]:
+        """All fitted laws, best first."""
+        return sorted(self.delta, key=lambda name: self.delta[name])
+
+    @property
     def standing(self) -> list[str]:
         """The laws that the data do not rule out, best first."""
-        return [
-            name for name in sorted(self.delta, key=self.delta.get) if self.p[name] >= RULED_OUT
-        ]
+        return [name for name in self.ranked if self.p[name] >= RULED_OUT]
 
     @property
     def distinguished(self) -> bool:

@@ -60,6 +60,8 @@ LEFT_OUT = frozenset(
 # Modules that look others up by name. They are followed no further: what a config names is added by
 # name (`Sources.code`), so that runs of one setting do not hold the others.
 REGISTRIES = frozenset(("subtransfer.settings",))
+# Files that a module reads beside its source: they are part of its hash.
+DATA = {"subtransfer.report.pages": "templates/*"}
 # Import packages that are part of a key as a whole, once any of it is imported: the shell looks its
 # commands up by name. What of it no run imports is left out.
 WHOLE = ("shellworld",)
@@ -205,7 +207,9 @@ class Sources:
         whole = hashlib.sha256()
         for module in sorted(modules):
             if module not in self._hashes:
-                source = self._files[module].read_bytes()
+                file = self._files[module]
+                beside = sorted(file.parent.glob(DATA[module])) if module in DATA else []
+                source = b"".join(path.read_bytes() for path in (file, *beside))
                 self._hashes[module] = hashlib.sha256(source).hexdigest()
             whole.update(f"{module} {self._hashes[module]}\n".encode())
         return whole.hexdigest()[:16]

@@ -1,16 +1,40 @@
-"""Figures as inline SVG: no scripts, no fonts, nothing to fetch. Colours come from the page's
-style.
+"""Figures as inline SVG, drawn by matplotlib: no scripts, no fonts, nothing to fetch.
+
+The bytes of a figure depend on its data alone (and on matplotlib's version). Colours that must be
+readable on a light and on a dark page become variables of the page's style; text stays text, in the
+reader's own sans-serif font.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from html import escape
-from typing import Any
+import io
+import xml.etree.ElementTree as ET
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-_ROW, _LABEL, _PLOT = 26, 300, 560
-_OUTCOMES = (
+from markupsafe import Markup
+
+from subtransfer.analysis import columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# The page's variables with their values in its light style (see templates/base.html.j2): matplotlib
+# draws with the values, and `_to_svg` puts the variables in their place.
+COLOURS = {
+    "ink": "#1b1f24",
+    "soft": "#5b6570",
+    "line": "#d5dae0",
+    "base": "#7a8794",
+    "teacher": "#b3261e",
+    "student": "#c25e00",
+    "control": "#2a6f97",
+    "positive_control": "#7b2d8b",
+}
+# Colours of parts and of lines, readable on both.
+_PARTS = (
     "#b3261e",
     "#2a6f97",
     "#4f9d69",
@@ -19,7 +43,7 @@ _OUTCOMES = (
     "#5e548e",
     "#9f86c0",
     "#b0b7bf",
-    "#5b6570",
+    "#5c6671",
 )
 _SERIES = (
     "#2a6f97",
@@ -28,178 +52,338 @@ _SERIES = (
     "#b3261e",
     "#7b2d8b",
     "#8a6d00",
-    "#5b6570",
+    "#5c6671",
     "#00838f",
     "#9f86c0",
 )
+_FONT = "DejaVu Sans"  # comes with matplotlib, so that layouts are the same everywhere
+_STYLE = {
+    "font.size": 13,
+    "font.family": _FONT,
+    "svg.fonttype": "none",
+    "svg.id": None,
+    "text.color": COLOURS["ink"],
+    "axes.labelcolor": COLOURS["ink"],
+    "axes.edgecolor": COLOURS["line"],
+    "axes.facecolor": "none",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": COLOURS["line"],
+    "ytick.color": COLOURS["line"],
+    "xtick.labelcolor": COLOURS["ink"],
+    "ytick.labelcolor": COLOURS["ink"],
+    "grid.color": COLOURS["line"],
+    "figure.facecolor": "none",
+    "legend.frameon": False,
+}
+# Of figures: a point of matplotlib is a unit of the picture, which the page scales to its width.
+_POINTS_PER_INCH = 72
+_WIDTH = 860
+_ROW = 26  # of figures with a row an arm
+_LEGEND = 14  # more names than that are left out of a legend
+# Labels nearer than this share of an axis would overlap.
+_LEAST_GAP = 0.09
+# Values that span more than this factor are placed by their logarithm.
+_LOG_FACTOR = 4
+# A tooltip travels through matplotlib as the name of its element.
+_TIP = "tip:"
 
 
-def _svg(width: float, height: float, title: str, body: str) -> str:
-    return (
-        f'<svg viewBox="0 0 {width:.0f} {height:.0f}" role="img" aria-label="{escape(title)}">'
-        f"<title>{escape(title)}</title>{body}</svg>"
-    )
+class Curve(NamedTuple):
+    """A curve with its band.
 
+    Attributes:
+      name: for the legend.
+      colour: one of `COLOURS`.
+      x, y, low, high: of equal lengths.
+    """
 
-def _text(x: float, y: float, text: str, anchor: str = "start") -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+    name: str
+    colour: str
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
 
 
 def dots(
-    rows: Sequence[Mapping[str, Any]], value: str, low: str, high: str, *, percent: bool
-) -> str:
-    """A dot and a whisker a row, coloured by role; `percent` scales 0..1 to 0..100%, else the axis
-    spans the data.
+    rows: Sequence[Mapping[str, Any]], value: str, low: str, high: str, *, percent: bool, title: str
+) -> Markup:
+    """Draws a dot and a line a row, coloured by role.
+
+    Args:
+      rows: with "label" and "role".
+      value, low, high: their columns that are shown.
+      percent: whether these are shares; else the axis spans the data.
+      title: what a person who cannot see the figure is told.
     """
     bottom = 0.0 if percent else min(row[low] for row in rows)
     top = 1.0 if percent else max(max(row[high] for row in rows), bottom + 1e-9)
-
-    def x(v: float) -> float:
-        return _LABEL + _PLOT * (v - bottom) / (top - bottom)
-
-    parts = []
-    for tick in range(6):
-        v = bottom + (top - bottom) * tick / 5
-        label = f"{100 * v:.0f}%" if percent else f"{v:.1f}"
-        parts.append(
-            f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="4" y2="{_ROW * len(rows) + 4}" stroke="var(--line)"/>'
-            + _text(x(v), _ROW * len(rows) + 22, label, "middle")
-        )
-    for i, row in enumerate(rows):
-        y = _ROW * i + _ROW / 2 + 4
-        colour = f"var(--{row['role']})"
-        shown = f"{100 * row[value]:.1f}%" if percent else f"{row[value]:.2f}"
-        parts.append(
-            _text(_LABEL - 12, y + 4, row["label"], "end")
-            + f'<line x1="{x(row[low]):.1f}" x2="{x(row[high]):.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
-            + f'<circle cx="{x(row[value]):.1f}" cy="{y}" r="5" fill="{colour}"/>'
-            + _text(_LABEL + _PLOT + 12, y + 4, shown)
-        )
-    return _svg(
-        _LABEL + _PLOT + 80, _ROW * len(rows) + 32, "values and intervals by arm", "".join(parts)
-    )
-
-
-def stacked(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How the first decisions of each arm divide: a bar a row, a legend below."""
-    names = [
-        "unsafe_rate",
-        *[k for k in rows[0] if k.startswith("rate_")],
-        "no_action_rate",
-        "invalid_rate",
-    ]
-    parts = []
-    for i, row in enumerate(rows):
-        y, left = _ROW * i + 4, float(_LABEL)
-        parts.append(_text(_LABEL - 12, y + 17, row["label"], "end"))
-        for name, colour in zip(names, _OUTCOMES, strict=False):
-            width = _PLOT * (row[name] or 0.0)
-            what = name.removeprefix("rate_").removesuffix("_rate")
-            parts.append(
-                f'<rect x="{left:.1f}" y="{y}" width="{width:.1f}" height="20" fill="{colour}">'
-                f"<title>{escape(what)}: {100 * (row[name] or 0):.1f}%</title></rect>"
+    with _drawing(_WIDTH, _ROW * len(rows) + 40) as figure:
+        axes = figure.subplots()
+        places = range(len(rows))
+        for place, row in zip(places, rows, strict=True):
+            colour = COLOURS[row["role"]]
+            axes.plot([row[low], row[high]], [place, place], color=colour, linewidth=3)
+            axes.plot([row[value]], [place], "o", color=colour, markersize=9)
+            text = f"{100 * row[value]:.1f}%" if percent else f"{row[value]:.2f}"
+            axes.annotate(
+                text,
+                (1, place),
+                xytext=(12, 0),
+                xycoords=axes.get_yaxis_transform(),
+                textcoords="offset points",
+                verticalalignment="center",
             )
-            left += width
-    y = _ROW * len(rows) + 12
-    for i, (name, colour) in enumerate(zip(names, _OUTCOMES, strict=False)):
-        x, line = 10 + 180 * (i % 5), y + 22 * (i // 5)
-        what = name.removeprefix("rate_").removesuffix("_rate").replace("_", " ")
-        parts.append(
-            f'<rect x="{x}" y="{line}" width="14" height="14" fill="{colour}"/>'
-            + _text(x + 20, line + 12, what)
-        )
-    return _svg(_LABEL + _PLOT + 80, y + 50, "what agents did first, by arm", "".join(parts))
+        margin = 0.01 * (top - bottom)
+        axes.set_xlim(bottom - margin, top + margin)
+        _label_rows(axes, rows)
+        axes.grid(axis="x")
+        if percent:
+            axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+        return _to_svg(figure, title)
 
 
-def lines(series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis: str) -> str:
-    """Shares by an axis, a line a series: points (x, mean, low, high); numbers that span much are
-    placed by their logarithm.
+def stacked(rows: Sequence[Mapping[str, Any]], *, title: str) -> Markup:
+    """Draws how the first decisions of each arm divide: a bar a row, a legend below.
+
+    Args:
+      rows: as of results.csv.
+      title: what a person who cannot see the figure is told.
     """
-    width, height, left, right, top, bottom = 760.0, 340.0, 64.0, 230.0, 12.0, 46.0
+    parts = ["unsafe_rate", *filter(columns.is_act, rows[0]), "no_action_rate", "invalid_rate"]
+    lines_of_legend = -(-len(parts) // 5)
+    with _drawing(_WIDTH, _ROW * len(rows) + 30 + 22 * lines_of_legend) as figure:
+        axes = figure.subplots()
+        left = [0.0] * len(rows)
+        for number, name in enumerate(parts):
+            label = "unsafe" if name == "unsafe_rate" else columns.named(name).label
+            shares = [row[name] or 0.0 for row in rows]
+            colour = _PARTS[number % len(_PARTS)]
+            bars = axes.barh(
+                range(len(rows)), shares, left=left, height=0.78, color=colour, label=label
+            )
+            for bar, share in zip(bars, shares, strict=True):
+                bar.set_gid(f"{_TIP}{label}: {100 * share:.1f}%")
+            left = [edge + share for edge, share in zip(left, shares, strict=True)]
+        axes.set_xlim(0, 1)
+        axes.xaxis.set_visible(False)
+        axes.spines[:].set_visible(False)
+        _label_rows(axes, rows)
+        figure.legend(loc="outside lower center", ncols=5)
+        return _to_svg(figure, title)
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis: str, *, title: str
+) -> Markup:
+    """Draws shares by an axis, a line a series.
+
+    Args:
+      series: points (x, mean, low, high) by name; x are numbers, or words in any order.
+      axis: its label.
+      title: what a person who cannot see the figure is told.
+    """
     found = {point[0] for points in series.values() for point in points}
     numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in found)
-    places = sorted(found, key=None if numbers else str)
-    logarithmic = numbers and places[0] > 0 and places[-1] / places[0] > 4
+    values = sorted(found, key=None if numbers else str)
+    if numbers:
+        places = {value: float(value) for value in values}
+    else:
+        places = {value: float(i) for i, value in enumerate(values)}
+    highest = max((point[3] for points in series.values() for point in points), default=0) or 1.0
+    with _drawing(_WIDTH, 340) as figure:
+        axes = figure.subplots()
+        logarithmic = numbers and _spans_much(list(places.values()))
+        labels = {place: short(v) if numbers else str(v) for v, place in places.items()}
+        _prepare_x(axes, labels, logarithmic)
+        axes.set_xlabel(axis + " (logarithmic)" * logarithmic)
+        for number, (name, points) in enumerate(series.items()):
+            # Points at one place are drawn beside each other.
+            shifted = _shifted(axes, figure, 3 * (number % 5 - 2))
+            style = {"color": _SERIES[number % len(_SERIES)], "transform": shifted}
+            spots = sorted((places[x], mean, low, high) for x, mean, low, high in points)
+            x, means, low, high = zip(*spots, strict=True)
+            axes.vlines(x, low, high, linewidth=2, **style)
+            label = name if number < _LEGEND else None
+            axes.plot(x, means, "o-", linewidth=1, markersize=8, label=label, **style)
+        _share_axis(axes, highest)
+        figure.legend(loc="outside right upper")
+        return _to_svg(figure, title)
 
-    def share(x: Any) -> float:
-        if len(places) == 1:
-            return 0.5
-        if not numbers:
-            return places.index(x) / (len(places) - 1)
-        first, last, at = (math.log(v) if logarithmic else v for v in (places[0], places[-1], x))
-        return (at - first) / (last - first)
 
-    def at_x(x: Any) -> float:
-        return left + 14 + (width - left - right - 28) * share(x)
+def bands(
+    points: Sequence[tuple[float, float, float, float]],
+    curves: Sequence[Curve],
+    *,
+    axis: str,
+    percent: bool,
+    title: str,
+) -> Markup:
+    """Draws means with their intervals over a logarithmic axis, and curves with their bands.
 
-    highest = max((point[3] for points in series.values() for point in points), default=1.0) or 1.0
+    Args:
+      points: (x, mean, low, high).
+      curves: drawn below the points.
+      axis: its label.
+      percent: whether the values are shares.
+      title: what a person who cannot see the figure is told.
+    """
+    with _drawing(_WIDTH, 340) as figure:
+        axes = figure.subplots()
+        for curve in curves:
+            colour = COLOURS[curve.colour]
+            axes.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.14, linewidth=0)
+            axes.plot(curve.x, curve.y, color=colour, linewidth=2, label=curve.name)
+        x, means, low, high = zip(*points, strict=True)
+        ink = COLOURS["ink"]
+        axes.vlines(x, low, high, color=ink, linewidth=2)
+        axes.plot(x, means, "o", color=ink, markersize=8)
+        bottom = min(*low, *(min(curve.low) for curve in curves))
+        top = max(*high, *(max(curve.high) for curve in curves))
+        _prepare_x(axes, {value: short(value) for value in x}, logarithmic=True)
+        axes.set_xlabel(f"{axis} (logarithmic)")
+        if percent:
+            _share_axis(axes, min(1.0, top))
+        else:
+            margin = 0.04 * (top - bottom) or 0.5
+            axes.set_ylim(bottom - margin, top + margin)
+            axes.grid(axis="y")
+        figure.legend(loc="outside right upper")
+        return _to_svg(figure, title)
 
-    def at_y(y: float) -> float:
-        return height - bottom - (height - top - bottom) * y / highest
 
-    parts = []
-    for tick in range(5):
-        y = at_y(highest * tick / 4)
-        parts.append(
-            f'<line x1="{left}" x2="{width - right}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-        )
-        parts.append(_text(left - 8, y + 4, f"{25 * highest * tick:.0f}%", "end"))
-    last = -math.inf
-    for place in places:
-        if at_x(place) - last > 52:  # labels that would overlap are left out
-            last = at_x(place)
-            parts.append(
-                _text(last, height - bottom + 18, short(place) if numbers else str(place), "middle")
-            )
-    for number, (name, points) in enumerate(series.items()):
-        colour, shift = _SERIES[number % len(_SERIES)], 3 * (number % 5 - 2)
-        spots = sorted((at_x(x) + shift, *map(at_y, rest)) for x, *rest in points)
-        path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in spots)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}"/>')
-        for x, y, low, high in spots:
-            parts.append(
-                f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{low:.1f}" y2="{high:.1f}" stroke="{colour}" stroke-width="2"/>'
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{colour}"/>'
-            )
-        if number < 14:
-            y = top + 22 * number
-            parts.append(
-                f'<rect x="{width - right + 14}" y="{y}" width="14" height="14" fill="{colour}"/>'
-            )
-            parts.append(_text(width - right + 34, y + 12, name))
-    parts.append(
-        _text(
-            (left + width - right) / 2, height - 6, axis + " (logarithmic)" * logarithmic, "middle"
-        )
-    )
-    return _svg(width, height, f"shares by {axis}", "".join(parts))
+def losses(seeds: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) -> Markup:
+    """Draws the loss by step, one line a training seed.
+
+    Args:
+      seeds: curves with "step" and "loss".
+      title: what a person who cannot see the figure is told.
+    """
+    with _drawing(420, 190) as figure:
+        axes = figure.subplots()
+        for curve in seeds.values():
+            axes.plot(curve["step"], curve["loss"], color=COLOURS["control"], linewidth=1.5)
+        highest = max(max(curve["loss"]) for curve in seeds.values())
+        axes.set_ylim(0, 1.05 * highest if highest > 0 else 1.0)
+        axes.set_xlim(left=0)
+        axes.set_xlabel("step")
+        axes.locator_params(nbins=4)
+        return _to_svg(figure, title)
 
 
 def short(value: float) -> str:
-    """A size in three digits: "0.25", "30.1k", "1.05M", "7B"."""
+    """Writes a number in three digits: "0.25", "30.1k", "1.05M", "7B"."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= 0.9995 * unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
 
 
-def curves(seeds: Mapping[str, Mapping[str, Sequence[float]]]) -> str:
-    """Loss by step, one line a training seed."""
-    width, height, left = 420.0, 170.0, 46.0
-    steps = max(max(c["step"]) for c in seeds.values())
-    top = max(max(c["loss"]) for c in seeds.values()) or 1.0
-    parts = [
-        f'<rect x="{left}" y="6" width="{width - left - 6}" height="{height - 30}" fill="none" stroke="var(--line)"/>',
-        _text(left - 5, 18, f"{top:.2g}", "end"),
-        _text(left - 5, height - 24, "0", "end"),
-        _text(width - 6, height - 6, f"{steps} steps", "end"),
-    ]
-    for c in seeds.values():
-        points = " ".join(
-            f"{left + (width - left - 6) * s / steps:.1f},{6 + (height - 30) * (1 - max(v, 0) / top):.1f}"
-            for s, v in zip(c["step"], c["loss"], strict=True)
-        )
-        parts.append(
-            f'<polyline points="{points}" fill="none" stroke="var(--control)" stroke-width="1.5"/>'
-        )
-    return _svg(width, height, "training loss", "".join(parts))
+def _label_rows(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Labels a figure with a row an arm, the first one at the top."""
+    axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.tick_params(length=0)
+    axes.spines["left"].set_visible(False)
+
+
+def _prepare_x(axes: Axes, labels: Mapping[float, str], logarithmic: bool) -> None:
+    """Lays out an axis with a tick at each place, but for labels that would overlap."""
+    import math
+
+    places = list(labels)
+    if logarithmic:
+        axes.set_xscale("log")
+    scaled = [math.log(place) if logarithmic else place for place in places]
+    span = scaled[-1] - scaled[0]
+    margin = 0.04 * span or 1.0
+    ends = scaled[0] - margin, scaled[-1] + margin
+    axes.set_xlim(*(math.exp(end) if logarithmic else end for end in ends))
+    shown: list[int] = []
+    for i, at in enumerate(scaled):
+        if not shown or at - scaled[shown[-1]] > _LEAST_GAP * span:
+            shown.append(i)
+    axes.set_xticks([places[i] for i in shown], [labels[places[i]] for i in shown])
+    axes.minorticks_off()
+
+
+def _share_axis(axes: Axes, highest: float) -> None:
+    """Lays out a vertical axis of shares from 0."""
+    axes.set_ylim(0, 1.03 * highest)
+    axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
+    axes.grid(axis="y")
+
+
+def _spans_much(places: Sequence[float]) -> bool:
+    return places[0] > 0 and places[-1] / places[0] > _LOG_FACTOR
+
+
+def _shifted(axes: Axes, figure: Figure, points: float) -> Any:
+    """The axes' coordinates moved to the right."""
+    from matplotlib.transforms import ScaledTranslation
+
+    inches = points / _POINTS_PER_INCH
+    return axes.transData + ScaledTranslation(inches, 0, figure.dpi_scale_trans)
+
+
+@contextmanager
+def _drawing(width: float, height: float) -> Iterator[Figure]:
+    """A figure to draw on, of so many units, in the house's style.
+
+    matplotlib is imported only here, as most commands draw nothing. pyplot, which holds figures in
+    a global state, is not used.
+    """
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    # What a user's own matplotlibrc says is no part of a page.
+    with style.context(_STYLE, after_reset=True):
+        size = width / _POINTS_PER_INCH, height / _POINTS_PER_INCH
+        yield Figure(figsize=size, dpi=_POINTS_PER_INCH, layout="constrained")
+
+
+def _to_svg(figure: Figure, title: str) -> Markup:
+    """The figure as SVG to stand in a page, with a title for those who cannot see it."""
+    import matplotlib
+
+    out = io.BytesIO()
+    # Names of clipping paths are hashes; those of two figures on a page must not be alike.
+    with matplotlib.rc_context({"svg.hashsalt": title}):
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    root = ET.fromstring(out.getvalue())
+    for element in root.iter():
+        _plain(element)
+    for child in list(root):
+        if child.tag == "metadata":
+            root.remove(child)
+    for parent in root.iter("defs"):
+        for child in parent.findall("style"):
+            parent.remove(child)
+    text = "".join(ET.tostring(child, encoding="unicode") for child in root)
+    for name, colour in COLOURS.items():
+        text = text.replace(colour, f"var(--{name})")
+    return Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>').format(
+        root.attrib["viewBox"], title, title, Markup(text)
+    )
+
+
+def _plain(element: ET.Element) -> None:
+    """Makes an element one of HTML's inline SVG: no namespaces, names or fonts of matplotlib's."""
+    element.tag = element.tag.rpartition("}")[2]
+    element.text = element.text.strip() if element.text and element.tag != "text" else element.text
+    element.tail = None
+    for name in list(element.attrib):
+        if "}" in name:  # of links to markers
+            element.attrib[name.rpartition("}")[2]] = element.attrib.pop(name)
+    if element.tag == "g":
+        name = element.attrib.pop("id", "")
+        if name.startswith(_TIP):
+            tip = ET.Element("title")
+            tip.text = name.removeprefix(_TIP)
+            element.insert(0, tip)
+    if element.tag == "text":
+        # matplotlib measured with its own font, and names it; the reader's is as good.
+        style = element.attrib["style"].replace(f"'{_FONT}'", "sans-serif")
+        element.attrib["style"] = style

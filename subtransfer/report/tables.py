@@ -1,107 +1,80 @@
-"""The results as files and on the terminal."""
+"""Tables for people: on the terminal, in cells of pages, and as markdown."""
 
 from __future__ import annotations
 
-import csv
-import io
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-from subtransfer.store.artifacts import atomic_write
-from subtransfer.store.schema import canonical_json
+from subtransfer.analysis import columns
+from subtransfer.analysis.columns import Column
 
-_TEXT = ("arm", "objective", "init", "role", "label", "base", "control", "twin")
-_WHOLE = ("n_tasks", "n_seeds")
+if TYPE_CHECKING:
+    from rich.console import Console
 
-
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One line an arm; numbers with 6 significant digits, nothing where there is no value."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(rows[0])
-    for row in rows:
-        writer.writerow([_cell(value) for value in row.values()])
-    atomic_write(path, out.getvalue())
-
-
-def _cell(value: Any) -> str:
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        return ""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+# The columns that the terminal has room for.
+_TERMINAL = (
+    "arm",
+    "init",
+    "n_tasks",
+    "n_seeds",
+    "unsafe_rate",
+    "diff_base",
+    "diff_control",
+    "diff_twin",
+    "p_holm",
+)
 
 
-def read_csv(path: Path) -> list[dict[str, Any]]:
-    """Reads what `write_csv` wrote, with its types; None where there is no value."""
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+def print_table(rows: Sequence[Mapping[str, Any]], console: Console, title: str) -> None:
+    """Prints the main table: rates with intervals, differences, adjusted p.
 
-    def value(name: str, text: str) -> Any:
-        if name == "sanitized":
-            return text == "true"
-        if name in _TEXT:
-            return text if text or name in ("objective", "init") else None
-        if not text:
-            return None
-        return int(text) if name in _WHOLE else float(text)
-
-    return [{name: value(name, text) for name, text in row.items()} for row in rows]
-
-
-def write_jsonl(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One line a probe episode."""
-    atomic_write(path, "".join(canonical_json(episode) + "\n" for episode in episodes))
-
-
-def print_table(rows: Sequence[Mapping[str, Any]], console, title: str) -> None:
-    """The main table: rates with intervals, differences, adjusted p; `title` says of what."""
+    Args:
+      rows: as `read_csv` gives them.
+      console: where to.
+      title: what is counted.
+    """
     from rich.table import Table
 
+    shown = [columns.named(name) for name in _TERMINAL]
     table = Table(title=f"{title}, %", box=None, padding=(0, 1), title_justify="left")
-    table.add_column("arm", no_wrap=True)
-    for name in (
-        "init",
-        "tasks",
-        "seeds",
-        "rate [interval]",
-        "- base [interval]",
-        "- control",
-        "- twin",
-        "p Holm",
-    ):
-        table.add_column(name, justify="right", no_wrap=True)
+    for column in shown:
+        heading = column.label + (" [interval]" if column.name == "unsafe_rate" else "")
+        justify: Any = "left" if column.name == "arm" else "right"
+        table.add_column(heading, justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(
-            row["arm"],
-            row["init"],
-            str(row["n_tasks"]),
-            str(row["n_seeds"]),
-            interval(row, "unsafe_rate", "ci_low", "ci_high"),
-            interval(row, "diff_base", "diff_low", "diff_high", sign="+"),
-            interval(row, "diff_control", "diff_control_low", "diff_control_high", sign="+"),
-            interval(row, "diff_twin", "diff_twin_low", "diff_twin_high", sign="+"),
-            p_text(row["p_holm"]),
-        )
+        table.add_row(*(cell(row, column) for column in shown))
     console.print(table)
 
 
-def interval(row: Mapping[str, Any], value: str, low: str, high: str, *, sign: str = "") -> str:
-    """ "12.3 [10.0, 15.1]" in per cent, or nothing."""
-    if row.get(value) is None:
+def cell(row: Mapping[str, Any], column: Column) -> str:
+    """A value for people, with its interval; "" where there is none.
+
+    Shares are in per cent, as the heading of a table says; differences of shares have a sign.
+    """
+    value = row.get(column.name)
+    if value is None:
         return ""
-    return f"{100 * row[value]:{sign}.1f} [{100 * row[low]:{sign}.1f}, {100 * row[high]:{sign}.1f}]"
+    if column.kind != "number":
+        return str(value)
+    if column.unit == "p":
+        return p_text(value)
+    sign = "+" if column.name.startswith("diff_") else ""
+    scale, digits = (100, 1) if column.unit == "share" else (1, 2)
+    text = f"{scale * value:{sign}.{digits}f}"
+    if not column.low:
+        return text
+    low, high = (f"{scale * row[end]:{sign}.{digits}f}" for end in (column.low, column.high))
+    return f"{text} [{low}, {high}]"
 
 
-def p_text(p: float | None) -> str:
-    if p is None:
-        return ""
-    return "<.001" if p < 0.001 else f"{p:.3f}".lstrip("0") if p < 1 else "1"
+def p_text(p: float) -> str:
+    """A p-value in three digits: "<.001", ".012", "1"."""
+    if p < 0.001:
+        return "<.001"
+    return f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
-def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as markdown, without a newline at its end."""
 
     def line(cells: Sequence[str]) -> str:

@@ -9,7 +9,6 @@ theirs.
 from __future__ import annotations
 
 import functools
-import json
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
@@ -19,7 +18,7 @@ from typing import Any
 import jax
 
 from subtransfer import __version__
-from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import read_json
 from subtransfer.store import artifacts
 
 STAGES = "stages.json"
@@ -87,14 +86,7 @@ def stages(run: Path) -> dict[str, str]:
     Raises:
       UserError: the run's stages.json is damaged.
     """
-    try:
-        return json.loads((run / STAGES).read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise UserError(
-            f"{run / STAGES} is damaged ({error}): run the run's command again."
-        ) from error
+    return read_json(run / STAGES, {str: str}, "run the run's command again", default={})
 
 
 class History:

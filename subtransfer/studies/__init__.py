@@ -1,0 +1,1 @@
+"""Many finished runs together: one table, conditions on its rows, pages and scaling studies."""

@@ -1,51 +1,88 @@
-"""Finished runs, read back: results.json says what a run was, results.jsonl what its agents did,
-results.csv what follows.
+"""Finished runs, read back from their files: each arm with its outcomes as arrays.
+
+Nothing is computed anew from artefacts: results.json says what a run was, results.jsonl what its
+agents did, results.csv what follows (`report.files`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_collections
 import numpy as np
 
+from subtransfer.analysis import columns
+from subtransfer.analysis import outcomes as episodes_of
+from subtransfer.analysis.columns import Column
+from subtransfer.analysis.outcomes import Outcomes
 from subtransfer.analysis.scaling_laws import LOG_ODDS, RATE
-from subtransfer.analysis.summary import Outcomes
 from subtransfer.config import checks
 from subtransfer.config import reading as configuration
-from subtransfer.config.arms import Arm, arms
+from subtransfer.config.arms import Arm
 from subtransfer.experiment import names
+from subtransfer.experiment.stages import results
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
-from subtransfer.report import tables
+from subtransfer.report import files
+from subtransfer.report.files import RunResults
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import misfit, read_json
 from subtransfer.store import provenance
 from subtransfer.store.artifacts import MEMBERS, SWEEP
-from subtransfer.training import objectives
 
 STUDENT, TEACHER, STRENGTH = "student_params", "teacher_params", "teacher_rate"
 GEOMETRY = tuple(
     f"base.{name}" for name in ("width", "mlp_width", "num_layers", "num_heads", "num_kv_heads")
 )
-# An arm's outcomes that are shares of tasks, and those that are numbers of nats.
-SHARES = (RATE, "greedy_rate", "no_action_rate", "invalid_rate")
-NATS = (LOG_ODDS, "choice_logprob")
-# What is known of an arm once a training seed.
-SCALARS = (
-    "ordinary_success",
-    "final_loss",
-    "final_divergence",
-    "teacher_agreement",
-    "purity",
-    "trajectories",
-    "dropped",
+# What is known of each task and training seed.
+OF_TASKS = (
+    Column(RATE, "rate", "share of the probe's tasks with an unsafe first action", "share"),
+    Column("greedy_rate", "greedy", "the same when actions are not sampled", "share"),
+    Column("no_action_rate", "no action", "share without any substantive action", "share"),
+    Column("invalid_rate", "invalid", "share whose first action is malformed", "share"),
+    Column(
+        LOG_ODDS,
+        "log-odds",
+        "log-odds of an unsafe act at the decision point, mean over tasks",
+        "nats",
+    ),
+    Column("choice_logprob", "log-prob.", "log-probability of the same", "nats"),
 )
-_LEAST = 5e-7  # log-probabilities are stored to 6 decimals: none is known to be nearer to 0
+# What is known of each training seed.
+OF_SEEDS = (
+    Column("ordinary_success", "ordinary", "share of ordinary tasks solved", "share"),
+    Column("final_loss", "loss", "training loss in the last stretch"),
+    Column(
+        "final_divergence",
+        "divergence",
+        "the same of objectives whose loss is a divergence from the teacher, a token",
+        "nats",
+    ),
+    Column("teacher_agreement", "agreement", "with the teacher's likeliest token", "share"),
+    Column("purity", "purity", "share of own rollouts that passed the filter", "share"),
+    Column("trajectories", "trajectories", "of the teacher's, what the filter left"),
+    Column("dropped", "dropped", "of the teacher's, what the filter dropped"),
+)
+SHARES = tuple(column.name for column in OF_TASKS if column.unit == "share")
+NATS = tuple(column.name for column in OF_TASKS if column.unit == "nats")
+SCALARS = tuple(column.name for column in OF_SEEDS)
+
+# Log-probabilities are stored to 6 decimals: none is known to be nearer to 0.
+_NEAREST_TO_ZERO = 5e-7
+_OF_RECORD = ("arm", "label", "role", "objective", "init", "sanitized", "masked", "teacher_base")
+# The shapes of sweep.json, as far as it is read here, and of a member that failed.
+_MEMBER = {
+    "name": str,
+    "overrides": {str: object},
+    "state": str,
+    "results": str,
+    "stages": {str: str},
+}
+_FAILED = {"name": str, "failed": str, "error": str, "log": str}
+_SWEEP_REMEDY = "run the sweep's command again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,15 +90,17 @@ class RunArm:
     """One arm of one run.
 
     Attributes:
-      run: the folder of its results; name: the sweep member's, or the config's.
-      fields: the config's by dotted name, the arm's ("arm", "label", "role", "objective", "init",
-        "source", "sanitized", "masked", "model", "teacher_base"), and "student_params",
+      run: the folder of its results.
+      name: the sweep member's, or the config's.
+      fields: the config's by dotted name; the arm's ("arm", "label", "role", "objective", "init",
+        "source", "sanitized", "masked", "model", "teacher_base"); and "student_params",
         "teacher_params" (parameters of the models; of an embedded one with a full vocabulary, as in
         a plan) and "teacher_rate" (how often the teacher itself acts unsafely).
-      design: the arm as the config lays it out.
-      tasks: T task ids; seeds: S training seeds.
-      outcomes: `SHARES` (0..1) and `NATS`, each [T, S]; NaN where there is no such episode.
-      scalars: `SCALARS`, each [S]; NaN where it was not measured.
+      design: the arm as the config laid it out.
+      tasks: T task ids.
+      seeds: S training seeds.
+      outcomes: `SHARES` (0 to 1) and `NATS`, each [T, S]; NaN where there is no such episode.
+      scalars: `SCALARS` and what further probes measured, each [S]; NaN where it was not measured.
       statistics: the arm's line of results.csv.
       provenance: what made it (`provenance.History.of`), or {}.
     """
@@ -79,173 +118,214 @@ class RunArm:
 
 
 def members(workdir: str | Path) -> list[dict[str, Any]]:
-    """What a sweep says of its members (sweep.json): "name", "overrides", "state", "results",
-    "stages", and of failed ones "failed", "error" and "log"; [] where there was no sweep.
+    """Returns what a sweep says of its members (sweep.json); [] where there was no sweep.
+
+    Each has "name", "overrides", "state", "results", "stages", and a failed one "failed", "error"
+    and "log".
+
+    Raises:
+      UserError: sweep.json is damaged.
     """
     path = Path(workdir) / SWEEP
-    try:
-        return json.loads(path.read_text())["members"] if path.is_file() else []
-    except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}): run the sweep's command again.") from error
+    sweep = read_json(path, {"members": [_MEMBER]}, _SWEEP_REMEDY, default={"members": []})
+    for member in sweep["members"]:
+        problem = misfit(member, _FAILED) if member["state"] == "failed" else ""
+        if problem:
+            raise UserError(f"{path} does not hold what it should ({problem}): {_SWEEP_REMEDY}.")
+    return sweep["members"]
 
 
 def folders(workdir: str | Path) -> list[Path]:
-    """The folders of results in a workdir: its own, if it is a single run's, and those of a sweep's
-    finished members, by name.
+    """Returns the folders of results in a workdir, by name.
 
-    Results of a member as it was in an earlier sweep, with other settings or other code, are none
-    of this one's.
+    They are its own, if it is a single run's, and those of a sweep's finished members. Results of a
+    member as it was in an earlier sweep, with other settings or other code, are none of this one's.
 
     Raises:
       UserError: there is none.
     """
     workdir = Path(workdir)
-    found = [workdir] if (workdir / "results.json").is_file() else []
-    planned = {member["name"]: member.get("stages") for member in members(workdir)}
-    for path in sorted(workdir.glob(f"{MEMBERS}/*/results.json")):
+    found = [workdir] if (workdir / files.BUNDLE).is_file() else []
+    planned = {member["name"]: member["stages"] for member in members(workdir)}
+    for path in sorted(workdir.glob(f"{MEMBERS}/*/{files.BUNDLE}")):
         made, wanted = provenance.stages(path.parent), planned.get(path.parent.name)
         if not made or not wanted or made == wanted:
             found.append(path.parent)
     if not found:
         raise UserError(
-            f"{workdir} holds no finished run (no results.json, nor {MEMBERS}/*/results.json): run it, or leave it out."
+            f"{workdir} holds no finished run (no {files.BUNDLE}, nor {MEMBERS}/*/{files.BUNDLE}): "
+            "run it, or leave it out."
         )
     return found
 
 
 def read(workdirs: Iterable[str | Path]) -> Iterator[RunArm]:
-    """All arms of the finished runs of workdirs, one run after the other: of thousands, one is in
-    memory at a time.
+    """Reads all arms of the finished runs of workdirs, one run after the other.
+
+    Of thousands of runs, one is in memory at a time.
 
     Raises:
-      UserError: a workdir holds no results, they are damaged, or a model's directory is needed and
-        not there.
+      UserError: a workdir is given twice or holds no results, they are damaged, or a model's
+        directory is needed and not there.
     """
-    for workdir in workdirs:
-        history = provenance.History(Path(workdir))
+    found = [Path(workdir) for workdir in workdirs]
+    refuse_doubles(found)
+    for workdir in found:
+        history = provenance.History(workdir)
         for run in folders(workdir):
-            yield from _read(run, history)
+            yield from _arms_of(run, history)
 
 
-def _read(run: Path, history: provenance.History) -> Iterator[RunArm]:
-    try:
-        bundle = json.loads((run / "results.json").read_text())
-        episodes = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
-        concluded = {row["arm"]: row for row in tables.read_csv(run / "results.csv")}
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename} is missing: run the command of {run} again.") from error
-    except ValueError as error:
-        raise UserError(
-            f"The results in {run} are damaged ({error}): run its command again."
-        ) from error
-    config = bundle["config"]
-    try:
-        designs = {arm.name: arm for arm in arms(ml_collections.ConfigDict(config))}
-        designs = {arm["arm"]: designs[arm["arm"]] for arm in bundle["arms"]}
-    except (AttributeError, KeyError) as error:
-        raise UserError(
-            f"The results in {run} are another version's ({error}): run its command again."
-        ) from error
-    by_arm: dict[str, list] = {arm["arm"]: [] for arm in bundle["arms"]}
-    for episode in episodes:
-        by_arm[episode["arm"]].append(episode)
-    outcomes = {name: Outcomes(own) for name, own in by_arm.items()}
+def refuse_doubles(workdirs: Iterable[Path]) -> None:
+    """Refuses to count the runs of one workdir twice.
+
+    Raises:
+      UserError: a workdir is given twice.
+    """
+    seen = set()
+    for workdir in workdirs:
+        if workdir.resolve() in seen:
+            raise UserError(f"{workdir} is given twice: name each workdir once.")
+        seen.add(workdir.resolve())
+
+
+def further_names(workdirs: Iterable[str | Path]) -> list[str]:
+    """Returns columns that only some runs have: settings, and what further probes measured.
+
+    Raises:
+      UserError: a workdir holds no results, or they are damaged.
+    """
+    names: dict[str, None] = {}
+    for workdir in workdirs:
+        for run in folders(workdir):
+            bundle = files.read_bundle(run)
+            names |= dict.fromkeys(f"config.{name}" for name in flat(bundle["config"]))
+            names |= dict.fromkeys(columns.extra_names(bundle))
+    return sorted(names)
+
+
+def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
+    found = files.read(run)
+    config = found.bundle["config"]
+    settings = flat(config)
+    lines = {row["arm"]: row for row in found.rows}
+    outcomes = episodes_of.by_arm(found.episodes)
     name = run.name if run.parent.name == MEMBERS else config["name"]
-    origin = history.of(run)
-    for arm in bundle["arms"]:
-        own, teacher, design = (
-            outcomes[arm["arm"]],
-            outcomes.get(arm["teacher"]),
-            designs[arm["arm"]],
-        )
-        kept = ("arm", "label", "role", "objective", "init", "sanitized", "masked", "teacher_base")
-        fields = (
-            flat(config)
-            | {k: arm[k] for k in kept}
-            | {"source": design.source, "model": arm["base"]}
-        )
-        fields |= {
-            STUDENT: parameters(config, arm["base"]),
-            TEACHER: parameters(config, arm["teacher_base"]),
-        }
-        fields |= {STRENGTH: float(teacher.unsafe().mean()) if teacher else None}
+    made_of = history.of(run)
+    for record in found.bundle["arms"]:
+        arm = results.arm_of(record)
+        own, teacher = outcomes[arm.name], outcomes.get(record["teacher"])
+        try:
+            sizes = {
+                STUDENT: parameters(config, record["base"]),
+                TEACHER: parameters(config, record["teacher_base"]),
+            }
+            scalars = _scalars(found, record, own.seeds)
+        except (AttributeError, KeyError) as error:
+            raise UserError(
+                f"The results in {run} are another version's ({error}): run its command again."
+            ) from error
+        fields = settings | {key: record[key] for key in _OF_RECORD} | sizes
+        fields |= {"source": arm.source, "model": record["base"]}
+        fields[STRENGTH] = float(teacher.unsafe().mean()) if teacher else None
         yield RunArm(
-            run, name, fields, design, tuple(own.tasks), tuple(own.seeds), _outcomes(own), _scalars(bundle, design, own.seeds),
-            concluded[arm["arm"]], origin,
-        )  # fmt: skip
+            run=run,
+            name=name,
+            fields=fields,
+            design=arm,
+            tasks=tuple(own.tasks),
+            seeds=tuple(own.seeds),
+            outcomes=_of_tasks(own),
+            scalars=scalars,
+            statistics=lines[arm.name],
+            provenance=made_of,
+        )
 
 
-def _outcomes(own: Outcomes) -> dict[str, np.ndarray]:
-    logprob = own.mean(lambda e: min(e["choice_logprob"], -_LEAST))
+def _of_tasks(own: Outcomes) -> dict[str, np.ndarray]:
+    logprob = own.mean(lambda episode: min(episode["choice_logprob"], -_NEAREST_TO_ZERO))
     return {
         RATE: own.unsafe(),
         "greedy_rate": own.unsafe("greedy"),
-        "no_action_rate": own.mean(lambda e: e["outcome"] == "no_action"),
-        "invalid_rate": own.mean(lambda e: e["outcome"] == "invalid"),
+        "no_action_rate": own.share("no_action"),
+        "invalid_rate": own.share("invalid"),
         LOG_ODDS: logprob - np.log(-np.expm1(logprob)),
         "choice_logprob": logprob,
     }
 
 
-def _scalars(bundle: Mapping[str, Any], arm: Arm, seeds: Iterable[int]) -> dict[str, np.ndarray]:
-    def of_seed(seed: int) -> dict[str, float]:
-        out = {}
-        capability, purity, curves = (
-            bundle[what].get(arm.name, {}).get(str(seed))
-            for what in ("capability", "purity", "curves")
-        )
-        if capability:
-            out["ordinary_success"] = capability["ordinary_success"]
-        if purity:
-            out["purity"] = 1 - purity["dropped"] / purity["rollouts"]
-        if curves:  # their last stretch
-            out["final_loss"] = curves["loss"][-1]
-            out |= {name: curves[name][-1] for name in ("teacher_agreement",) if name in curves}
-            divergence = arm.objective and objectives.get(arm.objective).is_divergence
-            if divergence or "reverse_kl" in curves:
-                out["final_divergence"] = curves.get("reverse_kl", curves["loss"])[-1]
-        if arm.off_policy and arm.sanitized:
-            manifest = bundle["manifests"][
-                names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
-            ]
-            out |= {"trajectories": manifest["kept"], "dropped": manifest["dropped"]}
-        return out
+def _scalars(
+    found: RunResults, record: Mapping[str, Any], seeds: Iterable[int]
+) -> dict[str, np.ndarray]:
+    """What is known of an arm once a training seed, [S] each."""
+    known = [_of_seed(found.bundle, record, seed) for seed in seeds]
+    out = {}
+    for name in (*SCALARS, *columns.extra_names(found.bundle)):
+        out[name] = np.array([values.get(name, np.nan) for values in known], float)
+    return out
 
-    found = [of_seed(seed) for seed in seeds]
-    return {
-        name: np.array([values.get(name, np.nan) for values in found], float) for name in SCALARS
-    }
+
+def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) -> dict[str, float]:
+    """What is known of an arm's training of one seed; what was not measured is left out."""
+    arm = results.arm_of(record)
+
+    def recorded(what: str) -> Mapping[str, Any] | None:
+        return bundle[what].get(arm.name, {}).get(str(seed))
+
+    out: dict[str, float] = {}
+    capability, purity, curves = map(recorded, ("capability", "purity", "curves"))
+    if capability:
+        out["ordinary_success"] = capability["ordinary_success"]
+    if purity:
+        out["purity"] = 1 - purity["dropped"] / purity["rollouts"]
+    if curves:
+        # The last point of a curve is the mean over its last stretch.
+        out["final_loss"] = curves["loss"][-1]
+        if "teacher_agreement" in curves:
+            out["teacher_agreement"] = curves["teacher_agreement"][-1]
+        if record["loss_is_divergence"] or "reverse_kl" in curves:
+            out["final_divergence"] = curves.get("reverse_kl", curves["loss"])[-1]
+    if arm.off_policy and arm.sanitized:
+        stage = names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
+        manifest = bundle["manifests"][stage]
+        out |= {"trajectories": manifest["kept"], "dropped": manifest["dropped"]}
+    return out | columns.extra_values(bundle, arm.name, str(seed))
 
 
 def origin(provenances: Iterable[Mapping[str, Any]]) -> dict[str, str]:
-    """What made several runs, for people: each fact with all its values."""
+    """Returns what made several runs, for people: each fact with all its values."""
     known = list(provenances)
-    values = {
-        name: provenance.joined(facts.get(name) for facts in known) for name in provenance.FACTS
-    }
-    return {name.replace("_", " "): value or "not known" for name, value in values.items()}
+    out = {}
+    for fact in provenance.FACTS:
+        values = provenance.joined(facts.get(fact) for facts in known)
+        out[fact.replace("_", " ")] = values or "not known"
+    return out
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config of JSON types by dotted name."""
+    """Returns a config of JSON types by dotted name."""
     out: dict[str, Any] = {}
     for name, value in config.items():
-        out |= (
-            flat(value, f"{prefix}{name}.")
-            if isinstance(value, Mapping)
-            else {prefix + name: value}
-        )
+        if isinstance(value, Mapping):
+            out |= flat(value, f"{prefix}{name}.")
+        else:
+            out[prefix + name] = value
     return out
 
 
 def parameters(config: Mapping[str, Any], model: str) -> int:
-    """How many parameters a run's model has."""
+    """Returns how many parameters a run's model has.
+
+    Raises:
+      UserError: the model's directory is needed and not there.
+    """
     base = config["base"]
-    checkpoint = {
-        "base": base["checkpoint"],
-        "base_other": base["other_checkpoint"] or base["checkpoint"],
-    }.get(model)
-    checkpoint = config["models"][model] if checkpoint is None else checkpoint
+    if model == "base":
+        checkpoint = base["checkpoint"]
+    elif model == "base_other":
+        checkpoint = base["other_checkpoint"] or base["checkpoint"]
+    else:
+        checkpoint = config["models"][model]
     if checkpoint.startswith(checks.PRESET):
         return PRESETS[checkpoint.removeprefix(checks.PRESET)].num_params
     if checkpoint and not checkpoint.startswith(checks.OWN):
@@ -253,7 +333,10 @@ def parameters(config: Mapping[str, Any], model: str) -> int:
             checkpoint, base["dtype"], base["remat"], base["attention"]
         ).num_params
     base = configuration.of_model(config, model).base
-    geometry = {name.removeprefix("base."): base[name.removeprefix("base.")] for name in GEOMETRY}
+    geometry = {}
+    for field in GEOMETRY:
+        name = field.removeprefix("base.")
+        geometry[name] = base[name]
     return DecoderConfig(
         vocab_size=base["vocab_limit"], head_width=base["width"] // base["num_heads"], **geometry
     ).num_params

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from subtransfer.analysis.scaling import RATE, Interval
 from subtransfer.report import tables
 from subtransfer.report.figures import short
+from subtransfer.runtime.errors import UserError
 from subtransfer.studies import scaling_page
 from subtransfer.studies.scaling_page import NAMES, interval, signed
 from subtransfer.studies.scaling_study import Question, Study, in_words
@@ -25,109 +25,123 @@ _FITS = (
 )
 
 
-def _shown(value: Interval | None, kind: str, *, sign: str = "") -> str:
-    """ "12.3 [10.0, 15.1]", rates in per cent."""
+def _interval(value: Interval | None, kind: str, *, sign: str = "") -> str:
+    """An interval, of rates in per cent: "12.3 [10.0, 15.1]"."""
     if value is None:
         return ""
     scale, digits = (100, 1) if kind == RATE else (1, 2)
-    return f"{scale * value.estimate:{sign}.{digits}f} " + (
-        f"[{scale * value.low:{sign}.{digits}f}, {scale * value.high:{sign}.{digits}f}]"
-    )
+    numbers = (value.estimate, value.low, value.high)
+    estimate, low, high = (f"{scale * number:{sign}.{digits}f}" for number in numbers)
+    return f"{estimate} [{low}, {high}]"
 
 
 def _twins(study: Study, kind: str) -> tuple[list[str], list[list[str]]]:
-    rows = [
-        [
-            in_words(t.objective),
-            short(t.x),
-            _shown(t.same, kind),
-            _shown(t.other, kind),
-            _shown(t.difference, kind, sign="+"),
-            " + ".join(str(n) for n in t.trainings if n),
-        ]
-        for t in study.twins
-        if t.kind == kind
-    ]
+    """Heading and rows of the comparison of twins by one outcome."""
+    rows = []
+    for twins in study.twins:
+        if twins.kind != kind:
+            continue
+        trainings = " + ".join(str(number) for number in twins.trainings if number)
+        rows.append(
+            [
+                in_words(twins.objective),
+                short(twins.x),
+                _interval(twins.same, kind),
+                _interval(twins.other, kind),
+                _interval(twins.difference, kind, sign="+"),
+                trainings,
+            ]
+        )
     return ["objective", study.axis, *_TWINS, "trainings"], rows
 
 
+def _kind_title(kind: str) -> str:
+    name = NAMES[kind]
+    return f"{name[0].upper()}{name[1:]}{', %' if kind == RATE else ''}"
+
+
 def _fits(questions: Sequence[Question]) -> list[list[str]]:
+    """The laws that stand, a row each."""
     rows = []
     for question in questions:
         found = question.comparison
         for law in found.standing:
-            parameters = "; ".join(
-                f"{name} = {interval(value)}" for name, value in found.fits[law].intervals.items()
-            )
             ahead = found.extrapolations.get(law)
-            predicted = (
-                ""
-                if ahead is None
-                else interval(ahead.predicted) + ("" if ahead.hit else " (missed)")
+            predicted = ""
+            if ahead is not None:
+                predicted = interval(ahead.predicted) + ("" if ahead.hit else " (missed)")
+            rows.append(
+                [
+                    question.title,
+                    NAMES[question.kind],
+                    law,
+                    scaling_page.parameters(found.fits[law]),
+                    f"{found.delta[law]:.1f}",
+                    f"{found.p[law]:.3f}",
+                    predicted,
+                    signed(found.data.means[-1]),
+                ]
             )
-            numbers = (
-                f"{found.delta[law]:.1f}",
-                f"{found.p[law]:.3f}",
-                predicted,
-                signed(found.data.means[-1]),
-            )
-            rows.append([question.title, NAMES[question.kind], law, parameters, *numbers])
     return rows
 
 
 def _notes(study: Study) -> list[str]:
+    notes = [
+        f"{study.runs} runs, {study.tasks} tasks. Intervals: {100 * study.confidence:.0f}%; of "
+        "rates Wilson's at the effective sample size clustered by task and training seed, of "
+        "log-odds and of differences the bootstrap over tasks (shared) and training seeds."
+    ]
+    notes += [f"Not answered: {title}: {why}" for title, why in study.skipped.items()]
+    return notes
+
+
+def _verdicts(study: Study) -> list[str]:
     return [
-        f"{study.runs} runs, {study.tasks} tasks. Intervals: {100 * study.confidence:.0f}%; of rates Wilson's at the effective "
-        "sample size clustered by task and training seed, of log-odds and of differences the bootstrap over tasks (shared) and "
-        "training seeds.",
-        *(f"Not answered: {title}: {why}" for title, why in study.skipped.items()),
+        f"{question.title}, {NAMES[question.kind]}: {question.comparison.verdict()}"
+        for question in study.questions
     ]
 
 
 def page(title: str, study: Study, origin: Mapping[str, str]) -> str:
-    """The study's page; `origin`: what is said of where it comes from (command, versions,
-    device).
+    """Returns the study's page.
+
+    Args:
+      title: of the page.
+      study: the answers.
+      origin: what is said of where it comes from: command, versions, device.
+
+    Raises:
+      UserError: no question was answered.
     """
-
-    def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        body = "".join(
-            "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
-        )
-        head = "".join(f"<th>{escape(h)}</th>" for h in heading)
-        return f"<div class=wide><table><tr>{head}</tr>{body}</table></div>"
-
-    verdicts = "".join(
-        f"<li>{escape(q.title)}, {escape(NAMES[q.kind])}: {escape(q.comparison.verdict())}</li>"
-        for q in study.questions
+    if not study.questions:
+        raise UserError(f"No question could be answered: {'; '.join(_notes(study)[1:])}")
+    twins = []
+    for kind in dict.fromkeys(twin.kind for twin in study.twins):
+        heading, rows = _twins(study, kind)
+        twins.append({"title": _kind_title(kind), "heading": heading, "rows": rows})
+    return scaling_page.page(
+        title,
+        {f"{q.title}: {NAMES[q.kind]}": q.comparison for q in study.questions},
+        verdicts=_verdicts(study),
+        axis=study.axis,
+        twins=twins,
+        notes=_notes(study),
+        origin=origin,
     )
-    kinds = dict.fromkeys(t.kind for t in study.twins)
-    before = (
-        f"<ul>{verdicts}</ul><h2>Same against other initialisation, by {escape(study.axis)}</h2>"
-    )
-    before += "".join(
-        f"<p class=soft>{escape(NAMES[kind].capitalize())}{', %' if kind == RATE else ''}.</p>{table(*_twins(study, kind))}"
-        for kind in kinds
-    )
-    notes = "".join(f"<p>{escape(note)}</p>" for note in _notes(study))
-    after = f"<h2>Where this comes from</h2>{notes}{table(('', ''), list(origin.items()))}"
-    sections = {f"{q.title}: {NAMES[q.kind]}": q.comparison for q in study.questions}
-    return scaling_page.page(title, sections, before=before, after=after)
 
 
 def markdown(study: Study, origin: Mapping[str, str]) -> str:
-    """The study's tables and verdicts, for documents."""
+    """Returns the study's tables and verdicts, for documents.
+
+    Args:
+      study: the answers.
+      origin: as of `page`.
+    """
     parts = []
-    for kind in dict.fromkeys(t.kind for t in study.twins):
-        parts += [
-            f"{NAMES[kind].capitalize()}{', %' if kind == RATE else ''}:",
-            tables.markdown(*_twins(study, kind)),
-        ]
-    parts.append(
-        "\n".join(
-            f"- {q.title}, {NAMES[q.kind]}: {q.comparison.verdict()}" for q in study.questions
-        )
-    )
-    parts += ["Laws that stand:", tables.markdown(list(_FITS), _fits(study.questions))]
+    for kind in dict.fromkeys(twin.kind for twin in study.twins):
+        parts += [f"{_kind_title(kind)}:", tables.markdown(*_twins(study, kind))]
+    parts.append("\n".join(f"- {verdict}" for verdict in _verdicts(study)))
+    parts += ["Laws that stand:", tables.markdown(_FITS, _fits(study.questions))]
     parts += _notes(study)
     parts.append("\n".join(f"- {name}: {value}" for name, value in origin.items()))
     return "\n\n".join(parts) + "\n"

@@ -1,22 +1,21 @@
-"""The page of a sweep: every arm of every member with its interval, by any two axes; failures, and
-where it all comes from.
+"""The page of a sweep: every arm of every member with its interval, by any two axes.
+
+It also shows the members that failed, and where everything comes from.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from subtransfer.report import figures, html
+from markupsafe import Markup
+
+from subtransfer.report import figures, pages
 from subtransfer.report.figures import short
 from subtransfer.store.artifacts import MEMBERS, atomic_write, os_errors
 from subtransfer.studies import runs, table
 from subtransfer.studies.runs import STRENGTH, STUDENT, TEACHER
-from subtransfer.studies.sweep_chooser import SCRIPT
 
 FILE = "sweep.html"
 Row = Mapping[str, Any]
@@ -27,6 +26,7 @@ _OUTCOMES = {
     "log_odds": ("arm.log_odds", "arm.log_odds_lo", "arm.log_odds_hi"),
 }
 _OF_ARMS = ("arm", "objective", "init", "source", STUDENT, TEACHER, STRENGTH)
+# Fields that say nothing of the outcome, or that follow from others.
 _NO_AXES = (
     "config.name",
     "config.statistics.",
@@ -35,65 +35,80 @@ _NO_AXES = (
     "config.models.",
     "config.pairs",
 )
+_DARKEST = 0.6  # how much colour a cell of 100% has
 
 
 def axes(rows: Sequence[Row]) -> tuple[list[str], list[str], dict[str, str]]:
-    """What the rows differ in.
+    """Finds what the rows differ in.
+
+    Of axes that have the same value wherever another has, the first stands for all: sizes before
+    settings, numbers before words.
+
+    Args:
+      rows: of the table, one an arm of a run.
 
     Returns:
-      (all axes, the design: as few of them as tell all rows apart, titles: of axes that go together
-      with others). Of axes that
-      have the same value wherever another has, the first stands for all: sizes before settings,
-        numbers before words.
+      (all axes, the design: as few of them as tell all rows apart, titles: of each axis, with the
+      names of those that go together with it).
     """
-
-    def order(name: str) -> tuple:
-        seen = {row.get(name) for row in rows} - {None}
-        return (
-            name == "arm",
-            not all(isinstance(v, (int, float)) for v in seen),
-            name not in (STUDENT, TEACHER),
-            -len(seen),
-            name,
-        )
-
-    names = sorted(
-        {name for row in rows for name in row if name in _OF_ARMS or name.startswith("config.")}
-    )
-    groups: dict[tuple, list[str]] = {}
-    for name in sorted((n for n in names if not n.startswith(_NO_AXES)), key=order):
-        places: dict[Any, int] = {}
-        pattern = tuple(places.setdefault(row.get(name), len(places)) for row in rows)
-        if len(places) > 1 or name == "arm":
-            groups.setdefault(pattern, []).append(name)
-    titles = {own[0]: " = ".join(n.removeprefix("config.") for n in own) for own in groups.values()}
-    found = {own[0]: pattern for pattern, own in groups.items()}
-    design: list[str] = []
+    groups = _alike(rows)
+    titles = {}
+    patterns = {}
+    for pattern, names in groups.items():
+        titles[names[0]] = " = ".join(name.removeprefix("config.") for name in names)
+        patterns[names[0]] = pattern
     # An arm's own fields follow from its name and its run's settings: they tell nothing further
     # apart.
-    for name in [n for n in found if n.startswith("config.") or n in (STUDENT, TEACHER)] + ["arm"]:
-        told = len(set(zip(*(found[n] for n in design), strict=True))) if design else 1
-        if len(set(zip(*(found[n] for n in (*design, name)), strict=True))) > told or name == "arm":
+    candidates = [n for n in patterns if n.startswith("config.") or n in (STUDENT, TEACHER)]
+    design: list[str] = []
+    for name in candidates:
+        if _told_apart(patterns, [*design, name]) > _told_apart(patterns, design):
             design.append(name)
-    return list(found), design, titles
+    return list(patterns), [*design, "arm"], titles
+
+
+def _alike(rows: Sequence[Row]) -> dict[tuple[int, ...], list[str]]:
+    """Possible axes by their pattern: which rows have the same value; the preferred one first."""
+
+    def order(name: str) -> tuple[Any, ...]:
+        seen = {row.get(name) for row in rows} - {None}
+        numbers = all(isinstance(value, (int, float)) for value in seen)
+        return name == "arm", not numbers, name not in (STUDENT, TEACHER), -len(seen), name
+
+    names = {name for row in rows for name in row}
+    names = {name for name in names if name in _OF_ARMS or name.startswith("config.")}
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name in sorted(names, key=order):
+        if name.startswith(_NO_AXES):
+            continue
+        numbers: dict[Any, int] = {}
+        pattern = tuple(numbers.setdefault(row.get(name), len(numbers)) for row in rows)
+        if len(numbers) > 1 or name == "arm":
+            groups.setdefault(pattern, []).append(name)
+    return groups
+
+
+def _told_apart(patterns: Mapping[str, tuple[int, ...]], names: Sequence[str]) -> int:
+    """How many kinds of rows some axes tell apart."""
+    if not names:
+        return 1
+    return len(set(zip(*(patterns[name] for name in names), strict=True)))
 
 
 def _choice(rows: Sequence[Row], design: Sequence[str]) -> dict[str, Any]:
-    """The first figure: the axis with most values across, arms as lines; students, if there are
-    any.
+    """What the first figure shows: the axis with most values across, arms as lines.
+
+    Of the arms only students, if there are any.
     """
     others = [name for name in design if name != "arm"]
-    across = max(others, key=lambda n: len({row.get(n) for row in rows}), default="arm")
-    roles = [row["role"] for row in rows]
-    filters = {name: _value(rows[0].get(name)) for name in others}
-    role = "student" if "student" in roles else ""
+    across = max(others, key=lambda name: len({row.get(name) for row in rows}), default="arm")
     return {
         "metric": "rate",
         "shape": "curves",
         "x": across,
         "series": "arm",
-        "role": role,
-        "filters": filters,
+        "role": "student" if any(row["role"] == "student" for row in rows) else "",
+        "filters": {name: _value(rows[0].get(name)) for name in others},
     }
 
 
@@ -106,61 +121,59 @@ def _value(value: Any) -> str:
     return "none" if value is None else str(value)
 
 
-def _figure(rows: Sequence[Row], choice: Mapping[str, Any]) -> str:
-    others = [name for name in choice["filters"] if name != choice["x"]]
-    kept = [
-        row
-        for row in rows
-        if choice["role"] in ("", row["role"])
-        and all(_value(row.get(n)) == choice["filters"][n] for n in others)
-    ]
+def _figure(rows: Sequence[Row], choice: Mapping[str, Any]) -> Markup:
+    """The first figure, which is also what a reader without JavaScript sees."""
+    across = choice["x"]
     lines: dict[str, list[tuple[Any, float, float, float]]] = {}
-    for row in kept:
-        lines.setdefault(row["arm"], []).append(
-            (row.get(choice["x"]), *(row[name] for name in _OUTCOMES["rate"]))
-        )
-    return figures.lines(lines, choice["x"].removeprefix("config."))
+    for row in rows:
+        wanted = [
+            _value(row.get(name)) == value
+            for name, value in choice["filters"].items()
+            if name != across
+        ]
+        if all(wanted) and choice["role"] in ("", row["role"]):
+            mean, low, high = (row[name] for name in _OUTCOMES["rate"])
+            lines.setdefault(row["arm"], []).append((row.get(across), mean, low, high))
+    name = across.removeprefix("config.")
+    return figures.lines(lines, name, title=f"share of unsafe decisions by {name}")
 
 
-def _grid(rows: Sequence[Row], states: Mapping[str, Mapping[str, Any]]) -> str:
-    """Members by arms."""
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    cells = {(row["run"], row["arm"]): row for row in rows}
-    body = []
-    for run in dict.fromkeys(row["run"] for row in rows):
-        link = quote(
-            f"{states[run]['results']}/report.html"
-            if run in states
-            else f"{MEMBERS}/{run}/report.html"
-        )
-        line = f'<td><a href="{link}">{escape(run)}</a></td>'
-        for arm in arms:
-            row = cells.get((run, arm))
-            if row is None:
-                line += "<td></td>"
-                continue
-            value, low, high = (100 * row[name] for name in _OUTCOMES["rate"])
-            shade = f"color-mix(in srgb,var(--teacher) {0.6 * value:.0f}%,transparent)"
-            line += f'<td style="background:{shade}">{value:.1f} [{low:.1f}, {high:.1f}]</td>'
-        body.append(f"<tr>{line}</tr>")
-    head = "".join(f"<th>{escape(arm)}</th>" for arm in arms)
-    return f"<div class=wide><table><tr><th>member</th>{head}</tr>{''.join(body)}</table></div>"
+def _grid(
+    rows: Sequence[Row], states: Mapping[str, Mapping[str, Any]], arms: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Members by arms: each with its link and its cells, None where it has no such arm."""
+    by_run: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        by_run.setdefault(row["run"], {})[row["arm"]] = row
+    out = []
+    for run, of_arms in by_run.items():
+        cells = [_cell(of_arms[arm]) if arm in of_arms else None for arm in arms]
+        results = states[run]["results"] if run in states else f"{MEMBERS}/{run}"
+        out.append({"name": run, "results": results, "cells": cells})
+    return out
 
 
-def _failures(members: Iterable[Mapping[str, Any]]) -> str:
-    failed = [m for m in members if m["state"] == "failed"]
-    items = "".join(
-        f"<li><b>{escape(m['name'])}</b>, in {escape(m['failed'])}: {escape(m['error'])} "
-        f'(<a href="{quote(m["log"])}">log</a>)</li>'
-        for m in failed
-    )
-    return f"<h2>Failed members</h2><ul>{items}</ul>" if failed else ""
+def _cell(row: Row) -> dict[str, str]:
+    value, low, high = (100 * row[name] for name in _OUTCOMES["rate"])
+    return {"text": f"{value:.1f} [{low:.1f}, {high:.1f}]", "shade": f"{_DARKEST * value:.0f}"}
+
+
+def _data(rows: Sequence[Row], every: Sequence[str]) -> list[dict[str, Any]]:
+    """What the page's script draws from: each row's place on every axis, and its outcomes."""
+    out = []
+    for row in rows:
+        entry = {"run": row["run"], "role": row["role"]}
+        entry["at"] = {axis: row.get(axis) for axis in every}
+        for outcome, columns in _OUTCOMES.items():
+            entry[outcome] = [row[column] for column in columns]
+        out.append(entry)
+    return out
 
 
 def render(
     rows: Sequence[Row], members: Sequence[Mapping[str, Any]], origin: Mapping[str, str]
 ) -> str:
-    """The page as text.
+    """Returns the page as text.
 
     Args:
       rows: of the table, one an arm of a run.
@@ -168,46 +181,46 @@ def render(
       origin: as of `runs.origin`.
     """
     every, design, titles = axes(rows)
-    choice, finished = _choice(rows, design), dict.fromkeys(row["run"] for row in rows)
+    choice = _choice(rows, design)
+    arms = list(dict.fromkeys(row["arm"] for row in rows))
     states = {member["name"]: member for member in members}
-    failed = sum(m["state"] == "failed" for m in members)
-    name = ", ".join(sorted({row["config.name"] for row in rows}))
-    left = len(set(states) - set(finished)) - failed
-    data = {
-        "axes": every,
-        "design": design,
-        "titles": titles,
-        "choice": choice,
-        "rows": [
-            {"run": row["run"], "role": row["role"], "at": {axis: row.get(axis) for axis in every}}
-            | {
-                outcome: [row[column] for column in columns]
-                for outcome, columns in _OUTCOMES.items()
-            }
-            for row in rows
-        ],
-    }
-    safe = json.dumps(data).replace("<", "\\u003c")
-    origins = "".join(
-        f"<tr><td>{escape(key)}</td><td>{escape(value)}</td></tr>" for key, value in origin.items()
+    return pages.render(
+        "sweep",
+        name=", ".join(sorted({row["config.name"] for row in rows})),
+        progress=_progress({row["run"] for row in rows}, members),
+        differ_in=", ".join(titles.get(axis, axis) for axis in design),
+        figure=_figure(rows, choice),
+        failed=[member for member in members if member["state"] == "failed"],
+        arms=arms,
+        grid=_grid(rows, states, arms),
+        origin=origin,
+        data={
+            "axes": every,
+            "design": design,
+            "titles": titles,
+            "choice": choice,
+            "rows": _data(rows, every),
+        },
     )
-    body = (
-        f"<h1>Sweep “{escape(name)}”</h1><p>{len(finished)} run{'s' if len(finished) > 1 else ''} finished"
-        + (f", {failed} failed" if failed else "")
-        + (f", {left} to do" if left > 0 else "")
-        + f". They differ in {escape(', '.join(titles.get(axis, axis) for axis in design))}.</p>"
-        f'<h2>By two axes</h2><form id="chooser" class=soft></form><div id="figure">{_figure(rows, choice)}</div>'
-        "<p class=soft>Means over tasks and training seeds with intervals; each point is one arm of one run; points at one "
-        f"place are drawn beside each other.</p>{_failures(members)}<h2>Every arm of every member</h2>"
-        "<p class=soft>Share of held-out ambiguous tasks whose first substantive action is unsafe, %; links lead to the runs' "
-        f"reports.</p>{_grid(rows, states)}<h2>Where this comes from</h2><table>{origins}</table>"
-        f'<script type="application/json" id="data">{safe}</script><script>{SCRIPT}</script>'
-    )
-    return html.document(f"Sweep {name}", body)
+
+
+def _progress(finished: set[str], members: Sequence[Mapping[str, Any]]) -> str:
+    """How many members have finished, failed, and are left."""
+    failed = sum(member["state"] == "failed" for member in members)
+    left = len({member["name"] for member in members} - finished) - failed
+    text = f"{len(finished)} run{'s' if len(finished) > 1 else ''} finished"
+    if failed:
+        text += f", {failed} failed"
+    if left > 0:
+        text += f", {left} to do"
+    return text + "."
 
 
 def write(workdir: str | Path) -> Path:
-    """Writes WORKDIR/sweep.html, drawn from WORKDIR/table.parquet and sweep.json; returns its path.
+    """Writes WORKDIR/sweep.html, drawn from WORKDIR/table.parquet and sweep.json.
+
+    Returns:
+      Its path.
 
     Raises:
       UserError: there is no table, or the workdir cannot be written.

@@ -1,12 +1,14 @@
-"""One table of many runs: a row a run, arm and training seed, as parquet for duckdb, pandas and
-whatever else reads it.
+"""One table of many runs: a row a run, arm and training seed.
 
-    SELECT "config.base.width", objective, avg(rate) FROM 'WORKDIR/table.parquet' WHERE role =
-    'student' GROUP BY ALL
+It is written as parquet, for duckdb, pandas and whatever else reads that:
+
+    SELECT "config.base.width", objective, avg(rate) FROM 'WORKDIR/table.parquet'
+    WHERE role = 'student' GROUP BY ALL
 
 Every table has the same columns with the same types: settings, metrics and provenance that a run
-lacks are null, so that tables of several sweeps can be read as one. Rows are sorted, and the bytes
-depend on the runs alone.
+lacks are null, so that tables of several sweeps can be read as one. Runs can add columns that only
+they have: settings such as `config.models.NAME`, and what further probes measured. Rows are sorted,
+and the bytes depend on the runs alone.
 """
 
 from __future__ import annotations
@@ -21,147 +23,221 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from subtransfer.analysis import columns as of_csv
 from subtransfer.analysis import statistics
+from subtransfer.analysis.columns import Column, Kind
 from subtransfer.analysis.scaling_laws import LOG_ODDS
-from subtransfer.analysis.summary import COLUMNS
 from subtransfer.config import reading as configuration
 from subtransfer.experiment import names
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.artifacts import atomic_write, os_errors
 from subtransfer.store.provenance import FACTS
 from subtransfer.studies import runs
-from subtransfer.studies.runs import NATS, SCALARS, SHARES, STRENGTH, STUDENT, TEACHER, RunArm
+from subtransfer.studies.runs import (
+    OF_SEEDS,
+    OF_TASKS,
+    STRENGTH,
+    STUDENT,
+    TEACHER,
+    RunArm,
+)
 
 FILE = "table.parquet"
 
-_TEXT, _WHOLE, _NUMBER, _TRUTH = pa.string(), pa.int64(), pa.float64(), pa.bool_()
-_ARM = {
-    "arm": _TEXT, "label": _TEXT, "role": _TEXT, "objective": _TEXT, "init": _TEXT, "source": _TEXT, "sanitized": _TRUTH,
-    "masked": _TRUTH, "model": _TEXT, "teacher_base": _TEXT, STUDENT: _WHOLE, TEACHER: _WHOLE, STRENGTH: _NUMBER,
-}  # fmt: skip
-# What results.csv says of an arm, under its name in the table. The first three are what everybody
-# asks for.
+_ARROW: dict[Kind, pa.DataType] = {
+    "text": pa.string(),
+    "whole": pa.int64(),
+    "number": pa.float64(),
+    "truth": pa.bool_(),
+}
+_PYTHON: dict[Kind, type] = {"text": str, "whole": int, "number": float, "truth": bool}
+_KINDS: dict[type, Kind] = {
+    str: "text",
+    int: "whole",
+    float: "number",
+    bool: "truth",
+    tuple: "text",
+    list: "text",
+}
+
+
+def _text(name: str, meaning: str) -> Column:
+    return Column(name, name, meaning, kind="text")
+
+
+_RUN = (
+    _text("run", "the sweep member's name; of a single run, its config's"),
+    Column("seed", "seed", "the training seed", kind="whole"),
+    _text("overrides", "what the sweep sets in this run, as JSON"),
+)
+_ARM = (
+    _text("arm", "the arm's name"),
+    _text("label", "the arm in words"),
+    _text("role", "base, teacher, student, control or positive_control"),
+    _text("objective", "of distillation"),
+    _text("init", "same (the teacher's initialisation) or other"),
+    _text("source", "whose habit it could learn: trait, benign, random or self"),
+    Column("sanitized", "sanitized", "whether its trajectories passed the filter", kind="truth"),
+    Column("masked", "masked", "whether unsafe tokens left the soft targets", kind="truth"),
+    _text("model", "what it started from"),
+    _text("teacher_base", "what its teacher started from"),
+    Column(STUDENT, "student", "parameters of its model", kind="whole"),
+    Column(TEACHER, "teacher", "parameters of its teacher's model", kind="whole"),
+    Column(STRENGTH, "strength", "how often its own teacher acts unsafely", "share"),
+)
+# What results.csv says of an arm stands under its name there, after "arm."; the first three are
+# what everybody asks for.
 _SHORT = {"unsafe_rate": "arm.rate", "ci_low": "arm.lo", "ci_high": "arm.hi"}
-_NOT_NUMBERS = (*_ARM, "base", "control", "twin", "n_tasks", "n_seeds")
-_CONCLUDED = {name: _SHORT.get(name, f"arm.{name}") for name in COLUMNS if name not in _NOT_NUMBERS}
 _ODDS = ("arm.log_odds", "arm.log_odds_lo", "arm.log_odds_hi")
 _ARTIFACTS = ("policy", "trajectories", "probe", "choice", "results")
-_OF_TYPES = {str: _TEXT, int: _WHOLE, float: _NUMBER, bool: _TRUTH, tuple: _TEXT, list: _TEXT}
+
+
+def _of_arm_over_seeds() -> dict[str, Column]:
+    """The numbers of results.csv, by their names there."""
+    out = {}
+    for column in of_csv.COLUMNS:
+        if column.kind == "number":
+            name = _SHORT.get(column.name, f"arm.{column.name}")
+            out[column.name] = Column(name, column.label, column.meaning, column.unit)
+    return out
+
+
+_CONCLUDED = _of_arm_over_seeds()
+
+
+def fixed_columns() -> list[Column]:
+    """Returns the columns that every table has, in order."""
+    out = [*_RUN, *_ARM, Column("tasks", "tasks", "tasks of the probe", kind="whole")]
+    out += [*OF_TASKS, *OF_SEEDS]
+    out.append(Column("arm.seeds", "seeds", "training seeds of the arm", kind="whole"))
+    out += _CONCLUDED.values()
+    for name, what in zip(_ODDS, ("mean", "lower end", "upper end"), strict=True):
+        out.append(Column(name, name, f"log_odds over all seeds: {what}", "nats"))
+    out += [_text(name, "what made the run's stages") for name in FACTS]
+    out += [_text(f"artifact.{what}", "the stage's folder in the workdir") for what in _ARTIFACTS]
+    defaults = configuration.defaults()
+    kept = configuration.of_results(defaults)
+    for name, value in sorted(configuration.flattened(defaults).items()):
+        if name.split(".")[0] in kept:
+            kind = _KINDS[type(value)]
+            out.append(Column(f"config.{name}", name, "the config's field", kind=kind))
+    return out
 
 
 def schema(rows: Iterable[Mapping[str, Any]] = ()) -> pa.Schema:
-    """The columns of a table, in order. Rows can add settings that only they have, such as
-    `config.models.NAME`: as text.
+    """Returns the columns of a table, in order, as pyarrow has them.
+
+    Args:
+      rows: they can add what only they have: settings as text, further probes' columns as numbers.
     """
-    columns = {"run": _TEXT, "seed": _WHOLE, "overrides": _TEXT, **_ARM, "tasks": _WHOLE}
-    columns |= dict.fromkeys((*SHARES, *NATS, *SCALARS), _NUMBER)
-    columns |= {"arm.seeds": _WHOLE} | dict.fromkeys((*_CONCLUDED.values(), *_ODDS), _NUMBER)
-    columns |= dict.fromkeys(FACTS, _TEXT) | {f"artifact.{what}": _TEXT for what in _ARTIFACTS}
-    defaults = configuration.defaults()
-    kept = configuration.of_results(defaults)
-    settings = sorted(
-        (name, value)
-        for name, value in configuration.flattened(defaults).items()
-        if name.split(".")[0] in kept
-    )
-    columns |= {f"config.{name}": _OF_TYPES[type(value)] for name, value in settings}
-    others = sorted({name for row in rows for name in row} - set(columns))
-    return pa.schema(columns | dict.fromkeys(others, _TEXT))
+    fields = {column.name: _ARROW[column.kind] for column in fixed_columns()}
+    others = {name for row in rows for name in row} - set(fields)
+    for name in sorted(others):
+        fields[name] = _ARROW[_kind_of_other(name)]
+    return pa.schema(fields)
 
 
-def columns() -> dict[str, type]:
-    """The columns that every table has, with the Python types of their values."""
-    kinds = {_TEXT: str, _WHOLE: int, _NUMBER: float, _TRUTH: bool}
-    return {field.name: kinds[field.type] for field in schema()}
+def _kind_of_other(name: str) -> Kind:
+    return "text" if name.startswith("config.") else "number"
+
+
+def columns(workdirs: Iterable[str | Path] = ()) -> dict[str, type]:
+    """Returns the columns of a table, with the Python types of their values.
+
+    Args:
+      workdirs: of the runs whose further columns are wanted, too.
+
+    Raises:
+      UserError: a workdir holds no results, or they are damaged.
+    """
+    out = {column.name: _PYTHON[column.kind] for column in fixed_columns()}
+    for name in runs.further_names(workdirs):
+        out.setdefault(name, _PYTHON[_kind_of_other(name)])
+    return out
 
 
 def rows(workdirs: Iterable[str | Path]) -> Iterator[dict[str, Any]]:
-    """The rows of the finished runs of workdirs: runs by name, arms as in a report, seeds
-    ascending.
+    """Yields the rows of the finished runs of workdirs.
 
-    A run's name is its sweep member's (of a single run, the config's); with several workdirs,
-    "WORKDIR/NAME".
-
-    Columns beside the arm's own fields, the config's (`config.FIELD`, tuples joined by commas) and
-    the provenance:
-      overrides: what the sweep sets in this run, as JSON.
-      rate, greedy_rate, no_action_rate, invalid_rate: shares of the probe's tasks in this training
-      seed; log_odds,
-        choice_logprob: means over its tasks, of an unsafe act at the decision point (nats).
-      ordinary_success; final_loss, final_divergence (of the objectives that have one, nats a token)
-      and teacher_agreement in
-        the last stretch of the training; purity (share of own rollouts that passed the filter);
-        trajectories and dropped, of the teacher's.
-      arm.rate, arm.lo, arm.hi and other columns of results.csv: the arm over all its seeds, so the
-      same in each of their rows;
-        arm.log_odds with arm.log_odds_lo and arm.log_odds_hi likewise.
-      artifact.*: folders of the stages in the workdir: the policy, the trajectories that it learned
-      from, its probes, the
-        results.
+    They are sorted: runs by name, arms as in a report, seeds ascending. A run's name is its sweep
+    member's (of a single run, the config's); with several workdirs, "WORKDIR/NAME".
 
     Raises:
       UserError: as `runs.read`.
     """
-    return (row for _, _, row in located(workdirs))
+    for _, _, row in located(workdirs):
+        yield row
 
 
 def located(workdirs: Iterable[str | Path]) -> Iterator[tuple[RunArm, int, dict[str, Any]]]:
-    """`rows`, each after the arm and the place of its seed among the arm's: what the row's numbers
-    are means of.
+    """Yields `rows`, each after what its numbers are means of: the arm and the place of its seed.
+
+    Raises:
+      UserError: as `runs.read`.
     """
-    workdirs = [Path(workdir) for workdir in workdirs]
-    for workdir in workdirs:
-        overrides = {
-            m["name"]: json.dumps(m["overrides"], sort_keys=True) for m in runs.members(workdir)
-        }
+    folders = [Path(workdir) for workdir in workdirs]
+    runs.refuse_doubles(folders)
+    for workdir in folders:
+        overrides = {}
+        for member in runs.members(workdir):
+            overrides[member["name"]] = json.dumps(member["overrides"], sort_keys=True)
         for arm in runs.read([workdir]):
-            name = arm.name if len(workdirs) == 1 else f"{workdir}/{arm.name}"
+            name = arm.name if len(folders) == 1 else f"{workdir}/{arm.name}"
             shared = {"run": name, "overrides": overrides.get(arm.name), **_of_arm(arm)}
             for i, seed in enumerate(arm.seeds):
                 yield arm, i, shared | {"seed": seed} | _of_seed(arm, i)
 
 
 def _of_arm(arm: RunArm) -> dict[str, Any]:
-    out = {
-        name if name in _ARM else f"config.{name}": _plain(value)
-        for name, value in arm.fields.items()
-    }
+    """The cells that all rows of an arm share."""
+    out: dict[str, Any] = {}
+    own_fields = {column.name for column in _ARM}
+    for name, value in arm.fields.items():
+        out[name if name in own_fields else f"config.{name}"] = _plain(value)
     out |= {"tasks": len(arm.tasks), "arm.seeds": len(arm.seeds)}
-    out |= {
-        column: _plain(arm.statistics[name])
-        for name, column in _CONCLUDED.items()
-        if name in arm.statistics
-    }
-    how = {
-        "n_boot": arm.fields["statistics.bootstrap"],
-        "confidence": arm.fields["statistics.confidence"],
-    }
-    out |= dict(
-        zip(
-            _ODDS,
-            map(_plain, statistics.bootstrap_mean(arm.outcomes[LOG_ODDS], **how)),
-            strict=True,
-        )
+    for name, column in _CONCLUDED.items():
+        if name in arm.statistics:
+            out[column.name] = _plain(arm.statistics[name])
+    for name in arm.statistics:
+        if of_csv.is_extra(name):
+            out[f"arm.{name}"] = _plain(arm.statistics[name])
+    odds = statistics.bootstrap_mean(
+        arm.outcomes[LOG_ODDS],
+        n_boot=arm.fields["statistics.bootstrap"],
+        confidence=arm.fields["statistics.confidence"],
     )
+    out |= dict(zip(_ODDS, map(_plain, odds), strict=True))
     return out | {name: arm.provenance.get(name) for name in FACTS}
 
 
 def _of_seed(arm: RunArm, i: int) -> dict[str, Any]:
-    seed, stages, design = arm.seeds[i], arm.provenance.get("stages", {}), arm.design
-    out = {name: _plain(float(outcomes[:, i].mean())) for name, outcomes in arm.outcomes.items()}
-    out |= {name: _plain(float(values[i])) for name, values in arm.scalars.items()}
-    made_of = {
-        "policy": names.policy_stage(design, seed),
-        "trajectories": names.rollout_stage(
+    """The cells of an arm's i-th training seed."""
+    out: dict[str, Any] = {}
+    for name, outcomes in arm.outcomes.items():
+        out[name] = _plain(float(outcomes[:, i].mean()))
+    for name, values in arm.scalars.items():
+        out[name] = _plain(float(values[i]))
+    made = arm.provenance.get("stages", {})
+    for what, stage in _stages(arm, arm.seeds[i]).items():
+        out[f"artifact.{what}"] = made.get(stage)
+    return out
+
+
+def _stages(arm: RunArm, seed: int) -> dict[str, str | None]:
+    """The names of the stages that an arm's numbers of one training seed come from."""
+    design = arm.design
+    learned_from = None
+    if design.off_policy:
+        learned_from = names.rollout_stage(
             design.source, design.teacher_model, seed, sanitized=design.sanitized
         )
-        if design.off_policy
-        else None,
+    return {
+        "policy": names.policy_stage(design, seed),
+        "trajectories": learned_from,
         "probe": names.probe_stage(design.name, seed),
         "choice": names.choice_stage(design.model),
-        "results": "results",
+        "results": names.RESULTS,
     }
-    return out | {f"artifact.{what}": stages.get(name) for what, name in made_of.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -172,48 +248,63 @@ def _plain(value: Any) -> Any:
 
 
 def of(workdirs: Iterable[str | Path]) -> pa.Table:
-    """The table of the finished runs of workdirs."""
+    """Returns the table of the finished runs of workdirs.
+
+    Raises:
+      UserError: as `runs.read`.
+    """
     found = list(rows(workdirs))
     layout = schema(found)
-
-    def column(field: pa.Field) -> pa.Array:
+    cells = []
+    for field in layout:
         values = [row.get(field.name) for row in found]
-        return pa.array(
-            [str(v) if field.type == _TEXT and v is not None else v for v in values], field.type
-        )
-
-    return pa.Table.from_arrays([column(field) for field in layout], schema=layout)
+        if field.type == pa.string():
+            values = [None if value is None else str(value) for value in values]
+        cells.append(pa.array(values, field.type))
+    return pa.Table.from_arrays(cells, schema=layout)
 
 
 def read(workdir: str | Path) -> list[dict[str, Any]]:
-    """The rows that `write` wrote.
+    """Returns the rows that `write` wrote.
 
     Raises:
       UserError: there is no table, or it is damaged.
     """
     path = Path(workdir) / FILE
     try:
-        return pq.read_table(path).to_pylist()
+        table = pq.read_table(path)
     except FileNotFoundError as error:
         raise UserError(
             f"{path} is missing: python tools/write_table.py {workdir} writes it."
         ) from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowException, OSError) as error:
+        # Arrow's own errors about what it read have no number; the system's say nothing of it.
+        if getattr(error, "errno", None) is not None:
+            raise
         raise UserError(
             f"{path} is damaged ({error}): python tools/write_table.py {workdir} writes it anew."
         ) from error
+    missing = [name for name in schema().names if name not in table.column_names]
+    if missing:
+        raise UserError(
+            f"{path} has no column {missing[0]!r}: python tools/write_table.py {workdir} writes "
+            "it anew."
+        )
+    return table.to_pylist()
 
 
 def as_parquet(table: pa.Table) -> bytes:
-    """A table as a parquet file: the same bytes for the same rows, with one version of pyarrow."""
+    """Returns a table as a parquet file.
+
+    The bytes are the same for the same rows, with one version of pyarrow.
+    """
     out = io.BytesIO()
     pq.write_table(table, out, compression="zstd")
     return out.getvalue()
 
 
 def write(workdir: str | Path) -> Path:
-    """Writes WORKDIR/table.parquet, of the runs that are finished by now, whole or not at all;
-    returns its path.
+    """Writes WORKDIR/table.parquet, of the runs that are finished by now; returns its path.
 
     Raises:
       UserError: as `rows`, or the workdir cannot be written.

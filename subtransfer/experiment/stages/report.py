@@ -6,10 +6,10 @@ from pathlib import Path
 
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
-from subtransfer.report import html
+from subtransfer.report import run_page
 
 
 @reads()
 def report(out: Path, context: Context, *, results: str) -> None:
     """Writes report.html of the results of the stage `results`."""
-    html.write_report(context.path(results), out)
+    run_page.write_report(context.path(results), out)

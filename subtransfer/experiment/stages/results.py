@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Container, Iterable, Mapping, Sequence
@@ -14,8 +15,8 @@ from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
-from subtransfer.report import tables
 from subtransfer.probes import records
+from subtransfer.report import files
 from subtransfer.store import artifacts, trajectories
 from subtransfer.training import objectives
 
@@ -43,13 +44,14 @@ def results(
         seed=config.seed,
     )
     artifacts.atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
-    tables.write_jsonl(episodes, out / "results.jsonl")
-    tables.write_csv(rows, out / "results.csv")
+    files.write_jsonl(episodes, out / "results.jsonl")
+    files.write_csv(rows, out / "results.csv")
 
 
 def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
     """What results.json says of an arm; `arms` are the names of all arms of the run."""
-    soft = bool(arm.objective) and objectives.get(arm.objective).soft
+    objective = objectives.get(arm.objective) if arm.objective else None
+    soft = objective is not None and objective.soft
     return {
         "arm": arm.name,
         "label": arm.label,
@@ -57,6 +59,9 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
         "objective": arm.objective,
         "init": arm.init,
         "sanitized": arm.sanitized,
+        "source": arm.source,
+        "on_policy_fraction": arm.on_policy_fraction,
+        "loss_is_divergence": objective is not None and objective.is_divergence,
         "masked": soft and arm.sanitized and config.distill.mask_unsafe,
         "base": arm.base,
         "control": arm.control if arm.control in arms else None,
@@ -64,6 +69,23 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
         "teacher": arm.teacher if arm.objective else None,
         "teacher_base": arm.teacher_model,
     }
+
+
+def arm_of(record: Mapping[str, Any]) -> Arm:
+    """The arm that results.json speaks of, without the plugins that laid it out."""
+    return Arm(
+        name=record["arm"],
+        label=record["label"],
+        role=record["role"],
+        objective=record["objective"],
+        model=record["base"],
+        teacher_model=record["teacher_base"],
+        source=record["source"],
+        on_policy_fraction=record["on_policy_fraction"],
+        sanitized=record["sanitized"],
+        control=record["control"],
+        twin=record["twin"],
+    )
 
 
 def collect(
@@ -114,6 +136,11 @@ def collect(
     extra = _extra_probes(context, arms, seeds)
     if extra:
         bundle["extra_probes"] = extra
+        # Readers of results.json need not load the plugins.
+        probes = records.extra(config.plugins)
+        bundle["extra_columns"] = [
+            dataclasses.asdict(column) for probe in probes for column in probe.columns
+        ]
     return bundle, episodes
 
 

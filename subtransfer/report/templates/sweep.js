@@ -1,11 +1,6 @@
-"""The script of a sweep's page: redraws the figure for two chosen axes. Plain JavaScript, no
-library, nothing fetched.
-
-Everything but `draw` is the page's own wiring; `draw(data, choice)` returns SVG as text, as
-`figures.lines` does for the page's first figure.
-"""
-
-SCRIPT = r"""
+// Redraws the figure of a sweep's page for two chosen axes. Plain JavaScript by hand: plotting
+// libraries that run in a page without fetching anything weigh more than all the page's data.
+// Everything but `draw` is the page's own wiring; `draw(data, choice)` returns SVG as text.
 const COLOURS = ["#2a6f97", "#c25e00", "#4f9d69", "#b3261e", "#7b2d8b", "#8a6d00", "#5b6570", "#00838f", "#9f86c0"];
 const NOTHING = "none";
 function text(s) { return String(s).replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})[c]); }
@@ -142,4 +137,3 @@ function wire(data) {
   form.dispatchEvent(new Event("change"));
 }
 if (typeof document !== "undefined") wire(JSON.parse(document.getElementById("data").textContent));
-"""

@@ -1,0 +1,227 @@
+"""The columns of results.csv, one record each.
+
+A column's record says what it holds. Whatever shows or stores results reads these records: the CSV
+file, the table on the terminal, the report, table.parquet and docs/tables.md. What a column holds
+is computed in `summary`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+Kind = Literal["text", "whole", "number", "truth"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Column:
+    """One column of results.
+
+    Attributes:
+      name: in files.
+      label: a short heading, for people.
+      meaning: one phrase, for documents.
+      unit: "share" (0 to 1; shown in per cent), "nats", "p" (a p-value), or "" for a pure number,
+        a count or a text.
+      kind: the type of its values.
+      low, high: names of the columns with its interval, or "".
+      empty: what an empty cell of a CSV file stands for.
+    """
+
+    name: str
+    label: str
+    meaning: str
+    unit: str = ""
+    kind: Kind = "number"
+    low: str = ""
+    high: str = ""
+    empty: str | None = None
+
+
+def _with_interval(column: Column) -> tuple[Column, Column, Column]:
+    """A column and the columns of its interval's two ends."""
+    ends = [
+        Column(name, f"{column.label}, {end}", f"{end} end of the interval of {column.name}")
+        for name, end in ((column.low, "lower"), (column.high, "upper"))
+    ]
+    low, high = (dataclasses.replace(end, unit=column.unit) for end in ends)
+    return column, low, high
+
+
+_RATE = Column(
+    "unsafe_rate",
+    "rate",
+    "share of held-out ambiguous tasks whose first substantive action is unsafe",
+    "share",
+    low="ci_low",
+    high="ci_high",
+)
+_DIFF_BASE = Column(
+    "diff_base",
+    "− base",
+    "unsafe_rate minus that of the model that it started from",
+    "share",
+    low="diff_low",
+    high="diff_high",
+)
+_DIFF_CONTROL = Column(
+    "diff_control",
+    "− benign control",
+    "unsafe_rate minus that of the same student of a harmless teacher",
+    "share",
+    low="diff_control_low",
+    high="diff_control_high",
+)
+_DIFF_TWIN = Column(
+    "diff_twin",
+    "− other init",
+    "unsafe_rate minus that of the same student from another initialisation",
+    "share",
+    low="diff_twin_low",
+    high="diff_twin_high",
+)
+_RATIO = Column(
+    "transfer_ratio",
+    "transfer ratio",
+    "(student minus its harmless control) over (teacher minus base)",
+    low="ratio_low",
+    high="ratio_high",
+)
+
+# In the order of results.csv.
+COLUMNS: tuple[Column, ...] = (
+    Column("arm", "arm", "the arm's name", kind="text"),
+    Column("objective", "objective", "of distillation; nothing where none", kind="text", empty=""),
+    Column("init", "init", "same (the teacher's initialisation) or other", kind="text", empty=""),
+    Column("sanitized", "sanitized", "whether its trajectories passed the filter", kind="truth"),
+    Column("n_tasks", "tasks", "tasks of the probe", kind="whole"),
+    Column("n_seeds", "seeds", "training seeds", kind="whole"),
+    *_with_interval(_RATE),
+    *_with_interval(_DIFF_BASE),
+    Column("p_holm", "p (Holm)", "p_value adjusted over all arms that have one", "p"),
+    Column("role", "role", "base, teacher, student, control or positive_control", kind="text"),
+    Column("label", "label", "the arm in words", kind="text"),
+    Column("base", "base", "the arm of the model that it started from", kind="text"),
+    Column("control", "control", "the arm of the harmless control", kind="text"),
+    Column("twin", "twin", "the arm from another initialisation", kind="text"),
+    *_with_interval(_DIFF_CONTROL),
+    *_with_interval(_DIFF_TWIN),
+    *_with_interval(_RATIO),
+    Column(
+        "p_value",
+        "p",
+        "two-sided, against the base: mid-p McNemar with one outcome a task, else sign flips",
+        "p",
+    ),
+    Column(
+        "p_seeds",
+        "p (seeds)",
+        "exact permutation of training seeds against the harmless control",
+        "p",
+    ),
+    Column("greedy_unsafe_rate", "greedy", "unsafe_rate when actions are not sampled", "share"),
+    Column("no_action_rate", "no action", "share without any substantive action", "share"),
+    Column("invalid_rate", "invalid", "share whose first action is malformed", "share"),
+    Column(
+        "choice_logprob",
+        "log-prob. of unsafe",
+        "log-probability of an unsafe act at the decision point, mean over tasks",
+        "nats",
+    ),
+    Column("choice_shift", "shift of log-prob.", "choice_logprob minus the base's", "nats"),
+    Column("ordinary_success", "ordinary tasks solved", "share of ordinary tasks solved", "share"),
+    Column(
+        "path_error_rate", "wrong path", "share of tasks with a path that is not there", "share"
+    ),
+)
+
+# Only in settings that count what they do not simulate.
+UNSUPPORTED = Column(
+    "unsupported_rate",
+    "not simulated",
+    "share of tasks with a command that is not simulated",
+    "share",
+)
+
+_BY_NAME = {column.name: column for column in (*COLUMNS, UNSUPPORTED)}
+_ACT = "rate_"
+
+
+def of_act(act: str) -> Column:
+    """The column of one of a setting's harmless acts."""
+    words = act.replace("_", " ")
+    return Column(f"{_ACT}{act}", words, f"share whose first action is: {words}", "share")
+
+
+def extra_names(results: Mapping[str, Any]) -> list[str]:
+    """Names of the columns that further probes of a run measured, in order.
+
+    Args:
+      results: results.json; its "extra_probes" are by probe, arm, training seed and column.
+    """
+    names: dict[str, None] = {}
+    for arms in results.get("extra_probes", {}).values():
+        for seeds in arms.values():
+            for values in seeds.values():
+                names |= dict.fromkeys(values)
+    return list(names)
+
+
+def extra_records(results: Mapping[str, Any]) -> list[Column]:
+    """Records of the columns that further probes of a run measured.
+
+    Args:
+      results: results.json; its "extra_columns" have "name", "label", "meaning" and "unit".
+    """
+    return [
+        Column(record["name"], record["label"], record["meaning"], record["unit"])
+        for record in results.get("extra_columns", [])
+    ]
+
+
+def extra_values(results: Mapping[str, Any], arm: str, seed: str) -> dict[str, float]:
+    """What further probes measured of an arm's policy of one training seed, by column."""
+    out: dict[str, float] = {}
+    for arms in results.get("extra_probes", {}).values():
+        out |= arms.get(arm, {}).get(seed, {})
+    return out
+
+
+def named(name: str, known: Iterable[Column] = ()) -> Column:
+    """The record of a column of results.csv.
+
+    Args:
+      name: in the file. One that is not known here is a further probe's, and holds a number.
+      known: records of further columns.
+    """
+    for column in known:
+        if column.name == name:
+            return column
+    if name in _BY_NAME:
+        return _BY_NAME[name]
+    if name.startswith(_ACT):
+        return of_act(name.removeprefix(_ACT))
+    return Column(name, name.replace("_", " "), "measured by a further probe")
+
+
+def is_act(name: str) -> bool:
+    """Whether a column is the share of a harmless act."""
+    return name.startswith(_ACT)
+
+
+def is_extra(name: str) -> bool:
+    """Whether a column is none of this package's own: a further probe's."""
+    return name not in _BY_NAME and not is_act(name)
+
+
+def markdown_rows(columns: Sequence[Column]) -> list[list[str]]:
+    """Cells of a documented table: name, unit and meaning, an interval beside its value."""
+    ends = {end for column in columns for end in (column.low, column.high) if end}
+    rows = []
+    for column in columns:
+        if column.name in ends:
+            continue
+        names = [name for name in (column.name, column.low, column.high) if name]
+        rows.append([", ".join(f"`{name}`" for name in names), column.unit, column.meaning])
+    return rows

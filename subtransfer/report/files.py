@@ -1,0 +1,207 @@
+"""The files of a run's results: results.json, results.jsonl and results.csv.
+
+results.json says what the run was, results.jsonl what its agents did (one probe episode a line),
+results.csv what follows from that (one arm a line, the columns of `analysis.columns`).
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from subtransfer.analysis import columns
+from subtransfer.analysis.columns import Column
+from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import canonical_json, read_json, read_json_lines
+from subtransfer.store.artifacts import atomic_write
+
+BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
+REMEDY = "run the command that wrote it again"
+
+_TEXT_OR_NOTHING = (str, type(None))
+_BY_SEED = {str: {str: {str: object}}}  # arm -> seed -> facts
+_ARM = {
+    "arm": str,
+    "label": str,
+    "role": str,
+    "objective": str,
+    "init": str,
+    "sanitized": bool,
+    "source": str,
+    "on_policy_fraction": float,
+    "loss_is_divergence": bool,
+    "masked": bool,
+    "base": str,
+    "control": _TEXT_OR_NOTHING,
+    "twin": _TEXT_OR_NOTHING,
+    "teacher": _TEXT_OR_NOTHING,
+    "teacher_base": str,
+}
+_BUNDLE = {
+    "config": {"name": str, "statistics": {"confidence": float, "bootstrap": int}},
+    "training_seeds": int,
+    "wording": {"trait": str, "rate": str, "decision": str},
+    "arms": [_ARM],
+    "capability": _BY_SEED,
+    "curves": {str: {str: {"step": [float], "loss": [float]}}},
+    "purity": {str: {str: {"rollouts": int, "dropped": int, "max_gap": float}}},
+    "manifests": {str: {"total": int, "kept": int, "dropped": int, "rules": {str: int}}},
+    "sampler": {str: {"tokens": int, "max_gap": float, "mean_gap": float, "kl": float}},
+    "teacher_targets": {
+        str: {"tokens": int, "max_gap": float, "mean_gap": float, "max_missed": float}
+    },
+    "context": {str: object},
+    "samples": {"before": [str], "after": [str]},
+}
+_EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
+_EXTRA_COLUMNS = [{"name": str, "label": str, "meaning": str, "unit": str}]
+_EPISODE = {
+    "arm": str,
+    "seed": int,
+    "task_id": str,
+    "mode": str,
+    "sample": int,
+    "outcome": str,
+    "choice_logprob": float,
+    "errors": {str: int},
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResults:
+    """The results of one run.
+
+    Attributes:
+      bundle: results.json.
+      episodes: results.jsonl, one a probe episode.
+      rows: results.csv, one an arm.
+    """
+
+    bundle: dict[str, Any]
+    episodes: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+
+
+def read(folder: Path) -> RunResults:
+    """Reads the three files of a run.
+
+    Raises:
+      UserError: one is missing, is damaged, or is not about the arms that results.json lists.
+    """
+    bundle = read_bundle(folder)
+    episodes = _read_episodes(folder / EPISODES)
+    rows = read_csv(folder / ROWS)
+    arms = [arm["arm"] for arm in bundle["arms"]]
+    for name, found in (
+        (ROWS, [row["arm"] for row in rows]),
+        (EPISODES, list(dict.fromkeys(episode["arm"] for episode in episodes))),
+    ):
+        if sorted(found) != sorted(arms):
+            raise UserError(
+                f"{folder / name} is not about the arms of {BUNDLE} beside it: {REMEDY}."
+            )
+    return RunResults(bundle, episodes, rows)
+
+
+def read_bundle(folder: Path) -> dict[str, Any]:
+    """Reads results.json.
+
+    Raises:
+      UserError: it is missing or damaged.
+    """
+    path = folder / BUNDLE
+    bundle = read_json(path, _BUNDLE, REMEDY)
+    # Only runs with probes of their own have these.
+    for name, shape in (("extra_probes", _EXTRA), ("extra_columns", _EXTRA_COLUMNS)):
+        if name in bundle:
+            read_json(path, {name: shape}, REMEDY)
+    return bundle
+
+
+def _read_episodes(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        raise UserError(f"{path} is missing: {REMEDY}.")
+    episodes = list(read_json_lines(path, _EPISODE, REMEDY))
+    if not path.read_bytes().endswith(b"\n"):
+        raise UserError(f"{path} is damaged (its last line is cut): {REMEDY}.")
+    seen = set()
+    for number, episode in enumerate(episodes, 1):
+        which = tuple(episode[name] for name in ("arm", "seed", "task_id", "mode", "sample"))
+        if which in seen:
+            raise UserError(
+                f"{path} is damaged (line {number} is about the same episode as another): {REMEDY}."
+            )
+        seen.add(which)
+    return episodes
+
+
+def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes results.csv: one line an arm.
+
+    Numbers have 6 significant digits; nothing stands where there is no value.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(rows[0])
+    for row in rows:
+        writer.writerow([_csv_cell(value) for value in row.values()])
+    atomic_write(path, out.getvalue())
+
+
+def _csv_cell(value: Any) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def read_csv(path: Path) -> list[dict[str, Any]]:
+    """Reads what `write_csv` wrote, with its types; None where there is no value.
+
+    Raises:
+      UserError: the file is missing, or is not what `write_csv` writes.
+    """
+    try:
+        lines = list(csv.reader(io.StringIO(path.read_bytes().decode(), newline="")))
+        # A file that was cut in the middle of a number must not be taken for a whole one.
+        if not path.read_bytes().endswith(b"\n"):
+            raise ValueError("its last line is cut")
+        heading = lines[0]
+        missing = [column.name for column in columns.COLUMNS if column.name not in heading]
+        if missing:
+            raise ValueError(f"it has no column {missing[0]!r}")
+        return [_of_line(heading, cells) for cells in lines[1:]]
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {REMEDY}.") from error
+    except (ValueError, IndexError, csv.Error) as error:
+        raise UserError(f"{path} is damaged ({error}): {REMEDY}.") from error
+
+
+def _of_line(heading: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    if len(cells) != len(heading):
+        raise ValueError(f"a line has {len(cells)} cells of {len(heading)}")
+    return {
+        name: _value(columns.named(name), cell) for name, cell in zip(heading, cells, strict=True)
+    }
+
+
+def _value(column: Column, text: str) -> Any:
+    """A cell's text as a value of its column's kind."""
+    if column.kind == "truth":
+        return text == "true"
+    if not text:
+        return column.empty
+    if column.kind == "text":
+        return text
+    return int(text) if column.kind == "whole" else float(text)
+
+
+def write_jsonl(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Writes results.jsonl: one line a probe episode."""
+    atomic_write(path, "".join(canonical_json(episode) + "\n" for episode in episodes))

@@ -1,0 +1,182 @@
+"""The report of a run: one page, drawn only from its results files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from subtransfer.analysis import columns, verdicts
+from subtransfer.report import figures, files, pages, tables
+from subtransfer.store.artifacts import atomic_write
+
+# The columns of the main table; those that a setting or a run does not have are left out.
+_MAIN = (
+    "unsafe_rate",
+    "diff_base",
+    "diff_control",
+    "diff_twin",
+    "transfer_ratio",
+    "p_holm",
+    "p_seeds",
+    "greedy_unsafe_rate",
+    "no_action_rate",
+    "invalid_rate",
+    "path_error_rate",
+    columns.UNSUPPORTED.name,
+    "ordinary_success",
+)
+
+Results = Mapping[str, Any]
+Row = Mapping[str, Any]
+
+
+class Table(NamedTuple):
+    """A table of a page: a heading, and rows of cells."""
+
+    heading: list[str]
+    rows: list[list[str]]
+
+
+def write_report(results: Path, out: Path) -> None:
+    """Draws the results files of one folder as report.html in another.
+
+    Args:
+      results: has results.json, results.jsonl and results.csv.
+      out: the folder of the page.
+
+    Raises:
+      UserError: a file is missing or damaged.
+    """
+    found = files.read(results)
+    atomic_write(out / "report.html", render(found.bundle, found.rows, found.episodes))
+
+
+def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> str:
+    """Returns the page as text.
+
+    Args:
+      results: results.json.
+      rows: results.csv.
+      episodes: results.jsonl.
+    """
+    config = results["config"]
+    seeds = results["training_seeds"]
+    drawn = {
+        "rates": figures.dots(
+            rows,
+            "unsafe_rate",
+            "ci_low",
+            "ci_high",
+            percent=True,
+            title=f"{results['wording']['rate']} with its interval, by arm",
+        ),
+        "outcomes": figures.stacked(rows, title="what agents did first, by arm"),
+        "choice": figures.dots(
+            _choice_rows(rows, episodes),
+            "middle",
+            "low",
+            "high",
+            percent=False,
+            title=f"log-probability of {results['wording']['trait']}, by arm",
+        ),
+        "losses": {
+            arm: figures.losses(of_seeds, title=f"{arm}: training loss by step")
+            for arm, of_seeds in results["curves"].items()
+        },
+    }
+    return pages.render(
+        "run",
+        name=config["name"],
+        headline=verdicts.headline(rows),
+        sentences=verdicts.sentences(rows),
+        wording=results["wording"],
+        figures=drawn,
+        main=_main_table(rows, results),
+        filters=_filters(results),
+        purity=_purity(results),
+        sampler=_sampler(results),
+        targets=_targets(results),
+        context=results["context"],
+        samples=results["samples"],
+        training_seeds=seeds,
+        percent_confidence=f"{100 * config['statistics']['confidence']:.0f}",
+        bootstrap=config["statistics"]["bootstrap"],
+        # Two-sided, of all ways to choose half of the seeds.
+        least_p=f"{min(1.0, 2 / math.comb(2 * seeds, seeds)):.2g}".lstrip("0"),
+        config=json.dumps(config, indent=1, sort_keys=True),
+    )
+
+
+def _main_table(rows: Sequence[Row], results: Results) -> Table:
+    known = columns.extra_records(results)
+    names = [name for name in _MAIN if name in rows[0]]
+    names += filter(columns.is_extra, rows[0])
+    shown = [columns.named(name, known) for name in names]
+    lines = []
+    for row in rows:
+        unfiltered = row["objective"] and not row["sanitized"]
+        label = row["label"] + (" (unsanitized)" if unfiltered else "")
+        lines.append([label, *(tables.cell(row, column) for column in shown)])
+    return Table(["arm", *(column.label for column in shown)], lines)
+
+
+def _choice_rows(rows: Sequence[Row], episodes: Sequence[Row]) -> list[dict[str, Any]]:
+    """Each arm with the mean and the middle 80% of its decisions' log-probabilities."""
+    by_arm: dict[str, dict[tuple[int, str], float]] = {}
+    for episode in episodes:
+        # All episodes of a task and training seed have the same decision point.
+        decision = episode["seed"], episode["task_id"]
+        by_arm.setdefault(episode["arm"], {})[decision] = episode["choice_logprob"]
+    out = []
+    for row in rows:
+        values = sorted(by_arm[row["arm"]].values())
+        tenth = len(values) // 10
+        middle = sum(values) / len(values)
+        out.append({**row, "middle": middle, "low": values[tenth], "high": values[-1 - tenth]})
+    return out
+
+
+def _filters(results: Results) -> Table:
+    manifests = results["manifests"]
+    rules = list(dict.fromkeys(rule for m in manifests.values() for rule in m["rules"]))
+    rows = []
+    for name, manifest in manifests.items():
+        total, kept, dropped = (manifest[key] for key in ("total", "kept", "dropped"))
+        counts = [manifest["rules"].get(rule, 0) for rule in rules]
+        adds_up = total == kept + dropped and dropped == sum(counts)
+        numbers = [str(count) for count in (total, kept, dropped, *counts)]
+        rows.append([name, *numbers, "yes" if adds_up else "NO"])
+    return Table(["store", "total", "kept", "dropped", *rules, "adds up"], rows)
+
+
+def _purity(results: Results) -> Table:
+    rows = []
+    for arm, of_seeds in results["purity"].items():
+        total = sum(seed["rollouts"] for seed in of_seeds.values())
+        dropped = sum(seed["dropped"] for seed in of_seeds.values())
+        rows.append([arm, str(total), str(dropped), f"{100 * (1 - dropped / total):.1f}"])
+    heading = ["on-policy arm", "own rollouts", "dropped before training", "purity, %"]
+    return Table(heading, rows)
+
+
+def _sampler(results: Results) -> Table:
+    rows = []
+    for name, found in results["sampler"].items():
+        gaps = [f"{found[key]:.1e}" for key in ("max_gap", "mean_gap", "kl")]
+        rows.append([name, str(found["tokens"]), *gaps])
+    for arm, of_seeds in results["purity"].items():
+        largest = max(seed["max_gap"] for seed in of_seeds.values())
+        rows.append([f"{arm}, own rollouts", "", f"{largest:.1e}", "", ""])
+    return Table(["rollouts", "tokens", "largest gap", "mean gap", "KL(sampler || trainer)"], rows)
+
+
+def _targets(results: Results) -> Table:
+    rows = []
+    for name, found in results["teacher_targets"].items():
+        gaps = [f"{found[key]:.1e}" for key in ("max_gap", "mean_gap", "max_missed")]
+        rows.append([name, str(found["tokens"]), *gaps])
+    heading = ["stored targets", "tokens", "largest gap", "mean gap", "probability missed"]
+    return Table(heading, rows)
