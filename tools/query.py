@@ -29,7 +29,7 @@ import pyarrow as pa
 from subtransfer.analysis import statistics
 from subtransfer.report import tables
 from subtransfer.runtime.errors import UserError, exit_status
-from subtransfer.store.artifacts import atomic_write
+from subtransfer.store.files import atomic_write
 from subtransfer.studies import conditions, table
 from subtransfer.studies.runs import NATS, SCALARS, SHARES, RunArm
 

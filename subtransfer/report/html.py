@@ -10,7 +10,7 @@ from typing import Any
 
 from subtransfer.analysis import summary
 from subtransfer.report import figures, tables
-from subtransfer.store.artifacts import atomic_write
+from subtransfer.store.files import atomic_write
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1b1f24;--soft:#5b6570;--line:#d5dae0;--page:#fff;--panel:#f6f7f9;

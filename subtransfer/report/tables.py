@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.store.artifacts import atomic_write
-from subtransfer.store.schema import canonical_json
+from subtransfer.runtime.json_files import canonical_json
+from subtransfer.store.files import atomic_write
 
 _TEXT = ("arm", "objective", "init", "role", "label", "base", "control", "twin")
 _WHOLE = ("n_tasks", "n_seeds")

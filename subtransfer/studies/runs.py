@@ -25,7 +25,7 @@ from subtransfer.models.presets import PRESETS
 from subtransfer.report import tables
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import provenance
-from subtransfer.store.artifacts import MEMBERS, SWEEP
+from subtransfer.store.workdir import MEMBERS, SWEEP
 from subtransfer.training import objectives
 
 STUDENT, TEACHER, STRENGTH = "student_params", "teacher_params", "teacher_rate"

@@ -14,9 +14,10 @@ from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
-from subtransfer.report import tables
 from subtransfer.probes import records
-from subtransfer.store import artifacts, trajectories
+from subtransfer.report import tables
+from subtransfer.store import trajectories
+from subtransfer.store.files import atomic_write
 from subtransfer.training import objectives
 
 SAMPLES = 6  # trajectories shown before and after sanitizing
@@ -42,7 +43,7 @@ def results(
         n_boot=config.statistics.bootstrap,
         seed=config.seed,
     )
-    artifacts.atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
+    atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     tables.write_jsonl(episodes, out / "results.jsonl")
     tables.write_csv(rows, out / "results.csv")
 
