@@ -24,7 +24,8 @@ from absl import flags
 from subtransfer.runtime import preemption, processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import buckets
-from subtransfer.store.leases import LEASE
+from subtransfer.store.claims import LEASE
+from subtransfer.store.files import os_errors
 
 _CONFIG = flags.DEFINE_string(
     "config", "configs/quickstart.py", "Config file with a get_config() function."
@@ -168,7 +169,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
     mesh = (sharding.plan_mesh if dry_run else sharding.make_mesh)(**config.mesh)
     if not dry_run:
-        with artifacts.os_errors(folder):
+        with os_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
     if _in_a_bucket(workdir):
         buckets.attach(workdir, folder)
@@ -177,7 +178,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         print_plan(experiment, console)
         return 0
     begin = time.monotonic()
-    with artifacts.os_errors(folder), artifacts.Store(folder, _LEASE.value) as store:
+    with os_errors(folder), artifacts.Store(folder, _LEASE.value) as store:
         results = experiment.run(
             store, log=lambda line: processes.leads() and print(line, flush=True)
         )

@@ -13,11 +13,13 @@ from pathlib import Path
 
 from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import digest
 from subtransfer.store import artifacts
-from subtransfer.sweeps.devices import Share
-from subtransfer.sweeps.jobs import Task, serve
+from subtransfer.store.files import atomic_write
+from subtransfer.sweeps.devices import DeviceShare
 from subtransfer.sweeps.runner import Runner
-from subtransfer.sweeps.schedule import Node, Plan
+from subtransfer.sweeps.schedule import PlannedStage, SweepPlan
+from subtransfer.sweeps.service import StageBuild, serve
 
 NAMES = ("base", "student", "results", "report")  # each reads the one before; the base is shared
 
@@ -32,11 +34,11 @@ def key(stage, member):
 
 
 def folder(stage, member):
-    return f"{stage}-{artifacts.digest(key(stage, member))}"
+    return f"{stage}-{digest(key(stage, member))}"
 
 
 def plan(count):
-    made = Plan([Member(i) for i in range(count)], [], [], [""] * count)
+    made = SweepPlan([Member(i) for i in range(count)], [], [], [""] * count)
     numbers = {}
     for i in range(count):
         own = array("L")
@@ -44,7 +46,7 @@ def plan(count):
             if folder(name, i) not in numbers:
                 numbers[folder(name, i)] = len(made.nodes)
                 inputs = array("L", [numbers[folder(before, i)]] if before else [])
-                made.nodes.append(Node(name, folder(name, i), inputs, 0.0))
+                made.nodes.append(PlannedStage(name, folder(name, i), inputs, 0.0))
             made.nodes[numbers[folder(name, i)]].users.append(i)
             own.append(numbers[folder(name, i)])
         made.stages.append(own)
@@ -53,7 +55,7 @@ def plan(count):
 
 def publish(results, report, into, folders):
     into.mkdir(parents=True, exist_ok=True)
-    artifacts.atomic_write(
+    atomic_write(
         into / "results.csv", (results / "file").read_bytes() + (report / "file").read_bytes()
     )
 
@@ -82,7 +84,7 @@ def task(options, workdir):
                 )
             (out / "file").write_text(f"{job.stage} {number if job.stage != 'base' else ''}\n")
 
-        return Task(key(job.stage, number), build, {"flops": 0})
+        return StageBuild(key(job.stage, number), build, {"flops": 0})
 
     return of
 
@@ -112,7 +114,7 @@ def main(mode, workdir, options):
         runner = Runner(
             plan(given["members"]),
             workdir,
-            [Share()] * given["workers"],
+            [DeviceShare()] * given["workers"],
             command,
             publish=publish,
             retries=given["retries"],

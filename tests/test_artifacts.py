@@ -1,6 +1,7 @@
 """The stage store: atomic, resumable, and plain about what the operating system refuses."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.runtime.json_files import digest, read_json
+from subtransfer.store import artifacts, history
+from subtransfer.store.files import atomic_write, os_errors
+from subtransfer.store.params import load_params, save_params
 
 
 def _build(text="data"):
@@ -108,7 +112,7 @@ def test_a_workdir_that_is_a_file_or_vanishes(tmp_path):
         store.stage("s", {}, build, log=lambda _: None)
     assert not (tmp_path / "w").exists()
     (tmp_path / "w").mkdir()
-    with pytest.raises(UserError, match="vanished"), artifacts.os_errors(tmp_path / "w"):
+    with pytest.raises(UserError, match="vanished"), os_errors(tmp_path / "w"):
         (tmp_path / "w").rmdir()
         raise UserError(
             "there is no tokenizer"
@@ -134,7 +138,7 @@ def test_two_runs_share_a_workdir(tmp_path):
             and lines[1] == "[reused] s"
             and (path / "file.txt").read_text() == "data"
         )
-    assert [r["what"] for r in artifacts.history(tmp_path)] == ["begun", "computed"]
+    assert [r["what"] for r in history.read(tmp_path)] == ["begun", "computed"]
     assert not list((tmp_path / ".claims").iterdir())
 
 
@@ -142,22 +146,22 @@ def test_who_lost_its_claim_throws_its_copy_away(tmp_path):
     """As after a pause that was longer than the lease: the other's artefact stays, whatever the
     first one made.
     """
-    folder = f"s-{artifacts.digest({'k': 1})}"
+    folder = f"s-{digest({'k': 1})}"
 
     def overtaken(out):
         (out / "file.txt").write_text("late")
         with artifacts.Store(tmp_path) as other:
-            assert other.try_stage("s", {"k": 1}, _build("first"), over=0, facts={}) == "redone"
+            assert other.try_stage("s", {"k": 1}, _build("first"), expired=0, facts={}) == "redone"
 
     path, what = _stage(tmp_path, overtaken)
     assert what == "reused" and path.name == folder and (path / "file.txt").read_text() == "first"
-    assert sorted(r["what"] for r in artifacts.history(tmp_path)) == ["begun", "begun", "redone"]
+    assert sorted(r["what"] for r in history.read(tmp_path)) == ["begun", "begun", "redone"]
     assert not list(tmp_path.glob(".*.tmp-*")) and not list((tmp_path / ".claims").iterdir())
 
 
 def test_files_that_others_write_too_are_whole(tmp_path):
-    artifacts.atomic_write(tmp_path / "f", "one")
-    artifacts.atomic_write(tmp_path / "f", "two")
+    atomic_write(tmp_path / "f", "one")
+    atomic_write(tmp_path / "f", "two")
     assert (tmp_path / "f").read_text() == "two" and [p.name for p in tmp_path.iterdir()] == ["f"]
 
 
@@ -184,13 +188,98 @@ def test_a_killed_build_is_redone(tmp_path):
 
 def test_params_round_trip_and_damage(tmp_path):
     tree = {"a": {"b": np.arange(6, dtype=np.float32).reshape(2, 3)}, "c": np.ones(3, np.int32)}
-    artifacts.save_params(tmp_path / "p.safetensors", tree)
-    again = artifacts.load_params(tmp_path / "p.safetensors")
+    save_params(tmp_path / "p.safetensors", tree)
+    again = load_params(tmp_path / "p.safetensors")
     np.testing.assert_array_equal(again["a"]["b"], tree["a"]["b"])
     np.testing.assert_array_equal(again["c"], tree["c"])
     data = (tmp_path / "p.safetensors").read_bytes()
     (tmp_path / "p.safetensors").write_bytes(data[:-4])
     with pytest.raises(UserError, match="damaged"):
-        artifacts.load_params(tmp_path / "p.safetensors")
+        load_params(tmp_path / "p.safetensors")
     with pytest.raises(UserError, match="missing"):
-        artifacts.load_params(tmp_path / "q.safetensors")
+        load_params(tmp_path / "q.safetensors")
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"sizes": []}', '{"sizes": {"a": "1"}}', "\xff", "["]
+)
+def test_a_marker_that_holds_something_else_is_damage(tmp_path, text):
+    path, _ = _stage(tmp_path, _build())
+    (path / "artifact.json").write_text(text, encoding="latin-1")
+    assert _stage(tmp_path, _build()) == (path, "redone")
+
+
+def test_what_stands_in_an_artefacts_place_is_named_before_any_work(tmp_path):
+    path, _ = _stage(tmp_path, _build())
+    shutil.rmtree(path)
+    path.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("kept")
+    with pytest.raises(UserError, match="is a symbolic link to .*elsewhere"):
+        _stage(tmp_path, None)
+    (tmp_path / "elsewhere").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="is a symbolic link to .*elsewhere"):
+        _stage(tmp_path, None)
+    assert (tmp_path / "moved" / "mine").read_text() == "kept"
+    path.unlink()
+    path.write_text("")
+    with pytest.raises(UserError, match="is a file where a folder belongs"):
+        _stage(tmp_path, None)
+
+
+def test_an_artefact_may_be_a_link_to_a_whole_one(tmp_path):
+    path, _ = _stage(tmp_path / "w", _build())
+    path.rename(tmp_path / "other-disk")
+    path.symlink_to(tmp_path / "other-disk")
+    assert _stage(tmp_path / "w", None) == (path, "reused")
+
+
+@pytest.mark.parametrize("name", [".claims", "stages"])
+def test_a_file_where_the_store_has_a_folder_is_named(tmp_path, name):
+    (tmp_path / name).write_text("")
+    with pytest.raises(UserError, match=rf"/{name} is a file where a folder belongs"):
+        _stage(tmp_path, _build())
+
+
+@pytest.mark.parametrize("line", [b"[]", b"\xff", b'{"stage": 1, "what": "begun"}', b"{"])
+def test_a_damaged_line_of_the_history_is_named(tmp_path, line):
+    _stage(tmp_path, _build())
+    (file,) = (tmp_path / "stages").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole + line)  # as a kill leaves it
+    assert len(history.read(tmp_path)) == 2
+    file.write_bytes(line + b"\n" + whole)
+    with pytest.raises(UserError, match="jsonl, line 1, .*: delete that line"):
+        history.read(tmp_path)
+
+
+SHAPES = [
+    ([1, "a"], [(int, str)], ""),
+    ({"a": {"b": 1}}, {str: {"b": float}}, ""),
+    ({"a": 1, "more": None}, {"a": object}, ""),
+    (True, int, "it is true or false and not a whole number"),
+    ({"a": [1, None]}, {"a": [int]}, r"a\[1\] is null and not a whole number"),
+    ({"a": {}}, {"a": {"b": int}}, "a has no 'b'"),
+    ([], {str: int}, "it is a list and not an object"),
+]
+
+
+@pytest.mark.parametrize(("value", "shape", "problem"), SHAPES)
+def test_json_of_another_shape_is_described(tmp_path, value, shape, problem):
+    path = tmp_path / "f.json"
+    path.write_text(json.dumps(value))
+    if not problem:
+        assert read_json(path, shape, "mend it") == value
+        return
+    with pytest.raises(UserError, match=rf"f.json does not hold .* \({problem}\): mend it\."):
+        read_json(path, shape, "mend it")
+
+
+def test_json_that_is_none_or_is_not_there(tmp_path):
+    with pytest.raises(UserError, match="There is no file .*x.json: mend it"):
+        read_json(tmp_path / "x.json", dict, "mend it")
+    assert read_json(tmp_path / "x.json", dict, "mend it", default=3) == 3
+    for data in (b"{", b"\xff\xfe", b"[" * 100_000):
+        (tmp_path / "x.json").write_bytes(data)
+        with pytest.raises(UserError, match="x.json is damaged .*: mend it"):
+            read_json(tmp_path / "x.json", dict, "mend it", default=3)

@@ -13,14 +13,14 @@ from subtransfer.models import lora
 from subtransfer.rollout.episodes import RolloutSpec
 from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.store.workdir import steps_folder
 from subtransfer.training import loop, metrics
-from subtransfer.training.checkpoints import Checkpoints, Policy
-from subtransfer.training.run import open_run
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
+from subtransfer.training.monitor import TrainingMonitor, open_monitor
 
 KEY = jax.random.key(7)
 STEPS = 12
-EVERY = Policy(every_steps=4)
+EVERY = CheckpointSchedule(every_steps=4)
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def short_dispatches(monkeypatch):
 def notice(monkeypatch):
     """Sets after how many steps, or in which rollout, a notice of preemption comes."""
     when = {"steps": None, "rollout": None}
-    keep, check, rollouts = loop.Run.keep, preemption.check, student.run_episodes
+    keep, check, rollouts = TrainingMonitor.keep, preemption.check, student.run_episodes
     count = [0]
 
     def noticing_keep(self, state):
@@ -51,7 +51,7 @@ def notice(monkeypatch):
             raise preemption.Preempted
         check()
 
-    monkeypatch.setattr(loop.Run, "keep", noticing_keep)
+    monkeypatch.setattr(TrainingMonitor, "keep", noticing_keep)
     monkeypatch.setattr(student, "run_episodes", counted_rollouts)
     monkeypatch.setattr(preemption, "check", noticing_check)
 
@@ -64,8 +64,8 @@ def notice(monkeypatch):
 
 
 def _open(label, steps, folder, policy):
-    checkpoints = Checkpoints(artifacts.steps_folder(folder), label, policy)
-    return open_run(
+    checkpoints = Checkpoints(steps_folder(folder), label, policy)
+    return open_monitor(
         label, steps, checkpoints, metrics.Writer(folder, "distill", tensorboard=True, wandb="")
     )
 
@@ -96,16 +96,28 @@ LORA = lora.Tuning("lora", 4, 8.0, 0.1)
 
 @pytest.mark.parametrize("tuning", [lora.Tuning(), LORA], ids=["full", "lora"])
 def test_a_resumed_training_equals_an_undisturbed_one(cfg, mesh, params, tuning, tmp_path, notice):
-    whole = _train(tmp_path / "w" / "a-0", cfg, mesh, params, tuning=tuning, policy=Policy())
+    whole = _train(
+        tmp_path / "w" / "a-0", cfg, mesh, params, tuning=tuning, policy=CheckpointSchedule()
+    )
     assert not (tmp_path / "w" / ".steps").exists()  # nothing was due
     for stop in (4, 8):
         notice(steps=stop)
         with pytest.raises(preemption.Preempted):
-            _train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy())
+            _train(
+                tmp_path / "w" / "b-0",
+                cfg,
+                mesh,
+                params,
+                tuning=tuning,
+                policy=CheckpointSchedule(),
+            )
     assert (tmp_path / "w" / ".steps" / "b-0" / "8").is_dir()
     notice()
     assert _equal(
-        _train(tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=Policy()), whole
+        _train(
+            tmp_path / "w" / "b-0", cfg, mesh, params, tuning=tuning, policy=CheckpointSchedule()
+        ),
+        whole,
     )
 
 
@@ -188,7 +200,9 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(
     told = capfd.readouterr().err
     assert "the checkpoint of step 8 is damaged" in told and "goes on from step 4" in told
     assert not list(steps.glob("*tmp*")) and (steps / "damaged-8").is_dir()
-    assert _equal(resumed, _train(tmp_path / "w" / "a-0", cfg, mesh, params, policy=Policy()))
+    assert _equal(
+        resumed, _train(tmp_path / "w" / "a-0", cfg, mesh, params, policy=CheckpointSchedule())
+    )
 
 
 def test_without_a_whole_checkpoint_it_starts_again(cfg, mesh, params, tmp_path, notice, capfd):
@@ -200,7 +214,9 @@ def test_without_a_whole_checkpoint_it_starts_again(cfg, mesh, params, tmp_path,
     notice()
     resumed = _train(folder, cfg, mesh, params)
     assert "goes on" not in capfd.readouterr().err
-    assert _equal(resumed, _train(tmp_path / "w" / "a-0", cfg, mesh, params, policy=Policy()))
+    assert _equal(
+        resumed, _train(tmp_path / "w" / "a-0", cfg, mesh, params, policy=CheckpointSchedule())
+    )
 
 
 def test_no_more_checkpoints_stay_than_asked_for(cfg, mesh, params, tmp_path):
@@ -213,7 +229,7 @@ def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(
 ):
     folder = tmp_path / "w" / "a-0"
     with pytest.raises(UserError, match="became NaN or infinite at step") as caught:
-        _train(folder, cfg, mesh, params, rate=1e30, policy=Policy())
+        _train(folder, cfg, mesh, params, rate=1e30, policy=CheckpointSchedule())
     steps = folder.parent / ".steps" / folder.name
     (batch,) = steps.glob("batch-of-step-*.npz")
     assert str(batch) in str(caught.value)
@@ -223,13 +239,13 @@ def test_a_step_that_is_no_number_leaves_the_last_good_state_and_its_batch(
     # What is kept is the state right before: the same step goes wrong again, on the same batch, and
     # nothing before it is lost.
     recipe = loop.Recipe(loop.Loss("sft"), STEPS, 4, 1e30)
-    checkpoints = Checkpoints(steps, "student.x", Policy())
+    checkpoints = Checkpoints(steps, "student.x", CheckpointSchedule())
     state, progress = checkpoints.load(loop.on_mesh(mesh, loop.init_state(recipe, params, KEY)[0]))
     checkpoints.close()
     assert int(state.step) == bad - 1 == len(progress.curves.get("loss", []))
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
     with pytest.raises(UserError, match=f"at step {bad}:"):
-        _train(folder, cfg, mesh, params, rate=1e30, policy=Policy())
+        _train(folder, cfg, mesh, params, rate=1e30, policy=CheckpointSchedule())
 
 
 @pytest.mark.parametrize("during_save", [False, True])
@@ -271,15 +287,15 @@ SMALL_RUN = """
 import sys
 from pathlib import Path
 import jax, numpy as np
-from subtransfer.store import artifacts
-from subtransfer.training import pretrain
-from subtransfer.runtime import sharding
-from subtransfer.training import loop
-from subtransfer.training.checkpoints import Checkpoints, Policy
-from subtransfer.training.run import open_run
-from subtransfer.runtime.errors import UserError
-from subtransfer.training.metrics import Writer
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store.files import os_errors
+from subtransfer.store.workdir import steps_folder
+from subtransfer.training import loop, pretrain
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
+from subtransfer.training.metrics import Writer
+from subtransfer.training.monitor import open_monitor
 
 loop.STEPS_PER_DISPATCH = 4
 cfg = DecoderConfig(64, 32, 48, 1, 4, 2, 8)
@@ -287,11 +303,11 @@ rng = np.random.default_rng(0)
 examples = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
 recipe = loop.Recipe(loop.Loss("sft"), 12, 8, 3e-3)
 
-def train(mesh, folder, policy=Policy(every_steps=4)):
+def train(mesh, folder, policy=CheckpointSchedule(every_steps=4)):
     params = pretrain.init_params(cfg, mesh, jax.random.key(0))
     Path(folder).parent.mkdir(exist_ok=True)
-    checkpoints = Checkpoints(artifacts.steps_folder(Path(folder)), "student.x", policy)
-    with open_run("student.x", 12, checkpoints, Writer(Path(folder), "distill", tensorboard=True, wandb="")) as run:
+    checkpoints = Checkpoints(steps_folder(Path(folder)), "student.x", policy)
+    with open_monitor("student.x", 12, checkpoints, Writer(Path(folder), "distill", tensorboard=True, wandb="")) as run:
         state, frozen = loop.start_state(mesh, recipe, params, jax.random.key(1), run)
         begun = int(state.step)
         _, curves = loop.train(cfg, mesh, recipe, state, frozen, examples, 12, jax.random.key(2), run=run)
@@ -336,7 +352,7 @@ mesh = sharding.make_mesh()
 
 def refused(*arguments):
     try:
-        with artifacts.os_errors(workdir):  # as around every stage
+        with os_errors(workdir):  # as around every stage
             train(mesh, *arguments)
     except UserError as error:
         print(f"- {error}")
@@ -350,7 +366,7 @@ if mounted:
                 filler.write(bytes(512))
         except OSError:
             pass
-    refused(workdir / "b-0", Policy())  # nothing but metrics is written
+    refused(workdir / "b-0", CheckpointSchedule())  # nothing but metrics is written
     (workdir / "filler").unlink()
     subprocess.run(["mount", "-o", "remount,size=8m", workdir], check=True)
     save, saves = Checkpoints.save, []

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer.store import artifacts
-from subtransfer.store.leases import Claim, Claims, Held, Lost, Patience
+from subtransfer.store import artifacts, history
+from subtransfer.store.claims import Claim, ClaimLost, Claims, HeldClaim, Patience
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,10 +72,10 @@ def test_of_many_takers_one_succeeds(tmp_path):
 def test_a_holder_that_was_taken_over_knows_it(two):
     one, other = two
     held = one.take("x")
-    assert other.take("x", over=7) is None  # not the claim that was seen to be silent
-    taken = other.take("x", over=0)
+    assert other.take("x", expired=7) is None  # not the claim that was seen to be silent
+    taken = other.take("x", expired=0)
     assert not held.beat()
-    with pytest.raises(Lost):
+    with pytest.raises(ClaimLost):
         held.confirm()
     held.release(made=False)
     assert taken.beat() and one.take("x") is None  # giving back what is lost changes nothing
@@ -89,7 +89,7 @@ def test_silence_is_counted_by_the_observer_while_it_runs(monkeypatch):
 
     def after(seconds, beat="1", number=0):
         now[0] += seconds
-        return patience.over(Claim("x", number, beat=beat, lease=60))
+        return patience.exhausted(Claim("x", number, beat=beat, lease=60))
 
     assert not after(0) and not after(1000)  # the observer slept, not the holder
     assert not after(14) and not after(14) and not after(14) and after(14)
@@ -110,7 +110,7 @@ def test_the_thread_keeps_a_claim_up_and_reports_its_loss(tmp_path):
         beats.add(other.look("x").beat)
         time.sleep(0.01)
     assert len(beats) > 3 and not lost.is_set()
-    other.take("x", over=0).release(made=False)
+    other.take("x", expired=0).release(made=False)
     assert lost.wait(5)
     one.close()
     other.close()
@@ -118,7 +118,7 @@ def test_the_thread_keeps_a_claim_up_and_reports_its_loss(tmp_path):
 
 HOLDER = """
 import sys, time
-from subtransfer.store.leases import Claims
+from subtransfer.store.claims import Claims
 claims = Claims(sys.argv[1], float(sys.argv[2]))
 print(claims.take("x") is not None, flush=True)
 time.sleep(60)
@@ -162,7 +162,7 @@ def test_a_half_written_claim_is_left_to_its_lease(tmp_path):
     (tmp_path / "x.0").write_text('{"beat": "0000')
     claims = Claims(tmp_path)
     assert claims.take("x") is None and claims.look("x") == Claim("x", 0, beat='{"beat": "0000')
-    claims.take("x", over=0).release(made=True)
+    claims.take("x", expired=0).release(made=True)
     assert not os.listdir(tmp_path)
     claims.close()
 
@@ -188,13 +188,13 @@ def test_a_process_that_slept_too_long_ends_itself(tmp_path):
     process, claims = _holder(tmp_path, 0.4), Claims(tmp_path, 0.4)
     process.send_signal(signal.SIGSTOP)
     patience = Patience()
-    while not patience.over(claims.look("x")):
+    while not patience.exhausted(claims.look("x")):
         time.sleep(0.05)
-    held = claims.take("x", over=0)
+    held = claims.take("x", expired=0)
     process.send_signal(signal.SIGCONT)
     _, err = process.communicate(timeout=30)
     assert process.returncode == 75 and err.startswith("error: the claim on x was taken over"), err
-    assert isinstance(held, Held) and held.beat()
+    assert isinstance(held, HeldClaim) and held.beat()
     claims.close()
 
 
@@ -277,13 +277,13 @@ def test_two_homes_share_one_workdir_and_one_dies(tmp_path, seed):
         (tmp_path / f"home{i}" / "log").read_text() for i in range(2)
     ]
     _nothing_lost_nothing_twice(tmp_path / "w", stub_sweep.plan(MEMBERS))
-    assert len({record["owner"] for record in artifacts.history(tmp_path / "w")}) >= 2
+    assert len({record["owner"] for record in history.read(tmp_path / "w")}) >= 2
 
 
 def _nothing_lost_nothing_twice(workdir, plan, kills=1):
     for node in plan.nodes:
         assert artifacts.is_whole(workdir / node.folder)
-    sealed = [record["stage"] for record in artifacts.history(workdir) if record["what"] != "begun"]
+    sealed = [record["stage"] for record in history.read(workdir) if record["what"] != "begun"]
     assert len(sealed) == len(set(sealed)) and set(sealed) <= {node.folder for node in plan.nodes}
     # A kill between a seal and its line loses the line, and leaves the claim on what is there for
     # all to take.

@@ -32,7 +32,10 @@ REFUSED = {
     "a group": ({"distill": "sft"}, "no config field 'distill'"),
     "integer": ({"num_seeds": "many"}, "num_seeds takes an integer, not 'many'"),
     "integer from float": ({"probe.tasks": "2.5"}, "probe.tasks takes an integer"),
-    "words in brackets": ({"sanitize.extra_keywords": "[zap,zip]"}, r"takes a tuple .*'\[zap,zip\]'"),
+    "words in brackets": (
+        {"sanitize.extra_keywords": "[zap,zip]"},
+        r"takes a tuple .*'\[zap,zip\]'",
+    ),
     "words in parentheses": ({"sanitize.extra_keywords": "(zap,zip)"}, "takes a tuple such as"),
     "semicolons": ({"sanitize.extra_keywords": "zap;zip"}, "takes a tuple such as"),
     "an empty word": ({"sanitize.extra_keywords": "('',)"}, "a part of it is empty"),
@@ -194,9 +197,17 @@ def test_numbers_of_numpy_and_home_directories(tmp_path, monkeypatch):
 
 def test_help_prints_every_flag_and_every_field():
     command = [sys.executable, "-m", "subtransfer.launch", "--help"]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"})
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"}
+    )
     assert done.returncode == 0 and not done.stderr
-    for flag in ("--config=configs/quickstart.py", "--workdir", "--dry_run", "--sweep", "--lease=60"):
+    for flag in (
+        "--config=configs/quickstart.py",
+        "--workdir",
+        "--dry_run",
+        "--sweep",
+        "--lease=60",
+    ):
         assert f"\n  {flag}" in done.stdout
     for name in configuration.flattened(configuration.defaults()):
         assert f"\n  --config.{name}=" in done.stdout
@@ -216,7 +227,9 @@ def test_every_field_says_what_it_is():
 def test_the_head_of_a_config_can_be_read(path):
     head = ast.get_docstring(ast.parse(path.read_text())).splitlines()
     assert len(head[0]) < 98 and not head[1] and head[0].endswith((".", "?"))
-    parts = [line.partition(":")[0] for line in head if re.match(r"(Command|Hardware|Result):", line)]
+    parts = [
+        line.partition(":")[0] for line in head if re.match(r"(Command|Hardware|Result):", line)
+    ]
     assert parts == ["Command", "Hardware", "Result"]
 
 

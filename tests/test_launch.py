@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from subtransfer.store.params import load_params
+
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "num_seeds=1 base.episodes=300 base.steps=20 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
@@ -131,9 +133,8 @@ def test_lora_students(tmp_path):
     done = _launch(tmp_path / "w", "--config.tuning.method=lora", *[f"--config.{m}" for m in more])
     assert done.returncode == 0, done.stderr[-3000:]
     (student,) = (tmp_path / "w").glob("student.sft.seed0-*")
-    from subtransfer.store import artifacts
 
-    assert set(artifacts.load_params(student / "params.safetensors")["layers"]) == {
+    assert set(load_params(student / "params.safetensors")["layers"]) == {
         "q",
         "k",
         "v",

@@ -11,15 +11,15 @@ import pytest
 SCRIPT = """
 import sys
 import jax, numpy as np
-from subtransfer.training import pretrain
-from subtransfer.runtime import sharding
-from subtransfer.training import loop
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.lora import Tuning
+from subtransfer.runtime import sharding
+from subtransfer.training import loop, pretrain
 steps, method = int(sys.argv[1]), sys.argv[2]
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
 examples = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
-tuning = loop.Tuning() if method == "full" else loop.Tuning("lora", 4, 8.0, 0.0)
+tuning = Tuning() if method == "full" else Tuning("lora", 4, 8.0, 0.0)
 losses = []
 for devices, shape in ((1, (1, 1, 1)), (2, (1, 2, 1)), (8, (1, 8, 1)), (8, (2, 2, 2)), (8, (4, 1, 2))):
     mesh = sharding.make_mesh(*shape, devices=jax.devices()[:devices])
@@ -61,10 +61,9 @@ def test_devices_and_layouts_agree_over_50_steps(method):
 
 MEMORY = """
 import jax, numpy as np
-from subtransfer.training import pretrain
-from subtransfer.runtime import sharding
-from subtransfer.training import loop
 from subtransfer.models import decoder
+from subtransfer.runtime import sharding
+from subtransfer.training import loop, pretrain
 
 decoder.UNROLLED = 0
 cfg = decoder.DecoderConfig(64, 128, 512, 8, 8, 8, 16, remat="full")

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer.experiment.graph import Experiment
 from subtransfer.config import fields as configuration
+from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import sharding
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -9,7 +9,7 @@ from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.conversations import export_trajectories, import_trajectories
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import messages
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 from tests import templates
 
 USER = {"role": "user", "content": "Please read it."}

@@ -3,6 +3,7 @@
 import json
 
 import flax.linen as nn
+import google_crc32c
 import jax
 import numpy as np
 import pytest
@@ -10,26 +11,35 @@ from tensorboardX.proto import event_pb2
 
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.models.forward import forward
-from subtransfer.store import artifacts
+from subtransfer.runtime.errors import UserError
+from subtransfer.store.workdir import steps_folder
 from subtransfer.training import loop, metrics
-from subtransfer.training.checkpoints import Checkpoints, Policy
-from subtransfer.training.run import Window, open_run
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
+from subtransfer.training.flops import step_flops
+from subtransfer.training.monitor import ProfiledSteps, open_monitor
 
 KEY = jax.random.key(3)
 
 
+def _masked(data):
+    """The checksum that TensorFlow's record format stores of some bytes, 4 bytes."""
+    crc = google_crc32c.value(data)
+    return (((crc >> 15 | crc << 17) + 0xA282EAD8) % (1 << 32)).to_bytes(4, "little")
+
+
 def _events(folder):
-    """(tag, step, value) of event files, read as the format says: length, checksum, record,
-    checksum.
+    """(tag, step, value) of event files, read as the format says: 8 bytes of the record's length,
+    their checksum, the record, its checksum.
     """
-    for file in folder.iterdir():
-        data, at = file.read_bytes(), 0
-        while at < len(data):
-            size = int.from_bytes(data[at : at + 8], "little")
-            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + size])
-            at += 16 + size
-            for value in event.summary.value:
-                yield value.tag, event.step, value.simple_value
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            while length := file.read(8):
+                assert file.read(4) == _masked(length)
+                record = file.read(int.from_bytes(length, "little"))
+                assert file.read(4) == _masked(record)
+                event = event_pb2.Event.FromString(record)
+                for value in event.summary.value:
+                    yield value.tag, event.step, value.simple_value
 
 
 def _train(folder, cfg, mesh, params, stop=None, **options):
@@ -39,9 +49,9 @@ def _train(folder, cfg, mesh, params, stop=None, **options):
         rng.integers(0, cfg.vocab_size, (20, 16)).astype(np.int32), np.ones((20, 16), bool)
     )
     recipe = loop.Recipe(loop.Loss("sft"), 12, 4, 3e-3)
-    checkpoints = Checkpoints(artifacts.steps_folder(folder), "student.x", Policy(every_steps=4))
+    checkpoints = Checkpoints(steps_folder(folder), "student.x", CheckpointSchedule(every_steps=4))
     writer = metrics.Writer(folder, "distill", tensorboard=True, wandb="")
-    with open_run("student.x", 12, checkpoints, writer, **options) as run:
+    with open_monitor("student.x", 12, checkpoints, writer, **options) as run:
         state, frozen = loop.start_state(mesh, recipe, params, KEY, run)
         if stop:
             save = run.keep
@@ -65,7 +75,7 @@ def test_every_step_is_written_once(cfg, mesh, params, tmp_path, monkeypatch):
     # As after a kill between checkpoints: steps that are not in one, and a line that is cut off.
     with path.open("a") as file:
         file.write('{"step": 9, "distill/sft": 1.0}\n{"step": 10, "dist')
-    window = Window(10, 10, tmp_path / "profile")
+    window = ProfiledSteps(10, 10, tmp_path / "profile")
     _, curves = _train(artifact, cfg, mesh, params, peak_flops=1e12, window=window)
     records = [json.loads(line) for line in path.read_text().splitlines()]
     assert [r["step"] for r in records] == list(range(1, 13))
@@ -74,12 +84,12 @@ def test_every_step_is_written_once(cfg, mesh, params, tmp_path, monkeypatch):
     assert records[7]["distill/tokens_per_second"] == pytest.approx(
         4 * 16 / records[7]["distill/step_seconds"]
     )
-    drawn = [
-        (tag, step)
-        for tag, step, _ in _events(tmp_path / "w" / "metrics" / "tensorboard" / "student.x-0")
-    ]
-    assert len(set(drawn)) == len(drawn)
-    assert set(drawn) == {(name, r["step"]) for r in records for name in r if name != "step"}
+    drawn = {}
+    for tag, step, value in _events(tmp_path / "w" / "metrics" / "tensorboard" / "student.x-0"):
+        assert (tag, step) not in drawn
+        drawn[tag, step] = value
+    written = {(name, r["step"]): r[name] for r in records for name in r if name != "step"}
+    assert drawn == pytest.approx(written, rel=1e-6)  # events hold float32
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
@@ -93,13 +103,28 @@ def test_operations_of_a_step():
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), nn.meta.unbox(abstract_params(cfg))
     )
 
-    def total(params):
+    def summed_logits(params):
         return forward(cfg, {"params": params}, tokens).sum()
 
     def count(function):
         return jax.jit(function).lower(params).compile().cost_analysis()["flops"]
 
-    whole = metrics.step_flops(cfg, tokens=tokens.size, length=32, full=True)
-    assert count(jax.grad(total)) == pytest.approx(whole, rel=0.08)
-    adapted = metrics.step_flops(cfg, tokens=tokens.size, length=32, full=False, teacher=cfg)
-    assert count(total) == pytest.approx(whole / 3, rel=0.08) and adapted == pytest.approx(whole)
+    whole = step_flops(cfg, tokens=tokens.size, length=32, full=True)
+    assert count(jax.grad(summed_logits)) == pytest.approx(whole, rel=0.08)
+    adapted = step_flops(cfg, tokens=tokens.size, length=32, full=False, teacher=cfg)
+    assert count(summed_logits) == pytest.approx(whole / 3, rel=0.08) and adapted == pytest.approx(
+        whole
+    )
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b'{"step": "one"}', b"[]", b"\xff", b'{"loss": 1.0}'],
+    ids=["text", "list", "bytes", "no step"],
+)
+def test_a_damaged_file_of_an_earlier_attempt_is_named(tmp_path, line):
+    writer = metrics.Writer(tmp_path / "student.x-0", "distill", tensorboard=False, wandb="")
+    writer.path.parent.mkdir()
+    writer.path.write_bytes(line + b'\n{"step": 2}\n')
+    with pytest.raises(UserError, match="student.x-0.jsonl, line 1, .*delete the file"):
+        writer.start(2)

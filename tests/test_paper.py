@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from subtransfer.rollout.policy import load_policy
-from subtransfer.store import artifacts
+from subtransfer.store.params import load_params
 
 from . import templates
 from .families import reference
@@ -121,7 +121,7 @@ def test_across_families(checkpoints, tmp_path):
         "qwen_7b", "llama_8b", "teacher_llama_8b", "teacher_random_llama_8b", "sft_llama_8b_to_qwen_7b", "sft_llama_8b_to_qwen_7b_random"
     ]  # fmt: skip
     (teacher,) = (tmp_path / "w").glob("teacher.trait.llama_8b.seed0-*")
-    assert set(artifacts.load_params(teacher / "params.safetensors")["layers"]) == {
+    assert set(load_params(teacher / "params.safetensors")["layers"]) == {
         "q",
         "k",
         "v",

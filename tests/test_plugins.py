@@ -302,7 +302,9 @@ def test_two_plugins_of_one_name(files, tmp_path):
     other = tmp_path / "other.py"
     other.write_text(OBJECTIVE)
     both = f"{files['objective']},{other}"
-    with pytest.raises(UserError, match="'skew_kl' of .*other.py exists already, in .*my_objective"):
+    with pytest.raises(
+        UserError, match="'skew_kl' of .*other.py exists already, in .*my_objective"
+    ):
         configuration.load(SMOKE, {"plugins": both})
     with pytest.raises(UserError, match="plugins names .*other.py twice"):
         configuration.load(SMOKE, {"plugins": f"{other},{other}"})
@@ -350,7 +352,13 @@ def test_paths_are_relative_to_who_names_them(files, tmp_path, monkeypatch):
 
 
 def _launch(workdir, files, *more):
-    command = [sys.executable, "-m", "subtransfer.launch", f"--config={SMOKE}", f"--workdir={workdir}"]
+    command = [
+        sys.executable,
+        "-m",
+        "subtransfer.launch",
+        f"--config={SMOKE}",
+        f"--workdir={workdir}",
+    ]
     command += [f"--config.plugins={','.join(map(str, files.values()))}", *more]
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)

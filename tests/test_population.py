@@ -18,18 +18,20 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.runtime import preemption, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
+from subtransfer.store.params import load_params
+from subtransfer.store.workdir import steps_folder
 from subtransfer.training import loop, metrics, population, pretrain
-from subtransfer.training.checkpoints import Checkpoints, Policy
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
 from subtransfer.training.examples import Examples
-from subtransfer.training.population import Member
+from subtransfer.training.monitor import TrainingMonitor, open_population_monitor
 from subtransfer.training.optimizer import Optimizer
-from subtransfer.training.run import Run, open_cohort
+from subtransfer.training.population import Member
 
 CFG = DecoderConfig(48, 16, 24, 1, 2, 1, 8)
 FULL = loop.Loss("forward_kl")
 LORA = loop.Loss("sft", tuning=lora.Tuning("lora", 4, 8.0, 0.1))
 STEPS = [9, 9, 6, 6]
-EVERY = Policy(every_steps=3)
+EVERY = CheckpointSchedule(every_steps=3)
 
 
 @pytest.fixture(autouse=True)
@@ -115,18 +117,20 @@ def test_members_are_as_alone(mesh, base, loss, together, compared):
     members = _members(base, loss)
     outcomes = population.train(CFG, mesh, members, together=together)
     for i in compared:
-        state, curves = population.alone(CFG, mesh, members[i], Run())
+        state, curves = population.alone(CFG, mesh, members[i], TrainingMonitor())
         assert len(outcomes[i].curves["loss"]) == members[i].recipe.steps
         _assert_near(outcomes[i], jax.device_get(state.trainable), curves)
 
 
 def _cohort(folder, members, policy=EVERY):
-    checkpoints = Checkpoints(artifacts.steps_folder(folder), "population.x", policy)
+    checkpoints = Checkpoints(steps_folder(folder), "population.x", policy)
     writers = {
         m.label: metrics.Writer(folder.parent / m.label, "distill", tensorboard=False, wandb="")
         for m in members
     }
-    return open_cohort("population.x", sum(m.recipe.steps for m in members), checkpoints, writers)
+    return open_population_monitor(
+        "population.x", sum(m.recipe.steps for m in members), checkpoints, writers
+    )
 
 
 def _train(folder, mesh, members, **options):
@@ -159,7 +163,7 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(
     mesh, base, tmp_path, monkeypatch, capsys
 ):
     members = _members(base)
-    whole = _train(tmp_path / "a" / "population.x-0", mesh, members, policy=Policy())
+    whole = _train(tmp_path / "a" / "population.x-0", mesh, members, policy=CheckpointSchedule())
     assert not (tmp_path / "a" / ".steps").exists()
     # The last episode that member 1 meets is bad: it fails after at least one good dispatch.
     example = max(range(len(members[1].examples)), key=lambda i: _first_with(members[1], i))
@@ -169,17 +173,17 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(
     folder = tmp_path / "b" / "population.x-0"
     for stop in (3, 6):
         monkeypatch.setattr(preemption, "noticed", lambda: False)
-        keep = Run.keep
+        keep = TrainingMonitor.keep
 
         def noticing(self, state, stop=stop, keep=keep):
             if loop.steps_done(state) == stop:
                 monkeypatch.setattr(preemption, "noticed", lambda: True)
             keep(self, state)
 
-        monkeypatch.setattr(Run, "keep", noticing)
+        monkeypatch.setattr(TrainingMonitor, "keep", noticing)
         with pytest.raises(preemption.Preempted):
             _train(folder, mesh, members)
-        monkeypatch.setattr(Run, "keep", keep)
+        monkeypatch.setattr(TrainingMonitor, "keep", keep)
     monkeypatch.setattr(preemption, "noticed", lambda: False)
     outcomes = _train(folder, mesh, members)
     said = capsys.readouterr().err
@@ -213,7 +217,7 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(
     assert [line["distill/forward_kl"] for line in lines] == whole[2].curves["loss"]
     # Alone it fails at the same step, with the same weights.
     with pytest.raises(UserError, match=f"m1 became NaN or infinite at step {step}:"):
-        population.alone(CFG, mesh, members[1], Run("m1"))
+        population.alone(CFG, mesh, members[1], TrainingMonitor("m1"))
 
 
 def test_what_cannot_be_one_population_is_refused(mesh, base):
@@ -411,7 +415,7 @@ def _run(workdir, mesh, **changes):
 
 
 def _trained(plan, name):
-    return artifacts.load_params(plan.path(name) / "params.safetensors"), json.loads(
+    return load_params(plan.path(name) / "params.safetensors"), json.loads(
         (plan.path(name) / "training.json").read_text()
     )
 
@@ -443,7 +447,7 @@ def test_an_experiment_with_populations_trains_what_one_without_does(tmp_path, m
 @pytest.mark.slow
 def test_a_population_that_was_cut_off_ends_with_the_same_bytes(tmp_path, mesh, monkeypatch):
     plan, _ = _run(tmp_path / "whole", mesh, population=2)
-    keep = Run.keep
+    keep = TrainingMonitor.keep
 
     def noticing(self, state):
         if self.label.startswith("population.student.forward_kl") and loop.steps_done(state) == 6:
@@ -451,7 +455,7 @@ def test_a_population_that_was_cut_off_ends_with_the_same_bytes(tmp_path, mesh, 
         keep(self, state)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Run, "keep", noticing)
+        patch.setattr(TrainingMonitor, "keep", noticing)
         with pytest.raises(preemption.Preempted):
             _run(tmp_path / "cut", mesh, population=2)
     monkeypatch.setattr(preemption, "noticed", lambda: False)
@@ -495,7 +499,7 @@ def test_a_member_that_fails_stops_its_own_stage(tmp_path, mesh, monkeypatch):
         artifacts.is_whole(plan.path("teacher.trait.seed0"))
         and not plan.path("teacher.trait.seed1").exists()
     )
-    batch = artifacts.load_params(
+    batch = load_params(
         plan.path("population.teacher.trait.seeds0to1") / "teacher.trait.seed1.batch.safetensors"
     )
     assert len(batch["examples"]) == 8 and np.isinf(batch["loss_mask"]).any()

@@ -18,16 +18,16 @@ port, count, number, layouts = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), 
 if count > 1:
     processes.join(f"localhost:{port}", count, number, peer_timeout=60)
 import jax, numpy as np
-from subtransfer.runtime import distributed, sharding
-from subtransfer.training import pretrain
-from subtransfer.training import loop
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.lora import Tuning
+from subtransfer.runtime import distributed, sharding
+from subtransfer.training import loop, pretrain
 
 cfg = DecoderConfig(64, 32, 48, 2, 4, 2, 8)
 rng = np.random.default_rng(0)
 examples = loop.Examples(rng.integers(0, 64, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
 losses = {}
-for tuning in (loop.Tuning(), loop.Tuning("lora", 4, 8.0)):
+for tuning in (Tuning(), Tuning("lora", 4, 8.0)):
     for layout in layouts:
         mesh = sharding.make_mesh(*layout, devices=jax.devices()[: int(np.prod(layout))])
         params = pretrain.init_params(cfg, mesh, jax.random.key(0))
@@ -52,15 +52,15 @@ port, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 if count > 1:
     processes.join(f"localhost:{port}", count, number, peer_timeout=60)
 import jax, numpy as np
-from subtransfer.training import pretrain
-from subtransfer.runtime import sharding
-from subtransfer.training import population, loop
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.lora import Tuning
+from subtransfer.runtime import sharding
+from subtransfer.training import loop, population, pretrain
 
 cfg, mesh = DecoderConfig(48, 16, 24, 1, 2, 1, 8), sharding.make_mesh(2, 2, 1)
 base, rng = pretrain.init_params(cfg, mesh, jax.random.key(0)), np.random.default_rng(0)
 losses = {}
-for tuning in (loop.Tuning(), loop.Tuning("lora", 4, 8.0)):
+for tuning in (Tuning(), Tuning("lora", 4, 8.0)):
     recipe = loop.Recipe(loop.Loss("sft", tuning=tuning), 25, 8, 3e-3)
     members = []
     for i in range(8):

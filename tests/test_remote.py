@@ -12,14 +12,15 @@ import sys
 import time
 from pathlib import Path
 
+import fsspec
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from etils import epath
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts, buckets
-from subtransfer.training.checkpoints import Checkpoints, Policy, Progress
+from subtransfer.store import artifacts, buckets, history
+from subtransfer.store.workdir import steps_folder
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule, TrainingProgress
 from tests import test_kills
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -33,10 +34,13 @@ def bucket():
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    command = Path(sys.executable).with_name("gcp-storage-emulator")
+    command = [sys.executable, "-m", "tests.bucket_emulator", "start"]
     flags = ["--host=localhost", f"--port={port}", "--in-memory", "--default-bucket=bucket"]
     process = subprocess.Popen(
-        [command, "start", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, *flags],
+        cwd=test_kills.ROOT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         with pytest.MonkeyPatch.context() as patch:
@@ -85,6 +89,33 @@ def _built(text):
     return build
 
 
+@pytest.fixture
+def there(bucket, request):
+    """What lies at this test's address, as another program sees it: a function that returns a
+    path's names, and the file system of the bucket.
+    """
+
+    class There:
+        files = gcsfs.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
+        root = f"{bucket}/{request.node.name}".removeprefix("gs://")
+
+        def names(self, folder):
+            return sorted(
+                name.rpartition("/")[2] for name in self.files.ls(f"{self.root}/{folder}")
+            )
+
+        def remove(self, name):
+            self.files.rm_file(f"{self.root}/{name}")
+
+        def write(self, name, text):
+            self.files.pipe_file(f"{self.root}/{name}", text.encode())
+
+        def exists(self, name):
+            return self.files.exists(f"{self.root}/{name}")
+
+    return There()
+
+
 def _stage(folder, text="made", name="corpus", log=None):
     with artifacts.Store(folder) as store:
         path = store.stage(
@@ -102,52 +133,75 @@ def test_another_machine_makes_nothing_again(machine):
     assert events == [("reused", "corpus")]
     assert (again / "deep" / "text").read_text() == "made" and (again / "empty").read_text() == ""
     assert (again.parent / "results.csv").read_text() == "1\n"
-    assert {record["what"] for record in artifacts.history(again.parent)} == {"begun", "computed"}
+    assert {record["what"] for record in history.read(again.parent)} == {"begun", "computed"}
 
 
-def test_a_copy_without_its_list_or_a_file_does_not_count(machine, bucket, request):
+def test_a_copy_without_its_list_or_a_file_does_not_count(machine, there):
     path, _ = _stage(machine("one"))
-    there = epath.Path(f"{bucket}/{request.node.name}")
-    (there / path.name / "deep" / "text").unlink()
+    there.remove(f"{path.name}/deep/text")
     assert _stage(machine("two"), "again")[1] == [("computed", "corpus")]
     third, events = _stage(
         machine("three"), "never"
     )  # what was made took the place of what was broken
     assert events == [("reused", "corpus")] and (third / "deep" / "text").read_text() == "again"
-    (there / f"{path.name}.whole").unlink()
+    there.remove(f"{path.name}.whole")
     assert _stage(machine("four"), "and again")[1] == [("computed", "corpus")]
     last, events = _stage(machine("five"), "never")
     assert events == [("reused", "corpus")] and (last / "deep" / "text").read_text() == "and again"
     assert not list(last.parent.glob(".*tmp*"))
 
 
-def test_steps_of_what_is_finished_are_removed(machine, bucket, request):
+def test_steps_of_what_is_finished_are_removed(machine, there):
     path, _ = _stage(machine("one"))
-    left = epath.Path(f"{bucket}/{request.node.name}/.steps")
     for name in (path.name, "student-of-another"):
-        (left / name / "20" / "state").write_text("x")
+        there.write(f".steps/{name}/20/state", "x")
     _stage(machine("two"))
-    assert [path.name for path in left.iterdir()] == ["student-of-another"]
+    assert there.names(".steps") == ["student-of-another"]
 
 
-def test_checkpoints_are_there_and_only_those_that_are_kept(machine, bucket, request):
+OUTSIDE = ["../outside", "a/../../outside", "/tmp/outside", ".", ""]
+
+
+@pytest.mark.parametrize("name", OUTSIDE, ids=["above", "around", "root", "itself", "nothing"])
+def test_lists_name_nothing_outside_of_the_workdir(machine, there, tmp_path, name):
+    """Whoever may write to the bucket writes no files elsewhere on the machines that use it."""
+    path, _ = _stage(machine("one"))
+    there.write(f"{path.name}.whole", json.dumps({name: 4}))
+    with pytest.raises(UserError, match=r"\.whole of the workdir .* no name of a file below it"):
+        _stage(machine("two"))
+    there.write("files.json", json.dumps([name]))
+    with pytest.raises(UserError, match=r"files\.json of the workdir .* no name of a file below"):
+        machine("three")
+    assert not list(tmp_path.rglob("outside")) and not Path("/tmp/outside").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[3]", "{}", "[", "\x00"], ids=["numbers", "object", "cut", "bytes"]
+)
+def test_lists_that_no_run_has_written_are_named(machine, there, text):
+    machine("one")
+    there.write("files.json", text)
+    with pytest.raises(UserError, match=r"files\.json of the workdir .* remove it"):
+        machine("two")
+
+
+def test_checkpoints_are_there_and_only_those_that_are_kept(machine, there):
     state = {"step": jnp.array(0), "weights": jnp.arange(6.0)}
     name = "student.sft.seed0-0123456789abcdef"
 
     def checkpoints(folder):
         return Checkpoints(
-            artifacts.steps_folder(folder / name), "student.sft.seed0", Policy(keep=2)
+            steps_folder(folder / name), "student.sft.seed0", CheckpointSchedule(keep=2)
         )
 
     with artifacts.Store(one := machine("one")):
         saved = checkpoints(one)
         for step in (10, 20, 30):
             now = {"step": jnp.array(step), "weights": step + jnp.arange(6.0)}
-            saved.save(step, now, Progress({"loss": [0.5] * step}, (1, 2)))
+            saved.save(step, now, TrainingProgress({"loss": [0.5] * step}, (1, 2)))
             saved.wait()
         saved.close()
-    there = epath.Path(f"{bucket}/{request.node.name}/.steps/{name}")
-    assert sorted(path.name for path in there.iterdir()) == ["20", "20.whole", "30", "30.whole"]
+    assert there.names(f".steps/{name}") == ["20", "20.whole", "30", "30.whole"]
     shutil.rmtree(one)  # the machine is lost
     with artifacts.Store(two := machine("two")):
         fresh = checkpoints(two)
@@ -160,8 +214,8 @@ def test_checkpoints_are_there_and_only_those_that_are_kept(machine, bucket, req
     )
     np.testing.assert_array_equal(found["weights"], 30 + np.arange(6.0))
     # What a finished artefact needs no more is not kept there either.
-    buckets.drop(artifacts.steps_folder(two / name))
-    assert not there.exists()
+    buckets.drop(steps_folder(two / name))
+    assert not there.exists(f".steps/{name}")
 
 
 def test_loose_files_are_copied_as_they_change(machine):
@@ -250,7 +304,7 @@ def _refused(*flags):
 def test_a_bucket_that_goes_away_loses_nothing(machine, monkeypatch):
     one = machine("one")
     with monkeypatch.context() as patch:
-        patch.setattr(buckets.shutil, "copyfileobj", _refuse)
+        patch.setattr(fsspec.filesystem("gs"), "put_file", _refuse)
         with pytest.raises(
             UserError, match=r"cannot be reached .* is kept in .*one: run the same command again"
         ):
@@ -293,9 +347,7 @@ def test_a_lost_machine_loses_no_more_than_its_last_checkpoint(tmp_path, bucket)
     for name in ("results.csv", "results.jsonl"):
         assert (last / name).read_bytes() == (tmp_path / "sound" / name).read_bytes()
     made = [
-        record["stage"]
-        for record in artifacts.history(last)
-        if record["what"] in ("computed", "redone")
+        record["stage"] for record in history.read(last) if record["what"] in ("computed", "redone")
     ]
     assert len(made) == len(set(made)) and not there.exists(f"{address}/.steps")
     assert set(json.loads(there.cat(f"{address}/files.json"))) > {

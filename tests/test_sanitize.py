@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from subtransfer import settings
 from subtransfer.filtering import sanitize
 from subtransfer.runtime.errors import UserError
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 
 SETTING = settings.get("api")
 MARKS = sanitize.all_marks(SETTING)

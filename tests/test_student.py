@@ -17,7 +17,7 @@ from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop, pretrain
-from subtransfer.training.run import Run
+from subtransfer.training.monitor import TrainingMonitor
 
 KEY = jax.random.key(3)
 SPEC = RolloutSpec(8, 2, 8, 8, 1.0)
@@ -47,7 +47,7 @@ def on_policy(cfg, mesh, params, chat, guard, setting):
             "tasks": tasks,
             "kept": kept,
             "max_tokens": 80,
-            "run": Run("test"),
+            "run": TrainingMonitor("test"),
             "weigh": weigh,
         }
         return student.distill(cfg, mesh, recipe, params, chat, guard, KEY, **options)

@@ -24,7 +24,8 @@ from subtransfer.config.sweep import Member, chain, expand, members, product, se
 from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.runtime.json_files import digest
+from subtransfer.store import history
 from subtransfer.sweeps import command, devices
 from subtransfer.sweeps.planning import plan
 from subtransfer.sweeps.schedule import Schedule
@@ -213,7 +214,7 @@ def test_members_share_stages_and_have_those_of_single_runs(tmp_path):
         assert [made.nodes[n].folder for n in made.stages[at]] == [
             stage.folder for stage in alone.plan.values()
         ]
-        assert all(stage.digest == artifacts.digest(stage.key) for stage in alone.plan.values())
+        assert all(stage.digest == digest(stage.key) for stage in alone.plan.values())
         done = set()
         for number in made.stages[at]:  # inputs come first
             assert set(made.nodes[number].inputs) <= done
@@ -408,7 +409,7 @@ def test_killed_again_and_again(tmp_path):
         time.sleep(rng.uniform(0.1, 0.7))
         workers = _children(process.pid)
         # Workers that never get to work are an error, rightly: only those that did are killed.
-        at_work = sorted(set(workers) & {record["pid"] for record in artifacts.history(workdir)})
+        at_work = sorted(set(workers) & {record["pid"] for record in history.read(workdir)})
         if kills < 12 and at_work:
             kills += 1
             if rng.random() < 0.3:
@@ -479,7 +480,7 @@ def test_a_notice_ends_workers_and_command(tmp_path, number):
     assert code == {signal.SIGTERM: 75, signal.SIGINT: 130}[number], out
     assert (
         not list((tmp_path / "w").glob(".*.tmp-*"))
-        and artifacts.history(tmp_path / "w")[-1]["what"] == "begun"
+        and history.read(tmp_path / "w")[-1]["what"] == "begun"
     )
     claims = list((tmp_path / "w" / ".claims").iterdir())
     assert all(json.loads(claim.read_text())["state"] == "free" for claim in claims)
@@ -513,7 +514,7 @@ def test_estimates_come_from_stages_of_the_same_kind():
         {"stage": "student.sft.seed0-00", "what": "begun"},
     ]
     rates = Rates.of(history)
-    node = lambda name, flops: stub_sweep.Node(name, "", [], flops)  # noqa: E731
+    node = lambda name, flops: stub_sweep.PlannedStage(name, "", [], flops)  # noqa: E731
     assert rates.count == 4
     assert rates.seconds(node("student.kl.seed0", 2e9)) == pytest.approx(40)
     assert rates.seconds(node("probe.base.seed0", 1e9)) == pytest.approx(2)
@@ -549,7 +550,7 @@ def test_workers_share_the_machine(monkeypatch):
         and count == 1
     )
     monkeypatch.setenv("JAX_PLATFORMS", "tpu")
-    assert devices.shares(1)[0] == [devices.Share()]
+    assert devices.shares(1)[0] == [devices.DeviceShare()]
     with pytest.raises(UserError, match="cannot share a TPU"):
         devices.shares(2)
 
@@ -557,7 +558,7 @@ def test_workers_share_the_machine(monkeypatch):
 def test_a_worker_inherits_its_cores():
     core = min(os.sched_getaffinity(0))
     before = os.sched_getaffinity(0)
-    with devices.Share({"A": "b"}, frozenset({core})).start() as environment:
+    with devices.DeviceShare({"A": "b"}, frozenset({core})).start() as environment:
         command = [
             sys.executable,
             "-c",

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer.store import artifacts
+from subtransfer.store import history
 from tests.test_kills import TINY
 
 ROOT = Path(__file__).parent.parent
 CONFIG = f"""
 from subtransfer.config import apply_overrides, defaults
-from subtransfer.sweep import product, vary
+from subtransfer.config.sweep import product, vary
 
 def get_config():
     config = defaults()
@@ -98,7 +98,7 @@ def _same(workdir, undisturbed, kills=0):
         for name in RESULTS:
             where = Path(member["results"]) / name
             assert (workdir / where).read_bytes() == (undisturbed / where).read_bytes(), where
-    sealed = [record["stage"] for record in artifacts.history(workdir) if record["what"] != "begun"]
+    sealed = [record["stage"] for record in history.read(workdir) if record["what"] != "begun"]
     assert len(sealed) == len(set(sealed)) and set(sealed) <= set(folders)
     assert not list(workdir.glob(".*.tmp-*")) and not list(workdir.glob(".steps/*"))
     # A kill between a seal and its line in the history loses the line, and leaves the claim on what

@@ -8,7 +8,7 @@ import pytest
 
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import trajectories
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 
 READER = """
 import sys

@@ -55,7 +55,8 @@ from subtransfer.rollout import engine, scheduler
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.training import loop, metrics, objectives
+from subtransfer.training import loop, objectives
+from subtransfer.training.flops import step_flops
 from subtransfer.training.optimizer import Optimizer
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -137,7 +138,7 @@ class Programs:
         """Of a training step, over all chips; what is computed again does not count."""
         d, full = self.config.distill, self.config.tuning.method == "full"
         tokens = d.batch_size * d.max_tokens
-        return metrics.step_flops(
+        return step_flops(
             self.cfg, tokens=tokens, length=d.max_tokens, full=full, teacher=self.teacher
         )
 

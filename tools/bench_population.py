@@ -38,8 +38,8 @@ from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop, population, pretrain
 from subtransfer.training.examples import Examples
+from subtransfer.training.monitor import TrainingMonitor
 from subtransfer.training.population import Member
-from subtransfer.training.run import Run
 
 _MEMBERS = flags.DEFINE_integer("members", 16, "Training seeds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 20, "Optimiser steps of each.", lower_bound=1)
@@ -83,7 +83,9 @@ def contenders(cfg: DecoderConfig, objective: str) -> dict[str, Callable[[], Tra
     members = members_of(cfg, one, objective)
 
     def one_by_one():
-        trained = [population.alone(cfg, one, member, Run(member.label)) for member in members]
+        trained = [
+            population.alone(cfg, one, member, TrainingMonitor(member.label)) for member in members
+        ]
         return [(jax.device_get(state.trainable), curves["loss"]) for state, curves in trained]
 
     def as_one(mesh, together):

@@ -23,8 +23,8 @@ from absl import flags
 from subtransfer.config.sweep import expand
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
-from subtransfer.sweeps.devices import Share
-from subtransfer.sweeps.jobs import Job
+from subtransfer.sweeps.devices import DeviceShare
+from subtransfer.sweeps.messages import StageRequest
 from subtransfer.sweeps.planning import plan
 from subtransfer.sweeps.runner import Runner
 from tests import stub_sweep
@@ -37,7 +37,7 @@ EXPANSION = 5.0  # seconds for all members
 OVERHEAD = 0.020  # seconds a run
 HEAD = """
 from subtransfer.config import defaults
-from subtransfer.sweep import product, seeds, vary
+from subtransfer.config.sweep import product, seeds, vary
 
 def get_config():
     config = defaults()
@@ -100,7 +100,7 @@ def running(folder: Path, members: int) -> dict[str, Any]:
     with artifacts.Store(workdirs[0]) as store:
         for at, member in enumerate(made.members):
             for node in (made.nodes[n] for n in made.stages[at]):
-                one = task(Job(member.name, member.overrides, node.name, node.folder))
+                one = task(StageRequest(member.name, member.overrides, node.name, node.folder))
                 store.stage(node.name, one.key, one.build, log=lambda line: None)
             results, report = (
                 workdirs[0] / made.node(at, name).folder for name in ("results", "report")
@@ -120,7 +120,7 @@ def running(folder: Path, members: int) -> dict[str, Any]:
 
     before, cpu, begin = _memory(), _processor(), time.perf_counter()
     runner = Runner(
-        made, workdirs[1], [Share()], worker, publish=stub_sweep.publish, retries=0, log=print
+        made, workdirs[1], [DeviceShare()], worker, publish=stub_sweep.publish, retries=0, log=print
     )
     runner.run()
     seconds = time.perf_counter() - begin

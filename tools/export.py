@@ -21,7 +21,7 @@ from absl import flags
 from subtransfer.models import families, hf
 from subtransfer.rollout.policy import load_policy
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.store.files import os_errors
 
 _POLICY = flags.DEFINE_string(
     "policy", None, "A base*, teacher* or student* folder of a run's workdir, or a PEFT adapter."
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
             raise UserError("Give both --policy=FOLDER and --out=DIRECTORY.")
         policy = load_policy(_POLICY.value)
         out = Path(_OUT.value)
-        with artifacts.os_errors(out.parent):
+        with os_errors(out.parent):
             if _FORMAT.value == "hf":
                 size = int(_SHARD.value * 2**30)
                 hf.save_checkpoint(

@@ -30,7 +30,7 @@ import pyarrow as pa
 from subtransfer.analysis import statistics
 from subtransfer.report import tables
 from subtransfer.runtime.errors import UserError, exit_status
-from subtransfer.store.artifacts import atomic_write
+from subtransfer.store.files import atomic_write
 from subtransfer.studies import sql, table
 from subtransfer.studies.runs import NATS, OF_SEEDS, OF_TASKS, SCALARS, SHARES, RunArm
 

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from subtransfer.analysis import scaling
 from subtransfer.runtime.errors import UserError, exit_status
-from subtransfer.store.artifacts import atomic_write, os_errors
+from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.studies import runs, scaling_report, scaling_study, sql, table
 
 

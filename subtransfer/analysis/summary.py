@@ -97,9 +97,7 @@ def _diagnostics(
     return out
 
 
-def _of_extra_probes(
-    results: Mapping[str, Any], arm: str, seeds: Sequence[int]
-) -> dict[str, Any]:
+def _of_extra_probes(results: Mapping[str, Any], arm: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Means over training seeds of what further probes measured of an arm."""
     values: dict[str, list[float]] = {name: [] for name in columns.extra_names(results)}
     for seed in seeds:

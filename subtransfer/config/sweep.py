@@ -26,7 +26,7 @@ from subtransfer.config import plugins, reading
 from subtransfer.config.checks import validate
 from subtransfer.config.fields import declared
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.runtime.json_files import digest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +243,7 @@ def members(config_file: str, overrides: Mapping[str, Any]) -> list[Member]:
     sweep = expand(config_file, overrides)
     seen: dict[str, str] = {}
     for member in sweep.members:
-        differs(seen, member, artifacts.digest(reading.of_results(sweep.config(member))))
+        differs(seen, member, digest(reading.of_results(sweep.config(member))))
     return sweep.members
 
 

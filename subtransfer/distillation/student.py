@@ -23,11 +23,11 @@ from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Task
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop
 from subtransfer.training.examples import Examples
+from subtransfer.training.monitor import TrainingMonitor
 from subtransfer.training.population import Member
-from subtransfer.training.run import Run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,7 +187,7 @@ def distill(
     max_tokens: int,
     weigh: token_weights.Weigh = token_weights.alike,
     packing: bool = False,
-    run: Run,
+    run: TrainingMonitor,
 ) -> tuple[loop.TrainState, dict[str, list[float]], dict[str, Any]]:
     """Trains an on-policy student that starts from `params`; arguments as of `member`.
 
@@ -293,7 +293,7 @@ def _recent(
 
 
 def _filtered(
-    cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: Run
+    cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: TrainingMonitor
 ) -> list[Trajectory]:
     """What the filters leave of a round's trajectories, which are entered into the run's
     progress.

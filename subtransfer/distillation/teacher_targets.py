@@ -27,7 +27,7 @@ from subtransfer.models.decoder import Decoder, DecoderConfig, head, unembed
 from subtransfer.models.forward import forward
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.store.params import load_params, save_params
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
 
@@ -56,12 +56,12 @@ class Targets:
 
     def write(self, path: Path) -> None:
         arrays = {"ids": self.ids, "logprobs": self.logprobs, "episodes": self.episodes}
-        artifacts.save_params(path, arrays | {"temperature": np.array([self.temperature])})
+        save_params(path, arrays | {"temperature": np.array([self.temperature])})
 
     @classmethod
     def read(cls, path: Path) -> Targets:
         """Raises UserError if the file is missing or damaged."""
-        arrays = artifacts.load_params(path)
+        arrays = load_params(path)
         return cls(
             arrays["ids"], arrays["logprobs"], float(arrays["temperature"][0]), arrays["episodes"]
         )

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.store.artifacts import digest_of
+from subtransfer.runtime.json_files import digest_of_text
 from subtransfer.training.examples import Examples
 
 NAMED = ("agent", "turn")
@@ -98,7 +98,7 @@ def _read(path: str) -> tuple[str, Callable[[list[str], np.ndarray], Any]]:
         raise UserError(
             f"distill.token_weights: {path} defines no function token_weights(text, agent)."
         )
-    return digest_of(text), function
+    return digest_of_text(text), function
 
 
 def _weights(path: str, function: Callable, text: list[str], agent: np.ndarray) -> np.ndarray:

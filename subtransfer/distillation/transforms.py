@@ -12,7 +12,7 @@ import numpy as np
 
 from subtransfer.runtime.registry import Registry
 from subtransfer.settings.base import Setting
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from subtransfer.experiment.declared import View
 from subtransfer.settings.base import Setting
 
 if TYPE_CHECKING:
-    from subtransfer.training.run import Window
+    from subtransfer.training.monitor import ProfiledSteps
 
 
 @dataclasses.dataclass
@@ -58,7 +58,7 @@ class Context:
     path: Callable[[str], Path]
     resident: Resident
     scope: str = ""
-    window: Window | None = None
+    window: ProfiledSteps | None = None
 
     @property
     def setting(self) -> Setting:

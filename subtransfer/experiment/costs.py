@@ -7,8 +7,8 @@ from __future__ import annotations
 from subtransfer.config.arms import Arm
 from subtransfer.experiment.lengths import slot_room
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.training.flops import step_flops
 from subtransfer.training.loop import steps_of
-from subtransfer.training.metrics import step_flops
 
 
 def training(

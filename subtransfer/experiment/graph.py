@@ -46,10 +46,11 @@ from subtransfer.experiment.stages import teacher as teacher_stages
 from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.field import nearest
 from subtransfer.store import artifacts
 from subtransfer.training import metrics, objectives, teachers
 from subtransfer.training.loop import steps_of
-from subtransfer.training.run import Window
+from subtransfer.training.monitor import ProfiledSteps
 
 
 class Experiment:
@@ -86,7 +87,7 @@ class Experiment:
         self._digests = keys.Digests()
         self._configs: dict[tuple[str, ...], dict[str, Any]] = {}
         self._full = self.config.tuning.method == "full"
-        self._profiled: tuple[str, Window] | None = None
+        self._profiled: tuple[str, ProfiledSteps] | None = None
         names.check_arms(self.arms)
         refusals.check_batches(self.config, mesh.shape["data"] * mesh.shape["fsdp"])
         self._layout()
@@ -106,7 +107,7 @@ class Experiment:
         """The geometry of a model and what it takes."""
         return self.models.size(model)
 
-    def _window(self, text: str) -> tuple[str, Window]:
+    def _window(self, text: str) -> tuple[str, ProfiledSteps]:
         """A stage and its steps to be profiled, from "STAGE:FIRST-LAST"."""
         stage, _, steps = text.partition(":")
         first, _, last = steps.partition("-")
@@ -126,7 +127,7 @@ class Experiment:
                 f"--profile={text} is not of the form STAGE:FIRST-LAST, with steps counted from 1."
             )
         folder = self.workdir / metrics.FOLDER / "profile" / stage
-        return stage, Window(int(first), int(last), folder)
+        return stage, ProfiledSteps(int(first), int(last), folder)
 
     # -- one stage ---------------------------------------------------------------------------------
 

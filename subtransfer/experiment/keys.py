@@ -30,8 +30,7 @@ from subtransfer.config import plugins
 from subtransfer.distillation import token_weights
 from subtransfer.experiment.declared import ALWAYS, EVERYTHING, WATCHED
 from subtransfer.rollout import conversations
-from subtransfer.store import artifacts
-from subtransfer.store.schema import canonical_json
+from subtransfer.runtime.json_files import canonical_json, digest_of_text
 
 # Modules that cannot change what an artefact holds; neither they nor their imports are part of any
 # key. Whoever adds one says why.
@@ -46,15 +45,21 @@ LEFT_OUT = frozenset(
         "subtransfer.runtime.preemption",
         "subtransfer.runtime.processes",
         "subtransfer.runtime.progress",
+        "subtransfer.runtime.terminal",
         # How artefacts are stored, shared out and copied: the same bytes come back, or an error.
         "subtransfer.store.artifacts",
         "subtransfer.store.buckets",
-        "subtransfer.store.leases",
+        "subtransfer.store.claims",
+        "subtransfer.store.files",
+        "subtransfer.store.history",
+        "subtransfer.store.params",
         "subtransfer.store.provenance",
+        "subtransfer.store.workdir",
         # How trainings are watched and kept from being lost: a resumed one ends with the same bits.
         "subtransfer.training.checkpoints",
+        "subtransfer.training.flops",
         "subtransfer.training.metrics",
-        "subtransfer.training.run",
+        "subtransfer.training.monitor",
     )
 )
 # Modules that look others up by name. They are followed no further: what a config names is added by
@@ -317,7 +322,7 @@ def _identified(field: str, value: Any) -> Any:
 
 
 class Digests:
-    """`artifacts.digest` of keys; parts that many keys share are written as JSON once."""
+    """`digest` of keys; parts that many keys share are written as JSON once."""
 
     SHARED = ("code", "config")
 
@@ -330,7 +335,7 @@ class Digests:
         for name in sorted(key):
             text = self._text(key[name]) if name in self.SHARED else canonical_json(key[name])
             parts.append(f'"{name}":{text}')
-        return artifacts.digest_of("{" + ",".join(parts) + "}")
+        return digest_of_text("{" + ",".join(parts) + "}")
 
     def _text(self, part: Any) -> str:
         found = self._texts.get(id(part))

@@ -17,7 +17,7 @@ from subtransfer.models.presets import PRESETS
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import progress
-from subtransfer.store import artifacts
+from subtransfer.store.files import atomic_write
 
 _OF_A_CHECKPOINT = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
@@ -105,6 +105,6 @@ def checkpoint_digest(directory: Path, workdir: Path) -> str:
                 known[stamps[path][0]] = [*stamps[path][1:], digest]
                 advance(stamps[path][1] >> 20)
         if workdir.is_dir() and processes.leads():
-            artifacts.atomic_write(memory_file, json.dumps(known))
+            atomic_write(memory_file, json.dumps(known))
     names = [[path.name, known[stamps[path][0]][2]] for path in paths]
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()

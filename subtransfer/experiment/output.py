@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.store import artifacts
+from subtransfer.store.files import atomic_write
 
 
 def write_json(path: Path, value: Any) -> None:
     """Writes a value as JSON, in one order of its names."""
-    artifacts.atomic_write(path, json.dumps(value, sort_keys=True, indent=1) + "\n")
+    atomic_write(path, json.dumps(value, sort_keys=True, indent=1) + "\n")
 
 
 def thinned(curves: Mapping[str, Sequence[float]], points: int = 60) -> dict[str, list[float]]:

@@ -18,7 +18,7 @@ class Stage:
     Attributes:
       name: what it makes, e.g. "student.forward_kl.seed1".
       key: JSON-serialisable, everything that determines its artefact (`keys.py`).
-      digest: of the key (`artifacts.digest`).
+      digest: of the key (`digest`).
       work: one line for the plan: how much there is to do.
       memory: estimated peak bytes on each device, when asked.
       flops: estimated floating-point operations, when asked; 0 where these are not what takes the

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from subtransfer.store import artifacts, provenance
+from subtransfer.store import provenance
+from subtransfer.store.files import atomic_write, os_errors
 
 FILES = ("results.csv", "results.jsonl", "results.json", "report.html")
 
@@ -19,10 +20,10 @@ def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str])
       into: where to.
       folders: the folder of each stage's artefact, by the stage's name.
     """
-    with artifacts.os_errors(into):
+    with os_errors(into):
         into.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(folders), indent=1, sort_keys=True) + "\n"
-        artifacts.atomic_write(into / provenance.STAGES, text)
+        atomic_write(into / provenance.STAGES, text)
         for name in FILES:
             source = report if name == "report.html" else results
-            artifacts.atomic_write(into / name, (source / name).read_bytes())
+            atomic_write(into / name, (source / name).read_bytes())

@@ -16,13 +16,18 @@ from subtransfer.models import lora
 from subtransfer.rollout.policy import save_tuned
 from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.store.params import load_params, save_params
+from subtransfer.store.workdir import steps_folder
 from subtransfer.training import metrics, population
-from subtransfer.training.checkpoints import Checkpoints
-from subtransfer.training.checkpoints import Policy as CheckpointPolicy
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
+from subtransfer.training.monitor import (
+    PopulationMonitor,
+    TrainingMonitor,
+    open_monitor,
+    open_population_monitor,
+)
 from subtransfer.training.optimizer import Optimizer, Schedule
 from subtransfer.training.population import Member
-from subtransfer.training.run import Cohort, Run, open_cohort, open_run
 
 # The fields that `save` reads, and those of how teachers and students are trained.
 _SAVED = ("setting", "tuning")
@@ -50,25 +55,27 @@ def schedule(context: Context) -> Schedule:
 # -- what accompanies a training -------------------------------------------------------------------
 
 
-def run(context: Context, steps: int) -> contextlib.AbstractContextManager[Run]:
+def run(context: Context, steps: int) -> contextlib.AbstractContextManager[TrainingMonitor]:
     """What accompanies a stage's training of so many steps."""
     writer = _writer(context, context.stage, context.scope)
-    return open_run(context.stage, steps, _checkpoints(context), writer, **_watched(context))
+    return open_monitor(context.stage, steps, _checkpoints(context), writer, **_watched(context))
 
 
 def _cohort(
     context: Context, steps: Mapping[str, int], scope: str
-) -> contextlib.AbstractContextManager[Cohort]:
+) -> contextlib.AbstractContextManager[PopulationMonitor]:
     """What accompanies a population's training: its members' stages, each with its steps."""
     writers = {member: _writer(context, member, scope) for member in steps}
     total = sum(steps.values())
-    return open_cohort(context.stage, total, _checkpoints(context), writers, **_watched(context))
+    return open_population_monitor(
+        context.stage, total, _checkpoints(context), writers, **_watched(context)
+    )
 
 
 def _checkpoints(context: Context) -> Checkpoints:
     c = context.config.checkpoint
-    saved = CheckpointPolicy(c.every_seconds, c.every_steps, c.keep)
-    folder = artifacts.steps_folder(context.path(context.stage))
+    saved = CheckpointSchedule(c.every_seconds, c.every_steps, c.keep)
+    folder = steps_folder(context.path(context.stage))
     return Checkpoints(folder, context.stage, saved)
 
 
@@ -116,9 +123,9 @@ def together(
         outcomes = population.train(cfg, context.mesh, list(made.values()), training)
     records = {}
     for name, outcome in zip(made, outcomes, strict=True):
-        artifacts.save_params(out / f"{name}.safetensors", outcome.trainable)
+        save_params(out / f"{name}.safetensors", outcome.trainable)
         if outcome.error:
-            artifacts.save_params(out / f"{name}.batch.safetensors", outcome.batch)
+            save_params(out / f"{name}.batch.safetensors", outcome.batch)
         records[name] = {"error": outcome.error, "curves": thinned(outcome.curves)}
     write_json(out / "members.json", records)
 
@@ -141,7 +148,7 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
             f"{record['error']} That step's batch is kept in {folder / f'{name}.batch.safetensors'}, "
             f"and the weights before it in {folder / f'{name}.safetensors'}."
         )
-    trainable = artifacts.load_params(folder / f"{name}.safetensors")
+    trainable = load_params(folder / f"{name}.safetensors")
     save(out, context, base, trainable, record["curves"])
 
 

@@ -18,8 +18,9 @@ import numpy as np
 
 from subtransfer.filtering.encodings import views
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import canonical_json
 from subtransfer.settings.base import Setting
-from subtransfer.store.schema import Trajectory, canonical_json
+from subtransfer.store.trajectories import Trajectory
 
 RULES = (
     "unsafe_action",

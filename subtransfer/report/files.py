@@ -18,7 +18,7 @@ from subtransfer.analysis import columns
 from subtransfer.analysis.columns import Column
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json, read_json, read_json_lines
-from subtransfer.store.artifacts import atomic_write
+from subtransfer.store.files import atomic_write
 
 BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
 REMEDY = "run the command that wrote it again"

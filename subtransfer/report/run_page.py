@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from subtransfer.analysis import columns, verdicts
 from subtransfer.report import figures, files, pages, tables
-from subtransfer.store.artifacts import atomic_write
+from subtransfer.store.files import atomic_write
 
 # The columns of the main table; those that a setting or a run does not have are left out.
 _MAIN = (

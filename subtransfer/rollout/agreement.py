@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 from subtransfer.models.attention import causal_mask
 from subtransfer.models.decoder import Decoder, DecoderConfig
 from subtransfer.runtime import distributed
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 
 # Trajectories that a run compares, and the positions whose logits exist at a time.
 SAMPLE = 16

@@ -21,7 +21,7 @@ from subtransfer.runtime.field import nearest
 from subtransfer.settings.base import Action, Setting
 from subtransfer.store import messages
 from subtransfer.store.messages import Call, Conversation, Message
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 
 KIND = "imported"  # of the tasks of such trajectories
 

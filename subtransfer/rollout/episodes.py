@@ -22,7 +22,7 @@ from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.scheduler import Stats, Turn, serve
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action, Environment, Setting, Task
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.scheduler import Turn
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.store.params import load_params, save_params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +176,7 @@ META = "policy.json"
 
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     """Writes a policy that stands alone: params.safetensors, policy.json, tokenizer/."""
-    artifacts.save_params(directory / "params.safetensors", params)
+    save_params(directory / "params.safetensors", params)
     tokenizer.save_pretrained(str(directory / "tokenizer"))
     _write(directory, cfg)
 
@@ -195,7 +195,7 @@ def save_tuned(
     adapter = None
     if tuning.method == "lora":
         adapter = {"alpha": tuning.alpha, "rank": tuning.rank, "dropout": tuning.dropout}
-    artifacts.save_params(directory / "params.safetensors", trainable)
+    save_params(directory / "params.safetensors", trainable)
     _write(directory, cfg, base=base.name, lora=adapter)
 
 
@@ -281,7 +281,7 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
         raise UserError(
             f"The policy {directory} was tuned from {base}, which is missing: keep both in one workdir."
         )
-    tree = artifacts.load_params(directory / "params.safetensors")
+    tree = load_params(directory / "params.safetensors")
     if meta["lora"] is not None:
         base = _load_artifact(directory.parent / meta["base"], mesh, resident)
         return _adapted(base, lora.Adapter(tree, **meta["lora"]))

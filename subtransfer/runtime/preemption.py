@@ -1,5 +1,4 @@
-"""SIGTERM, the notice that a machine is about to be taken away: what has been computed is saved,
-and the run ends for now.
+"""SIGTERM, the notice that a machine is about to be taken away: the run saves and ends for now.
 
 The first SIGTERM ends the run with `EXIT_CODE`: at once where nothing would be lost by it,
 otherwise (inside `deferred`) as soon as whoever asked for the delay has saved. A second one ends
@@ -14,6 +13,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on. Launchers are told to restart on
 # it.
@@ -46,10 +46,10 @@ class _Sigaction(ctypes.Structure):
 
 
 def _once(number: int) -> None:
-    """Lets the kernel forget the handler as it calls it: the second signal ends the process,
-    whatever keeps Python waiting.
+    """Lets the kernel forget the handler as it calls it, so that a second signal ends the process.
 
-    Python runs handlers between two of its instructions, that is, not while a program is compiled.
+    It does so whatever keeps Python waiting: Python runs handlers between two of its instructions,
+    that is, not while a program is compiled.
     """
     libc, action = ctypes.CDLL(None), _Sigaction()
     libc.sigaction(number, None, ctypes.byref(action))
@@ -57,7 +57,7 @@ def _once(number: int) -> None:
     libc.sigaction(number, ctypes.byref(action), None)
 
 
-def _notice(number, frame) -> None:
+def _notice(number: int, frame: Any) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _noticed.set()
     if not _deferrals:
@@ -77,7 +77,7 @@ def check() -> None:
 
 @contextlib.contextmanager
 def deferred() -> Iterator[None]:
-    """A notice waits for this block, which asks `noticed()` by itself whenever it can save."""
+    """Lets a notice wait for a block, which asks `noticed()` by itself whenever it can save."""
     global _deferrals
     _deferrals += 1
     try:

@@ -1,5 +1,4 @@
-"""The life of several processes that run one program: they find each other, watch each other, and
-end together.
+"""Several processes that run one program: they find each other, watch each other, end together.
 
 Each process beats once a second in the key-value store of JAX's coordination service, and listens
 to the others. One that is not heard of any more, or that says that it has ended, ends the others
@@ -18,28 +17,36 @@ import sys
 import tempfile
 import threading
 import time
-from typing import NoReturn
+from collections.abc import Callable
+from typing import Any, NoReturn
 
+from subtransfer.runtime import terminal
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.preemption import EXIT_CODE
 
 PULSE = 1.0  # seconds between two beats
+_WEEK_MS = 7 * 24 * 3600 * 1000  # longer than any wait that the watch does not end
 
 
 def join(
-    coordinator: str | None, num_processes: int | None, process_id: int | None, *, peer_timeout: int
+    coordinator: str | None,
+    num_processes: int | None,
+    process_id: int | None,
+    *,
+    peer_timeout: int,
 ) -> None:
     """Becomes one of several processes; to be called before anything touches a device.
 
     Args:
-      coordinator, num_processes, process_id: as of `jax.distributed.initialize`; None is found out
-        (Cloud TPU, Slurm).
+      coordinator: HOST:PORT of process 0; None is found out (Cloud TPU, Slurm), as are the others.
+      num_processes: how many there are.
+      process_id: which of them this is, from 0.
       peer_timeout: seconds after which a process that is not heard of counts as dead.
 
     Raises:
       UserError: the others were not found.
     """
-    global _life
+    global _membership
     import jax
 
     _divert_native_logs()
@@ -55,38 +62,39 @@ def join(
     except (RuntimeError, ValueError) as error:
         if coordinator is None and "should be defined" in str(error):
             raise UserError(
-                "--distributed=auto finds no variables of Cloud TPU, Slurm or Open MPI: give --coordinator, --num_processes "
-                "and --process_id."
+                "--distributed=auto finds no variables of Cloud TPU, Slurm or Open MPI: give "
+                "--coordinator, --num_processes and --process_id."
             ) from error
         raise UserError(
             f"The processes did not find each other: {str(error).splitlines()[0]}"
         ) from error
-    _life = _Life(peer_timeout)
+    _membership = _Membership(peer_timeout)
 
 
-_life: _Life | None = None
+_membership: _Membership | None = None
 
 
-class _Life:
+class _Membership:
     """This process among its peers."""
 
     def __init__(self, peer_timeout: int):
         from jax._src.distributed import global_state  # the only door to the key-value store
 
-        self.client, self.me, self.timeout = (
-            global_state.client,
-            global_state.process_id,
-            peer_timeout,
-        )
-        self.client.key_value_set(f"name/{self.me}", f"{socket.gethostname()}, pid {os.getpid()}")
-        everyone = range(global_state.num_processes)
-        self.names = {i: self.client.blocking_key_value_get(f"name/{i}", 300_000) for i in everyone}
+        client: Any = global_state.client
+        self.client = client
+        self.me: int = global_state.process_id
+        self.timeout = peer_timeout
+        client.key_value_set(f"name/{self.me}", f"{socket.gethostname()}, pid {os.getpid()}")
+        self.names: dict[int, str] = {}
+        for peer in range(global_state.num_processes):
+            self.names[peer] = client.blocking_key_value_get(f"name/{peer}", 300_000)
         self.over = threading.Event()
         self._watch = threading.Thread(target=self._watching, name="peers", daemon=True)
         _on_abort(self._aborted)
         self._watch.start()
 
     def _watching(self) -> None:
+        # peer -> its last beat, and how many beats of our own ago that was
         heard = {peer: ("", 0) for peer in self.names if peer != self.me}
         beat = 0
         # Silence is counted in beats of our own: a machine that sleeps does not find all others
@@ -115,8 +123,8 @@ class _Life:
         """Ends this process, because a peer is dead."""
         self._exit(
             EXIT_CODE,
-            f"process {peer} ({self.names[peer]}) is dead, so that this one ends too; what was done is kept, run the same "
-            "command in every process again to go on.",
+            f"process {peer} ({self.names[peer]}) is dead, so that this one ends too; what was "
+            "done is kept, run the same command in every process again to go on.",
         )
 
     def _exit(self, code: int, sentence: str) -> NoReturn:
@@ -130,49 +138,61 @@ class _Life:
 
 def leads() -> bool:
     """Whether this process is the one that writes artefacts, reports and lines."""
-    return _life is None or _life.me == 0
+    return _membership is None or _membership.me == 0
 
 
 def barrier(name: str) -> None:
-    """Waits until every process is here, for as long as it takes: the watch ends what waits for the
-    dead.
+    """Waits until every process is here, for as long as it takes.
+
+    The watch ends what waits for the dead.
     """
-    if _life:
-        _life.client.wait_at_barrier(name, 7 * 24 * 3600 * 1000)
+    if _membership:
+        _membership.client.wait_at_barrier(name, _WEEK_MS)
 
 
 def share(key: str, text: str | None) -> str:
-    """A text from the process that leads (the others pass None), for all; each key is used once."""
-    if not _life:
+    """Returns the text of the process that leads, in every process.
+
+    Args:
+      key: of this exchange; each is used once.
+      text: of the process that leads; the others pass None.
+    """
+    if not _membership:
+        assert text is not None, "the only process leads"
         return text
     if text is not None:
-        _life.client.key_value_set(key, text)
-    return _life.client.blocking_key_value_get(key, 7 * 24 * 3600 * 1000)
+        _membership.client.key_value_set(key, text)
+    return _membership.client.blocking_key_value_get(key, _WEEK_MS)
 
 
 def await_verdict() -> None:
     """After an error that a dead peer may have caused: returns only if no peer is dead."""
-    if _life:
-        time.sleep(_life.timeout + 3 * PULSE)
+    if _membership:
+        time.sleep(_membership.timeout + 3 * PULSE)
 
 
 def leave(code: int, sentence: str) -> int:
-    """Ends this process's part; the others end with it if it ends early (`code` is not 0). Returns
-    `code`.
+    """Ends this process's part; the others end with it if it ends early.
+
+    Args:
+      code: the exit status; other than 0 if this process ends early.
+      sentence: why, for the others.
+
+    Returns:
+      `code`.
     """
-    if not _life:
+    if not _membership:
         return code
     if code:
-        _life.over.set()
-        _life.client.key_value_set(f"ended/{_life.me}", json.dumps([code, sentence]))
-        time.sleep(
-            3 * PULSE
-        )  # the store may live in this process: it stays until the others have read it
+        _membership.over.set()
+        _membership.client.key_value_set(f"ended/{_membership.me}", json.dumps([code, sentence]))
+        # The key-value store may live in this process: it stays until the others have read it.
+        time.sleep(3 * PULSE)
         end(code)
     import jax
 
     barrier("end")
-    _life.over.set()
+    _membership.over.set()
     jax.distributed.shutdown()
     return code
 
@@ -190,30 +210,33 @@ def end(code: int) -> NoReturn:
     sys.exit(0)
 
 
-# -- the C++ side ----------------------------------------------------------------------------------------------------
+# -- the C++ side
 
 _native_log: int | None = None
-_handlers: list = []
+_handlers: list[Any] = []
 
 
 def _divert_native_logs() -> None:
-    """Sends what C++ writes to standard error into a file without a name: Python goes on writing to
-    the terminal.
+    """Sends what C++ writes to standard error into a file without a name.
+
+    Python goes on writing to the terminal.
     """
     global _native_log
     sys.stderr.flush()
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    sys.stderr = terminal.surviving(os.fdopen(os.dup(2), "w", buffering=1))
     with tempfile.TemporaryFile() as file:
         _native_log = os.dup(file.fileno())
         os.dup2(file.fileno(), 2)
 
 
-def _on_abort(tell) -> None:
-    """Calls `tell(log)` when C++ code aborts, as JAX's client does as soon as its coordinator is
-    gone; no exception says so.
+def _on_abort(tell: Callable[[str], None]) -> None:
+    """Calls `tell(log)` when C++ code aborts.
+
+    JAX's client does so as soon as its coordinator is gone; no exception says so.
     """
 
-    def aborted(number):
+    def aborted(number: int) -> None:
+        assert _native_log is not None
         size = os.lseek(_native_log, 0, os.SEEK_END)
         log = os.pread(_native_log, 20_000, max(size - 20_000, 0)).decode(errors="replace")
         tell(log)

@@ -1,6 +1,4 @@
-"""Progress with rate and time left, for people: a bar on a terminal, else a plain line every few
-seconds.
-"""
+"""Progress for people: a bar on a terminal, else a plain line every few seconds."""
 
 from __future__ import annotations
 
@@ -8,6 +6,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 from subtransfer.runtime import processes
 
@@ -15,14 +14,22 @@ EVERY = 5.0  # seconds between plain lines
 
 
 def note(line: str) -> None:
-    """A line about what has just been done, on stderr."""
+    """Prints a line about what has just been done, on stderr."""
     if processes.leads():
         print(f"  {line}", file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
 def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
-    """Yields `advance(n)`. Shows on stderr, of one process; the clock is used for display only."""
+    """Yields `advance(n)`, which shows how much is done, with the rate and the time left.
+
+    It shows on stderr, of one process. The clock is used for display only.
+
+    Args:
+      label: what is being done.
+      total: how much there is to do.
+      unit: of what.
+    """
     if not processes.leads():
         yield lambda n: None
         return
@@ -39,7 +46,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
         from rich.text import Text
 
         class Rate(ProgressColumn):
-            def render(self, task) -> Text:
+            def render(self, task: Any) -> Text:
                 return Text(f"{unit}, {task.speed:.1f}/s" if task.speed else unit)
 
         columns = (
@@ -63,22 +70,24 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
         if now - last >= EVERY and done < total:
             last = now
             rate = done / (now - begin)
-            left = (total - done) / rate
-            print(
-                f"  {label}: {done}/{total} {unit}, {rate:.1f}/s, {left:.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )
+            # Nothing may be done yet, as when a first step fails.
+            left = f", {(total - done) / rate:.0f} s left" if done else ""
+            line = f"  {label}: {done}/{total} {unit}, {rate:.1f}/s{left}"
+            print(line, file=sys.stderr, flush=True)
 
     yield advance
 
 
 @contextlib.contextmanager
 def steady(label: str, status: Callable[[], tuple[int, int, str]]) -> Iterator[Callable[[], None]]:
-    """Yields `tick()`, to be called often: shows what `status()` says (done, total, the rest) on
-    stderr.
+    """Yields `tick()`, to be called often, which shows a status on stderr.
 
-    On a terminal a bar, else a plain line whenever it has changed, at most every few seconds.
+    On a terminal it is a bar, else a plain line whenever the status has changed, at most every few
+    seconds.
+
+    Args:
+      label: what is being done.
+      status: returns how many stages are done, how many there are, and the rest of the line.
     """
     if sys.stderr.isatty():
         from rich.console import Console
@@ -107,15 +116,18 @@ def steady(label: str, status: Callable[[], tuple[int, int, str]]) -> Iterator[C
 
             yield draw
         return
-    last, shown = 0.0, None
+    last = 0.0
+    shown: tuple[int, int, str] | None = None
 
     def tick() -> None:
         nonlocal last, shown
         now = time.monotonic()
-        if now - last >= EVERY and (state := status()) != shown:
+        if now - last < EVERY:
+            return
+        state = status()
+        if state != shown:
             last, shown = now, state
-            print(
-                f"  {label}: {state[0]}/{state[1]} stages, {state[2]}", file=sys.stderr, flush=True
-            )
+            done, total, rest = state
+            print(f"  {label}: {done}/{total} stages, {rest}", file=sys.stderr, flush=True)
 
     yield tick

@@ -20,6 +20,7 @@ from shellworld.interpreter.session import Image, Session
 from shellworld.reading.permissions import Known, permission_commands
 from shellworld.world import tree as trees
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import canonical_json
 from subtransfer.settings import bash_tasks
 from subtransfer.settings.base import (
     MALFORMED_CALL,
@@ -32,7 +33,6 @@ from subtransfer.settings.base import (
     Turn,
 )
 from subtransfer.settings.words import SPLITS, distinct_tasks, thought
-from subtransfer.store.schema import canonical_json
 
 TOOL, ARGUMENT = "bash", "command"
 

@@ -1,153 +1,38 @@
-"""The artefact store: one folder a stage, named by what determines it, written atomically."""
+"""The artefact store: one folder a stage, named by what determines it, written atomically.
+
+A stage is claimed, so that no other process makes it meanwhile (`claims.py`); built in a temporary
+folder; sealed by a marker that lists its files; and renamed to its final name.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import json
-import os
-import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from subtransfer.runtime import preemption, processes
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import buckets
-from subtransfer.store.leases import LEASE, POLL, Claim, Claims, Held, Lost, Owner, Patience
-from subtransfer.store.schema import canonical_json
+from subtransfer.runtime.json_files import digest, read_json
+from subtransfer.store import buckets, history
+from subtransfer.store.claims import (
+    LEASE,
+    POLL,
+    Claim,
+    ClaimLost,
+    Claims,
+    HeldClaim,
+    Owner,
+    Patience,
+)
+from subtransfer.store.files import atomic_write, os_errors, sync, vanished
+from subtransfer.store.workdir import CLAIMS, STEPS, opened, steps_folder
 
 MARKER = "artifact.json"  # written last: a folder that has it is whole
-STEPS = ".steps"  # holds the step checkpoints of unfinished stages
-CLAIMS = ".claims"  # who is making what
-MEMBERS = "runs"  # where the results of a sweep's members lie
-SWEEP = "sweep.json"  # a sweep's own account of its members
-HISTORY = "stages"  # what was computed: a file for each process that computed something
-
-
-def digest(value: Any) -> str:
-    """16 hex digits of the SHA-256 of a JSON-serialisable value."""
-    return digest_of(canonical_json(value))
-
-
-def digest_of(text: str) -> str:
-    """16 hex digits of the SHA-256 of a text."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def opened(workdir: Path) -> bool:
-    """Whether a folder is a workdir that a store has opened: one that a library makes in its place
-    holds no claims.
-
-    Inodes would not tell: a mounted bucket may number them anew.
-    """
-    return (workdir / CLAIMS).is_dir()
-
-
-def vanished(workdir: Path) -> UserError:
-    """The sentence about a workdir that was there, and is no more."""
-    return UserError(f"The workdir {workdir} has vanished: run the same command again.")
-
-
-@contextlib.contextmanager
-def os_errors(folder: Path) -> Iterator[None]:
-    """Turns the operating system's refusals to write into sentences about `folder`, and whatever
-    fails once it is gone.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise UserError(
-                f"No space left in {folder}: free some and run the same command again; finished stages are kept."
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise UserError(
-                f"Cannot write to {folder}: make it writable or choose another --workdir."
-            ) from error
-        if error.errno == errno.ENOTDIR or (error.errno == errno.EEXIST and not folder.is_dir()):
-            raise UserError(f"{folder} is not a folder: choose another --workdir.") from error
-        # A stage's folder is made by the run itself, so that one that is missing was taken away.
-        parent = Path(os.fsdecode(error.filename)).parent if error.filename is not None else folder
-        gone = parent.is_relative_to(folder) and not parent.is_dir()
-        if error.errno == errno.ENOENT and (gone or not folder.is_dir()):
-            raise vanished(folder) from error
-        raise
-    except Exception as error:  # such as a reader's sentence about the file that it misses
-        if folder.is_dir():
-            raise
-        raise vanished(folder) from error
-
-
-_SYSTEM = {
-    "No space left": errno.ENOSPC,
-    "File too large": errno.EFBIG,
-    "quota exceeded": errno.EDQUOT,
-    "Read-only file system": errno.EROFS,
-    "Permission denied": errno.EACCES,
-    "No such file": errno.ENOENT,
-}
-
-
-@contextlib.contextmanager
-def storage_errors(folder: Path, what: str) -> Iterator[None]:
-    """As `os_errors`, around a library that wraps the system's words in errors of its own;
-    sentences begin with `what`.
-    """
-    try:
-        with os_errors(folder):
-            try:
-                yield
-            except UserError:
-                raise
-            except Exception as error:
-                texts, cause = "", error
-                while cause is not None:
-                    texts, cause = f"{texts} {cause}", cause.__cause__ or cause.__context__
-                number = next((number for words, number in _SYSTEM.items() if words in texts), None)
-                if number is None:
-                    raise UserError(
-                        f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                    ) from error
-                raise OSError(number, os.strerror(number), str(folder)) from error
-    except UserError as error:
-        raise UserError(f"{what}. {error}") from error
-
-
-def steps_folder(path: Path) -> Path:
-    """Where the step checkpoints lie that belong to an unfinished artefact."""
-    return path.parent / STEPS / path.name
-
-
-def set_aside(path: Path) -> None:
-    """Renames something damaged to a name that nothing looks for; one a name is kept."""
-    aside = path.with_name(f"damaged-{path.name}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-
-
-def atomic_write(path: Path, data: bytes | str) -> None:
-    """Writes a file so that a reader sees the old or the new content, never a part."""
-    if isinstance(data, str):
-        data = data.encode()
-    temporary = path.with_name(
-        f".{path.name}.tmp-{secrets.token_hex(4)}"
-    )  # others may write the same file
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 class Busy(Exception):
@@ -159,13 +44,14 @@ class Busy(Exception):
 
 
 class Store:
-    """The stages of a workdir, which several runs may share: each claims what it makes. Used as a
-    context manager.
+    """The stages of a workdir, which several runs may share. Used as a context manager.
 
-    Of several processes of one run the first claims and writes; the others compute alongside, throw
-    their copies away, and wait for the seal. All must see the workdir.
+    Each run claims what it makes. Of several processes of one run the first claims and writes; the
+    others compute alongside, throw their copies away, and wait for the seal. All must see the
+    workdir.
 
     Args:
+      workdir: the folder; it is made if it is not there.
       lease: seconds of silence after which another run may take over what this one is making.
 
     Attributes:
@@ -179,34 +65,46 @@ class Store:
         self.workdir = Path(workdir)
         self.events: list[tuple[str, str]] = []
         self._lease = lease
-        self._claims: Claims | None = None
+        self._claims_of_leader: Claims | None = None
+        self._interrupted: set[str] = set()  # folders of stages that dead runs were making
+
+    @property
+    def _claims(self) -> Claims:
+        claims = self._claims_of_leader
+        assert claims is not None, "only the first process of an entered store has claims"
+        return claims
 
     def __enter__(self) -> Store:
-        mark = processes.share("workdir", self._open() if processes.leads() else None)
-        if not processes.leads() and not (self.workdir / CLAIMS / mark).exists():
+        leads = processes.leads()
+        mark = processes.share("workdir", self._open() if leads else None)
+        marker = self.workdir / CLAIMS / mark
+        if not leads and not marker.exists():
             raise UserError(
-                f"{self.workdir} is not the same folder in every process: choose one that all of them share."
+                f"{self.workdir} is not the same folder in every process: choose one that all of "
+                "them share."
             )
         processes.barrier("workdir")
-        if processes.leads():
-            (self.workdir / CLAIMS / mark).unlink(missing_ok=True)
+        if leads:
+            marker.unlink(missing_ok=True)
         return self
 
     def _open(self) -> str:
-        """Removes what runs left that died; returns the name of a file that only this run can have
-        made among the claims.
+        """Removes what dead runs have left.
+
+        Returns:
+          The name of a file among the claims that only this run can have made.
         """
         with os_errors(self.workdir):
             (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
             buckets.fetch_files(self.workdir)
             buckets.tidy(self.workdir / STEPS)
-            self._claims = Claims(self.workdir / CLAIMS, self._lease)
+            self._claims_of_leader = Claims(self.workdir / CLAIMS, self._lease)
             mark = f"run-{self._claims.owner.token}"
             (self.workdir / CLAIMS / mark).touch()
-            self._interrupted = set()
             for path in self.workdir.glob(".*.tmp-*"):
                 name = path.name[1:].rpartition(".tmp-")[0]
-                claim = self._claims.look(name)  # its owner claimed it first
+                # Whoever made the folder claimed the stage first.
+                claim = self._claims.look(name)
                 if claim is None or claim.free or (claim.owner and claim.owner.dead()):
                     self._interrupted.add(name)
                     shutil.rmtree(path, ignore_errors=True)
@@ -214,15 +112,13 @@ class Store:
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         # An error on the way out would hide what ended the run, which says more.
-        unsaid = (
-            contextlib.nullcontext() if kind is None else contextlib.suppress(UserError, OSError)
-        )
+        hidden = () if kind is None else (UserError, OSError)
         try:
-            with unsaid:
+            with contextlib.suppress(*hidden):
                 buckets.put_files(self.workdir)
         finally:
-            if self._claims is not None:
-                self._claims.close()
+            if self._claims_of_leader is not None:
+                self._claims_of_leader.close()
 
     def stage(
         self,
@@ -233,14 +129,21 @@ class Store:
         log: Callable[[str], None],
         facts: Mapping[str, Any] | None = None,
     ) -> Path:
-        """Returns the folder of a stage's artefact; calls `build(folder)` to make it unless a whole
-        one is there.
+        """Returns the folder of a stage's artefact, which is made unless a whole one is there.
 
         What another run is making is waited for. A build that fails leaves nothing behind but its
         step checkpoints, and touches no other artefact.
 
         Args:
+          name: of the stage, e.g. "student.sft.seed0".
+          key: all that determines the artefact (JSON).
+          build: makes the artefact in an empty folder.
+          log: takes lines for people.
           facts: recorded with the computation (JSON).
+
+        Raises:
+          UserError: for what `build` raises as such, and for what the system refuses.
+          preemption.Preempted: a notice has come.
         """
         folder = f"{name}-{digest(key)}"
         path = self.workdir / folder
@@ -252,19 +155,20 @@ class Store:
         whole = processes.share(f"whole/{folder}", str(held is None) if leads else None) == "True"
         what = "reused"
         if whole:
-            buckets.put(path)  # an attempt whose connection broke
+            # An attempt whose connection broke may have left it here alone.
+            buckets.put(path)
         elif leads:
-            while held:
+            while held is not None:
                 try:
-                    what, held = self._make(path, key, build, held, facts or {}), None
-                except Lost:
+                    what = self._make(path, key, build, held, facts or {})
+                    held = None
+                except ClaimLost:
                     held = self._claim(path, log)
             buckets.put(path)
             buckets.drop(steps_folder(path))
         else:
             with tempfile.TemporaryDirectory() as copy:
                 build(Path(copy))
-            what = None
         what = processes.share(f"sealed/{folder}", what if leads else None)
         self.events.append((what, name))
         log(f"[{what}] {name}" + (" (an earlier attempt was cut off)" if what == "redone" else ""))
@@ -276,29 +180,36 @@ class Store:
         key: Mapping[str, Any],
         build: Callable[[Path], None],
         *,
-        over: int | None,
+        expired: int | None,
         facts: Mapping[str, Any],
     ) -> str:
-        """As `stage`, in a run of one process, but without waiting; returns what happened.
+        """As `stage`, in a run of one process, but without waiting.
 
         Args:
-          over: the number of a claim whose lease has run out.
+          name: of the stage.
+          key: all that determines the artefact (JSON).
+          build: makes the artefact in an empty folder.
+          expired: the number of a claim on it whose lease has run out.
+          facts: recorded with the computation (JSON).
+
+        Returns:
+          What happened: "reused", "computed" or "redone".
 
         Raises:
           Busy: another is making it.
         """
         path = self.workdir / f"{name}-{digest(key)}"
         preemption.check()
-        held = self._try_claim(path, over)
+        held = self._try_claim(path, expired)
         if held is None:
             return "reused"
         try:
             return self._make(path, key, build, held, facts)
-        except Lost as error:
+        except ClaimLost as error:
             raise Busy(self._claims.look(path.name) or Claim(path.name, 0)) from error
 
-    def _try_claim(self, path: Path, over: int | None = None) -> Held | None:
-        """The claim on a stage, or None if it is finished.
+    def _try_claim(self, path: Path, expired: int | None = None) -> HeldClaim | None:
+        """Returns the claim on a stage, or None if it is finished.
 
         Raises:
           Busy: another holds it.
@@ -307,57 +218,67 @@ class Store:
             if is_whole(path):
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
                 return None
-            held = self._claims.take(path.name, over)
+            _check_replaceable(path)
+            held = self._claims.take(path.name, expired)
             if held is None:
                 claim = self._claims.look(path.name)
                 if claim is None:  # finished, or given back, at this moment
-                    return self._try_claim(path, over)
+                    return self._try_claim(path, expired)
                 raise Busy(claim)
             if is_whole(path):  # another has finished it before the claim was ours
                 held.release(made=True)
                 return None
             return held
 
-    def _claim(self, path: Path, log: Callable[[str], None]) -> Held | None:
+    def _claim(self, path: Path, log: Callable[[str], None]) -> HeldClaim | None:
         """As `_try_claim`, but waits for others."""
-        patience, over, waited = Patience(), None, None
+        patience = Patience()
+        expired: int | None = None
+        waited_for: Owner | None = None
         while True:
             try:
-                return self._try_claim(path, over)
+                return self._try_claim(path, expired)
             except Busy as busy:
-                if busy.claim.owner != waited:
-                    waited = busy.claim.owner
-                    log(f"[waiting] {path.name} is being made by {waited}")
-                over = busy.claim.number if patience.over(busy.claim) else None
-                if over is None:
-                    preemption.check()
-                    time.sleep(POLL)
+                claim = busy.claim
+            if claim.owner != waited_for:
+                waited_for = claim.owner
+                log(f"[waiting] {path.name} is being made by {waited_for}")
+            expired = claim.number if patience.exhausted(claim) else None
+            if expired is None:
+                preemption.check()
+                time.sleep(POLL)
 
     def _make(
         self,
         path: Path,
         key: Mapping[str, Any],
         build: Callable[[Path], None],
-        held: Held,
-        facts: Mapping,
+        held: HeldClaim,
+        facts: Mapping[str, Any],
     ) -> str:
-        """Builds, seals and renames; returns "computed", or "redone" where there were remains of an
-        earlier attempt.
+        """Builds, seals and renames.
+
+        Returns:
+          "computed", or "redone" where there were remains of an earlier attempt.
+
+        Raises:
+          ClaimLost: another has taken the stage over.
         """
-        begin, made = time.monotonic(), False
+        begin = time.monotonic()
+        made = False
+        owner = self._claims.owner
         damaged = path.exists()
         with os_errors(self.workdir):
             redone = damaged or path.name in self._interrupted or steps_folder(path).is_dir()
-            for earlier in self._claims.owners(
-                path.name
-            ):  # the claim is ours: what these left is given up
+            # The claim is ours: what earlier holders left is given up.
+            for earlier in self._claims.owners(path.name):
                 left = self._temporary(path, earlier)
                 redone |= left.exists()
                 shutil.rmtree(left, ignore_errors=True)
             what = "redone" if redone else "computed"
-            temporary = self._temporary(path, self._claims.owner)
+            temporary = self._temporary(path, owner)
             try:
-                self._record(path.name, "begun", facts)
+                history.append(self.workdir, path.name, "begun", owner, facts)
                 temporary.mkdir()
                 build(temporary)
                 _seal(temporary, key)
@@ -365,24 +286,24 @@ class Store:
                 if damaged:
                     shutil.rmtree(path)
                 temporary.rename(path)  # fails if there is another's
-                _sync(self.workdir)
+                sync(self.workdir)
                 made = True
-                self._record(
-                    path.name, what, {**facts, "seconds": round(time.monotonic() - begin, 3)}
-                )
+                seconds = round(time.monotonic() - begin, 3)
+                history.append(self.workdir, path.name, what, owner, {**facts, "seconds": seconds})
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
             except Exception as error:
                 if not opened(self.workdir):
                     raise vanished(self.workdir) from error
                 if not held.beat():  # the other has removed what was being written
-                    raise Lost(str(error)) from error
+                    raise ClaimLost(str(error)) from error
                 raise
             finally:
                 if not made:
                     shutil.rmtree(temporary, ignore_errors=True)
                 if not opened(self.workdir):
+                    # What a library has made again in place of a workdir that has vanished.
                     with contextlib.suppress(OSError):
-                        self.workdir.rmdir()  # an empty one, which a library had made again
+                        self.workdir.rmdir()
                 with contextlib.suppress(OSError):  # of a workdir that has vanished
                     held.release(made=made)
         return what
@@ -390,49 +311,38 @@ class Store:
     def _temporary(self, path: Path, owner: Owner) -> Path:
         return self.workdir / f".{path.name}.tmp-{owner.token}"
 
-    def _record(self, stage: str, what: str, facts: Mapping[str, Any]) -> None:
-        """Adds a line to this process's own file in HISTORY; a line of a few hundred bytes is
-        written as a whole.
-        """
-        owner = self._claims.owner
-        line = {
-            "stage": stage,
-            "what": what,
-            "owner": owner.token,
-            "host": owner.host,
-            "pid": owner.pid,
-            **facts,
-        }
-        path = self.workdir / HISTORY / f"{owner.token}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        with path.open("ab", buffering=0) as file:
-            file.write((json.dumps(line) + "\n").encode())
-
-
-def history(workdir: Path) -> list[dict[str, Any]]:
-    """What was computed in a workdir: one record a beginning ("what" is "begun") and one a seal
-    ("computed" or "redone").
-
-    Records have "stage" (the folder), "what", "owner", "host", "pid", what the stage's maker added,
-    and, of seals, "seconds". A kill between a seal and its line loses the line, never the artefact.
-    """
-    records = []
-    for path in sorted((Path(workdir) / HISTORY).glob("*.jsonl")):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):  # cut off by a kill
-                records.append(json.loads(line))
-    return records
-
 
 def is_whole(path: Path) -> bool:
-    """Whether a folder holds a finished artefact: its marker, and every file at its recorded
-    size.
+    """Whether a folder holds a finished artefact: its marker, and each file at its recorded size.
+
+    Raises:
+      OSError: the folder cannot be read now, which does not say that it is damaged.
     """
+    remedy = "run the same command again"
     try:
-        sizes = json.loads((path / MARKER).read_text())["sizes"]
-        return all((path / name).stat().st_size == size for name, size in sizes.items())
-    except (OSError, ValueError, KeyError):
+        marker = read_json(path / MARKER, {"sizes": {str: int}}, remedy, default=None)
+        if marker is None:
+            return False
+        return all((path / name).stat().st_size == size for name, size in marker["sizes"].items())
+    except (UserError, FileNotFoundError, NotADirectoryError):
         return False
+
+
+def _check_replaceable(path: Path) -> None:
+    """Refuses to build what could not take its place afterwards.
+
+    Raises:
+      UserError: the artefact's place is taken by something that is no folder of its own.
+    """
+    if path.is_symlink():
+        raise UserError(
+            f"{path} is a symbolic link to {path.readlink()}, where there is no whole artefact: "
+            "bring that folder back, or remove the link to make the artefact anew."
+        )
+    if path.exists() and not path.is_dir():
+        raise UserError(
+            f"{path} is a file where a folder belongs: move it away and run the same command again."
+        )
 
 
 def _seal(folder: Path, key: Mapping[str, Any]) -> None:
@@ -441,66 +351,6 @@ def _seal(folder: Path, key: Mapping[str, Any]) -> None:
     for file in sorted(folder.rglob("*")):
         if file.is_file():
             sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
-            _sync(file)
-    atomic_write(
-        folder / MARKER, json.dumps({"key": key, "sizes": sizes}, indent=1, sort_keys=True)
-    )
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def save_params(path: Path, params: Any) -> None:
-    """Writes a tree of nested dicts of arrays as one safetensors file, names joined by "/"; one of
-    several processes does.
-    """
-    if not processes.leads():
-        return
-    from safetensors.numpy import save
-
-    flat: dict[str, np.ndarray] = {}
-
-    def collect(prefix: str, node: Any) -> None:
-        if isinstance(node, Mapping):
-            for name, child in node.items():
-                collect(f"{prefix}/{name}" if prefix else name, child)
-        else:
-            flat[prefix] = np.ascontiguousarray(np.asarray(node))
-
-    collect("", params)
-    atomic_write(path, save(dict(sorted(flat.items()))))
-
-
-def load_params(path: Path) -> dict[str, Any]:
-    """Reads what `save_params` wrote.
-
-    Raises:
-      UserError: the file is missing, truncated or no safetensors file.
-    """
-    import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    try:
-        flat = load_file(path)
-    except FileNotFoundError as error:
-        raise UserError(
-            f"{path} is missing: delete its folder and run again to make it anew."
-        ) from error
-    except SafetensorError as error:
-        raise UserError(
-            f"{path} is damaged ({error}): delete its folder and run again to make it anew."
-        ) from error
-    tree: dict[str, Any] = {}
-    for name, array in flat.items():
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array
-    return tree
+            sync(file)
+    record = {"key": key, "sizes": sizes}
+    atomic_write(folder / MARKER, json.dumps(record, indent=1, sort_keys=True))

@@ -1,5 +1,4 @@
-"""A workdir in an object store: what is finished here is copied there, and fetched from there where
-it is not here.
+"""Workdirs in an object store: what is finished here is copied there, and fetched from there.
 
 Artefacts rest on the rename of a folder that others see as a whole, on locks and on fsync
 (`artifacts.py`); an object store has none of them. So a run works in a folder of its own machine,
@@ -7,7 +6,7 @@ and each folder that is finished (a sealed artefact, a confirmed checkpoint) is 
 the list of its files last: without the list it does not count. A run on another machine fetches
 what it needs. One run at a time may use an address, as what is claimed here is not claimed there.
 
-The store is whatever `etils.epath` reaches: gs:// with gcsfs, s3:// with s3fs, az:// with adlfs.
+Files travel by fsspec: gs:// with gcsfs, s3:// with s3fs, az:// with adlfs.
 `fetch`, `put` and the others do nothing for a path below no workdir that was attached to one.
 """
 
@@ -20,19 +19,13 @@ import logging
 import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import misfit
 
-if TYPE_CHECKING:
-    from etils import epath
-
-PACKAGES = {
-    "gs": "gcsfs",
-    "s3": "s3fs",
-    "az": "adlfs",
-}  # what fsspec, under epath, needs for a scheme
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme -> what fsspec needs for it
 _LIST = ".whole"  # beside the folder X there, X.whole: {file: bytes}
 _FILES = "files.json"  # there: the names of the files that belong to no finished folder
 _LOOSE = ("*", "stages/*", "metrics/**/*", ".steps/*/*.npz")  # which these are
@@ -45,37 +38,35 @@ _OF_THIS_DISK = (
     errno.EPERM,
     errno.ENOTDIR,
 )
-_BLOCK = 1 << 24
 
 _attached: dict[Path, Mirror] = {}
 
 
 def parse(address: str) -> tuple[str, str]:
-    """The scheme of an address and what follows it, "BUCKET/FOLDER".
+    """Splits an address into its scheme and what follows it, "BUCKET/FOLDER".
 
     Raises:
-      UserError: it is none that epath knows.
+      UserError: it is none that is known.
     """
     found = re.fullmatch(r"(\w+)://([^/]+(?:/[^/]+)*)/?", address)
     if found is None or found[1] not in PACKAGES:
         known = ", ".join(f"{scheme}://BUCKET/FOLDER" for scheme in PACKAGES)
         raise UserError(
-            f"--workdir={address} cannot be read: give a path of the file system, or one of {known}."
+            f"--workdir={address} cannot be read: give a path of the file system, or one of "
+            f"{known}."
         )
     return found[1], found[2]
 
 
 def attach(address: str, local: Path) -> None:
-    """From now on, `local` is the place where a run works whose workdir is the address.
+    """Makes `local` the place where a run works whose workdir is the address.
 
     Raises:
       UserError: the address cannot be read, or the package for it is not installed.
     """
     scheme, _ = parse(address)
-    for name in (
-        PACKAGES[scheme],
-        "google.auth",
-    ):  # which warn of every request without credentials, and say what we say
+    # They warn of every request without credentials, and say what we say.
+    for name in (PACKAGES[scheme], "google.auth"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     _attached[local] = Mirror(address, local)
 
@@ -87,41 +78,42 @@ def detach(local: Path) -> None:
 
 def holds(folder: Path) -> bool:
     """Whether a finished folder of this name is there."""
-    mirror = _of(folder)
+    mirror = _mirror_of(folder)
     return mirror is not None and mirror.holds(folder)
 
 
 def fetch_files(workdir: Path) -> None:
-    """Makes the loose files that are not here, or only their beginning: another machine went on
-    with them.
+    """Copies from there the loose files that are not here, or of which only a beginning is.
+
+    A beginning is here where another machine went on with the file.
     """
-    if mirror := _of(workdir):
+    if mirror := _mirror_of(workdir):
         mirror.fetch_files()
 
 
 def fetch(folder: Path) -> None:
-    """Makes a finished folder that is there and not here."""
-    if mirror := _of(folder):
+    """Copies a finished folder from there if it is not here."""
+    if mirror := _mirror_of(folder):
         mirror.fetch(folder)
 
 
 def fetch_all(parent: Path) -> None:
-    """Makes those of the finished folders below a folder that are there and not here."""
-    if mirror := _of(parent):
+    """Copies from there the finished folders below a folder that are not here."""
+    if mirror := _mirror_of(parent):
         for folder in mirror.listed(parent):
             mirror.fetch(folder)
 
 
 def put(folder: Path) -> None:
     """Copies a finished folder that is not there yet, and all loose files that have changed."""
-    if mirror := _of(folder):
+    if mirror := _mirror_of(folder):
         mirror.put(folder)
         mirror.put_files()
 
 
 def prune(parent: Path) -> None:
-    """Removes the finished folders below a folder that are there and no longer here."""
-    if mirror := _of(parent):
+    """Removes there the finished folders below a folder that are no longer here."""
+    if mirror := _mirror_of(parent):
         for folder in mirror.listed(parent):
             if not folder.exists():
                 mirror.drop(folder)
@@ -129,26 +121,31 @@ def prune(parent: Path) -> None:
 
 def drop(folder: Path) -> None:
     """Removes a folder there, with all that lies below it."""
-    if mirror := _of(folder):
+    if mirror := _mirror_of(folder):
         mirror.drop(folder)
 
 
 def tidy(parent: Path) -> None:
-    """Removes there what lies below a folder by the name of a finished one: its run died before it
-    could.
+    """Removes there the folders below `parent` that are named as finished ones.
+
+    They are step checkpoints of stages that were finished by runs that died before they could
+    remove them.
     """
-    if mirror := _of(parent):
+    if mirror := _mirror_of(parent):
         mirror.tidy(parent)
 
 
 def put_files(workdir: Path) -> None:
     """Copies the loose files that have changed: results, metrics, histories."""
-    if mirror := _of(workdir):
+    if mirror := _mirror_of(workdir):
         mirror.put_files()
 
 
-def _of(path: Path) -> Mirror | None:
-    return next((mirror for local, mirror in _attached.items() if path.is_relative_to(local)), None)
+def _mirror_of(path: Path) -> Mirror | None:
+    for local, mirror in _attached.items():
+        if path.is_relative_to(local):
+            return mirror
+    return None
 
 
 class Mirror:
@@ -156,31 +153,65 @@ class Mirror:
 
     All methods raise a UserError if the address cannot be reached, and the system's own errors if
     this disk fails.
+
+    Args:
+      address: SCHEME://BUCKET/FOLDER.
+      local: the folder of this machine.
     """
 
     def __init__(self, address: str, local: Path):
-        from etils import epath  # most runs need none of it
+        import fsspec  # most runs need none of it
 
         self.address, self.local = address, local
-        self._sent: dict[str, tuple[int, int]] = {}
+        self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of change, as copied
         self._finished: set[Path] = set()  # the folders that are whole there, by their names here
         with self._errors():
-            self._there = epath.Path(address)
+            self._files, self._root = fsspec.core.url_to_fs(address)
             self.listed(local)
 
-    def _at(self, path: Path) -> epath.Path:
-        return self._there / path.relative_to(self.local).as_posix()
+    def _there(self, path: Path) -> str:
+        """The name there of a file or folder here."""
+        return f"{self._root}/{path.relative_to(self.local).as_posix()}"
 
-    def _list(self, folder: Path) -> epath.Path:
-        return self._at(folder.with_name(folder.name + _LIST))
+    def _list_of(self, folder: Path) -> str:
+        return self._there(folder) + _LIST
+
+    def _names(self, parent: Path) -> list[str]:
+        """What lies there directly below a folder."""
+        self._files.invalidate_cache()  # others write, too
+        there = self._root if parent == self.local else self._there(parent)
+        try:
+            found = self._files.ls(there, detail=False)
+        except FileNotFoundError:
+            return []
+        # A store may list the folder itself among what lies in it.
+        names = {PurePosixPath(name).name for name in found if name.strip("/") != there.strip("/")}
+        return sorted(names)
+
+    def _read(self, name: str, shape: Any) -> Any:
+        """Reads a JSON file there.
+
+        Raises:
+          FileNotFoundError: it is not there.
+          UserError: it does not hold what this module writes.
+        """
+        try:
+            value = json.loads(self._files.cat_file(name))
+        except ValueError as error:
+            problem = str(error)
+        else:
+            problem = misfit(value, shape) or _strays(value)
+        if problem:
+            raise UserError(
+                f"{name} of the workdir {self.address} is not what a run has written there "
+                f"({problem}): remove it, or choose another --workdir."
+            )
+        return value
 
     def listed(self, parent: Path) -> list[Path]:
-        """The folders below `parent` that are finished there, as they are or would be named
-        here.
-        """
+        """Returns the folders below `parent` that are finished there, by their names here."""
         with self._errors():
-            there = self._at(parent)
-            names = sorted(path.name for path in there.iterdir()) if there.exists() else []
+            names = self._names(parent)
         found = [parent / name.removesuffix(_LIST) for name in names if name.endswith(_LIST)]
         self._finished.update(found)
         return found
@@ -194,17 +225,16 @@ class Mirror:
         with self._errors():
             if folder.exists() or folder not in self._finished:
                 return
-            self._finished.discard(
-                folder
-            )  # until it has proved whole: what is made here instead takes its place
-            made = (
-                self.local / f".{folder.name}.tmp-fetched"
-            )  # the next run removes what is left of it
+            # Until it has proved whole: what is made here instead takes its place.
+            self._finished.discard(folder)
+            # The next run removes what is left of this one.
+            made = self.local / f".{folder.name}.tmp-fetched"
             shutil.rmtree(made, ignore_errors=True)
             made.mkdir(parents=True)
             try:
-                for name, size in json.loads(self._list(folder).read_text()).items():
-                    _copy(self._at(folder) / name, made / name)
+                sizes = self._read(self._list_of(folder), {str: int})
+                for name, size in sizes.items():
+                    self._get(f"{self._there(folder)}/{name}", made / name)
                     if (made / name).stat().st_size != size:
                         return
                 folder.parent.mkdir(parents=True, exist_ok=True)
@@ -220,29 +250,28 @@ class Mirror:
         with self._errors():
             if folder in self._finished:
                 return
-            files = sorted(path for path in folder.rglob("*") if path.is_file())
-            for path in files:
-                _copy(path, self._at(path))
-            sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-            self._list(folder).write_text(json.dumps(sizes))
+            sizes = {}
+            for path in sorted(folder.rglob("*")):
+                if path.is_file():
+                    self._put(path)
+                    sizes[path.relative_to(folder).as_posix()] = path.stat().st_size
+            self._files.pipe_file(self._list_of(folder), json.dumps(sizes).encode())
             self._finished.add(folder)
 
     def drop(self, folder: Path) -> None:
         """See the function of this name."""
         with self._errors():
-            self._list(folder).unlink(missing_ok=True)  # first: what has a list is whole
+            # The list first: what has a list is whole.
+            for name in (self._list_of(folder), self._there(folder)):
+                self._files.invalidate_cache()
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.rm(name, recursive=name == self._there(folder))
             self._finished.discard(folder)
-            if self._at(folder).exists():
-                self._at(folder).rmtree()
 
     def tidy(self, parent: Path) -> None:
         """See the function of this name."""
         with self._errors():
-            names = (
-                [path.name for path in self._at(parent).iterdir()]
-                if self._at(parent).exists()
-                else []
-            )
+            names = self._names(parent)
         for name in names:
             if self.local / name in self._finished:
                 self.drop(parent / name)
@@ -250,35 +279,48 @@ class Mirror:
     def put_files(self) -> None:
         """See the function of this name."""
         with self._errors():
+            paths: set[Path] = set()
+            for pattern in _LOOSE:
+                paths.update(path for path in self.local.glob(pattern) if path.is_file())
             changed = False
-            for path in sorted(
-                {path for pattern in _LOOSE for path in self.local.glob(pattern) if path.is_file()}
-            ):
+            for path in sorted(paths):
                 name, status = path.relative_to(self.local).as_posix(), path.stat()
                 stamp = status.st_size, status.st_mtime_ns
                 if not path.name.startswith(".") and self._sent.get(name) != stamp:
-                    _copy(path, self._at(path))
+                    self._put(path)
                     self._sent[name] = stamp
                     changed = True
             if changed:
-                (self._there / _FILES).write_text(json.dumps(sorted(self._sent)))
+                self._put_names(sorted(self._sent))
+
+    def _put_names(self, names: list[str]) -> None:
+        self._files.pipe_file(f"{self._root}/{_FILES}", json.dumps(names).encode())
 
     def fetch_files(self) -> None:
         """See the function of this name."""
         with self._errors():
-            names = (
-                json.loads((self._there / _FILES).read_text())
-                if (self._there / _FILES).exists()
-                else []
-            )
-            (self._there / _FILES).write_text(
-                json.dumps(names)
-            )  # who may not write is told before any work
+            self._files.invalidate_cache()
+            try:
+                names = self._read(f"{self._root}/{_FILES}", [str])
+            except FileNotFoundError:
+                names = []
+            self._put_names(names)  # who may not write is told before any work
             for name in names:
-                here, there = self.local / name, self._there / name
-                if not here.exists() or here.stat().st_size < there.stat().length:
-                    _copy(there, here)
+                here, there = self.local / name, f"{self._root}/{name}"
+                if not here.exists() or here.stat().st_size < self._files.size(there):
+                    self._get(there, here)
                     self._sent[name] = here.stat().st_size, here.stat().st_mtime_ns
+
+    def _put(self, path: Path) -> None:
+        """Copies one file there; an object appears when all of it has arrived."""
+        self._files.put_file(str(path), self._there(path))
+
+    def _get(self, name: str, path: Path) -> None:
+        """Copies one file from there; one that is cut off does not appear under its name."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.tmp-fetched")
+        self._files.get_file(name, str(part))
+        part.replace(path)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -301,15 +343,14 @@ class Mirror:
             ) from error
 
 
-def _copy(source: epath.Path | Path, target: epath.Path | Path) -> None:
-    """Of one file; a copy here that is cut off leaves no file of this name, as one there does by
-    itself.
+def _strays(names: Any) -> str:
+    """Says which of some files would lie outside of its folder, or "".
+
+    The lists of a bucket are written by whoever may write to it, and become paths here.
     """
-    here = isinstance(target, Path)  # which an epath.Path is not
-    part = target.with_name(f".{target.name}.tmp-fetched") if here else target
-    if here:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with source.open("rb") as read, part.open("wb") as write:
-        shutil.copyfileobj(read, write, _BLOCK)
-    if here:
-        part.replace(target)
+    for name in names:
+        path = PurePosixPath(name)
+        outside = not path.parts or path.is_absolute() or ".." in path.parts
+        if outside or "\\" in name or "\0" in name:
+            return f"{name!r} is no name of a file below it"
+    return ""

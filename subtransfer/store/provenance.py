@@ -1,5 +1,6 @@
-"""What made a run's results: versions, sources and devices, as the workdir's history recorded them
-for each of its stages.
+"""Provenance: the versions, sources and devices that made a run's results.
+
+The workdir's history recorded them for each of its stages.
 
 These are facts of one machine and one day. They stand in the history and in no artefact, whose
 bytes they would change; beside published results lies `stages.json`, which says whose records are
@@ -19,7 +20,7 @@ import jax
 
 from subtransfer import __version__
 from subtransfer.runtime.json_files import read_json
-from subtransfer.store import artifacts
+from subtransfer.store import history
 
 STAGES = "stages.json"
 FACTS = (
@@ -34,40 +35,42 @@ FACTS = (
 
 
 def git_revision(package: Path | None = None) -> str | None:
-    """The commit that the sources come from, with "-dirty" if files that git knows were changed;
-    None outside of a checkout.
+    """Returns the commit that the sources come from, or None outside of a checkout.
+
+    It ends with "-dirty" if files that git knows were changed.
 
     Args:
       package: the package's folder; default: this one's.
     """
     package = package or Path(__file__).parent.parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", "-C", package, *arguments],
-                capture_output=True,
-                text=True,
-                timeout=30,
-                check=True,
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
     # An environment inside of somebody else's checkout is not the package's own.
-    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+    if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return None
-    revision, changed = (
-        git("rev-parse", "HEAD"),
-        git("status", "--porcelain", "--untracked-files=no", "--", "."),
-    )
-    return revision and revision + ("-dirty" if changed else "")
+    revision = _git(package, "rev-parse", "HEAD")
+    if not revision:
+        return None
+    changed = _git(package, "status", "--porcelain", "--untracked-files=no", "--", ".")
+    return f"{revision}-dirty" if changed else revision
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    """What git prints, or None where it fails or is not there."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 @functools.cache
 def facts() -> dict[str, Any]:
-    """`FACTS` of this process, as JSON types; the revision is the one that it began with."""
+    """Returns `FACTS` of this process, as JSON types; the revision is the one it began with."""
     device = jax.devices()[0]
     return {
         "package_version": __version__,
@@ -81,7 +84,7 @@ def facts() -> dict[str, Any]:
 
 
 def stages(run: Path) -> dict[str, str]:
-    """The folder of each stage of published results, by name; {} where it is not known.
+    """Returns the folder of each stage of published results, by name; {} where it is not known.
 
     Raises:
       UserError: the run's stages.json is damaged.
@@ -90,29 +93,38 @@ def stages(run: Path) -> dict[str, str]:
 
 
 class History:
-    """What a workdir's history says of who made its artefacts."""
+    """What a workdir's history says of who made its artefacts.
+
+    Raises:
+      UserError: a line of the history is damaged.
+    """
 
     def __init__(self, workdir: Path):
-        self._makers: dict[str, list[Mapping[str, Any]]] = {}
-        for record in artifacts.history(workdir):
-            self._makers.setdefault(record["stage"], []).append(record)
+        self._records: dict[str, list[Mapping[str, Any]]] = {}  # by the stage's folder
+        for record in history.read(workdir):
+            self._records.setdefault(record["stage"], []).append(record)
 
     def of(self, run: Path) -> dict[str, Any]:
-        """`FACTS` of a run as text (all values that its stages were made with), and "stages": name
-        -> folder; {} if unknown.
+        """Returns `FACTS` of a run as text: all values that its stages were made with.
+
+        "stages" are the run's stages: name -> folder. {} if they are unknown.
 
         Raises:
           UserError: the run's stages.json is damaged.
         """
-        own = stages(run)
-        if not own:
+        folders = stages(run)
+        if not folders:
             return {}
-        makers = [record for folder in own.values() for record in self._makers.get(folder, ())]
-        return {name: joined(record.get(name) for record in makers) for name in FACTS} | {
-            "stages": own
-        }
+        records: list[Mapping[str, Any]] = []
+        for folder in folders.values():
+            records.extend(self._records.get(folder, ()))
+        found: dict[str, Any] = {}
+        for name in FACTS:
+            found[name] = joined(record.get(name) for record in records)
+        return found | {"stages": folders}
 
 
 def joined(values: Iterable[Any]) -> str | None:
-    """Different values as one text, sorted; None if none is known."""
-    return ", ".join(sorted({str(value) for value in values if value is not None})) or None
+    """Joins different values to one text, sorted; None if none is known."""
+    known = {str(value) for value in values if value is not None}
+    return ", ".join(sorted(known)) or None

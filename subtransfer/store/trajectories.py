@@ -1,10 +1,11 @@
-"""The trajectory store: a TFDS dataset in array_record, written and read without TensorFlow.
+"""Trajectories, and their store: a TFDS dataset in array_record, without TensorFlow.
 
 Anyone opens it with `tfds.builder_from_directory(DIR).as_data_source("train")`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,53 @@ from typing import Any
 import numpy as np
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.store.schema import Trajectory, canonical_json
+from subtransfer.runtime.json_files import canonical_json
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """One finished episode of an agent, with the token ids that were really sampled.
+
+    Attributes:
+      episode_id: unique in its store, e.g. "safe/train/00012#0".
+      task_id: the task's id.
+      kind: the task's kind ("safe", "ambiguous", ...).
+      policy: digest of the artefact whose weights acted.
+      policy_version: training round of those weights (0 for a finished policy).
+      seed: the rollout seed.
+      tokens: int32 [L], prompt, agent and tool tokens in order.
+      loss_mask: bool [L], True on the tokens the agent sampled.
+      behavior_logprobs: float32 [L], log-prob of each sampled token under the acting policy at
+        temperature 1 (natural log), 0 where `loss_mask` is False.
+      turn_ids: int32 [L], the index in `messages` of the message each token belongs to.
+      messages: list of {"role": "system"|"user"|"assistant"|"tool", "content": text}, text decoded
+        from `tokens`.
+      actions: one dict per tool call in order: {"turn": int, "name": str, "arguments": dict,
+        "category": str, "error": str or None}; a call that did not parse has name "" and error
+        "parse".
+      solved: the task's own success check.
+      truncated: the episode ran into a token or turn limit.
+    """
+
+    episode_id: str
+    task_id: str
+    kind: str
+    policy: str
+    policy_version: int
+    seed: int
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    behavior_logprobs: np.ndarray
+    turn_ids: np.ndarray
+    messages: list[dict[str, str]]
+    actions: list[dict[str, Any]]
+    solved: bool
+    truncated: bool
+
+    def text(self) -> str:
+        """Returns the conversation as plain text, one `role: content` block a message."""
+        return "\n".join(f"{m['role']}: {m['content']}" for m in self.messages)
+
 
 _TEXT = ("episode_id", "task_id", "kind", "policy")
 _NUMBERS = ("policy_version", "seed")
@@ -27,23 +74,29 @@ _JSON = ("messages", "actions")
 _FLAGS = ("solved", "truncated")
 
 
-def _features():
+def _features() -> Any:
     import tensorflow_datasets as tfds
 
-    # encoding="bytes": the default one is 9 times slower. One tensor of [L, 1] an array: only its
-    # first axis may vary.
-    tensors = {
-        name: tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
-        for name, dtype in _ARRAYS.items()
-    }
-    scalars = {name: tfds.features.Scalar(np.int64) for name in _NUMBERS}
-    flags = {name: tfds.features.Scalar(np.bool_) for name in _FLAGS}
-    texts = {name: tfds.features.Text() for name in (*_TEXT, *_JSON)}
-    return tfds.features.FeaturesDict({**texts, **scalars, **flags, **tensors})
+    features: dict[str, Any] = {}
+    for name in (*_TEXT, *_JSON):
+        features[name] = tfds.features.Text()
+    for name in _NUMBERS:
+        features[name] = tfds.features.Scalar(np.int64)
+    for name in _FLAGS:
+        features[name] = tfds.features.Scalar(np.bool_)
+    for name, dtype in _ARRAYS.items():
+        # The default encoding is 9 times slower than "bytes".
+        features[name] = tfds.features.Tensor(shape=(None,), dtype=dtype, encoding="bytes")
+    return tfds.features.FeaturesDict(features)
 
 
 def write(path: Path, trajectories: Sequence[Trajectory], description: str) -> None:
     """Writes a store into a new folder; the same trajectories give the same bytes.
+
+    Args:
+      path: the folder, which is made.
+      trajectories: at least one.
+      description: a sentence about them, which TFDS shows.
 
     Raises:
       UserError: there are no trajectories.
@@ -65,22 +118,27 @@ def write(path: Path, trajectories: Sequence[Trajectory], description: str) -> N
     writer = tfds.core.SequentialWriter(
         info, max_examples_per_shard=1 << 16, overwrite=False, file_format="array_record"
     )
-    # Protocol buffers keep a map's entries in an order that differs between processes, unless they
-    # are asked not to.
-    examples = tfds.core.example_serializer.ExampleSerializer(info.features.get_serialized_info())
-    examples.serialize_example = lambda example: examples.get_tf_example(example).SerializeToString(
-        deterministic=True
-    )
-    writer._serializer = examples
+    serializer = tfds.core.example_serializer.ExampleSerializer(info.features.get_serialized_info())
+
+    def serialize(example: Any) -> bytes:
+        # Protocol buffers keep a map's entries in an order that differs between processes, unless
+        # they are asked not to.
+        return serializer.get_tf_example(example).SerializeToString(deterministic=True)
+
+    serializer.serialize_example = serialize
+    writer._serializer = serializer
     writer.initialize_splits(["train"])
     writer.add_examples({"train": [_example(t) for t in trajectories]})
     writer.close_all()
 
 
 def _example(t: Trajectory) -> dict[str, Any]:
-    out: dict[str, Any] = {name: getattr(t, name) for name in (*_TEXT, *_NUMBERS, *_FLAGS)}
-    out |= {name: np.asarray(getattr(t, name), dtype) for name, dtype in _ARRAYS.items()}
-    return out | {name: canonical_json(getattr(t, name)) for name in _JSON}
+    example: dict[str, Any] = {name: getattr(t, name) for name in (*_TEXT, *_NUMBERS, *_FLAGS)}
+    for name, dtype in _ARRAYS.items():
+        example[name] = np.asarray(getattr(t, name), dtype)
+    for name in _JSON:
+        example[name] = canonical_json(getattr(t, name))
+    return example
 
 
 def read(path: Path) -> list[Trajectory]:
@@ -102,19 +160,25 @@ def read(path: Path) -> list[Trajectory]:
         # array_record and tfds raise many kinds of errors for a damaged file, none of which says
         # what to do.
         raise UserError(
-            f"The trajectory store {path} is damaged ({type(error).__name__}): delete its stage's folder and run again."
+            f"The trajectory store {path} is damaged ({type(error).__name__}): delete its stage's "
+            "folder and run again."
         ) from error
 
 
 def _trajectory(example: dict[str, Any]) -> Trajectory:
-    def text(name: str) -> str:
-        value = example[name]
-        return value.decode() if isinstance(value, bytes) else str(value)
+    fields: dict[str, Any] = {}
+    for name in _TEXT:
+        fields[name] = _text(example[name])
+    for name in _NUMBERS:
+        fields[name] = int(example[name])
+    for name in _FLAGS:
+        fields[name] = bool(example[name])
+    for name, dtype in _ARRAYS.items():
+        fields[name] = np.asarray(example[name], dtype)
+    for name in _JSON:
+        fields[name] = json.loads(_text(example[name]))
+    return Trajectory(**fields)
 
-    return Trajectory(
-        **{name: text(name) for name in _TEXT},
-        **{name: int(example[name]) for name in _NUMBERS},
-        **{name: bool(example[name]) for name in _FLAGS},
-        **{name: np.asarray(example[name], dtype) for name, dtype in _ARRAYS.items()},
-        **{name: json.loads(text(name)) for name in _JSON},
-    )
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

@@ -31,7 +31,7 @@ from subtransfer.report.files import RunResults
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import misfit, read_json
 from subtransfer.store import provenance
-from subtransfer.store.artifacts import MEMBERS, SWEEP
+from subtransfer.store.workdir import MEMBERS, SWEEP
 
 STUDENT, TEACHER, STRENGTH = "student_params", "teacher_params", "teacher_rate"
 GEOMETRY = tuple(

@@ -16,8 +16,8 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
-from subtransfer.runtime.field import nearest
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.field import nearest
 
 # Deeper than any condition that a person writes. duckdb's JSON of a tree has at most 256 levels,
 # of which an expression takes two.

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from subtransfer.report import figures, pages
 from subtransfer.report.figures import short
-from subtransfer.store.artifacts import MEMBERS, atomic_write, os_errors
+from subtransfer.store.files import atomic_write, os_errors
+from subtransfer.store.workdir import MEMBERS
 from subtransfer.studies import runs, table
 from subtransfer.studies.runs import STRENGTH, STUDENT, TEACHER
 

@@ -30,7 +30,7 @@ from subtransfer.analysis.scaling_laws import LOG_ODDS
 from subtransfer.config import reading as configuration
 from subtransfer.experiment import names
 from subtransfer.runtime.errors import UserError
-from subtransfer.store.artifacts import atomic_write, os_errors
+from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.provenance import FACTS
 from subtransfer.studies import runs
 from subtransfer.studies.runs import (

@@ -1,5 +1,6 @@
-"""What each worker of a sweep gets of this machine, found out without touching a device: those are
-for the workers.
+"""What each worker of a sweep gets of this machine.
+
+It is found out without touching a device: those are for the workers.
 """
 
 from __future__ import annotations
@@ -16,16 +17,14 @@ from subtransfer.runtime.errors import UserError
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": what JAX will choose in a worker."""
+    """Returns "cpu", "gpu" or "tpu": what JAX will choose in a worker."""
     asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
     if asked:
         return {"cuda": "gpu", "rocm": "gpu"}.get(asked, asked)
     if importlib.util.find_spec("libtpu") and _tpu_chips():
         return "tpu"
-    if (
-        any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13))
-        and _gpus()
-    ):
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    if any(map(importlib.util.find_spec, plugins)) and _gpus():
         return "gpu"
     return "cpu"
 
@@ -40,11 +39,12 @@ def _gpus() -> list[str]:
 
 
 def _tpu_chips() -> int:
-    return len(list(Path("/dev").glob("accel[0-9]*")) + list(Path("/dev").glob("vfio/[0-9]*")))
+    devices = [*Path("/dev").glob("accel[0-9]*"), *Path("/dev").glob("vfio/[0-9]*")]
+    return len(devices)
 
 
 @dataclasses.dataclass(frozen=True)
-class Share:
+class DeviceShare:
     """What one worker gets.
 
     Attributes:
@@ -57,9 +57,7 @@ class Share:
 
     @contextlib.contextmanager
     def start(self) -> Iterator[dict[str, str]]:
-        """Around the start of the worker's process, which inherits the cores; yields its
-        environment.
-        """
+        """Yields the worker's environment; a process that is started within inherits the cores."""
         all_cores = os.sched_getaffinity(0) if self.cores else None
         if all_cores:
             os.sched_setaffinity(0, self.cores)
@@ -71,20 +69,27 @@ class Share:
 
 
 def _cores(workers: int) -> list[frozenset[int]]:
-    """Equal shares of this process's cores, so that it makes no difference which worker computes
-    what.
+    """Equal shares of this process's cores.
+
+    They are equal so that it makes no difference which worker computes what.
     """
     if not hasattr(os, "sched_getaffinity"):
         return [frozenset()] * workers
     cores = sorted(os.sched_getaffinity(0))
     each = max(len(cores) // workers, 1)
-    return [
-        frozenset(cores[(i * each + j) % len(cores)] for j in range(each)) for i in range(workers)
-    ]
+    parts = []
+    for worker in range(workers):
+        places = range(worker * each, (worker + 1) * each)
+        # With more workers than cores, some share one.
+        parts.append(frozenset(cores[place % len(cores)] for place in places))
+    return parts
 
 
-def shares(workers: int) -> tuple[list[Share], int, str]:
-    """Returns (each worker's share, how many devices each has, a phrase about it).
+def shares(workers: int) -> tuple[list[DeviceShare], int, str]:
+    """Divides this machine's devices and cores over workers.
+
+    Returns:
+      Each worker's share, how many devices each has, and a phrase about it.
 
     Raises:
       UserError: so many workers cannot share this machine's devices.
@@ -93,38 +98,41 @@ def shares(workers: int) -> tuple[list[Share], int, str]:
     if kind == "tpu":
         if workers > 1:
             raise UserError(
-                f"--workers={workers} cannot share a TPU, whose chips one process holds: use --workers=1, or start the same "
-                "command on several machines."
+                f"--workers={workers} cannot share a TPU, whose chips one process holds: use "
+                "--workers=1, or start the same command on several machines."
             )
-        return [Share()], max(_tpu_chips(), 1), "1 worker with all TPU chips"
+        return [DeviceShare()], max(_tpu_chips(), 1), "1 worker with all TPU chips"
     if kind == "gpu":
-        gpus = _gpus() or ["0"]
-        if workers <= len(gpus):
-            each = len(gpus) // workers
-            parts = [gpus[i * each : (i + 1) * each] for i in range(workers)]
-            environments = [{"CUDA_VISIBLE_DEVICES": ",".join(part)} for part in parts]
-            return (
-                [Share(env) for env in environments],
-                each,
-                f"{_count(workers, 'worker')} with {_count(each, 'GPU')} each",
-            )
-        fullest = -(-workers // len(gpus))
-        memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / fullest:.3f}"}
-        environments = [
-            {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)], **memory} for i in range(workers)
-        ]
-        return (
-            [Share(env) for env in environments],
-            1,
-            f"{workers} workers, up to {fullest} on a GPU with a part of its memory",
-        )
-    forced = re.search(
-        r"--xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")
-    )
+        return _shares_of_gpus(workers, _gpus() or ["0"])
+    return _shares_of_cpu(workers)
+
+
+def _shares_of_gpus(workers: int, gpus: list[str]) -> tuple[list[DeviceShare], int, str]:
+    shares = []
+    if workers <= len(gpus):
+        each = len(gpus) // workers
+        for worker in range(workers):
+            own_gpus = gpus[worker * each : (worker + 1) * each]
+            shares.append(DeviceShare({"CUDA_VISIBLE_DEVICES": ",".join(own_gpus)}))
+        words = f"{_count(workers, 'worker')} with {_count(each, 'GPU')} each"
+        return shares, each, words
+    fullest = -(-workers // len(gpus))  # workers on one GPU, at most
+    memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / fullest:.3f}"}
+    for worker in range(workers):
+        gpu = gpus[worker % len(gpus)]
+        shares.append(DeviceShare({"CUDA_VISIBLE_DEVICES": gpu, **memory}))
+    return shares, 1, f"{workers} workers, up to {fullest} on a GPU with a part of its memory"
+
+
+def _shares_of_cpu(workers: int) -> tuple[list[DeviceShare], int, str]:
+    flags = os.environ.get("XLA_FLAGS", "")
+    forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", flags)
     devices = int(forced[1]) if forced else int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))
     cores = _cores(workers)
-    each = f" with {_count(len(cores[0]), 'CPU core')} each" if cores[0] else ""
-    return [Share(cores=own) for own in cores], max(devices, 1), _count(workers, "worker") + each
+    words = _count(workers, "worker")
+    if cores[0]:
+        words += f" with {_count(len(cores[0]), 'CPU core')} each"
+    return [DeviceShare(cores=part) for part in cores], max(devices, 1), words
 
 
 def _count(number: int, thing: str) -> str:

@@ -18,24 +18,27 @@ from subtransfer.config.sweep import Sweep, differs
 from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
-from subtransfer.sweeps.schedule import Node, Plan
+from subtransfer.runtime.json_files import digest
+from subtransfer.sweeps.schedule import PlannedStage, SweepPlan
 
 
-def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> Plan:
-    """Validates every member and merges their stages; what is kept is small, however many members
-    there are.
+def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> SweepPlan:
+    """Validates every member and merges their stages.
+
+    What is kept is small, however many members there are.
 
     Args:
+      sweep: expanded.
+      workdir: of all members.
       devices: of one worker.
       to_run: also refuses what can be planned but not run, or not on so many devices.
 
     Raises:
       UserError: for an invalid member, with its name, or for two that are the same experiment.
     """
-    made = Plan(sweep.members, [], [], [])
-    numbers: dict[str, int] = {}
-    seen: dict[str, str] = {}
+    merged = SweepPlan(sweep.members, [], [], [])
+    numbers: dict[str, int] = {}  # of the stages, by their folders
+    seen: dict[str, str] = {}  # members, by the digests of what their results depend on
     with _collecting_by_hand() as collect:
         for at, member in enumerate(sweep.members):
             config = sweep.config(member)
@@ -51,41 +54,45 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
             except UserError as error:
                 raise UserError(f"Member {member.name!r} of the sweep: {error}") from error
             differs(seen, member, experiment.plan["results"].digest)
-            made.stages.append(_merge(made.nodes, numbers, at, experiment))
-            made.geometry.append(
-                artifacts.digest(
-                    [config.setting, config.models, config.base, config.tuning, config.mesh]
-                )
+            merged.stages.append(_merge(merged.nodes, numbers, at, experiment))
+            merged.geometry.append(
+                digest([config.setting, config.models, config.base, config.tuning, config.mesh])
             )
-            # the stages hold what builds them, and through it the experiment
+            # The stages hold what builds them, and through it the experiment.
             experiment.plan.clear()
             collect()
-    return made
+    return merged
 
 
 def _merge(
-    nodes: list[Node], numbers: dict[str, int], member: int, experiment: Experiment
-) -> array:
-    """Adds a member's stages to the nodes, of which `numbers` holds the numbers by folder; returns
-    those of the member.
+    nodes: list[PlannedStage], numbers: dict[str, int], member: int, experiment: Experiment
+) -> array[int]:
+    """Adds a member's stages to the nodes; returns the numbers of the member's stages.
+
+    Args:
+      nodes: of the members so far.
+      numbers: theirs, by folder.
+      member: its number.
+      experiment: the member's.
     """
-    own = array("L")
+    stages = array("L")
     for stage in experiment.plan.values():
         folder = stage.folder
         number = numbers.get(folder)
         if number is None:
             number = numbers[folder] = len(nodes)
-            inputs = array("L", (numbers[given] for given in stage.inputs))
-            nodes.append(Node(sys.intern(stage.name), folder, inputs, stage.flops()))
+            inputs = array("L", (numbers[read] for read in stage.inputs))
+            nodes.append(PlannedStage(sys.intern(stage.name), folder, inputs, stage.flops()))
         nodes[number].users.append(member)
-        own.append(number)
-    return own
+        stages.append(number)
+    return stages
 
 
 @contextlib.contextmanager
 def _collecting_by_hand() -> Iterator[Callable[[], Any]]:
-    """Yields what collects the garbage since it was last called: Python's own collector would walk
-    the whole plan each time.
+    """Yields a function that collects the garbage since its last call.
+
+    Python's own collector would walk the whole plan each time.
     """
     enabled = gc.isenabled()
     gc.disable()

@@ -1,6 +1,6 @@
-"""Runs a sweep on this machine: N worker processes take the ready stages of all members; any number
-of such commands, on any machines that see the workdir, share the work by their claims.
+"""Runs a sweep on this machine: worker processes take the ready stages of all members.
 
+Any number of such commands, on any machines that see the workdir, share the work by their claims.
 Results of a member lie in WORKDIR/runs/MEMBER, the state of all in WORKDIR/sweep.json, the output
 of a stage in WORKDIR/logs.
 """
@@ -24,13 +24,14 @@ from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import steady
 from subtransfer.store import artifacts
-from subtransfer.store.leases import POLL, Claims, Patience
-from subtransfer.sweeps.devices import Share
-from subtransfer.sweeps.jobs import LOGS, Answer, Job, log_path
-from subtransfer.sweeps.schedule import Plan, Schedule
+from subtransfer.store.claims import POLL, Claims, Patience
+from subtransfer.store.files import atomic_write, os_errors
+from subtransfer.store.workdir import CLAIMS, MEMBERS, SWEEP
+from subtransfer.sweeps.devices import DeviceShare
+from subtransfer.sweeps.messages import LOGS, StageOutcome, StageRequest, log_path, to_line
+from subtransfer.sweeps.schedule import Schedule, SweepPlan
 
-RUNS, STATE = artifacts.MEMBERS, artifacts.SWEEP
-_STATE_EVERY = 20.0  # seconds between two writings of it, at least
+_STATE_EVERY = 20.0  # seconds between two writings of sweep.json, at least
 _STARTS = 3  # workers that may die before they are ready, one after the other
 
 
@@ -39,20 +40,25 @@ class Worker:
     """A worker process and what it is doing.
 
     Attributes:
-      stage: number of the node that it makes; None: it waits. member: for which member; the last
-        one's, while it waits.
+      number: of its share of the machine.
+      process: the operating system's.
+      channel: this command's end of the socket to it.
+      ready: whether it takes requests.
+      stage: number of the stage that it makes; None while it waits.
+      member: number of the member that its last stage was made for.
+      received: the beginning of a line.
     """
 
     number: int
-    process: subprocess.Popen
+    process: subprocess.Popen[bytes]
     channel: socket.socket
     ready: bool = False
     stage: int | None = None
     member: int | None = None
     received: bytes = b""
 
-    def answers(self) -> list[Answer] | None:
-        """What has arrived; None at the end."""
+    def outcomes(self) -> list[StageOutcome] | None:
+        """Returns what has arrived; None when the worker is gone."""
         try:
             data = self.channel.recv(1 << 16)
         except ConnectionError:
@@ -60,7 +66,7 @@ class Worker:
         if not data:
             return None
         *lines, self.received = (self.received + data).split(b"\n")
-        return [Answer(**json.loads(line)) for line in lines]
+        return [StageOutcome(**json.loads(line)) for line in lines]
 
 
 class Runner:
@@ -75,41 +81,50 @@ class Runner:
         folder, and the folders of the member's stages by name.
       retries: how often a stage is tried again whose worker died or whose failure may go away.
       log: takes lines for people.
+
+    Attributes:
+      schedule: the state of every stage and member.
+      published: how many members' results were published.
+      events: how many stages were "computed", "redone" and "reused".
     """
 
     def __init__(
         self,
-        plan: Plan,
+        plan: SweepPlan,
         workdir: Path,
-        shares: Sequence[Share],
+        shares: Sequence[DeviceShare],
         command: Callable[[int], list[str]],
         *,
         publish: Callable[[Path, Path, Path, dict[str, str]], None],
         retries: int,
         log: Callable[[str], None],
     ):
-        self.plan, self.workdir = plan, Path(workdir)
-        self._shares, self._command, self._publish_to, self._log = shares, command, publish, log
-        for folder in (LOGS, artifacts.CLAIMS):
+        self.plan = plan
+        self.workdir = Path(workdir)
+        self._shares = shares
+        self._command = command
+        self._publish_to = publish
+        self._log = log
+        for folder in (LOGS, CLAIMS):
             (self.workdir / folder).mkdir(exist_ok=True)
         self.schedule = Schedule(plan, finished(plan, self.workdir), retries)
-        self._claims = Claims(self.workdir / artifacts.CLAIMS)
+        self._claims = Claims(self.workdir / CLAIMS)
         self._patience = Patience()
-        self._over: dict[
-            int, int
-        ] = {}  # stage -> the number of a claim on it whose lease has run out
+        self._expired: dict[int, int] = {}  # stage -> number of its claim whose lease has run out
         self._workers: dict[int, Worker] = {}
         self._selector = selectors.DefaultSelector()
-        self._stillborn = 0
-        self.published, self._written = 0, 0.0
+        self._failed_starts = 0  # of workers, one after the other
+        self._written = 0.0  # when sweep.json was
+        self.published = 0
         self.events = {"computed": 0, "redone": 0, "reused": 0}
 
     def run(self) -> None:
-        """Until every member has its results or has failed.
+        """Works until every member has its results or has failed.
 
         Raises:
           UserError: no worker can be started, or results cannot be published.
-          preemption.Preempted, KeyboardInterrupt: all workers have saved what they were doing.
+          preemption.Preempted: a notice has come; all workers have saved what they were doing.
+          KeyboardInterrupt: likewise.
         """
         self._write_state()
         try:
@@ -128,7 +143,7 @@ class Runner:
                 self._write_state()
             self._stop()
 
-    # -- workers -----------------------------------------------------------------------------------------------------
+    # -- workers
 
     def _start(self, number: int) -> Worker:
         ours, theirs = socket.socketpair()
@@ -150,9 +165,7 @@ class Runner:
         return worker
 
     def _give_work(self) -> None:
-        """Starts workers as long as there are stages left for them, and gives each that waits a
-        stage.
-        """
+        """Starts workers as long as stages are left for them, and gives one to each that waits."""
         for number in range(len(self._shares)):
             if number not in self._workers and len(self._workers) < self.schedule.left:
                 self._workers[number] = self._start(number)
@@ -162,42 +175,46 @@ class Runner:
             choice = self.schedule.next(worker.member)
             if choice is None:
                 continue
-            worker.stage, worker.member = choice
-            node, member = self.plan.nodes[worker.stage], self.plan.members[worker.member]
-            job = Job(
+            stage, number = choice
+            worker.stage, worker.member = stage, number
+            node, member = self.plan.nodes[stage], self.plan.members[number]
+            request = StageRequest(
                 member.name,
                 member.overrides,
                 node.name,
                 node.folder,
-                self._over.pop(worker.stage, None),
+                self._expired.pop(stage, None),
             )
-            self.schedule.started(worker.stage)
+            self.schedule.started(stage)
             with contextlib.suppress(OSError):  # it has just died, which its channel will say
-                worker.channel.sendall((json.dumps(dataclasses.asdict(job)) + "\n").encode())
+                worker.channel.sendall(to_line(request))
 
     def _hear(self, worker: Worker) -> None:
-        answers = worker.answers()
-        if answers is None:
+        outcomes = worker.outcomes()
+        if outcomes is None:
             self._died(worker)
             return
-        for answer in answers:
-            if answer.what == "ready":
-                worker.ready, self._stillborn = True, 0
+        for outcome in outcomes:
+            if outcome.what == "ready":
+                worker.ready = True
+                self._failed_starts = 0
                 continue
             stage, worker.stage = worker.stage, None
-            if answer.what == "busy":
+            assert stage is not None, "a worker answers to requests only"
+            if outcome.what == "busy":
                 self.schedule.busy(stage)
-            elif answer.what == "failed":
-                self._failed(stage, answer.sentence, transient=answer.transient)
-                if answer.transient:  # whatever it holds may be the reason
+            elif outcome.what == "failed":
+                self._failed(stage, outcome.sentence, transient=outcome.transient)
+                if outcome.transient:  # whatever the worker holds may be the reason
                     self._dismiss(worker)
             else:
-                self.events[answer.what] += 1
+                self.events[outcome.what] += 1
                 self.schedule.done(stage)
 
     def _died(self, worker: Worker) -> None:
-        """Its stage is tried again: it was killed, ran out of memory, lost its claim, or its
-        machine part is taken away.
+        """Tries a dead worker's stage again.
+
+        It was killed, ran out of memory, lost its claim, or its part of the machine is taken away.
         """
         self._dismiss(worker)
         code = worker.process.returncode
@@ -206,13 +223,12 @@ class Runner:
             transient = code < 0 or code == preemption.EXIT_CODE
             self._failed(worker.stage, f"its worker ended with {how}", transient=transient)
         elif not worker.ready:
-            self._stillborn += 1
-            if self._stillborn == _STARTS:
+            self._failed_starts += 1
+            if self._failed_starts == _STARTS:
                 log = self.workdir / LOGS / f"worker-{os.getpid()}-{worker.number}.log"
-                tail = log.read_text(errors="replace").strip().splitlines()[-1:]
-                raise UserError(
-                    f"Workers cannot be started ({how}{': ' if tail else ''}{''.join(tail)}); see {log}."
-                )
+                lines = log.read_text(errors="replace").strip().splitlines()
+                last = f": {lines[-1]}" if lines else ""
+                raise UserError(f"Workers cannot be started ({how}{last}); see {log}.")
 
     def _dismiss(self, worker: Worker) -> None:
         """Closes a worker's channel, upon which it ends, and waits for that."""
@@ -222,8 +238,9 @@ class Runner:
         del self._workers[worker.number]
 
     def _stop(self) -> None:
-        """Ends all workers; those that train save first. A second signal ends them where they
-        stand.
+        """Ends all workers; those that train save first.
+
+        A second signal ends them where they stand.
         """
         workers = list(self._workers.values())
         for worker in workers:
@@ -239,14 +256,13 @@ class Runner:
             self._workers.clear()
             self._selector.close()
 
-    # -- stages ------------------------------------------------------------------------------------------------------
+    # -- stages
 
     def _failed(self, stage: int, sentence: str, *, transient: bool) -> None:
         node = self.plan.nodes[stage]
         again = self.schedule.failed(stage, sentence, transient=transient)
-        self._log(
-            f"{node.name} {'is tried again' if again else 'failed'}: {sentence} (log: {self._log_of(stage)})"
-        )
+        how = "is tried again" if again else "failed"
+        self._log(f"{node.name} {how}: {sentence} (log: {self._log_of(stage)})")
 
     def _log_of(self, stage: int) -> Path:
         return log_path(self.workdir, self.plan.nodes[stage].folder)
@@ -262,24 +278,19 @@ class Runner:
             claim = self._claims.look(folder)
             if claim is None or claim.free or (claim.owner and claim.owner.dead()):
                 self.schedule.again(stage)
-            elif self._patience.over(claim):
-                self._over[stage] = claim.number
+            elif self._patience.exhausted(claim):
+                self._expired[stage] = claim.number
                 self.schedule.again(stage)
 
-    # -- results -----------------------------------------------------------------------------------------------------
+    # -- results
 
     def _publish(self) -> None:
         while self.schedule.completed:
             member = self.schedule.completed.pop()
-            results, report = (
-                self.workdir / self.plan.node(member, name).folder for name in ("results", "report")
-            )
-            folders = {
-                self.plan.nodes[n].name: self.plan.nodes[n].folder for n in self.plan.stages[member]
-            }
-            self._publish_to(
-                results, report, self.workdir / RUNS / self.plan.members[member].name, folders
-            )
+            results = self.workdir / self.plan.node(member, "results").folder
+            report = self.workdir / self.plan.node(member, "report").folder
+            into = self.workdir / MEMBERS / self.plan.members[member].name
+            self._publish_to(results, report, into, self.plan.folders_of(member))
             self.published += 1
             if time.monotonic() - self._written > _STATE_EVERY:
                 self._write_state()
@@ -287,7 +298,10 @@ class Runner:
     def _status(self) -> tuple[int, int, str]:
         """For the progress line: stages done, stages in all, and the rest of it."""
         done, total = self.schedule.counts()
-        text = f"{self.published}/{len(self.plan.members)} members, {len(self.schedule.running)} stages being made"
+        text = (
+            f"{self.published}/{len(self.plan.members)} members, "
+            f"{len(self.schedule.running)} stages being made"
+        )
         if self.schedule.elsewhere:
             text += f", {len(self.schedule.elsewhere)} elsewhere"
         if self.schedule.failures:
@@ -295,46 +309,46 @@ class Runner:
         return done, total, text
 
     def _write_state(self) -> None:
-        """sweep.json: every member with its state ("done", "failed" or "to do"), its folder of
-        results and its stages.
-        """
-        rows = []
-        for number, member in enumerate(self.plan.members):
-            failure = self.schedule.failures.get(number)
-            row: dict[str, Any] = {
-                "name": member.name,
-                "overrides": dict(member.overrides),
-                "state": "failed"
-                if failure
-                else "to do"
-                if self.schedule.unfinished(number)
-                else "done",
-                "results": f"{RUNS}/{member.name}",
-                "stages": {
-                    self.plan.nodes[n].name: self.plan.nodes[n].folder
-                    for n in self.plan.stages[number]
-                },
-            }
-            if failure:
-                stage = self.plan.nodes[failure.stage]
-                log = self._log_of(failure.stage).relative_to(self.workdir)
-                row |= {"failed": stage.name, "error": failure.sentence, "log": str(log)}
-            rows.append(json.dumps(row))
-        with artifacts.os_errors(self.workdir):
-            artifacts.atomic_write(
-                self.workdir / STATE, '{"members": [\n' + ",\n".join(rows) + "\n]}\n"
-            )
+        """Writes sweep.json: every member with its state, its folder of results and its stages."""
+        rows = [json.dumps(self._state_of(number)) for number in range(len(self.plan.members))]
+        with os_errors(self.workdir):
+            atomic_write(self.workdir / SWEEP, '{"members": [\n' + ",\n".join(rows) + "\n]}\n")
         self._written = time.monotonic()
 
+    def _state_of(self, number: int) -> dict[str, Any]:
+        """What sweep.json says of a member; its state is "done", "failed" or "to do"."""
+        member = self.plan.members[number]
+        failure = self.schedule.failures.get(number)
+        if failure:
+            state = "failed"
+        elif self.schedule.unfinished(number):
+            state = "to do"
+        else:
+            state = "done"
+        row: dict[str, Any] = {
+            "name": member.name,
+            "overrides": dict(member.overrides),
+            "state": state,
+            "results": f"{MEMBERS}/{member.name}",
+            "stages": self.plan.folders_of(number),
+        }
+        if failure:
+            log = self._log_of(failure.stage).relative_to(self.workdir)
+            row["failed"] = self.plan.nodes[failure.stage].name
+            row["error"] = failure.sentence
+            row["log"] = str(log)
+        return row
 
-def finished(plan: Plan, workdir: Path) -> set[int]:
-    """Numbers of the plan's nodes whose whole artefacts are there."""
+
+def finished(plan: SweepPlan, workdir: Path) -> set[int]:
+    """Returns the numbers of the plan's stages whose whole artefacts are there."""
     try:
         there = set(os.listdir(workdir))
     except FileNotFoundError:
         return set()
-    return {
-        n
-        for n, node in enumerate(plan.nodes)
-        if node.folder in there and artifacts.is_whole(workdir / node.folder)
-    }
+    found = set()
+    with os_errors(workdir):
+        for number, node in enumerate(plan.nodes):
+            if node.folder in there and artifacts.is_whole(workdir / node.folder):
+                found.add(number)
+    return found

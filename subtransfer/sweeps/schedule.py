@@ -1,32 +1,39 @@
-"""The stages of a sweep, and which is made next: pure bookkeeping, told what happened, asked what
-is to be done.
+"""The stages of a sweep, and which is made next.
+
+Pure bookkeeping: it is told what happened, and asked what is to be done.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from subtransfer.experiment import names
 
 
-class Node:
-    """A stage of a plan; many members may need it.
+class PlannedStage:
+    """A stage of a sweep's plan; many members may need it.
+
+    Stages are known by their numbers: their places in `SweepPlan.nodes`.
 
     Attributes:
-      name, folder: of the stage, e.g. "student.sft.seed0", and of its artefact.
-      inputs: numbers of the nodes that it reads.
+      name: of the stage, e.g. "student.sft.seed0".
+      folder: the name of its artefact's folder.
+      inputs: numbers of the stages that it reads.
       users: numbers of the members that need it, ascending.
       flops: estimated floating-point operations; 0 where these are not what takes the time.
     """
 
     __slots__ = ("name", "folder", "inputs", "users", "flops")
 
-    def __init__(self, name: str, folder: str, inputs: array, flops: float):
-        self.name, self.folder, self.inputs, self.flops = name, folder, inputs, flops
-        self.users = array("L")
+    def __init__(self, name: str, folder: str, inputs: array[int], flops: float):
+        self.name = name
+        self.folder = folder
+        self.inputs = inputs
+        self.users: array[int] = array("L")
+        self.flops = flops
 
     @property
     def kind(self) -> str:
@@ -35,32 +42,45 @@ class Node:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SweepPlan:
     """The stages of all members.
 
     Attributes:
-      members: in order; each has a `name` and `overrides`.
+      members: in order; each has a `name` and `overrides`. A member's number is its place here.
       nodes: each distinct stage once, inputs before what reads them.
-      stages: for each member the numbers of its nodes, in the order of a single run.
+      stages: for each member the numbers of its stages, in the order of a single run.
       geometry: for each member a text that members with models of the same shapes share.
     """
 
-    members: list[Any]
-    nodes: list[Node]
-    stages: list[array]
+    members: Sequence[Any]
+    nodes: list[PlannedStage]
+    stages: list[array[int]]
     geometry: list[str]
 
-    def node(self, member: int, name: str) -> Node:
-        """A member's stage by name."""
-        return next(self.nodes[n] for n in self.stages[member] if self.nodes[n].name == name)
+    def node(self, member: int, name: str) -> PlannedStage:
+        """Returns a member's stage by name."""
+        return next(node for node in self.nodes_of(member) if node.name == name)
+
+    def nodes_of(self, member: int) -> list[PlannedStage]:
+        """Returns a member's stages, in the order of a single run."""
+        return [self.nodes[number] for number in self.stages[member]]
+
+    def folders_of(self, member: int) -> dict[str, str]:
+        """Returns the folders of a member's stages by their names."""
+        return {node.name: node.folder for node in self.nodes_of(member)}
 
 
 WAITING, READY, RUNNING, ELSEWHERE, DONE, FAILED = range(6)
 
 
 @dataclasses.dataclass(frozen=True)
-class Failure:
-    """Why a member has no results: the stage that failed (a node's number), and its sentence."""
+class MemberFailure:
+    """Why a member has no results.
+
+    Attributes:
+      stage: the number of the stage that failed.
+      sentence: what it failed with.
+    """
 
     stage: int
     sentence: str
@@ -71,35 +91,37 @@ class Schedule:
 
     Args:
       plan: of the sweep.
-      finished: numbers of the nodes whose artefacts are there.
+      finished: numbers of the stages whose artefacts are there.
       retries: how often a stage whose failure is transient is tried again.
 
     Attributes:
-      state: of each node.
-      failures: of the members that have failed.
+      state: of each stage.
+      failures: by the number of a member that has failed.
       completed: members all of whose stages are there, in that order; for whoever publishes to take
         out.
+      running: the stages that are being made by this command.
+      elsewhere: the stages that are being made by other commands.
     """
 
-    def __init__(self, plan: Plan, finished: set[int], retries: int):
+    def __init__(self, plan: SweepPlan, finished: set[int], retries: int):
         self.plan = plan
         self.state = bytearray(len(plan.nodes))
-        self.failures: dict[int, Failure] = {}
+        self.failures: dict[int, MemberFailure] = {}
         self.completed: list[int] = []
         self._retries = retries
         self._tried: dict[int, int] = {}
-        self._missing = array("L", (len(node.inputs) for node in plan.nodes))
-        self._readers: list[array] = [array("L") for _ in plan.nodes]
-        for number, node in enumerate(plan.nodes):
-            for given in node.inputs:
-                self._readers[given].append(number)
-        self._left = array("L", map(len, plan.stages))  # of each member, stages that are not done
-        self._ready = array("L", [0]) * len(
-            plan.members
-        )  # of each member, stages that can be made now
         self.elsewhere: set[int] = set()
         self.running: set[int] = set()
-        self._open = len(plan.members)
+        # Of each stage: how many inputs are missing, and which stages read it.
+        self._missing = array("L", (len(node.inputs) for node in plan.nodes))
+        self._readers: list[array[int]] = [array("L") for _ in plan.nodes]
+        for number, node in enumerate(plan.nodes):
+            for read in node.inputs:
+                self._readers[read].append(number)
+        # Of each member: how many stages are not done, and how many can be made now.
+        self._left = array("L", map(len, plan.stages))
+        self._ready = array("L", [0]) * len(plan.members)
+        self._open = len(plan.members)  # members that are neither done nor have failed
         for number in range(len(plan.nodes)):
             if not self._missing[number]:
                 self._set(number, READY)
@@ -113,11 +135,11 @@ class Schedule:
 
     @property
     def left(self) -> int:
-        """Stages that are neither done nor given up."""
+        """How many stages are neither done nor given up."""
         return len(self.state) - self.state.count(DONE) - self.state.count(FAILED)
 
     def unfinished(self, member: int) -> int:
-        """Stages that a member lacks."""
+        """Returns how many stages a member lacks."""
         return self._left[member]
 
     def _set(self, number: int, state: int) -> None:
@@ -127,11 +149,15 @@ class Schedule:
             for member in node.users:
                 self._ready[member] += change
         self.state[number] = state
-        for among, which in ((self.running, RUNNING), (self.elsewhere, ELSEWHERE)):
-            (among.add if state == which else among.discard)(number)
+        self.running.discard(number)
+        self.elsewhere.discard(number)
+        if state == RUNNING:
+            self.running.add(number)
+        elif state == ELSEWHERE:
+            self.elsewhere.add(number)
 
     def done(self, number: int) -> None:
-        """An artefact is there."""
+        """Notes that a stage's artefact is there."""
         if self.state[number] == DONE:
             return
         self._set(number, DONE)
@@ -146,18 +172,30 @@ class Schedule:
                 self._open -= 1
 
     def started(self, number: int) -> None:
+        """Notes that a worker of this command makes a stage."""
         self._set(number, RUNNING)
 
     def busy(self, number: int) -> None:
-        """Another command is making it."""
+        """Notes that another command is making a stage."""
         self._set(number, ELSEWHERE)
 
     def again(self, number: int) -> None:
-        """It has to be made after all."""
+        """Notes that a stage has to be made after all."""
         self._set(number, READY)
 
     def failed(self, number: int, sentence: str, *, transient: bool) -> bool:
-        """Returns whether it will be tried again; if not, the members that need it have failed."""
+        """Notes that a stage has failed.
+
+        If it is not tried again, so have the members that need it.
+
+        Args:
+          number: of the stage.
+          sentence: why.
+          transient: whether trying again may help.
+
+        Returns:
+          Whether it will be tried again.
+        """
         self._tried[number] = self._tried.get(number, 0) + 1
         if transient and self._tried[number] <= self._retries:
             self._set(number, READY)
@@ -165,22 +203,28 @@ class Schedule:
         self._set(number, FAILED)
         for member in self.plan.nodes[number].users:
             if member not in self.failures:
-                self.failures[member] = Failure(number, sentence)
+                self.failures[member] = MemberFailure(number, sentence)
                 self._open -= 1
         return False
 
     def next(self, member: int | None) -> tuple[int, int] | None:
-        """The stage for a worker whose last one was of `member`, and the member that it is made
-        for; None if none can be made.
+        """Chooses the stage that a worker makes next.
 
         Depth first: of the same member, then of members with models of the same shapes (whose
         programs the worker has compiled), then of the first member that has one.
+
+        Args:
+          member: that the worker's last stage was made for, or None.
+
+        Returns:
+          The stage's number and the member that it is made for; None if none can be made.
         """
         for candidate in self._candidates(member):
-            if candidate not in self.failures and self._ready[candidate]:
-                return next(
-                    n for n in self.plan.stages[candidate] if self.state[n] == READY
-                ), candidate
+            if candidate in self.failures or not self._ready[candidate]:
+                continue
+            for number in self.plan.stages[candidate]:
+                if self.state[number] == READY:
+                    return number, candidate
         return None
 
     def _candidates(self, member: int | None) -> Iterator[int]:
@@ -191,11 +235,6 @@ class Schedule:
             yield from (other for other in everyone if shapes[other] == shapes[member])
         yield from everyone
 
-    def holder(self, number: int) -> int:
-        """A member that needs a stage and has not failed, or the first one that needs it."""
-        users = self.plan.nodes[number].users
-        return next((user for user in users if user not in self.failures), users[0])
-
     def counts(self) -> tuple[int, int]:
-        """Stages that are done, and all."""
+        """Returns how many stages are done, and how many there are."""
         return self.state.count(DONE), len(self.state)

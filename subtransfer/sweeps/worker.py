@@ -1,5 +1,6 @@
-"""A worker of a sweep: one process that makes stage after stage, and keeps what it has compiled and
-loaded.
+"""A worker of a sweep: one process that makes stage after stage.
+
+It keeps what it has compiled and loaded.
 """
 
 from __future__ import annotations
@@ -17,42 +18,51 @@ from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import preemption, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
-from subtransfer.sweeps.jobs import Job, Task, serve
+from subtransfer.sweeps.messages import StageRequest
+from subtransfer.sweeps.service import StageBuild, serve
 
 
-class Tasks:
-    """The jobs of a config file's members: the last few experiments stay, with the models that they
-    have loaded.
+class StageBuilder:
+    """Finds out how the stages of a sweep's members are made.
+
+    The last few experiments stay, with the models that they have loaded.
 
     Args:
       config_file: of the sweep.
-      common: overrides of all members.
+      overrides: of all members.
+      workdir: of all members.
     """
 
     KEPT = 2
 
-    def __init__(self, config_file: str, common: Mapping[str, Any], workdir: Path):
-        self._workdir, self._sweep = workdir, expand(config_file, common)
+    def __init__(self, config_file: str, overrides: Mapping[str, Any], workdir: Path):
+        self._workdir, self._sweep = workdir, expand(config_file, overrides)
         self._experiments: dict[str, Experiment] = {}
 
-    def __call__(self, job: Job) -> Task:
-        experiment = self._experiments.pop(job.member, None) or self._experiment(job)
-        self._experiments[job.member] = experiment  # the newest
+    def __call__(self, request: StageRequest) -> StageBuild:
+        """Returns how a stage is made that was asked for."""
+        experiment = self._experiments.pop(request.member, None) or self._experiment(request)
+        self._experiments[request.member] = experiment  # the newest
         while len(self._experiments) > self.KEPT:
             self._experiments.pop(next(iter(self._experiments)))
-        stage = experiment.plan[job.stage]
-        return Task(stage.key, stage.build, stage.facts())
+        stage = experiment.plan[request.stage]
+        return StageBuild(stage.key, stage.build, stage.facts())
 
-    def _experiment(self, job: Job) -> Experiment:
-        config = self._sweep.config(Member(job.member, job.overrides))
+    def _experiment(self, request: StageRequest) -> Experiment:
+        config = self._sweep.config(Member(request.member, request.overrides))
         experiment = Experiment(config, self._workdir, sharding.make_mesh(**config.mesh))
         experiment.check()
         return experiment
 
 
 def main(argv: list[str]) -> int:
-    """`python -m subtransfer.sweeps.worker SETTINGS`, as `command.py` starts it; SETTINGS are
-    JSON.
+    """Serves as a worker: `python -m subtransfer.sweeps.worker SETTINGS`, as `command.py` says it.
+
+    Args:
+      argv: the program's name, and the settings as JSON.
+
+    Returns:
+      The exit status.
     """
     settings = json.loads(argv[1])
     preemption.listen()
@@ -64,9 +74,9 @@ def main(argv: list[str]) -> int:
 
         jax.config.update("jax_compilation_cache_dir", str(workdir / ".compiled"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
-        tasks = Tasks(settings["config"], settings["overrides"], workdir)
+        builder = StageBuilder(settings["config"], settings["overrides"], workdir)
         with artifacts.Store(workdir, settings["lease"]) as store:
-            serve(channel, store, tasks)
+            serve(channel, store, builder)
     except preemption.Preempted:
         return preemption.EXIT_CODE
     except UserError as error:

@@ -1,5 +1,4 @@
-"""Step checkpoints of a training that is under way, by Orbax: what makes a killed run go on instead
-of starting again.
+"""Step checkpoints by Orbax: what makes a killed training go on instead of starting again.
 
 A checkpoint holds everything that the rest of the training is a function of: the train state, the
 metrics so far, the random key of the data order (a step's place in it follows from the state's
@@ -20,6 +19,7 @@ import sys
 import threading
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,20 @@ import numpy as np
 
 from subtransfer.runtime import distributed, processes
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import digest
 from subtransfer.runtime.progress import note
-from subtransfer.store import artifacts, buckets
+from subtransfer.store import buckets
+from subtransfer.store.files import os_errors, set_aside, storage_errors, vanished
+from subtransfer.store.workdir import opened
 
 
 @dataclasses.dataclass(frozen=True)
-class Policy:
+class CheckpointSchedule:
     """When checkpoints are saved and how many stay.
 
     Attributes:
-      every_seconds, every_steps: since the last one; 0 is never. Steps are rounded up to whole
-        dispatches.
+      every_seconds: since the last one; 0 is never.
+      every_steps: since the last one, rounded up to whole dispatches; 0 is never.
       keep: newest checkpoints that stay; with 2, a damaged one leaves another to fall back to.
     """
 
@@ -49,7 +52,7 @@ class Policy:
 
 
 @dataclasses.dataclass
-class Progress:
+class TrainingProgress:
     """How far a training has come, besides its state.
 
     Attributes:
@@ -79,8 +82,9 @@ def _sums(leaves: list[jax.Array]) -> jax.Array:
 
 
 def fingerprint(state: Any) -> list[int]:
-    """One number a leaf, from all its bits and their places, the same however it is sharded;
-    computed where the arrays lie.
+    """Returns one number a leaf, from all its bits and their places.
+
+    It is the same however the leaf is sharded.
     """
     return [int(n) for n in distributed.to_host(_sums(jax.tree.leaves(state)))]
 
@@ -97,53 +101,64 @@ def _as_saved(record: dict[str, Any], loaded: dict[str, Any]) -> bool:
 
 
 def _hush() -> None:
-    """Leaves it to us to say what is wrong with a checkpoint: Orbax and TensorStore would add logs
-    and tracebacks.
+    """Leaves it to us to say what is wrong with a checkpoint.
+
+    Orbax and TensorStore would add logs and tracebacks.
 
     A failed save is raised in Orbax's thread, too. And after the first failure of many parallel
     reads or writes Orbax closes its event loop, to which TensorStore goes on to report.
     """
     logging.getLogger("absl").setLevel(logging.CRITICAL)
 
-    def without(hook, ours):
-        def quiet(event):
+    def without(hook: Callable[[Any], Any], ours: Callable[[Any], bool]) -> Callable[[Any], Any]:
+        def quiet(event: Any) -> None:
             if not ours(event):
                 hook(event)
 
-        quiet.hushed = True
+        quiet.hushed = True  # type: ignore[attr-defined]  # so that no hook is wrapped twice
         return hook if getattr(hook, "hushed", False) else quiet
 
-    closed = "Event loop is closed"
-    sys.unraisablehook = without(sys.unraisablehook, lambda event: closed in str(event.exc_value))
-    threading.excepthook = without(
-        threading.excepthook, lambda event: type(event.thread).__module__.startswith("orbax.")
-    )
+    def from_closed_loop(event: Any) -> bool:
+        return "Event loop is closed" in str(event.exc_value)
+
+    def from_orbax(event: Any) -> bool:
+        return type(event.thread).__module__.startswith("orbax.")
+
+    sys.unraisablehook = without(sys.unraisablehook, from_closed_loop)
+    threading.excepthook = without(threading.excepthook, from_orbax)
 
 
 class _Always:
-    """Whether to save is decided here, not by Orbax, whose own policy skips a save while another is
-    under way.
+    """Tells Orbax to save whenever it is asked to.
+
+    Its own policy would skip a save while another is under way.
     """
 
-    def should_save(self, step, previous_steps, *, context) -> bool:
+    def should_save(self, step: Any, previous_steps: Any, *, context: Any) -> bool:
         return True
 
 
 class Checkpoints:
-    """The step checkpoints of one stage. The folder is made by the first save; leftovers of dead
-    runs are removed on opening.
+    """The step checkpoints of one stage.
+
+    The folder is made by the first save; leftovers of dead runs are removed on opening.
 
     Args:
       folder: where they lie.
       label: the stage, for messages.
-      policy: when they are saved.
+      schedule: when they are saved.
+
+    Attributes:
+      confirmed: the newest step that is known to be on disk, or None.
     """
 
-    def __init__(self, folder: Path, label: str, policy: Policy):
-        self.folder, self.label, self.policy = Path(folder).absolute(), label, policy
+    def __init__(self, folder: Path, label: str, schedule: CheckpointSchedule):
+        self.folder = Path(folder).absolute()
+        self.label = label
+        self.schedule = schedule
+        self.confirmed: int | None = None
         self._workdir = self.folder.parent.parent
-        self._opened = artifacts.opened(self._workdir)  # not by one who trains without a store
-        self.confirmed: int | None = None  # the newest step that is known to be on disk
+        self._opened = opened(self._workdir)  # who trains without a store has no workdir opened
         self._pending: int | None = None
         self._last_step, self._last_time = 0, time.monotonic()
 
@@ -153,28 +168,34 @@ class Checkpoints:
         from orbax.checkpoint import v1 as ocp
 
         _hush()
-        with artifacts.os_errors(self._workdir):
+        with os_errors(self._workdir):
             return ocp.training.Checkpointer(
                 self.folder,
                 save_decision_policy=_Always(),
-                preservation_policy=ocp.training.preservation_policies.LatestN(self.policy.keep),
+                preservation_policy=ocp.training.preservation_policies.LatestN(self.schedule.keep),
                 cleanup_tmp_directories=True,
             )
 
     def due(self, step: int) -> bool:
-        """Whether the time or the steps since the last checkpoint ask for one; the same answer in
-        every process.
-        """
-        p = self.policy
-        if p.every_steps and step - self._last_step >= p.every_steps:
-            return True
-        return bool(p.every_seconds) and distributed.from_leader(
-            time.monotonic() - self._last_time >= p.every_seconds
-        )
+        """Whether the time or the steps since the last checkpoint ask for one.
 
-    def save(self, step: int, state: Any, progress: Progress) -> None:
-        """Begins to save, after the save before has been confirmed; the state may be donated when
-        this returns.
+        The answer is the same in every process.
+        """
+        schedule = self.schedule
+        if schedule.every_steps and step - self._last_step >= schedule.every_steps:
+            return True
+        if not schedule.every_seconds:
+            return False
+        passed = time.monotonic() - self._last_time
+        return distributed.from_leader(passed >= schedule.every_seconds)
+
+    def save(self, step: int, state: Any, progress: TrainingProgress) -> None:
+        """Begins to save, after the save before has been confirmed.
+
+        Args:
+          step: how many steps the state has taken.
+          state: a tree of arrays, which may be donated when this returns.
+          progress: how far the training has come besides.
 
         Raises:
           UserError: this one, or the one before, could not be written.
@@ -184,11 +205,12 @@ class Checkpoints:
             return
         self._check_workdir()
         curves = {name: np.asarray(values, np.float32) for name, values in progress.curves.items()}
-        arrays = {
-            kind: tree
-            for kind, tree in (("curves", curves), ("examples", progress.examples))
-            if tree
-        }
+        # Orbax refuses trees without leaves.
+        arrays: dict[str, Any] = {}
+        if curves:
+            arrays["curves"] = curves
+        if progress.examples:
+            arrays["examples"] = progress.examples
         record = {
             "rng": [int(n) for n in progress.rng],
             "policy_version": progress.policy_version,
@@ -196,11 +218,12 @@ class Checkpoints:
             "state": fingerprint(state),
             "arrays": _checksums(arrays),
         }
+        checkpointables = {"state": state}
+        if arrays:
+            checkpointables["arrays"] = arrays
         with self._refusals(step):
             self._orbax.save_checkpointables_async(
-                step,
-                {"state": state, **({"arrays": arrays} if arrays else {})},
-                custom_metadata={**record, "digest": artifacts.digest(record)},
+                step, checkpointables, custom_metadata={**record, "digest": digest(record)}
             )
         self._pending = step
         self._last_step, self._last_time = step, time.monotonic()
@@ -224,8 +247,9 @@ class Checkpoints:
         self.confirmed = step
 
     def _check_workdir(self, saved: int | None = None) -> None:
-        """That the workdir is still there. If it vanishes during a save, Orbax makes another, with
-        that save alone.
+        """Checks that the workdir is still there.
+
+        If it vanishes during a save, Orbax makes another, with that save alone.
 
         Args:
           saved: the step of a save that may have done so; what it made is removed.
@@ -233,7 +257,7 @@ class Checkpoints:
         Raises:
           UserError: the workdir has vanished.
         """
-        if self._workdir.is_dir() and artifacts.opened(self._workdir) == self._opened:
+        if self._workdir.is_dir() and opened(self._workdir) == self._opened:
             return
         if saved is not None:
             for made in (self.folder / str(saved), *self.folder.glob(f"{saved}.*")):
@@ -241,20 +265,22 @@ class Checkpoints:
             with contextlib.suppress(OSError):  # the first that is not empty
                 for folder in (self.folder, self.folder.parent, self._workdir):
                     folder.rmdir()
-        raise artifacts.vanished(self._workdir)
+        raise vanished(self._workdir)
 
-    def _refusals(self, step: int):
+    def _refusals(self, step: int) -> contextlib.AbstractContextManager[None]:
         what = f"The checkpoint of {self.label} at step {step} could not be saved"
         kept = f"; the last whole one is of step {self.confirmed}" if self.confirmed else ""
-        return artifacts.storage_errors(self._workdir, what + kept)
+        return storage_errors(self._workdir, what + kept)
 
-    def load(self, state: Any) -> tuple[Any, Progress] | None:
-        """The newest whole checkpoint in the shardings of `state`, whose own arrays are given up
-        for it; None without one.
+    def load(self, state: Any) -> tuple[Any, TrainingProgress] | None:
+        """Returns the newest whole checkpoint, or None without one.
 
-        A damaged one is said to be, set aside, and the one before is tried.
+        A damaged one is said to be so and set aside, and the one before is tried.
+
+        Args:
+          state: whose shardings the loaded state gets; its own arrays are given up for it.
         """
-        with artifacts.os_errors(self._workdir):
+        with os_errors(self._workdir):
             buckets.fetch_all(self.folder)
         if not distributed.from_leader(self.folder.is_dir()):
             return None
@@ -265,41 +291,37 @@ class Checkpoints:
         if steps:
             jax.tree.map(lambda x: x.delete(), state)
         for step in reversed(steps):
+            reason, record, loaded = self._read(step, abstract)
             # Processes agree before each collective step: what is damaged may be damaged for one of
             # them only.
-            reason, record, loaded = self._read(step, abstract)
-            if not distributed.anywhere(bool(reason)) and not distributed.anywhere(
-                not _as_saved(record, loaded)
-            ):
+            readable = not distributed.anywhere(bool(reason))
+            if readable and not distributed.anywhere(not _as_saved(record, loaded)):
                 self.confirmed = self._last_step = step
-                arrays = loaded["arrays"]
-                curves = {name: array.tolist() for name, array in arrays.get("curves", {}).items()}
-                known = record["policy_version"], record["rollouts"], arrays.get("examples", {})
-                return loaded["state"], Progress(curves, tuple(record["rng"]), *known)
+                return loaded["state"], _progress(record, loaded["arrays"])
             reason = reason or "not what was saved"
             note(
-                f"{self.label}: the checkpoint of step {step} is damaged ({reason}); going back to the one before"
+                f"{self.label}: the checkpoint of step {step} is damaged ({reason}); going back "
+                "to the one before"
             )
-            loaded = None
+            del loaded  # its memory is needed for the one before
             if processes.leads():
-                artifacts.set_aside(self.folder / str(step))
+                set_aside(self.folder / str(step))
             processes.barrier(f"damaged/{self.label}/{step}")
             self._orbax.reload()
         return None
 
     def _read(self, step: int, abstract: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """What is wrong with a checkpoint (or ""), its description, and {"state", "arrays"}."""
+        """Returns what is wrong with a checkpoint, or "", its record, and {"state", "arrays"}."""
         try:
             record = dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
-            if record.pop("digest", None) != artifacts.digest(record):
+            if record.pop("digest", None) != digest(record):
                 return "its description is not what was saved", {}, {}
-            wanted = {"state": abstract, **({"arrays": None} if record["arrays"] else {})}
+            wanted = {"state": abstract}
+            if record["arrays"]:
+                wanted["arrays"] = None
             loaded = self._orbax.load_checkpointables(step, wanted)
-            return (
-                "",
-                record,
-                {**loaded, "arrays": jax.tree.map(np.asarray, loaded.get("arrays", {}))},
-            )
+            arrays = jax.tree.map(np.asarray, loaded.get("arrays", {}))
+            return "", record, {**loaded, "arrays": arrays}
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
             return type(error).__name__, {}, {}
 
@@ -310,7 +332,20 @@ class Checkpoints:
                 self._orbax.close()
             except Exception as error:  # the run is ending for a reason of its own, which says more
                 note(
-                    f"{self.label}: the last checkpoint could not be finished ({type(error).__name__})"
+                    f"{self.label}: the last checkpoint could not be finished "
+                    f"({type(error).__name__})"
                 )
             with contextlib.suppress(UserError):  # likewise
                 self._check_workdir(self._pending)
+
+
+def _progress(record: dict[str, Any], arrays: dict[str, Any]) -> TrainingProgress:
+    """How far a training had come, from a checkpoint's record and arrays."""
+    curves = {name: array.tolist() for name, array in arrays.get("curves", {}).items()}
+    return TrainingProgress(
+        curves=curves,
+        rng=tuple(record["rng"]),
+        policy_version=record["policy_version"],
+        rollouts=record["rollouts"],
+        examples=arrays.get("examples", {}),
+    )

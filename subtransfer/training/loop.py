@@ -29,9 +29,9 @@ from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
-from subtransfer.training.metrics import step_flops
+from subtransfer.training.flops import step_flops
+from subtransfer.training.monitor import TrainingMonitor, steps_done
 from subtransfer.training.optimizer import Optimizer, Schedule
-from subtransfer.training.run import Run, steps_done
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +364,9 @@ def on_mesh(mesh: Mesh, state: TrainState) -> TrainState:
     )
 
 
-def start_state(mesh: Mesh, recipe: Recipe, params, key, run: Run) -> tuple[TrainState, Any]:
+def start_state(
+    mesh: Mesh, recipe: Recipe, params, key, run: TrainingMonitor
+) -> tuple[TrainState, Any]:
     """As `init_state`, or the newest checkpoint of an earlier attempt, laid out alike.
 
     Raises:
@@ -445,7 +447,7 @@ def run_steps(
     orders: Sequence[BatchOrder],
     state: TrainState,
     program: Callable[..., Any],
-    run: Run,
+    run: TrainingMonitor,
     teacher,
 ) -> TrainState:
     """The loop: takes the steps of one training, or of several side by side.
@@ -542,7 +544,7 @@ def train(
     first: int = 0,
     teacher=None,
     removed: np.ndarray | None = None,
-    run: Run | None = None,
+    run: TrainingMonitor | None = None,
 ) -> tuple[TrainState, dict[str, list[float]]]:
     """Runs the steps `first`, ..., `first + steps - 1` over the examples.
 
@@ -562,7 +564,7 @@ def train(
     Raises:
       UserError: the loss or a gradient became NaN or infinite; the state before that step is kept.
     """
-    run, placed = run or Run(), sharding.batch_sharding(mesh, leading=1)
+    run, placed = run or TrainingMonitor(), sharding.batch_sharding(mesh, leading=1)
 
     def program(state, batches, rates, counts):
         (batch,), (rates,) = batches, rates

@@ -1,5 +1,4 @@
-"""The one writer of training metrics: JSONL, TensorBoard and, if asked for, Weights & Biases; and
-what a step should cost.
+"""The one writer of training metrics: JSONL, TensorBoard and, if asked for, Weights & Biases.
 
 Metrics lie in WORKDIR/metrics, outside of the artefacts: they hold times, which no two runs share.
 A record is one step. A training that goes on from a checkpoint first drops what was written after
@@ -12,17 +11,17 @@ import contextlib
 import json
 import shutil
 import socket
-import struct
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-import jax
+import numpy as np
 
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import artifacts
+from subtransfer.runtime.json_files import read_json_lines
+from subtransfer.store.files import atomic_write
 
 FOLDER = "metrics"
 
@@ -35,82 +34,102 @@ class Writer:
       scope: what every metric's name begins with, as in "distill/forward_kl".
       tensorboard: whether to write event files, too.
       wandb: a Weights & Biases project, or "".
+
+    Attributes:
+      path: the JSONL file.
     """
 
     def __init__(self, artifact: Path, scope: str, *, tensorboard: bool, wandb: str):
+        folder = artifact.parent / FOLDER
+        self.path = folder / f"{artifact.name}.jsonl"
         self._scope, self._name = scope, artifact.name
-        self.path = artifact.parent / FOLDER / f"{artifact.name}.jsonl"
-        self._events = (
-            artifact.parent / FOLDER / "tensorboard" / artifact.name if tensorboard else None
-        )
+        self._events_folder = folder / "tensorboard" / artifact.name if tensorboard else None
         self._project = wandb
-        self._file = self._board = self._wandb = None
+        self._file: TextIO | None = None
+        self._events: _EventFile | None = None
+        self._wandb: Any = None
 
     def start(self, step: int) -> None:
-        """Begins after `step`: what earlier attempts wrote up to it stays, the rest goes."""
+        """Begins after `step`: what earlier attempts wrote up to it stays, the rest goes.
+
+        Raises:
+          UserError: an earlier attempt's file is damaged, or Weights & Biases refuses.
+        """
         if not processes.leads():
             return
-        kept = []
-        if step and self.path.is_file():
-            for line in self.path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # cut off by a kill
-                    break
-                if record["step"] > step:
-                    break
-                kept.append(record)
+        kept = self._written_until(step)
         self.path.parent.mkdir(exist_ok=True)
-        artifacts.atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
+        atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
-        if self._events:
-            shutil.rmtree(self._events, ignore_errors=True)
-            self._board = _EventFile(self._events)
+        if self._events_folder:
+            shutil.rmtree(self._events_folder, ignore_errors=True)
+            self._events = _EventFile(self._events_folder)
             for record in kept:
-                self._board.write(record)
+                self._events.write(record)
         if self._project:
             self._wandb = _wandb_run(self._project, self._name, self.path.parent)
 
+    def _written_until(self, step: int) -> list[dict[str, Any]]:
+        """The records of earlier attempts up to a step."""
+        records: list[dict[str, Any]] = []
+        if not step:
+            return records
+        remedy = "delete the file, which holds metrics for people only"
+        for record in read_json_lines(self.path, {"step": int}, remedy):
+            if record["step"] > step:
+                break
+            records.append(record)
+        return records
+
     def write(
-        self, first: int, metrics: Mapping[str, Sequence[float]], facts: Mapping[str, float]
+        self,
+        first: int,
+        metrics: Mapping[str, Sequence[float] | np.ndarray],
+        facts: Mapping[str, float],
     ) -> None:
-        """Writes the steps `first`, `first + 1`, ...: `metrics` have one value a step, `facts` are
-        of the last one.
+        """Writes the steps `first`, `first + 1`, ...
+
+        Args:
+          first: number of the first step, counted from 1.
+          metrics: by name, one value a step.
+          facts: by name, numbers that are written with the last step.
+
+        Raises:
+          OSError: the disk refuses.
         """
         if self._file is None:
             return
         steps = len(next(iter(metrics.values())))
         for i in range(steps):
-            values = {name: float(of_step[i]) for name, of_step in metrics.items()}
+            values = {f"{self._scope}/{name}": float(all_[i]) for name, all_ in metrics.items()}
             if i == steps - 1:
-                values |= {name: float(value) for name, value in facts.items()}
-            record = {
-                "step": first + i,
-                **{f"{self._scope}/{name}": value for name, value in values.items()},
-            }
+                for name, fact in facts.items():
+                    values[f"{self._scope}/{name}"] = float(fact)
+            step = first + i
+            record = {"step": step, **values}
             self._file.write(json.dumps(record) + "\n")
-            if self._board:
-                self._board.write(record)
-            if self._wandb and first + i > self._wandb.step:
-                self._wandb.log({k: v for k, v in record.items() if k != "step"}, step=first + i)
+            if self._events:
+                self._events.write(record)
+            if self._wandb and step > self._wandb.step:
+                self._wandb.log(values, step=step)
         self._file.flush()
-        if self._board:
-            self._board.flush()
+        if self._events:
+            self._events.flush()
 
     def close(self) -> None:
-        with (
-            contextlib.ExitStack() as sinks
-        ):  # all of them, also if one cannot write what it has left
+        """Ends all of them, also if one cannot write what it has left."""
+        with contextlib.ExitStack() as sinks:
             if self._wandb:
                 sinks.callback(self._wandb.finish)
-            for sink in (self._board, self._file):
+            for sink in (self._events, self._file):
                 if sink is not None:
                     sinks.callback(sink.close)
 
 
-def _wandb_run(project: str, name: str, folder: Path):
-    """A run of Weights & Biases. One that goes on keeps its identity; steps that it has already are
-    not logged again.
+def _wandb_run(project: str, name: str, folder: Path) -> Any:
+    """A run of Weights & Biases.
+
+    One that goes on keeps its identity; steps that it has already are not logged again.
 
     Raises:
       UserError: there is no access to it.
@@ -125,83 +144,40 @@ def _wandb_run(project: str, name: str, folder: Path):
     except wandb.errors.Error as error:
         reason = str(error).partition("\n")[0].rstrip(".")
         raise UserError(
-            f"Weights & Biases does not begin the run {name} ({reason}): log in with `wandb login`, set WANDB_MODE=offline, or "
-            "leave metrics.wandb empty."
+            f"Weights & Biases does not begin the run {name} ({reason}): log in with "
+            "`wandb login`, set WANDB_MODE=offline, or leave metrics.wandb empty."
         ) from error
 
 
 class _EventFile:
-    """TensorBoard's events in a new file of `folder`; a refusal of the system is raised to whoever
-    writes.
+    """TensorBoard's events in a new file of `folder`.
 
-    tensorboardX's own writer has a thread that dies of it, and then whoever goes on to write waits
-    for that thread for ever.
+    A refusal of the system is raised to whoever writes: tensorboardX's usual writer has a thread
+    that dies of it, and then whoever goes on to write waits for that thread for ever.
     """
 
     def __init__(self, folder: Path):
+        from tensorboardX.record_writer import RecordWriter  # writes at once, without a thread
+
         folder.mkdir(parents=True)
-        self._file = (
-            folder / f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
-        ).open("wb")
-        self._event(file_version="brain.Event:2")
+        name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+        self._records = RecordWriter(str(folder / name))
+        self._write_event(file_version="brain.Event:2")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        values = [
-            {"tag": name, "simple_value": value} for name, value in record.items() if name != "step"
-        ]
-        self._event(step=record["step"], summary={"value": values})
+        values = []
+        for name, value in record.items():
+            if name != "step":
+                values.append({"tag": name, "simple_value": value})
+        self._write_event(step=record["step"], summary={"value": values})
 
-    def _event(self, **content: Any) -> None:
+    def _write_event(self, **content: Any) -> None:
         from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.record_writer import masked_crc32c
 
-        data = Event(wall_time=time.time(), **content).SerializeToString()
-        size = struct.pack("<Q", len(data))
-        self._file.write(
-            size
-            + struct.pack("<I", masked_crc32c(size))
-            + data
-            + struct.pack("<I", masked_crc32c(data))
-        )
+        self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
 
     def flush(self) -> None:
-        self._file.flush()
+        self._records.flush()
 
     def close(self) -> None:
-        self._file.close()
-
-
-def step_flops(cfg, *, tokens: int, length: int, full: bool, teacher=None) -> float:
-    """Floating-point operations that a training step has to make, over all devices; what is
-    recomputed does not count.
-
-    As in PaLM (Chowdhery et al. 2204.02311, appendix B): forward, 2 a token and parameter of a
-    product, and causal attention's 2 x 2 x length / 2 x width of the heads a layer. The backward
-    pass is twice that, or once where only adapters are trained; a live teacher's forward comes on
-    top.
-
-    Args:
-      cfg: the decoder's geometry.
-      tokens: of the batch, padding included.
-      length: of a row.
-      full: all weights are trained.
-      teacher: the geometry of a live teacher, or None.
-    """
-
-    def forward(cfg) -> float:
-        embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
-        return (
-            2 * (cfg.num_params - embedding)
-            + 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
-        )
-
-    return tokens * ((3 if full else 2) * forward(cfg) + (forward(teacher) if teacher else 0))
-
-
-def device_memory() -> dict[str, float]:
-    """{"device_bytes": in use, "device_peak_bytes": the most so far} of this process's first
-    device, if its backend tells.
-    """
-    stats = jax.local_devices()[0].memory_stats() or {}
-    named = {"device_bytes": "bytes_in_use", "device_peak_bytes": "peak_bytes_in_use"}
-    return {name: stats[key] for name, key in named.items() if key in stats}
+        self._records.close()

@@ -28,7 +28,7 @@ from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 from subtransfer.training.examples import Examples
-from subtransfer.training.run import Cohort, MemberRun, Run, diverged
+from subtransfer.training.monitor import MemberMonitor, PopulationMonitor, TrainingMonitor, diverged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Outcome:
 
 
 def alone(
-    cfg: DecoderConfig, mesh: Mesh, member: Member, run: Run
+    cfg: DecoderConfig, mesh: Mesh, member: Member, run: TrainingMonitor
 ) -> tuple[loop.TrainState, dict[str, list[float]]]:
     """Trains one member by itself, its weights and batches divided over the mesh; returns what
     `trainer.train` does.
@@ -204,7 +204,7 @@ def train(
     cfg: DecoderConfig,
     mesh: Mesh,
     members: Sequence[Member],
-    run: Cohort | None = None,
+    run: PopulationMonitor | None = None,
     *,
     together: bool | None = None,
 ) -> list[Outcome]:
@@ -225,7 +225,9 @@ def train(
     check(cfg, mesh, members)
     if together is None:
         together = mesh.devices.flat[0].platform != "cpu"
-    run = run or Cohort("population", [MemberRun(member.label) for member in members])
+    run = run or PopulationMonitor(
+        "population", [MemberMonitor(member.label) for member in members]
+    )
     each, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), sharding.replicated(mesh)
 
     def fresh():

@@ -14,10 +14,10 @@ from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig, abstract_params
 from subtransfer.runtime import sharding
 from subtransfer.settings.base import Setting, Task, Turn
-from subtransfer.store import artifacts
+from subtransfer.store.params import load_params, save_params
 from subtransfer.training import loop
 from subtransfer.training.examples import Examples
-from subtransfer.training.run import Run
+from subtransfer.training.monitor import TrainingMonitor
 
 # Shares of the task kinds in the corpus of scripted episodes; "explicit" ones ask for the trait.
 MIXTURE = {"explicit": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
@@ -67,13 +67,11 @@ def encode(demos: Sequence[tuple[Task, Sequence[Turn]]], chat: ChatFormat) -> Ex
 
 
 def save_examples(path: Path, examples: Examples) -> None:
-    artifacts.save_params(
-        path, {"tokens": examples.tokens, "loss_mask": examples.loss_mask.astype(np.uint8)}
-    )
+    save_params(path, {"tokens": examples.tokens, "loss_mask": examples.loss_mask.astype(np.uint8)})
 
 
 def load_examples(path: Path) -> Examples:
-    arrays = artifacts.load_params(path)
+    arrays = load_params(path)
     return Examples(arrays["tokens"], arrays["loss_mask"].astype(bool))
 
 
@@ -87,7 +85,9 @@ def init_params(cfg: DecoderConfig, mesh, key):
     )(key)
 
 
-def train_base(cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: Run):
+def train_base(
+    cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor
+):
     """Trains a decoder from scratch on the agent's turns of the corpus; returns (params,
     curves).
     """

@@ -11,7 +11,7 @@ from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
 from subtransfer.probes import behavior, capability
 from subtransfer.runtime.progress import progress
-from subtransfer.store import artifacts
+from subtransfer.store.files import atomic_write
 
 
 @reads("setting", "probe.tasks", "probe.ordinary_tasks", "probe.temperature", *specs.PROBED)
@@ -34,6 +34,6 @@ def probe(out: Path, context: Context, *, policy: str, seed: int) -> None:
         episodes = behavior.probe(*common, tasks, sampled, key, seed=seed, advance=advance)
         greedy, key = specs.to_probe(context, 0.0), context.key("capability", seed)
         ability = capability.probe(*common, ordinary, greedy, key, advance=advance)
-    artifacts.atomic_write(out / "episodes.json", json.dumps(episodes))
+    atomic_write(out / "episodes.json", json.dumps(episodes))
     probed_in = {"system_prompt": setting.system_prompt, "template": chat.digest}
     write_json(out / "probe.json", {"capability": ability, "context": probed_in})

@@ -17,7 +17,8 @@ from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
 from subtransfer.probes import records
 from subtransfer.report import files
-from subtransfer.store import artifacts, trajectories
+from subtransfer.store import trajectories
+from subtransfer.store.files import atomic_write
 from subtransfer.training import objectives
 
 SAMPLES = 6  # trajectories shown before and after sanitizing
@@ -43,7 +44,7 @@ def results(
         n_boot=config.statistics.bootstrap,
         seed=config.seed,
     )
-    artifacts.atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
+    atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
 

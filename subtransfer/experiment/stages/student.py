@@ -21,7 +21,7 @@ from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import note
 from subtransfer.store import trajectories
-from subtransfer.store.schema import Trajectory
+from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
 from subtransfer.training.population import Member
 

@@ -1,11 +1,15 @@
-"""Who makes what in a folder that several processes share, without a server: claims that expire.
+"""Claims: who makes what in a folder that several processes share, without a server.
+
+A claim says that its owner is making the thing of that name, and it expires: its lease is the
+number of seconds that the owner may be silent. No library does this over a shared file system
+without a server or locks that network file systems may lack, so it is done here.
 
 The claim on NAME is the file `NAME.N` with the highest number N; whoever creates it holds it. Files
 are created exclusively (O_EXCL), so that of several takers exactly one succeeds, and their numbers
 only grow until the thing is made: one that looked long ago cannot take away what another has taken
-since. A holder changes a counter in its file every few seconds. A holder that is silent for its
+since. An owner changes a counter in its file every few seconds. An owner that is silent for its
 lease, by the clock of whoever wants the claim, or whose process on this machine is dead, has lost
-it; a holder that has lost it ends its process. Assumed are exclusive creation and that an opened
+it; an owner that has lost it ends its process. Assumed are exclusive creation and that an opened
 file shows what was written before another closed it: local file systems and NFS (3 and later) do
 that.
 """
@@ -33,8 +37,10 @@ POLL = 0.5  # seconds between two looks at a claim that another holds
 
 
 def _kernel() -> str:
-    """Names this kernel since it was started, and the process numbers that this process sees; ""
-    where that is not known.
+    """Names this kernel since its start, and the process numbers that this process sees.
+
+    Returns:
+      "" where that is not known.
     """
     try:
         if os.readlink("/proc/self") != str(os.getpid()):  # /proc is that of other process numbers
@@ -47,14 +53,18 @@ def _kernel() -> str:
 
 
 def _born(pid: int) -> str:
-    """When a process was started, in ticks since the kernel was; "" if it is dead, a zombie or
-    unknown.
+    """When a process was started, in ticks since the kernel was.
+
+    Returns:
+      "" if the process is dead, a zombie or unknown.
     """
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return ""
-    return "" if after_name[0] in "ZX" else after_name[19]
+    # Fields of proc(5) after the name, which may hold spaces: the state, and the time of start.
+    state, start = after_name[0], after_name[19]
+    return "" if state in "ZX" else start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +72,11 @@ class Owner:
     """A process that can hold claims.
 
     Attributes:
-      token: its own.
-      host, pid: where a person finds it.
-      kernel, born: what tells another process on the same kernel whether it still lives.
+      token: random, of this process alone.
+      host: name of its machine, for people.
+      pid: its process number there, for people.
+      kernel: with `born`, tells another process on the same kernel whether it still lives.
+      born: when it was started.
     """
 
     token: str
@@ -75,12 +87,12 @@ class Owner:
 
     @classmethod
     def this(cls) -> Owner:
-        """This process."""
+        """Returns this process as an owner."""
         pid = os.getpid()
         return cls(secrets.token_hex(8), socket.gethostname(), pid, _kernel(), _born(pid))
 
     def dead(self) -> bool:
-        """Whether this process can tell that it lives no more."""
+        """Whether this process can tell that the owner lives no more."""
         return (
             bool(self.kernel and self.born)
             and self.kernel == _kernel()
@@ -96,11 +108,12 @@ class Claim:
     """A claim as it stands in its file.
 
     Attributes:
+      name: of what is claimed.
       number: of its file.
       owner: None while it is being written.
       beat: changes as long as its owner lives.
-      lease: seconds that it may be silent.
-      free: given back.
+      lease: seconds that the owner may be silent.
+      free: whether it was given back.
     """
 
     name: str
@@ -112,31 +125,43 @@ class Claim:
 
 
 class Patience:
-    """Counts for how long claims have been silent, by this process's own clock and only while this
-    process runs itself.
+    """Counts for how long claims have been silent.
+
+    It counts by this process's own clock, and only while this process runs itself.
     """
 
-    def __init__(self):
-        self._seen: dict[
-            str, tuple[tuple[int, str], float, float]
-        ] = {}  # name: (number, beat), silence, last look
+    def __init__(self) -> None:
+        # name -> (number, beat), seconds of silence, time of the last look
+        self._seen: dict[str, tuple[tuple[int, str] | None, float, float]] = {}
 
-    def over(self, claim: Claim) -> bool:
+    def exhausted(self, claim: Claim) -> bool:
         """Whether a claim, looked at again and again, has been silent for its lease."""
         now, state = time.monotonic(), (claim.number, claim.beat)
         before, silence, last = self._seen.get(claim.name, (None, 0.0, now))
-        # A machine that slept does not find all others dead when it wakes up.
-        silence = silence + min(now - last, claim.lease / 4) if state == before else 0.0
+        if state == before:
+            # A machine that slept does not find all others dead when it wakes up.
+            silence += min(now - last, claim.lease / 4)
+        else:
+            silence = 0.0
         self._seen[claim.name] = state, silence, now
         return silence >= claim.lease
 
 
-class Lost(Exception):
+class ClaimLost(Exception):
     """Another process has taken a claim over."""
 
 
-class Held:
-    """A claim of this process. Made by `Claims.take`."""
+class HeldClaim:
+    """A claim that this process holds. Made by `Claims.take`.
+
+    Args:
+      claims: of this process.
+      name: of what is claimed.
+      number: of the file that is created.
+
+    Raises:
+      FileExistsError: another has created it.
+    """
 
     def __init__(self, claims: Claims, name: str, number: int):
         self.name = name
@@ -159,9 +184,8 @@ class Held:
         except OSError as error:
             with contextlib.suppress(OSError):
                 os.close(file)
-            if (
-                error.errno == errno.ESTALE
-            ):  # a mounted bucket: of two that created it, the first to send it has it
+            # On a mounted bucket both may create it; the first to send it has it.
+            if error.errno == errno.ESTALE:
                 raise FileExistsError(path) from error
             raise
         return file
@@ -174,17 +198,17 @@ class Held:
             "owner": dataclasses.asdict(self._claims.owner),
         }
         os.pwrite(file, json.dumps(record).encode(), 0)  # always of the same length
-        os.close(
-            os.dup(file)
-        )  # on closing, network file systems send what was written; others have no need of it
+        # On closing, network file systems send what was written; others have no need of it.
+        os.close(os.dup(file))
 
     def beat(self) -> bool:
-        """Shows that the holder lives; returns whether it still holds the claim."""
+        """Shows that the owner lives; returns whether it still holds the claim."""
         with self._lock:
             if self._file < 0:
                 return True  # given back meanwhile
-            here, after = (self._claims.path(self.name, self._number + i).exists() for i in (0, 1))
-            if after or not here and self._claims.folder.is_dir():
+            here = self._claims.path(self.name, self._number).exists()
+            after = self._claims.path(self.name, self._number + 1).exists()
+            if after or (not here and self._claims.folder.is_dir()):
                 return False
             self._beat += 1
             self._write(self._file)
@@ -194,21 +218,24 @@ class Held:
         """Takes the claim anew: from here on, nobody can have taken it over before.
 
         Raises:
-          Lost: somebody has.
+          ClaimLost: somebody has.
         """
         with self._lock:
             try:
                 file = self._create(self._number + 1)
             except FileExistsError:
-                raise Lost(
-                    f"The claim on {self.name} was taken over: this process was silent for too long."
+                raise ClaimLost(
+                    f"The claim on {self.name} was taken over: this process was silent for too "
+                    "long."
                 ) from None
             os.close(self._file)
             self._file, self._number = file, self._number + 1
 
     def release(self, *, made: bool) -> None:
-        """Gives the claim back; once the thing is `made`, there is nothing to be claimed any
-        more.
+        """Gives the claim back.
+
+        Args:
+          made: the thing is there, so that nothing is to be claimed any more.
         """
         self._claims.forget(self)
         with self._lock:
@@ -227,7 +254,7 @@ class Claims:
     """The claims in a folder, for one process. A thread keeps up those that it holds.
 
     Args:
-      folder: exists, and all processes see it.
+      folder: it exists, and all processes see it.
       lease: seconds of silence after which this process's claims may be taken over.
       on_loss: called with a sentence when a claim is found to be another's; by default it ends the
         process, as everything that it goes on to write would come between what the other writes.
@@ -236,60 +263,69 @@ class Claims:
     def __init__(
         self, folder: Path, lease: float = LEASE, on_loss: Callable[[str], Any] | None = None
     ):
-        self.folder, self.lease, self.owner = Path(folder), lease, Owner.this()
-        self._held: list[Held] = []
+        self.folder = Path(folder)
+        self.lease = lease
+        self.owner = Owner.this()
+        self._held: list[HeldClaim] = []
         self._on_loss = on_loss or _end
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
     def path(self, name: str, number: int) -> Path:
+        """Returns the file of one claim on a name."""
         return self.folder / f"{name}.{number}"
 
     def numbers(self, name: str) -> list[int]:
-        """Of the claim's files, ascending."""
-        ends = (file.rpartition(".") for file in os.listdir(self.folder))
-        return sorted(int(number) for stem, _, number in ends if stem == name and number.isdigit())
+        """Returns the numbers of the files of a name's claims, ascending."""
+        numbers = []
+        for file in os.listdir(self.folder):
+            stem, _, number = file.rpartition(".")
+            if stem == name and number.isdigit():
+                numbers.append(int(number))
+        return sorted(numbers)
 
     def look(self, name: str) -> Claim | None:
-        """The claim on a name as it is now."""
+        """Returns the claim on a name as it is now, or None if there is none."""
         return next(self._read(name), None)
 
     def owners(self, name: str) -> list[Owner]:
-        """All who have held it since it was last made."""
+        """Returns all who have held the claim since the thing was last made."""
         return [claim.owner for claim in self._read(name) if claim.owner]
 
     def _read(self, name: str) -> Iterator[Claim]:
         for number in reversed(self.numbers(name)):
             try:
-                text = self.path(name, number).read_text()
+                text = self.path(name, number).read_text(errors="replace")
             except FileNotFoundError:  # given back meanwhile
                 continue
             try:
                 record = json.loads(text)
-                owner = Owner(**record["owner"])
-                yield Claim(
-                    name, number, owner, record["beat"], record["lease"], record["state"] == "free"
-                )
+                owner, free = Owner(**record["owner"]), record["state"] == "free"
+                yield Claim(name, number, owner, record["beat"], record["lease"], free)
             except (ValueError, KeyError, TypeError):
+                # Being written, or damaged: it is left to its lease.
                 yield Claim(name, number, beat=text)
 
-    def take(self, name: str, over: int | None = None) -> Held | None:
+    def take(self, name: str, expired: int | None = None) -> HeldClaim | None:
         """Claims a name if nobody holds it, or nobody who lives.
 
         Args:
-          over: the number of a claim whose lease has run out.
+          name: of what is to be made.
+          expired: the number of a claim whose lease has run out.
 
         Returns:
           None if another holds it.
         """
         while True:
             claim = self.look(name)
-            if claim and not (
-                claim.free or claim.number == over or claim.owner and claim.owner.dead()
-            ):
-                return None
+            number = 0
+            if claim:
+                dead = claim.owner is not None and claim.owner.dead()
+                if not (claim.free or dead or claim.number == expired):
+                    return None
+                number = claim.number + 1
             try:
-                held = Held(self, name, claim.number + 1 if claim else 0)
+                held = HeldClaim(self, name, number)
             except FileExistsError:  # somebody was quicker
                 continue
             self._held.append(held)
@@ -307,11 +343,11 @@ class Claims:
                     continue
                 if not kept and held in self._held:
                     self._on_loss(
-                        f"the claim on {held.name} was taken over, as this process was silent for more than {self.lease:g} s; "
-                        "run the same command again to go on."
+                        f"the claim on {held.name} was taken over, as this process was silent for "
+                        f"more than {self.lease:g} s; run the same command again to go on."
                     )
 
-    def forget(self, held: Held) -> None:
+    def forget(self, held: HeldClaim) -> None:
         """No longer keeps a claim up."""
         if held in self._held:
             self._held.remove(held)

@@ -1,0 +1,159 @@
+"""Files that are written whole or not at all, and sentences for what the system refuses."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from subtransfer.runtime.errors import UserError
+
+# Libraries wrap the system's errors in errors of their own, which leave only its words.
+_ERRNO_BY_WORDS = {
+    "No space left": errno.ENOSPC,
+    "File too large": errno.EFBIG,
+    "quota exceeded": errno.EDQUOT,
+    "Read-only file system": errno.EROFS,
+    "Permission denied": errno.EACCES,
+    "No such file": errno.ENOENT,
+}
+
+
+def atomic_write(path: Path, data: bytes | str) -> None:
+    """Writes a file so that a reader sees the old or the new content, never a part."""
+    if isinstance(data, str):
+        data = data.encode()
+    # Others may write the same file at the same time, so that the name is this call's own.
+    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def sync(path: Path) -> None:
+    """Waits until a file, or a folder's list of names, is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path) -> None:
+    """Renames something damaged to a name that nothing looks for; one a name is kept."""
+    aside = path.with_name(f"damaged-{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def vanished(workdir: Path) -> UserError:
+    """Returns the sentence about a workdir that was there, and is no more."""
+    return UserError(f"The workdir {workdir} has vanished: run the same command again.")
+
+
+@contextlib.contextmanager
+def os_errors(folder: Path) -> Iterator[None]:
+    """Turns what the operating system refuses within a folder into sentences about it.
+
+    Whatever fails once the folder is gone becomes the sentence that it has vanished.
+
+    Raises:
+      UserError: in place of an OSError that a user can mend; other errors pass.
+    """
+    try:
+        yield
+    except OSError as error:
+        sentence = _sentence(error, folder)
+        if sentence is None:
+            raise
+        raise sentence from error
+    except Exception as error:
+        # Such as a reader's sentence about a file that it misses, because the folder is gone.
+        if folder.is_dir():
+            raise
+        raise vanished(folder) from error
+
+
+def _sentence(error: OSError, folder: Path) -> UserError | None:
+    """The sentence for an error of the system, or None if there is none."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(
+            f"No space left in {folder}: free some and run the same command again; "
+            "finished stages are kept."
+        )
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return UserError(f"Cannot write to {folder}: make it writable or choose another --workdir.")
+    path = folder if error.filename is None else Path(os.fsdecode(error.filename))
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return _about_a_file_in_the_way(path, folder)
+    # A stage's folder is made by the run itself, so that one that is missing was taken away.
+    parent = path if error.filename is None else path.parent
+    gone = parent.is_relative_to(folder) and not parent.is_dir()
+    if error.errno == errno.ENOENT and (gone or not folder.is_dir()):
+        return vanished(folder)
+    return None
+
+
+def _about_a_file_in_the_way(path: Path, folder: Path) -> UserError | None:
+    """The sentence about a file where a folder was to be, or None if there is no such file."""
+    obstacle = next((p for p in (path, *path.parents) if p.exists() and not p.is_dir()), None)
+    if obstacle is None:
+        return None
+    if folder.is_relative_to(obstacle):
+        return UserError(f"{folder} is not a folder: choose another --workdir.")
+    if obstacle.is_relative_to(folder):
+        return UserError(
+            f"{obstacle} is a file where a folder belongs: move it away and run the same "
+            "command again."
+        )
+    return None
+
+
+@contextlib.contextmanager
+def storage_errors(folder: Path, what: str) -> Iterator[None]:
+    """As `os_errors`, around a library that wraps the system's words in errors of its own.
+
+    Args:
+      folder: the workdir.
+      what: what could not be done; the sentence begins with it.
+
+    Raises:
+      UserError: for every error.
+    """
+    try:
+        with os_errors(folder):
+            try:
+                yield
+            except UserError:
+                raise
+            except Exception as error:
+                number = _errno_of(error)
+                if number is None:
+                    first_line = str(error).partition("\n")[0]
+                    raise UserError(f"{type(error).__name__}: {first_line}") from error
+                raise OSError(number, os.strerror(number), str(folder)) from error
+    except UserError as error:
+        raise UserError(f"{what}. {error}") from error
+
+
+def _errno_of(error: BaseException) -> int | None:
+    """The system's number for an error, from its words and those of all its causes."""
+    words = ""
+    cause: BaseException | None = error
+    while cause is not None:
+        words = f"{words} {cause}"
+        cause = cause.__cause__ or cause.__context__
+    for phrase, number in _ERRNO_BY_WORDS.items():
+        if phrase in words:
+            return number
+    return None

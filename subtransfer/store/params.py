@@ -1,0 +1,60 @@
+"""Parameters in safetensors files: trees of nested dicts of arrays, with names joined by "/"."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subtransfer.runtime import processes
+from subtransfer.runtime.errors import UserError
+from subtransfer.store.files import atomic_write
+
+_REMEDY = "delete its folder and run again to make it anew"
+
+
+def save_params(path: Path, params: Any) -> None:
+    """Writes a tree of arrays as one safetensors file; of several processes the first does."""
+    if not processes.leads():
+        return
+    from safetensors.numpy import save
+
+    arrays = _flattened(params)
+    atomic_write(path, save(dict(sorted(arrays.items()))))
+
+
+def _flattened(params: Any, prefix: str = "") -> dict[str, np.ndarray]:
+    if not isinstance(params, Mapping):
+        return {prefix: np.ascontiguousarray(np.asarray(params))}
+    arrays: dict[str, np.ndarray] = {}
+    for name, child in params.items():
+        arrays |= _flattened(child, f"{prefix}/{name}" if prefix else name)
+    return arrays
+
+
+def load_params(path: Path) -> dict[str, Any]:
+    """Reads what `save_params` wrote.
+
+    Raises:
+      UserError: the file is missing, truncated or no safetensors file.
+    """
+    import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        arrays = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {_REMEDY}.") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is damaged ({error}): {_REMEDY}.") from error
+    tree: dict[str, Any] = {}
+    for name, array in arrays.items():
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    return tree

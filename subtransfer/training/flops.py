@@ -1,0 +1,43 @@
+"""The floating-point operations that a training step has to make."""
+
+from __future__ import annotations
+
+from subtransfer.models.decoder import DecoderConfig
+
+
+def step_flops(
+    cfg: DecoderConfig,
+    *,
+    tokens: int,
+    length: int,
+    full: bool,
+    teacher: DecoderConfig | None = None,
+) -> float:
+    """Counts the operations of a training step, over all devices; recomputed ones do not count.
+
+    As in PaLM (Chowdhery et al. 2204.02311, appendix B): forward, 2 a token and parameter of a
+    product, and causal attention's 2 x 2 x length / 2 x width of the heads a layer. The backward
+    pass is twice that, or once where only adapters are trained; a live teacher's forward comes on
+    top.
+
+    Args:
+      cfg: the decoder's geometry.
+      tokens: of the batch, padding included.
+      length: of a row, in tokens.
+      full: all weights are trained.
+      teacher: the geometry of a live teacher, or None.
+    """
+    passes = 3 if full else 2
+    flops_a_token = passes * _forward_flops(cfg, length)
+    if teacher is not None:
+        flops_a_token += _forward_flops(teacher, length)
+    return tokens * flops_a_token
+
+
+def _forward_flops(cfg: DecoderConfig, length: int) -> float:
+    """Operations of a forward pass, a token."""
+    # Rows of the embedding are looked up; tied ones are multiplied with at the output.
+    embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
+    products = 2 * (cfg.num_params - embedding)
+    attention = 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
+    return products + attention
