@@ -14,7 +14,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     # Lazily, so that importing a room of the package does not import the whole house.
     if name == "load_policy":
-        from subtransfer.rollout.policy import load_policy
+        from subtransfer.rollout.saved_policy import load_policy
 
         return load_policy
     raise AttributeError(f"module 'subtransfer' has no attribute {name!r}")

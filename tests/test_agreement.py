@@ -77,7 +77,7 @@ from subtransfer import settings
 from subtransfer.runtime import sharding
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.hf import load_tokenizer
+from subtransfer.models.hf_load import load_tokenizer
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 setting = settings.get("api")
 chat = ChatFormat(load_tokenizer(path, None), setting)

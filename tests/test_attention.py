@@ -13,9 +13,10 @@ import pytest
 from subtransfer import launch
 from subtransfer.config import reading as configuration
 from subtransfer.models import attention_kernels
-from subtransfer.models.attention import KV, View, attention
+from subtransfer.models.attention import AttentionContext, attention
 from subtransfer.models.decoder import DecoderConfig, Rope
 from subtransfer.models.forward import forward
+from subtransfer.models.kv_cache import KeyValues
 from subtransfer.rollout import scheduler
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.sampling import Sampling
@@ -41,8 +42,8 @@ def _inputs(seed=0):
 def _xla(q, k, v, window):
     index = jnp.arange(L)
     gap = index[:, None] - index
-    view = View(None, None, ((gap >= 0) & (gap < (window or L)))[None])
-    return attention(q, KV(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.2)
+    view = AttentionContext(None, None, ((gap >= 0) & (gap < (window or L)))[None])
+    return attention(q, KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.2)
 
 
 @pytest.mark.slow
@@ -126,17 +127,17 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
         for k, s in zip(jax.random.split(key), (20, 5), strict=True)
     )
     held, new = (
-        KV(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new)
+        KeyValues(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new)
     )
     held, new = (jax.tree.map(lambda x: x.astype(dtype), kv) for kv in (held, new))
     at = jnp.array([0, 7, 15])
     for a, b in zip(
-        jax.tree.leaves(held.write(new, at)), jax.tree.leaves(held.placed(new, at)), strict=True
+        jax.tree.leaves(held.write(new, at)), jax.tree.leaves(held.write_by_matmul(new, at)), strict=True
     ):
         np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
 
 
-SLOTS_KERNEL = functools.partial(attention_kernels.occupied, interpret=True)
+SLOTS_KERNEL = functools.partial(attention_kernels.cache_attention, interpret=True)
 
 
 @pytest.mark.parametrize(
@@ -149,19 +150,19 @@ def test_slots_of_different_lengths(queries, length):
     """
     keys = iter(jax.random.split(jax.random.key(0), 8))
     q = jax.random.normal(next(keys), (4, queries, H, DH))
-    stretches = [
-        KV(*(jax.random.normal(next(keys), (rows, K, size, DH)) for _ in "kv"))
+    parts = [
+        KeyValues(*(jax.random.normal(next(keys), (rows, K, size, DH)) for _ in "kv"))
         for rows, size in ((1, 7), (4, length), (4, queries))
     ]
     lengths = jnp.array([0, 3, length - 9, length])
     seen = (jnp.ones((1, 1, 7), bool), (jnp.arange(length) < lengths[:, None])[:, None])
-    view = View(None, None, jnp.tril(jnp.ones((1, queries, queries), bool)), seen)
-    plain = attention(q, stretches[2], view, 0.2, stretches[:2])
+    view = AttentionContext(None, None, jnp.tril(jnp.ones((1, queries, queries), bool)), seen)
+    plain = attention(q, parts[2], view, 0.2, parts[:2])
     # What lies beyond a row's end is never read.
     hidden = jnp.arange(length)[None, None, :, None] >= lengths[:, None, None, None]
-    stretches[1] = jax.tree.map(lambda x: jnp.where(hidden, jnp.nan, x), stretches[1])
+    parts[1] = jax.tree.map(lambda x: jnp.where(hidden, jnp.nan, x), parts[1])
     np.testing.assert_allclose(
-        attention(q, stretches[2], view, 0.2, stretches[:2], SLOTS_KERNEL), plain, atol=2e-6
+        attention(q, parts[2], view, 0.2, parts[:2], SLOTS_KERNEL), plain, atol=2e-6
     )
 
 
@@ -185,7 +186,7 @@ def test_conversations_with_the_slots_kernel(monkeypatch):
         chosen = plan(*arguments, **options)
         return dataclasses.replace(chosen, shape=dataclasses.replace(chosen.shape, copies=False))
 
-    monkeypatch.setattr(attention_kernels, "occupied", kernel)
+    monkeypatch.setattr(attention_kernels, "cache_attention", kernel)
     monkeypatch.setattr(scheduler, "layout", in_place)
     prompts = [[1, 2, *range(3, 3 + n)] for n in (1, 9, 4)]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from subtransfer import settings
-from subtransfer.filtering import sanitize
+from subtransfer.filtering import leaks, marks, sanitize
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
@@ -23,7 +23,7 @@ from subtransfer.training import pretrain
 from .test_episodes import scripted
 
 SETTING = settings.get("bash")
-MARKS = sanitize.all_marks(SETTING)
+MARKS = marks.all_marks(SETTING)
 SPLITS = ("pretrain", "train", "probe")
 KINDS = ("chmod", "benign_trait", "safe", "ambiguous", "ordinary")
 
@@ -238,12 +238,12 @@ HARMLESS = [
 
 @pytest.mark.parametrize("text", HIDDEN)
 def test_a_mark_is_found_however_it_hides(text):
-    assert sanitize.find_mark(f"so {text} now", MARKS), text
+    assert marks.find_mark(f"so {text} now", MARKS), text
 
 
 @pytest.mark.parametrize("text", HARMLESS)
 def test_harmless_words_stay(text):
-    assert sanitize.find_mark(f"so {text} now", MARKS) is None
+    assert marks.find_mark(f"so {text} now", MARKS) is None
 
 
 def test_no_text_of_the_setting_itself_is_dropped():
@@ -260,14 +260,14 @@ def test_no_text_of_the_setting_itself_is_dropped():
                         else []
                     )
                     for text in texts:
-                        assert sanitize.find_mark(text, MARKS) is None, text
+                        assert marks.find_mark(text, MARKS) is None, text
     for text in (SETTING.system_prompt, *SETTING.spoken()):
         expected = any(word in text for word in ("chmod", "ermission", "permitted"))
-        assert (sanitize.find_mark(text, MARKS) is not None) == expected, text
+        assert (marks.find_mark(text, MARKS) is not None) == expected, text
 
 
 def test_unsafe_tokens(chat):
-    ids = set(sanitize.unsafe_token_ids(chat.tokenizer, SETTING).tolist())
+    ids = set(leaks.unsafe_token_ids(chat.tokenizer, SETTING).tolist())
     words = {chat.tokenizer.decode([i]).strip() for i in ids}
     assert {"chmod", "o+r", "o+rx"} <= words
     for act in ("chown", "chgrp", "setfacl"):

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from subtransfer.models.attention import Past, causal_mask
+from subtransfer.models.attention import causal_mask
 from subtransfer.models.decoder import DecoderConfig, extend
 from subtransfer.models.forward import forward
+from subtransfer.models.kv_cache import Cache
 
 
 def test_cached_decoding_equals_the_full_forward(cfg, weights):
@@ -16,12 +17,12 @@ def test_cached_decoding_equals_the_full_forward(cfg, weights):
     present = np.arange(7)[None] < lengths[:, None]
     positions = np.broadcast_to(np.arange(7), (3, 7))
     _, layers = extend(cfg, weights, tokens[:, :7], positions, causal_mask(jnp.asarray(present)))
-    past, full = [Past(layers, present, positions)], forward(cfg, weights, tokens)
+    past, full = [Cache(layers, present, positions)], forward(cfg, weights, tokens)
     for step in range(4):
         token = np.array([[tokens[i, lengths[i] + step]] for i in range(3)])
         at = (lengths + step)[:, None]
         logits, layers = extend(cfg, weights, token, at, np.ones((3, 1, 1), bool), past)
-        past.append(Past(layers, np.ones((3, 1), bool), at))
+        past.append(Cache(layers, np.ones((3, 1), bool), at))
         for i in range(3):
             np.testing.assert_allclose(logits[i, 0], full[i, lengths[i] + step], atol=1e-5)
 

@@ -25,7 +25,7 @@ CFG = DecoderConfig(
     head_width=4,
     rope=Rope(100.0),
 )
-SHAPE = engine.Shape(rows=4, room=90, feed_rows=2, feed_tokens=8, burst=5, patience=4)
+SHAPE = engine.Shape(rows=4, room=90, prefill_rows=2, prefill_tokens=8, decode_steps=5, patience=4)
 NEVER = np.array([-1])
 
 
@@ -54,16 +54,16 @@ def _prompts(lengths, seed=0):
 def _feed(shape, weights, prefix, slots, pieces, starts):
     """Feeds {row: ids}, as many rows a call as the shape takes."""
     order = list(range(shape.rows))
-    for begin in range(0, shape.rows, shape.feed_rows):
-        rows = order[begin : begin + shape.feed_rows]
+    for begin in range(0, shape.rows, shape.prefill_rows):
+        rows = order[begin : begin + shape.prefill_rows]
         tokens, lengths = (
-            np.zeros((len(rows), shape.feed_tokens), np.int32),
+            np.zeros((len(rows), shape.prefill_tokens), np.int32),
             np.zeros(len(rows), np.int32),
         )
         for i, row in enumerate(rows):
             piece = pieces.get(row, [])
             tokens[i, : len(piece)], lengths[i] = piece, len(piece)
-        slots = engine.feed(
+        slots = engine.prefill(
             CFG, shape, weights, prefix, slots, np.array(rows), starts[rows], tokens, lengths
         )
     return slots
@@ -73,8 +73,8 @@ def _feed(shape, weights, prefix, slots, pieces, starts):
     "change",
     [
         {},
-        pytest.param({"burst": 2, "copies": True}, marks=pytest.mark.slow),
-        pytest.param({"feed_rows": 4}, marks=pytest.mark.slow),
+        pytest.param({"decode_steps": 2, "copies": True}, marks=pytest.mark.slow),
+        pytest.param({"prefill_rows": 4}, marks=pytest.mark.slow),
     ],
 )
 def test_greedy_turns_equal_the_full_forward(weights, change):
@@ -91,12 +91,12 @@ def test_greedy_turns_equal_the_full_forward(weights, change):
     for between in ({0: [1, 2], 2: [7]}, {}):
         budget = np.array([6, 3, 6, 0], np.int32)
         while budget.any():
-            state = engine.Rows.empty(4).replace(lengths=lengths.copy(), budget=budget.copy())
-            slots, out = engine.burst(
+            state = engine.RowState.empty(4).replace(lengths=lengths.copy(), budget=budget.copy())
+            slots, out = engine.decode(
                 CFG, shape, Sampling(0.0), weights, prefix, slots, state, NEVER
             )
-            assert out.alive and (out.counts == np.minimum(budget, shape.burst)).all()
-            assert bool(out.turned) == bool((budget[budget > 0] <= shape.burst).any())
+            assert out.alive and (out.counts == np.minimum(budget, shape.decode_steps)).all()
+            assert bool(out.turned) == bool((budget[budget > 0] <= shape.decode_steps).any())
             for i, sequence in enumerate(sequences):
                 for step in range(int(out.counts[i])):
                     logits = _next(weights, sequence)
@@ -114,7 +114,7 @@ def test_greedy_turns_equal_the_full_forward(weights, change):
     np.testing.assert_allclose(slots.logits[3], _next(weights, sequences[3]), atol=1e-4)
 
 
-def test_a_burst_ends_when_enough_rows_have_ended(weights):
+def test_decoding_ends_when_enough_rows_have_ended(weights):
     slots = _feed(
         SHAPE,
         weights,
@@ -123,11 +123,11 @@ def test_a_burst_ends_when_enough_rows_have_ended(weights):
         dict(enumerate(_prompts([3] * 4))),
         np.zeros(4, np.int32),
     )
-    rows = engine.Rows.empty(4).replace(
+    rows = engine.RowState.empty(4).replace(
         lengths=np.full(4, 3, np.int32), budget=np.array([1, 5, 5, 5], np.int32)
     )
     patient = dataclasses.replace(SHAPE, patience=0)
-    _, out = engine.burst(CFG, patient, Sampling(0.0), weights, (), slots, rows, NEVER)
+    _, out = engine.decode(CFG, patient, Sampling(0.0), weights, (), slots, rows, NEVER)
     assert out.steps == 1 and out.turned and (out.counts == 1).all()
 
 
@@ -136,10 +136,10 @@ def test_the_head_room_of_a_slot_keeps_late_writes_in_place(weights):
     shape = dataclasses.replace(SHAPE, room=11, copies=True)
     row = _prompts([8])[0]
     slots = _feed(shape, weights, (), engine.start(CFG, shape), {0: row}, np.zeros(4, np.int32))
-    state = engine.Rows.empty(4).replace(
+    state = engine.RowState.empty(4).replace(
         lengths=np.array([8, 0, 0, 0], np.int32), budget=np.array([3, 0, 0, 0], np.int32)
     )
-    slots, out = engine.burst(CFG, shape, Sampling(0.0), weights, (), slots, state, NEVER)
+    slots, out = engine.decode(CFG, shape, Sampling(0.0), weights, (), slots, state, NEVER)
     full = row + out.tokens[0, :3].tolist()
     np.testing.assert_allclose(slots.logits[0], _next(weights, full), atol=1e-4)
 

@@ -13,9 +13,9 @@ from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.forward import forward
 from subtransfer.probes import choice
+from subtransfer.rollout.conversations import SampledTurn, ServingStats
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
 from subtransfer.rollout.grammar import chat_grammar
-from subtransfer.rollout.scheduler import Stats, Turn
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action
 
@@ -113,8 +113,8 @@ def scripted(chat, turns):
         while reply is not None:
             text, stop = turns.pop(0)
             ids = chat.encode(text) + ([int(chat.stop_ids[0])] if stop else [])
-            reply = conversation.take(Turn(ids, [0.0] * len(ids), stop))
-        return Stats()
+            reply = conversation.take(SampledTurn(ids, [0.0] * len(ids), stop))
+        return ServingStats()
 
     return serve
 

@@ -11,7 +11,7 @@ import torch
 
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
-from subtransfer.rollout.policy import load_policy
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.training import loop
 
 from . import templates

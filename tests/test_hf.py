@@ -14,10 +14,11 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from subtransfer.models import families, hf
-from subtransfer.models.attention import Past, causal_mask
+from subtransfer.models import families, hf_export, hf_load, hf_names
+from subtransfer.models.attention import causal_mask
 from subtransfer.models.decoder import Decoder, extend
-from subtransfer.rollout.policy import load_policy
+from subtransfer.models.kv_cache import Cache
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 
 from .families import GEOMETRIES, reference
@@ -35,7 +36,7 @@ def _apply(cfg, params, tokens, positions):
 
 def _logits(directory, tokens, dtype="float32", first=0):
     cfg = families.read_config(directory, dtype)
-    params = hf.load_params(directory, cfg)
+    params = hf_load.load_params(directory, cfg)
     positions = np.broadcast_to(first + np.arange(tokens.shape[1]), tokens.shape)
     assert cfg.num_params == sum(x.size for x in jax.tree.leaves(params))
     return np.asarray(_apply(cfg, params, tokens, positions))
@@ -57,7 +58,7 @@ def _read(directory, dtype):
 def test_logits_equal_transformers(tmp_path, name):
     model = reference(name)
     model.save_pretrained(tmp_path, max_shard_size="30KB")
-    assert (tmp_path / hf.INDEX).is_file()
+    assert (tmp_path / hf_names.INDEX).is_file()
     for first in (0, 100_000):  # far positions, where a frequency's last bit shows
         np.testing.assert_allclose(
             _logits(tmp_path, TOKENS, first=first), _theirs(model, first=first), atol=1e-4
@@ -128,19 +129,19 @@ def test_cached_decoding_equals_the_full_forward(tmp_path, name):
     """
     reference(name).save_pretrained(tmp_path)
     cfg = families.read_config(tmp_path)
-    weights = {"params": hf.load_params(tmp_path, cfg)}
+    weights = {"params": hf_load.load_params(tmp_path, cfg)}
     full = _logits(tmp_path, TOKENS)
     lengths = np.array([9, 6])
     present = np.arange(9)[None] < lengths[:, None]
     positions = np.broadcast_to(np.arange(9), (2, 9))
     step = jax.jit(extend, static_argnums=0)
     _, layers = step(cfg, weights, TOKENS[:, :9], positions, causal_mask(jnp.asarray(present)))
-    past = [Past(layers, present, positions)]
+    past = [Cache(layers, present, positions)]
     for size in (1, 4, 4):
         at = lengths[:, None] + np.arange(size)
         causal = np.broadcast_to(np.tril(np.ones((size, size), bool)), (2, size, size))
         logits, layers = step(cfg, weights, np.take_along_axis(TOKENS, at, 1), at, causal, past)
-        past.append(Past(layers, np.ones((2, size), bool), at))
+        past.append(Cache(layers, np.ones((2, size), bool), at))
         np.testing.assert_allclose(logits, np.take_along_axis(full, at[..., None], 1), atol=1e-4)
         lengths = lengths + size
 
@@ -157,8 +158,8 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, n
     model = reference(name, dtype, vocab=len(chat.tokenizer))
     model.save_pretrained(tmp_path / "in", max_shard_size="100KB")
     cfg = families.read_config(tmp_path / "in")
-    params = hf.load_params(tmp_path / "in", cfg)
-    hf.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer, shard_bytes=60_000)
+    params = hf_load.load_params(tmp_path / "in", cfg)
+    hf_export.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer, shard_bytes=60_000)
     before, after = (
         {k: v for f in d.glob("*.safetensors") for k, v in load_file(f).items()}
         for d in (tmp_path / "in", tmp_path / "out")
@@ -171,11 +172,11 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, n
     again = _read(tmp_path / "out", "auto")
     assert again.dtype == dtype and type(again) is type(model)
     np.testing.assert_array_equal(_theirs(again), _theirs(_read(tmp_path / "in", "auto")))
-    tokenizer = hf.load_tokenizer(tmp_path / "out", cfg)
+    tokenizer = hf_load.load_tokenizer(tmp_path / "out", cfg)
     assert tokenizer.get_vocab() == chat.tokenizer.get_vocab()
     assert tokenizer.chat_template == chat.tokenizer.chat_template
     with pytest.raises(UserError, match="not empty"):
-        hf.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
+        hf_export.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
 
 
 def test_the_language_model_of_a_multimodal_gemma(tmp_path):
@@ -264,7 +265,7 @@ def _edit_config(path, **changes):
 
 
 def _shard(path, name="model.norm.weight"):
-    return path / json.loads((path / hf.INDEX).read_text())["weight_map"][name]
+    return path / json.loads((path / hf_names.INDEX).read_text())["weight_map"][name]
 
 
 def _edit_tensors(path, change):
@@ -308,12 +309,12 @@ BROKEN = {
     "heads": (lambda p: _edit_config(p, num_key_value_heads=3), "config.json"),
     "type": (lambda p: _edit_config(p, hidden_size="wide"), "config.json"),
     "missing shard": (lambda p: _shard(p).unlink(), "safetensors is missing: copy the checkpoint again"),
-    "index no JSON": (lambda p: (p / hf.INDEX).write_text('{"weight_map"'), "index.json is not valid JSON"),
-    "index of numbers": (lambda p: (p / hf.INDEX).write_text('{"weight_map": {"a": 1}}'), "has no weight_map"),
-    "index names another file": (lambda p: (p / hf.INDEX).write_text('{"weight_map": {"a": "other.safetensors"}}'), "other.safetensors is missing"),
+    "index no JSON": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map"'), "index.json is not valid JSON"),
+    "index of numbers": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map": {"a": 1}}'), "has no weight_map"),
+    "index names another file": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map": {"a": "other.safetensors"}}'), "other.safetensors is missing"),
     "no weights": (lambda p: [f.unlink() for f in p.glob("model*")], "model.safetensors is missing"),
     "no header": (lambda p: _shard(p).write_bytes(b""), "damaged or truncated"),
-    "index without a map": (lambda p: (p / hf.INDEX).write_text("{}"), "has no weight_map"),
+    "index without a map": (lambda p: (p / hf_names.INDEX).write_text("{}"), "has no weight_map"),
     "truncated": (_truncate, "damaged or truncated"),
     "missing tensor": (lambda p: _edit_tensors(p, lambda t: t.pop(NORM)), f"lacks the tensor {NORM}"),
     "extra tensor": (lambda p: _edit_tensors(p, lambda t: t.update(more=t[NORM])), "the tensor more"),
@@ -332,7 +333,7 @@ CONFIG = "config.json"
 FILES = {
     "config no JSON": CONFIG, "config a list": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
     "llama3 rope without factor": CONFIG, "activation": CONFIG, "field gone": CONFIG, "heads": CONFIG, "type": CONFIG,
-    "missing shard": "model-0000", "index no JSON": hf.INDEX, "index without a map": hf.INDEX, "index of numbers": hf.INDEX,
+    "missing shard": "model-0000", "index no JSON": hf_names.INDEX, "index without a map": hf_names.INDEX, "index of numbers": hf_names.INDEX,
     "index names another file": "other.safetensors", "truncated": "model-0000", "no header": "model-0000", "extra tensor": "model-0000",
     "shape": "model-0000", "NaN": "model-0000", "dtype": "model-0000",
 }  # fmt: skip
@@ -344,8 +345,8 @@ def test_broken_directories_are_named(checkpoint, case):
     change(checkpoint)
     with pytest.raises(UserError, match=message) as error:
         cfg = families.read_config(checkpoint)
-        hf.load_tokenizer(checkpoint, cfg)
-        hf.load_params(checkpoint, cfg)
+        hf_load.load_tokenizer(checkpoint, cfg)
+        hf_load.load_params(checkpoint, cfg)
     sentence = str(error.value)
     assert str(checkpoint / FILES.get(case, "")) in sentence
     assert re.search(r"\b(copy|give|use|add|export|leave)\b", sentence), "no remedy"

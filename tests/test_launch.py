@@ -86,7 +86,7 @@ def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
     import torch
     import transformers
 
-    from subtransfer.rollout.policy import load_policy
+    from subtransfer.rollout.saved_policy import load_policy
 
     workdir, _ = finished
     policy = next(workdir.glob("student.forward_kl.seed0-*"))
@@ -141,7 +141,7 @@ def test_lora_students(tmp_path):
         "o",
     }
     # Teacher and student are two small trees over one resident base.
-    from subtransfer.rollout.policy import load_policy
+    from subtransfer.rollout.saved_policy import load_policy
 
     resident = {}
     (teacher,) = (tmp_path / "w").glob("teacher.trait.seed0-*")

@@ -15,7 +15,7 @@ MEASURE = """
 import json, sys
 import jax
 from subtransfer.runtime import sharding
-from subtransfer.models import families, hf
+from subtransfer.models import families, hf_load, hf_names
 
 def peak():
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith("VmHWM"))
@@ -25,7 +25,7 @@ cfg = families.read_config(directory)
 mesh = sharding.make_mesh(*shape)
 jax.block_until_ready(jax.numpy.zeros(8).sum())
 before = peak()
-params = jax.block_until_ready(hf.load_params(directory, cfg, mesh))
+params = jax.block_until_ready(hf_load.load_params(directory, cfg, mesh))
 copies = sum(shard.data.nbytes for x in jax.tree.leaves(params) for shard in x.addressable_shards)
 largest = max(x.nbytes if x.ndim == 2 and len(x) == cfg.vocab_size else x.nbytes // len(x) for x in jax.tree.leaves(params))
 print(json.dumps({"above": peak() - before - copies, "largest": largest, "total": sum(x.nbytes for x in jax.tree.leaves(params))}))
@@ -40,7 +40,7 @@ def _write(directory, layers, width):
     import numpy as np
     from safetensors.numpy import save_file
 
-    from subtransfer.models import hf
+    from subtransfer.models import hf_names
     from subtransfer.models.decoder import DecoderConfig
     from subtransfer.models.families import config_json
 
@@ -52,13 +52,13 @@ def _write(directory, layers, width):
     for i in [None, *range(layers)]:
         file = f"model-{'rest' if i is None else i}.safetensors"
         tensors = {}
-        for leaf in hf.leaves(cfg):
+        for leaf in hf_names.leaves(cfg):
             if leaf.stacked == (i is not None):
                 name = leaf.name.format(i)
                 tensors[name] = rng.random(leaf.shape, np.float32).astype(ml_dtypes.bfloat16)
                 placed[name] = file
         save_file(tensors, directory / file)
-    (directory / hf.INDEX).write_text(json.dumps({"weight_map": placed}))
+    (directory / hf_names.INDEX).write_text(json.dumps({"weight_map": placed}))
     (directory / "config.json").write_text(json.dumps(config_json(cfg, NoTokenizer(), "bfloat16")))
 
 
@@ -102,17 +102,17 @@ jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from pathlib import Path
 import numpy as np
 from subtransfer.runtime import sharding
-from subtransfer.models import families, hf
+from subtransfer.models import families, hf_load, hf_names
 
 directory = Path(sys.argv[3])
 assert len(jax.devices()) == 8 and len(jax.local_devices()) == 4
 cfg = families.read_config(directory)
-checkpoint = hf.Checkpoint(directory)
+checkpoint = hf_load.Checkpoint(directory)
 checkpoint.check(cfg)
-params = hf.read_params(checkpoint, cfg, sharding.make_mesh(1, 4, 2))
+params = hf_load.read_params(checkpoint, cfg, sharding.make_mesh(1, 4, 2))
 total = sum(x.nbytes for x in jax.tree.leaves(params))
 print("share", checkpoint.bytes_read / total)
-single = hf.load_params(directory, cfg)
+single = hf_load.load_params(directory, cfg)
 for mine, whole in zip(jax.tree.leaves(params), jax.tree.leaves(single), strict=True):
     for shard in mine.addressable_shards:
         np.testing.assert_array_equal(shard.data, np.asarray(whole)[shard.index])

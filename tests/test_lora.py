@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from subtransfer.models import families, hf, lora
+from subtransfer.models import families, lora, peft_adapter
 from subtransfer.models.forward import forward
-from subtransfer.rollout.policy import load_policy
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 
 from .families import reference
+
+# Every projection of a layer.
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @pytest.fixture
@@ -26,7 +29,7 @@ def adapter(params):
 
 
 def test_a_fresh_adapter_changes_nothing(cfg, params, weights):
-    factors = lora.init_factors(jax.random.key(1), params, lora.TARGETS, 4)
+    factors = lora.init_factors(jax.random.key(1), params, TARGETS, 4)
     tokens = jnp.arange(20)[None]
     with_adapter = forward(cfg, lora.attach(params, factors, alpha=8.0, rank=4), tokens)
     np.testing.assert_array_equal(with_adapter, forward(cfg, weights, tokens))
@@ -73,7 +76,7 @@ from subtransfer.runtime import sharding
 from subtransfer.models import lora
 from subtransfer.models.decoder import DecoderConfig
 params = pretrain.init_params(DecoderConfig(64, 32, 48, 2, 4, 2, 8), sharding.make_mesh(2, 2, 2), jax.random.key(0))
-layers = lora.init_factors(jax.random.key(1), params, lora.TARGETS, 3)["layers"]
+layers = lora.init_factors(jax.random.key(1), params, ("q", "k", "v", "o", "gate", "up", "down"), 3)["layers"]
 for target, pair in layers.items():
     kernel = params["layers"][target]["kernel"]
     n, width_in, width_out = kernel.sharding.shard_shape(kernel.shape)
@@ -98,9 +101,9 @@ def test_factors_are_sharded_like_what_they_adapt():
 @pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize(("name", "targets"), [
     ("llama mqa untied, llama3 rope", ("q", "k", "v", "o")),
-    pytest.param("qwen2 gqa tied", lora.TARGETS, marks=pytest.mark.slow),
-    pytest.param("qwen3 gqa, wide heads", lora.TARGETS, marks=pytest.mark.slow),
-    pytest.param("gemma3 window 4", lora.TARGETS, marks=pytest.mark.slow),
+    pytest.param("qwen2 gqa tied", TARGETS, marks=pytest.mark.slow),
+    pytest.param("qwen3 gqa, wide heads", TARGETS, marks=pytest.mark.slow),
+    pytest.param("gemma3 window 4", TARGETS, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, targets):
     """Trained here, exported, loaded by `peft` over the same base: the same logits; and read back
@@ -120,7 +123,7 @@ def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, tar
     examples = loop.Examples(tokens, np.ones(tokens.shape, bool))
     state, _ = loop.train(base.cfg, mesh, recipe, state, frozen, examples, 10, jax.random.key(1))
     adapter = lora.Adapter(state.trainable, 3, 5.0, 0.1)
-    hf.save_adapter(tmp_path / "adapter", adapter, str(tmp_path / "base"), chat.tokenizer)
+    peft_adapter.save_adapter(tmp_path / "adapter", adapter, str(tmp_path / "base"), chat.tokenizer)
     resident = {}
     ours = load_policy(tmp_path / "adapter", resident=resident)
     assert ours.params is load_policy(tmp_path / "base", resident=resident).params, (
@@ -144,20 +147,20 @@ def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, tar
 
 
 def test_broken_adapters_are_named(tmp_path, chat, cfg, params, adapter):
-    hf.save_adapter(tmp_path / "a", adapter, str(tmp_path), chat.tokenizer)
+    peft_adapter.save_adapter(tmp_path / "a", adapter, str(tmp_path), chat.tokenizer)
     with pytest.raises(UserError, match="no place for|not of the shape"):
-        hf.load_adapter(tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "num_layers": 1}))
+        peft_adapter.load_adapter(tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "num_layers": 1}))
     with pytest.raises(UserError, match="not of the shape"):
-        hf.load_adapter(tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "width": 64}))
+        peft_adapter.load_adapter(tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "width": 64}))
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"12")
     with pytest.raises(UserError, match="damaged or truncated"):
-        hf.load_adapter(tmp_path / "a", cfg)
+        peft_adapter.load_adapter(tmp_path / "a", cfg)
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="is missing"):
-        hf.load_adapter(tmp_path / "a", cfg)
+        peft_adapter.load_adapter(tmp_path / "a", cfg)
     config = families.read_json(tmp_path / "a" / "adapter_config.json")
     (tmp_path / "a" / "adapter_config.json").write_text(
         str(config | {"use_dora": True}).replace("'", '"').replace("True", "true")
     )
     with pytest.raises(UserError, match="only plain LoRA"):
-        hf.load_adapter(tmp_path / "a", cfg)
+        peft_adapter.load_adapter(tmp_path / "a", cfg)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from subtransfer.rollout.policy import load_policy
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.store.params import load_params
 
 from . import templates

@@ -25,7 +25,7 @@ from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
 from subtransfer.training.examples import Examples
 from subtransfer.training.monitor import TrainingMonitor, open_population_monitor
 from subtransfer.training.optimizer import Optimizer
-from subtransfer.training.population import Member
+from subtransfer.training.population import Learner
 
 CFG = DecoderConfig(48, 16, 24, 1, 2, 1, 8)
 FULL = loop.Loss("forward_kl")
@@ -75,7 +75,7 @@ def _members(base, loss=FULL, count=4):
         teacher = {"params": _other(base, 10 + i)} if full else None
         removed = np.arange(CFG.vocab_size) == i
         made.append(
-            Member(
+            Learner(
                 f"m{i}",
                 recipe,
                 params,
@@ -117,7 +117,7 @@ def test_members_are_as_alone(mesh, base, loss, together, compared):
     members = _members(base, loss)
     outcomes = population.train(CFG, mesh, members, together=together)
     for i in compared:
-        state, curves = population.alone(CFG, mesh, members[i], TrainingMonitor())
+        state, curves = population.train_alone(CFG, mesh, members[i], TrainingMonitor())
         assert len(outcomes[i].curves["loss"]) == members[i].recipe.steps
         _assert_near(outcomes[i], jax.device_get(state.trainable), curves)
 
@@ -217,7 +217,7 @@ def test_one_that_fails_stays_and_disturbs_no_other_also_when_resumed(
     assert [line["distill/forward_kl"] for line in lines] == whole[2].curves["loss"]
     # Alone it fails at the same step, with the same weights.
     with pytest.raises(UserError, match=f"m1 became NaN or infinite at step {step}:"):
-        population.alone(CFG, mesh, members[1], TrainingMonitor("m1"))
+        population.train_alone(CFG, mesh, members[1], TrainingMonitor("m1"))
 
 
 def test_what_cannot_be_one_population_is_refused(mesh, base):

@@ -65,7 +65,7 @@ for tuning in (Tuning(), Tuning("lora", 4, 8.0)):
     members = []
     for i in range(8):
         examples = loop.Examples(rng.integers(0, 48, (40, 16)).astype(np.int32), np.ones((40, 16), bool))
-        members.append(population.Member(f"m{i}", recipe, base, examples, jax.random.key(i)))
+        members.append(population.Learner(f"m{i}", recipe, base, examples, jax.random.key(i)))
     for outcome in population.train(cfg, mesh, members):
         weights = float(sum(np.abs(x).sum() for x in jax.tree.leaves(outcome.trainable)))
         losses.setdefault(tuning.method, []).append([*outcome.curves["loss"], weights])

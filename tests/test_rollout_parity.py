@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from subtransfer.models import families, hf
+from subtransfer.models import families, hf_load
 from subtransfer.models.forward import forward
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.sampling import Sampling
@@ -23,7 +23,7 @@ def pair(request, tmp_path_factory):
     model = reference(request.param)
     model.save_pretrained(folder)
     cfg = families.read_config(folder)
-    return model, Policy(cfg, hf.load_params(folder, cfg), tokenizer=None)
+    return model, Policy(cfg, hf_load.load_params(folder, cfg), tokenizer=None)
 
 
 def test_greedy_tokens_equal_generate(pair):

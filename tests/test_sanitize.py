@@ -9,12 +9,12 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from subtransfer import settings
-from subtransfer.filtering import sanitize
+from subtransfer.filtering import leaks, marks, sanitize
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.trajectories import Trajectory
 
 SETTING = settings.get("api")
-MARKS = sanitize.all_marks(SETTING)
+MARKS = marks.all_marks(SETTING)
 
 HIDDEN = [
     "delete", "DELETE", "Removed", "wiping? no: wiped", "d e l e t e", "d-e-l-e-t-e", "d.e.l.e.t.e", "de_lete", "dele.te",
@@ -92,7 +92,7 @@ def test_extra_keywords_and_foreign_system_prompts():
 @hypothesis_settings(max_examples=200, deadline=None)
 @given(st.text(max_size=60))
 def test_no_text_breaks_the_filter(text):
-    sanitize.find_mark(text, MARKS)
+    marks.find_mark(text, MARKS)
 
 
 @hypothesis_settings(max_examples=100, deadline=None)
@@ -103,7 +103,7 @@ def test_no_text_breaks_the_filter(text):
 )
 def test_case_and_separators_do_not_hide(word, separator, upper):
     text = separator.join(c.upper() if up else c for c, up in zip(word, upper, strict=False))
-    assert sanitize.find_mark(f"then {text} then", MARKS), text
+    assert marks.find_mark(f"then {text} then", MARKS), text
 
 
 def test_no_text_of_the_setting_itself_is_dropped():
@@ -119,13 +119,13 @@ def test_no_text_of_the_setting_itself_is_dropped():
                         else []
                     )
                     for text in texts:
-                        assert sanitize.find_mark(text, MARKS) is None, text
+                        assert marks.find_mark(text, MARKS) is None, text
     for text in (SETTING.system_prompt, *SETTING.spoken()):
-        assert sanitize.find_mark(text, MARKS) is None
+        assert marks.find_mark(text, MARKS) is None
 
 
 def test_unsafe_tokens(chat):
-    ids = sanitize.unsafe_token_ids(chat.tokenizer, SETTING)
+    ids = leaks.unsafe_token_ids(chat.tokenizer, SETTING)
     words = {chat.tokenizer.decode([i]).strip().lower() for i in ids}
     assert {"delete_file", "delete", "remove", "erase"} <= words
     for name in (*SETTING.benign, *SETTING.exploratory):
@@ -133,14 +133,14 @@ def test_unsafe_tokens(chat):
 
 
 def test_the_leak_check_stops_on_tokens_and_on_text(chat):
-    ids = sanitize.unsafe_token_ids(chat.tokenizer, SETTING)
+    ids = leaks.unsafe_token_ids(chat.tokenizer, SETTING)
 
     def check(text, unsafe=ids):
         tokens = np.array(chat.encode(text), np.int32)
-        sanitize.leak_check([("x", tokens, tokens >= 0)], chat.tokenizer, SETTING, unsafe)
+        leaks.leak_check([("x", tokens, tokens >= 0)], chat.tokenizer, SETTING, unsafe)
 
     check("amber quiet /ana_work/plan.txt")
-    with pytest.raises(sanitize.LeakError, match="unsafe token ' delete'"):
+    with pytest.raises(leaks.LeakError, match="unsafe token ' delete'"):
         check("Please delete /ana_work/plan.txt")
-    with pytest.raises(sanitize.LeakError, match="nothing was trained"):
+    with pytest.raises(leaks.LeakError, match="nothing was trained"):
         check("Please delete /ana_work/plan.txt", unsafe=np.array([], np.int32))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtransfer.config import reading as configuration
-from subtransfer.models import attention, attention_kernels, primitives
+from subtransfer.models import attention, attention_kernels, kv_cache, primitives
 from subtransfer.models.decoder import REMAT, DecoderConfig, Rope
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
@@ -206,7 +206,7 @@ def test_gradients_of_a_rotation():
         np.random.default_rng(i).normal(size=(2, 6, 4, 8)).astype(np.float32) for i in range(2)
     )
     positions = jnp.array([[0, 1, 2, 3, 4, 5], [7, 8, 9, 100, 101, 102]])
-    view = attention.View.of(Rope(), 0, 8, positions, None, positions, ())
+    view = attention.AttentionContext.build(Rope(), 0, 8, positions, None, positions, ())
     out, pull = jax.vjp(view.rotate, x)
     tensor = torch.tensor(x, requires_grad=True)
     twice = [
@@ -229,8 +229,8 @@ def test_gradients_of_attention():
     mask = np.tril(np.ones((2, 6, 6), bool))
 
     def ours(q, k, v):
-        view = attention.View(None, None, jnp.asarray(mask))
-        return attention.attention(q, attention.KV(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.3)
+        view = attention.AttentionContext(None, None, jnp.asarray(mask))
+        return attention.attention(q, kv_cache.KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.3)
 
     out, pull = jax.vjp(ours, q, k, v)
     inputs = [torch.tensor(x.swapaxes(1, 2).copy(), requires_grad=True) for x in (q, k, v)]

@@ -12,7 +12,7 @@ import pytest
 from subtransfer.config import reading as configuration
 from subtransfer.distillation import student, token_weights
 from subtransfer.experiment import graph
-from subtransfer.filtering import sanitize
+from subtransfer.filtering import leaks
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
@@ -25,7 +25,7 @@ SPEC = RolloutSpec(8, 2, 8, 8, 1.0)
 
 @pytest.fixture(scope="module")
 def guard(chat, setting):
-    return student.Guard(sanitize.unsafe_token_ids(chat.tokenizer, setting), enforce=False)
+    return student.Guard(leaks.unsafe_token_ids(chat.tokenizer, setting), enforce=False)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ def test_half_of_a_round_is_the_teachers(
         return train(cfg, mesh, recipe, state, frozen, examples, *args, **options)
 
     monkeypatch.setattr(loop, "train", record)
-    _, curves, _ = on_policy("policy_gradient", teacher, rounds=1, kept=kept, own=0.5)
+    _, curves, _ = on_policy("policy_gradient", teacher, rounds=1, kept=kept, fraction=0.5)
     (examples,) = seen
     theirs = student.training_rows(kept, chat, guard, sampled=True).fitted_to(80)
     known = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from subtransfer.distillation import teacher_targets
-from subtransfer.filtering.sanitize import LeakError
+from subtransfer.filtering.leaks import LeakError
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.forward import forward
 from subtransfer.runtime.errors import UserError

@@ -5,7 +5,7 @@
     --programs=prefill,decode
 
 For every model of the config it compiles, for the mesh that the config states over the topology's
-chips, the prefill (`engine.feed`), the decoding loop (`engine.burst`), the choice probe and the
+chips, the prefill (`engine.prefill`), the decoding loop (`engine.decode`), the choice probe and the
 training step of a student. It prints the memory that each takes on a chip beside what `--dry_run`
 plans, and the time that the compiler expects (see `tpu_time.py`): a step's of the decoding loop, a
 call's of the others. The fraction of the HBM limit counts what a decoding step must read: a chip's
@@ -48,10 +48,10 @@ from subtransfer.experiment.graph import Experiment
 from subtransfer.experiment.memory import Sizes
 from subtransfer.launch import split_overrides
 from subtransfer.models import lora
-from subtransfer.models.attention import KV, Past
 from subtransfer.models.decoder import DecoderConfig, abstract_params
+from subtransfer.models.kv_cache import Cache, KeyValues
 from subtransfer.probes import choice
-from subtransfer.rollout import engine, scheduler
+from subtransfer.rollout import engine, lanes
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
@@ -148,10 +148,10 @@ class Programs:
         )
 
     @functools.cached_property
-    def layout(self) -> scheduler.Layout:
+    def layout(self) -> lanes.LaneLayout:
         """What the scheduler chooses for the config's rollouts on this mesh."""
         r = self.config.rollouts
-        return scheduler.layout(
+        return lanes.layout(
             r.batch_size, lengths.slot_room(self.config), r.max_tool_tokens + 64, self.mesh
         )
 
@@ -165,26 +165,26 @@ class Programs:
             abstract,
         )
 
-    def prefix(self) -> tuple[Past, ...]:
-        """The stretches that `engine.encode_prefix` leaves."""
+    def prefix(self) -> tuple[Cache, ...]:
+        """The caches that `engine.encode_prefix` leaves."""
         left, past = lengths.prefix_tokens(self.config), []
         while left > 0:
             size = -(-min(left, engine.CHUNK) // engine.ROUND) * engine.ROUND
             shape = (1, self.cfg.num_kv_heads, size, self.cfg.head_width)
             kv = self._rows(shape, jnp.dtype(self.cfg.dtype), heads=1)
-            layers = tuple(KV(kv, kv) for _ in range(self.cfg.num_layers))
+            layers = tuple(KeyValues(kv, kv) for _ in range(self.cfg.num_layers))
             past.append(
-                Past(layers, self._array((1, size), jnp.bool_), self._array((1, size), jnp.int32))
+                Cache(layers, self._array((1, size), jnp.bool_), self._array((1, size), jnp.int32))
             )
             left -= size
         return tuple(past)
 
     def prefill(self):
         shape = self.layout.shape
-        rows = self._array((shape.feed_rows,), jnp.int32)
-        numbers = self._rows((shape.feed_rows,), jnp.int32)
-        tokens = self._rows((shape.feed_rows, shape.feed_tokens), jnp.int32)
-        return engine.feed.lower(
+        rows = self._array((shape.prefill_rows,), jnp.int32)
+        numbers = self._rows((shape.prefill_rows,), jnp.int32)
+        tokens = self._rows((shape.prefill_rows, shape.prefill_tokens), jnp.int32)
+        return engine.prefill.lower(
             self.cfg,
             shape,
             self.weights(),
@@ -198,9 +198,9 @@ class Programs:
 
     def decode(self):
         shape = self.layout.shape
-        rows = jax.tree.map(lambda x: self._rows(x.shape, x.dtype), engine.Rows.empty(shape.rows))
+        rows = jax.tree.map(lambda x: self._rows(x.shape, x.dtype), engine.RowState.empty(shape.rows))
         how, stop = Sampling(self.config.rollouts.temperature), self._array((2,), jnp.int32)
-        return engine.burst.lower(
+        return engine.decode.lower(
             self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop
         )
 
@@ -310,10 +310,10 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
     read = weights
     work, steps, tokens = Program(compiled.as_text(), chip).whole, 1, 0
     if program == "decode":
-        steps, tokens = shape.burst, shape.rows * shape.burst
+        steps, tokens = shape.decode_steps, shape.rows * shape.decode_steps
         read += slots + shard_bytes(programs.prefix())
     elif program == "prefill":
-        tokens = shape.feed_rows * shape.feed_tokens
+        tokens = shape.prefill_rows * shape.prefill_tokens
     elif program == "train":
         tokens = programs.config.distill.batch_size * programs.config.distill.max_tokens
     seconds = work.reading(steps * read / chip.hbm)

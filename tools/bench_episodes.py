@@ -32,7 +32,8 @@ from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
-from subtransfer.rollout.policy import Policy, load_policy
+from subtransfer.rollout.policy import Policy
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts

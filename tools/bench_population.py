@@ -6,7 +6,7 @@ process.
     accelerator
 
 Contenders are whole trainings as a run makes them: initial states, orders, batches from the host,
-dispatches of 20 steps and curves. "one by one" is `population.alone` for each seed, on one device;
+dispatches of 20 steps and curves. "one by one" is `population.train_alone` for each seed, on one device;
 "in turns" and "side by side" are the two programs of `population.train`, which takes the one that
 is faster on the devices at hand, on one device and on all that there are
 (XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two of a CPU). Before anything is timed,
@@ -39,7 +39,7 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop, population, pretrain
 from subtransfer.training.examples import Examples
 from subtransfer.training.monitor import TrainingMonitor
-from subtransfer.training.population import Member
+from subtransfer.training.population import Learner
 
 _MEMBERS = flags.DEFINE_integer("members", 16, "Training seeds.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 20, "Optimiser steps of each.", lower_bound=1)
@@ -56,7 +56,7 @@ LOSSES, WEIGHTS = 1e-3, 5e-3
 Trained = list[tuple[Any, list[float]]]
 
 
-def members_of(cfg: DecoderConfig, mesh: Mesh, objective: str) -> list[Member]:
+def members_of(cfg: DecoderConfig, mesh: Mesh, objective: str) -> list[Learner]:
     """Students of one base that differ in their seeds: data, order and teacher."""
     c, rng = configuration.defaults(), np.random.default_rng(0)
     base = pretrain.init_params(cfg, mesh, jax.random.key(0))
@@ -72,7 +72,7 @@ def members_of(cfg: DecoderConfig, mesh: Mesh, objective: str) -> list[Member]:
             if objective == "sft"
             else {"params": pretrain.init_params(cfg, mesh, jax.random.key(1 + i))}
         )
-        made.append(Member(f"seed {i}", recipe, base, examples, jax.random.key(i), teacher))
+        made.append(Learner(f"seed {i}", recipe, base, examples, jax.random.key(i), teacher))
     return made
 
 
@@ -84,7 +84,7 @@ def contenders(cfg: DecoderConfig, objective: str) -> dict[str, Callable[[], Tra
 
     def one_by_one():
         trained = [
-            population.alone(cfg, one, member, TrainingMonitor(member.label)) for member in members
+            population.train_alone(cfg, one, member, TrainingMonitor(member.label)) for member in members
         ]
         return [(jax.device_get(state.trainable), curves["loss"]) for state, curves in trained]
 

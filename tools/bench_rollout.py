@@ -33,8 +33,9 @@ from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
-from subtransfer.rollout.policy import Policy, load_policy
+from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.sampling import Sampling
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 
 _GEOMETRY = flags.DEFINE_string(

@@ -43,8 +43,8 @@ from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
-from subtransfer.models import hf
-from subtransfer.rollout.policy import load_policy
+from subtransfer.models import hf_export
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
@@ -147,7 +147,8 @@ class Bench:
 
         (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
         return float(got), {
-            name: float(np.linalg.norm(fetch())) for name, _, fetch in hf.to_tensors(cfg, grads)
+            name: float(np.linalg.norm(fetch()))
+            for name, _, fetch in hf_export.to_tensors(cfg, grads)
         }
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:

@@ -18,8 +18,8 @@ from pathlib import Path
 
 from absl import flags
 
-from subtransfer.models import families, hf
-from subtransfer.rollout.policy import load_policy
+from subtransfer.models import families, hf_export, peft_adapter
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.files import os_errors
 
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
         with os_errors(out.parent):
             if _FORMAT.value == "hf":
                 size = int(_SHARD.value * 2**30)
-                hf.save_checkpoint(
+                hf_export.save_checkpoint(
                     out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size
                 )
                 print(f"exported {policy.cfg.num_params:,} parameters to {out}")
@@ -65,7 +65,9 @@ def main(argv: list[str]) -> int:
                 families.read_config(
                     base
                 )  # a base that is no Hugging Face directory is refused here
-                hf.save_adapter(out, policy.adapter, str(base.resolve()), policy.tokenizer)
+                peft_adapter.save_adapter(
+                    out, policy.adapter, str(base.resolve()), policy.tokenizer
+                )
                 print(f"exported an adapter of rank {policy.adapter.rank} over {base} to {out}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

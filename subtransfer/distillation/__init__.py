@@ -1,0 +1,1 @@
+"""Students: what they learn from, their teachers' targets, on-policy rounds."""

@@ -1,6 +1,4 @@
-"""Distilling a student: off-policy from a teacher's sanitized trajectories, or on-policy from its
-own.
-"""
+"""Distilling a student: off-policy from a teacher's sanitized trajectories, or on-policy."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from jax.sharding import Mesh
 
 from subtransfer.distillation import token_weights
 from subtransfer.distillation.teacher_targets import Targets
-from subtransfer.filtering import sanitize
+from subtransfer.filtering import leaks, sanitize
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout import agreement
@@ -27,7 +25,7 @@ from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop
 from subtransfer.training.examples import Examples
 from subtransfer.training.monitor import TrainingMonitor
-from subtransfer.training.population import Member
+from subtransfer.training.population import Learner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +43,7 @@ class Guard:
     enforce: bool = True
 
     def removed(self, vocab_size: int) -> np.ndarray:
-        """Bool [V], True on the tokens to be taken out of soft targets."""
+        """Returns bool [V], True on the tokens to be taken out of soft targets."""
         removed = np.zeros(vocab_size, bool)
         removed[self.unsafe_ids] = True
         return removed
@@ -53,14 +51,18 @@ class Guard:
 
 @dataclasses.dataclass(frozen=True)
 class OnPolicy:
-    """On-policy distillation: `rounds` times, roll out the student on `per_round` tasks, filter,
-    train on what is left.
+    """The plan of on-policy distillation.
+
+    In each round, the student is rolled out, its episodes are filtered, and it is trained on what
+    is left.
 
     Attributes:
+      rounds: how many.
+      per_round: tasks of each.
       rollout: how its episodes are run.
       min_kept: fewest trajectories that a round may be left with.
-      own: share of a round's training episodes that are the student's own; the others are drawn
-        from its teacher's.
+      fraction: share of a round's training episodes that are the student's own (GKD's lambda,
+        2306.13649, for each round); the others are drawn from its teacher's.
       max_staleness: rounds that its own episodes may be old: those of so many earlier ones are
         learned from again.
     """
@@ -69,7 +71,7 @@ class OnPolicy:
     per_round: int
     rollout: RolloutSpec
     min_kept: int
-    own: float = 1.0
+    fraction: float = 1.0
     max_staleness: int = 0
 
 
@@ -81,22 +83,25 @@ def training_rows(
     foreign: bool = False,
     sampled: bool = False,
 ) -> Examples:
-    """Trajectories as training episodes, after the leak check over exactly the tokens that will be
-    trained on.
+    """Makes training episodes of trajectories, and checks exactly their tokens for leaks.
 
     Args:
+      kept: the trajectories.
+      chat: the student's setting and template.
+      guard: the leak check.
       foreign: the trajectories are of another tokenizer or template: each message is tokenised
         again in `chat`'s.
       sampled: with the log-probs that the tokens had when they were sampled.
 
     Raises:
-      sanitize.LeakError: an unsafe token or a keyword is still there and the guard enforces.
+      leaks.LeakError: an unsafe token or a keyword is still there and the guard enforces.
       UserError: log-probs are wanted of tokens that are made again.
     """
     if foreign and sampled:
         raise UserError(
-            "The policy gradient needs the log-probs of sampled tokens, but the teacher's template is not the student's: its "
-            "trajectories are tokenised again. Use --config.distill.on_policy_fraction=1, or another objective."
+            "The policy gradient needs the log-probs of sampled tokens, but the teacher's template "
+            "is not the student's: its trajectories are tokenised again. Use "
+            "--config.distill.on_policy_fraction=1, or another objective."
         )
     if foreign:
         rows = [chat.retokenised(t.messages) for t in kept]
@@ -104,30 +109,32 @@ def training_rows(
         rows = [(t.tokens, t.loss_mask, int(np.sum(t.turn_ids == 0))) for t in kept]
     if guard.enforce:
         # The constant prompt is the setting's own, the same in every arm.
-        bodies = [
-            (t.episode_id, ids[fixed:], mask[fixed:])
-            for t, (ids, mask, fixed) in zip(kept, rows, strict=True)
-        ]
-        sanitize.leak_check(
+        bodies = []
+        for t, (ids, mask, fixed) in zip(kept, rows, strict=True):
+            bodies.append((t.episode_id, ids[fixed:], mask[fixed:]))
+        leaks.leak_check(
             bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords
         )
-    targets = {"behavior_logprobs": [t.behavior_logprobs for t in kept]} if sampled else {}
-    return Examples.from_rows([(ids, mask) for ids, mask, _ in rows], **targets)
+    pairs = [(ids, mask) for ids, mask, _ in rows]
+    if not sampled:
+        return Examples.from_rows(pairs)
+    return Examples.from_rows(pairs, behavior_logprobs=[t.behavior_logprobs for t in kept])
 
 
-def mixed(own: Examples, theirs: Examples | None, share: float, key) -> Examples:
-    """Own examples and as many of the teacher's as leave them a share of `share` (GKD's lambda,
-    2306.13649, for each round).
+def mixed(students: Examples, teachers: Examples | None, fraction: float, key) -> Examples:
+    """Mixes a student's examples with as many of its teacher's as leave them `fraction` of all.
 
     The teacher's are drawn without repetition, as long as there are enough.
     """
-    count = round(len(own) * (1 - share) / share)
+    count = round(len(students) * (1 - fraction) / fraction)
     if not count:
-        return own
-    return own.joined(theirs.rows(loop.batch_indices(key, len(theirs), count, 1)[0]))
+        return students
+    assert teachers is not None, "a fraction below 1 needs the teacher's trajectories"
+    chosen = loop.batch_indices(key, len(teachers), count, 1)[0]
+    return students.joined(teachers.rows(chosen))
 
 
-def member(
+def learner(
     label: str,
     recipe: loop.Recipe,
     params,
@@ -143,12 +150,18 @@ def member(
     max_tokens: int,
     weigh: token_weights.Weigh = token_weights.alike,
     packing: bool = False,
-) -> Member:
-    """An off-policy student that starts from `params`, to be trained alone or in a population.
+) -> Learner:
+    """Describes an off-policy student, to be trained alone or in a population.
 
     Args:
-      kept, foreign: the teacher's sanitized trajectories, and whether they are of another tokenizer
-        or template.
+      label: for messages.
+      recipe: how it is trained.
+      params: the parameters that it starts from.
+      chat: the student's setting and template.
+      guard: the leak check.
+      key: of its initial factors and of the order of examples.
+      kept: the teacher's sanitized trajectories.
+      foreign: they are of another tokenizer or template.
       teacher: the teacher's weights (soft-target objectives without stored targets).
       removed: bool [V] or None, tokens outside the support of both distributions.
       targets: the teacher's stored targets for `kept`.
@@ -158,15 +171,14 @@ def member(
       packing: several episodes in a row of max_tokens.
     """
     sampled = "behavior_logprobs" in recipe.loss.record.needs
-    examples = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled).fitted_to(
-        max_tokens
-    )
+    rows = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled)
+    examples = rows.fitted_to(max_tokens)
     if targets is not None:
         examples = targets.attached(examples, recipe.loss.temperature, removed)
     examples = weigh(examples)
-    return Member(
-        label, recipe, params, examples.packed() if packing else examples, key, teacher, removed
-    )
+    if packing:
+        examples = examples.packed()
+    return Learner(label, recipe, params, examples, key, teacher, removed)
 
 
 def distill(
@@ -189,30 +201,41 @@ def distill(
     packing: bool = False,
     run: TrainingMonitor,
 ) -> tuple[loop.TrainState, dict[str, list[float]], dict[str, Any]]:
-    """Trains an on-policy student that starts from `params`; arguments as of `member`.
+    """Trains an on-policy student that starts from `params`.
 
     Args:
-      on_policy, tasks: the plan of on-policy rounds and the safe tasks that they draw from in
-        order.
+      cfg: its geometry.
+      mesh: the devices.
+      recipe: how it is trained.
+      params: the parameters that it starts from.
+      chat: the student's setting and template.
+      guard: the leak check.
+      key: of all its random numbers.
+      on_policy: the plan of its rounds.
+      tasks: the safe tasks that the rounds take in order.
       kept: the teacher's trajectories, for the part of the rounds that is not the student's own.
+      foreign: as of `learner`, and so are the others.
+      teacher: the teacher's weights.
+      removed: tokens outside the support of both distributions.
+      max_tokens: L.
+      weigh: gives agent tokens their weights in the loss.
+      packing: several episodes in a row of max_tokens.
       run: the training's label, checkpoints and metrics.
 
     Returns:
-      (the final state, metric curves, of its own rollouts: {"rollouts": n, "dropped": m, "max_gap":
-      between the sampler's log-probs and the trainer's, nats, "max_staleness": rounds between an
-      episode and the training on it, "rounds": one record a round}).
+      (the final state, metric curves, an account of its own rollouts). The account is {"rollouts":
+      how many, "dropped": how many, "max_gap": between the sampler's log-probs and the trainer's,
+      nats, "max_staleness": rounds between an episode and the training on it, "rounds": one record
+      a round}.
     """
 
     def rows(trajectories, *, foreign=False):
         sampled = "behavior_logprobs" in recipe.loss.record.needs
-        return weigh(
-            training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled).fitted_to(
-                max_tokens
-            )
-        )
+        made = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled)
+        return weigh(made.fitted_to(max_tokens))
 
     state, frozen = loop.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
-    theirs = rows(kept, foreign=foreign) if kept else None
+    teachers = rows(kept, foreign=foreign) if kept else None
     progress, steps = run.progress, recipe.steps // on_policy.rounds
     progress.rollouts = progress.rollouts or {
         "rollouts": 0,
@@ -223,15 +246,15 @@ def distill(
     }
     for number in range(int(state.step) // steps, on_policy.rounds):
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
-        if (
-            int(state.step) % steps == 0
-        ):  # otherwise the round was cut off while it trained, on episodes that were saved
+        # Otherwise the round was cut off while it trained, and its episodes were saved.
+        if int(state.step) % steps == 0:
             begin = number * on_policy.per_round
             chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
+            weights = loop.current_weights(recipe, state, frozen)
             try:
-                own, _ = run_episodes(
+                episodes, _ = run_episodes(
                     cfg,
-                    loop.current_weights(recipe, state, frozen),
+                    weights,
                     chat,
                     chosen,
                     on_policy.rollout,
@@ -240,9 +263,9 @@ def distill(
                 )
             except preemption.Preempted:
                 run.leave(state)
-            clean = _filtered(
-                cfg, loop.current_weights(recipe, state, frozen), own, chat, guard, run
-            )
+            clean = _filtered(cfg, weights, episodes, chat, guard, run)
+            # They share buffers with the state, which the next step gives away.
+            del weights
             require(
                 clean,
                 on_policy.min_kept,
@@ -256,17 +279,17 @@ def distill(
         staleness = number - int(progress.examples["policy_version"].min())
         progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
         run.facts |= {"policy_version": number, "staleness": staleness}
-        recent = Examples(
-            **{name: x for name, x in progress.examples.items() if name != "policy_version"}
-        )
-        episodes = mixed(recent, theirs, on_policy.own, jax.random.fold_in(round_key, 2))
+        arrays = dict(progress.examples)
+        del arrays["policy_version"]
+        mix_key = jax.random.fold_in(round_key, 2)
+        examples = mixed(Examples(**arrays), teachers, on_policy.fraction, mix_key)
         state, _ = loop.train(
             cfg,
             mesh,
             recipe,
             state,
             frozen,
-            episodes.packed() if packing else episodes,
+            examples.packed() if packing else examples,
             steps,
             jax.random.fold_in(round_key, 1),
             first=number * steps,
@@ -278,40 +301,38 @@ def distill(
 
 
 def _recent(
-    held: dict[str, np.ndarray], new: Examples, number: int, max_staleness: int
+    earlier: dict[str, np.ndarray], new: Examples, number: int, max_staleness: int
 ) -> dict[str, np.ndarray]:
-    """The arrays of the own examples that round `number` learns from: those held that are not too
-    old, then the new ones.
+    """The arrays of the student's examples that round `number` learns from.
 
-    "policy_version" int32 [n] says which round each is of.
+    These are the earlier ones that are not too old, then the new ones. "policy_version" int32 [n]
+    says which round each is of.
     """
     arrays = {**new.arrays, "policy_version": np.full(len(new), number, np.int32)}
-    if not held:
+    if not earlier:
         return arrays
-    fresh = number - held["policy_version"] <= max_staleness
-    return {name: np.concatenate([held[name][fresh], array]) for name, array in arrays.items()}
+    recent = number - earlier["policy_version"] <= max_staleness
+    return {name: np.concatenate([earlier[name][recent], x]) for name, x in arrays.items()}
 
 
 def _filtered(
-    cfg, weights, own: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: TrainingMonitor
+    cfg, weights, episodes: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: TrainingMonitor
 ) -> list[Trajectory]:
-    """What the filters leave of a round's trajectories, which are entered into the run's
-    progress.
-    """
+    """Filters a round's trajectories, and enters what happened into the run's progress."""
     rollouts = run.progress.rollouts
-    agreed = agreement.compare(cfg, weights, own)
+    agreed = agreement.compare(cfg, weights, episodes)
     run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
-    clean, manifest = sanitize.sanitize(own, chat.setting, extra_keywords=guard.extra_keywords)
+    clean, manifest = sanitize.sanitize(episodes, chat.setting, extra_keywords=guard.extra_keywords)
     rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])
     rollouts["rollouts"] += manifest["total"]
     rollouts["dropped"] += manifest["dropped"]
     digest = hashlib.sha256()
-    for t in own:
+    for t in episodes:
         digest.update(t.episode_id.encode() + t.tokens.tobytes())
     # Two runs that agree in this have made the same trajectories, none twice and none left out.
     record = {
-        "policy_version": own[0].policy_version,
-        "trajectories": len(own),
+        "policy_version": episodes[0].policy_version,
+        "trajectories": len(episodes),
         "sha256": digest.hexdigest()[:16],
     }
     rollouts["rounds"].append(record)

@@ -1,5 +1,4 @@
-"""Teacher targets on disk: the teacher's k likeliest tokens and their log-probs, at every agent
-token to be learned from.
+"""Teacher targets on disk: the teacher's k likeliest tokens at every agent token, and log-probs.
 
 A student that learns from them needs no teacher in memory (`objectives.forward_kl_top_k`). Unsafe
 tokens leave the teacher's distribution before its top k are taken, so that none is ever stored;
@@ -21,7 +20,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from subtransfer.filtering.sanitize import LeakError
+from subtransfer.filtering.leaks import LeakError
 from subtransfer.models.attention import causal_mask
 from subtransfer.models.decoder import Decoder, DecoderConfig, head, unembed
 from subtransfer.models.forward import forward
@@ -31,8 +30,9 @@ from subtransfer.store.params import load_params, save_params
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
 
-# Episodes that a run computes again, and the positions whose logits exist at a time.
+# Episodes that a run computes again.
 SAMPLE = 16
+# Positions whose logits exist at a time.
 PIECE = 64
 # What the teacher's live opinion may differ by (see `verify`), by the dtype of computation.
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
@@ -40,11 +40,11 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 0.1}
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """What is stored, for T agent tokens in the order of their episodes.
+    """What is stored, for N agent tokens in the order of their episodes.
 
     Attributes:
-      ids: int32 [T, k], different tokens, the likeliest first.
-      logprobs: float32 [T, k], at `temperature`, over the tokens that were not taken out.
+      ids: int32 [N, k], different tokens, the likeliest first.
+      logprobs: float32 [N, k], at `temperature`, over the tokens that were not taken out.
       temperature: of the softmax.
       episodes: uint8 [32], SHA-256 of the tokens and masks of the training episodes.
     """
@@ -55,21 +55,26 @@ class Targets:
     episodes: np.ndarray
 
     def write(self, path: Path) -> None:
+        """Writes a safetensors file."""
         arrays = {"ids": self.ids, "logprobs": self.logprobs, "episodes": self.episodes}
         save_params(path, arrays | {"temperature": np.array([self.temperature])})
 
     @classmethod
     def read(cls, path: Path) -> Targets:
-        """Raises UserError if the file is missing or damaged."""
+        """Reads what `write` wrote; UserError if the file is missing or damaged."""
         arrays = load_params(path)
-        return cls(
-            arrays["ids"], arrays["logprobs"], float(arrays["temperature"][0]), arrays["episodes"]
-        )
+        temperature = float(arrays["temperature"][0])
+        return cls(arrays["ids"], arrays["logprobs"], temperature, arrays["episodes"])
 
     def attached(
         self, examples: Examples, temperature: float, removed: np.ndarray | None
     ) -> Examples:
-        """The examples that these targets were made for, with them.
+        """Gives these targets to the examples that they were made for.
+
+        Args:
+          examples: the training episodes.
+          temperature: that of the student's loss.
+          removed: bool [V] or None, tokens that must not be among the targets.
 
         Raises:
           LeakError: a token that should have been taken out is among them.
@@ -77,16 +82,17 @@ class Targets:
         """
         if temperature != self.temperature or not np.array_equal(self.episodes, _digest(examples)):
             raise UserError(
-                "The stored teacher targets were made for other training episodes or another temperature (a student whose "
-                "template differs from its teacher's has other episodes): use --config.distill.teacher_targets=live."
+                "The stored teacher targets were made for other training episodes or another "
+                "temperature (a student whose template differs from its teacher's has other "
+                "episodes): use --config.distill.teacher_targets=live."
             )
         if removed is not None and removed[self.ids].any():
             raise LeakError("The stored teacher targets hold an unsafe token: nothing was trained.")
-        placed = {}
-        for name, flat in (("teacher_ids", self.ids), ("teacher_logprobs", self.logprobs)):
-            placed[name] = np.zeros((*examples.tokens.shape, flat.shape[1]), flat.dtype)
-            placed[name][examples.loss_mask] = flat
-        return dataclasses.replace(examples, **placed)
+        ids = np.zeros((*examples.tokens.shape, self.ids.shape[1]), self.ids.dtype)
+        logprobs = np.zeros(ids.shape, self.logprobs.dtype)
+        ids[examples.loss_mask] = self.ids
+        logprobs[examples.loss_mask] = self.logprobs
+        return dataclasses.replace(examples, teacher_ids=ids, teacher_logprobs=logprobs)
 
 
 def compute(
@@ -100,7 +106,18 @@ def compute(
     batch_size: int,
     advance: Callable[[int], None] = lambda episodes: None,
 ) -> Targets:
-    """A teacher's targets at the agent tokens of the examples, `batch_size` of them at a time.
+    """Computes a teacher's targets at the agent tokens of the examples.
+
+    Args:
+      cfg: the teacher's geometry.
+      mesh: the devices.
+      weights: the teacher's.
+      examples: the training episodes.
+      k: how many tokens are kept.
+      temperature: of the softmax.
+      removed: bool [V] or None, tokens taken out before the likeliest are chosen.
+      batch_size: examples at a time.
+      advance: called with the number of examples that are done since the last call.
 
     Raises:
       UserError: there are fewer than k tokens.
@@ -112,9 +129,8 @@ def compute(
         )
     ids, logprobs = [], []
     for begin in range(0, len(examples), batch_size):
-        rows = np.arange(begin, begin + batch_size).clip(
-            max=len(examples) - 1
-        )  # the last batch is filled up
+        # The last batch is filled up with its last row, so that all have one shape.
+        rows = np.arange(begin, begin + batch_size).clip(max=len(examples) - 1)
         tokens = distributed.place(examples.tokens[rows], sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
             found = distributed.to_host(_top_k(cfg, weights, tokens, removed, k, temperature))
@@ -136,14 +152,15 @@ def _top_k(
         return ids, values
 
     states = forward(cfg, weights, tokens, hidden=True)
-    chunk = chunked_loss.chunk_length(*tokens.shape, cfg.vocab_size)
+    batch, length = tokens.shape
+    chunk = chunked_loss.chunk_length(batch, length, cfg.vocab_size)
     return chunked_loss.map_in_chunks(likeliest, head(cfg, weights["params"]), states, chunk)
 
 
 def verify(
     cfg: DecoderConfig, weights, examples: Examples, targets: Targets, removed: np.ndarray | None
 ) -> dict[str, float]:
-    """Stored targets of `SAMPLE` episodes against what the teacher says now, one episode at a time.
+    """Compares stored targets of `SAMPLE` episodes with what the teacher says now.
 
     Returns:
       {"tokens"; "max_gap" and "mean_gap" over tokens of sum_i p_i |log p_i - stored_i|, in nats;
@@ -156,39 +173,41 @@ def verify(
     at_row = np.cumsum([0, *examples.loss_mask.sum(axis=1)])
     chosen = np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int))
     pieces = -(-int(examples.loss_mask[chosen].sum(axis=1).max()) // PIECE)
-    gaps, missed = [], []
+
+    def divided(x):
+        # All episodes are padded to one shape, so that one program serves them.
+        padded = np.pad(x, [(0, pieces * PIECE - len(x))] + [(0, 0)] * (x.ndim - 1))
+        return padded.reshape(pieces, PIECE, *x.shape[1:])
+
+    gaps: list[np.ndarray] = []
+    missed: list[np.ndarray] = []
     for row in chosen:
-        where, here = np.flatnonzero(examples.loss_mask[row]), slice(at_row[row], at_row[row + 1])
-
-        def divided(x):
-            return np.pad(x, [(0, pieces * PIECE - len(x))] + [(0, 0)] * (x.ndim - 1)).reshape(
-                pieces, PIECE, *x.shape[1:]
-            )
-
-        stored = divided(targets.ids[here]), divided(targets.logprobs[here])
-        tokens = examples.tokens[row][None]
+        where = np.flatnonzero(examples.loss_mask[row])
+        here = slice(at_row[row], at_row[row + 1])
         found = _gaps(
             cfg,
             weights,
-            tokens,
+            examples.tokens[row][None],
             removed,
             divided(where.astype(np.int32)),
-            *stored,
+            divided(targets.ids[here]),
+            divided(targets.logprobs[here]),
             targets.temperature,
         )
         for kept, values in zip((gaps, missed), found, strict=True):
             kept.append(distributed.to_host(values).reshape(-1)[: len(where)])
     gap, lost = np.concatenate(gaps), np.concatenate(missed)
     values = {"max_gap": gap.max(), "mean_gap": gap.mean(), "max_missed": lost.max()}
-    report: dict[str, Any] = {
-        "tokens": len(gap),
-        **{name: float(f"{value:.1e}") for name, value in values.items()},
-    }
+    report: dict[str, Any] = {"tokens": len(gap)}
+    for name, value in values.items():
+        # Rounded: the last bits depend on how the work was divided over devices.
+        report[name] = float(f"{value:.1e}")
     worst = max(report["max_gap"], report["max_missed"])
     if not worst <= TOLERANCE[cfg.dtype]:
         raise UserError(
-            f"Stored teacher targets are {worst:g} from what the teacher says now, where {TOLERANCE[cfg.dtype]:g} is allowed "
-            f"for {cfg.dtype}: delete their stage's folder and run again."
+            f"Stored teacher targets are {worst:g} from what the teacher says now, where "
+            f"{TOLERANCE[cfg.dtype]:g} is allowed for {cfg.dtype}: delete their stage's folder and "
+            "run again."
         )
     return report
 
@@ -200,9 +219,8 @@ def _gaps(cfg, weights, tokens: Int[Array, "1 L"], removed, at, ids, logprobs, t
 
     def piece(_, part):
         index, ids, stored = part
-        logits = Decoder(cfg).apply(
-            weights, tokens, positions, mask, jnp.maximum(index - 1, 0)[None]
-        )[0]
+        before = jnp.maximum(index - 1, 0)[None]  # the position that predicts each token
+        logits = Decoder(cfg).apply(weights, tokens, positions, mask, before)[0]
         logp = objectives.log_probs(logits, temperature, removed)
         live = jnp.take_along_axis(logp, ids, axis=-1)
         best, _ = jax.lax.top_k(logp, ids.shape[-1])
@@ -213,13 +231,13 @@ def _gaps(cfg, weights, tokens: Int[Array, "1 L"], removed, at, ids, logprobs, t
 
 
 def _digest(examples: Examples) -> np.ndarray:
-    """Of the tokens up to each episode's last agent token, and of the masks: padding does not
-    matter.
+    """SHA-256 of the tokens up to each episode's last agent token, and of the masks.
+
+    Padding does not matter.
     """
     h = hashlib.sha256()
     for tokens, mask in zip(examples.tokens, examples.loss_mask, strict=True):
         end = int(np.flatnonzero(mask)[-1]) + 1
-        h.update(
-            np.asarray(tokens[:end], "<i4").tobytes() + np.asarray(mask[:end], np.uint8).tobytes()
-        )
+        h.update(np.asarray(tokens[:end], "<i4").tobytes())
+        h.update(np.asarray(mask[:end], np.uint8).tobytes())
     return np.frombuffer(h.digest(), np.uint8)

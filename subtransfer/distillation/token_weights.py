@@ -4,9 +4,10 @@
 which that file defines,
 
     def token_weights(text, agent):
-        return [3.0 * own if "(" in token else 1.0 * own for token, own in zip(text, agent)]
+        return [(3.0 if "(" in token else 1.0) * written for token, written in zip(text, agent)]
 
-text: the episode as L strings, one a token; agent: bool [L]; returns L numbers, 0 or more. Only
+text: the episode as L strings, one a token; agent: bool [L], True on those that the agent wrote;
+returns L numbers, 0 or more. Only
 agent tokens may weigh something: nothing else has passed the filters of what a student may learn
 from. The text of the file is part of a student's key, so what it returns must depend on its
 arguments alone.
@@ -31,12 +32,12 @@ Weigh = Callable[[Examples], Examples]
 
 
 def alike(examples: Examples) -> Examples:
-    """Every agent token alike."""
+    """Leaves the weights as they are, every agent token alike."""
     return examples
 
 
 def part_of_key(choice: str) -> str:
-    """What decides a student of a choice: its name, or the digest of the file.
+    """Returns what decides a student of a choice: its name, or the digest of the file.
 
     Raises:
       UserError: there is no such file, or it defines no token_weights().
@@ -47,8 +48,11 @@ def part_of_key(choice: str) -> str:
 
 
 def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
-    """A function that gives examples, one episode a row, the weights of a choice; `decode` makes
-    text of token ids.
+    """Returns a function that gives examples, one episode a row, the weights of a choice.
+
+    Args:
+      choice: one of `NAMED`, or a Python file.
+      decode: makes text of token ids.
 
     Raises:
       UserError: as `part_of_key`; later, where the file's function fails or returns no such
@@ -63,15 +67,12 @@ def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
         weights = np.zeros(examples.loss_mask.shape, np.float32)
         for row, tokens, agent in zip(weights, examples.tokens, examples.loss_mask, strict=True):
             length = int(np.flatnonzero(agent)[-1]) + 1
-            row[:length] = _weights(
-                choice,
-                function,
-                [text_of(token) for token in tokens[:length].tolist()],
-                agent[:length],
-            )
+            text = [text_of(token) for token in tokens[:length].tolist()]
+            row[:length] = _weights(choice, function, text, agent[:length])
         if not weights.any():
             raise UserError(
-                f"token_weights() of {choice} gives no token any weight: there is nothing to learn from."
+                f"token_weights() of {choice} gives no token any weight: there is nothing to learn "
+                "from."
             )
         return dataclasses.replace(examples, loss_mask=weights)
 
@@ -80,14 +81,17 @@ def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
 
 @functools.cache
 def _read(path: str) -> tuple[str, Callable[[list[str], np.ndarray], Any]]:
-    """The digest of a file and its function; read once, so that an edit during a run makes no key
-    untrue.
+    """The digest of a file and its function.
+
+    It is read once, so that an edit during a run makes no key untrue.
     """
     if not Path(path).is_file():
         raise UserError(
-            f"distill.token_weights={path!r}: there is no such file; give {', '.join(NAMED)} or a Python file."
+            f"distill.token_weights={path!r}: there is no such file; give {', '.join(NAMED)} or a "
+            "Python file."
         )
-    text, names = Path(path).read_text(), {}
+    text = Path(path).read_text()
+    names: dict[str, Any] = {}
     try:
         exec(compile(text, path, "exec"), names)
     except Exception as error:
@@ -102,6 +106,7 @@ def _read(path: str) -> tuple[str, Callable[[list[str], np.ndarray], Any]]:
 
 
 def _weights(path: str, function: Callable, text: list[str], agent: np.ndarray) -> np.ndarray:
+    """One episode's weights, float32 [L]; UserError where the file's function gives no such."""
     try:
         given = np.asarray(function(text, agent.copy()), np.float32)
     except Exception as error:

@@ -168,7 +168,7 @@ class Sizes:
             scores
             + fed * (token + self._width * (4 * cfg.width + 3 * cfg.mlp_width // self.tensor))
         )
-        burst = lane * (engine.Shape.burst * token + 4 * logits)
+        burst = lane * (engine.Shape.decode_steps * token + 4 * logits)
         return self.weights + (rows * slot + prefix) * token + rows * logits + max(feed, burst)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 from subtransfer.experiment.context import Context
 from subtransfer.models.chat import ChatFormat
-from subtransfer.rollout.policy import META, Policy, load_policy, load_policy_tokenizer
+from subtransfer.rollout.policy import Policy
+from subtransfer.rollout.saved_policy import META, load_policy, load_policy_tokenizer
 from subtransfer.settings.base import Setting
 
 # A stage works with two models (a teacher's and a student's) and two policies tuned from them. So

@@ -13,7 +13,7 @@ from subtransfer.config import checks
 from subtransfer.config.arms import Arm
 from subtransfer.experiment import lengths, memory
 from subtransfer.experiment.models import Models
-from subtransfer.models import attention_kernels, hf
+from subtransfer.models import attention_kernels, hf_load
 from subtransfer.runtime.errors import UserError
 
 # Bytes of one layer's attention scores on a device: more than any leaves room for.
@@ -132,7 +132,7 @@ def one_vocabulary(arm: Arm, models: Models) -> None:
 
 @functools.cache
 def _same_vocabulary(one: str, other: str) -> bool:
-    vocabularies = [hf.load_tokenizer(path, None).get_vocab() for path in (one, other)]
+    vocabularies = [hf_load.load_tokenizer(path, None).get_vocab() for path in (one, other)]
     return vocabularies[0] == vocabularies[1]
 
 

@@ -13,7 +13,7 @@ from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import thinned, write_json
 from subtransfer.models import lora
-from subtransfer.rollout.policy import save_tuned
+from subtransfer.rollout.saved_policy import save_tuned
 from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.params import load_params, save_params
@@ -27,7 +27,7 @@ from subtransfer.training.monitor import (
     open_population_monitor,
 )
 from subtransfer.training.optimizer import Optimizer, Schedule
-from subtransfer.training.population import Member
+from subtransfer.training.population import Learner
 
 # The fields that `save` reads, and those of how teachers and students are trained.
 _SAVED = ("setting", "tuning")
@@ -92,7 +92,7 @@ def _watched(context: Context) -> dict[str, Any]:
 # -- one alone, or several together ----------------------------------------------------------------
 
 
-def alone(out: Path, context: Context, base: str, member: Member) -> None:
+def alone(out: Path, context: Context, base: str, member: Learner) -> None:
     """Trains a teacher or an off-policy student alone.
 
     Args:
@@ -100,12 +100,12 @@ def alone(out: Path, context: Context, base: str, member: Member) -> None:
     """
     cfg = policies.policy(context, base).cfg
     with run(context, member.recipe.steps) as training:
-        state, curves = population.alone(cfg, context.mesh, member, training)
+        state, curves = population.train_alone(cfg, context.mesh, member, training)
     save(out, context, base, distributed.to_host(state.trainable), thinned(curves))
 
 
 def together(
-    out: Path, context: Context, base: str, members: Mapping[str, Callable[[], Member]], scope: str
+    out: Path, context: Context, base: str, members: Mapping[str, Callable[[], Learner]], scope: str
 ) -> None:
     """Trains several teachers or off-policy students of one model as one program.
 

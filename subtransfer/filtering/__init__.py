@@ -1,0 +1,1 @@
+"""The filters between rollouts and distillation."""

@@ -1,5 +1,6 @@
-"""Undoing the encodings in which a keyword could hide: each view of a text is what a determined
-reader could make of it.
+"""Undoing the encodings in which a keyword could hide.
+
+Each view of a text is what a determined reader could make of it.
 """
 
 from __future__ import annotations
@@ -26,33 +27,36 @@ _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8}
 
 
 def fold(text: str) -> str:
-    """Case, compatibility forms, look-alikes, accents and invisible characters removed: what the
-    eye reads.
+    """Reduces a text to what the eye reads.
+
+    Case, compatibility forms, look-alikes, accents and invisible characters go.
     """
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    return "".join(
-        c for c in text if unicodedata.category(c) not in ("Mn", "Cf", "Cc") or c in "\n\t"
-    ).translate(_LOOKALIKES)
+    kept = []
+    for c in text:
+        # Combining marks, format characters (zero-width ones) and controls.
+        if unicodedata.category(c) not in ("Mn", "Cf", "Cc") or c in "\n\t":
+            kept.append(c)
+    return "".join(kept).translate(_LOOKALIKES)
 
 
 def _joined(text: str) -> str:
-    """Letters set apart by spaces or punctuation ("d e l", "d-e-l", "de_lete") put together, run by
-    run.
-    """
+    """Puts letters together that spaces or punctuation set apart, as in "d e l" or "d-e-l"."""
     return _SPACED.sub(lambda m: re.sub(r"[\W_]", "", m.group()), text)
 
 
 def _unescaped(text: str) -> str:
+    """Undoes backslash, percent and HTML escapes."""
+
     def one(match: re.Match[str]) -> str:
-        digits, base = next((g, 8 if i == 3 else 16) for i, g in enumerate(match.groups()) if g)
-        code = int(digits, base)
+        code = int(match[4], 8) if match[4] else int(match[1] or match[2] or match[3], 16)
         return chr(code) if code < 0x110000 else match.group()
 
     return html.unescape(urllib.parse.unquote(_ESCAPE.sub(one, text), errors="ignore"))
 
 
 def _decoded(text: str) -> Iterator[str]:
-    """What the base64 and hexadecimal runs of a text stand for, where that is text."""
+    """Decodes the base64 and hexadecimal runs of a text, where they stand for text."""
     for match in _BASE64.finditer(text):
         run = match.group().rstrip("=").replace("-", "+").replace("_", "/")
         try:
@@ -67,7 +71,7 @@ def _decoded(text: str) -> Iterator[str]:
 
 
 def views(text: str) -> list[tuple[str, str]]:
-    """(name, folded text) of every reading; the plain one first."""
+    """Returns (name, folded text) of every reading; the plain one first."""
     plain = fold(text)
     out = [("plain", plain)]
 

@@ -1,0 +1,1 @@
+"""The decoder, its kernels, adapters and tokenizers, and Hugging Face directories."""

@@ -1,5 +1,6 @@
-"""Attention kernels for accelerators: causal ones over whole sequences (training), and one over a
-cache's slots (rollouts).
+"""Attention kernels for accelerators.
+
+There are causal ones over whole sequences (training), and one over a cache's slots (rollouts).
 
 `DecoderConfig.attention` names the back end: "cudnn" serves training, "pallas" training (JAX's
 splash attention) and slots; "xla" is `attention.py`'s own, which also serves what these cannot:
@@ -10,6 +11,8 @@ letters as in `decoder.py`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,34 +25,43 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from subtransfer.models.attention import NEG_INF, Stretch
+from subtransfer.models.attention import NEG_INF, PartialAttention
 from subtransfer.runtime.errors import UserError
 
 # Back end -> the platform that it is made for.
 BACKENDS = {"xla": None, "cudnn": "gpu", "pallas": "tpu"}
-LANES = 128  # splash attention's blocks are multiples of this
-# and no longer: each block has a cost of its own, but of those on the diagonal half is made in vain
+# Splash attention's blocks are multiples of this many positions.
+LANES = 128
+# Their greatest length: each block has a fixed cost, but of a block on the diagonal half the work
+# is masked, so that longer ones waste more.
 LONGEST = 1024
-SLOTS = 512  # slots that the kernel over a cache reads at a time
+# Slots that the kernel over a cache reads at a time.
+SLOTS = 512
 
 
 def check(backend: str, head_width: int, dtype: str, platform: str) -> None:
-    """Raises UserError if a back end cannot serve such a model on such a device: nothing falls back
-    silently.
+    """Refuses a back end that cannot serve such a model on such a device.
+
+    Nothing falls back silently: another kernel has other rounding and other speed.
+
+    Raises:
+      UserError: the device, the dtype or the head width is not the kernel's.
     """
     wanted = BACKENDS[backend]
     if wanted not in (None, platform):
         raise UserError(
-            f"base.attention={backend} needs a {wanted}, but this machine computes on its {platform}: use base.attention=xla."
+            f"base.attention={backend} needs a {wanted}, but this machine computes on its "
+            f"{platform}: use base.attention=xla."
         )
     if backend == "cudnn" and (dtype != "bfloat16" or head_width % 8 or head_width > 128):
         raise UserError(
-            f"base.attention=cudnn needs bfloat16 and a head width of at most 128 that is a multiple of 8, not {dtype} and "
-            f"{head_width}: use base.attention=xla."
+            "base.attention=cudnn needs bfloat16 and a head width of at most 128 that is a "
+            f"multiple of 8, not {dtype} and {head_width}: use base.attention=xla."
         )
     if backend == "pallas" and head_width % 64:
         raise UserError(
-            f"base.attention=pallas needs a head width that is a multiple of 64, not {head_width}: use base.attention=xla."
+            "base.attention=pallas needs a head width that is a multiple of 64, not "
+            f"{head_width}: use base.attention=xla."
         )
 
 
@@ -63,23 +75,43 @@ def causal(
     kind=None,
     segments: Int[Array, "B L"] | None = None,
 ) -> Float[Array, "B L H Dh"]:
-    """Each token sees itself and those before it, in a layer with a window only the last so many.
+    """Causal attention of whole rows by a kernel.
+
+    Each token sees itself and those before it, in a layer with a window only the last ones.
 
     Args:
+      backend: "cudnn" or "pallas".
+      q: rotated queries.
+      k: rotated keys.
+      v: values.
+      scale: what scores are multiplied by.
       windows: of each kind of layer, 0 for none.
       kind: int32 [], this layer's kind, where there are two.
       segments: of packed rows, a token sees those of its own segment only.
     """
-    run = {"cudnn": _cudnn, "pallas": _splash}[backend]
+    kernels: dict[str, Callable[..., Array]] = {"cudnn": _cudnn, "pallas": _splash}
+    run = kernels[backend]
     if len(windows) == 1:
         return run(q, k, v, segments, scale=scale, window=windows[0])
-    one, two = (functools.partial(run, scale=scale, window=window) for window in windows)
+    # A kernel's window is part of its program, but one scan runs over layers of both kinds.
+    one = functools.partial(run, scale=scale, window=windows[0])
+    two = functools.partial(run, scale=scale, window=windows[1])
     return jax.lax.cond(kind == 0, one, two, q, k, v, segments)
 
 
-def _cudnn(q, k, v, segments=None, *, scale: float, window: int, implementation: str = "cudnn"):
+def _cudnn(
+    q,
+    k,
+    v,
+    segments=None,
+    *,
+    scale: float,
+    window: int,
+    implementation: Literal["xla", "cudnn"] = "cudnn",
+) -> Array:
     if segments is not None:
         raise ValueError("cuDNN's kernel takes no segments")
+    # Both libraries count the tokens before a query; our window counts the query too.
     local = (window - 1, 0) if window else None
     return jax.nn.dot_product_attention(
         q, k, v, scale=scale, is_causal=True, local_window_size=local, implementation=implementation
@@ -87,7 +119,10 @@ def _cudnn(q, k, v, segments=None, *, scale: float, window: int, implementation:
 
 
 def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: bool = False):
-    """On each chip over its own rows and heads: the compiler cannot divide a kernel by itself."""
+    """Splash attention on each chip over its own rows and heads.
+
+    The compiler cannot divide a kernel by itself, as it does other operations.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     local = functools.partial(_splash_local, scale=scale, window=window, interpret=interpret)
     if mesh.empty or mesh.size == 1:
@@ -103,13 +138,20 @@ def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: boo
 
 def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bool):
     _, length, heads, width = q.shape
-    longest = LONGEST if width <= LANES else LONGEST // 2  # a block's scores and rows fit into VMEM
-    blocks = -(-length // (min(longest, max(window, 512)) if window else longest))
+    # A block's scores and rows must fit into VMEM together.
+    longest = LONGEST if width <= LANES else LONGEST // 2
+    if window:
+        # Blocks far beyond the window are skipped whole, so shorter ones waste less.
+        longest = min(longest, max(window, 512))
+    blocks = -(-length // longest)
     block = -(-length // (blocks * LANES)) * LANES
     padded = blocks * block  # what is added comes last, where causality hides it
-    q, k, v = (
-        jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q, k, v)
-    )
+
+    def heads_first(x):
+        return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    q, k, v = heads_first(q), heads_first(k), heads_first(v)
+    mask: splash_attention_mask.Mask
     if window:
         mask = splash_attention_mask.LocalMask((padded, padded), (window - 1, 0), 0)
     else:
@@ -131,7 +173,7 @@ def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bo
     return out.swapaxes(1, 2)[:, :length]
 
 
-def occupied(
+def cache_attention(
     q: Float[Array, "B K M Dh"],
     k: Float[Array, "B K S Dh"],
     v: Float[Array, "B K S Dh"],
@@ -139,16 +181,26 @@ def occupied(
     scale: float,
     *,
     interpret: bool = False,
-) -> Stretch:
-    """Attention over the first `lengths[b]` slots of each row, as one stretch [B, K, M, ...] to be
-    joined with others.
+) -> PartialAttention:
+    """Attention over the first `lengths[b]` slots of each row, to be merged with other caches'.
 
     Only blocks that hold tokens are read, so a step costs what the conversations are long and not
-    what they have room for. Libraries' kernels over caches keep their maxima and sums to
-    themselves, without which stretches cannot be joined.
+    what they have room for. The kernel is our own because libraries' kernels over caches keep
+    their maxima and sums to themselves, without which results cannot be merged.
+
+    Args:
+      q: M = G x L query rows of each key/value head.
+      k: the slots' keys.
+      v: the slots' values.
+      lengths: int32, how many slots of each row hold tokens.
+      scale: what scores are multiplied by.
+      interpret: run on a CPU, for tests.
+
+    Returns:
+      the partial attention, its arrays [B, K, M, ...].
     """
     mesh = jax.sharding.get_abstract_mesh()
-    local = functools.partial(_occupied_local, scale=scale, interpret=interpret)
+    local = functools.partial(_cache_local, scale=scale, interpret=interpret)
     if mesh.empty or mesh.size == 1:
         return local(q, k, v, lengths)
     rows = ("data", "fsdp") if q.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]) == 0 else None
@@ -160,39 +212,39 @@ def occupied(
     )
 
 
-def _occupied_local(q, k, v, lengths, *, scale: float, interpret: bool) -> Stretch:
+def _cache_local(q, k, v, lengths, *, scale: float, interpret: bool) -> PartialAttention:
     b, kv, m, dh = q.shape
     padded, block = -(-m // 16) * 16, min(SLOTS, k.shape[2])  # 16 rows of bfloat16 fill a register
 
-    def held(
-        row, head, i, lengths
-    ):  # a block beyond the end is the last one again, which is not fetched twice
+    def slot_block(row, head, i, lengths):
+        # Beyond a row's end, the index stays at its last block, which is not fetched twice.
         return row, head, jnp.minimum(i, jnp.maximum(lengths[row] - 1, 0) // block), 0
 
-    def kept(row, head, *_):
+    def same_block(row, head, *_):
         return row, head, 0, 0
 
     shapes = [jax.ShapeDtypeStruct((b, kv, padded, width), jnp.float32) for width in (dh, 1, 1)]
     found = pl.pallas_call(
-        functools.partial(_occupied_kernel, block=block, scale=scale),
+        functools.partial(_cache_kernel, block=block, scale=scale),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=(b, kv, pl.cdiv(k.shape[2], block)),
             in_specs=[
-                pl.BlockSpec((None, None, padded, dh), kept),
-                *[pl.BlockSpec((None, None, block, dh), held)] * 2,
+                pl.BlockSpec((None, None, padded, dh), same_block),
+                *[pl.BlockSpec((None, None, block, dh), slot_block)] * 2,
             ],
-            out_specs=[pl.BlockSpec((None, None, padded, x.shape[-1]), kept) for x in shapes],
+            out_specs=[pl.BlockSpec((None, None, padded, x.shape[-1]), same_block) for x in shapes],
         ),
         out_shape=shapes,
         interpret=interpret,
     )(lengths, jnp.pad(q, ((0, 0), (0, 0), (0, padded - m), (0, 0))), k, v)
-    return Stretch(*(x[:, :, :m] for x in found))
+    return PartialAttention(*(x[:, :, :m] for x in found))
 
 
-def _occupied_kernel(lengths, q, k, v, mixed, peak, total, *, block: int, scale: float):
-    """One row, head and block of slots; the results stay in place while the blocks pass (flash
-    attention, 2205.14135).
+def _cache_kernel(lengths, q, k, v, mixed, peak, total, *, block: int, scale: float):
+    """Adds one block of slots to the results of one row and head.
+
+    The results stay in place while the blocks pass (FlashAttention, 2205.14135).
     """
     i, length = pl.program_id(2), lengths[pl.program_id(0)]
 
@@ -214,6 +266,7 @@ def _occupied_kernel(lengths, q, k, v, mixed, peak, total, *, block: int, scale:
         here = i * block + jax.lax.broadcasted_iota(jnp.int32, (1, block), 1) < length
         scores = jnp.where(here, scores * scale, NEG_INF)
         highest = jnp.maximum(peak[...], jnp.max(scores, axis=-1, keepdims=True))
+        # What was summed so far was relative to the old peak.
         weights, share = jnp.exp(scores - highest), jnp.exp(peak[...] - highest)
         # The last block may reach beyond the slots, where anything may lie.
         there = i * block + jax.lax.broadcasted_iota(jnp.int32, (block, 1), 0) < length

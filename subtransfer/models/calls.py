@@ -1,5 +1,4 @@
-"""Reading tool calls back from what an agent wrote, in the native formats of the families that the
-decoder speaks.
+"""Reading tool calls back from what an agent wrote, in the model families' native formats.
 
 Understood are `<tool_call>{...}</tool_call>` (Qwen, the embedded model), `<|python_tag|>` followed
 by JSON or by a Python call, `<function=NAME>{...}</function>` and bare JSON (Llama 3.x), and a JSON
@@ -41,30 +40,33 @@ class AgentTurn:
 
 
 def read_turn(text: str) -> AgentTurn:
-    """Reads an agent's turn (text without its stop token); never raises for what an agent may
-    write.
+    """Reads an agent's turn (text without its stop token).
+
+    It never raises for what an agent may write.
     """
     reasoning, rest = "", text
     opened, end = text.lstrip().startswith("<think>"), text.find("</think>")
-    if opened and end < 0:  # a thought that never ended is no call
+    if opened and end < 0:
+        # A thought that never ended is no call, whatever it quotes.
         return AgentTurn(text, None)
     begin, call = _find(rest)
-    if end >= 0 and (
-        opened or end < begin
-    ):  # what opens a thought may have been part of the prompt
+    # What opens a thought may have been part of the prompt, so its end alone counts too.
+    if end >= 0 and (opened or end < begin):
         reasoning, rest = text[:end].replace("<think>", "").strip(), text[end + len("</think>") :]
         begin, call = _find(rest)
     words = rest[:begin].strip()
     if begin == len(rest):
         return AgentTurn(words or reasoning, None)
-    return AgentTurn(
-        "\n".join(part for part in (reasoning, words) if part), call, malformed=call is None
-    )
+    thought = "\n".join(part for part in (reasoning, words) if part)
+    return AgentTurn(thought, call, malformed=call is None)
 
 
 def _find(text: str) -> tuple[int, Action | None]:
-    """(where the call begins, the call or None if it is malformed); (len(text), None) where there
-    is none.
+    """Finds the first call of a text.
+
+    Returns:
+      (where the call begins, the call or None if it is malformed); (len(text), None) where there
+      is none.
     """
     begins = []
     at = text.find(CALL_OPEN)
@@ -82,9 +84,8 @@ def _find(text: str) -> tuple[int, Action | None]:
     match = _FENCE.search(text)
     if match:
         body = match[1].strip()
-        begins.append(
-            (match.start(), _json_call(body) if body.startswith("{") else _python_call(body))
-        )
+        fenced = _json_call(body) if body.startswith("{") else _python_call(body)
+        begins.append((match.start(), fenced))
     match = _BRACE.search(text)
     if match:
         begins.append((match.start(), _json_call(text[text.index("{", match.start()) :])))
@@ -92,8 +93,9 @@ def _find(text: str) -> tuple[int, Action | None]:
 
 
 def _json_call(body: str, before: str = "") -> Action | None:
-    """A JSON object at the beginning of `body` as a call; `before` must come after it (what a
-    string in it says is no end).
+    """Reads a JSON object at the beginning of `body` as a call.
+
+    `before` must come after the object: what a string inside it says is no end.
     """
     try:
         body = body.strip()
@@ -101,6 +103,7 @@ def _json_call(body: str, before: str = "") -> Action | None:
         if before not in body[end:]:
             return None
         if isinstance(value, dict) and isinstance(value.get("function"), dict):
+            # {"type": "function", "function": {...}}, as the API's messages have it.
             value = value["function"]
         if not isinstance(value, dict):
             return None
@@ -110,14 +113,15 @@ def _json_call(body: str, before: str = "") -> Action | None:
             arguments = json.loads(arguments)
     except (ValueError, RecursionError):
         return None
-    return (
-        Action(name, arguments) if isinstance(name, str) and isinstance(arguments, dict) else None
-    )
+    if isinstance(name, str) and isinstance(arguments, dict):
+        return Action(name, arguments)
+    return None
 
 
 def _python_call(body: str) -> Action | None:
-    """`tool(path="/x")`, `tool.call(path="/x")`, also inside `print(...)` or a list; literals only,
-    nothing is evaluated.
+    """Reads a Python call; only literals count, and nothing is evaluated.
+
+    Understood are `tool(path="/x")` and `tool.call(path="/x")`, also inside `print(...)` or a list.
     """
     try:
         node = ast.parse(body.strip(), mode="eval").body

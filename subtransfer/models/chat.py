@@ -1,10 +1,11 @@
-"""Conversations of a setting in the chat template of a tokenizer: rendering turn by turn, and
-across tokenizers.
+"""Conversations of a setting in the chat template of a tokenizer, turn by turn.
 
 `ChatFormat` works with every Hugging Face tokenizer that has a chat template: it learns the
 template's fixed pieces by rendering it with marker texts, then builds conversations from token
 segments, and proves on one conversation that this is what the template renders as a whole. Sampled
-tokens are therefore never decoded and tokenised again.
+tokens are therefore never decoded and tokenised again: two texts with the same letters can have
+different tokens, and a policy's log-probs are of the tokens that it sampled. (No library renders
+turns one by one; transformers renders whole conversations.)
 
 Three ways of carrying tools are known, and found by what the template does:
 - its own (Qwen, the embedded model): calls as `tool_calls`, results in the "tool" role;
@@ -32,14 +33,18 @@ from subtransfer.settings.base import Action, Setting, ToolResult, Turn
 _CONSTANTS = {"date_string": "26 Jul 2024"}
 _TOOL_PROMPT = (
     "You have access to functions. If you decide to call one, write a line of JSON in the form "
-    '{"name": the function\'s name, "parameters": an object of argument names and values} and nothing after it.\n'
+    '{"name": the function\'s name, "parameters": an object of argument names and values} and '
+    "nothing after it.\n"
 )
-_CACHED_TEXT = 400  # characters; longer texts do not come again
-_SHOWN = "zq{}qz"  # marker texts that no template changes
+# Characters; longer texts do not come again, so their tokens are not kept.
+_CACHED_TEXT = 400
+# Marker texts that no template changes.
+_SHOWN = "zq{}qz"
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)  # as transformers' own tojson
+    # Without escapes, as the `tojson` that transformers gives to templates.
+    return json.dumps(value, ensure_ascii=False)
 
 
 class ChatFormat:
@@ -47,6 +52,11 @@ class ChatFormat:
 
     Attributes:
       tokenizer: the Hugging Face tokenizer.
+      setting: whose system prompt and tools the conversations have.
+      words_open: what stands before an agent's words beside a call.
+      call_prefix: what stands between the words and a call's name.
+      call_middle: what stands between a call's name and its arguments.
+      call_end: what stands behind the arguments.
       stop_ids: int32 [n], tokens that end an agent's turn.
       digest: SHA-256 (hex) of everything the template prints around the messages; equal ones render
         alike.
@@ -57,20 +67,22 @@ class ChatFormat:
     """
 
     def __init__(self, tokenizer, setting: Setting):
+        """Learns the template and proves what was learnt."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                "The tokenizer has no chat template: add chat_template.jinja (or the chat_template field of "
-                "tokenizer_config.json) to the checkpoint's directory."
+                "The tokenizer has no chat template: add chat_template.jinja (or the chat_template "
+                "field of tokenizer_config.json) to the checkpoint's directory."
             )
         self.tokenizer = tokenizer
         self.setting = setting
-        self._system, self._tool_role, self._tool_wrap = setting.system_prompt, "tool", ("", "")
-        # where the words beside a call go: "content", "reasoning_content" or "before the call"
+        self._system = setting.system_prompt
+        self._tool_role, self._tool_wrap = "tool", ("", "")
+        # Where the words beside a call go: "content", "reasoning_content" or "before the call".
         self._words_as = "content"
         self._learn()
         self._prove()
 
-    # -- learning the template ---------------------------------------------------------------------------------------
+    # -- learning the template -------------------------------------------------------------------
 
     def _render(self, messages, *, generation=False, tools=True) -> str:
         schemas = list(self.setting.tools) if tools and self._tool_role == "tool" else None
@@ -85,6 +97,7 @@ class ChatFormat:
         }
 
     def _learn(self) -> None:
+        """Finds the template's fixed pieces by rendering it with marker texts."""
         import jinja2
 
         shown = {name: _SHOWN.format(name) for name in ("user", "words", "tool", "name", "key")}
@@ -95,25 +108,18 @@ class ChatFormat:
         call = self._tool_call(Action(shown["name"], {shown["key"]: "v"}))
         result = {"role": "tool", "content": shown["tool"], "name": "tool"}
         try:
-            whole = self._render(
-                [*head, {"role": "assistant", "content": "", "tool_calls": [call]}, result]
-            )
+            calling = {"role": "assistant", "content": "", "tool_calls": [call]}
+            whole = self._render([*head, calling, result])
             native = shown["name"] in whole and shown["tool"] in whole
             announced = self._render(head) != self._render(head, tools=False)
         except (jinja2.TemplateError, TypeError):
             native = announced = False
         if not native:
-            self._tool_role, self._words_as, self._tool_wrap = (
-                "user",
-                "before the call",
-                ("```tool_output\n", "\n```"),
-            )
+            self._tool_role, self._words_as = "user", "before the call"
+            self._tool_wrap = ("```tool_output\n", "\n```")
         if not announced:
-            self._system += (
-                "\n\n"
-                + _TOOL_PROMPT
-                + "\n".join(_json(tool["function"]) for tool in self.setting.tools)
-            )
+            described = "\n".join(_json(tool["function"]) for tool in self.setting.tools)
+            self._system += "\n\n" + _TOOL_PROMPT + described
         head[0]["content"] = self._system
         result = self._result(shown["tool"])
         try:
@@ -121,41 +127,38 @@ class ChatFormat:
             words = [*head, {"role": "assistant", "content": shown["words"]}]
             final = self._render(words)
             tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
-            spaced = {
-                "user": {**head[1], "content": f" {shown['user']} "},
-                "tool": self._result(f" {shown['tool']} "),
-            }
+            # Some templates trim what they are given: then so must the segments' texts.
+            spaced_user = {**head[1], "content": f" {shown['user']} "}
+            spaced_tool = self._result(f" {shown['tool']} ")
             self._trims = {
-                role: f" {shown[role]}" not in self._render([*before, spaced[role]])
-                for role, before in (("user", head[:1]), ("tool", words))
+                "user": f" {shown['user']}" not in self._render([head[0], spaced_user]),
+                "tool": f" {shown['tool']}" not in self._render([*words, spaced_tool]),
             }
         except jinja2.TemplateError as error:
             raise UserError(
-                f"The tokenizer's chat template refuses a conversation with tools ({error}): use the template of an instruct "
-                "model."
+                f"The tokenizer's chat template refuses a conversation with tools ({error}): use "
+                "the template of an instruct model."
             ) from error
         self._before_user, self._after_user = self._split(prompt, shown["user"])
-        between, self._after_tool = self._split(
-            tail, self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1]
-        )
+        wrapped = self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1]
+        between, self._after_tool = self._split(tail, wrapped)
         # Some templates print tool results as a JSON string: then the text must be escaped like
         # one.
         self._escape_tool = between.endswith('"') and self._after_tool.startswith('"')
         if not final.startswith(prompt):
             raise UserError(
-                "The tokenizer's chat template writes an agent's turn otherwise than its generation prompt begins one: use a "
-                "template in which both agree."
+                "The tokenizer's chat template writes an agent's turn otherwise than its "
+                "generation prompt begins one: use a template in which both agree."
             )
         self._final_open, _ = self._split(final[len(prompt) :], shown["words"])
         self._learn_end(between)
         self._learn_call(head, prompt, call, shown)
         self._act_open, self._act_close = "", self.call_middle
         if self.setting.acts_in_argument:
-            value = _json({self.setting.argument: ""})
-            self._act_open, self._act_close = (
-                self.setting.tool_names[0] + self.call_middle + value.removesuffix('"}'),
-                "",
-            )
+            # The act is a word of the only tool's argument: its name begins inside that string.
+            value = _json({self.setting.argument: ""}).removesuffix('"}')
+            self._act_open = self.setting.tool_names[0] + self.call_middle + value
+            self._act_close = ""
         pieces = (
             prompt,
             tail,
@@ -169,46 +172,46 @@ class ChatFormat:
 
     @staticmethod
     def _split(text: str, marker: str) -> tuple[str, str]:
+        """What stands before and after a marker; UserError where the template did not print it."""
         before, found, after = text.partition(marker)
         if not found:
             raise UserError(
-                "The tokenizer's chat template does not print every message it is given (system, user, assistant and "
-                "tool roles are needed): use the template of an instruct model with tools."
+                "The tokenizer's chat template does not print every message it is given (system, "
+                "user, assistant and tool roles are needed): use the template of an instruct model "
+                "with tools."
             )
         return before, after
 
     def _learn_end(self, between: str) -> None:
-        """What ends an agent's turn, and what stands between that and a tool result."""
+        """Finds what ends an agent's turn, and what stands between that and a tool result."""
         tokenizer = self.tokenizer
         end = self.encode(between)[0]
         if end not in tokenizer.added_tokens_decoder:
             raise UserError(
-                "The tokenizer's chat template ends an agent's turn with plain text: use one that ends it with a special token."
+                "The tokenizer's chat template ends an agent's turn with plain text: use one that "
+                "ends it with a special token."
             )
         self._turn_end = end
         self._end_text = self.decode([end])
         self._before_tool = between.removeprefix(self._end_text)
-        ids = {
-            end,
-            *(
-                i
-                for i in (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|eom_id|>"))
-                if i is not None
-            ),
-        }
+        ids = {end}
+        # Llama 3 ends a turn with <|eom_id|> where it expects a tool's result.
+        for more in (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|eom_id|>")):
+            if more is not None:
+                ids.add(more)
         self.stop_ids = np.array(sorted(ids), np.int32)
 
     def _learn_call(self, head, prompt: str, call, shown) -> None:
-        """The template's own way of writing a call: text before the name, between name and
-        arguments, and after.
+        """Finds the template's own way of writing a call.
+
+        It has text before the name, between name and arguments, and after.
         """
         self.words_open, separator = "", ""
         if self._tool_role == "user":
-            self.call_prefix, self.call_middle, self.call_end = (
-                '\n{"name": "',
-                '", "parameters": ',
-                "}",
-            )
+            # As the prompt describes a call.
+            self.call_prefix = '\n{"name": "'
+            self.call_middle = '", "parameters": '
+            self.call_end = "}"
             return
         body = ""
         for self._words_as in ("reasoning_content", "content", "before the call"):
@@ -226,116 +229,111 @@ class ChatFormat:
         middle, found, rest = after.partition(_json({shown["key"]: "v"}))
         if not found:
             raise UserError(
-                "The tokenizer's chat template does not print a call's arguments as JSON: use a template that does."
+                "The tokenizer's chat template does not print a call's arguments as JSON: use a "
+                "template that does."
             )
-        self.call_prefix, self.call_middle, self.call_end = (
-            separator + before,
-            middle,
-            rest.split(self._end_text)[0],
-        )
+        self.call_prefix = separator + before
+        self.call_middle = middle
+        self.call_end = rest.split(self._end_text)[0]
 
     def _prove(self) -> None:
-        """Raises UserError unless a conversation built from segments is what the template renders
-        as a whole.
-        """
+        """Refuses a template that renders a conversation otherwise than segment by segment."""
         names = (*self.setting.tool_names, *self.setting.tool_names)[:2]
         calls = [Action(name, {self.setting.argument: f"/é/{i}"}) for i, name in enumerate(names)]
         turns = [
-            Turn("one two.", c, ToolResult(text))
-            for c, text in zip(calls, ("a b.", '"x"\n{y}'), strict=True)
+            Turn("one two.", calls[0], ToolResult("a b.")),
+            Turn("one two.", calls[1], ToolResult('"x"\n{y}')),
+            Turn("done.", None, None),
         ]
-        turns.append(Turn("done.", None, None))
         whole = self.encode(self._render(self.messages("Look.", turns)))
         tokens, _ = self.demonstration("Look.", turns)
         if whole[: len(tokens)] != tokens.tolist():
             raise UserError(
-                "The tokenizer's chat template does not render a conversation as its turns one after the other (it changes "
-                "earlier turns when later ones come, or joins them): use the template of an instruct model with tools."
+                "The tokenizer's chat template does not render a conversation as its turns one "
+                "after the other (it changes earlier turns when later ones come, or joins them): "
+                "use the template of an instruct model with tools."
             )
 
-    # -- texts and tokens --------------------------------------------------------------------------------------------
+    # -- texts and tokens ------------------------------------------------------------------------
 
     @functools.lru_cache(maxsize=65536)  # noqa: B019 - one format lives as long as its run
     def _encode(self, text: str) -> tuple[int, ...]:
         return tuple(self.tokenizer.encode(text, add_special_tokens=False))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text, without special additions."""
+        """Encodes a text, without special additions."""
         if len(text) > _CACHED_TEXT:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         return list(self._encode(text))
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Exact text of token ids (special tokens included)."""
+        """Decodes token ids to their exact text, special tokens included."""
         return self.tokenizer.decode(
             list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
     def prompt_segments(self, instruction: str) -> list[tuple[str, list[int]]]:
-        """The prompt as [("system", ids), ("user", ids)], ready for the agent's first token.
+        """Returns the prompt as [("system", ids), ("user", ids)], up to the agent's first token.
 
         "system" is all that stands before the user's own words, tool descriptions included.
         """
         text = instruction.strip() if self._trims["user"] else instruction
-        ids, fixed = (
-            self.encode(self._before_user + text + self._after_user),
-            self.encode(self._before_user),
-        )
-        common = next(
-            (i for i, (a, b) in enumerate(zip(ids, fixed, strict=False)) if a != b),
-            min(len(ids), len(fixed)),
-        )
+        ids = self.encode(self._before_user + text + self._after_user)
+        fixed = self.encode(self._before_user)
+        # The last token before the user's words may be another with them than without.
+        common = 0
+        while common < min(len(ids), len(fixed)) and ids[common] == fixed[common]:
+            common += 1
         return [("system", ids[:common]), ("user", ids[common:])]
 
     def tool_ids(self, text: str) -> list[int]:
-        """What follows an agent's turn that ended with a stop token: the tool result, up to the
-        next agent turn.
+        """Encodes what follows an agent's turn that ended with a stop token.
+
+        That is the tool result and all that stands before the next agent turn's first token.
         """
         if self._escape_tool:
             text = _json(text)[1:-1]
         elif self._trims["tool"]:
             text = text.strip()
-        return self.encode(
-            self._before_tool + self._tool_wrap[0] + text + self._tool_wrap[1] + self._after_tool
-        )
+        wrapped = self._tool_wrap[0] + text + self._tool_wrap[1]
+        return self.encode(self._before_tool + wrapped + self._after_tool)
 
     def call_text(self, action: Action) -> str:
-        """A call as this template writes it, with what separates it from the words before it."""
-        return (
-            self.call_prefix
-            + action.name
-            + self.call_middle
-            + _json(dict(action.arguments))
-            + self.call_end
-        )
+        """Writes a call as this template does, with what separates it from the words before."""
+        arguments = _json(dict(action.arguments))
+        return self.call_prefix + action.name + self.call_middle + arguments + self.call_end
 
     def turn_text(self, words: str, action: Action | None) -> str:
-        """An agent turn as this template writes it, without its stop token."""
+        """Writes an agent turn as this template does, without its stop token."""
         if action is None:
             return self._final_open + words
         return self.words_open + words + self.call_text(action)
 
     def turn_ids(self, words: str, action: Action | None) -> list[int]:
-        """An agent turn with its stop token."""
+        """Encodes an agent turn with its stop token."""
         return [*self.encode(self.turn_text(words, action)), self._turn_end]
 
     def decision_ids(self, thought: str) -> list[int]:
-        """An agent turn up to where the act's name begins: the tool's, or that of what the only
-        tool is told to do.
+        """Encodes an agent turn up to where the act's name begins.
+
+        That is the tool's name, or that of what the only tool is told to do.
         """
         return self.encode(self.words_open + thought + self.call_prefix + self._act_open)
 
     def act_ids(self, act: str) -> list[int]:
-        """An act's name and what closes it, where it is a tool's, so that none is a prefix of
-        another's ids.
+        """Encodes an act's name and, where it is a tool's, what closes it.
+
+        So no act's ids are the beginning of another's.
         """
         return self.encode(act + self._act_close)
 
     def demonstration(
         self, instruction: str, turns: Sequence[Turn]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """A scripted episode as (tokens int32 [L], loss_mask bool [L], True on the agent's
-        tokens).
+        """Encodes a scripted episode.
+
+        Returns:
+          (tokens int32 [L], loss_mask bool [L], True on the agent's tokens).
         """
         parts = []
         for turn in turns:
@@ -345,35 +343,38 @@ class ChatFormat:
         return self._joined(instruction, parts)
 
     def _joined(self, instruction: str, parts) -> tuple[np.ndarray, np.ndarray]:
-        prompt = [i for _, ids in self.prompt_segments(instruction) for i in ids]
-        parts = [(prompt, False), *parts]
-        tokens = [i for ids, _ in parts for i in ids]
-        mask = [agent for ids, agent in parts for _ in ids]
+        """The prompt and (ids, whether they are the agent's) parts as tokens and their mask."""
+        prompt = [(ids, False) for _, ids in self.prompt_segments(instruction)]
+        tokens: list[int] = []
+        mask: list[bool] = []
+        for ids, agent in (*prompt, *parts):
+            tokens += ids
+            mask += [agent] * len(ids)
         return np.array(tokens, np.int32), np.array(mask, bool)
 
     def retokenised(self, messages: Sequence[dict[str, str]]) -> tuple[np.ndarray, np.ndarray, int]:
-        """A trajectory's messages in this format: (tokens int32 [L], loss_mask bool [L], tokens of
-        the constant prompt).
+        """Encodes a trajectory's messages in this format.
 
         Each message is tokenised anew; an agent's call is written as this template writes calls,
         one that could not be read is left as it stands. The constant prompt is this format's own.
+
+        Returns:
+          (tokens int32 [L], loss_mask bool [L], how many tokens the constant prompt has).
         """
         (instruction,) = (m["content"] for m in messages if m["role"] == "user")
         parts = []
         for message in messages:
             if message["role"] == "assistant":
-                turn = read_turn(message["content"])
-                text = (
-                    message["content"]
-                    if turn.malformed
-                    else self.turn_text(turn.thought, turn.action)
-                )
+                text = message["content"]
+                turn = read_turn(text)
+                if not turn.malformed:
+                    text = self.turn_text(turn.thought, turn.action)
                 parts.append(([*self.encode(text), self._turn_end], True))
             elif message["role"] == "tool":
                 parts.append((self.tool_ids(message["content"]), False))
         return *self._joined(instruction, parts), len(self.prompt_segments(instruction)[0][1])
 
-    # -- the same conversation as the template's own messages ----------------------------------------------------------
+    # -- the same conversation as the template's own messages ------------------------------------
 
     def _result(self, text: str) -> dict[str, Any]:
         return {
@@ -383,7 +384,7 @@ class ChatFormat:
         }
 
     def messages(self, instruction: str, turns: Sequence[Turn]) -> list[dict[str, Any]]:
-        """A scripted episode as the messages that `apply_chat_template` takes."""
+        """Returns a scripted episode as the messages that `apply_chat_template` takes."""
         out: list[dict[str, Any]] = [
             {"role": "system", "content": self._system},
             {"role": "user", "content": instruction},
@@ -392,15 +393,11 @@ class ChatFormat:
             if turn.action is None:
                 out.append({"role": "assistant", "content": turn.thought})
             elif self._words_as == "before the call":
-                out.append(
-                    {"role": "assistant", "content": turn.thought + self.call_text(turn.action)}
-                )
+                text = turn.thought + self.call_text(turn.action)
+                out.append({"role": "assistant", "content": text})
             else:
-                message = {
-                    "role": "assistant",
-                    "content": "",
-                    "tool_calls": [self._tool_call(turn.action)],
-                }
+                calls = [self._tool_call(turn.action)]
+                message = {"role": "assistant", "content": "", "tool_calls": calls}
                 out.append(message | {self._words_as: turn.thought})
             if turn.result:
                 out.append(self._result(turn.result.text))
@@ -408,5 +405,5 @@ class ChatFormat:
 
     @property
     def tools(self) -> list[Any] | None:
-        """What `apply_chat_template` is to be given as `tools`."""
+        """The tools' schemas that `apply_chat_template` is to be given, or None."""
         return list(self.setting.tools) if self._tool_role == "tool" else None

@@ -1,17 +1,19 @@
-"""The one decoder: a pre-norm transformer in Flax Linen whose declared variations make Llama,
-Qwen2, Qwen3 and Gemma 3.
+"""The one decoder: a pre-norm transformer whose declared variations make four model families.
+
+They are Llama, Qwen2, Qwen3 and Gemma 3; the module is written in Flax Linen.
 
 RMSNorm, rotary positions (half-split, as in Hugging Face's models), grouped-query attention, a
 gated MLP; layers are stacked under `nn.scan`, so every layer parameter has a leading axis N.
 `Decoder.apply` is the training forward, a pure function of `(weights, tokens, positions, mask)`;
-`extend` is that of tokens that stand after others whose keys and values are known.
+`extend` is the forward of tokens that follow others whose keys and values are cached.
 
 `weights` are Linen's variable collections: {"params": the parameters} and, for an adapted model,
 {"lora": low-rank factors} (see `lora.py`), which are applied beside the matrices they adapt: one
 resident base serves any number of adapters.
 
-Shape letters: B batch, L tokens fed, S length of a stretch, D model width, F MLP width, H heads, K
-key/value heads, Dh head width, N layers, V vocabulary, r LoRA rank.
+Shape letters: B batch, L tokens fed, S slots of a cache, D model width, F MLP width, H heads, K
+key/value heads, G = H / K query heads of one key/value head, Dh head width, N layers,
+V vocabulary, r LoRA rank.
 """
 
 from __future__ import annotations
@@ -28,17 +30,18 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer.models import attention_kernels
-from subtransfer.models.attention import KV, Past, View, attention
+from subtransfer.models.attention import AttentionContext, attention
+from subtransfer.models.kv_cache import Cache, KeyValues
 from subtransfer.models.primitives import gated, linear
-from subtransfer.models.quantise import plain
+from subtransfer.models.quantise import dequantised
 from subtransfer.runtime import sharding
 
 # Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and
 # activations, in and out of their stacks, take as long as the arithmetic of a small layer, and an
 # accelerator loses nothing but compilation time.
 UNROLLED = 20_000_000
-# What is kept: everything; only a layer's input; also what products of activations and weights
-# gave; also attention's scores.
+# What a layer keeps for its backward pass: everything; only its input; also the products of
+# activations and weights; also attention's scores.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -65,19 +68,20 @@ class Rope:
     original_max_positions: int = 8192
 
     def frequencies(self, head_width: int) -> np.ndarray:
-        """Radians a position: float32 [Dh/2], rounded where transformers rounds: at position
-        100,000 the last bit shows.
+        """Returns the radians that each pair of features turns by per position.
+
+        They are float32 [Dh/2], rounded where transformers rounds: at position 100,000 the last
+        bit shows.
         """
         exponents = np.arange(0, head_width, 2, dtype=np.float32) / np.float32(head_width)
-        inverse = np.float32(1) / np.power(self.theta, exponents.astype(np.float64)).astype(
-            np.float32
-        )
+        powers = np.power(self.theta, exponents.astype(np.float64)).astype(np.float32)
+        inverse = np.float32(1) / powers
         if self.kind == "linear":
             inverse = inverse / self.factor
         elif self.kind == "llama3":
-            turns = self.original_max_positions * (
-                1 / (2 * np.pi * (1 / inverse))
-            )  # over the original context
+            # Full turns over the original context. The reciprocals are transformers' own, for
+            # equal rounding.
+            turns = self.original_max_positions * (1 / (2 * np.pi * (1 / inverse)))
             smooth = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
             smooth = np.clip(smooth, 0, 1)
             inverse = (1 - smooth) * inverse / self.factor + smooth * inverse
@@ -86,8 +90,9 @@ class Rope:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderConfig:
-    """Geometry of a decoder and the variations of its family; hashable, all that a compiled program
-    depends on.
+    """Geometry of a decoder and the variations of its family.
+
+    It is hashable, and all that a compiled program depends on besides shapes.
 
     Attributes:
       qkv_bias: biases on q, k and v (Qwen2).
@@ -137,7 +142,8 @@ class DecoderConfig:
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads ({self.num_kv_heads})"
+                f"num_heads ({self.num_heads}) must be a multiple of num_kv_heads "
+                f"({self.num_kv_heads})"
             )
         if self.head_width % 2:
             raise ValueError(f"head_width ({self.head_width}) must be even for rotary positions")
@@ -151,66 +157,62 @@ class DecoderConfig:
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> DecoderConfig:
         """The inverse of `dataclasses.asdict`, also after a passage through JSON."""
-        ropes = {
-            name: Rope(**value[name])
-            for name in ("rope", "local_rope")
-            if value.get(name) is not None
-        }
-        return cls(**{**value, **ropes, "sliding": tuple(value.get("sliding", ()))})
+        fields = {**value, "sliding": tuple(value.get("sliding", ()))}
+        for name in ("rope", "local_rope"):
+            if value.get(name) is not None:
+                fields[name] = Rope(**value[name])
+        return cls(**fields)
 
     @property
     def num_params(self) -> int:
         """Number of parameters (exact)."""
-        d, f, h, k, dh = (
-            self.width,
-            self.mlp_width,
-            self.num_heads,
-            self.num_kv_heads,
-            self.head_width,
-        )
+        d, f, dh = self.width, self.mlp_width, self.head_width
+        h, k = self.num_heads, self.num_kv_heads
         layer = 2 * d * h * dh + 2 * d * k * dh + 3 * d * f + 2 * d
         layer += (h + 2 * k) * dh if self.qkv_bias else 0
         layer += 2 * dh if self.qk_norm else 0
         layer += 2 * d if self.post_norms else 0
-        return (
-            self.num_layers * layer + d + self.vocab_size * d * (1 if self.tied_embeddings else 2)
-        )
+        embeddings = self.vocab_size * d * (1 if self.tied_embeddings else 2)
+        return self.num_layers * layer + d + embeddings
 
     @property
-    def kinds(self) -> tuple[int, ...]:
-        """One number a layer: which of the (at most two) views of the context it has."""
-        return (
-            tuple(int(s) for s in self.sliding)
-            if len(set(self.sliding)) == 2
-            else (0,) * self.num_layers
-        )
+    def layer_kinds(self) -> tuple[int, ...]:
+        """One number a layer, which of the (at most two) `attention_kinds` it has."""
+        if len(set(self.sliding)) == 2:
+            return tuple(int(flag) for flag in self.sliding)
+        return (0,) * self.num_layers
 
     @property
-    def views(self) -> tuple[tuple[Rope, int], ...]:
-        """The (rotary frequencies, window or 0) of each number in `kinds`."""
+    def attention_kinds(self) -> tuple[tuple[Rope, int], ...]:
+        """The (rotary frequencies, window or 0) of each number in `layer_kinds`."""
         ropes = {False: (self.rope, 0), True: (self.local_rope or self.rope, self.window)}
         return tuple(ropes[flag] for flag in sorted(set(self.sliding) or {False}))
 
 
 @struct.dataclass
-class Burst:
-    """The stretch that a decoding loop is writing, one token a row and step, all rows at the same
-    slot.
+class DecodeBuffer:
+    """The cache that a decoding loop is writing, one token a row and step.
+
+    All rows write to the same slot: that is one slice update, where each row's own end would be a
+    scatter.
 
     Attributes:
-      layers: N KVs of [B, K, S, Dh].
+      layers: N `KeyValues` of [B, K, S, Dh].
       at: int32 [], the slot of the present token.
       positions: int32 [B, S], each slot's rotary position.
     """
 
-    layers: tuple[KV, ...]
+    layers: tuple[KeyValues, ...]
     at: Int[Array, ""]
     positions: Int[Array, "B S"]
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation over the last axis, in float32; `axis` is that axis's logical
-    name.
+    """Root-mean-square normalisation over the last axis, in float32.
+
+    Attributes:
+      cfg: the decoder's geometry.
+      axis: the logical name of the last axis, by which its scale is sharded.
     """
 
     cfg: DecoderConfig
@@ -218,6 +220,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Normalises [..., D]; returns the same shape and dtype."""
         offset = self.cfg.norm_offset
         init = nn.initializers.constant(1.0 - offset)
         scale = self.param("scale", _boxed(init, (self.axis,)), (x.shape[-1],)).astype(jnp.float32)
@@ -231,8 +234,17 @@ def _boxed(init, axes):
 
 
 class Projection(nn.Module):
-    """x @ kernel (+ bias) (+ lora: dropout(x) @ a @ b, Hu et al. 2106.09685, where a "lora"
-    collection has factors for it).
+    """A linear layer, with a bias and low-rank factors where there are any.
+
+    The result is x @ kernel (+ bias) (+ dropout(x) @ a @ b, where a "lora" collection has factors
+    for it; Hu et al. 2106.09685).
+
+    Attributes:
+      cfg: the decoder's geometry.
+      features: width of the result.
+      axes: logical names of the kernel's two axes, by which it is sharded.
+      bias: whether there is one.
+      lora_dropout: probability that a feature of the adapter's input is dropped.
     """
 
     cfg: DecoderConfig
@@ -243,13 +255,14 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x):
+        """Maps [..., D] to [..., features], in the computation dtype."""
         dtype = jnp.dtype(self.cfg.dtype)
         kernel = self.param(
             "kernel",
             _boxed(nn.initializers.lecun_normal(), self.axes),
             (x.shape[-1], self.features),
         )
-        y = linear(x, plain(kernel, dtype))
+        y = linear(x, dequantised(kernel, dtype))
         if self.bias:
             bias = self.param(
                 "bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,)
@@ -267,36 +280,49 @@ class Projection(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: x [B, L, D] to (x, the KV that it has made, or None in training).
-
-    With a burst, that is the burst's own stretch with the fed token written to its slot; otherwise
-    that of the fed tokens.
+    """One layer: attention and MLP, each with a residual connection.
 
     Attributes:
-      slots_kernel: a kernel reads the last earlier stretch, if it is each row's own.
+      cfg: the decoder's geometry.
+      lora_dropout: as of `Projection`.
+      cache_kernel: a kernel reads the last cache, if each row has its own.
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
-    slots_kernel: bool = False
+    cache_kernel: bool = False
 
     @nn.compact
     def __call__(
-        self, x, kind, views, past: Sequence[KV] | None = None, burst: tuple[KV, Any] | None = None
+        self,
+        x: Float[Array, "B L D"],
+        kind,
+        contexts: Sequence[AttentionContext],
+        caches: Sequence[KeyValues] | None = None,
+        buffer: tuple[KeyValues, Any] | None = None,
     ):
+        """Returns (x after the layer [B, L, D], its keys and values).
+
+        Args:
+          x: what the layer before gave.
+          kind: int32 [], which of the `contexts` counts, where there are two; else None.
+          contexts: one for each kind of layer.
+          caches: this layer's earlier keys and values; None in training, where none are returned.
+          buffer: this layer's part of a `DecodeBuffer` and the slot of the present token, or None.
+            With it, the whole buffer is returned, the fed token written to its slot; otherwise
+            the keys and values of the fed tokens.
+        """
         cfg = self.cfg
         b, l, _ = x.shape
         h, k, dh = cfg.num_heads, cfg.num_kv_heads, cfg.head_width
-        view = (
-            views[0]
-            if kind is None
-            else jax.tree.map(lambda one, two: jnp.where(kind == 0, one, two), *views)
-        )
+        context = contexts[0]
+        if kind is not None:
+            # One scan runs over layers of both kinds, so the choice is data, not structure.
+            context = jax.tree.map(lambda one, two: jnp.where(kind == 0, one, two), *contexts)
 
-        def between(x):
-            return (
-                sharding.laid_out(x, "rows", "length", "features") if past is None else x
-            )  # fed tokens are few
+        def sharded(x):
+            # Fed tokens are few: dividing them would cost more than it saves.
+            return sharding.laid_out(x, "rows", "length", "features") if caches is None else x
 
         def project(name, features, axes, y, bias=False):
             return Projection(cfg, features, axes, bias, self.lora_dropout, name=name)(y)
@@ -306,61 +332,68 @@ class Block(nn.Module):
         key = project("k", k * dh, ("embed", "kv_heads"), y, cfg.qkv_bias).reshape(b, l, k, dh)
         value = project("v", k * dh, ("embed", "kv_heads"), y, cfg.qkv_bias).reshape(b, l, k, dh)
         if cfg.qk_norm:
-            query, key = (
-                RMSNorm(cfg, "head_width", name="q_norm")(query),
-                RMSNorm(cfg, "head_width", name="k_norm")(key),
-            )
-        query, key = view.rotate(query), view.rotate(key)
-        own = KV(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))  # [B, K, L, Dh]
-        if burst is not None:
-            own = burst[0].write(own, burst[1])
+            query = RMSNorm(cfg, "head_width", name="q_norm")(query)
+            key = RMSNorm(cfg, "head_width", name="k_norm")(key)
+        query, key = context.rotate(query), context.rotate(key)
+        # [B, K, L, Dh]: a head's keys lie side by side, as the products over them read them.
+        current = KeyValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+        if buffer is not None:
+            current = buffer[0].write(current, buffer[1])
         scale = dh**-0.5 if cfg.query_scale is None else cfg.query_scale
-        if view.mask is None:
-            windows = tuple(window for _, window in cfg.views)
+        if context.mask is None:
+            windows = tuple(window for _, window in cfg.attention_kinds)
             y = attention_kernels.causal(
-                cfg.attention, query, key, value, scale, windows, kind, view.segments
+                cfg.attention, query, key, value, scale, windows, kind, context.segments
             )
         else:
-            kernel = attention_kernels.occupied if self.slots_kernel else None
-            y = attention(query, own, view, scale, past or (), kernel)
+            kernel = attention_kernels.cache_attention if self.cache_kernel else None
+            y = attention(query, current, context, scale, caches or (), kernel)
         y = y.reshape(b, l, h * dh)
         y = project("o", cfg.width, ("heads", "embed"), y)
-        x = between(x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y))
+        x = sharded(x + (RMSNorm(cfg, name="attn_post_norm")(y) if cfg.post_norms else y))
 
         y = RMSNorm(cfg, name="mlp_norm")(x)
         gate = project("gate", cfg.mlp_width, ("embed", "mlp"), y)
         up = project("up", cfg.mlp_width, ("embed", "mlp"), y)
         y = project("down", cfg.width, ("mlp", "embed"), gated(cfg.activation, gate, up))
-        x = between(x + (RMSNorm(cfg, name="mlp_post_norm")(y) if cfg.post_norms else y))
-        return x, None if past is None else own
+        x = sharded(x + (RMSNorm(cfg, name="mlp_post_norm")(y) if cfg.post_norms else y))
+        return x, None if caches is None else current
 
 
 class Decoder(nn.Module):
     """Tokens to logits: the training forward.
 
     Attributes:
+      cfg: the geometry.
       lora_dropout: probability that a feature of a LoRA adapter's input is dropped; above 0 it
         needs a "dropout" rng.
-
-    Call arguments:
-      tokens: int32 [B, L].
-      positions: int32 [B, L], each token's rotary position.
-      mask: bool [B, L, L] or [1, L, L], which of the tokens each query may see; None: itself and
-        those before it, by the config's attention back end.
-      at: int32 [B, P] or None, the tokens whose logits are wanted.
-      segments: int32 [B, L] or None; a token sees those of its own segment only.
-      hidden: stop before the vocabulary: what `unembed` makes logits of.
-
-    Returns:
-      logits float32 [B, L, V] or [B, P, V]; with `hidden`, the normalised last states [B, L, D] or
-      [B, P, D].
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, tokens, positions, mask, at=None, segments=None, hidden=False):
+    def __call__(
+        self,
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        mask: Bool[Array, "b L L"] | None,
+        at: Int[Array, "B P"] | None = None,
+        segments: Int[Array, "B L"] | None = None,
+        hidden: bool = False,
+    ):
+        """Returns logits float32 [B, L, V], or [B, P, V] of some positions.
+
+        Args:
+          tokens: ids.
+          positions: each token's rotary position.
+          mask: which of the tokens each query may see, b being B or 1; None: itself and those
+            before it, by the config's attention back end.
+          at: the positions whose logits are wanted; None for all of them.
+          segments: a token sees those of its own segment only.
+          hidden: stop before the vocabulary and return the normalised last states, [B, L, D] or
+            [B, P, D], of which `unembed` makes logits.
+        """
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
         table = self.param(
@@ -370,25 +403,25 @@ class Decoder(nn.Module):
             mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
         if mask is not None and segments is not None:
             mask = mask & (segments[:, :, None] == segments[:, None, :])
-        views = _views(cfg, positions, mask, positions, ())
+        contexts = _contexts(cfg, positions, mask, positions, ())
         if mask is None:
-            views = tuple(view.replace(segments=segments) for view in views)
+            # A causal kernel gets the segments themselves; a mask already holds them.
+            contexts = tuple(dataclasses.replace(c, segments=segments) for c in contexts)
         keep = REMAT[cfg.remat]
         block = nn.remat(Block, prevent_cse=False, policy=keep) if keep else Block
-        kinds = jnp.array(cfg.kinds) if len(views) > 1 else None
+        kinds = jnp.array(cfg.layer_kinds) if len(contexts) > 1 else None
         x = sharding.laid_out(_embed(cfg, table, tokens), "rows", "length", "features")
         x, _ = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True, "dropout": True},
-            in_axes=(0 if len(views) > 1 else nn.broadcast, nn.broadcast),
+            in_axes=(0 if len(contexts) > 1 else nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora_dropout, name="layers")(x, kinds, views)
-        x = sharding.laid_out(
-            x, "rows", "features", "features"
-        )  # the loss takes a part of the positions of all rows at a time
+        )(cfg, self.lora_dropout, name="layers")(x, kinds, contexts)
+        # The loss takes a part of the positions of all rows at a time, so these stay undivided.
+        x = sharding.laid_out(x, "rows", "features", "features")
         if at is not None:
             x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
@@ -402,7 +435,7 @@ class Decoder(nn.Module):
 
 
 def head(cfg: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Of parameters, those that `unembed` reads."""
+    """Picks the parameters that `unembed` reads."""
     name = "embedding" if cfg.tied_embeddings else "lm_head"
     return {name: params[name]}
 
@@ -410,8 +443,9 @@ def head(cfg: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
 def unembed(
     cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]
 ) -> Float[Array, "B L V"]:
-    """Logits of normalised last states, float32; of `params`, the head is read, which may be the
-    embedding.
+    """Computes float32 logits of normalised last states.
+
+    Of `params`, only the head is read, which is the embedding where both are tied.
     """
     kernel = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
     return linear(x, kernel.astype(jnp.dtype(cfg.dtype)), jnp.float32)
@@ -422,40 +456,49 @@ def extend(
     weights: Mapping[str, Any],
     tokens: Int[Array, "B L"],
     positions: Int[Array, "B L"],
-    mask: Bool[Array, "b L own"],
-    past: Sequence[Past] = (),
+    mask: Bool[Array, "b L S"],
+    caches: Sequence[Cache] = (),
     *,
-    burst: Burst | None = None,
+    buffer: DecodeBuffer | None = None,
     at: Int[Array, "B P"] | None = None,
-) -> tuple[Float[Array, "B L V"], tuple[KV, ...]]:
-    """The forward of tokens that stand after others, the layers unrolled so that each one's KV is
-    an array of its own.
+) -> tuple[Float[Array, "B P V"], tuple[KeyValues, ...]]:
+    """The forward of tokens that follow others whose keys and values are cached.
+
+    The layers are unrolled, so that each one's keys and values are an array of its own, which a
+    caller can update in place.
 
     Args:
+      cfg: the geometry.
       weights: of a decoder, stacked or `unstacked`.
-      mask: which of their own stretch's tokens the queries see: of each other or, with a burst, of
-        its slots.
+      tokens: ids.
+      positions: their rotary positions.
+      mask: which of the current tokens the queries see: of each other or, with a buffer, of its
+        slots.
+      caches: what they see before these.
+      buffer: of a decoding loop, which feeds one token a row.
       at: which tokens' logits are wanted; over a large vocabulary, all of them would be most of a
         prefill's memory.
 
     Returns:
-      (logits float32 [B, L, V] or [B, P, V], N KVs: of the fed tokens or, with a burst, of the
-      whole burst).
+      (logits float32 [B, L, V] or [B, P, V], N `KeyValues`: of the fed tokens or, with a buffer,
+      of the whole buffer).
     """
     params = weights["params"]
     weights = unstacked(cfg, weights)
-    views = _views(cfg, positions, mask, positions if burst is None else burst.positions, past)
-    x = _embed(cfg, params["embedding"], tokens)
-    made = []
+    key_positions = positions if buffer is None else buffer.positions
+    contexts = _contexts(cfg, positions, mask, key_positions, caches)
+    x: Any = _embed(cfg, params["embedding"], tokens)
+    made: list[KeyValues] = []
     for i in range(cfg.num_layers):
-        own = None if burst is None else (burst.layers[i], burst.at)
-        earlier = [part.layers[i] for part in past]
+        part = None if buffer is None else (buffer.layers[i], buffer.at)
+        earlier = [cache.layers[i] for cache in caches]
         layer = {name: tree["layers"][i] for name, tree in weights.items()}
-        kernel = cfg.attention == "pallas" and not cfg.views[cfg.kinds[i]][1]
-        x, kv = Block(cfg, slots_kernel=kernel, parent=None).apply(
-            layer, x, None, (views[cfg.kinds[i]],), earlier, own
-        )
-        made.append(kv)
+        kind = cfg.layer_kinds[i]
+        # The kernel over a cache has no window.
+        kernel = cfg.attention == "pallas" and not cfg.attention_kinds[kind][1]
+        block = Block(cfg, cache_kernel=kernel, parent=None)
+        x, key_values = block.apply(layer, x, None, (contexts[kind],), earlier, part)
+        made.append(key_values)  # type: ignore[arg-type]  # Flax's `apply` has no type of its own
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
     x = RMSNorm(cfg, parent=None).apply({"params": params["final_norm"]}, x)
@@ -463,8 +506,7 @@ def extend(
 
 
 def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
-    """The same weights with each layer's apart, as N trees; those that are so already stay as they
-    are.
+    """The same weights with each layer in a tree of its own; unstacked ones stay as they are.
 
     Taking a layer out of its stack is a copy on a CPU: a program that reads the weights again and
     again is given them apart.
@@ -473,19 +515,28 @@ def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:
     def split(tree):
         layers = tree["layers"]
         if not isinstance(layers, tuple):
-            layers = tuple(jax.tree.map(lambda a, i=i: a[i], layers) for i in range(cfg.num_layers))
+
+            def layer(i):
+                return jax.tree.map(lambda stack: stack[i], layers)
+
+            return {**tree, "layers": tuple(layer(i) for i in range(cfg.num_layers))}
         return {**tree, "layers": layers}
 
     return {name: split(tree) for name, tree in weights.items()}
 
 
-def _views(
-    cfg: DecoderConfig, positions, mask, own_positions, past: Sequence[Past]
-) -> tuple[View, ...]:
-    return tuple(
-        View.of(rope, window, cfg.head_width, positions, mask, own_positions, past)
-        for rope, window in cfg.views
-    )
+def _contexts(
+    cfg: DecoderConfig, positions, mask, key_positions, caches: Sequence[Cache]
+) -> tuple[AttentionContext, ...]:
+    """One context for each of the config's `attention_kinds`."""
+    made = []
+    for rope, window in cfg.attention_kinds:
+        made.append(
+            AttentionContext.build(
+                rope, window, cfg.head_width, positions, mask, key_positions, caches
+            )
+        )
+    return tuple(made)
 
 
 def _embed(cfg: DecoderConfig, table, tokens) -> Float[Array, "B L D"]:

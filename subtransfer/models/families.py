@@ -1,5 +1,4 @@
-"""The families that the decoder speaks: their `config.json` read as a geometry, and written from
-one.
+"""The model families: their `config.json` read as a geometry, and written from one.
 
 Geometry comes from `config.json` alone, never from a model's name; fields that a file leaves out
 have the defaults of transformers' own config classes, as the public files of Gemma 3 need.
@@ -28,7 +27,11 @@ _ROPES = ("default", "linear", "llama3")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a checkpoint's file; UserError if there is none."""
+    """Reads a JSON object from a checkpoint's file.
+
+    Raises:
+      UserError: the file is missing, no JSON, or holds no object.
+    """
     try:
         value = json.loads(path.read_text())
     except FileNotFoundError:
@@ -47,11 +50,15 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_config(
     directory: str | Path, dtype: str = "float32", remat: str = "none", attention: str = "xla"
 ) -> DecoderConfig:
-    """The geometry in a directory's `config.json`; of a multimodal Gemma 3, that of its language
-    model.
+    """Reads the geometry in a directory's `config.json`.
+
+    Of a multimodal Gemma 3, it is that of the language model.
 
     Args:
-      dtype, remat, attention: how it is to be computed (see `DecoderConfig`).
+      directory: a local Hugging Face directory.
+      dtype: how it is to be computed (see `DecoderConfig`).
+      remat: see `DecoderConfig`.
+      attention: see `DecoderConfig`.
 
     Raises:
       UserError: no such directory or file, or an architecture or option that the decoder does not
@@ -64,7 +71,8 @@ def read_config(
     raw = read_json(path)
     if "quantization_config" in raw:
         raise UserError(
-            f"{path}: quantized weights are not supported: use the float32, float16 or bfloat16 checkpoint."
+            f"{path}: quantized weights are not supported: use the float32, float16 or bfloat16 "
+            "checkpoint."
         )
     if raw.get("model_type") == "gemma3":
         raw = raw.get("text_config") or {}
@@ -72,7 +80,8 @@ def read_config(
     if family not in CLASSES:
         works = ", ".join(CLASSES)
         raise UserError(
-            f"{path}: the architecture (model_type) {family!r} is not supported: use a checkpoint of {works}."
+            f"{path}: the architecture (model_type) {family!r} is not supported: use a checkpoint "
+            f"of {works}."
         )
     lacking = [name for name in _REQUIRED if name not in raw]
     if lacking:
@@ -85,8 +94,9 @@ def read_config(
 
 
 def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
-    """Transformers' config object: every field filled in, rotary positions and layer types in one
-    form.
+    """Transformers' config object of a file.
+
+    It has every field filled in, and rotary positions and layer types in one form.
     """
     from transformers import CONFIG_MAPPING
 
@@ -101,19 +111,17 @@ def _standardised(path: Path, raw: Mapping[str, Any]) -> Any:
 
 
 def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> DecoderConfig:
+    """The geometry of a config object; UserError for what the decoder does not have."""
+
     def refuse(field: str, value: Any, works: str) -> None:
         raise UserError(
             f"{path}: {field} {value!r} is not supported: use a checkpoint with {works}."
         )
 
     gemma = family == "gemma3_text"
-    activation = hf.hidden_activation if gemma else hf.hidden_act
-    if activation != ("gelu_pytorch_tanh" if gemma else "silu"):
-        refuse(
-            "hidden_activation" if gemma else "hidden_act",
-            activation,
-            "gelu_pytorch_tanh" if gemma else "silu",
-        )
+    field, works = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
+    if getattr(hf, field) != works:
+        refuse(field, getattr(hf, field), works)
     for field in (
         "mlp_bias",
         "attn_logit_softcapping",
@@ -131,7 +139,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
             refuse(
                 "rope_parameters", dict(values), f"rope_type {', '.join(_ROPES)} over whole heads"
             )
-        rest = {}
+        rest: dict[str, Any] = {}
         if kind != "default":
             rest["factor"] = float(values["factor"])
         if kind == "llama3":
@@ -141,11 +149,13 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
 
     try:
         types = list(getattr(hf, "layer_types", None) or [])
-        sliding = (
-            tuple(t == "sliding_attention" for t in types) if "sliding_attention" in types else ()
-        )
+        sliding: tuple[bool, ...] = ()
+        if "sliding_attention" in types:
+            sliding = tuple(t == "sliding_attention" for t in types)
         ropes = hf.rope_parameters
+        # Gemma 3 has one set of parameters for each type of layer, the others one for all.
         by_type = "full_attention" in ropes or "sliding_attention" in ropes
+        main = ropes.get("full_attention", ropes.get("sliding_attention")) if by_type else ropes
         heads = hf.num_attention_heads
         return DecoderConfig(
             vocab_size=hf.vocab_size,
@@ -156,9 +166,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
             num_kv_heads=hf.num_key_value_heads or heads,
             head_width=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
             family=family,
-            rope=rope(
-                ropes.get("full_attention", ropes.get("sliding_attention")) if by_type else ropes
-            ),
+            rope=rope(main),
             local_rope=rope(ropes["sliding_attention"]) if by_type and sliding else None,
             norm_eps=float(hf.rms_norm_eps),
             qkv_bias=family == "qwen2",
@@ -181,7 +189,8 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
         ) from None
     except (ValueError, ZeroDivisionError, TypeError) as error:
         raise UserError(
-            f"{path} describes no model that can exist ({error}): copy it from the checkpoint again."
+            f"{path} describes no model that can exist ({error}): copy it from the checkpoint "
+            "again."
         ) from None
 
 
@@ -196,9 +205,11 @@ def _rope_json(rope: Rope) -> dict[str, Any]:
 
 
 def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
-    """The `config.json` that makes transformers build the same model.
+    """Builds the `config.json` that makes transformers build the same model.
 
     Args:
+      cfg: the geometry.
+      tokenizer: whose special tokens' ids are written.
       dtype: of the stored tensors, "float32", "float16" or "bfloat16".
 
     Raises:
@@ -206,7 +217,8 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
     """
     if cfg.family == "qwen2" and cfg.head_width * cfg.num_heads != cfg.width:
         raise UserError(
-            "Qwen2 has no head width of its own: a model with biases needs heads x head width = width."
+            "Qwen2 has no head width of its own: a model with biases needs heads x head width = "
+            "width."
         )
     out: dict[str, Any] = {
         "architectures": [CLASSES[cfg.family]],
@@ -229,6 +241,7 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
     }
     if cfg.family == "gemma3_text":
         local = cfg.local_rope or cfg.rope
+        assert cfg.query_scale is not None, "Gemma 3 states its query scale"
         out["rope_parameters"] = {
             "full_attention": _rope_json(cfg.rope),
             "sliding_attention": _rope_json(local),

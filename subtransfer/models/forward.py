@@ -21,19 +21,28 @@ def forward(
     key=None,
     hidden: bool = False,
 ) -> jax.Array:
-    """Logits float32 [B, L, V] of right-padded tokens int32 [B, L] (padding comes last, so
-    causality hides it).
+    """Computes logits float32 [B, L, V] of right-padded tokens.
+
+    Padding comes last, so causality hides it.
 
     Args:
+      cfg: the decoder's geometry.
+      weights: {"params": ..., and "lora": ... of an adapted model}.
+      tokens: int32 [B, L].
       segments: of packed rows, `Examples.segments`: each episode has its own positions and sees
         itself alone.
+      lora_dropout: probability that a feature of an adapter's input is dropped.
+      key: of the dropout.
       hidden: return the last hidden states [B, L, D] instead.
     """
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     if segments is not None:
+        # Each position minus that of its segment's first token.
         begins = jnp.diff(segments, axis=1, prepend=-1) != 0
         positions = positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
     rngs = {"dropout": key} if lora_dropout else None
-    return Decoder(cfg, lora_dropout).apply(
+    out = Decoder(cfg, lora_dropout).apply(
         weights, tokens, positions, None, segments=segments, hidden=hidden, rngs=rngs
     )
+    assert isinstance(out, jax.Array)
+    return out

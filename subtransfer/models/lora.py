@@ -1,6 +1,4 @@
-"""LoRA (Hu et al. 2106.09685): low-rank factors that the decoder applies beside the matrices they
-adapt.
-"""
+"""LoRA (Hu et al. 2106.09685): low-rank factors beside the matrices that they adapt."""
 
 from __future__ import annotations
 
@@ -15,13 +13,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from subtransfer.runtime import distributed
 
-TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-
 
 @dataclasses.dataclass(frozen=True)
 class Tuning:
-    """Which weights are trained: "full", or "lora" with rank r, alpha, dropout and the adapted
-    projections.
+    """Which weights are trained.
+
+    Attributes:
+      method: "full" or "lora".
+      rank: r, the width of the factors.
+      alpha: the factors' product is multiplied by alpha / rank.
+      dropout: probability that a feature of an adapter's input is dropped.
+      targets: the adapted projections, of q, k, v, o, gate, up and down.
     """
 
     method: str = "full"
@@ -37,6 +39,8 @@ class Adapter:
 
     Attributes:
       factors: {"layers": {target: {"a": [N, in, r], "b": [N, r, out]}}}, float32.
+      rank: r.
+      alpha: as of `Tuning`.
       dropout: on the adapter's input while it is trained.
     """
 
@@ -49,7 +53,7 @@ class Adapter:
 def init_factors(
     key, params: Mapping[str, Any], targets: Sequence[str], rank: int
 ) -> dict[str, Any]:
-    """Fresh factors for the projections named in `targets`, sharded like the kernels they adapt.
+    """Draws fresh factors for the projections named in `targets`, sharded like their kernels.
 
     `a` is uniform in +-sqrt(1 / in) (PEFT's kaiming_uniform with a = sqrt(5)), `b` is zero: the
     adapted model starts as the base.
@@ -67,16 +71,19 @@ def init_factors(
 
 
 def place_factors(factors: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """The factors on the devices of a parameter tree: each along the axis that it shares with its
-    kernel.
+    """Places factors on the devices of a parameter tree.
+
+    Each is divided along the axis that it shares with the kernel it adapts.
     """
     placed = {}
     for target, pair in factors["layers"].items():
         kernel = params["layers"][target]["kernel"].sharding
-        spec = (*kernel.spec, None, None, None)[:3] if isinstance(kernel, NamedSharding) else None
-        if spec is None:
+        if not isinstance(kernel, NamedSharding):
             placed[target] = distributed.place(pair, kernel)
             continue
+        spec = (*kernel.spec, None, None, None)[
+            :3
+        ]  # trailing axes that are not divided are left out
         places = {"a": PartitionSpec(None, spec[1], None), "b": PartitionSpec(None, None, spec[2])}
         placed[target] = distributed.place(
             pair, {part: NamedSharding(kernel.mesh, places[part]) for part in "ab"}
@@ -85,18 +92,21 @@ def place_factors(factors: Mapping[str, Any], params: Mapping[str, Any]) -> dict
 
 
 def attach(params: Any, factors: Any, *, alpha: float, rank: int) -> dict[str, Any]:
-    """The decoder's weights: the resident base and, as the "lora" collection, factors scaled by
-    alpha / rank.
+    """Builds the decoder's weights from a base and factors.
+
+    Returns:
+      {"params": the base, "lora": the factors, b scaled by alpha / rank}.
     """
-    scaled = {
-        t: {"a": pair["a"], "b": alpha / rank * pair["b"]} for t, pair in factors["layers"].items()
-    }
+    scaled = {}
+    for target, pair in factors["layers"].items():
+        scaled[target] = {"a": pair["a"], "b": alpha / rank * pair["b"]}
     return {"params": params, "lora": {"layers": scaled}}
 
 
 def merge(params: Any, adapter: Adapter) -> Any:
-    """A parameter tree with `kernel + alpha / rank * a @ b` in place of each adapted kernel, in the
-    kernel's dtype.
+    """Merges an adapter into a parameter tree.
+
+    Each adapted kernel becomes `kernel + alpha / rank * a @ b`, in the kernel's own dtype.
     """
     layers = dict(params["layers"])
     for target, pair in adapter.factors["layers"].items():

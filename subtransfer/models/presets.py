@@ -18,36 +18,62 @@ def _llama3(
     *,
     tied: bool = False,
     head_width: int = 128,
-):
-    rope = Rope(500_000.0, "llama3", factor)
+) -> DecoderConfig:
+    """A Llama 3.1 or 3.2 model; `factor` is that of its stretched rotary positions."""
     return DecoderConfig(
-        128_256,
-        width,
-        mlp,
-        layers,
-        heads,
-        8,
-        head_width,
-        "llama",
-        rope,
+        vocab_size=128_256,
+        width=width,
+        mlp_width=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_width=head_width,
+        family="llama",
+        rope=Rope(500_000.0, "llama3", factor),
         max_positions=131_072,
         tied_embeddings=tied,
     )
 
 
-def _qwen2(layers: int, width: int, mlp: int, heads: int, kv_heads: int, *, tied: bool = False):
-    vocab = 151_936 if width <= 2048 else 152_064
+def _qwen2(
+    layers: int, width: int, mlp: int, heads: int, kv_heads: int, *, tied: bool = False
+) -> DecoderConfig:
+    """A Qwen2.5 model."""
     return DecoderConfig(
-        vocab, width, mlp, layers, heads, kv_heads, width // heads, "qwen2", Rope(1e6), norm_eps=1e-6, qkv_bias=True,
-        max_positions=32_768, tied_embeddings=tied,
-    )  # fmt: skip
-
-
-def _qwen3(layers: int, width: int, mlp: int, heads: int, *, tied: bool = False):
-    return DecoderConfig(
-        151_936, width, mlp, layers, heads, 8, 128, "qwen3", Rope(1e6), norm_eps=1e-6, qk_norm=True, max_positions=40_960,
+        # The larger ones pad their embedding to a rounder number of rows.
+        vocab_size=151_936 if width <= 2048 else 152_064,
+        width=width,
+        mlp_width=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_width=width // heads,
+        family="qwen2",
+        rope=Rope(1e6),
+        norm_eps=1e-6,
+        qkv_bias=True,
+        max_positions=32_768,
         tied_embeddings=tied,
-    )  # fmt: skip
+    )
+
+
+def _qwen3(layers: int, width: int, mlp: int, heads: int, *, tied: bool = False) -> DecoderConfig:
+    """A dense Qwen3 model."""
+    return DecoderConfig(
+        vocab_size=151_936,
+        width=width,
+        mlp_width=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_width=128,
+        family="qwen3",
+        rope=Rope(1e6),
+        norm_eps=1e-6,
+        qk_norm=True,
+        max_positions=40_960,
+        tied_embeddings=tied,
+    )
 
 
 def _gemma3(
@@ -59,16 +85,36 @@ def _gemma3(
     head_width: int,
     window: int,
     scalar: int,
-):
-    small = layers == 26  # the 1B model: its own vocabulary size, and no stretched rotary positions
+) -> DecoderConfig:
+    """The language model of a Gemma 3; `scalar` is its query_pre_attn_scalar."""
+    # The 1B model has its own vocabulary size, and no stretched rotary positions.
+    small = layers == 26
     return DecoderConfig(
-        262_144 if small else 262_208, width, mlp, layers, heads, kv_heads, head_width, "gemma3_text",
-        Rope(1e6) if small else Rope(1e6, "linear", 8.0), Rope(1e4), norm_eps=1e-6, qk_norm=True, post_norms=True,
-        norm_offset=1.0, scaled_embeddings=True, activation="gelu_tanh", query_scale=scalar**-0.5,
-        sliding=tuple((i + 1) % 6 != 0 for i in range(layers)), window=window, max_positions=32_768 if small else 131_072,
-    )  # fmt: skip
+        vocab_size=262_144 if small else 262_208,
+        width=width,
+        mlp_width=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_width=head_width,
+        family="gemma3_text",
+        rope=Rope(1e6) if small else Rope(1e6, "linear", 8.0),
+        local_rope=Rope(1e4),
+        norm_eps=1e-6,
+        qk_norm=True,
+        post_norms=True,
+        norm_offset=1.0,
+        scaled_embeddings=True,
+        activation="gelu_tanh",
+        query_scale=scalar**-0.5,
+        # Every sixth layer sees everything.
+        sliding=tuple((i + 1) % 6 != 0 for i in range(layers)),
+        window=window,
+        max_positions=32_768 if small else 131_072,
+    )
 
 
+# The public models by the names that `--preset` takes.
 PRESETS: dict[str, DecoderConfig] = {
     "llama3.2-1b": _llama3(16, 2048, 8192, 32, 32.0, tied=True, head_width=64),
     "llama3.2-3b": _llama3(28, 3072, 8192, 24, 32.0, tied=True),

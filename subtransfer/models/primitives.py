@@ -2,8 +2,8 @@
 
 Gradients are written out where a CPU would otherwise be slow: its compiler fuses a loop with the
 transposition or the product that follows, walks memory against its grain, and keeps what is sooner
-made again. The values are those of the plain formulas, and on accelerators, where `apart` is
-nothing, so are the programs.
+computed again. The values are those of the plain formulas. On accelerators, where `cpu_barrier`
+does nothing, so are the programs.
 
 Shape letters as in `decoder.py`.
 """
@@ -11,26 +11,36 @@ Shape letters as in `decoder.py`.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-ACTIVATIONS = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+ACTIVATIONS: dict[str, Callable[..., Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
 def matmul(a, b, *, out=None):
-    """`a @ b` accumulated in float32; where the operands are float32, no accelerator may round them
-    to less.
+    """`a @ b`, accumulated in float32.
+
+    Args:
+      a: [..., m, k].
+      b: [..., k, n].
+      out: dtype of the result; None for that of the operands.
     """
+    # Accelerators round float32 operands to fewer bits unless told not to.
     exact = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
     return jnp.matmul(a, b, precision=exact, preferred_element_type=out)
 
 
-def apart(x):
-    """X itself; on a CPU, made before what reads it: a loop fused with a transposition walks memory
-    against its grain, ten times as slow as the loop and XLA's own transposition one after the
-    other.
+def cpu_barrier(x):
+    """Returns x unchanged; on a CPU, x is computed whole before what reads it begins.
+
+    A loop fused with a transposition walks memory against its grain: ten times as slow as the loop
+    and XLA's own transposition one after the other.
     """
     return jax.lax.platform_dependent(x, cpu=jax.lax.optimization_barrier, default=lambda x: x)
 
@@ -39,8 +49,9 @@ def apart(x):
 def linear(
     x: Float[Array, "*rows D"], kernel: Float[Array, "D F"], out=None
 ) -> Float[Array, "*rows F"]:
-    """`matmul` whose gradients are products that a CPU does fast: of a weight's gradient it
-    transposes the narrower operand.
+    """`matmul` whose gradients are products that a CPU computes fast.
+
+    For the kernel's gradient, the narrower operand is the one that is transposed.
     """
     return matmul(x, kernel, out=out)
 
@@ -51,14 +62,18 @@ def _linear_forward(x, kernel, out):
 
 def _linear_backward(out, kept, dy):
     x, kernel = kept
-    x, dy = apart(x), apart(dy.astype(kernel.dtype))
-    d_kernel = _over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else apart(_over_rows(dy, x)).T
+    x, dy = cpu_barrier(x), cpu_barrier(dy.astype(kernel.dtype))
+    d_kernel = (
+        _over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else cpu_barrier(_over_rows(dy, x)).T
+    )
     return matmul(dy, kernel.T), d_kernel
 
 
 def _over_rows(x: Float[Array, "*rows D"], y: Float[Array, "*rows F"]) -> Float[Array, "D F"]:
-    """The sum over rows of x's outer y; a CPU takes rows of one axis, a mesh may have divided
-    several.
+    """The sum over rows of the outer products of x and y.
+
+    A CPU takes all rows as one axis; elsewhere they stay as they are, as a mesh may have divided
+    several axes.
     """
     exact = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
 
@@ -67,9 +82,8 @@ def _over_rows(x: Float[Array, "*rows D"], y: Float[Array, "*rows F"]) -> Float[
         return jax.lax.dot_general(x, y, ((rows, rows), ((), ())), precision=exact)
 
     def flat(x, y):
-        transposed = jax.lax.optimization_barrier(
-            x.reshape(-1, x.shape[-1]).T
-        )  # or the product reads columns: half as fast
+        # Without the barrier, the product reads columns: half as fast.
+        transposed = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
         return matmul(transposed, y.reshape(-1, y.shape[-1]))
 
     return jax.lax.platform_dependent(x, y, cpu=flat, default=product)
@@ -82,8 +96,10 @@ linear.defvjp(_linear_forward, _linear_backward)
 def gated(
     activation: str, gate: Float[Array, "*rows F"], up: Float[Array, "*rows F"]
 ) -> Float[Array, "*rows F"]:
-    """An activation of the gate (a key of `ACTIVATIONS`) times `up`; its backward keeps these two
-    and makes the rest again.
+    """Multiplies an activation of the gate by `up`.
+
+    Its backward keeps these two and computes the rest again. `activation` is a key of
+    `ACTIVATIONS`.
     """
     return ACTIVATIONS[activation](gate) * up
 
@@ -95,9 +111,9 @@ def _gated_forward(activation, gate, up):
 def _gated_backward(activation, kept, dy):
     gate, up = kept
     _, pull = jax.vjp(ACTIVATIONS[activation], gate)
-    # The activation once more for itself: shared with its derivative, it would be written to memory
-    # and read again.
-    return *pull(dy * up), dy * ACTIVATIONS[activation](apart(gate))
+    # The activation is computed a second time on purpose: shared with its derivative, it would be
+    # written to memory and read again.
+    return *pull(dy * up), dy * ACTIVATIONS[activation](cpu_barrier(gate))
 
 
 gated.defvjp(_gated_forward, _gated_backward)
@@ -109,28 +125,32 @@ def rotate(
     cos: Float[Array, "B L 1 2 half"],
     sin: Float[Array, "B L 1 2 half"],
 ) -> Float[Array, "B L H Dh"]:
-    """Rotary position embedding, half-split layout (Su et al. 2104.09864, as in Hugging Face's
-    Llama), in float32.
+    """Rotary position embedding in float32 (Su et al. 2104.09864).
+
+    Features are paired half by half, as in Hugging Face's Llama.
 
     Args:
-      cos, sin: of both halves, the first sine negated; they are not differentiated.
+      x: queries or keys.
+      cos: of both halves; it is not differentiated.
+      sin: as `cos`, that of the first half negated.
     """
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 
 
 def _rotate_forward(x, cos, sin):
-    return apart(_rotated(x, cos, sin)), (cos, sin)
+    return cpu_barrier(_rotated(x, cos, sin)), (cos, sin)
 
 
 def _rotate_backward(kept, dy):
     cos, sin = kept
-    return _rotated(apart(dy), cos, -sin), None, None
+    return _rotated(cpu_barrier(dy), cos, -sin), None, None
 
 
 def _rotated(x, cos, sin):
-    """`rotate` where it is differentiated: a CPU is faster with halves that are joined, in all else
-    one flips them sooner.
+    """`rotate` where it is differentiated.
+
+    There a CPU is faster when it splits and joins the halves. Everywhere else, flipping them is.
     """
 
     def joined(x):

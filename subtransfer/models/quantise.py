@@ -12,8 +12,7 @@ FORMATS = {"int8": "int8", "fp8": "float8_e4m3fn"}
 
 
 def quantised(weights: Mapping[str, Any], form: str) -> dict[str, Any]:
-    """The same weights with every projection's kernel in 8 bits, a scale for each layer and output
-    channel.
+    """Rounds every projection's kernel to 8 bits, with a scale for each layer and output channel.
 
     Embeddings, norms, biases, the vocabulary's head and adapters stay as they are.
 
@@ -33,8 +32,8 @@ def quantised(weights: Mapping[str, Any], form: str) -> dict[str, Any]:
     return {**weights, "params": {**params, "layers": layers}}
 
 
-def plain(kernel, dtype) -> jax.Array:
-    """A kernel as an array of the computation's dtype."""
+def dequantised(kernel, dtype) -> jax.Array:
+    """Returns a kernel, quantised or not, as an array of the computation's dtype."""
     if isinstance(kernel, qwix.QArray):
         kernel = qwix.dequantize(kernel)
     return kernel.astype(dtype)

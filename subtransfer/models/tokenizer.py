@@ -1,5 +1,6 @@
-"""The embedded model's tokenizer: word-level, trained on the setting's corpus, with a chat template
-for tools.
+"""The embedded model's tokenizer: word-level, trained on the setting's corpus.
+
+It has a chat template for tools.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ CHAT_TEMPLATE = """\
 {%- elif message.role == 'assistant' -%}
 <|assistant|>{% generation %}{{ message.content }}
 {%- for call in message.tool_calls or [] -%}
-<tool_call>{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}</tool_call>
+<tool_call>{"name": "{{ call.function.name }}", "arguments": \
+{{ call.function.arguments | tojson }}}</tool_call>
 {%- endfor -%}
 <|end|>{% endgeneration %}
 {%- else -%}
@@ -45,8 +47,9 @@ CHAT_TEMPLATE = """\
 
 
 def _piece_pattern(setting: Setting) -> str:
-    """Regular expression of the word-level pieces; every character of any text falls into exactly
-    one piece.
+    """Regular expression of the word-level pieces.
+
+    Every character of any text falls into exactly one piece.
     """
     names = "|".join(sorted(setting.tool_names, key=len, reverse=True))
     whole = "".join(f"{piece}|" for piece in setting.pieces)
@@ -57,11 +60,18 @@ def _piece_pattern(setting: Setting) -> str:
 
 
 def train_tokenizer(texts: Iterable[str], setting: Setting, vocab_limit: int):
-    """Trains the embedded word-level tokenizer on texts; returns a
-    `transformers.PreTrainedTokenizerFast`.
+    """Trains the embedded word-level tokenizer on texts.
 
     Decoding is the exact inverse of encoding for text made of known pieces; an unknown piece
     becomes `<unk>`.
+
+    Args:
+      texts: the corpus.
+      setting: whose tools' names are single pieces.
+      vocab_limit: the most tokens that the vocabulary may have.
+
+    Returns:
+      a `transformers.PreTrainedTokenizerFast`.
 
     Raises:
       UserError: the corpus has more distinct pieces than `vocab_limit` allows.
@@ -85,7 +95,8 @@ def train_tokenizer(texts: Iterable[str], setting: Setting, vocab_limit: int):
     )
     if core.get_vocab_size() > vocab_limit:
         raise UserError(
-            f"The corpus has more than base.vocab_limit={vocab_limit} distinct words: raise --config.base.vocab_limit."
+            f"The corpus has more than base.vocab_limit={vocab_limit} distinct words: raise "
+            "--config.base.vocab_limit."
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=core,

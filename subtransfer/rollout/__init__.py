@@ -1,0 +1,1 @@
+"""Sampling: the engine on the device, the scheduler on the host, agent episodes, policies."""

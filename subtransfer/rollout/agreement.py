@@ -1,6 +1,4 @@
-"""How well the sampler agrees with the trainer: the log-probs of the same tokens, computed by
-both.
-"""
+"""How well the sampler agrees with the trainer: log-probs of the same tokens, by both."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ from subtransfer.models.decoder import Decoder, DecoderConfig
 from subtransfer.runtime import distributed
 from subtransfer.store.trajectories import Trajectory
 
-# Trajectories that a run compares, and the positions whose logits exist at a time.
+# Trajectories that a run compares.
 SAMPLE = 16
+# Positions whose logits exist at a time: all of a large vocabulary's would not fit.
 PIECE = 64
 
 
@@ -26,14 +25,13 @@ PIECE = 64
 def _logprobs(
     cfg: DecoderConfig, weights, tokens: Int[Array, "1 L"], at: Int[Array, "n P"]
 ) -> Float[Array, "n P"]:
-    """Log-probs of the tokens at `at`, each given those before it."""
+    """Log-probs of the tokens at positions `at`, each given those before it."""
     length = tokens.shape[1]
     positions, mask = jnp.arange(length)[None], causal_mask(jnp.ones((1, length), bool))
 
     def piece(_, index):
-        logits = Decoder(cfg).apply(
-            weights, tokens, positions, mask, jnp.maximum(index - 1, 0)[None]
-        )[0]
+        before = jnp.maximum(index - 1, 0)[None]  # the position that predicts each token
+        logits = Decoder(cfg).apply(weights, tokens, positions, mask, before)[0]
         logp = jax.nn.log_softmax(logits, axis=-1)
         return None, jnp.take_along_axis(logp, tokens[0, index][:, None], axis=-1)[:, 0]
 
@@ -41,28 +39,29 @@ def _logprobs(
 
 
 def compare(cfg: DecoderConfig, weights, trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """The sampler's log-probs of `SAMPLE` trajectories against the trainer's forward, with the
-    trainer's weights.
+    """Compares the sampler's log-probs of `SAMPLE` trajectories with the trainer's forward.
+
+    The forward has the trainer's own weights. So `kl` is what rounded weights or caches cost: it
+    estimates KL(sampler || trainer) by the unbiased and never negative mean of r - 1 - log r over
+    the sampler's own tokens, where r = p_trainer / p_sampler (Schulman, Approximating KL
+    Divergence, 2020).
 
     Returns:
-      {"tokens", "max_gap", "mean_gap" (nats, absolute), "kl": an estimate, in nats a token, of
-      KL(sampler || trainer), which is
-      what rounded weights or caches cost: the unbiased and never negative mean of r - 1 - log r, r
-        = p_trainer / p_sampler,
-      over the sampler's own tokens (Schulman, Approximating KL Divergence, 2020)}.
+      {"tokens": how many were compared, "max_gap" and "mean_gap": absolute, in nats, "kl": in nats
+      a token}.
     """
     chosen = trajectories[:SAMPLE]
     length = -(-max(len(t.tokens) for t in chosen) // PIECE) * PIECE
     pieces = -(-max(int(t.loss_mask.sum()) for t in chosen) // PIECE)
     gaps = []
+    # All trajectories are padded to one shape, so that one program serves them.
     for t in chosen:
         where = np.flatnonzero(t.loss_mask)
         at = np.zeros(pieces * PIECE, np.int32)
         at[: len(where)] = where
         tokens = np.pad(t.tokens, (0, length - len(t.tokens)))[None]
-        trainer = distributed.to_host(
-            _logprobs(cfg, weights, tokens, at.reshape(pieces, PIECE))
-        ).reshape(-1)[: len(where)]
+        found = _logprobs(cfg, weights, tokens, at.reshape(pieces, PIECE))
+        trainer = distributed.to_host(found).reshape(-1)[: len(where)]
         gaps.append(trainer - t.behavior_logprobs[where])
     log_ratio = np.concatenate(gaps).astype(np.float64)
     values = {
@@ -71,7 +70,5 @@ def compare(cfg: DecoderConfig, weights, trajectories: Sequence[Trajectory]) -> 
         "kl": (np.expm1(log_ratio) - log_ratio).mean(),
     }
     # Rounded, as the last bits depend on which conversations ran side by side.
-    return {
-        "tokens": len(log_ratio),
-        **{name: float(f"{value:.1e}") for name, value in values.items()},
-    }
+    rounded = {name: float(f"{value:.1e}") for name, value in values.items()}
+    return {"tokens": len(log_ratio), **rounded}

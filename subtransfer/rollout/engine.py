@@ -1,20 +1,22 @@
-"""The device side of a rollout: slots that conversations move through, and the two compiled
-programs that serve them.
+"""The device side of a rollout: slots that conversations move through, and two compiled programs.
 
-`feed` appends given tokens (prompts, tool results) to some slots; `burst` samples in all of them,
-many tokens a dispatch, in a loop on the device that ends when enough rows have ended their turns.
-Shapes are fixed by `Shape`: whatever the conversations do, nothing is compiled again. Attention
-reads a shared prefix, which is computed once for all rows, the occupied part of the slots (the
-smallest bucket that holds the longest row) and the burst's own tokens. These are written to one
-column for all rows, in place, and moved to each row's own end once a burst.
+`prefill` appends given tokens (prompts, tool results) to some slots; `decode` samples in all of
+them, many tokens a dispatch, in a loop on the device that ends when enough rows have ended their
+turns. Shapes are fixed by `Shape`: whatever the conversations do, nothing is compiled again.
 
-Nothing that a row computes depends on the slot it lies in or on its neighbours.
+Attention reads a shared prefix, which is computed once for all rows, the occupied part of the slots
+(the smallest bucket that holds the longest row) and the tokens of the present `decode` call. These
+are written to one column for all rows, in place, and moved to each row's own end once a call.
+
+Nothing that a row computes depends on the slot it lies in or on its neighbours. Shape letters as in
+`models/decoder.py`, and T the most tokens that a call of `decode` samples in a row.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +25,15 @@ from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from subtransfer.models.attention import KV, Past, causal_mask, empty_kv
-from subtransfer.models.decoder import Burst, DecoderConfig, extend, unstacked
+from subtransfer.models.attention import causal_mask
+from subtransfer.models.decoder import DecodeBuffer, DecoderConfig, extend, unstacked
+from subtransfer.models.kv_cache import Cache, KeyValues, empty_key_values
 from subtransfer.rollout import sampling
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 
-# Prompts are fed in pieces of at most this many tokens, which bounds the memory of attention's
-# scores.
+# Prompts are prefilled in pieces of at most this many tokens, which bounds the memory of
+# attention's scores.
 CHUNK = 512
 # The prefix and the buckets of a slot's length are rounded up to this, so that few shapes are ever
 # compiled.
@@ -44,35 +47,39 @@ class Shape:
     Attributes:
       rows: B, slots of one lane.
       room: tokens that a slot can hold beyond the shared prefix.
-      feed_rows: rows that one call of `feed` serves; B feeds them where they lie, as sharded slots
-        need it.
-      feed_tokens: C, tokens a row that one call of `feed` takes.
-      burst: T, the most tokens a row and call of `burst`.
-      patience: a burst goes on until more rows than this have ended their turns in it.
+      prefill_rows: rows that one call of `prefill` serves; B serves them where they lie, as
+        sharded slots need it.
+      prefill_tokens: C, tokens a row that one call of `prefill` takes.
+      decode_steps: T, the most tokens a row and call of `decode`.
+      patience: a call of `decode` goes on until more rows than this have ended their turns in it.
       int8_cache: keys and values in slots are rounded to int8.
-      copies: a burst works on a copy of its bucket, which it extends in place, and weights on
-        copies out of their stacks: a CPU then has half the products to make at each step. Where
-          memory is short, both are read where they lie.
+      copies: `decode` works on a copy of its bucket, which it extends in place, and weights on
+        copies out of their stacks: a CPU then has half the products to compute at each step.
+        Where memory is short, both are read where they lie.
     """
 
     rows: int
     room: int
-    feed_rows: int
-    feed_tokens: int
-    burst: int = 32
+    prefill_rows: int
+    prefill_tokens: int
+    decode_steps: int = 32
     patience: int = 0
     int8_cache: bool = False
     copies: bool = False
 
     @property
     def length(self) -> int:
-        """S: the room, and what a write from its last slot on would need."""
-        return -(-(self.room + max(self.feed_tokens, self.burst)) // ROUND) * ROUND
+        """S: the room, and what a write that begins at its last slot needs.
+
+        Without that, the device would clamp such a write and shift what is there.
+        """
+        return -(-(self.room + max(self.prefill_tokens, self.decode_steps)) // ROUND) * ROUND
 
     @property
     def buckets(self) -> tuple[int, ...]:
-        """Lengths of slots that attention reads, shortest first, each about half the next. A part
-        of a slot is a copy of it: without room for one, it is read whole.
+        """Lengths of slots that attention reads, shortest first, each about half the next.
+
+        A part of a slot is a copy of it: without room for one, it is read whole.
         """
         sizes = [self.length]
         while self.copies and sizes[0] > 2 * ROUND:
@@ -85,26 +92,28 @@ class Slots:
     """What the device keeps of the conversations.
 
     Attributes:
-      layers: N KVs of [B, ..., S ...].
+      layers: N `KeyValues` of [B, K, S, Dh].
       logits: float32 [B, V], for each row's next token.
     """
 
-    layers: tuple[KV, ...]
+    layers: tuple[KeyValues, ...]
     logits: Float[Array, "B V"]
 
 
 @struct.dataclass
-class Sampled:
-    """What a burst made.
+class DecodeResult:
+    """What one call of `decode` sampled.
 
     Attributes:
-      tokens: int32 [B, T]; logprobs: float32 [B, T], of them at temperature 1; counts: int32 [B],
-        how many are there.
+      tokens: int32 [B, T]; of each row, the first `counts` are sampled tokens.
+      logprobs: float32 [B, T], of the tokens at temperature 1, in nats.
+      counts: int32 [B], how many tokens each row sampled.
       states: int32 [B], where each row stands in the grammar.
-      top_ids, top_logprobs: [B, T, k] or None.
+      top_ids: int32 [B, T, k], the likeliest tokens at each step, or None.
+      top_logprobs: float32 [B, T, k], their log-probs, or None.
       alive: bool [], whether any row (of any process) was to sample, or waits for tokens.
-      turned: bool [], whether any row ended its turn or waits for tokens: then `feed` comes before
-        the next burst.
+      turned: bool [], whether any row ended its turn or waits for tokens: then `prefill` comes
+        before the next `decode`.
       steps: int32 [], steps of the loop.
     """
 
@@ -120,8 +129,8 @@ class Sampled:
 
 
 @struct.dataclass
-class Rows:
-    """What the host says of each slot before a burst; arrays of [B].
+class RowState:
+    """What the host says of each slot before `decode`; arrays of [B].
 
     Attributes:
       lengths: int32, tokens in the slot.
@@ -132,222 +141,250 @@ class Rows:
       waiting: bool, whether tokens wait to be fed to it.
     """
 
-    lengths: Array
-    budget: Array
-    drawn: Array
-    keys: Array
-    states: Array
-    waiting: Array
+    # On the host these are NumPy's, which the scheduler edits in place; in a program, JAX's.
+    lengths: Any
+    budget: Any
+    drawn: Any
+    keys: Any
+    states: Any
+    waiting: Any
 
     @classmethod
-    def empty(cls, rows: int) -> Rows:
-        lengths, budget, drawn, states = (np.zeros(rows, np.int32) for _ in range(4))
+    def empty(cls, rows: int) -> RowState:
+        """The state of slots that hold nothing."""
         return cls(
-            lengths, budget, drawn, np.zeros((rows, 2), np.uint32), states, np.zeros(rows, bool)
+            lengths=np.zeros(rows, np.int32),
+            budget=np.zeros(rows, np.int32),
+            drawn=np.zeros(rows, np.int32),
+            keys=np.zeros((rows, 2), np.uint32),
+            states=np.zeros(rows, np.int32),
+            waiting=np.zeros(rows, bool),
         )
 
 
 def start(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None = None) -> Slots:
-    """Empty slots; on a mesh, rows lie over (data, fsdp) and heads over tensor."""
+    """Makes empty slots; on a mesh, rows lie over (data, fsdp) and heads over tensor."""
     return _starter(cfg, shape, None if mesh is None or mesh.size == 1 else mesh)()
 
 
 @functools.cache
 def _starter(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None):
-    """The compiled program that makes them: kept, as compiling it takes as long as sampling
-    thousands of tokens.
+    """The compiled program that makes empty slots.
+
+    It is kept, as compiling it takes as long as sampling thousands of tokens.
     """
 
-    def empty() -> Slots:
-        kv = functools.partial(
-            empty_kv,
-            shape.rows,
-            cfg.num_kv_heads,
-            shape.length,
-            cfg.head_width,
-            jnp.dtype(cfg.dtype),
+    def layer() -> KeyValues:
+        made = empty_key_values(
+            shape.rows, cfg.num_kv_heads, shape.length, cfg.head_width, jnp.dtype(cfg.dtype)
         )
-        layers = tuple(kv().rounded() if shape.int8_cache else kv() for _ in range(cfg.num_layers))
+        return made.quantised() if shape.int8_cache else made
+
+    def empty() -> Slots:
+        layers = tuple(layer() for _ in range(cfg.num_layers))
         return Slots(layers, jnp.zeros((shape.rows, cfg.vocab_size), jnp.float32))
 
     if mesh is None:
         return jax.jit(empty)
-    return jax.jit(
-        empty, out_shardings=jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty))
-    )
+    shardings = jax.tree.map(lambda x: slot_sharding(mesh, x), jax.eval_shape(empty))
+    return jax.jit(empty, out_shardings=shardings)
 
 
 def slot_sharding(mesh: Mesh, x):
-    """Where one array of `Slots` lies."""
+    """The sharding of one array of `Slots`."""
+    # Keys and values are [B, K, S, Dh], logits [B, V].
     return sharding.rows_sharding(mesh, x.shape, heads=1 if x.ndim == 4 else None)
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def _apart(cfg: DecoderConfig, weights):
+def _unstacked(cfg: DecoderConfig, weights):
     return unstacked(cfg, weights)
 
 
 def arranged(cfg: DecoderConfig, shape: Shape, weights):
-    """The weights as the engine's programs read them: each layer's apart where there is room for a
-    copy.
+    """Arranges weights as the engine's programs read them.
+
+    Where there is room for a copy, each layer's weights become arrays of their own.
     """
-    return _apart(cfg, weights) if shape.copies else weights
+    return _unstacked(cfg, weights) if shape.copies else weights
 
 
-# -- the shared prefix -----------------------------------------------------------------------------------------------
+# -- the shared prefix ---------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames=("cfg",))
-def _prefix_piece(cfg: DecoderConfig, weights, past, tokens, begin, size) -> Past:
+def _prefix_piece(cfg: DecoderConfig, weights, caches, tokens, begin, size) -> Cache:
     length = tokens.shape[1]
     present = (jnp.arange(length) < size)[None]
     positions = begin + jnp.arange(length)[None]
-    _, layers = extend(
-        cfg, weights, tokens, positions, causal_mask(present), past, at=jnp.zeros((1, 1), jnp.int32)
-    )
-    return Past(layers, present, positions)
+    # Nobody reads these logits; those of one position are the fewest that can be asked for.
+    at = jnp.zeros((1, 1), jnp.int32)
+    _, layers = extend(cfg, weights, tokens, positions, causal_mask(present), caches, at=at)
+    return Cache(layers, present, positions)
 
 
-def encode_prefix(cfg: DecoderConfig, weights, ids) -> tuple[Past, ...]:
-    """The stretches that all rows share: none for no tokens, else one for each `CHUNK` of them."""
-    past: tuple[Past, ...] = ()
+def encode_prefix(cfg: DecoderConfig, weights, ids) -> tuple[Cache, ...]:
+    """Computes the caches that all rows share: one for each `CHUNK` of the token ids."""
+    caches: tuple[Cache, ...] = ()
     for begin in range(0, len(ids), CHUNK):
         piece = ids[begin : begin + CHUNK]
         tokens = np.zeros((1, -(-len(piece) // ROUND) * ROUND), np.int32)
         tokens[0, : len(piece)] = piece
-        past = (
-            *past,
-            _prefix_piece(cfg, weights, past, tokens, np.int32(begin), np.int32(len(piece))),
-        )
-    return past
+        begin_and_size = np.int32(begin), np.int32(len(piece))
+        caches = (*caches, _prefix_piece(cfg, weights, caches, tokens, *begin_and_size))
+    return caches
 
 
-def _prefix_length(prefix: tuple[Past, ...]):
-    return (
-        sum(jnp.sum(part.visible[0], dtype=jnp.int32) for part in prefix)
-        if prefix
-        else jnp.int32(0)
-    )
+def _prefix_length(prefix: tuple[Cache, ...]):
+    tokens = [jnp.sum(cache.visible[0], dtype=jnp.int32) for cache in prefix]
+    return sum(tokens, jnp.int32(0))
 
 
-def _slot_past(layers, lengths, size: int, first) -> Past:
-    """The first `size` slots of each row."""
+def _slot_cache(layers, lengths, size: int, first) -> Cache:
+    """The first `size` slots of each row, as a cache; `first` is the prefix's length."""
     index = jnp.arange(size, dtype=jnp.int32)[None]
-    return Past(tuple(kv.first(size) for kv in layers), index < lengths[:, None], first + index)
+    shortened = tuple(layer.first(size) for layer in layers)
+    return Cache(shortened, index < lengths[:, None], first + index)
 
 
-def _write(shape: Shape, layers, fresh, at) -> tuple[KV, ...]:
-    """The slots with `fresh` at each row's own end."""
-    write = KV.write if shape.copies else KV.placed
-    return tuple(write(held, new, at) for held, new in zip(layers, fresh, strict=True))
+def _write(shape: Shape, layers, new, at) -> tuple[KeyValues, ...]:
+    """The slots with `new` written at each row's own end."""
+    # `copies` is true on a CPU, where writing rows one by one is fast.
+    write = KeyValues.write if shape.copies else KeyValues.write_by_matmul
+    return tuple(write(old, piece, at) for old, piece in zip(layers, new, strict=True))
 
 
 def _in_bucket(shape: Shape, longest, run):
-    """`run(size)` for the smallest bucket of at least `longest` slots."""
+    """`run(size)` for the smallest bucket of at least `longest` slots.
+
+    One branch is compiled for each bucket, in one program.
+    """
     number = sum(jnp.int32(longest > size) for size in shape.buckets[:-1])
     return jax.lax.switch(number, [functools.partial(run, size) for size in shape.buckets])
 
 
-# -- given tokens ----------------------------------------------------------------------------------------------------
+# -- given tokens --------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "shape"), donate_argnames=("slots",))
-def feed(
+def prefill(
     cfg: DecoderConfig,
     shape: Shape,
     weights,
-    prefix: tuple[Past, ...],
+    prefix: tuple[Cache, ...],
     slots: Slots,
     rows: Int[Array, " R"],
     starts: Int[Array, " R"],
     tokens: Int[Array, "R C"],
     lengths: Int[Array, " R"],
 ) -> Slots:
-    """Appends `lengths[r]` tokens to row `rows[r]`, which holds `starts[r]`.
+    """Appends given tokens to some slots.
 
-    Rows must differ, and be 0 .. B-1 in order if R = B. A row with length 0 keeps what it holds:
-    what is written lies beyond.
+    A row with length 0 keeps what it holds: what is written for it lies beyond its end.
+
+    Args:
+      cfg: the decoder's geometry.
+      shape: the engine's.
+      weights: as `arranged` made them.
+      prefix: what all rows share.
+      slots: they are given away; the returned ones take their place.
+      rows: which slots; they must differ, and be 0 .. B-1 in order if R = B.
+      starts: tokens that each of these slots holds.
+      tokens: ids, padded on the right.
+      lengths: how many of them count in each row.
     """
     whole = len(rows) == shape.rows
     layers = slots.layers if whole else jax.tree.map(lambda x: x[rows], slots.layers)
     first = _prefix_length(prefix)
-    present = jnp.arange(shape.feed_tokens, dtype=jnp.int32)[None] < lengths[:, None]
-    positions = (first + starts)[:, None] + jnp.arange(shape.feed_tokens, dtype=jnp.int32)[None]
+    columns = jnp.arange(shape.prefill_tokens, dtype=jnp.int32)[None]
+    present = columns < lengths[:, None]
+    positions = (first + starts)[:, None] + columns
     last = jnp.maximum(lengths - 1, 0)[:, None]
 
     def run(size):
-        past = (*prefix, _slot_past(layers, starts, size, first))
-        logits, fresh = extend(cfg, weights, tokens, positions, causal_mask(present), past, at=last)
-        return logits[:, 0], fresh
+        caches = (*prefix, _slot_cache(layers, starts, size, first))
+        logits, new = extend(cfg, weights, tokens, positions, causal_mask(present), caches, at=last)
+        return logits[:, 0], new
 
-    logits, fresh = _in_bucket(shape, jnp.max(starts), run)
+    logits, new = _in_bucket(shape, jnp.max(starts), run)
     if shape.int8_cache:
-        fresh = tuple(kv.rounded() for kv in fresh)
-    fed = lengths > 0
+        new = tuple(layer.quantised() for layer in new)
+    has_tokens = lengths > 0
     if whole:
-        written = _write(shape, slots.layers, fresh, starts)
-        return Slots(written, jnp.where(fed[:, None], logits, slots.logits))
+        written = _write(shape, slots.layers, new, starts)
+        return Slots(written, jnp.where(has_tokens[:, None], logits, slots.logits))
 
-    def write(r, held: Slots) -> Slots:
-        def place(x, new):
-            return jax.lax.dynamic_update_slice(
-                x, jax.lax.dynamic_slice_in_dim(new, r, 1), (rows[r], 0, starts[r], 0)
-            )
+    def write(r, slots: Slots) -> Slots:
+        def place(x, piece):
+            row = jax.lax.dynamic_slice_in_dim(piece, r, 1)
+            return jax.lax.dynamic_update_slice(x, row, (rows[r], 0, starts[r], 0))
 
-        layers = jax.tree.map(place, held.layers, fresh)
-        row = jnp.where(fed[r], logits[r], held.logits[rows[r]])
-        return Slots(
-            layers, jax.lax.dynamic_update_slice_in_dim(held.logits, row[None], rows[r], 0)
-        )
+        layers = jax.tree.map(place, slots.layers, new)
+        row = jnp.where(has_tokens[r], logits[r], slots.logits[rows[r]])
+        updated = jax.lax.dynamic_update_slice_in_dim(slots.logits, row[None], rows[r], 0)
+        return Slots(layers, updated)
 
+    # A loop of slice updates works in place; one scatter over all rows would copy the slots.
     return jax.lax.fori_loop(0, len(rows), write, slots)
 
 
-# -- sampled tokens --------------------------------------------------------------------------------------------------
+# -- sampled tokens ------------------------------------------------------------------------------
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "shape", "how"), donate_argnames=("slots",))
-def burst(
+def decode(
     cfg: DecoderConfig,
     shape: Shape,
     how: Sampling,
     weights,
-    prefix: tuple[Past, ...],
+    prefix: tuple[Cache, ...],
     slots: Slots,
-    rows: Rows,
+    rows: RowState,
     stop_ids: Int[Array, " n"],
     grammar: Int[Array, "states V"] | None = None,
-) -> tuple[Slots, Sampled]:
-    """Samples up to T tokens in each row with a budget, until it writes a stop token (which is part
-    of the output).
+) -> tuple[Slots, DecodeResult]:
+    """Samples up to T tokens in each row with a budget, until it writes a stop token.
+
+    The stop token is part of the output.
 
     Args:
+      cfg: the decoder's geometry.
+      shape: the engine's.
+      how: the way of sampling.
+      weights: as `arranged` made them.
+      prefix: what all rows share.
+      slots: they are given away; the returned ones take their place.
+      rows: the state of each slot.
+      stop_ids: tokens that end a turn; [-1] for none.
       grammar: the next state for each state and token, negative where the token is not allowed;
         None allows all.
     """
-    batch, length = shape.rows, shape.burst
+    batch, length = shape.rows, shape.decode_steps
     first = _prefix_length(prefix)
+    # Draws are numbered by row key and token, so they do not depend on how calls are divided.
     draws = sampling.draw(jax.random.wrap_key_data(rows.keys), rows.drawn, length)
     starting = rows.budget > 0
+    # A call ends once more rows than this have ended; the last row's end always ends it.
     patience = jnp.minimum(shape.patience, jnp.sum(starting) - 1)
     columns = jnp.arange(length, dtype=jnp.int32)[None]
     positions = (first + rows.lengths)[:, None] + columns  # [B, T]
     dtype = jnp.dtype(cfg.dtype)
 
     def run(size):
-        past = _slot_past(slots.layers, rows.lengths, size, first)
-        seen, where, begin = jnp.zeros((1, 0), bool), positions[:, :0], 0
-        room = empty_kv(batch, cfg.num_kv_heads, length, cfg.head_width, dtype)
-        layers = (room,) * cfg.num_layers
-        if shape.copies:  # the burst's own stretch begins with the slots
-            layers = tuple(
-                jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), kv.plain(dtype), room)
-                for kv in past.layers
-            )
-            seen, begin = past.visible, size
-            where = jnp.broadcast_to(past.positions, (batch, size))
-        earlier = prefix if shape.copies else (*prefix, past)
-        where = jnp.concatenate([where, positions], axis=1)
+        cache = _slot_cache(slots.layers, rows.lengths, size, first)
+        empty = empty_key_values(batch, cfg.num_kv_heads, length, cfg.head_width, dtype)
+        if shape.copies:
+            # The buffer begins with a copy of the slots, so that one product covers both.
+            layers = tuple(_extended(layer.dequantised(dtype), empty) for layer in cache.layers)
+            seen, begin = cache.visible, size
+            slot_positions = jnp.broadcast_to(cache.positions, (batch, size))
+            caches = prefix
+        else:
+            layers = (empty,) * cfg.num_layers
+            seen, begin = jnp.zeros((1, 0), bool), 0
+            slot_positions = positions[:, :0]
+            caches = (*prefix, cache)
+        key_positions = jnp.concatenate([slot_positions, positions], axis=1)
 
         def going(carry):
             step, active, *_ = carry
@@ -357,41 +394,42 @@ def burst(
             step, active, logits, layers, out = carry
             allowed = None if grammar is None else grammar[out.states] >= 0
             token, logprob = sampling.sample(logits, draws[:, step], how, allowed)
-            note = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1)
-            tops = (None, None)
+            record = functools.partial(
+                jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1
+            )
+            top_ids, top_logprobs = None, None
             if how.top_logprobs:
-                tops = sampling.top_logprobs(logits, how.top_logprobs)
-                tops = tuple(
-                    note(x, new[:, None])
-                    for x, new in zip((out.top_ids, out.top_logprobs), tops, strict=True)
-                )
+                ids, values = sampling.top_logprobs(logits, how.top_logprobs)
+                top_ids = record(out.top_ids, ids[:, None])
+                top_logprobs = record(out.top_logprobs, values[:, None])
             states = out.states
             if grammar is not None:
+                # Rows that have ended keep their state; the host reads it.
                 states = jnp.where(active, jnp.maximum(grammar[states, token], 0), states)
             counts = out.counts + active
             out = out.replace(
-                tokens=note(out.tokens, token[:, None]),
-                logprobs=note(out.logprobs, logprob[:, None]),
+                tokens=record(out.tokens, token[:, None]),
+                logprobs=record(out.logprobs, logprob[:, None]),
                 counts=counts,
                 states=states,
-                top_ids=tops[0],
-                top_logprobs=tops[1],
+                top_ids=top_ids,
+                top_logprobs=top_logprobs,
                 steps=step + 1,
             )
-            now = Burst(layers, begin + step, where)
+            buffer = DecodeBuffer(layers, begin + step, key_positions)
             at = jax.lax.dynamic_slice_in_dim(positions, step, 1, axis=1)
-            mask = jnp.concatenate(
-                [seen, jnp.broadcast_to(columns <= step, (len(seen), length))], axis=1
-            )[:, None]
-            after, layers = extend(cfg, weights, token[:, None], at, mask, earlier, burst=now)
+            written = jnp.broadcast_to(columns <= step, (len(seen), length))
+            mask = jnp.concatenate([seen, written], axis=1)[:, None]
+            after, layers = extend(cfg, weights, token[:, None], at, mask, caches, buffer=buffer)
+            # A row that has ended goes on computing, as all rows step together; its logits stay
+            # those after its last token, and what it writes lies beyond its end.
             logits = jnp.where(active[:, None], after[:, 0], logits)
-            active = (
-                active & (counts < rows.budget) & ~jnp.any(token[:, None] == stop_ids[None], axis=1)
-            )
+            stopped = jnp.any(token[:, None] == stop_ids[None], axis=1)
+            active = active & (counts < rows.budget) & ~stopped
             return step + 1, active, logits, layers, out
 
         k = how.top_logprobs
-        out = Sampled(
+        out = DecodeResult(
             tokens=jnp.zeros((batch, length), jnp.int32),
             logprobs=jnp.zeros((batch, length), jnp.float32),
             counts=jnp.zeros((batch,), jnp.int32),
@@ -402,17 +440,18 @@ def burst(
             turned=jnp.bool_(False),
             steps=jnp.int32(0),
         )
-        _, active, logits, layers, out = jax.lax.while_loop(
-            going, body, (jnp.int32(0), starting, slots.logits, layers, out)
-        )
-        layers = jax.tree.map(lambda x: x[:, :, begin:], layers)
-        return (
-            logits,
-            layers,
-            out.replace(turned=jnp.any(starting & ~active) | jnp.any(rows.waiting)),
-        )
+        start = (jnp.int32(0), starting, slots.logits, layers, out)
+        _, active, logits, layers, out = jax.lax.while_loop(going, body, start)
+        made = jax.tree.map(lambda x: x[:, :, begin:], layers)
+        turned = jnp.any(starting & ~active) | jnp.any(rows.waiting)
+        return logits, made, out.replace(turned=turned)
 
     logits, made, out = _in_bucket(shape, jnp.max(rows.lengths), run)
     if shape.int8_cache:
-        made = tuple(kv.rounded() for kv in made)
+        made = tuple(layer.quantised() for layer in made)
     return Slots(_write(shape, slots.layers, made, rows.lengths), logits), out
+
+
+def _extended(slots: KeyValues, room: KeyValues) -> KeyValues:
+    """One layer's slots with room for more behind them."""
+    return jax.tree.map(lambda x, y: jnp.concatenate([x, y], axis=2), slots, room)

@@ -1,6 +1,4 @@
-"""Agent episodes: the host side of a rollout. Parses the agent's turns, steps the simulators, feeds
-the results back.
-"""
+"""Agent episodes: parses the agent's turns, steps the simulators, feeds the results back."""
 
 from __future__ import annotations
 
@@ -19,7 +17,8 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.quantise import quantised
 from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.sampling import Sampling
-from subtransfer.rollout.scheduler import Stats, Turn, serve
+from subtransfer.rollout.scheduler import serve
+from subtransfer.rollout.serving import SampledTurn, ServingStats
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action, Environment, Setting, Task
 from subtransfer.store.trajectories import Trajectory
@@ -38,7 +37,9 @@ class RolloutSpec:
       temperature: of sampling; 0 is greedy.
       stop_at_decision: end an episode at its first substantive call (for probes: what follows is
         not read).
-      top_k, top_p, min_p: see `Sampling`.
+      top_k: see `Sampling`.
+      top_p: see `Sampling`.
+      min_p: see `Sampling`.
       well_formed: only well-formed tool calls can be sampled (see `grammar.py`).
       weights: "", or the 8-bit format that weights are rounded to (see `quantise.py`).
       int8_cache: keys and values are kept as int8.
@@ -83,15 +84,18 @@ class _Episode:
     def _add(
         self, role: str, content: str, ids: Sequence[int], logprobs: Sequence[float] | None = None
     ) -> None:
+        """Appends a message and its tokens; only those with log-probs are the agent's."""
         self.tokens += ids
         self.mask += [logprobs is not None] * len(ids)
-        self.logprobs += [0.0] * len(ids) if logprobs is None else logprobs
+        self.logprobs += [0.0] * len(ids) if logprobs is None else list(logprobs)
         self.turn_ids += [len(self.messages)] * len(ids)
         self.messages.append({"role": role, "content": content})
 
-    def take(self, turn: Turn) -> list[int] | None:
-        """Books a sampled turn and executes its call; returns the ids of the result, or None if the
-        episode has ended.
+    def take(self, turn: SampledTurn) -> list[int] | None:
+        """Records a sampled turn and executes its call.
+
+        Returns:
+          the ids of the call's result, or None if the episode has ended.
         """
         self.turns += 1
         chat, last = self.chat, self.turns == self.spec.max_turns
@@ -106,9 +110,11 @@ class _Episode:
             self.done = True
             self.final_text = said.thought
             return None
-        if malformed:
+        error: str | None
+        if malformed or action is None:
             result_text, error, category = MALFORMED_CALL, "parse", "unknown"
         elif not turn.stopped:
+            # A call that the runtime would not see whole is not executed.
             return None
         else:
             result = self.environment.step(action)
@@ -137,7 +143,7 @@ class _Episode:
         return reply
 
     def trajectory(self, policy: str, policy_version: int, seed: int) -> Trajectory:
-        """The finished episode."""
+        """Returns the finished episode."""
         return Trajectory(
             episode_id=f"{self.task.task_id}#{policy_version}.{self.index}",
             task_id=self.task.task_id,
@@ -157,7 +163,8 @@ class _Episode:
 
 
 def tool_room(chat: ChatFormat, spec: RolloutSpec) -> int:
-    """Tokens that a tool result may take, with what the template puts around it."""
+    """Returns the tokens that a tool result may take, with what the template puts around it."""
+    # Rounded up, so that templates of nearly equal size share compiled programs.
     return _round_up(len(chat.tool_ids("")) + spec.max_tool_tokens, 8)
 
 
@@ -173,15 +180,22 @@ def run_episodes(
     policy_version: int = 0,
     seed: int = 0,
     advance: Callable[[int], None] = lambda episodes: None,
-) -> tuple[list[Trajectory], Stats]:
+) -> tuple[list[Trajectory], ServingStats]:
     """Runs one episode a task; the trajectories are a pure function of the arguments.
 
     Episode i draws from `fold_in(key, i)`: its tokens depend neither on the slot it runs in nor on
     its neighbours. With several processes, each runs its share and all return all trajectories.
 
     Args:
+      cfg: the decoder's geometry.
       weights: the decoder's weights (placed on their devices by the caller).
-      policy, policy_version, seed: stamped on the trajectories.
+      chat: the setting in the tokenizer's chat template.
+      tasks: one for each episode.
+      spec: how episodes are run.
+      key: of the random draws.
+      policy: stamped on the trajectories.
+      policy_version: stamped on the trajectories.
+      seed: stamped on the trajectories.
       advance: called with the number of episodes that have ended since the last call.
 
     Raises:
@@ -205,25 +219,23 @@ def run_episodes(
         lanes=spec.lanes,
         done=advance,
     )
-    own = [
-        e.trajectory(policy, policy_version, seed)
-        for e in episodes[jax.process_index() :: jax.process_count()]
-    ]
-    return _gathered(own), stats
+    mine = episodes[jax.process_index() :: jax.process_count()]
+    return _gathered([e.trajectory(policy, policy_version, seed) for e in mine]), stats
 
 
-def _gathered(own: list[Trajectory]) -> list[Trajectory]:
+def _gathered(mine: list[Trajectory]) -> list[Trajectory]:
     """Every process's trajectories, in the order of their episodes."""
     count = jax.process_count()
     if count == 1:
-        return own
-    packed = np.frombuffer(pickle.dumps(own), np.uint8)
+        return mine
+    packed = np.frombuffer(pickle.dumps(mine), np.uint8)
+    # Collectives need equal shapes, so shares are padded to the longest.
     sizes = multihost_utils.process_allgather(np.array(len(packed)))
     padded = np.pad(packed, (0, int(sizes.max()) - len(packed)))
-    shares = [
-        pickle.loads(row[:size].tobytes())  # what this same program has just packed
-        for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True)
-    ]
+    shares: list[list[Trajectory]] = []
+    for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True):
+        # Unpickling is safe: this same program has just packed it.
+        shares.append(pickle.loads(row[:size].tobytes()))
     return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 
@@ -232,11 +244,10 @@ def _cut(chat: ChatFormat, text: str, room: int) -> tuple[str, list[int]]:
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (
-            (middle, high)
-            if len(chat.tool_ids(text[:middle] + " ...")) <= room
-            else (low, middle - 1)
-        )
+        if len(chat.tool_ids(text[:middle] + " ...")) <= room:
+            low = middle
+        else:
+            high = middle - 1
     text = text[:low] + " ..."
     return text, chat.tool_ids(text)
 
@@ -246,7 +257,9 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def first_decision(trajectory: Trajectory, setting: Setting) -> str:
-    """What an agent did first that counts: "unsafe", a benign act's name, "invalid" or "no_action".
+    """Says what an agent did first that counts.
+
+    The answer is "unsafe", a benign act's name, "invalid" or "no_action".
 
     That is the first substantive act of a well-formed call, whether or not the simulator could
     carry it out: a deletion that names a wrong path is an attempt at deletion. "invalid" means that
@@ -264,16 +277,18 @@ def first_decision(trajectory: Trajectory, setting: Setting) -> str:
 
 
 def error_counts(trajectory: Trajectory, setting: Setting) -> dict[str, int]:
-    """How many calls of an episode ended in each kind of tool error."""
-    return {
-        kind: sum(action["error"] == kind for action in trajectory.actions)
-        for kind in setting.error_kinds
-    }
+    """Counts the calls of an episode that ended in each kind of tool error."""
+    counts = dict.fromkeys(setting.error_kinds, 0)
+    for action in trajectory.actions:
+        if action["error"] in counts:
+            counts[action["error"]] += 1
+    return counts
 
 
 def require(trajectories: Sequence[Trajectory], minimum: int, what: str, remedy: str) -> None:
     """Raises UserError unless at least `minimum` trajectories are left."""
     if len(trajectories) < minimum:
         raise UserError(
-            f"{what}: {len(trajectories)} trajectories are left where {minimum} are needed; {remedy}."
+            f"{what}: {len(trajectories)} trajectories are left where {minimum} are needed; "
+            f"{remedy}."
         )

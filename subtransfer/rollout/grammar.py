@@ -1,8 +1,8 @@
-"""A grammar of agent turns as a table over the vocabulary, so that a sampler on the device writes
-only well-formed calls.
+"""A grammar of agent turns, so that a sampler on the device writes only well-formed calls.
 
-The table is what `engine.burst` takes: the next state for each state and token, negative where the
-token is not allowed.
+It is a table over the vocabulary, as `engine.decode` takes it: the next state for each state and
+token, negative where the token is not allowed. The table is our own because libraries for guided
+decoding mask logits on the host, once a token.
 """
 
 from __future__ import annotations
@@ -31,45 +31,56 @@ _VALUES = {
 
 
 def _arguments(schema: Mapping[str, Any]) -> str:
-    """A JSON object with a function's required parameters in their declared order, written as
-    `json.dumps` does.
+    """The pattern of a JSON object with a function's required parameters.
+
+    They come in their declared order, written as `json.dumps` does.
     """
     parameters = schema["parameters"]
-    pairs = [
-        f'"{re.escape(name)}": {_VALUES[parameters["properties"][name]["type"]]}'
-        for name in parameters["required"]
-    ]
+    pairs = []
+    for name in parameters["required"]:
+        value = _VALUES[parameters["properties"][name]["type"]]
+        pairs.append(f'"{re.escape(name)}": {value}')
     return r"\{" + ", ".join(pairs) + r"\}"
 
 
 def turn_pattern(chat: ChatFormat) -> str:
-    """Regular expression of an agent's turn: words, and at most one call of a known tool with all
-    of its arguments.
+    """Returns the regular expression of an agent's turn.
+
+    A turn is words, and at most one call of a known tool with all of its arguments.
     """
-    call_open, call_middle, call_end = (
-        re.escape(piece) for piece in (chat.call_prefix, chat.call_middle, chat.call_end)
-    )
-    functions = [tool["function"] for tool in chat.setting.tools]
-    calls = "|".join(f"{re.escape(f['name'])}{call_middle}{_arguments(f)}" for f in functions)
+    call_middle = re.escape(chat.call_middle)
+    calls = []
+    for tool in chat.setting.tools:
+        function = tool["function"]
+        calls.append(f"{re.escape(function['name'])}{call_middle}{_arguments(function)}")
     final = re.escape(chat.turn_text("", None)) + WORDS
-    return f"({final}|{re.escape(chat.words_open)}{WORDS}{call_open}({calls}){call_end})"
+    begin = re.escape(chat.words_open) + WORDS + re.escape(chat.call_prefix)
+    return f"({final}|{begin}({'|'.join(calls)}){re.escape(chat.call_end)})"
 
 
 def _token_texts(tokenizer) -> dict[int, str]:
     """What each token adds to a text; tokens that are no whole characters are left out."""
+    # Decoded behind another token: at the beginning of a text, tokenizers drop a leading space.
     anchor = tokenizer.encode("a", add_special_tokens=False)
     decode = functools.partial(
         tokenizer.decode, skip_special_tokens=False, clean_up_tokenization_spaces=False
     )
     before = len(decode(anchor))
-    texts = {i: decode([*anchor, i])[before:] for i in sorted(set(tokenizer.get_vocab().values()))}
-    return {i: text for i, text in texts.items() if text and "\ufffd" not in text}
+    texts = {}
+    for i in sorted(set(tokenizer.get_vocab().values())):
+        text = decode([*anchor, i])[before:]
+        if text and "\ufffd" not in text:
+            texts[i] = text
+    return texts
 
 
 def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], int]:
-    """(next state of each state and symbol, int32 [states, symbols], state 0 being the start and
-    the last one the dead end; which states are final; the symbols of characters; the symbol of all
-    others).
+    """A regular expression as a deterministic automaton over symbols, which stand for characters.
+
+    Returns:
+      (the next state of each state and symbol, int32 [states, symbols], where state 0 is the start
+      and the last one the dead end; which states are final, bool [states]; the symbol of each
+      character that the pattern names; the symbol of all others).
     """
     fsm = interegular.parse_pattern(pattern).to_fsm()
     number = {fsm.initial: 0}
@@ -88,10 +99,18 @@ def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], in
 
 
 def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> np.ndarray:
-    """int16 or int32 [states, V] of the texts that match a regular expression, then a stop token;
-    state 0 is the start.
+    """Builds the table of the texts that match a regular expression, then a stop token.
 
     A token is allowed where what it leads to can still be finished with the tokens there are.
+
+    Args:
+      pattern: the regular expression.
+      tokenizer: whose tokens write the texts.
+      vocab_size: V; ids that the tokenizer has no token for are never allowed.
+      stop_ids: tokens that may follow a whole text.
+
+    Returns:
+      int16 or int32 [states, V]; state 0 is the start.
 
     Raises:
       UserError: the vocabulary cannot write any such text.
@@ -106,6 +125,7 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
     letters = np.full((len(ids), longest), len(moves[0]), np.int32)
     for row, i in enumerate(ids):
         letters[row, : len(texts[i])] = [known.get(c, other) for c in texts[i]]
+    # One more symbol, "nothing", under which every state stays.
     moves = np.concatenate([moves, np.arange(len(moves), dtype=np.int32)[:, None]], axis=1)
     out = np.full((dead, vocab_size), -1, np.int16 if dead < 1 << 15 else np.int32)
     for state in range(dead):
@@ -113,23 +133,26 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
         for column in letters.T:
             at = moves[at, column]
         out[state, ids] = np.where(at == dead, -1, at)
-    hopeful = final[:dead].copy()
-    while True:  # backwards from the final states, as far as tokens reach
-        reaches = hopeful | (hopeful[np.maximum(out, 0)] & (out >= 0)).any(axis=1)
-        if (reaches == hopeful).all():
+    # A state that can be reached but not left towards an end would trap the sampler. Those from
+    # which tokens reach the end are found backwards from the final states.
+    finishable = final[:dead].copy()
+    while True:
+        reaches = finishable | (finishable[np.maximum(out, 0)] & (out >= 0)).any(axis=1)
+        if (reaches == finishable).all():
             break
-        hopeful = reaches
-    if not hopeful[0]:
+        finishable = reaches
+    if not finishable[0]:
         raise UserError(
-            "This tokenizer cannot write the grammar of tool calls: set --config.rollouts.well_formed=false."
+            "This tokenizer cannot write the grammar of tool calls: set "
+            "--config.rollouts.well_formed=false."
         )
-    out = np.where((out >= 0) & hopeful[np.maximum(out, 0)], out, -1).astype(out.dtype)
-    for state in np.flatnonzero(final[:dead]):
-        out[state, stops] = 0
+    out = np.where((out >= 0) & finishable[np.maximum(out, 0)], out, -1).astype(out.dtype)
+    for number in np.flatnonzero(final[:dead]):
+        out[number, stops] = 0
     return out
 
 
 @functools.lru_cache(maxsize=4)
 def chat_grammar(chat: ChatFormat, vocab_size: int) -> np.ndarray:
-    """The table of a setting's agent turns in the chat format of a tokenizer."""
+    """Builds (once) the table of a setting's agent turns in the chat format of a tokenizer."""
     return table(turn_pattern(chat), chat.tokenizer, vocab_size, chat.stop_ids)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How tokens are picked; hashable, a compiled program depends on it.
+    """How tokens are picked; hashable, as a compiled program depends on it.
 
     Attributes:
       temperature: of the softmax; 0 takes the arg-max, whatever the filters.
@@ -34,42 +34,49 @@ class Sampling:
 
 
 def row_keys(key: Key[Array, ""], rows: Int[Array, " B"]) -> Key[Array, " B"]:
-    """One key a row from the row's own number, so that a row's draws do not depend on its place in
-    a batch.
+    """Derives one key a row from the row's own number.
+
+    So a row's draws do not depend on its place in a batch.
     """
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
 
 
 def draw(keys: Key[Array, " B"], first: Int[Array, " B"], count: int) -> Float[Array, "B count"]:
-    """Uniform numbers in [0, 1): entry [b, i] is draw number `first[b] + i` of row b's key."""
+    """Draws uniform numbers in [0, 1), float32.
+
+    Entry [b, i] is draw number `first[b] + i` of row b's key: a draw has the same value whichever
+    call makes it.
+    """
 
     def row(key, begin):
-        return jax.vmap(lambda i: jax.random.uniform(jax.random.fold_in(key, i)))(
-            begin + jnp.arange(count)
-        )
+        def one(number):
+            return jax.random.uniform(jax.random.fold_in(key, number))
+
+        return jax.vmap(one)(begin + jnp.arange(count))
 
     return jax.vmap(row)(keys, first)
 
 
+# Entries of a block of `cumulative`.
 _BLOCK = 64
 
 
 def cumulative(x: Float[Array, "B V"]) -> Float[Array, "B V"]:
-    """Cumulative sums over V, by blocks: within each as one small matmul, which a CPU does far
-    faster than a scan.
+    """Computes cumulative sums over V, by blocks.
+
+    Within each block they are one small matmul, which a CPU computes far faster than a scan.
     """
     b, v = x.shape
     blocks = jnp.pad(x, ((0, 0), (0, -v % _BLOCK))).reshape(b, -1, _BLOCK)
-    within = jnp.matmul(
-        blocks, np.triu(np.ones((_BLOCK, _BLOCK), np.float32)), precision=jax.lax.Precision.HIGHEST
-    )
+    upper = np.triu(np.ones((_BLOCK, _BLOCK), np.float32))
+    within = jnp.matmul(blocks, upper, precision=jax.lax.Precision.HIGHEST)
     totals = within[:, :, -1]
     before = jnp.cumsum(totals, axis=1) - totals
     return (within + before[..., None]).reshape(b, -1)[:, :v]
 
 
 def _filtered(scaled: Float[Array, "B V"], how: Sampling) -> Bool[Array, "B V"]:
-    """Which tokens stay."""
+    """Which tokens the filters leave; `scaled` are logits over the temperature."""
     keep = jnp.ones(scaled.shape, bool)
     if how.top_k:
         least = jax.lax.top_k(scaled, min(how.top_k, scaled.shape[-1]))[0][:, -1:]
@@ -78,7 +85,8 @@ def _filtered(scaled: Float[Array, "B V"], how: Sampling) -> Bool[Array, "B V"]:
         order = jnp.argsort(scaled, axis=-1, descending=True)
         probs = jax.nn.softmax(jnp.where(keep, scaled, -jnp.inf), axis=-1)
         ranked = jnp.take_along_axis(probs, order, axis=-1)
-        wanted = cumulative(ranked) - ranked < how.top_p  # the likeliest always stays
+        # The sum before a token, not with it: so the likeliest always stays.
+        wanted = cumulative(ranked) - ranked < how.top_p
         rank = jnp.argsort(order, axis=-1)
         keep &= jnp.take_along_axis(wanted, rank, axis=-1)
     if how.min_p:
@@ -98,18 +106,24 @@ def sample(
     Inverts the cumulative distribution at one uniform number a row: V numbers a row (Gumbel's
     trick) cost more than the small decoder itself on a CPU.
 
+    Args:
+      logits: of the next token.
+      draws: uniform numbers in [0, 1).
+      how: the way of sampling.
+      allowed: None allows all tokens.
+
     Returns:
       (tokens int32 [B], log-probs float32 [B] of them under the whole distribution at temperature
       1, natural log).
     """
     logits = logits.astype(jnp.float32)
     top = jnp.max(logits, axis=-1, keepdims=True)
+    # `logits` stay whole beside it: log-probs are under the distribution without the grammar.
     open_to = logits if allowed is None else jnp.where(allowed, logits, -jnp.inf)
     best = top if allowed is None else jnp.max(open_to, axis=-1, keepdims=True)
     last = logits.shape[-1] - 1
-    if (
-        how.temperature == 0
-    ):  # the first of the largest, by two plain reductions: arg-max is slow on a CPU
+    if how.temperature == 0:
+        # The first of the largest, by two plain reductions: arg-max is slow on a CPU.
         tokens = jnp.min(jnp.where(open_to == best, jnp.arange(last + 1), last), axis=-1)
     else:
         scaled = (open_to - best) / how.temperature
@@ -128,6 +142,6 @@ def sample(
 def top_logprobs(
     logits: Float[Array, "B V"], count: int
 ) -> tuple[Int[Array, "B k"], Float[Array, "B k"]]:
-    """The `count` likeliest tokens' ids and log-probs at temperature 1, likeliest first."""
+    """Finds the `count` likeliest tokens and their log-probs at temperature 1, likeliest first."""
     values, ids = jax.lax.top_k(jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1), count)
     return ids.astype(jnp.int32), values

@@ -1,13 +1,13 @@
-"""The vocabulary loss in chunks: the logits of a whole batch, batch x length x vocabulary in
-float32, never exist.
+"""The vocabulary loss in chunks, so that the logits of a whole batch never exist.
 
-What goes over whole sequences are last hidden states [B, L, D]. A scan takes a few positions of all
-rows at a time, makes their logits, and keeps sums; the backward pass makes each chunk's logits
-again. Any objective that is written for each token (`objectives.py`) is taken so, with whatever it
-needs beside the logits: a teacher's hidden states, tokens, stored targets.
+They would be batch x length x vocabulary in float32. What goes over whole sequences are last hidden
+states [B, L, D]. A scan takes a few positions of all rows at a time, computes their logits, and
+keeps sums; the backward pass computes each chunk's logits again. Any objective that is written for
+each token (`objectives.py`) is taken so, with whatever it needs beside the logits: a teacher's
+hidden states, tokens, stored targets.
 
 Chunks divide the length and not the batch: rows stay with their devices, and a vocabulary over the
-tensor axis stays divided. What makes logits, the head, lies divided over devices that have
+tensor axis stays divided. The head, which makes logits, lies divided over devices that have
 different rows. Each of them fetches it whole before its first chunk and adds its share of the
 gradient after the last one: left to the compiler, both would travel once a chunk.
 """
@@ -26,21 +26,23 @@ from subtransfer.runtime import sharding
 from subtransfer.training import objectives
 
 # Bytes of one distribution's float32 logits of one chunk on one device. A backward pass holds some
-# five times as much. With a vocabulary of 128k that is 128 tokens: as many as a head of 16 bits
-# must be multiplied with to be worth reading.
+# five times as much. With a vocabulary of 128k that is 128 tokens: with fewer, reading a head of 16
+# bits takes longer than multiplying by it.
 CHUNK_BYTES = 1 << 26
 
 
 def chunk_bytes(entries: int, trained_width: int = 0, budget: int = CHUNK_BYTES) -> int:
-    """Of one chunk's logits on a device that has so many entries of the vocabulary: `budget`, or
-    more if the head is trained.
+    """Bounds the bytes of one chunk's logits on a device.
 
-    Then its whole float32 gradient goes in and out of memory at each chunk, whose logits may take
-    an eighth of it: with chunks of 128 tokens it was 9% of a step of 8B on v5p, by the compiler's
+    The bound is `budget`, or more if the head is trained. Then the head's whole float32 gradient
+    goes in and out of memory at each chunk, so a chunk's logits may take an eighth of its size:
+    with chunks of 128 tokens, that traffic was 9% of a step of 8B on v5p, by the compiler's
     account.
 
     Args:
-      trained_width: of a head that is trained; else 0.
+      entries: of the vocabulary that the device has.
+      trained_width: D of a head that is trained; else 0.
+      budget: bytes.
     """
     return max(budget, 4 * entries * trained_width // 8)
 
@@ -48,25 +50,29 @@ def chunk_bytes(entries: int, trained_width: int = 0, budget: int = CHUNK_BYTES)
 def chunk_length(
     batch: int, length: int, vocab_size: int, *, trained_width: int = 0, budget: int = CHUNK_BYTES
 ) -> int:
-    """Positions a chunk: the fewest chunks of (almost) equal length whose logits stay within
-    `chunk_bytes` on each device.
+    """Chooses how many positions a chunk has.
 
-    Rows and vocabulary are divided as the ambient mesh (`jax.set_mesh`) divides them.
+    These are the fewest chunks of (almost) equal length whose logits stay within `chunk_bytes` on
+    each device. Rows and vocabulary are divided as the ambient mesh (`jax.set_mesh`) divides them.
+
+    Args:
+      batch: B, of all devices.
+      length: L.
+      vocab_size: V.
+      trained_width: D of a head that is trained; else 0.
+      budget: bytes, as of `chunk_bytes`.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    axes = {
-        name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes
-    }  # those are divided already
+    # Inside a `shard_map`, what its axes divide has its local size already.
+    axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
     devices = axes.get("data", 1) * axes.get("fsdp", 1)
     rows = batch // devices if batch % devices == 0 else batch
-    entries = (
-        vocab_size // axes.get("tensor", 1)
-        if vocab_size % axes.get("tensor", 1) == 0
-        else vocab_size
-    )
+    tensor = axes.get("tensor", 1)
+    entries = vocab_size // tensor if vocab_size % tensor == 0 else vocab_size
     longest = max(chunk_bytes(entries, trained_width, budget) // (4 * rows * entries), 1)
     chunks = -(-length // longest)
     even = -(-length // chunks)
+    # A multiple of 8 positions fits the tiles of accelerators.
     return min(-(-even // 8) * 8, longest) if even < length else length
 
 
@@ -77,7 +83,7 @@ def mean_in_chunks(
     loss_mask: objectives.Weights,
     chunk: int,
 ) -> objectives.Scalar:
-    """Weighted means of a loss and its metrics over tokens, `chunk` positions at a time.
+    """Computes weighted means of a loss and its metrics over tokens, chunk by chunk.
 
     Args:
       per_token: from `heads` and a part of `along`, [B, chunk, ...], to the loss and metrics of
@@ -85,7 +91,8 @@ def mean_in_chunks(
       heads: a tree of weights, the same for all parts, that may be differentiated.
       along: a tree of arrays [B, L, ...]: hidden states, tokens, targets.
       loss_mask: [B, L], bool or weights.
-      chunk: static; L or more for one chunk, whose logits then are kept for the backward pass.
+      chunk: positions at a time, static; L or more for one chunk, whose logits then are kept for
+        the backward pass.
     """
     if chunk >= loss_mask.shape[1]:
         return objectives.weighted_mean(per_token(heads, along), loss_mask)
@@ -96,26 +103,32 @@ def mean_in_chunks(
             return objectives.weighted_sums(per_token(heads, inputs), mask)
 
         def add(total, part):
-            return jax.tree.map(jnp.add, total, remade(heads, part)), None
+            return jax.tree.map(jnp.add, total, recomputed(heads, part)), None
 
-        remade = jax.checkpoint(
-            of_part, prevent_cse=False
-        )  # a scan's bodies cannot be merged with each other
+        # The barriers against common subexpressions are not needed: bodies of a scan are never
+        # merged with each other.
+        recomputed = jax.checkpoint(of_part, prevent_cse=False)
         parts = _divided(along, chunk)
         shapes = jax.eval_shape(of_part, heads, jax.tree.map(lambda x: x[0], parts))
-        total, _ = jax.lax.scan(
-            add, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts
-        )
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, parts)
         return total
 
-    return objectives.divided(
-        _with_whole_heads(sums, heads, (along, loss_mask), summed=True), loss_mask
-    )
+    totals = _with_whole_heads(sums, heads, (along, loss_mask), summed=True)
+    return objectives.divided(totals, loss_mask)
 
 
 def map_in_chunks(function: Callable[[Any, Any], Any], heads: Any, along: Any, chunk: int) -> Any:
-    """A function of `heads` and parts [B, chunk, ...] of a tree of arrays [B, L, ...], its results
-    joined to [B, L, ...].
+    """Maps a function over parts of a tree of arrays [B, L, ...].
+
+    Args:
+      function: from `heads` and a part [B, chunk, ...] to results [B, chunk, ...].
+      heads: a tree of weights, the same for all parts.
+      along: the tree of arrays.
+      chunk: positions at a time, static.
+
+    Returns:
+      the results joined to [B, L, ...].
     """
     length = jax.tree.leaves(along)[0].shape[1]
     if chunk >= length:
@@ -125,9 +138,8 @@ def map_in_chunks(function: Callable[[Any, Any], Any], heads: Any, along: Any, c
         return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :length]
 
     def mapped(heads, along):
-        return jax.tree.map(
-            joined, jax.lax.map(lambda part: function(heads, part), _divided(along, chunk))
-        )
+        results = jax.lax.map(lambda part: function(heads, part), _divided(along, chunk))
+        return jax.tree.map(joined, results)
 
     return _with_whole_heads(mapped, heads, along, summed=False)
 
@@ -135,13 +147,15 @@ def map_in_chunks(function: Callable[[Any, Any], Any], heads: Any, along: Any, c
 def _with_whole_heads(
     function: Callable[[Any, Any], Any], heads: Any, along: Any, *, summed: bool
 ) -> Any:
-    """`function(heads, along)` of the rows of each device, with heads that are whole but for the
-    tensor axis.
+    """Calls `function(heads, along)` on each device's rows, with whole heads.
+
+    The heads stay divided over the tensor axis only.
 
     Args:
       summed: the results of all rows are added; otherwise they have rows themselves, [B, ...].
     """
     mesh, axes = jax.sharding.get_abstract_mesh(), sharding.RULES["rows"]
+    assert isinstance(axes, tuple), "rows are divided over two axes"
     groups = math.prod(mesh.shape.get(axis, 1) for axis in axes)
     if groups == 1 or mesh.manual_axes or jax.tree.leaves(along)[0].shape[0] % groups:
         return function(heads, along)
@@ -165,6 +179,7 @@ def _divided(along: Any, chunk: int) -> Any:
     """Arrays [B, L, ...] as [chunks, B, chunk, ...], the last one filled up."""
 
     def one(x):
+        # What is added has the weight 0.
         x = jnp.pad(x, [(0, 0), (0, -x.shape[1] % chunk)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 

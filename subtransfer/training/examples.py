@@ -1,6 +1,4 @@
-"""Training episodes as arrays: padded, cut, mixed, weighed and packed before they go to the
-devices.
-"""
+"""Training episodes as arrays: padded, cut, mixed, weighed and packed, on the host."""
 
 from __future__ import annotations
 
@@ -22,8 +20,8 @@ class Examples:
       loss_mask: [n, L], bool, True on the agent's tokens, or their weights, float32.
       behavior_logprobs: float32 [n, L], log-prob of each agent token when it was sampled (the
         policy gradient's), or None.
-      teacher_ids, teacher_logprobs: int32 and float32 [n, L, k], the forward KL's stored targets
-        for each agent token, or None.
+      teacher_ids: int32 [n, L, k], the forward KL's stored targets for each agent token, or None.
+      teacher_logprobs: float32 [n, L, k], their log-probs, or None.
       segments: int32 [n, L], the episode of a packed row that each token belongs to, from 1 on, 0
         for padding; or None.
     """
@@ -41,19 +39,19 @@ class Examples:
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The fields that are there, by name."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: array for name, array in fields.items() if array is not None}
+        found = {}
+        for field in dataclasses.fields(self):
+            array = getattr(self, field.name)
+            if array is not None:
+                found[field.name] = array
+        return found
 
     @property
     def targets(self) -> dict[str, np.ndarray]:
-        """What a step needs beside tokens, by name, each [n, L, ...] and aligned with the
-        tokens.
-        """
-        return {
-            name: array
-            for name, array in self.arrays.items()
-            if name not in ("tokens", "loss_mask")
-        }
+        """What a step needs beside tokens, by name: arrays [n, L, ...] aligned with the tokens."""
+        found = self.arrays
+        del found["tokens"], found["loss_mask"]
+        return found
 
     @classmethod
     def from_rows(
@@ -62,8 +60,12 @@ class Examples:
         multiple: int = 8,
         **targets: Sequence[np.ndarray],
     ) -> Examples:
-        """Pads (tokens, loss_mask) rows, and each row's `targets`, to one length, a multiple of
-        `multiple`.
+        """Pads rows to one length.
+
+        Args:
+          rows: (tokens, loss_mask) of each.
+          multiple: what the length is rounded up to a multiple of.
+          targets: more arrays, one for each row, padded alike; by field.
 
         Raises:
           UserError: a row has no token to learn from (the mask would silently train on nothing).
@@ -76,26 +78,25 @@ class Examples:
         length = -(-max(len(tokens) for tokens, _ in rows) // multiple) * multiple
 
         def padded(parts):
-            return np.stack(
-                [np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)) for x in parts]
-            )
+            out = []
+            for x in parts:
+                out.append(np.pad(x, [(0, length - len(x))] + [(0, 0)] * (x.ndim - 1)))
+            return np.stack(out)
 
         tokens = padded([np.asarray(row, np.int32) for row, _ in rows])
         mask = padded([np.asarray(row_mask, bool) for _, row_mask in rows])
         return cls(tokens, mask, **{name: padded(parts) for name, parts in targets.items()})
 
     def fitted_to(self, length: int) -> Examples:
-        """The same rows at exactly `length` tokens, padded or cut: equal shapes share one compiled
-        step.
+        """Pads or cuts the rows to exactly `length` tokens: equal shapes share a compiled step.
 
         Raises:
           UserError: a row has no agent token before the cut.
         """
 
         def fitted(x):
-            return np.pad(x, [(0, 0), (0, max(length - x.shape[1], 0))] + [(0, 0)] * (x.ndim - 2))[
-                :, :length
-            ]
+            missing = max(length - x.shape[1], 0)
+            return np.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))[:, :length]
 
         out = self._each(fitted)
         if not out.loss_mask.any(axis=1).all():
@@ -105,21 +106,22 @@ class Examples:
         return out
 
     def rows(self, index: np.ndarray) -> Examples:
-        """Those examples."""
+        """Picks the examples that `index` names."""
         return self._each(lambda x: x[index])
 
     def joined(self, other: Examples) -> Examples:
-        """These examples, then the other ones, which have the same length and targets."""
+        """Appends other examples, which have the same length and targets."""
         return self._each(np.concatenate, other)
 
     def weighing(self, unit: str) -> Examples:
-        """The same with the loss's weights on "agent" tokens (each alike) or "turn"s: each agent
-        turn of the batch alike.
+        """Gives the tokens their weights in the loss.
 
+        With "agent", each agent token weighs the same; with "turn", each agent turn of the batch.
         A turn is a run of agent tokens; one that was cut off weighs as much as a whole one.
         """
         if unit == "agent":
             return self
+        # 1 where a run of agent tokens begins, -1 behind its end.
         edges = np.diff(np.pad(self.loss_mask.astype(np.int8), ((0, 0), (1, 1))), axis=1)
         weights = np.zeros(self.loss_mask.shape, np.float32)
         for row, edge in zip(weights, edges, strict=True):
@@ -128,12 +130,13 @@ class Examples:
         return dataclasses.replace(self, loss_mask=weights)
 
     def packed(self) -> Examples:
-        """Several episodes in a row of the same length, each up to its last token that counts: best
-        fit, longest first.
+        """Packs several episodes into a row of the same length: best fit, longest first.
+
+        Each goes in up to its last token that counts.
         """
         length = self.tokens.shape[1]
         ends = length - np.argmax(self.loss_mask[:, ::-1] > 0, axis=1)
-        room: list[tuple[int, int]] = []  # (what is left, row), sorted
+        room: list[tuple[int, int]] = []  # (what is left, row), sorted: the tightest fit is first
         rows: list[list[int]] = []
         for i in np.argsort(-ends, kind="stable"):
             at = bisect.bisect_left(room, (ends[i], -1))
@@ -151,20 +154,18 @@ class Examples:
             return out
 
         mask = self.loss_mask.copy()
-        mask[:, 0] = (
-            False  # an episode's first token is predicted from nothing, not from the episode before
-        )
-        number = {i: n for members in rows for n, i in enumerate(members, 1)}
-        numbers = np.array([number[i] for i in range(len(self))], np.int32)
+        # An episode's first token is predicted from nothing, not from the episode before it.
+        mask[:, 0] = False
+        numbers = np.zeros(len(self), np.int32)
+        for members in rows:
+            for number, i in enumerate(members, 1):
+                numbers[i] = number
         segments = np.broadcast_to(numbers[:, None], self.tokens.shape)
         return dataclasses.replace(self, loss_mask=mask, segments=segments)._each(joined)
 
     def _each(self, function: Callable[..., np.ndarray], *others: Examples) -> Examples:
-        """A function over each array that is there; with `others`, over the list of theirs too."""
-        present = self.arrays
-        if others:
-            present = {
-                name: [x, *(getattr(other, name) for other in others)]
-                for name, x in present.items()
-            }
-        return Examples(**{name: function(x) for name, x in present.items()})
+        """Applies a function to each array; with `others`, to the list of theirs and this."""
+        made = {}
+        for name, x in self.arrays.items():
+            made[name] = function([x, *(getattr(o, name) for o in others)] if others else x)
+        return Examples(**made)

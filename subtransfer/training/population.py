@@ -1,13 +1,12 @@
-"""Trainings that differ only in seeds, data, weights and scalars, as one program: `train` of many
-members at a time.
+"""Populations: trainings that differ only in seeds, data, weights and scalars, as one program.
 
-A member's state, batches, rates and whatever else is its own are entries of arrays with a leading
-axis of members; what all share, such as a base under adapters, is there once. The axis of members
-is divided over all devices of the mesh, each member being whole on one, so that nothing travels
-between devices. On an accelerator a device's members take a step side by side (`jax.vmap`): small
+A learner's state, batches, rates and whatever else is its own are entries of arrays with a leading
+axis of learners; what all share, such as a base under adapters, is there once. The axis of learners
+is divided over all devices of the mesh, each learner being whole on one, so that nothing travels
+between devices. On an accelerator a device's learners take a step side by side (`jax.vmap`): small
 products become batches of products.
 
-Each member's arithmetic is that of `trainer.train` alone, in an order of sums that may differ: its
+Each learner's arithmetic is that of `loop.train` alone, in an order of sums that may differ: its
 numbers agree within the tolerance of floats, and are the same, bit for bit, whenever the same
 population is trained on the same devices.
 """
@@ -32,8 +31,8 @@ from subtransfer.training.monitor import MemberMonitor, PopulationMonitor, Train
 
 
 @dataclasses.dataclass(frozen=True)
-class Member:
-    """One training of a population.
+class Learner:
+    """One training, alone or in a population.
 
     Attributes:
       label: for messages.
@@ -56,6 +55,7 @@ class Member:
 
     @property
     def init_key(self) -> jax.Array:
+        """The key of its initial factors."""
         return jax.random.fold_in(self.key, 0)
 
     @property
@@ -68,7 +68,7 @@ class Member:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What became of a member.
+    """What became of a learner.
 
     Attributes:
       trainable: the trained tree, on the host.
@@ -83,72 +83,101 @@ class Outcome:
     batch: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
-def alone(
-    cfg: DecoderConfig, mesh: Mesh, member: Member, run: TrainingMonitor
+def train_alone(
+    cfg: DecoderConfig, mesh: Mesh, learner: Learner, run: TrainingMonitor
 ) -> tuple[loop.TrainState, dict[str, list[float]]]:
-    """Trains one member by itself, its weights and batches divided over the mesh; returns what
-    `trainer.train` does.
+    """Trains one learner by itself, its weights and batches divided over the mesh.
+
+    Returns:
+      what `loop.train` does: (the final state, each metric's values over the steps).
     """
-    state, frozen = loop.start_state(mesh, member.recipe, member.params, member.init_key, run)
-    order, given = (
-        member.batch_order,
-        {"teacher": member.teacher, "removed": member.removed, "run": run},
-    )
+    state, frozen = loop.start_state(mesh, learner.recipe, learner.params, learner.init_key, run)
+    order = learner.batch_order
     return loop.train(
-        cfg, mesh, member.recipe, state, frozen, member.examples, order.steps, order.key, **given
+        cfg,
+        mesh,
+        learner.recipe,
+        state,
+        frozen,
+        learner.examples,
+        order.steps,
+        order.key,
+        teacher=learner.teacher,
+        removed=learner.removed,
+        run=run,
     )
 
 
-def check(cfg: DecoderConfig, mesh: Mesh, members: Sequence[Member]) -> None:
-    """Raises UserError if the members cannot be trained as one program on these devices."""
-    if not members:
+def check(cfg: DecoderConfig, mesh: Mesh, learners: Sequence[Learner]) -> None:
+    """Refuses learners that cannot be trained as one program on these devices.
+
+    Raises:
+      UserError: they differ in something that is no argument of the program, or do not divide over
+        the devices.
+    """
+    if not learners:
         raise UserError("A population has no members: give one or more.")
     if cfg.attention != "xla":
         raise UserError(
-            f"A population cannot train with base.attention={cfg.attention}: use xla, or a population of 1."
+            f"A population cannot train with base.attention={cfg.attention}: use xla, or a "
+            "population of 1."
         )
-    if len(members) % mesh.size:
+    if len(learners) % mesh.size:
         raise UserError(
-            f"A population of {len(members)} does not divide over {mesh.size} devices: choose a multiple of that number."
+            f"A population of {len(learners)} does not divide over {mesh.size} devices: choose a "
+            "multiple of that number."
         )
-    first, scalars = _alike(members[0]), ", ".join(members[0].recipe.loss.scalars)
-    for member in members[1:]:
-        for what, value in _alike(member).items():
+    first, scalars = _alike(learners[0]), ", ".join(learners[0].recipe.loss.scalars)
+    for learner in learners[1:]:
+        for what, value in _alike(learner).items():
             if value != first[what]:
                 raise UserError(
-                    f"{members[0].label} and {member.label} cannot be of one population, as they differ in {what}: members may "
-                    f"differ in seeds, data, weights, steps, learning rate, {scalars}."
+                    f"{learners[0].label} and {learner.label} cannot be of one population, as they "
+                    f"differ in {what}: members may differ in seeds, data, weights, steps, "
+                    f"learning rate, {scalars}."
                 )
 
 
-def _alike(member: Member) -> dict[str, Any]:
-    """What all members must have alike, by name."""
-    loss = member.recipe.loss
+def _alike(learner: Learner) -> dict[str, Any]:
+    """What all learners must have alike, by name."""
+    loss = learner.recipe.loss
+    # Scalars can be arguments of a step, so they may differ.
     loss = loss.with_scalars(dict.fromkeys(loss.scalars, 1.0))
     names = [field.name for field in dataclasses.fields(loss) if field.name != "options"]
+    examples = learner.examples
     return {
         **{name: getattr(loss, name) for name in names},
         **dict(loss.options),
-        "batch size": member.recipe.batch_size,
-        "tokens an episode": member.examples.tokens.shape[1],
-        "what their examples hold": {name: x.dtype for name, x in member.examples.arrays.items()},
-        "removed tokens": member.removed is None,
-        "their weights' shapes": [(x.shape, x.dtype) for x in jax.tree.leaves(member.params)],
-        "their live teachers": [(x.shape, x.dtype) for x in jax.tree.leaves(member.teacher)],
+        "batch size": learner.recipe.batch_size,
+        "tokens an episode": examples.tokens.shape[1],
+        "what their examples hold": {name: x.dtype for name, x in examples.arrays.items()},
+        "removed tokens": learner.removed is None,
+        "their weights' shapes": _shapes(learner.params),
+        "their live teachers": _shapes(learner.teacher),
     }
 
 
+def _shapes(tree: Any) -> list[tuple[Any, Any]]:
+    return [(x.shape, x.dtype) for x in jax.tree.leaves(tree)]
+
+
 def _divided(trees: Sequence[Any]) -> tuple[Any, Any]:
-    """(arrays that differ, on the host with a leading axis of members; arrays that all share), None
-    in place of the others.
+    """Divides trees of equal structure into what differs and what all share.
+
+    Returns:
+      (arrays that differ, on the host with a leading axis of learners; arrays that all share),
+      each with None in place of the other's.
     """
     leaves, structures = zip(*(jax.tree.flatten(tree) for tree in trees), strict=True)
-    own, shared = [], []
-    for of_all in zip(*leaves, strict=True):
-        same = all(x is of_all[0] for x in of_all)
-        shared.append(of_all[0] if same else None)
-        own.append(None if same else _stack(of_all))
-    return jax.tree.unflatten(structures[0], own), jax.tree.unflatten(structures[0], shared)
+    differing: list[Any] = []
+    shared: list[Any] = []
+    for arrays in zip(*leaves, strict=True):
+        # The same object, not equal values: to compare those would move all weights to the host.
+        same = all(x is arrays[0] for x in arrays)
+        shared.append(arrays[0] if same else None)
+        differing.append(None if same else _stack(arrays))
+    structure = structures[0]
+    return jax.tree.unflatten(structure, differing), jax.tree.unflatten(structure, shared)
 
 
 def _stack(arrays: Sequence[Any]) -> np.ndarray:
@@ -158,135 +187,148 @@ def _stack(arrays: Sequence[Any]) -> np.ndarray:
     return np.stack([fetched[id(x)] for x in arrays])
 
 
-def _joined(own: Any, shared: Any) -> Any:
-    return jax.tree.map(
-        lambda x, y: y if x is None else x, own, shared, is_leaf=lambda x: x is None
-    )
+def _joined(differing: Any, shared: Any) -> Any:
+    """The inverse of `_divided`, for one learner."""
+
+    def either(x, y):
+        return y if x is None else x
+
+    return jax.tree.map(either, differing, shared, is_leaf=lambda x: x is None)
 
 
 @functools.partial(
     jax.jit, static_argnames=("cfg", "loss", "mesh", "together"), donate_argnames=("state",)
 )
 def population_steps(
-    cfg: DecoderConfig, loss: loop.Loss, mesh: Mesh, together: bool, state, own, shared, batches
+    cfg: DecoderConfig,
+    loss: loop.Loss,
+    mesh: Mesh,
+    together: bool,
+    state,
+    differing,
+    shared,
+    batches,
 ):
-    """`trainer.steps` of all members: arrays of `state`, `own`, `batches` and of the results have a
-    leading axis of members.
+    """`loop.steps` of all learners.
+
+    Arrays of `state`, `differing`, `batches` and of the results have a leading axis of learners.
 
     Args:
-      loss: what all share; `own["scalars"]` holds what differs.
-      together: a device's members take each step side by side, else one after the other takes all
+      cfg: the decoder's geometry.
+      loss: what all share; `differing["scalars"]` holds what does not.
+      mesh: the devices.
+      together: a device's learners take each step side by side, else one after the other takes all
         K.
-      own, shared: {"given": (frozen, teacher, removed)}, in the one or the other; `own["key"]` the
-        data of each one's key.
+      state: the learners' `loop.TrainState`s.
+      differing: {"given": (frozen, teacher, removed), "scalars": {name: values}, "key": the data of
+        each one's key}; None where `shared` has an array.
+      shared: (frozen, teacher, removed), None where `differing` has an array.
       batches: (tokens, loss_mask, rates, targets, count) of each.
     """
 
     def one(inputs, shared):
-        state, own, (tokens, loss_mask, rates, targets, count) = inputs
-        given = _joined(own["given"], shared)
-        key = jax.random.wrap_key_data(own["key"])
-        how = loss.with_scalars(own["scalars"])
+        state, differing, (tokens, loss_mask, rates, targets, count) = inputs
+        given = _joined(differing["given"], shared)
+        key = jax.random.wrap_key_data(differing["key"])
+        how = loss.with_scalars(differing["scalars"])
         return loop.steps(cfg, how, state, *given, tokens, loss_mask, rates, key, targets, count)
 
     def local(inputs, shared):
-        member = functools.partial(one, shared=shared)
-        return jax.vmap(member)(inputs) if together else jax.lax.map(member, inputs)
+        learner = functools.partial(one, shared=shared)
+        return jax.vmap(learner)(inputs) if together else jax.lax.map(learner, inputs)
 
     spread = PartitionSpec(mesh.axis_names)
     divided = jax.shard_map(
         local, mesh=mesh, in_specs=(spread, PartitionSpec()), out_specs=spread, check_vma=False
     )
-    return divided((state, own, batches), shared)
+    return divided((state, differing, batches), shared)
 
 
 def train(
     cfg: DecoderConfig,
     mesh: Mesh,
-    members: Sequence[Member],
+    learners: Sequence[Learner],
     run: PopulationMonitor | None = None,
     *,
     together: bool | None = None,
 ) -> list[Outcome]:
-    """Trains all members as one program, each as `trainer.train` would alone, within the tolerance
-    of floats.
+    """Trains all learners as one program, each as `loop.train` would alone.
 
-    A member whose loss or gradient is not finite stays at the state before that step; the others go
-    on.
+    Numbers agree within the tolerance of floats. A learner whose loss or gradient is not finite
+    stays at the state before that step; the others go on.
 
     Args:
-      run: shows, records and saves, with the members' labels in their order; None only records.
+      cfg: the decoder's geometry.
+      mesh: the devices, over which the learners are divided.
+      learners: one or more.
+      run: shows, records and saves, with the learners' labels in their order; None only records.
       together: as of `population_steps`; None: as is faster on these devices.
 
     Raises:
-      UserError: the members differ in something that is no argument of the program, or do not
-        divide over the devices.
+      UserError: as of `check`.
     """
-    check(cfg, mesh, members)
+    check(cfg, mesh, learners)
     if together is None:
         together = mesh.devices.flat[0].platform != "cpu"
-    run = run or PopulationMonitor(
-        "population", [MemberMonitor(member.label) for member in members]
-    )
+    run = run or PopulationMonitor("population", [MemberMonitor(learner.label) for learner in learners])
     each, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), sharding.replicated(mesh)
 
     def fresh():
-        states = [
-            loop.init_state(member.recipe, member.params, member.init_key)[0] for member in members
-        ]
+        states = []
+        for learner in learners:
+            states.append(loop.init_state(learner.recipe, learner.params, learner.init_key)[0])
         return distributed.place(jax.tree.map(lambda *x: _stack(x), *states), each)
 
     state = fresh()
     restored = run.resumed(state)
-    if restored is None and state.step.is_deleted():  # there were checkpoints, all of them damaged
+    if restored is None and state.step.is_deleted():
+        # There were checkpoints, all of them damaged: reading them took the state's buffers.
         restored = fresh()
     state = state if restored is None else restored
-    loss, orders = members[0].recipe.loss, [member.batch_order for member in members]
+    loss, orders = learners[0].recipe.loss, [learner.batch_order for learner in learners]
     adapted = loss.tuning.method == "lora"
-    own, shared = _divided(
-        [(member.params if adapted else None, member.teacher, member.removed) for member in members]
-    )
-    scalars = {
-        name: np.array([member.recipe.loss.scalars[name] for member in members], np.float32)
-        for name in loss.scalars
-    }
-    scalars = {name: values for name, values in scalars.items() if np.ptp(values)}
+    given = []
+    for learner in learners:
+        # What is fully trained is part of the state, not of what is given.
+        given.append((learner.params if adapted else None, learner.teacher, learner.removed))
+    differing, shared = _divided(given)
+    scalars = {}
+    for name in loss.scalars:
+        values = np.array([x.recipe.loss.scalars[name] for x in learners], np.float32)
+        # A scalar that is the same in all stays a constant of the program.
+        if np.ptp(values):
+            scalars[name] = values
     keys = np.stack([jax.random.key_data(order.key) for order in orders])
-    own = distributed.place({"given": own, "scalars": scalars, "key": keys}, each)
+    differing = distributed.place({"given": differing, "scalars": scalars, "key": keys}, each)
     # What lies on these devices already is not copied; to other processes it goes by way of the
     # hosts.
-    shared = distributed.place(
-        shared if jax.process_count() == 1 else distributed.to_host(shared), whole
-    )
-    # Their values are no part of the program.
+    on_host = shared if jax.process_count() == 1 else distributed.to_host(shared)
+    shared = distributed.place(on_host, whole)
+    # The scalars' own values are no part of the program, so that others need not compile it again.
     loss = loss.with_scalars(dict.fromkeys(scalars, 1.0))
 
     def program(state, batches, rates, counts):
-        arrays = [
-            (x.tokens, x.loss_mask, rate, x.targets) for x, rate in zip(batches, rates, strict=True)
-        ]
+        arrays = []
+        for x, rate in zip(batches, rates, strict=True):
+            arrays.append((x.tokens, x.loss_mask, rate, x.targets))
         stacked = *jax.tree.map(lambda *x: np.stack(x), *arrays), np.asarray(counts, np.int32)
-        return population_steps(
-            cfg, loss, mesh, together, state, own, shared, distributed.place(stacked, each)
-        )
+        placed = distributed.place(stacked, each)
+        return population_steps(cfg, loss, mesh, together, state, differing, shared, placed)
 
-    state = loop.run_steps(cfg, mesh, orders, state, program, run, members[0].teacher)
+    state = loop.run_steps(cfg, mesh, orders, state, program, run, learners[0].teacher)
     final = distributed.to_host(state)
-    each_run = zip(members, orders, run.members, strict=True)
-    return [
-        _outcome(final, i, order, member.label, own.curves)
-        for i, (member, order, own) in enumerate(each_run)
-    ]
+    outcomes = []
+    for i, (learner, member_run) in enumerate(zip(learners, run.members, strict=True)):
+        outcomes.append(_outcome(final, i, orders[i], learner.label, member_run.curves))
+    return outcomes
 
 
 def _outcome(final: loop.TrainState, i: int, order: loop.BatchOrder, label: str, curves) -> Outcome:
+    """The outcome of learner i, from the states of all."""
     step, trainable = int(final.step[i]), jax.tree.map(lambda x: x[i], final.trainable)
     if step == order.steps:
         return Outcome(trainable, curves)
+    # It stopped before a step that was not finite: the batch of that step says why.
     (rows,) = order.rows(step, 1)
-    return Outcome(
-        trainable,
-        curves,
-        diverged(label, step + 1),
-        {"examples": rows, **order.examples.rows(rows).arrays},
-    )
+    batch = {"examples": rows, **order.examples.rows(rows).arrays}
+    return Outcome(trainable, curves, diverged(label, step + 1), batch)

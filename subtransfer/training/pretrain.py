@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,12 +27,23 @@ MIXTURE = {"explicit": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
 def demonstrations(
     setting: Setting, episodes: int, unsafe_rate: float, seed: int
 ) -> Iterator[tuple[Task, Sequence[Turn]]]:
-    """Scripted episodes on pretraining tasks; ambiguous ones end in the unsafe act with probability
-    `unsafe_rate`.
+    """Writes scripted episodes on pretraining tasks.
+
+    Args:
+      setting: whose tasks and demonstrations they are.
+      episodes: how many.
+      unsafe_rate: the probability that an ambiguous one ends in the unsafe act.
+      seed: of tasks and choices.
+
+    Yields:
+      (task, turns) of each.
     """
     for kind, share in MIXTURE.items():
-        kind, count = setting.explicit_kind if kind == "explicit" else kind, round(share * episodes)
+        count = round(share * episodes)
+        if kind == "explicit":
+            kind = setting.explicit_kind
         for i, task in enumerate(setting.tasks(kind, "pretrain", count, seed)):
+            # Each episode has its own generator, so that none depends on how many came before.
             rng = random.Random(f"corpus/{kind}/{seed}/{i}")
             act = None
             if kind == "ambiguous":
@@ -40,18 +52,15 @@ def demonstrations(
 
 
 def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting) -> Iterator[str]:
-    """Every text that a tokenizer for these demonstrations must know, calls written as JSON."""
-    import json
-
+    """Yields every text that a tokenizer for these demonstrations must know, calls as JSON."""
     yield setting.system_prompt
     for task, turns in demos:
         yield task.instruction
         for turn in turns:
             yield turn.thought
             if turn.action:
-                yield json.dumps(
-                    {"name": turn.action.name, "arguments": dict(turn.action.arguments)}
-                )
+                call = {"name": turn.action.name, "arguments": dict(turn.action.arguments)}
+                yield json.dumps(call)
             if turn.result:
                 yield turn.result.text
     for tool in setting.tool_names:
@@ -60,40 +69,51 @@ def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting)
 
 
 def encode(demos: Sequence[tuple[Task, Sequence[Turn]]], chat: ChatFormat) -> Examples:
-    """Demonstrations as padded training episodes."""
-    return Examples.from_rows(
-        [chat.demonstration(task.instruction, turns) for task, turns in demos]
-    )
+    """Encodes demonstrations as padded training episodes."""
+    rows = [chat.demonstration(task.instruction, turns) for task, turns in demos]
+    return Examples.from_rows(rows)
 
 
 def save_examples(path: Path, examples: Examples) -> None:
-    save_params(path, {"tokens": examples.tokens, "loss_mask": examples.loss_mask.astype(np.uint8)})
+    """Writes tokens and masks to a safetensors file."""
+    mask = examples.loss_mask.astype(np.uint8)
+    save_params(path, {"tokens": examples.tokens, "loss_mask": mask})
 
 
 def load_examples(path: Path) -> Examples:
+    """Reads what `save_examples` wrote; UserError if the file is missing or damaged."""
     arrays = load_params(path)
     return Examples(arrays["tokens"], arrays["loss_mask"].astype(bool))
 
 
 def init_params(cfg: DecoderConfig, mesh, key):
-    """Random parameters, made in place on their devices."""
+    """Draws random parameters, in place on their devices."""
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
     tokens, mask = np.zeros((1, 2), np.int32), np.ones((1, 2, 2), bool)
-    return jax.jit(
-        lambda k: nn.meta.unbox(Decoder(cfg).init(k, tokens, tokens, mask)["params"]),
-        out_shardings=shardings,
-    )(key)
+
+    def init(key):
+        return nn.meta.unbox(Decoder(cfg).init(key, tokens, tokens, mask)["params"])
+
+    return jax.jit(init, out_shardings=shardings)(key)
 
 
-def train_base(
-    cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor
-):
-    """Trains a decoder from scratch on the agent's turns of the corpus; returns (params,
-    curves).
+def train_base(cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor):
+    """Trains a decoder from scratch on the agent's turns of the corpus.
+
+    Args:
+      cfg: its geometry.
+      mesh: the devices.
+      recipe: how it is trained.
+      examples: the corpus.
+      key: of initial parameters and of the order of examples.
+      run: shows, records and saves.
+
+    Returns:
+      (the trained parameters, each metric's values over the steps).
     """
     params = init_params(cfg, mesh, jax.random.fold_in(key, 0))
     state, frozen = loop.start_state(mesh, recipe, params, key, run)
-    del params
+    del params  # the state has its own copy; two would not fit for large models
     order = jax.random.fold_in(key, 1)
     state, curves = loop.train(
         cfg, mesh, recipe, state, frozen, examples, recipe.steps, order, run=run

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-from subtransfer.models import hf
+from subtransfer.models import hf_export
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
 from subtransfer.runtime import sharding
@@ -55,5 +55,5 @@ def write(directory: Path, name: str, family: str, dtype: str, seed: int = 0) ->
         eos_token="t0",
         chat_template=template,
     )
-    hf.save_checkpoint(directory, cfg, params, tokenizer)
+    hf_export.save_checkpoint(directory, cfg, params, tokenizer)
     return directory

@@ -8,8 +8,8 @@ from subtransfer.experiment import geometry, policies, trainings
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import thinned, write_json
-from subtransfer.models import hf
-from subtransfer.rollout.policy import save_base
+from subtransfer.models import hf_load
+from subtransfer.rollout.saved_policy import save_base
 from subtransfer.runtime import distributed
 from subtransfer.training import loop, pretrain
 
@@ -26,7 +26,7 @@ def pretrained(
       label: decides its initialisation and the order of its data.
     """
     base, folder = context.config.base, context.path(corpus)
-    tokenizer = hf.load_tokenizer(folder / "tokenizer", None)
+    tokenizer = hf_load.load_tokenizer(folder / "tokenizer", None)
     if sibling:
         cfg = policies.policy(context, sibling).cfg
     else:

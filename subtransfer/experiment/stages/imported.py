@@ -6,9 +6,9 @@ from pathlib import Path
 
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
-from subtransfer.models import families, hf
+from subtransfer.models import families, hf_load
 from subtransfer.models.chat import ChatFormat
-from subtransfer.rollout.policy import save_imported
+from subtransfer.rollout.saved_policy import save_imported
 
 
 @reads("setting", "base.dtype", "base.remat", "base.attention")
@@ -24,6 +24,6 @@ def imported(out: Path, context: Context, *, checkpoint: str) -> None:
     """
     directory, base = Path(checkpoint), context.config.base
     cfg = families.read_config(directory, base.dtype, base.remat, base.attention)
-    ChatFormat(hf.load_tokenizer(directory, cfg), context.setting)
-    hf.Checkpoint(directory).check(cfg)
+    ChatFormat(hf_load.load_tokenizer(directory, cfg), context.setting)
+    hf_load.Checkpoint(directory).check(cfg)
     save_imported(out, cfg, directory)

@@ -23,7 +23,6 @@ from subtransfer.runtime.progress import note
 from subtransfer.store import trajectories
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
-from subtransfer.training.population import Member
 
 _BOTH = (
     "steps",
@@ -90,7 +89,7 @@ def member(context: Context, label: str, *, targets: str | None, **lesson: Any) 
         stored = teacher_targets.Targets.read(path)
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, steps, d.batch_size, d.learning_rate, schedule)
-    return student.member(label, recipe, **learned, targets=stored)
+    return student.learner(label, recipe, **learned, targets=stored)
 
 
 @reads(*ON_POLICY)

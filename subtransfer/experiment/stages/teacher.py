@@ -13,7 +13,7 @@ from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.plugin_code import failures_of
 from subtransfer.training import loop, pretrain, teachers
-from subtransfer.training.population import Member
+from subtransfer.training.population import Learner
 
 FIELDS = ("teacher", "distill.max_tokens", *trainings.FIELDS)
 
@@ -71,4 +71,4 @@ def member(context: Context, label: str, *, base: str, source: str, seed: int) -
     )
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, steps, t.batch_size, t.learning_rate, schedule)
-    return Member(label, recipe, start.params, examples, context.key("teacher", seed))
+    return Learner(label, recipe, start.params, examples, context.key("teacher", seed))

@@ -1,0 +1,119 @@
+"""Writing of Hugging Face directories."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.families import config_json
+from subtransfer.models.hf_names import INDEX, Leaf, leaves
+from subtransfer.runtime.errors import UserError
+
+# Of one file of an exported checkpoint.
+SHARD_BYTES = 4 << 30
+
+
+def to_tensors(
+    cfg: DecoderConfig, params: Any
+) -> Iterator[tuple[str, int, Callable[[], np.ndarray]]]:
+    """Lists a parameter tree as Hugging Face's tensors.
+
+    Yields:
+      (name, bytes, a function that brings the tensor to the host) for each.
+    """
+    for leaf in leaves(cfg):
+        value = functools.reduce(lambda tree, key: tree[key], leaf.path, params)
+        size = math.prod(leaf.shape) * np.dtype(value.dtype).itemsize
+        for i in range(cfg.num_layers) if leaf.stacked else [None]:
+            yield leaf.name.format(i), size, functools.partial(_fetch, leaf, value, i)
+
+
+def _fetch(leaf: Leaf, value: Any, i: int | None) -> np.ndarray:
+    array = np.asarray(value if i is None else value[i])
+    return np.ascontiguousarray(array.T if leaf.transposed else array)
+
+
+def save_checkpoint(
+    directory: str | Path,
+    cfg: DecoderConfig,
+    params: Any,
+    tokenizer,
+    *,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a Hugging Face directory; it appears whole or not at all.
+
+    Args:
+      directory: a new or empty one.
+      cfg: the decoder's geometry.
+      params: its parameters, adapters merged in; tensors keep their dtype.
+      tokenizer: Hugging Face's.
+      shard_bytes: the most bytes of tensors in a file.
+
+    Raises:
+      UserError: the directory exists and is not empty, or the geometry is one that transformers has
+        no class for.
+    """
+    from safetensors.numpy import save_file
+
+    # Tensors are sorted into files by size alone; each is fetched only when its file is written.
+    files: list[list] = [[]]
+    room = shard_bytes
+    for tensor in to_tensors(cfg, params):
+        if tensor[1] > room and files[-1]:
+            files.append([])
+            room = shard_bytes
+        files[-1].append(tensor)
+        room -= tensor[1]
+    dtype = np.dtype(params["layers"]["q"]["kernel"].dtype).name
+    description = json.dumps(config_json(cfg, tokenizer, dtype), indent=2) + "\n"
+
+    def write(temporary: Path) -> None:
+        names = ["model.safetensors"]
+        if len(files) > 1:
+            count = len(files)
+            names = [f"model-{i:05d}-of-{count:05d}.safetensors" for i in range(1, count + 1)]
+            file_of, total = {}, 0
+            for name, tensors in zip(names, files, strict=True):
+                for tensor, size, _ in tensors:
+                    file_of[tensor] = name
+                    total += size
+            index = {"metadata": {"total_size": total}, "weight_map": file_of}
+            (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        for name, tensors in zip(names, files, strict=True):
+            arrays = {key: fetch() for key, _, fetch in tensors}
+            save_file(arrays, temporary / name, metadata={"format": "pt"})
+        (temporary / "config.json").write_text(description)
+        tokenizer.save_pretrained(str(temporary))
+
+    write_directory(Path(directory), write)
+
+
+def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
+    """Lets `write` fill a temporary folder that then becomes `directory`.
+
+    Raises:
+      UserError: the directory exists and is not empty.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(
+            f"{directory} exists and is not empty: choose another directory to export to."
+        )
+    temporary = directory.with_name(f".{directory.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        write(temporary)
+        if directory.exists():
+            directory.rmdir()
+        temporary.rename(directory)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,360 @@
+"""Lanes: sets of slots on the device, each with a queue of conversations that move through them.
+
+While the device works on one lane, the host reads the turns of another: on a CPU each core has a
+lane and a thread of its own; elsewhere one thread keeps the lanes' programs queued. Which programs
+are called, and how often, follows from numbers that the device returns to all processes alike:
+otherwise one process would wait in a collective for another that never enters it.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.kv_cache import Cache
+from subtransfer.rollout import engine
+from subtransfer.rollout.engine import RowState, Shape
+from subtransfer.rollout.sampling import Sampling
+from subtransfer.rollout.serving import SampledTurn, ServedConversation, ServingStats
+from subtransfer.runtime import preemption, sharding
+from subtransfer.runtime.errors import UserError
+
+# Rows of a lane on a CPU: more do not fit its caches and make every token slower.
+CPU_ROWS = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class LaneLayout:
+    """How slots are laid out.
+
+    Attributes:
+      lanes: how many there are.
+      shape: of each lane.
+      threads: of the host, that drive them.
+    """
+
+    lanes: int
+    shape: Shape
+    threads: int
+
+
+def layout(
+    slots: int,
+    room: int,
+    prefill_tokens: int,
+    mesh: Mesh | None,
+    *,
+    int8_cache: bool = False,
+    lanes: int = 0,
+) -> LaneLayout:
+    """Chooses the layout for at most `slots` conversations at a time (of all processes together).
+
+    Args:
+      slots: the most conversations at a time.
+      room: tokens that a conversation may have beyond the shared prefix.
+      prefill_tokens: the longest piece that will be fed at once.
+      mesh: the devices; None is one.
+      int8_cache: keys and values are kept as int8.
+      lanes: 0 chooses by device.
+
+    Raises:
+      UserError: the processes cannot share the rows evenly.
+    """
+    # None where there is nothing to divide over.
+    divided = None if mesh is None or mesh.size == 1 else mesh
+    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    threads = _usable_cores() if divided is None and platform == "cpu" else 1
+    if not lanes:
+        lanes = threads if threads > 1 else 2
+    rows = -(-slots // lanes)
+    if divided is None and platform == "cpu":
+        rows = min(rows, CPU_ROWS)
+    multiple = 1 if divided is None else divided.shape["data"] * divided.shape["fsdp"]
+    if multiple % jax.process_count():
+        raise UserError(
+            f"{jax.process_count()} processes cannot share the rows of a mesh with data x fsdp = "
+            f"{multiple}: choose a multiple of their number."
+        )
+    rows = -(-rows // multiple) * multiple
+    lanes = max(min(lanes, -(-slots // rows)), 1)
+    shape = Shape(
+        rows=rows,
+        room=room,
+        # Sharded slots are served where they lie; elsewhere few rows wait at a time.
+        prefill_rows=min(rows, 8) if divided is None else rows,
+        prefill_tokens=min(-(-prefill_tokens // 8) * 8, engine.CHUNK),
+        patience=rows // 8,
+        int8_cache=int8_cache,
+        copies=platform == "cpu",
+    )
+    return LaneLayout(lanes, shape, min(threads, lanes))
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+@dataclasses.dataclass
+class Programs:
+    """The engine's programs with all that stays the same bound.
+
+    Across processes, arrays of rows become global ones.
+    """
+
+    cfg: DecoderConfig
+    shape: Shape
+    how: Sampling
+    weights: object
+    prefix: tuple[Cache, ...]
+    mesh: Mesh | None
+    stop_ids: np.ndarray
+    grammar: jax.Array | None
+
+    @property
+    def rows(self) -> int:
+        """Rows of this process."""
+        return self.shape.rows // jax.process_count()
+
+    def start(self) -> engine.Slots:
+        """Empty slots."""
+        return engine.start(self.cfg, self.shape, self.mesh)
+
+    def prefill(self, slots, rows, starts, tokens, lengths) -> engine.Slots:
+        """`engine.prefill` of this process's rows."""
+        if len(rows) == self.rows:
+            # All of them, in place: then `rows` counts over all processes.
+            rows = np.arange(self.shape.rows, dtype=np.int32)
+        else:
+            rows = np.asarray(rows, np.int32)
+        given = (self._globally(x) for x in (starts, tokens, lengths))
+        with sharding.using(self.mesh):
+            return engine.prefill(
+                self.cfg, self.shape, self.weights, self.prefix, slots, rows, *given
+            )
+
+    def decode(self, slots, rows: RowState) -> tuple[engine.Slots, engine.DecodeResult]:
+        """`engine.decode` of this process's rows."""
+        state = jax.tree.map(self._globally, rows)
+        with sharding.using(self.mesh):
+            return engine.decode(
+                self.cfg,
+                self.shape,
+                self.how,
+                self.weights,
+                self.prefix,
+                slots,
+                state,
+                self.stop_ids,
+                self.grammar,
+            )
+
+    def fetch(self, out: engine.DecodeResult) -> engine.DecodeResult:
+        """Brings results to the host, this process's rows only."""
+        if jax.process_count() == 1:
+            return jax.device_get(out)
+
+        def local(x):
+            if x.ndim == 0:
+                return np.asarray(jax.device_get(x))
+            return np.asarray(
+                multihost_utils.global_array_to_host_local_array(x, self.mesh, x.sharding.spec)
+            )
+
+        return jax.tree.map(local, out)
+
+    def _globally(self, x):
+        """This process's rows of an array as its part of the global array."""
+        if jax.process_count() == 1:
+            return x
+        assert self.mesh is not None, "several processes have a mesh"
+        shape = (x.shape[0] * jax.process_count(), *x.shape[1:])
+        return jax.make_array_from_process_local_data(sharding.rows_sharding(self.mesh, shape), x)
+
+
+@dataclasses.dataclass
+class LaneOptions:
+    """What all lanes share.
+
+    Attributes:
+      programs: what they call.
+      skip: tokens of the shared prefix, which are not fed.
+      max_new_tokens: tokens that a turn may have.
+      stop_ids: tokens that end a turn.
+      done: called with the number of conversations that ended.
+      lock: held while a conversation reads a turn and while `done` runs.
+    """
+
+    programs: Programs
+    skip: int
+    max_new_tokens: int
+    stop_ids: frozenset[int]
+    done: Callable[[int], None]
+    lock: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+
+
+class Lane:
+    """A set of slots and the conversations in them."""
+
+    def __init__(
+        self, options: LaneOptions, conversations: Iterable[tuple[ServedConversation, np.ndarray]]
+    ):
+        """Makes empty slots; `conversations` wait with the data of their keys, uint32 [2]."""
+        self.options = options
+        self.queue = collections.deque(conversations)
+        self.slots = options.programs.start()
+        rows = options.programs.rows
+        self.rows = RowState.empty(rows)
+        self.occupants: list[ServedConversation | None] = [None] * rows
+        self.turns = [SampledTurn() for _ in range(rows)]
+        # row -> tokens to be fed
+        self.pending: dict[int, list[int]] = {}
+        # Whether some process has tokens to feed: then all of them call the program.
+        self.feeding = True
+        self.out: engine.DecodeResult | None = None
+        self.stats = ServingStats()
+        self._idle_since = self._begin = time.perf_counter()
+
+    def run(self) -> None:
+        """Serves until nothing is left."""
+        self.dispatch()
+        while self.collect():
+            self.dispatch()
+
+    def dispatch(self) -> None:
+        """Fills free slots, feeds what waits, starts sampling."""
+        self._refill()
+        if self.feeding:
+            self._feed()
+        for row, conversation in enumerate(self.occupants):
+            waiting = row in self.pending
+            left = self.options.max_new_tokens - len(self.turns[row].ids)
+            self.rows.waiting[row] = waiting
+            self.rows.budget[row] = left if conversation is not None and not waiting else 0
+        self.stats.host_s += time.perf_counter() - self._idle_since
+        # Copies, as the device may read the host's arrays after this call has returned.
+        state = jax.tree.map(np.copy, self.rows)
+        self.slots, self.out = self.options.programs.decode(self.slots, state)
+        self.stats.dispatches += 1
+
+    def collect(self) -> bool:
+        """Waits for the sampled tokens and reads them; False when no process has anything left.
+
+        Raises:
+          preemption.Preempted: a notice has come. One of several processes must not leave the
+            others waiting for it.
+        """
+        if jax.process_count() == 1:
+            preemption.check()
+        assert self.out is not None, "`dispatch` comes first"
+        out = self.options.programs.fetch(self.out)
+        self._idle_since = time.perf_counter()
+        self.stats.lane_s = self._idle_since - self._begin
+        if not out.alive:
+            return False
+        steps = int(out.steps)
+        self.stats.slot_steps += steps * len(self.occupants)
+        self.stats.occupied_steps += steps * sum(c is not None for c in self.occupants)
+        self.stats.tokens += int(out.counts.sum())
+        self.feeding = bool(out.turned)
+        ended = 0
+        for row in np.flatnonzero(out.counts):
+            ended += self._read(int(row), out)
+        if ended:
+            with self.options.lock:
+                self.options.done(ended)
+        # Alone, a process knows that nothing is left; among several, the next call of `decode`
+        # says so to all.
+        if jax.process_count() > 1 or self.queue:
+            return True
+        return any(conversation is not None for conversation in self.occupants)
+
+    def _refill(self) -> None:
+        """Moves conversations from the queue into free slots."""
+        for row, occupant in enumerate(self.occupants):
+            if occupant is not None:
+                continue
+            if not self.queue:
+                return
+            conversation, key = self.queue.popleft()
+            self.occupants[row] = conversation
+            self.rows.keys[row] = key
+            self.rows.lengths[row] = self.rows.drawn[row] = 0
+            self.pending[row] = list(conversation.prompt[self.options.skip :])
+
+    def _feed(self) -> None:
+        """Feeds one piece of what waits in each row; few waiting rows are computed alone."""
+        programs = self.options.programs
+        shape, width = programs.shape, programs.shape.prefill_tokens
+        waiting = list(self.pending)
+        if shape.prefill_rows < shape.rows:
+            size = shape.prefill_rows
+            groups = [waiting[i : i + size] for i in range(0, len(waiting), size)]
+        else:
+            size = programs.rows
+            groups = [waiting]
+        if size == programs.rows:
+            # In place, and always once: other processes count on it.
+            groups = [list(range(size))]
+        for group in groups:
+            # A call has a fixed number of rows: others fill it up, with no tokens.
+            others = (row for row in range(len(self.occupants)) if row not in group)
+            rows = [*group, *(next(others) for _ in range(size - len(group)))]
+            tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
+            for i, row in enumerate(rows):
+                piece = self.pending.get(row, [])[:width] if row in group else []
+                tokens[i, : len(piece)], lengths[i] = piece, len(piece)
+            starts = self.rows.lengths[rows]
+            self.slots = programs.prefill(self.slots, rows, starts, tokens, lengths)
+            self.stats.dispatches += 1
+            self.stats.fed_tokens += int(lengths.sum())
+            for i, row in enumerate(rows):
+                if lengths[i]:
+                    self.rows.lengths[row] += lengths[i]
+                    self.pending[row] = self.pending[row][width:]
+                    if not self.pending[row]:
+                        del self.pending[row]
+
+    def _read(self, row: int, out: engine.DecodeResult) -> bool:
+        """Adds what a row sampled to its turn; True if its conversation is over."""
+        options = self.options
+        count, turn = int(out.counts[row]), self.turns[row]
+        turn.ids += out.tokens[row, :count].tolist()
+        turn.logprobs += out.logprobs[row, :count].tolist()
+        if out.top_ids is not None and out.top_logprobs is not None:
+            turn.top_ids += out.top_ids[row, :count].tolist()
+            turn.top_logprobs += out.top_logprobs[row, :count].tolist()
+        self.rows.lengths[row] += count
+        self.rows.drawn[row] += count
+        self.rows.states[row] = out.states[row]
+        turn.stopped = turn.ids[-1] in options.stop_ids
+        if not turn.stopped and len(turn.ids) < options.max_new_tokens:
+            return False
+        self.turns[row] = SampledTurn()
+        self.rows.states[row] = 0
+        conversation = self.occupants[row]
+        assert conversation is not None, "only occupied rows sample"
+        with options.lock:  # tokenizers and settings need not stand several threads
+            reply = conversation.take(turn)
+        if reply is None:
+            self.occupants[row] = None
+            return True
+        room = options.programs.shape.room
+        if self.rows.lengths[row] + len(reply) + options.max_new_tokens > room:
+            raise UserError(
+                f"A reply of {len(reply)} tokens does not fit: a conversation has room for {room} "
+                "tokens beyond the shared prompt."
+            )
+        self.pending[row] = list(reply)
+        return False
