@@ -27,6 +27,7 @@ from subtransfer.models.forward import forward
 from subtransfer.models.lora import Tuning
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
 from subtransfer.training.flops import step_flops
@@ -103,7 +104,8 @@ class Loss:
         inputs = objectives.TokenInputs(
             student_logits, teacher_logits, targets, removed, self.temperature, dict(self.options)
         )
-        values = self.record.per_token(inputs)
+        with failures_of_record("objective", self.record):
+            values = self.record.per_token(inputs)
         _check_per_token(self.record, values, student_logits.shape[:2])
         return values
 
