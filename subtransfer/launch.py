@@ -99,8 +99,8 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         field, equals, value = argument[len(_OVERRIDE) :].partition("=")
         if not equals:
-            value = next(arguments, None)
-            if value is None or value.startswith("--"):
+            value = next(arguments, "--")
+            if value.startswith("--"):
                 raise UserError(f"{argument} has no value: write {argument}=VALUE.")
         overrides[field] = value
     return rest, overrides
@@ -179,9 +179,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         return 0
     begin = time.monotonic()
     with os_errors(folder), artifacts.Store(folder, _LEASE.value) as store:
-        results = experiment.run(
-            store, log=lambda line: processes.leads() and print(line, flush=True)
-        )
+        results = experiment.run(store, log=_say)
         computed = sum(what != "reused" for what, _ in store.events)
     if not processes.leads():
         return 0
@@ -198,6 +196,12 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         soft_wrap=True,
     )
     return 0
+
+
+def _say(line: str) -> None:
+    """Prints a line, in one of the processes only."""
+    if processes.leads():
+        print(line, flush=True)
 
 
 def _in_a_bucket(workdir: str | None) -> TypeGuard[str]:
@@ -248,34 +252,36 @@ def _run_sweep(
         )
     from subtransfer.sweeps import command
 
-    options = {
-        "workers": _WORKERS.value,
-        "retries": _RETRIES.value,
-        "lease": _LEASE.value,
-        "dry_run": dry_run,
-    }
     return command.run(
-        config_file, overrides, Path(workdir).expanduser() if workdir else None, console, **options
+        config_file,
+        overrides,
+        Path(workdir).expanduser() if workdir else None,
+        console,
+        workers=_WORKERS.value,
+        retries=_RETRIES.value,
+        lease=_LEASE.value,
+        dry_run=dry_run,
     )
 
 
 def _join() -> None:
     """Becomes one of several processes if the flags say so."""
-    given = [_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value]
-    if any(value is not None for value in given):
-        if _DISTRIBUTED.value == "auto" or any(value is None for value in given):
-            raise UserError(
-                "--coordinator, --num_processes and --process_id go together, and without "
-                "--distributed=auto."
-            )
-        if _PROCESS_ID.value >= _NUM_PROCESSES.value:
-            raise UserError(
-                f"--process_id={_PROCESS_ID.value} cannot be: they are numbered from 0 to "
-                "--num_processes - 1."
-            )
-    elif _DISTRIBUTED.value == "off":
+    coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
+    auto = _DISTRIBUTED.value == "auto"
+    if coordinator is None and count is None and number is None:
+        if auto:
+            processes.join(None, None, None, peer_timeout=_PEER_TIMEOUT.value)
         return
-    processes.join(*given, peer_timeout=_PEER_TIMEOUT.value)
+    if auto or coordinator is None or count is None or number is None:
+        raise UserError(
+            "--coordinator, --num_processes and --process_id go together, and without "
+            "--distributed=auto."
+        )
+    if number >= count:
+        raise UserError(
+            f"--process_id={number} cannot be: they are numbered from 0 to --num_processes - 1."
+        )
+    processes.join(coordinator, count, number, peer_timeout=_PEER_TIMEOUT.value)
 
 
 def print_plan(experiment, console) -> None:

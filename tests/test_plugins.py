@@ -1,6 +1,7 @@
 """An objective, a probe and a control, each from one file outside the package."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -367,7 +368,7 @@ def _launch(workdir, files, *more):
 ASKED = ("--config.distill.objective=sft,skew_kl", "--config.distill.steps=2")
 PLANNED = (
     "teacher.cautious.seed0", "student.sft_cautious.seed0", "student.skew_kl.seed0",
-    "student.skew_kl_cautious.seed0", "probe.skew_kl.seed0",
+    "student.skew_kl_cautious.seed0", "probe.skew_kl.seed0", "probe_patience.skew_kl.seed0",
 )  # fmt: skip
 
 
@@ -397,5 +398,9 @@ def test_results_have_what_plugins_bring(files, tmp_path):
     assert rows["skew_kl"]["label"] == "skew KL, on-policy"
     assert rows["skew_kl_cautious"]["label"].endswith("; cautious teacher, half of it")
     assert rows["skew_kl_cautious"]["role"] == "control"
+    bundle = json.loads((tmp_path / "w" / "results.json").read_text())
+    measured = bundle["extra_probes"]["patience"]
+    assert set(measured) == set(rows)
+    assert 1 <= measured["skew_kl"]["0"]["patience_turns"] <= 2
     again = _launch(tmp_path / "w", files, *ASKED)
     assert again.returncode == 0 and "0 stages computed" in again.stdout

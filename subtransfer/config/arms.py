@@ -10,6 +10,7 @@ from subtransfer.distillation import transforms
 from subtransfer.distillation.transforms import Transform
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.registry import Registry
+from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.training import objectives, teachers
 from subtransfer.training.teachers import Teacher
 
@@ -340,7 +341,9 @@ def arms(config) -> list[Arm]:
             continue
         if control.stands_for:
             compared[control.stands_for].append(control.suffix)
-        for arm in control.arms(design):
+        with failures_of_record("control", control):
+            made = list(control.arms(design))
+        for arm in made:
             _add(found, arm, control)
     for arm in found.values():
         _check_made(found, arm)

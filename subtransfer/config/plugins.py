@@ -11,13 +11,13 @@ import contextlib
 import hashlib
 import importlib.util
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from subtransfer.config import fields
 from subtransfer.runtime import registry
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.user_code import failures_of
 
 _loaded: dict[str, str] = {}  # path -> the digest of what was executed
 
@@ -58,7 +58,7 @@ def _load(path: str) -> None:
         raise UserError(f"plugins: {path} is no Python file, whose name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up
-    with registry.registering(path), failures_of("plugin", path):
+    with registry.registering(path), failures_of(f"The plugin {path}", path):
         exec(compile(text, path, "exec"), module.__dict__)
     _loaded[path] = now
 
@@ -87,32 +87,3 @@ def restored() -> Iterator[None]:
     finally:
         for path in set(_loaded) - before:
             unload(path)
-
-
-@contextlib.contextmanager
-def failures_of(kind: str, path: str | Path) -> Iterator[None]:
-    """Around code of a user's file: its errors become sentences that name the file and the line.
-
-    Args:
-      kind: what the file is, such as "config file".
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SyntaxError) and error.lineno:
-            line, what = error.lineno, error.msg
-        else:
-            line, what = _line(error, str(path)), str(error)
-        at = f" at line {line}" if line else ""
-        words = f"{type(error).__name__}: {what}".rstrip(": ").rstrip(".")
-        raise UserError(f"The {kind} {path}{at} fails with {' '.join(words.split())}.") from error
-
-
-def _line(error: BaseException, path: str) -> int:
-    """The last line of the file that an error passed, or 0."""
-    for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename == path:
-            return frame.lineno or 0
-    return 0

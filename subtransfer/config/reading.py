@@ -22,6 +22,7 @@ from subtransfer.config.fields import ROOMS, brought, declared
 from subtransfer.config.fields import defaults as defaults
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import Field, nearest
+from subtransfer.runtime.user_code import failures_of
 
 _MODEL = Field("", "where a model of a pair comes from", path=True)
 
@@ -173,7 +174,7 @@ def module_of(path: str | Path) -> ModuleType:
         )
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up
-    with plugins.failures_of("config file", path):
+    with failures_of(f"The config file {path}", str(path)):
         spec.loader.exec_module(module)
     return module
 
@@ -192,7 +193,7 @@ def read(
       UserError: for every mistake in it.
     """
     path = module.__file__ or ""
-    with plugins.failures_of("config file", path):
+    with failures_of(f"The config file {path}", str(path)):
         config = module.get_config()
     if not isinstance(config, ml_collections.ConfigDict):
         raise UserError(

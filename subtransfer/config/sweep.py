@@ -22,11 +22,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.config import plugins, reading
+from subtransfer.config import reading
 from subtransfer.config.checks import validate
 from subtransfer.config.fields import declared
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import digest
+from subtransfer.runtime.user_code import failures_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +190,7 @@ def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
             "(docs/sweeps.md), or leave out --sweep."
         )
     base = reading.Config.of(reading.read(module, overrides))
-    with plugins.failures_of("config file", config_file):
+    with failures_of(f"The config file {config_file}", config_file):
         given = module.sweep()
     if not isinstance(given, (list, tuple)):
         raise UserError(

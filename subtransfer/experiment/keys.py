@@ -45,6 +45,7 @@ LEFT_OUT = frozenset(
         "subtransfer.runtime.preemption",
         "subtransfer.runtime.processes",
         "subtransfer.runtime.progress",
+        "subtransfer.runtime.user_code",
         "subtransfer.runtime.terminal",
         # How artefacts are stored, shared out and copied: the same bytes come back, or an error.
         "subtransfer.store.artifacts",

@@ -27,6 +27,7 @@ from subtransfer.models.forward import forward
 from subtransfer.models.lora import Tuning
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.training import chunked_loss, objectives
 from subtransfer.training.examples import Examples
 from subtransfer.training.flops import step_flops
@@ -103,7 +104,8 @@ class Loss:
         inputs = objectives.TokenInputs(
             student_logits, teacher_logits, targets, removed, self.temperature, dict(self.options)
         )
-        values = self.record.per_token(inputs)
+        with failures_of_record("objective", self.record):
+            values = self.record.per_token(inputs)
         _check_per_token(self.record, values, student_logits.shape[:2])
         return values
 
@@ -229,7 +231,8 @@ def loss_fn(
     if teacher is not None:
         heads["teacher"] = head(theirs, teacher["params"])
     trained_width = cfg.width if tuning.method == "full" else 0
-    chunk = chunked_loss.chunk_length(*tokens.shape, cfg.vocab_size, trained_width=trained_width)
+    batch, length = tokens.shape
+    chunk = chunked_loss.chunk_length(batch, length, cfg.vocab_size, trained_width=trained_width)
     return chunked_loss.mean_in_chunks(per_token, heads, along, _next(loss_mask), chunk)
 
 
@@ -491,7 +494,7 @@ def run_steps(
             state = jax.device_put(state, laid_out)
             metrics = distributed.to_host(metrics)
         metrics = {name: values.reshape(len(orders), steps) for name, values in metrics.items()}
-        working = np.count_nonzero(counts)
+        working = int(np.count_nonzero(counts))
         facts = cost.facts(steps, working * tokens, working * flops)
         for i, (order, member, count) in enumerate(zip(orders, run.members, counts, strict=True)):
             values = {name: of_all[i, :count] for name, of_all in metrics.items()}
@@ -500,7 +503,8 @@ def run_steps(
             shown = _shown(order.recipe, values, rates[i][:good])
             member.record(first + begin, values, shown, facts)
             if good < count:
-                batch = {"examples": rows[i][good], **batches[i].rows(good).arrays}
+                chosen = rows[i][good]
+                batch = {"examples": chosen, **order.examples.rows(chosen).arrays}
                 member.fail(first + begin + good + 1, state, batch)
         run.keep(state)
     return state

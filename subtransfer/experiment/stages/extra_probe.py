@@ -11,11 +11,11 @@ from subtransfer.experiment import policies, specs
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
-from subtransfer.experiment.plugin_code import failures_of
 from subtransfer.probes import records
 from subtransfer.probes.records import Probe
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import progress
+from subtransfer.runtime.user_code import failures_of_record
 
 
 @reads("setting", "probe", *specs.PROBED)
@@ -45,7 +45,7 @@ def extra_probe(out: Path, context: Context, *, probe: str, policy: str, seed: i
             spec=specs.to_probe(context, config.temperature),
             advance=advance,
         )
-        with failures_of("probe", record):
+        with failures_of_record("probe", record):
             values = record.run(subject)
     write_json(out / "columns.json", _checked(record, values))
 

@@ -15,11 +15,11 @@ from subtransfer.experiment import policies, specs, trainings
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import thinned
-from subtransfer.experiment.plugin_code import failures_of
 from subtransfer.experiment.stages import guard
 from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import note
+from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.store import trajectories
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
@@ -212,7 +212,7 @@ def _transformed(
     transform = transforms.get(name)
     # The same for all arms of a training seed.
     drawn = jax.random.key_data(context.key("transform", seed))
-    with failures_of("transform", transform):
+    with failures_of_record("transform", transform):
         found = list(transform.apply(kept, context.setting, np.random.default_rng(drawn)))
     if not found or not all(isinstance(one, Trajectory) for one in found):
         raise UserError(

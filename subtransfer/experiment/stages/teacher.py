@@ -11,7 +11,7 @@ from typing import Any
 from subtransfer.experiment import policies, trainings
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
-from subtransfer.experiment.plugin_code import failures_of
+from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.training import loop, pretrain, teachers
 from subtransfer.training.population import Learner
 
@@ -53,7 +53,7 @@ def member(context: Context, label: str, *, base: str, source: str, seed: int) -
     """
     t, setting = context.config.teacher, context.setting
     record = teachers.get(source)
-    with failures_of("teacher", record):
+    with failures_of_record("teacher", record):
         pairs = record.demonstrations(setting, t, seed)
     start = policies.policy(context, base)
     demos = []
