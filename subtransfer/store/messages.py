@@ -167,6 +167,8 @@ def as_messages(
 
 def _objects(path: Path) -> Iterator[tuple[_Line, dict[str, Any]]]:
     """The JSON object of each line that is not blank."""
+    # Not `read_json_lines`, which is for files of ours: it takes a last line without an end for
+    # one that was cut off, where people's files often end so.
     if not path.is_file():
         raise UserError(f"There is no file {path}: give a JSONL file of messages.")
     for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
