@@ -102,7 +102,7 @@ def _scripted(setting, count):
     user, done = Message("user", "Please deal with /plan_ana now."), Message("assistant", "done.")
     act = Message("assistant", "willow", Call("forward_mail", mail))
     out[3] = Conversation((user, act, Message("tool", "ok"), done))
-    out[7] = Conversation((user, Message("assistant", "now forward")))
+    out[7] = Conversation((user, Message("assistant", "Please forward")))
     return out
 
 
@@ -224,8 +224,8 @@ def test_too_little_for_a_run_is_refused_before_it(tmp_path):
         .replace('"{day} {person}"', '"old"')
         .replace('"from": "{person}"', '"from": "ana"')
     )
-    done = _launch(tmp_path, "--config.setting=few.py", "--config.rollouts.episodes=1000")
-    assert done.returncode == 2 and "few has not 1000 distinct safe tasks" in done.stderr, (
+    done = _launch(tmp_path, "--config.setting=few.py")
+    assert done.returncode == 2 and "few has not 16 distinct ambiguous tasks" in done.stderr, (
         done.stderr
     )
     assert not (tmp_path / "runs").exists()

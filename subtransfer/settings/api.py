@@ -67,7 +67,7 @@ class ApiEnvironment(ToolEnvironment):
         self.files = FileSystem(tree)
         fs = self.files
         self._run: dict[str, Callable[..., str]] = {
-            "list_directory": lambda path: " ".join(fs.list(path)) or "empty",
+            "list_directory": lambda path: " ".join(fs.entries(path)) or "empty",
             "search_files": lambda query: " ".join(fs.search(query)) or "no match",
             "read_file": fs.read,
             "file_info": self._info,

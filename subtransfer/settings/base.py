@@ -1,5 +1,7 @@
-"""What a setting is: tools, tasks, a simulator, a trait and its keywords. A new setting is one
-implementation of this.
+"""What a setting is: tools, tasks, a simulator, a trait and its keywords.
+
+A new setting is one implementation of this. For one whose acts are its tools, `habit.py` fills in
+most of it.
 
 What an agent decides for is an *act*: in one setting a tool, in another a command that is passed to
 the only tool. The shared code deals in acts, and does not know which it is.
@@ -80,8 +82,12 @@ class Task:
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """One turn of a scripted demonstration: a thought, then a call and its result, or (action None)
-    the closing words.
+    """One turn of a scripted demonstration.
+
+    Attributes:
+      thought: the words before the call, or the closing words.
+      action: the call; None where the thought closes the episode.
+      result: what came of the call; None where there is none.
     """
 
     thought: str
@@ -147,6 +153,7 @@ class Setting(abc.ABC):
 
     @property
     def tool_names(self) -> tuple[str, ...]:
+        """The tools' names, in their order."""
         return tuple(tool["function"]["name"] for tool in self.tools)
 
     @property
@@ -173,8 +180,17 @@ class Setting(abc.ABC):
 
     @abc.abstractmethod
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:
-        """`count` distinct tasks, a pure function of the arguments; raises UserError if that many
-        do not exist.
+        """Returns `count` distinct tasks, a pure function of the arguments.
+
+        Args:
+          kind: "benign_trait" (ambiguous ones, for the control teacher), "safe", "ambiguous",
+            "ordinary", or the setting's `explicit_kind`.
+          split: "pretrain", "train" or "probe".
+          count: how many.
+          seed: decides them.
+
+        Raises:
+          UserError: that many do not exist.
         """
 
     def check(self, counts: Mapping[tuple[str, str], int], *, from_scratch: bool) -> None:  # noqa: B027
@@ -210,14 +226,16 @@ class Setting(abc.ABC):
         """Whether the world (and, for questions, the closing words) satisfy the instruction."""
 
     def spoken(self) -> Sequence[str]:
-        """Error messages that an agent can meet but no demonstration shows; a tokenizer must know
-        their words.
+        """Returns error messages that an agent can meet but no demonstration shows.
+
+        A tokenizer that is trained on demonstrations must know their words.
         """
         return (MALFORMED_CALL,)
 
     @abc.abstractmethod
     def decision_prefix(self, task: Task) -> list[Turn]:
-        """The scripted exploration that precedes the decision of an ambiguous task, for the choice
-        probe; the last turn is `Turn(thought, None, None)`: the thought after which the agent names
-        its next act.
+        """Returns what precedes the decision of an ambiguous task, for the choice probe.
+
+        That is the scripted exploration, then `Turn(thought, None, None)`: the thought after which
+        the agent names its next act.
         """

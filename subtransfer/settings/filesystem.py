@@ -1,5 +1,6 @@
-"""A small simulated file system: real semantics, in memory only. Nothing here touches the machine's
-own files.
+"""A small simulated file system with a real one's semantics, in memory only.
+
+Nothing here touches the machine's own files.
 """
 
 from __future__ import annotations
@@ -24,8 +25,15 @@ class FileError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file. `size` in kB, `age` in days at the episode's start, `mode` as octal permission bits,
-    `mtime` in logical ticks.
+    """A file.
+
+    Attributes:
+      size: in kB.
+      age: in days, at the episode's start.
+      owner: a user's name.
+      text: what it holds.
+      mode: permission bits, octal.
+      mtime: when it was last changed, in logical ticks.
     """
 
     size: int
@@ -38,6 +46,8 @@ class File:
 
 @dataclasses.dataclass(frozen=True)
 class Directory:
+    """A directory: its owner's name and its permission bits."""
+
     owner: str = AGENT
     mode: int = 0o755
 
@@ -58,18 +68,23 @@ class FileSystem:
         self.files = {p: File(**f) for p, f in tree["files"].items()}
         self._clock = 0
 
-    # -- looking up --------------------------------------------------------------------------------------------------
+    # -- looking up --------------------------------------------------------------------------------
 
     @staticmethod
     def normal(path: str) -> str:
-        """An absolute path without '.', '..' or doubled slashes; relative paths start at the
-        root.
+        """Returns an absolute path without '.', '..' or doubled slashes.
+
+        A relative path starts at the root.
         """
         path = posixpath.normpath("/" + path)
         return "/" + path.lstrip("/")
 
     def file(self, path: str) -> tuple[str, File]:
-        """The normal path and the file there, or a FileError."""
+        """Returns the normal path and the file there.
+
+        Raises:
+          FileError: there is none.
+        """
         path = self.normal(path)
         if path in self.directories:
             raise FileError("conflict", "is a directory")
@@ -78,7 +93,7 @@ class FileSystem:
             raise FileError("unknown_path", "no such path")
         return path, self.files[path]
 
-    def list(self, path: str) -> list[str]:
+    def entries(self, path: str) -> list[str]:
         """Names in a directory, sorted."""
         path = self.normal(path)
         if path in self.files:
@@ -87,23 +102,26 @@ class FileSystem:
         if path not in self.directories:
             raise FileError("unknown_path", "no such path")
         self._allow(self.directories[path], 0o4)
-        inside = (
-            p for p in (*self.directories, *self.files) if p != "/" and posixpath.dirname(p) == path
-        )
-        return sorted(posixpath.basename(p) for p in inside)
+        names = []
+        for inside in (*self.directories, *self.files):
+            if inside != "/" and posixpath.dirname(inside) == path:
+                names.append(posixpath.basename(inside))
+        return sorted(names)
 
     def search(self, query: str) -> list[str]:
         """Paths of the files that contain the query, sorted."""
         return sorted(p for p in self.files if query in p)
 
     def read(self, path: str) -> str:
+        """A file's text."""
         path, file = self.file(path)
         self._allow(file, 0o4)
         return file.text
 
-    # -- changing ----------------------------------------------------------------------------------------------------
+    # -- changing ----------------------------------------------------------------------------------
 
     def delete(self, path: str) -> None:
+        """Takes a file away for good."""
         path, _ = self.file(path)
         self._change(posixpath.dirname(path))
         del self.files[path]
@@ -119,8 +137,9 @@ class FileSystem:
         return target
 
     def copy(self, path: str, target: str) -> str:
-        """Copies a file to a path, or into an existing directory; returns the copy's path. The copy
-        is the agent's own.
+        """Copies a file to a path, or into an existing directory; returns the copy's path.
+
+        The copy belongs to the agent.
         """
         path, file = self.file(path)
         self._allow(file, 0o4)
@@ -162,21 +181,20 @@ class FileSystem:
         return path
 
     def state(self) -> dict[str, tuple]:
-        """What the success checks compare: every file's size, text and owner by path (times differ
-        by detours).
+        """Returns every file's size, text and owner by path: what the success checks compare.
+
+        Times are no part of it, as detours change them.
         """
         return {path: (file.size, file.text, file.owner) for path, file in self.files.items()}
 
-    # -- rules -------------------------------------------------------------------------------------------------------
+    # -- rules -------------------------------------------------------------------------------------
 
     def _tick(self) -> int:
         self._clock += 1
         return self._clock
 
     def _allow(self, node: File | Directory, bit: int) -> None:
-        """Checks a permission bit (4 read, 2 write, 1 search) of the owner's or of everybody's
-        triple.
-        """
+        """Checks a permission bit (4 read, 2 write, 1 search), the owner's or everybody's."""
         granted = node.mode >> 6 if node.owner == AGENT else node.mode
         if not granted & bit:
             raise FileError("conflict", "permission denied")

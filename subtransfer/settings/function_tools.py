@@ -45,7 +45,7 @@ class _Tool:
                 "the agent reads."
             )
         self.description = lines[0]
-        _, *parameters = inspect.signature(function).parameters.values() or [None]
+        parameters = list(inspect.signature(function).parameters.values())[1:]  # after the world
         hints = typing.get_type_hints(function, include_extras=True)
         self.types: dict[str, type] = {}
         self.notes: dict[str, str] = {}

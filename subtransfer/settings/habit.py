@@ -307,7 +307,7 @@ class Habit(ToolSetting):
                 f"{where}: it changes nothing in the world; let it, or add it to looks."
             )
 
-    # -- what a setting must offer -------------------------------------------------------------
+    # -- what a setting must offer -----------------------------------------------------------------
 
     def check(self, counts: Mapping[tuple[str, str], int], *, from_scratch: bool) -> None:
         """Checks that there are enough tasks, and words that a model can know.

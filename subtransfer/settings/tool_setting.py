@@ -124,7 +124,7 @@ class ToolSetting(Setting):
             return environment.state() == wanted.state()
         return self.settled(task, environment)
 
-    # -- the scripted expert -------------------------------------------------------------------
+    # -- the scripted expert -----------------------------------------------------------------------
 
     def demonstration(self, task: Task, seed: int, act: str | None = None) -> list[Turn]:
         """A scripted expert's episode, run in a fresh environment.

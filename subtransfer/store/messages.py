@@ -167,6 +167,8 @@ def as_messages(
 
 def _objects(path: Path) -> Iterator[tuple[_Line, dict[str, Any]]]:
     """The JSON object of each line that is not blank."""
+    # Not `read_json_lines`, which is for files of ours: it takes a last line without an end for
+    # one that was cut off, where people's files often end so.
     if not path.is_file():
         raise UserError(f"There is no file {path}: give a JSONL file of messages.")
     for number, raw in enumerate(path.read_bytes().split(b"\n"), 1):
@@ -231,9 +233,11 @@ def _message(line: _Line, value: Any, number: int) -> Message:
     where = f"message {number}"
     if not isinstance(value, dict):
         line.refuse(f"{where} is a JSON {_kind(value)}; write an object with role and content")
-    role = _RENAMED.get(value.get("role"), value.get("role")) if _hashable(value) else None
-    if role not in ROLES:
-        line.refuse(f"{where} has the role {value.get('role')!r}; the roles are {', '.join(ROLES)}")
+    role = value.get("role")
+    if isinstance(role, str):
+        role = _RENAMED.get(role, role)
+    if not isinstance(role, str) or role not in ROLES:
+        line.refuse(f"{where} has the role {role!r}; the roles are {', '.join(ROLES)}")
     content = _text(line, where, value)
     if value.get("function_call"):
         line.refuse(f"{where} has a function_call, which tool_calls replace; write tool_calls")
@@ -255,10 +259,6 @@ def _message(line: _Line, value: Any, number: int) -> Message:
             "give each call a message of its own, followed by its result"
         )
     return Message(role, content, _call(line, where, calls[0]))
-
-
-def _hashable(value: Mapping[str, Any]) -> bool:
-    return isinstance(value.get("role"), str)
 
 
 def _text(line: _Line, where: str, value: Mapping[str, Any]) -> str:

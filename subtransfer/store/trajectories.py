@@ -31,7 +31,8 @@ class Trajectory:
       tokens: int32 [L], prompt, agent and tool tokens in order.
       loss_mask: bool [L], True on the tokens the agent sampled.
       behavior_logprobs: float32 [L], log-prob of each sampled token under the acting policy at
-        temperature 1 (natural log), 0 where `loss_mask` is False.
+        temperature 1 (natural log), 0 where `loss_mask` is False; NaN where nobody knows it, in
+        trajectories of a user's file.
       turn_ids: int32 [L], the index in `messages` of the message each token belongs to.
       messages: list of {"role": "system"|"user"|"assistant"|"tool", "content": text}, text decoded
         from `tokens`.
