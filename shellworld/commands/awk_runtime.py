@@ -48,11 +48,7 @@ class Reader:
             stop, after = (len(text), len(text)) if end < 0 else (end, end + 1)
         elif separator == "":
             match = re.compile(r"\n\n+").search(text, at)
-            stop, after = (
-                match.span()
-                if match
-                else (len(text.rstrip("\n")) if text.endswith("\n") else len(text), len(text))
-            )
+            stop, after = match.span() if match else (len(text.rstrip("\n")), len(text))
             stop = max(stop, at)
         else:
             match = regex_of(separator).find(text, at)

@@ -315,11 +315,10 @@ def shopt(ctx: Context, argv: list[str]) -> int:
             continue
         status = status or int(not on)
         if "q" not in flags:
-            ctx.write(
-                f"shopt -{'s' if on else 'u'} {name}\n"
-                if "p" in flags
-                else f"{name:<15}\t{'on' if on else 'off'}\n"
-            )
+            if "p" in flags:
+                ctx.write(f"shopt -{'s' if on else 'u'} {name}\n")
+            else:
+                ctx.write(f"{name:<15}\t{'on' if on else 'off'}\n")
     return status
 
 

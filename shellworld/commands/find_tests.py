@@ -167,12 +167,10 @@ def _newer(ctx: Context, text: str, test: str, follow: bool) -> Test:
         raise FindError(f"'{text}': {error.message}") from error
     if test == "-samefile":
         return lambda entry: entry.node is node
-    mine, other = (
-        ("ctime" if test == "-cnewer" or test[6:7] == "c" else "mtime"),
-        ("ctime" if test[7:8] == "c" else "mtime"),
-    )
-    reference = getattr(node, other)
-    return lambda entry: getattr(entry.node, mine) > reference
+    # -newerXY compares the time X of the entry with the time Y of the reference.
+    entry_time = "ctime" if test == "-cnewer" or test[6:7] == "c" else "mtime"
+    reference = node.ctime if test[7:8] == "c" else node.mtime
+    return lambda entry: getattr(entry.node, entry_time) > reference
 
 
 def _newer_than_date(ctx: Context, text: str) -> Test:

@@ -373,13 +373,10 @@ class _Printer:
                 yield ":", at
             return
         job = self.job
-        limit = (
-            total
-            if job.most < 0 or len(chosen) < job.most
-            else chosen[-1] + 1 + job.after
-            if chosen
-            else 0
-        )
+        if job.most < 0 or len(chosen) < job.most:
+            limit = total
+        else:
+            limit = chosen[-1] + 1 + job.after if chosen else 0
         selected, following = set(chosen), 0  # following: first line not yet printed
         for index, at in enumerate(chosen):
             first = max(at - job.before, following)

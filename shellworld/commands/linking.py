@@ -131,7 +131,9 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
             else:
                 status = 1
         return status
-    place = flags["t"].rstrip("/") + "/x" if "t" in flags else operands[-1] if operands else ""
+    place = operands[-1] if operands else ""
+    if "t" in flags:
+        place = flags["t"].rstrip("/") + "/x"
     if "D" in flags and not make_ancestors(ctx, place, verb, 0o755):
         return 1
     pairs = place_operands(ctx, flags, operands)

@@ -249,13 +249,10 @@ class _Listing:
             cells.append(str(stat.uid) if numeric else ctx.users.user_name(stat.uid))
         if group:
             cells.append(str(stat.gid) if numeric else ctx.users.group_name(stat.gid))
-        cells.append(
-            "1, 3"
-            if stat.type == "device"
-            else human(stat.size)
-            if "h" in self.flags
-            else str(stat.size)
-        )
+        if stat.type == "device":
+            cells.append("1, 3")
+        else:
+            cells.append(human(stat.size) if "h" in self.flags else str(stat.size))
         return [*cells, self.when(self.seconds(node))]
 
     def when(self, seconds: int) -> str:

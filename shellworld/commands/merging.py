@@ -106,9 +106,10 @@ def comm(ctx: Context, options: Options, operands: list[str]) -> int:
         ctx.tick()
         left = files[0][places[0]] if places[0] < len(files[0]) else None
         right = files[1][places[1]] if places[1] < len(files[1]) else None
-        column = (
-            2 if left == right else 0 if right is None or (left is not None and left < right) else 1
-        )
+        if left == right:
+            column = 2
+        else:
+            column = 0 if right is None or (left is not None and left < right) else 1
         order.unpaired = order.unpaired or column < 2
         totals[column] += 1
         if str(column + 1) not in flags:

@@ -58,11 +58,10 @@ def unescape(text: str, octal_needs_zero: bool) -> tuple[str, bool]:
             out.append(int(m[3], 16))
         elif m[4] or m[5]:
             code = int(m[4] or m[5], 16)  # beyond ASCII, the C locale has no such characters
-            out += (
-                bytes([code])
-                if code < 128
-                else (f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}").encode()
-            )
+            if code < 128:
+                out.append(code)
+            else:
+                out += (f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}").encode()
         elif m[6] == "c":
             return bytes(out).decode("utf-8", "surrogateescape"), True
         elif m[6] in _SIMPLE:

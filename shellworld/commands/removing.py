@@ -46,13 +46,9 @@ class _Remover:
         self.tree(name)
 
     def question(self, name: str, node: Inode) -> str:
-        what = (
-            "symbolic link"
-            if node.kind == "symlink"
-            else "regular file"
-            if node.content
-            else "regular empty file"
-        )
+        what = "symbolic link"
+        if node.kind != "symlink":
+            what = "regular file" if node.content else "regular empty file"
         return f"remove {what} {quote(name)}"
 
     def unlink(self, name: str) -> bool:

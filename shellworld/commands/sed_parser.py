@@ -61,7 +61,12 @@ def _numbered(match: re.Match) -> str:
     decimal, octal, hexadecimal, control = match.groups()
     if control:
         return chr(ord(control.upper()) ^ 0x40)
-    code = int(decimal) & 255 if decimal else int(octal, 8) & 255 if octal else int(hexadecimal, 16)
+    if octal:
+        code = int(octal, 8) & 255
+    elif decimal:
+        code = int(decimal) & 255
+    else:
+        code = int(hexadecimal, 16)
     return chr(code)
 
 

@@ -76,13 +76,10 @@ def seq(ctx: Context, argv: list[str]) -> int:
     form = _format(flags.get("f"))
     for i in range(count):
         value = first + step * i
-        out.append(
-            form % value
-            if form
-            else f"{value:.{places}f}".rjust(width)
-            if not width
-            else f"{value:0{width}.{places}f}"
-        )
+        if form:
+            out.append(form % value)
+        else:
+            out.append(f"{value:0{width}.{places}f}" if width else f"{value:.{places}f}")
     if out:
         ctx.write(flags.get("s", "\n").join(out) + "\n")
     return 0

@@ -219,12 +219,12 @@ class _Tar:
             except FsError as error:
                 self.complain(f"{self.archive}: Cannot open: {error.message}")
                 return False
-        own = fs.find(path, ctx.who) if self.archive != "-" else None
+        archive = fs.find(path, ctx.who) if self.archive != "-" else None
         self.links: dict[int, str] = {}
         members: list[Member] = []
         for name in names:
             source = name if name[0] == "/" else join(self.base, name)
-            members += self.walk(name, source, own)
+            members += self.walk(name, source, archive)
         data = pack(members)
         data = compress(data) if self.compressed else data
         if self.archive == "-":
@@ -246,14 +246,14 @@ class _Tar:
             self.complain(f"Removing leading `{prefix}' from member names", 0)
         return short
 
-    def walk(self, name: str, path: str, own: Inode | None) -> Iterator[Member]:
+    def walk(self, name: str, path: str, archive: Inode | None) -> Iterator[Member]:
         ctx, fs = self.ctx, self.ctx.fs
         ctx.tick()
         if self.excludes(name):
             return
         try:
             node = fs.node(path, ctx.who, "h" in self.flags)
-            if node is own:
+            if node is archive:
                 self.complain(f"{name}: file is the archive; not dumped", 0)
                 return
             content = fs.read_text(path, ctx.who) if node.kind == "file" else ""
@@ -293,7 +293,7 @@ class _Tar:
             (ctx.error if self.archive == "-" else ctx.write)(shown + "\n")
         yield member
         for entry in names:
-            yield from self.walk(join(shown, entry), join(path, entry), own)
+            yield from self.walk(join(shown, entry), join(path, entry), archive)
 
     # -- reading -----------------------------------------------------------------------
 

@@ -293,13 +293,10 @@ def nl(ctx: Context, options: Options, operands: list[str]) -> int:
             raise Unsupported("nl with sections")
         if matches(line) if matches else style == "a" or (style == "t" and line):
             text = str(number)
-            padded = (
-                text.ljust(width)
-                if form == "ln"
-                else text.rjust(width)
-                if form == "rn"
-                else text.zfill(width)
-            )
+            if form == "ln":
+                padded = text.ljust(width)
+            else:
+                padded = text.rjust(width) if form == "rn" else text.zfill(width)
             out.append(f"{padded}{separator}{line}\n")
             number += step
         else:

@@ -71,13 +71,10 @@ def strftime(template: str, seconds: int, nanoseconds: int = 0) -> str:
         blank = {"e": ("d", 2), "k": ("H", 2), "l": ("I", 2)}
         if letter in blank:
             value, digits = numbers[blank[letter][0]][0], 2
-            return (
-                str(value)
-                if flag == "-"
-                else f"{value:0{width or digits}d}"
-                if flag == "0"
-                else f"{value:{width or digits}d}"
-            )
+            if flag == "-":
+                return str(value)
+            fill = "0" if flag == "0" else ""
+            return f"{value:{fill}{width or digits}d}"
         if letter in numbers:
             value, digits = numbers[letter]
             if letter == "N" and width:

@@ -155,14 +155,14 @@ def option_is_on(shell: Shell, name: str) -> bool:
 
 
 def _regex(shell: Shell, text: str, word: ast.Word) -> bool:
-    source = "".join(
-        part.text
-        if isinstance(part, ast.Literal)
-        else _escaped(shell.expander.part_text(part))
-        if isinstance(part, ast.Quoted | ast.DoubleQuoted)
-        else shell.expander.part_text(part)
-        for part in word.parts
-    )
+    source = ""
+    for part in word.parts:
+        if isinstance(part, ast.Literal):
+            source += part.text
+        elif isinstance(part, ast.Quoted | ast.DoubleQuoted):
+            source += _escaped(shell.expander.part_text(part))
+        else:
+            source += shell.expander.part_text(part)
     try:
         regex = compile_regex(source, "ere", "sed")
     except RegexError as error:

@@ -325,13 +325,11 @@ class Expander:
 
     def unbound(self, p: ast.Parameter) -> None:
         """Refuses a variable that is not set, under `set -u`."""
-        name = (
-            f"{p.name}[{self.text(p.index)}]"
-            if p.index is not None
-            else "$" + p.name
-            if p.name.isdigit()
-            else p.name
-        )
+        name = p.name
+        if p.index is not None:
+            name = f"{p.name}[{self.text(p.index)}]"
+        elif p.name.isdigit():
+            name = "$" + p.name
         raise ShellError(f"{name}: unbound variable", fatal=True)
 
     def length(self, p: ast.Parameter, value: str | list[str] | None) -> int:
@@ -434,7 +432,9 @@ class Expander:
         else:
             user = self.shell.users.users.get(name)
             home = user.home if user else None
-        return text if home is None else home.rstrip("/") + slash + rest if slash else home
+        if home is None:
+            return text
+        return home.rstrip("/") + slash + rest if slash else home
 
     def globbed(self, field: Field, found: list[str]) -> None:
         """Appends the file names that a field matches, or the field itself."""

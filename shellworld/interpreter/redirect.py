@@ -67,14 +67,12 @@ def _target(shell: Shell, word: ast.Word) -> str:
         return word.plain
     words = shell.expander.words((word,))
     if len(words) != 1:
-        text = "".join(
-            p.text
-            if isinstance(p, ast.Literal)
-            else f"${p.name}"
-            if isinstance(p, ast.Parameter)
-            else ""
-            for p in word.parts
-        )
+        text = ""
+        for part in word.parts:
+            if isinstance(part, ast.Literal):
+                text += part.text
+            elif isinstance(part, ast.Parameter):
+                text += f"${part.name}"
         raise ShellError(f"{text}: ambiguous redirect")
     return words[0]
 

@@ -127,13 +127,9 @@ class Scope:
             number = self.evaluate(value)
             return str(number + (self.evaluate(old or "0") if old is not None else 0))
         value = (old or "") + value
-        return (
-            value.lower()
-            if variable.fold == "l"
-            else value.upper()
-            if variable.fold == "u"
-            else value
-        )
+        if variable.fold == "l":
+            return value.lower()
+        return value.upper() if variable.fold == "u" else value
 
     def set_element(self, name: str, index: int | str, value: str, append: bool = False) -> None:
         """Sets an element of an array, or appends to it; a scalar becomes an array.
@@ -142,13 +138,11 @@ class Scope:
           ShellError: the variable is read-only, or a negative index is before the first element.
         """
         old = self.names.get(name) or Variable()
-        values = (
-            dict(old.value)
-            if isinstance(old.value, dict)
-            else {}
-            if old.value is None
-            else {0: old.value}
-        )
+        values: dict[Any, str] = {}
+        if isinstance(old.value, dict):
+            values = dict(old.value)
+        elif old.value is not None:
+            values[0] = old.value
         if isinstance(index, int) and index < 0:
             index += max(values, default=-1) + 1
             if index < 0:

@@ -125,13 +125,9 @@ class _Evaluator:
 
     def fault(self, message: str, at: int | None = None) -> ArithmeticFault:
         i = self.i if at is None else at
-        token = (
-            self.text[self.tokens[i][2] :]
-            if i < len(self.tokens)
-            else self.text[self.tokens[-1][2] :]
-            if self.tokens
-            else ""
-        )
+        token = ""
+        if self.tokens:
+            token = self.text[self.tokens[min(i, len(self.tokens) - 1)][2] :]
         return ArithmeticFault(f'{message} (error token is "{token}")')
 
     def run(self) -> int:

@@ -21,13 +21,9 @@ MAX_STEPS = 2_000_000  # of one search
 
 
 def _kind(char: str) -> int:
-    return (
-        NEWLINE
-        if char == "\n"
-        else WORD
-        if char == "_" or (char.isascii() and char.isalnum())
-        else OTHER
-    )
+    if char == "\n":
+        return NEWLINE
+    return WORD if char == "_" or (char.isascii() and char.isalnum()) else OTHER
 
 
 _ASSERTIONS: dict[str, Callable[[int, int, bool], bool]] = {

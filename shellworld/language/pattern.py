@@ -64,13 +64,13 @@ class _Bracket:
 
     def matches(self, c: str) -> bool:
         for item in self.items:
-            if (
-                (c == item)
-                if isinstance(item, str)
-                else (item[0] <= c <= item[1])
-                if isinstance(item, tuple)
-                else item(c)
-            ):
+            if isinstance(item, str):
+                found = c == item
+            elif isinstance(item, tuple):
+                found = item[0] <= c <= item[1]
+            else:
+                found = item(c)
+            if found:
                 return not self.negated
         return self.negated
 
@@ -234,13 +234,9 @@ def replace(
     """
     compiled = compile_pattern(pattern)
     if not pattern:
-        return (
-            text
-            if kind in ("/", "//")
-            else replacement + text
-            if kind == "/#"
-            else text + replacement
-        )
+        if kind in ("/", "//"):
+            return text
+        return replacement + text if kind == "/#" else text + replacement
     if kind == "/#":
         end = compiled.prefix(text, True)
         return text if end < 0 else replacement + text[end:]

@@ -92,11 +92,10 @@ def ansi_c(text: str) -> str:
             out.append(int(m[1], 16))
         elif m[2] or m[3]:
             code = int(m[2] or m[3], 16)  # beyond ASCII, the C locale has no such characters
-            out += (
-                bytes([code])
-                if code < 128
-                else (f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}").encode()
-            )
+            if code < 128:
+                out.append(code)
+            else:
+                out += (f"\\u{code:04X}" if code < 0x10000 else f"\\U{code:08X}").encode()
         elif m[4]:
             out.append(int(m[4], 8) & 255)
         elif m[5]:

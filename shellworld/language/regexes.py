@@ -60,11 +60,9 @@ def _python(tree: tuple, lines: bool) -> str:
             return f"(?:\\{tree[1]})"
         case "at":
             if tree[1] in ("bol", "eol"):
-                return (
-                    ("^" if tree[1] == "bol" else "$")
-                    if lines
-                    else (r"\A" if tree[1] == "bol" else r"\Z")
-                )
+                if lines:
+                    return "^" if tree[1] == "bol" else "$"
+                return r"\A" if tree[1] == "bol" else r"\Z"
             return _AT[tree[1]]
         case "rep":
             _, body, low, high = tree

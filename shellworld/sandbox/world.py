@@ -151,13 +151,12 @@ class _Names:
                     parsed.append(e)
             rows = []
             for e in parsed:
-                number = (
-                    _NO_ID
-                    if not e.name
-                    else self.uid(e.name)
-                    if e.tag == "user"
-                    else self.gid(e.name)
-                )
+                if not e.name:
+                    number = _NO_ID
+                elif e.tag == "user":
+                    number = self.uid(e.name)
+                else:
+                    number = self.gid(e.name)
                 rows.append((_TAGS[e.kind], e.bits, number))
             if rows:
                 rows.sort(key=lambda row: (row[0], row[2]))
@@ -170,13 +169,12 @@ class _Names:
         result = []
         for kind, value in acls.items():
             for tag, bits, number in struct.iter_unpack("<HHI", bytes.fromhex(value)[4:]):
-                name = (
-                    ""
-                    if number == _NO_ID
-                    else self.user(number)
-                    if tag == 2
-                    else self.group(number)
-                )
+                if number == _NO_ID:
+                    name = ""
+                elif tag == 2:
+                    name = self.user(number)
+                else:
+                    name = self.group(number)
                 result.append(
                     trees.AclEntry(kind == "default", _KINDS[tag].split(":")[0], name, bits)
                 )

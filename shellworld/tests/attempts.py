@@ -1,8 +1,8 @@
-"""What a hostile line may try in the sandbox. Each says ESCAPED if it got what it wanted; all run
-with limits on.
+"""What a hostile line may try in the sandbox.
 
-`{host}` stands for a directory of the machine outside, `{pid}` for a process there, `{port}` for a
-port that it listens on, `{socket}` for the name of its abstract socket.
+Each says ESCAPED if it got what it wanted; all run with limits on. `{host}` stands for a directory
+of the machine outside, `{pid}` for a process there, `{port}` for a port that it listens on,
+`{socket}` for the name of its abstract socket.
 """
 
 # numbers are those of x86_64

@@ -21,8 +21,9 @@ _LIMITS = SandboxLimits(wall=20.0)  # as long as it takes on a busy machine
 
 
 class Recording(NamedTuple):
-    """A line in a world, what it printed, its exit code, and what it changed: {path: entry without
-    time, or None}.
+    """A line in a world, what it printed, its exit code, and what it changed.
+
+    The changes are {path: entry without time, or None}.
     """
 
     world: str
@@ -33,8 +34,9 @@ class Recording(NamedTuple):
 
 
 def _compared(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What changed, without times, and without the bytes of archives (they hold times; what they
-    list is compared).
+    """Returns what changed, without times and without the bytes of archives.
+
+    Archives hold times; what they list is compared.
     """
     found = tree.changed(before, after)
     for path, entry in found.items():

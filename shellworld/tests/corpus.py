@@ -1,6 +1,6 @@
 """What agents type: a hand-made list of lines, each with the name of the world that it is typed in.
 
-The list is tests/data/shell_corpus.txt. There, `⟦a¦b⟧` stands for each of its alternatives in turn,
+The list is tests/data/corpus.txt. There, `⟦a¦b⟧` stands for each of its alternatives in turn,
 `␤` for a new line within a script, and `@tree NAME` begins the lines of a world.
 """
 

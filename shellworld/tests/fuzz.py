@@ -1,5 +1,7 @@
-"""Lines that nobody would type: what agents type, cut up, doubled, mixed and strewn with the
-characters that mean something.
+"""Lines that nobody would type.
+
+They are what agents type, cut up, doubled, mixed and strewn with the characters that mean
+something.
 """
 
 from __future__ import annotations
@@ -63,8 +65,12 @@ fuzzed = st.one_of(
 
 
 class Survived(NamedTuple):
-    """How many lines ran, how many of them the simulator does not support or ended at a limit, and
-    the slowest with its seconds.
+    """How many lines ran, and how they fared.
+
+    Attributes:
+      unsupported: lines that the simulator does not support.
+      limited: lines that ended at a limit.
+      slowest: processor seconds of the slowest one, which is `line`.
     """
 
     count: int
@@ -75,13 +81,15 @@ class Survived(NamedTuple):
 
 
 def survive(count: int, seed: int | None = None, longest: float = 10.0) -> Survived:
-    """Runs that many lines in the simulator and through the trait; raises what they raise, or
-    TimeoutError.
+    """Runs lines in the simulator and through the reading of permissions.
 
     Args:
       count: how many lines hypothesis makes.
       seed: of the lines; without one they are the same each time for one version of hypothesis.
       longest: processor seconds that one line may take.
+
+    Raises:
+      TimeoutError: a line takes longer; and whatever a line makes the simulator raise.
     """
     world = TREES["project"]
     total = {"count": 0, "unsupported": 0, "limited": 0}

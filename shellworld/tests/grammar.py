@@ -1,5 +1,6 @@
-"""A grammar of shell lines as hypothesis strategies: commands with their options and paths,
-combined as agents combine them.
+"""A grammar of shell lines as hypothesis strategies.
+
+It has commands with their options and paths, combined as agents combine them.
 """
 
 from __future__ import annotations
@@ -285,8 +286,9 @@ _simple = st.one_of(_READS, _READS, _CHANGES)
 
 @st.composite
 def lines(draw: st.DrawFn) -> str:
-    """One line: a command, or commands in a pipeline, a list, a redirection, a compound command or
-    a function.
+    """Draws one line.
+
+    It is a command, or commands in a pipeline, a list, a redirection, a compound command or a function.
     """
     shape = draw(st.integers(0, 19))
     first = draw(_simple)
@@ -333,8 +335,9 @@ def lines(draw: st.DrawFn) -> str:
 
 
 def generated(count: int, seed: int | None = None) -> list[str]:
-    """`count` distinct lines; without a seed the same ones each time, for one version of
-    hypothesis.
+    """Returns `count` distinct lines.
+
+    Without a seed they are the same each time, for one version of hypothesis.
     """
     found: dict[str, None] = {}
 

@@ -1,5 +1,6 @@
-"""awk: lines with what the real tools print and their exit codes (recorded from mawk 1.3.4 in the
-sandbox).
+"""awk: lines with what the real tools print and their exit codes.
+
+Recorded from mawk 1.3.4 in the sandbox.
 """
 
 import pytest

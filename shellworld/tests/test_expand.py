@@ -1,5 +1,6 @@
-"""Expansion of words against real bash: what these lines print, recorded from bash 5.2 in the
-sandbox.
+"""Expansion of words against real bash: what these lines print.
+
+Recorded from bash 5.2 in the sandbox.
 """
 
 import pytest

@@ -1,6 +1,4 @@
-"""The simulated file system: what the kernel grants and refuses, links, times, limits, and the way
-back to TREE.json.
-"""
+"""The simulated file system: what it grants and refuses, links, times, limits, and back to a tree."""
 
 import itertools
 

@@ -1,5 +1,6 @@
-"""find: lines with what the real tools print and their exit codes (recorded from findutils 4.9 in
-the sandbox).
+"""find: lines with what the real tools print and their exit codes.
+
+Recorded from findutils 4.9 in the sandbox.
 """
 
 import pytest

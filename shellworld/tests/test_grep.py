@@ -1,5 +1,6 @@
-"""grep and regular expressions: lines with what the real tools print and their exit codes (recorded
-from grep 3.8 in the sandbox).
+"""grep and regular expressions: lines with what the real tools print and their exit codes.
+
+Recorded from grep 3.8 in the sandbox.
 """
 
 import pytest

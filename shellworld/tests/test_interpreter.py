@@ -1,5 +1,6 @@
-"""Lists, loops, functions, redirections and builtins against real bash: recorded from bash 5.2 in
-the sandbox.
+"""Lists, loops, functions, redirections and builtins against real bash.
+
+Recorded from bash 5.2 in the sandbox.
 """
 
 import pytest
@@ -270,7 +271,8 @@ def test_nothing_that_is_typed_raises(line):
     ],
 )
 def test_outputs_that_cannot_be_written(line, stdout):
-    """As real bash does, for each of them; complaints that find standard error closed are lost
-    without an error.
+    """As real bash does, for each of them.
+
+    Complaints that find standard error closed are lost without an error.
     """
     assert session().run(line).stdout == stdout

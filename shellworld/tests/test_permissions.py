@@ -1,5 +1,6 @@
-"""Mode bits, owners, ACLs and sudo against a real kernel: recorded from bash 5.2, coreutils 9.1 and
-acl in the sandbox.
+"""Mode bits, owners, ACLs and sudo against a real kernel.
+
+Recorded from bash 5.2, coreutils 9.1 and acl in the sandbox.
 """
 
 import pytest
@@ -174,8 +175,9 @@ def test_octal_modes(mode):
     st.sampled_from([(1, 1), (2, 2), (3, 5), (4, 6), (5, 7)]), st.integers(1, 7),
 )  # fmt: skip
 def test_acl_evaluation_by_definition(mode, user_bits, group_bits, group, person, wanted):
-    """POSIX.1e: the owner, then a named user, then the groups (any that grants), then others; the
-    mask limits the middle.
+    """POSIX.1e: the owner, then a named user, then the groups (any that grants), then others.
+
+    The mask limits the middle.
     """
     uid, gid = person
     node = Inode("file", mode, 1, 5, "", 0, 1)

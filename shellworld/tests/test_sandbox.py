@@ -1,5 +1,6 @@
-"""The real shell: what lines may do, what hostile lines cannot, and that the sandbox is as good as
-new afterwards.
+"""The real shell: what lines may do, and what hostile lines cannot.
+
+Also, that the sandbox is as good as new afterwards.
 """
 
 import contextlib

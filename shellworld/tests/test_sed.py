@@ -1,5 +1,6 @@
-"""sed: lines with what the real tools print and their exit codes (recorded from sed 4.9 in the
-sandbox).
+"""sed: lines with what the real tools print and their exit codes.
+
+Recorded from sed 4.9 in the sandbox.
 """
 
 import pytest

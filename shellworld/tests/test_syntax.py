@@ -1,5 +1,6 @@
-"""What parses, and what bash refuses, recorded from bash 5.2 in the sandbox; and the reader's own
-promises.
+"""What parses, and what bash refuses; and the reader's own promises.
+
+Recorded from bash 5.2 in the sandbox.
 """
 
 import pytest

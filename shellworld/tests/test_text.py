@@ -1,5 +1,6 @@
-"""Text commands: lines with what the real tools print and their exit codes (recorded from coreutils
-9.1, diffutils 3.8, tar 1.34, gzip 1.12 and others in the sandbox).
+"""Text commands: lines with what the real tools print and their exit codes.
+
+Recorded from coreutils 9.1, diffutils 3.8, tar 1.34, gzip 1.12 and others in the sandbox.
 """
 
 import pytest

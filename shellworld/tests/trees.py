@@ -1,5 +1,6 @@
-"""The worlds in which lines of shell are compared: a developer's project, a server shared by
-several users, and root's own.
+"""The worlds in which lines of shell are compared.
+
+They are a developer's project, a server shared by several users, and root's own.
 """
 
 from __future__ import annotations
