@@ -1,5 +1,6 @@
-"""The engines' own clients: in environments apart from ours, as their pins collide with ours; and
-what they need besides.
+"""The engines' own clients, in environments apart from ours, and the credentials that they need.
+
+Their pins collide with ours.
 """
 
 from __future__ import annotations
@@ -15,18 +16,21 @@ from tools.peers import environment
 
 SCRIPTS = Path(__file__).resolve().parent / "inside"  # what runs in the clients' environments
 CACHE = Path("~/.cache/subtransfer/clients").expanduser()
-CLIENTS = {
-    "skypilot": "sky",
-    "xpk": "xpk",
-    "slurm": "python",
-}  # engines with an environment, and their commands
+# Engines with an environment of their own, and the command in it.
+CLIENTS = {"skypilot": "sky", "xpk": "xpk", "slurm": "python"}
 _INSTALL = "python -m launch.submit {engine} install"
 
 
+def user_path(text: str) -> Path:
+    """Returns a path of the command line; shells expand no "~" that follows "="."""
+    return Path(text).expanduser()
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flag of engines that have a client."""
     parser.add_argument(
         "--client",
-        type=Path,
+        type=user_path,
         help=f"The client's environment; default: one in {_short(CACHE)}, by install.",
     )
 
@@ -41,28 +45,28 @@ def _pins(engine: str) -> tuple[str, ...]:
 
 
 def install(engine: str) -> Path:
-    """Makes the environment of an engine's client, if it is not there yet. Returns it."""
+    """Makes the environment of an engine's client, if it is not there yet; returns it."""
     return environment.install(engine, _pins(engine), CACHE).parent.parent
 
 
 def home(options: argparse.Namespace, engine: str) -> Path:
-    """The environment of an engine's client.
+    """Returns the environment of an engine's client.
 
     Raises:
       UserError: it is not installed.
     """
     folder = options.client or environment.place(engine, _pins(engine), CACHE)
-    if not (folder / "bin" / CLIENTS[engine]).exists() or not (
-        options.client or environment.installed(folder)
-    ):
+    complete = options.client or environment.installed(folder)
+    if not complete or not (folder / "bin" / CLIENTS[engine]).exists():
         raise UserError(
-            f"The client of {engine} is not in {folder}: install it with `{_INSTALL.format(engine=engine)}`."
+            f"The client of {engine} is not in {folder}: install it with "
+            f"`{_INSTALL.format(engine=engine)}`."
         )
     return folder
 
 
 def surroundings(options: argparse.Namespace, engine: str) -> dict[str, str]:
-    """Environment variables with which an engine's commands are found."""
+    """Returns the environment variables with which an engine's commands are found."""
     variables = {**os.environ, "SKYPILOT_DISABLE_USAGE_COLLECTION": "1"}
     if engine in CLIENTS:
         variables["PATH"] = f"{home(options, engine) / 'bin'}{os.pathsep}{os.environ['PATH']}"
@@ -106,7 +110,7 @@ def python(options: argparse.Namespace, engine: str, script: Path, *arguments: s
     )
 
 
-# -- credentials ---------------------------------------------------------------------------------------------------------
+# -- credentials
 
 
 def _says(*command: str) -> str:
@@ -120,35 +124,45 @@ def _says(*command: str) -> str:
 
 
 def google_missing() -> str:
-    """What a command on Google Cloud lacks here, in one sentence, or ""."""
+    """Says what a command on Google Cloud lacks here, in one sentence, or ""."""
     if not shutil.which("gcloud"):
-        return "There is no gcloud: install the Google Cloud CLI (https://cloud.google.com/sdk/docs/install)."
-    if not _says("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"):
-        return "No Google account is logged in: run `gcloud auth login`, and `gcloud auth application-default login`."
-    adc = Path(
-        os.environ.get(
-            "GOOGLE_APPLICATION_CREDENTIALS",
-            "~/.config/gcloud/application_default_credentials.json",
+        return (
+            "There is no gcloud: install the Google Cloud CLI "
+            "(https://cloud.google.com/sdk/docs/install)."
         )
-    )
-    if not adc.expanduser().is_file():
-        return "There are no application-default credentials: run `gcloud auth application-default login`."
+    if not _says("gcloud", "auth", "list", "--filter=status:ACTIVE", "--format=value(account)"):
+        return (
+            "No Google account is logged in: run `gcloud auth login`, and "
+            "`gcloud auth application-default login`."
+        )
+    default = "~/.config/gcloud/application_default_credentials.json"
+    if not user_path(os.environ.get("GOOGLE_APPLICATION_CREDENTIALS", default)).is_file():
+        return (
+            "There are no application-default credentials: run "
+            "`gcloud auth application-default login`."
+        )
     if not _says("gcloud", "config", "get-value", "project"):
         return "No Google Cloud project is set: run `gcloud config set project PROJECT`."
     return ""
 
 
 def kubernetes_missing() -> str:
-    """What a command on a Kubernetes cluster lacks here, in one sentence, or ""."""
+    """Says what a command on a Kubernetes cluster lacks here, in one sentence, or ""."""
     if not shutil.which("kubectl"):
         return "There is no kubectl: install it (`gcloud components install kubectl`)."
     if not _says("kubectl", "config", "current-context"):
-        return "kubectl has no cluster: run `gcloud container clusters get-credentials CLUSTER --location=ZONE`."
+        return (
+            "kubectl has no cluster: run "
+            "`gcloud container clusters get-credentials CLUSTER --location=ZONE`."
+        )
     return ""
 
 
 def slurm_missing() -> str:
-    """What a submission to Slurm lacks here, in one sentence, or ""."""
+    """Says what a submission to Slurm lacks here, in one sentence, or ""."""
     if not all(map(shutil.which, ("sbatch", "srun"))):
-        return "There is no sbatch or srun on this machine: run this on a login node of a Slurm cluster."
+        return (
+            "There is no sbatch or srun on this machine: run this on a login node of a Slurm "
+            "cluster."
+        )
     return ""

@@ -1,5 +1,6 @@
-"""The jobs of a launch: which commands run, on how many machines, in which workdir. The same for
-every engine.
+"""The jobs of a submission: which commands run, on how many machines, in which workdir.
+
+They are the same for every engine.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Job:
 
     Attributes:
       name: for the engines, of lower-case letters, digits and hyphens, at most 40 characters.
-      member: of the sweep, if the job is one member's.
+      member: name of the sweep's member, if the job is one member's.
       arguments: of `python -m subtransfer.launch`, without how several processes find each other.
     """
 
@@ -40,15 +41,17 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Launch:
+class Submission:
     """What was asked for, read and checked.
 
     Attributes:
+      name: what the names of its jobs begin with.
       config: path of the config file in the repository.
       jobs: at least one.
       machine: of each job.
       workdir: of all.
-      spread: "run", "shared" or "members"; `reason` says why, where it was not given.
+      spread: "run" (no sweep), "shared" (jobs share a sweep) or "members" (one job a member).
+      reason: why, where the spread was not given; else "".
     """
 
     name: str
@@ -61,7 +64,7 @@ class Launch:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that all engines share."""
+    """Adds the flags that all engines share."""
     parser.add_argument("--config", required=True, help="Config file, inside this repository.")
     parser.add_argument(
         "--workdir",
@@ -83,8 +86,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--spread",
         choices=["shared", "members"],
-        help="shared: --jobs times the sweep's command on one workdir. members: one job a member. Default: members where "
-        "a job has several hosts, else shared.",
+        help="shared: --jobs times the sweep's command on one workdir. members: one job a member. "
+        "Default: members where a job has several hosts, else shared.",
     )
     parser.add_argument(
         "--jobs", type=positive, default=1, help="Jobs that share the work (default: 1)."
@@ -96,24 +99,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="Worker processes of a job of a sweep (default: 1).",
     )
     parser.add_argument(
-        "--name", help="Of the launch, in the names of jobs; default: the config file's."
+        "--name", help="What the names of jobs begin with; default: the config file's."
     )
     parser.set_defaults(host_chips=8)  # a TPU VM's; an engine may have smaller hosts
 
 
 def positive(text: str) -> int:
+    """Reads a whole number above 0 from the command line."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"{text} is not above 0")
     return number
 
 
-def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Launch:
+def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Submission:
     """Reads the flags, expands and checks the config or the sweep.
 
     Args:
       options: of `add_arguments`.
-      overrides: dotted config field -> text; they apply to all members.
+      overrides: dotted config field -> text; they apply to all members of a sweep.
 
     Raises:
       UserError: for every mistake, before anything is rendered.
@@ -127,34 +131,33 @@ def plan(options: argparse.Namespace, overrides: dict[str, str]) -> Launch:
     common = (f"--config={config}", f"--workdir={workdir.path}")
     given = tuple(f"--config.{field}={text}" for field, text in overrides.items())
     spread, reason = _spread(options, machine)
+    jobs = []
     if spread == "members":
         members = sweep.members(options.config, overrides)
-        jobs = tuple(
-            Job(
-                f"{name}-{number:0{len(str(len(members) - 1))}d}",
-                member.name,
-                (*common, *member.flags(), *given),
-            )
-            for number, member in enumerate(members)
-        )
+        for job_name, member in zip(_numbered(name, len(members)), members, strict=True):
+            jobs.append(Job(job_name, member.name, (*common, *member.flags(), *given)))
     else:
         if options.sweep:
             sweep.members(options.config, overrides)
             given = ("--sweep", f"--workers={options.workers}", *given)
         else:
             configuration.load(options.config, overrides)
-        names = (
-            [name]
-            if options.jobs == 1
-            else [f"{name}-{i:0{len(str(options.jobs - 1))}d}" for i in range(options.jobs)]
-        )
-        jobs = tuple(Job(job, None, (*common, *given)) for job in names)
+        names = [name] if options.jobs == 1 else _numbered(name, options.jobs)
+        for job_name in names:
+            jobs.append(Job(job_name, None, (*common, *given)))
     if len(jobs) > 1 and not workdir.shared:
         raise UserError(
-            f"--workdir={options.workdir}: {len(jobs)} jobs cannot share a bucket, as gcsfuse shows a file to other machines "
-            "only when it is closed; give an NFS share (nfs://HOST/EXPORT/FOLDER, such as Filestore), or one job."
+            f"--workdir={options.workdir}: {len(jobs)} jobs cannot share a bucket, as gcsfuse "
+            "shows a file to other machines only when it is closed; give an NFS share "
+            "(nfs://HOST/EXPORT/FOLDER, such as Filestore), or one job."
         )
-    return Launch(name, config, jobs, machine, workdir, spread, reason)
+    return Submission(name, config, tuple(jobs), machine, workdir, spread, reason)
+
+
+def _numbered(name: str, count: int) -> list[str]:
+    """Names of jobs, with numbers of as many digits as the last one has."""
+    digits = len(str(count - 1))
+    return [f"{name}-{number:0{digits}d}" for number in range(count)]
 
 
 def _spread(options: argparse.Namespace, machine: machines.Machine) -> tuple[str, str]:
@@ -164,32 +167,33 @@ def _spread(options: argparse.Namespace, machine: machines.Machine) -> tuple[str
         return "run", ""
     spread, reason = options.spread, ""
     if not spread and machine.hosts > 1:
-        spread, reason = (
-            "members",
-            f"one job a member, as a sweep's workers are of one host and a job has {machine.hosts}",
+        spread = "members"
+        reason = (
+            f"one job a member, as a sweep's workers are of one host and a job has {machine.hosts}"
         )
     elif not spread:
-        spread, reason = (
-            "shared",
-            "the same command in each job, so that no host waits for one member's last stage",
-        )
+        spread = "shared"
+        reason = "the same command in each job, so that no host waits for one member's last stage"
     if spread == "shared" and machine.hosts > 1:
         raise UserError(
-            f"--spread=shared: a sweep's workers are of one host, and a job here has {machine.hosts}."
+            "--spread=shared: a sweep's workers are of one host, and a job here has "
+            f"{machine.hosts}."
         )
     if spread == "members" and (options.jobs, options.workers) != (1, 1):
         raise UserError(
-            "--spread=members makes one job a member, without workers: leave out --jobs and --workers."
+            "--spread=members makes one job a member, without workers: leave out --jobs and "
+            "--workers."
         )
     return spread, reason
 
 
 def _inside(config: str) -> str:
     """The config file's path in the repository."""
-    path = Path(config).resolve()
+    path = Path(config).expanduser().resolve()
     if not path.is_file():
         raise UserError(
-            f"There is no config file {config}: give one with --config=FILE, such as configs/quickstart.py."
+            f"There is no config file {config}: give one with --config=FILE, such as "
+            "configs/quickstart.py."
         )
     if not path.is_relative_to(ROOT):
         raise UserError(
@@ -199,8 +203,13 @@ def _inside(config: str) -> str:
 
 
 def slug(text: str, longest: int) -> str:
-    """A name that Kubernetes, SkyPilot and Slurm take: lower-case letters, digits and hyphens,
-    beginning with a letter.
+    """Returns a name that Kubernetes, SkyPilot and Slurm take.
+
+    It has lower-case letters, digits and hyphens, and begins with a letter.
+
+    Args:
+      text: what it is made of.
+      longest: characters, at most.
     """
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     if not name or not name[0].isalpha():
@@ -208,20 +217,22 @@ def slug(text: str, longest: int) -> str:
     return name[:longest].rstrip("-")
 
 
-def check_image(launch: Launch) -> None:
+def check_image(submission: Submission) -> None:
     """Refuses a config file that the container does not have.
 
     Raises:
       UserError: it lies elsewhere than in configs/.
     """
-    if not launch.config.startswith("configs/"):
+    if not submission.config.startswith("configs/"):
         raise UserError(
-            f"The container has the config files of configs/ only (launch/Dockerfile): move {launch.config} there."
+            "The container has the config files of configs/ only (launch/Dockerfile): move "
+            f"{submission.config} there."
         )
 
 
 def processes(machine: machines.Machine) -> Sequence[str]:
-    """The flags of several processes where JAX finds out by itself who they are (Cloud TPU, JobSet
-    on TPUs, Slurm).
+    """Returns the flags of several processes where JAX finds out by itself who they are.
+
+    It does on Cloud TPU, in a JobSet on TPUs, and on Slurm.
     """
     return ("--distributed=auto",) if machine.hosts > 1 else ()

@@ -57,20 +57,20 @@ class Machine:
 
     @property
     def chips(self) -> int:
-        """Of all slices, or accelerators of all hosts."""
+        """Number of chips of all slices, or of accelerators of all hosts."""
         if self.kind != "tpu":
             return self.size * self.nodes
         return self.size // GENERATIONS[self.name].cores * self.slices
 
     @property
     def hosts(self) -> int:
-        """Of all slices."""
+        """Number of hosts of all slices."""
         if self.kind != "tpu":
             return self.nodes
         chips = self.chips // self.slices
-        return self.slices * (
-            1 if chips <= min(GENERATIONS[self.name].host, self.host_chips) else chips // 4
-        )
+        alone = min(GENERATIONS[self.name].host, self.host_chips)
+        hosts_of_slice = 1 if chips <= alone else chips // 4
+        return self.slices * hosts_of_slice
 
     @property
     def google(self) -> str:
@@ -84,7 +84,13 @@ class Machine:
 
 
 def parse(accelerator: str, slices: int = 1, nodes: int = 1, host_chips: int = 8) -> Machine:
-    """Reads "tpu-v5e-16", "H100:8" or "cpu"; the other arguments are as in `Machine`.
+    """Reads "tpu-v5e-16", "H100:8" or "cpu".
+
+    Args:
+      accelerator: one of these.
+      slices: as in `Machine`.
+      nodes: as in `Machine`.
+      host_chips: as in `Machine`.
 
     Raises:
       UserError: it is none of these, or is asked for in slices or nodes that it does not come in.
@@ -93,23 +99,26 @@ def parse(accelerator: str, slices: int = 1, nodes: int = 1, host_chips: int = 8
     gpu = re.fullmatch(r"([A-Za-z][\w-]*):(\d+)", accelerator)
     if tpu:
         name, size = tpu[1], int(tpu[2])
-        name = next(
-            (known for known, generation in GENERATIONS.items() if generation.google == name), name
-        )
+        for known, generation in GENERATIONS.items():
+            if generation.google == name:  # Google's name for it is understood, too
+                name = known
         if name not in GENERATIONS:
             raise UserError(
-                f"--accelerator={accelerator}: the TPU generations known here are {', '.join(GENERATIONS)}."
+                f"--accelerator={accelerator}: the TPU generations known here are "
+                f"{', '.join(GENERATIONS)}."
             )
         generation = GENERATIONS[name]
         chips = size // generation.cores
         if not chips or size % generation.cores or chips > generation.host and chips % 4:
             counts = "TensorCores, two a chip" if generation.cores == 2 else "chips"
             raise UserError(
-                f"--accelerator={accelerator}: there is no such slice; the number of a {name} counts {counts}."
+                f"--accelerator={accelerator}: there is no such slice; the number of a {name} "
+                f"counts {counts}."
             )
         if nodes != 1:
             raise UserError(
-                f"--nodes={nodes}: the hosts of a TPU follow from its type; several slices are --slices."
+                f"--nodes={nodes}: the hosts of a TPU follow from its type; several slices are "
+                "--slices."
             )
         return Machine("tpu", name, size, slices=slices, host_chips=host_chips)
     if slices != 1:
@@ -121,5 +130,6 @@ def parse(accelerator: str, slices: int = 1, nodes: int = 1, host_chips: int = 8
     if gpu and int(gpu[2]):
         return Machine("gpu", gpu[1], int(gpu[2]), nodes=nodes)
     raise UserError(
-        f"--accelerator={accelerator} is none: write tpu-v5e-16, H100:8 (type and number a host) or cpu."
+        f"--accelerator={accelerator} is none: write tpu-v5e-16, H100:8 (type and number a host) "
+        "or cpu."
     )

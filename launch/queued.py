@@ -1,6 +1,6 @@
-"""Cloud TPU queued resources, by gcloud alone: single slices and several, on demand or spot. One
-startup script a job.
+"""Cloud TPU queued resources, by gcloud alone: one startup script a job.
 
+They give single slices and several, on demand or spot.
 Google's queue gives the slices when there are some; each host then runs the script as root, at
 every boot. The program runs in the container that launch/Dockerfile builds, is run again as long as
 it ends with status 75, and when it is done the first host deletes the queued resource, machines and
@@ -18,11 +18,12 @@ import subprocess
 from pathlib import Path
 
 from launch import clients, jobs, workdirs
-from launch.jobs import Job, Launch
+from launch.jobs import Job, Submission
 from subtransfer.runtime.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this engine."""
     parser.add_argument("--project", required=True, help="Google Cloud project.")
     parser.add_argument("--zone", required=True, help="Where the TPUs are: us-west4-a, ...")
     parser.add_argument(
@@ -42,32 +43,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(options: argparse.Namespace, launch: Launch) -> None:
+def check(options: argparse.Namespace, submission: Submission) -> None:
     """Refuses what queued resources cannot run."""
-    jobs.check_image(launch)
-    if launch.machine.kind != "tpu":
+    jobs.check_image(submission)
+    if submission.machine.kind != "tpu":
         raise UserError("Queued resources are TPUs: use the engine skypilot for GPUs.")
-    if launch.workdir.kind not in ("gs", "nfs"):
+    if submission.workdir.kind not in ("gs", "nfs"):
         raise UserError(
             "A TPU VM mounts a bucket or an NFS share: give --workdir as gs:// or nfs://."
         )
 
 
-def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
-    """Files by name."""
-    return {f"{job.name}.sh": _script(options, launch, job) for job in launch.jobs}
+def render(options: argparse.Namespace, submission: Submission) -> dict[str, str]:
+    """Returns the files by name."""
+    return {f"{job.name}.sh": _script(options, submission, job) for job in submission.jobs}
 
 
-def _script(options: argparse.Namespace, launch: Launch, job: Job) -> str:
-    workdir = launch.workdir
+def _script(options: argparse.Namespace, submission: Submission, job: Job) -> str:
+    workdir = submission.workdir
     mount = workdirs.mount_nfs(workdir) if workdir.kind == "nfs" else workdirs.mount_bucket(workdir)
     program = shlex.join(
-        ["python", "-m", "subtransfer.launch", *job.arguments, *jobs.processes(launch.machine)]
+        ["python", "-m", "subtransfer.launch", *job.arguments, *jobs.processes(submission.machine)]
     )
     registry = options.image.split("/")[0]
     delete = shlex.join(
         ["gcloud", *_resource(options, "delete", job.name), "--force", "--quiet", "--async"]
     )
+    mounted = f"{workdirs.MOUNT}:{workdirs.MOUNT}"
     member = f"# Member {job.member} of the sweep.\n" if job.member else ""
     return f"""#!/bin/bash
 {member}set -euo pipefail
@@ -80,7 +82,7 @@ errors=0
 while [ "$status" -ne 0 ]; do
   status=0
   # --net=host and --privileged: libtpu's own devices, metadata and ports.
-  docker run --rm --init --net=host --privileged --stop-timeout=120 -v {workdirs.MOUNT}:{workdirs.MOUNT} \\
+  docker run --rm --init --net=host --privileged --stop-timeout=120 -v {mounted} \\
     {shlex.quote(options.image)} \\
     {program} || status=$?
   if [ "$status" -ne 0 ] && [ "$status" -ne {jobs.RESTART} ]; then
@@ -103,11 +105,11 @@ def _resource(options: argparse.Namespace, verb: str, *name: str) -> list[str]:
     return ["compute", "tpus", "queued-resources", verb, *name, *where]
 
 
-def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[list[str]]:
-    """What submits the files of `render`."""
-    machine = launch.machine
+def commands(options: argparse.Namespace, submission: Submission, folder: Path) -> list[list[str]]:
+    """Returns the commands that submit the files of `render`."""
+    machine = submission.machine
     made = []
-    for job in launch.jobs:
+    for job in submission.jobs:
         slices = [f"--node-id={job.name}"]
         if machine.slices > 1:
             slices = [f"--node-count={machine.slices}", f"--node-prefix={job.name}"]
@@ -126,10 +128,10 @@ def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[
     return made
 
 
-def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """Bash and gcloud's own parser read what was rendered. Returns a line a job."""
+def validate(options: argparse.Namespace, submission: Submission, folder: Path) -> list[str]:
+    """Lets bash and gcloud's own parser read what was rendered; returns a line a job."""
     lines = []
-    for job, command in zip(launch.jobs, commands(options, launch, folder), strict=True):
+    for job, command in zip(submission.jobs, commands(options, submission, folder), strict=True):
         clients.run(options, "queued", ["bash", "-n", str(folder / f"{job.name}.sh")])
         _parsed(command)
         lines.append(f"{job.name}: read by bash and gcloud")
@@ -137,8 +139,9 @@ def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[
 
 
 def _parsed(command: list[str]) -> None:
-    """Lets gcloud read a command's flags without carrying it out: an account that does not exist
-    gets no further.
+    """Lets gcloud read a command's flags without carrying it out.
+
+    An account that does not exist gets no further.
 
     Raises:
       UserError: gcloud does not take the flags.
@@ -156,26 +159,20 @@ def _parsed(command: list[str]) -> None:
 
 
 def missing(options: argparse.Namespace) -> str:
-    """What submitting needs and this machine lacks, or ""."""
+    """Says what submitting needs and this machine lacks, or ""."""
     return clients.google_missing()
 
 
-def status(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that print the jobs' states."""
-    names = f"--filter=name~/{launch.name}(-[0-9]+)?$"
-    return [
-        [
-            "gcloud",
-            *_resource(options, "list"),
-            names,
-            "--format=table(name.basename(),state.state)",
-        ]
-    ]
+def status(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that print the jobs' states."""
+    names = f"--filter=name~/{submission.name}(-[0-9]+)?$"
+    columns = "--format=table(name.basename(),state.state)"
+    return [["gcloud", *_resource(options, "list"), names, columns]]
 
 
-def teardown(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that end the jobs and give their slices back."""
+def teardown(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that end the jobs and give their slices back."""
     return [
         ["gcloud", *_resource(options, "delete", job.name), "--force", "--quiet", "--async"]
-        for job in launch.jobs
+        for job in submission.jobs
     ]

@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from launch import clients, jobs, workdirs
-from launch.jobs import Job, Launch
+from launch.jobs import Job, Submission
 from subtransfer.runtime.errors import UserError
 
 VENV = "$HOME/subtransfer-venv"  # made by setup_machine.sh
@@ -23,6 +23,7 @@ EXTRAS = {"tpu": "tpu", "gpu": "cuda", "cpu": ""}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this engine."""
     parser.add_argument(
         "--infra",
         default="gcp",
@@ -42,40 +43,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(options: argparse.Namespace, launch: Launch) -> None:
+def check(options: argparse.Namespace, submission: Submission) -> None:
     """Refuses what SkyPilot cannot run."""
     kubernetes = options.infra.split("/")[0] in ("k8s", "kubernetes")
-    if launch.machine.slices > 1:
+    if submission.machine.slices > 1:
         raise UserError(
             "SkyPilot starts single TPU slices: use the engines queued or xpk for --slices."
         )
-    if launch.workdir.kind == "path":
+    if submission.workdir.kind == "path":
         raise UserError(
-            "A path is a disk that goes with its machine: give gs://, nfs:// or, on Kubernetes, volume://."
+            "A path is a disk that goes with its machine: give gs://, nfs:// or, on Kubernetes, "
+            "volume://."
         )
-    if launch.workdir.kind == "volume" and not kubernetes:
+    if submission.workdir.kind == "volume" and not kubernetes:
         raise UserError(
             "volume:// is of Kubernetes: give --infra=k8s, or a gs:// or nfs:// workdir."
         )
-    if launch.workdir.kind == "nfs" and kubernetes:
+    if submission.workdir.kind == "nfs" and kubernetes:
         raise UserError(
-            "Pods mount no NFS share by themselves: make a volume of it (docs/cloud.md) and give volume://NAME."
+            "Pods mount no NFS share by themselves: make a volume of it (docs/cloud.md) and give "
+            "volume://NAME."
         )
     if kubernetes and not options.image:
         raise UserError(
             "On Kubernetes, SkyPilot needs --image=IMAGE: build launch/Dockerfile (docs/cloud.md)."
         )
-    if options.queued and (launch.machine.kind != "tpu" or options.infra.split("/")[0] != "gcp"):
+    if options.queued and (
+        submission.machine.kind != "tpu" or options.infra.split("/")[0] != "gcp"
+    ):
         raise UserError("--queued is of Cloud TPUs: leave it out, or give --infra=gcp and a TPU.")
 
 
-def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
-    """Files by name."""
-    return {f"{job.name}.yaml": _yaml(_task(options, launch, job), job) for job in launch.jobs}
+def render(options: argparse.Namespace, submission: Submission) -> dict[str, str]:
+    """Returns the files by name."""
+    return {
+        f"{job.name}.yaml": _yaml(_task(options, submission, job), job) for job in submission.jobs
+    }
 
 
-def _task(options: argparse.Namespace, launch: Launch, job: Job) -> dict[str, Any]:
-    machine, workdir = launch.machine, launch.workdir
+def _task(options: argparse.Namespace, submission: Submission, job: Job) -> dict[str, Any]:
+    machine, workdir = submission.machine, submission.workdir
     resources: dict[str, Any] = {
         "infra": options.infra,
         "use_spot": options.spot,
@@ -112,17 +119,17 @@ def _task(options: argparse.Namespace, launch: Launch, job: Job) -> dict[str, An
         setup.append(f"bash launch/setup_machine.sh {EXTRAS[machine.kind]}".rstrip())
     if setup:
         task["setup"] = "set -e\n" + "\n".join(setup) + "\n"
-    task["run"] = _run(options, launch, job)
+    task["run"] = _run(options, submission, job)
     return task
 
 
-def _run(options: argparse.Namespace, launch: Launch, job: Job) -> str:
+def _run(options: argparse.Namespace, submission: Submission, job: Job) -> str:
     python = "python" if options.image else f'"{VENV}/bin/python"'
     flags = [shlex.quote(argument) for argument in job.arguments]
     before = ""
-    if launch.machine.kind == "tpu":
-        flags += jobs.processes(launch.machine)
-    elif launch.machine.nodes > 1:
+    if submission.machine.kind == "tpu":
+        flags += jobs.processes(submission.machine)
+    elif submission.machine.nodes > 1:
         before = 'head=$(head -n 1 <<< "$SKYPILOT_NODE_IPS")\n'
         flags += [
             f'--coordinator="$head:{jobs.COORDINATOR_PORT}"',
@@ -137,12 +144,12 @@ class _Dumper(yaml.SafeDumper):
     """Writes texts of several lines as such."""
 
 
-_Dumper.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar(
-        "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None
-    ),
-)
+def _represented(dumper: _Dumper, text: str) -> Any:
+    style = "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _represented)
 
 
 def _yaml(task: dict[str, Any], job: Job) -> str:
@@ -150,24 +157,24 @@ def _yaml(task: dict[str, Any], job: Job) -> str:
     return head + yaml.dump(task, Dumper=_Dumper, sort_keys=False, width=1000)
 
 
-def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[list[str]]:
-    """What submits the files of `render`, run from the repository's root."""
+def commands(options: argparse.Namespace, submission: Submission, folder: Path) -> list[list[str]]:
+    """Returns what submits the files of `render`, run from the repository's root."""
     return [
         ["sky", "jobs", "launch", "--yes", "--detach-run", str(folder / f"{job.name}.yaml")]
-        for job in launch.jobs
+        for job in submission.jobs
     ]
 
 
-def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """SkyPilot's own parser reads every file. Returns a line a job."""
-    files = [str(folder / f"{job.name}.yaml") for job in launch.jobs]
+def validate(options: argparse.Namespace, submission: Submission, folder: Path) -> list[str]:
+    """Lets SkyPilot's own parser read every file; returns a line a job."""
+    files = [str(folder / f"{job.name}.yaml") for job in submission.jobs]
     return clients.python(
         options, "skypilot", clients.SCRIPTS / "check_skypilot.py", *files
     ).splitlines()
 
 
 def missing(options: argparse.Namespace) -> str:
-    """What submitting needs and this machine lacks, or ""."""
+    """Says what submitting needs and this machine lacks, or ""."""
     if options.infra.split("/")[0] in ("k8s", "kubernetes"):
         return clients.kubernetes_missing()
     if options.infra.split("/")[0] == "gcp":
@@ -175,11 +182,11 @@ def missing(options: argparse.Namespace) -> str:
     return ""
 
 
-def status(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that print the jobs' states."""
+def status(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that print the jobs' states."""
     return [["sky", "jobs", "queue", "--all"]]
 
 
-def teardown(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that end the jobs and give their machines back."""
-    return [["sky", "jobs", "cancel", "--yes", "--name", job.name] for job in launch.jobs]
+def teardown(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that end the jobs and give their machines back."""
+    return [["sky", "jobs", "cancel", "--yes", "--name", job.name] for job in submission.jobs]

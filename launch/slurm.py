@@ -1,5 +1,6 @@
-"""Slurm, by submitit: one array of jobs from one JSON file. `--local` runs the same jobs on this
-machine, without Slurm.
+"""Slurm, by submitit: one array of jobs from one JSON file.
+
+`--local` runs the same jobs on this machine, without Slurm.
 
 Slurm warns a job with SIGUSR2 before its time ends or it is preempted: the program saves, ends with
 status 75, and the job is put back into the queue. What runs in submitit's environment is
@@ -15,18 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from launch import clients, jobs
-from launch.jobs import Launch
+from launch.jobs import Submission
 from subtransfer.runtime.errors import UserError
 
 FILE = "jobs.json"
 
 
+def _hours(text: str) -> float:
+    hours = float(text)
+    if not 0 < hours < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and finite")
+    return hours
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this engine."""
     parser.add_argument("--partition", help="Default: the cluster's.")
     parser.add_argument("--account", help="Default: yours.")
     parser.add_argument(
         "--hours",
-        type=float,
+        type=_hours,
         default=24.0,
         help="Wall time of one try; the next goes on (default: 24).",
     )
@@ -58,16 +67,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check(options: argparse.Namespace, launch: Launch) -> None:
+def check(options: argparse.Namespace, submission: Submission) -> None:
     """Refuses what Slurm cannot run."""
-    if launch.machine.kind == "tpu":
+    if submission.machine.kind == "tpu":
         raise UserError("Slurm has no TPUs: use the engines skypilot, queued or xpk.")
-    if launch.workdir.kind != "path":
+    if submission.workdir.kind != "path":
         raise UserError(
-            "Slurm's nodes mount nothing by themselves: give --workdir as a path that all nodes see."
+            "Slurm's nodes mount nothing by themselves: give --workdir as a path that all nodes "
+            "see."
         )
-    if options.local and launch.machine.hosts > 1:
-        raise UserError(f"--local is this machine: --nodes={launch.machine.hosts} are more.")
+    if options.local and submission.machine.hosts > 1:
+        raise UserError(f"--local is this machine: --nodes={submission.machine.hosts} are more.")
     of_slurm = ("partition", "account", "cpus", "memory", "sbatch")
     if options.local and (given := [name for name in of_slurm if getattr(options, name)]):
         raise UserError(f"--{given[0]} is for Slurm, and --local runs without it: leave one out.")
@@ -75,13 +85,13 @@ def check(options: argparse.Namespace, launch: Launch) -> None:
         raise UserError("--sbatch takes KEY=VALUE, such as --sbatch=qos=high.")
 
 
-def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
-    """Files by name."""
-    machine = launch.machine
+def render(options: argparse.Namespace, submission: Submission) -> dict[str, str]:
+    """Returns the files by name."""
+    machine = submission.machine
     # Where a job has several hosts, JAX wants a process for each GPU on Slurm.
     tasks = max(machine.size, 1) if machine.hosts > 1 else 1
     parameters: dict[str, Any] = {
-        "name": launch.name,
+        "name": submission.name,
         "timeout_min": max(round(options.hours * 60), 1),
         "nodes": machine.hosts,
         "tasks_per_node": tasks,
@@ -101,61 +111,57 @@ def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
             },
         }
     parameters = {name: value for name, value in parameters.items() if value}
-    processes = jobs.processes(machine)
-    commands = [
-        [options.python, "-m", "subtransfer.launch", *job.arguments, *processes]
-        for job in launch.jobs
-    ]
+    described = []
+    for job in submission.jobs:
+        flags = (*job.arguments, *jobs.processes(machine))
+        command = [options.python, "-m", "subtransfer.launch", *flags]
+        described.append({"name": job.name, "member": job.member, "command": command})
     content = {
         "cluster": "local" if options.local else "slurm",
         "parameters": parameters,
         "restart": jobs.RESTART,
-        "jobs": [
-            {"name": job.name, "member": job.member, "command": command}
-            for job, command in zip(launch.jobs, commands, strict=True)
-        ],
+        "jobs": described,
     }
     return {FILE: json.dumps(content, indent=2) + "\n"}
 
 
 def _inside(verb: str, folder: Path) -> list[str]:
-    return [
-        "python",
-        str(clients.SCRIPTS.relative_to(jobs.ROOT) / "slurm_jobs.py"),
-        verb,
-        str(folder / FILE),
-    ]
+    """The command that does something in submitit's environment."""
+    script = clients.SCRIPTS.relative_to(jobs.ROOT) / "slurm_jobs.py"
+    return ["python", str(script), verb, str(folder / FILE)]
 
 
-def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[list[str]]:
-    """What submits the file of `render`, run from the repository's root in submitit's
-    environment.
+def commands(options: argparse.Namespace, submission: Submission, folder: Path) -> list[list[str]]:
+    """Returns the command that submits the file of `render`.
+
+    It is run from the repository's root in submitit's environment.
     """
     return [_inside("submit", folder)]
 
 
-def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """Submitit itself makes the sbatch file. Returns what it says."""
+def validate(options: argparse.Namespace, submission: Submission, folder: Path) -> list[str]:
+    """Lets submitit itself make the sbatch file; returns what it says."""
     return clients.run(options, "slurm", _inside("validate", folder), cwd=jobs.ROOT).splitlines()
 
 
 def missing(options: argparse.Namespace) -> str:
-    """What submitting needs and this machine lacks, or ""."""
+    """Says what submitting needs and this machine lacks, or ""."""
     return "" if options.local else clients.slurm_missing()
 
 
-def status(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that print the jobs' states."""
+def status(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that print the jobs' states."""
     if options.local:
         raise UserError(
-            "--local waits for its jobs and says how they end: there is nothing to ask for afterwards."
+            "--local waits for its jobs and says how they end: there is nothing to ask for "
+            "afterwards."
         )
-    finished = ["sacct", f"--name={launch.name}", "-X", "-o", "JobID,State,Elapsed,ExitCode"]
-    return [["squeue", "--me", f"--name={launch.name}"], finished]
+    finished = ["sacct", f"--name={submission.name}", "-X", "-o", "JobID,State,Elapsed,ExitCode"]
+    return [["squeue", "--me", f"--name={submission.name}"], finished]
 
 
-def teardown(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that end the jobs."""
+def teardown(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that end the jobs."""
     if options.local:
         raise UserError("--local waits for its jobs: end them with Ctrl-C.")
-    return [["scancel", "--me", f"--name={launch.name}"]]
+    return [["scancel", "--me", f"--name={submission.name}"]]

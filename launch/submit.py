@@ -1,4 +1,4 @@
-"""Runs a config or a sweep on a real engine, from the repository's root:
+"""Runs a config or a sweep on a real engine, from the repository's root.
 
     python -m launch.submit ENGINE ACTION --config=... --workdir=... --accelerator=... [--sweep]
     [--config.FIELD=VALUE ...]
@@ -18,9 +18,10 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from launch import clients, jobs, queued, results, skypilot, slurm, xpk
-from launch.jobs import Launch
+from launch import clients, collecting, jobs, queued, skypilot, slurm, xpk
+from launch.jobs import Submission
 from subtransfer.launch import split_overrides
 from subtransfer.runtime.errors import UserError
 
@@ -36,15 +37,14 @@ ACTIONS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """Returns the parser of the command line."""
     top = argparse.ArgumentParser(
-        prog="python -m launch.submit", description=__doc__.splitlines()[0], allow_abbrev=False
+        prog="python -m launch.submit", description=_first_line(__doc__), allow_abbrev=False
     )
     engines = top.add_subparsers(dest="engine", required=True, metavar="ENGINE")
     for name, engine in ENGINES.items():
-        actions = engines.add_parser(name, help=engine.__doc__.splitlines()[0]).add_subparsers(
-            dest="action", required=True
-        )
+        of_engine = engines.add_parser(name, help=_first_line(engine.__doc__))
+        actions = of_engine.add_subparsers(dest="action", required=True)
         if name in clients.CLIENTS:
             actions.add_parser(
                 "install", help="Make the environment of the client, if it is not there."
@@ -58,65 +58,79 @@ def parser() -> argparse.ArgumentParser:
             if action in ("render", "validate", "submit"):
                 flags.add_argument(
                     "--out",
-                    type=Path,
+                    type=clients.user_path,
                     help="Folder of what is rendered; default: build/launch/NAME.",
                 )
             if action == "collect":
                 flags.add_argument(
-                    "--into", type=Path, required=True, help="Folder of this machine."
+                    "--into",
+                    type=clients.user_path,
+                    required=True,
+                    help="Folder of this machine.",
                 )
                 flags.add_argument(
                     "--mounted",
-                    type=Path,
+                    type=clients.user_path,
                     help="Where this machine has the workdir, if that is no bucket.",
                 )
     return top
 
 
-def render(engine, options: argparse.Namespace, launch: Launch) -> tuple[Path, list[list[str]]]:
-    """Writes the files. Returns their folder and the commands that submit them, which it has in
-    submit.sh.
+def _first_line(doc: str | None) -> str:
+    return (doc or "").partition("\n")[0]
+
+
+def render(
+    engine: Any, options: argparse.Namespace, submission: Submission
+) -> tuple[Path, list[list[str]]]:
+    """Writes the files.
+
+    Returns:
+      Their folder, and the commands that submit them, which it has in submit.sh.
     """
-    folder = options.out or Path("build") / "launch" / launch.name
+    folder = options.out or Path("build") / "launch" / submission.name
     folder.mkdir(parents=True, exist_ok=True)
-    made = engine.commands(options, launch, folder)
-    lines = [shlex.join(command) for command in made]
-    files = engine.render(options, launch) | {
-        "submit.sh": "\n".join(["#!/bin/bash", "set -e", *lines]) + "\n"
-    }
+    made = engine.commands(options, submission, folder)
+    lines = ["#!/bin/bash", "set -e", *map(shlex.join, made)]
+    files = engine.render(options, submission) | {"submit.sh": "\n".join(lines) + "\n"}
     for name, text in files.items():
         (folder / name).write_text(text)
     return folder, made
 
 
 def act(options: argparse.Namespace, overrides: dict[str, str]) -> int:
-    """Does what the command line asks for. Returns the exit status."""
-    engine = ENGINES[options.engine]
+    """Does what the command line asks for; returns the exit status.
+
+    Args:
+      options: of `parser`.
+      overrides: dotted config field -> text.
+
+    Raises:
+      UserError: for every mistake.
+    """
+    engine: Any = ENGINES[options.engine]
     if options.action == "install":
         print(clients.install(options.engine))
         return 0
-    launch = jobs.plan(options, overrides)
-    engine.check(options, launch)
+    submission = jobs.plan(options, overrides)
+    engine.check(options, submission)
     if options.action == "collect":
-        return _collect(options, launch)
+        return _collect(options, submission)
     if options.action in ("status", "teardown"):
         _need(engine.missing(options))
         verb = engine.status if options.action == "status" else engine.teardown
-        return _run(options, verb(options, launch), all_of_them=True)
+        return _run(options, verb(options, submission), all_of_them=True)
     if options.action == "submit":
         _need(engine.missing(options))
-    folder, made = render(engine, options, launch)
-    if launch.reason:
-        print(f"--spread={launch.spread}: {launch.reason}.")
-    chips, hosts = launch.machine.chips, launch.machine.hosts
-    each = (
-        f"{_count(chips, 'accelerator')}, {_count(hosts, 'host')}"
-        if chips
-        else _count(hosts, "host")
-    )
-    print(f"{_count(len(launch.jobs), 'job')} in {folder}; each has {each}.")
+    folder, made = render(engine, options, submission)
+    if submission.reason:
+        print(f"--spread={submission.spread}: {submission.reason}.")
+    chips, each = submission.machine.chips, _count(submission.machine.hosts, "host")
+    if chips:
+        each = f"{_count(chips, 'accelerator')}, {each}"
+    print(f"{_count(len(submission.jobs), 'job')} in {folder}; each has {each}.")
     if options.action == "validate":
-        print("\n".join(engine.validate(options, launch, folder)))
+        print("\n".join(engine.validate(options, submission, folder)))
     elif options.action == "submit":
         return _run(options, made)
     else:
@@ -136,8 +150,9 @@ def _need(missing: str) -> None:
 def _run(
     options: argparse.Namespace, commands: list[list[str]], *, all_of_them: bool = False
 ) -> int:
-    """Runs commands one after the other, before the user's eyes, as far as they succeed, or all.
-    Returns the worst status.
+    """Runs commands one after the other, before the user's eyes; returns the worst status.
+
+    They are run as far as they succeed, or all of them.
     """
     surroundings = clients.surroundings(options, options.engine)
     worst = 0
@@ -155,32 +170,32 @@ def _run(
     return worst
 
 
-def _collect(options: argparse.Namespace, launch: Launch) -> int:
-    if launch.workdir.kind == "gs" and not options.mounted:
+def _collect(options: argparse.Namespace, submission: Submission) -> int:
+    if submission.workdir.kind == "gs" and not options.mounted:
         _need(clients.google_missing())
         options.into.mkdir(parents=True, exist_ok=True)
-        return _run(options, results.commands(launch, options.into.resolve()))
-    if not options.mounted and launch.workdir.kind != "path":
+        return _run(options, collecting.commands(submission, options.into.resolve()))
+    if not options.mounted and submission.workdir.kind != "path":
         raise UserError(
-            f"{options.workdir} is no folder of this machine: mount it, and say where with --mounted=DIR."
+            f"{options.workdir} is no folder of this machine: mount it, and say where with "
+            "--mounted=DIR."
         )
-    count = results.copy(options.mounted or Path(launch.workdir.path), options.into)
+    count = collecting.copy(options.mounted or Path(submission.workdir.path), options.into)
     print(f"{count} files in {options.into}")
     return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 2 for a user's mistake, else that of the command that failed, or
-    0.
+    """Runs the command.
+
+    Returns:
+      The exit status: 2 for a user's mistake, else that of the command that failed, or 0.
     """
     try:
         rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
-        if (
-            len(rest) > 1
-            and rest[0] in ENGINES
-            and rest[1].startswith("--")
-            and rest[1] != "--help"
-        ):
+        # Without an action, the files are rendered.
+        without_action = len(rest) > 1 and rest[0] in ENGINES and rest[1].startswith("--")
+        if without_action and rest[1] != "--help":
             rest.insert(1, "render")
         return act(parser().parse_args(rest), overrides)
     except UserError as error:

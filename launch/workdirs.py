@@ -1,6 +1,4 @@
-"""Where results land: a folder that all machines of a launch see, and how it is brought onto
-them.
-"""
+"""Where results land: a folder that all machines see, and how it is brought onto them."""
 
 from __future__ import annotations
 
@@ -53,7 +51,8 @@ def parse(text: str) -> Workdir:
     if not separator:
         if not text.startswith("/"):
             raise UserError(
-                f"--workdir={text} is not the same folder on every machine: give an absolute path or a URL."
+                f"--workdir={text} is not the same folder on every machine: give an absolute path "
+                "or a URL."
             )
         return Workdir("path", "", text.rstrip("/") or "/")
     source, _, folder = rest.partition("/")
@@ -63,7 +62,8 @@ def parse(text: str) -> Workdir:
         or ".." in folder.split("/")
     ):
         raise UserError(
-            f"--workdir={text} cannot be read: write gs://BUCKET/FOLDER, nfs://HOST/EXPORT/FOLDER or volume://NAME."
+            f"--workdir={text} cannot be read: write gs://BUCKET/FOLDER, "
+            "nfs://HOST/EXPORT/FOLDER or volume://NAME."
         )
     if scheme in ("gs", "volume"):
         return Workdir(scheme, source, folder)
@@ -73,12 +73,13 @@ def parse(text: str) -> Workdir:
             raise UserError(f"--workdir={text} names no export: write nfs://HOST/EXPORT/FOLDER.")
         return Workdir("nfs", f"{source}:/{export}", inside)
     raise UserError(
-        f"--workdir={text}: {scheme}:// is not known; gs://, nfs://, volume:// and absolute paths are."
+        f"--workdir={text}: {scheme}:// is not known; gs://, nfs://, volume:// and absolute paths "
+        "are."
     )
 
 
 def mount_nfs(workdir: Workdir) -> str:
-    """Shell lines that mount a share, on Debian or Ubuntu."""
+    """Returns shell lines that mount a share, on Debian or Ubuntu."""
     # What is known of a file is asked anew after 3 seconds: claims of other machines are seen soon.
     return f"""sudo apt-get -q update
 sudo apt-get -q install -y nfs-common
@@ -89,7 +90,7 @@ sudo chown "$(id -u)" {workdir.path}"""
 
 
 def mount_bucket(workdir: Workdir) -> str:
-    """Shell lines that mount a bucket with gcsfuse, on Debian or Ubuntu."""
+    """Returns shell lines that mount a bucket with gcsfuse, on Debian or Ubuntu."""
     return f"""packages=https://packages.cloud.google.com/apt
 key=/usr/share/keyrings/cloud.google.asc
 curl -fsS "$packages/doc/apt-key.gpg" | sudo tee "$key" >/dev/null

@@ -1,6 +1,6 @@
-"""xpk workloads on GKE: JobSets that Kueue admits, on one TPU slice or several. One command a job;
-xpk writes the JobSet.
+"""xpk workloads on GKE: JobSets that Kueue admits, on one TPU slice or several.
 
+There is one command a job; xpk writes the JobSet.
 The JobSet starts all hosts again when one ends with status 75 or is killed, and fails on every
 other status. On GKE each container finds the others by the variables that the TPU webhook sets,
 which JAX reads (`--distributed=auto`). Flags:
@@ -16,11 +16,12 @@ from pathlib import Path
 import yaml
 
 from launch import clients, jobs
-from launch.jobs import Job, Launch
+from launch.jobs import Job, Submission
 from subtransfer.runtime.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of this engine."""
     parser.add_argument(
         "--cluster", required=True, help="Name of the GKE cluster, made by `xpk cluster create`."
     )
@@ -37,44 +38,45 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--priority", default="medium", choices=["very-low", "low", "medium", "high", "very-high"]
     )
-    parser.set_defaults(
-        host_chips=4
-    )  # xpk's node pools have machines of 4 chips, also for 8 chips of v5e and v6e
+    # xpk's node pools have machines of 4 chips, also for 8 chips of v5e and v6e.
+    parser.set_defaults(host_chips=4)
     parser.add_argument(
         "--max_restarts", type=jobs.positive, default=100, help="Of a job (default: 100)."
     )
 
 
-def check(options: argparse.Namespace, launch: Launch) -> None:
+def check(options: argparse.Namespace, submission: Submission) -> None:
     """Refuses what xpk cannot run."""
-    jobs.check_image(launch)
-    if launch.machine.kind != "tpu":
+    jobs.check_image(submission)
+    if submission.machine.kind != "tpu":
         raise UserError(
-            "xpk is used for TPUs here: run GPU jobs on Kubernetes with the engine skypilot and --infra=k8s."
+            "xpk is used for TPUs here: run GPU jobs on Kubernetes with the engine skypilot and "
+            "--infra=k8s."
         )
-    if launch.workdir.kind != "path":
+    if submission.workdir.kind != "path":
         raise UserError(
-            "xpk mounts storages, not URLs: give --workdir as a path below the mount point of --storage."
+            "xpk mounts storages, not URLs: give --workdir as a path below the mount point of "
+            "--storage."
         )
 
 
-def render(options: argparse.Namespace, launch: Launch) -> dict[str, str]:
-    """Files by name: none, as xpk takes flags."""
+def render(options: argparse.Namespace, submission: Submission) -> dict[str, str]:
+    """Returns the files by name: none, as xpk takes flags."""
     return {}
 
 
-def commands(options: argparse.Namespace, launch: Launch, folder: Path) -> list[list[str]]:
-    """What submits the jobs."""
-    return [_create(options, launch, job) for job in launch.jobs]
+def commands(options: argparse.Namespace, submission: Submission, folder: Path) -> list[list[str]]:
+    """Returns the commands that submit the jobs."""
+    return [_create(options, submission, job) for job in submission.jobs]
 
 
-def _create(options: argparse.Namespace, launch: Launch, job: Job) -> list[str]:
+def _create(options: argparse.Namespace, submission: Submission, job: Job) -> list[str]:
     program = [
         "python",
         "-m",
         "subtransfer.launch",
         *job.arguments,
-        *jobs.processes(launch.machine),
+        *jobs.processes(submission.machine),
     ]
     return [
         "xpk",
@@ -82,8 +84,8 @@ def _create(options: argparse.Namespace, launch: Launch, job: Job) -> list[str]:
         "create",
         f"--workload={job.name}",
         *_where(options),
-        f"--tpu-type={launch.machine.google}",
-        f"--num-slices={launch.machine.slices}",
+        f"--tpu-type={submission.machine.google}",
+        f"--num-slices={submission.machine.slices}",
         f"--docker-image={options.image}",
         f"--storage={options.storage}",
         f"--priority={options.priority}",
@@ -103,21 +105,21 @@ def _where(options: argparse.Namespace) -> list[str]:
     ]
 
 
-def validate(options: argparse.Namespace, launch: Launch, folder: Path) -> list[str]:
-    """Xpk's dry run writes each JobSet, which is read back. Returns a line a job."""
+def validate(options: argparse.Namespace, submission: Submission, folder: Path) -> list[str]:
+    """Lets xpk's dry run write each JobSet, and reads it back; returns a line a job."""
     lines = []
-    for job, command in zip(launch.jobs, commands(options, launch, folder), strict=True):
+    for job, command in zip(submission.jobs, commands(options, submission, folder), strict=True):
         manifest = folder / f"{job.name}.jobset.yaml"
         clients.run(
             options,
             "xpk",
             [*command, "--dry-run", "--skip-validation", f"--output-manifest-file={manifest}"],
         )
-        lines.append(f"{job.name}: {_checked(manifest, launch)}")
+        lines.append(f"{job.name}: {_checked(manifest, submission)}")
     return lines
 
 
-def _checked(manifest: Path, launch: Launch) -> str:
+def _checked(manifest: Path, submission: Submission) -> str:
     """What a JobSet asks for.
 
     Raises:
@@ -128,28 +130,29 @@ def _checked(manifest: Path, launch: Launch) -> str:
     spec = replicated["template"]["spec"]
     slices, hosts = replicated["replicas"], spec["parallelism"]
     codes = [rule["onExitCodes"]["values"] for rule in spec["podFailurePolicy"]["rules"]]
-    if (slices, slices * hosts) != (launch.machine.slices, launch.machine.hosts) or any(
-        jobs.RESTART not in c for c in codes
-    ):
+    machine = submission.machine
+    restarts = all(jobs.RESTART in of_rule for of_rule in codes)
+    if not restarts or (slices, slices * hosts) != (machine.slices, machine.hosts):
         raise UserError(
-            f"{manifest} is not what was meant: {slices} slices of {hosts} hosts, restarts on {codes}."
+            f"{manifest} is not what was meant: {slices} slices of {hosts} hosts, restarts on "
+            f"{codes}."
         )
     return f"{jobset['kind']} of {slices} x {hosts} hosts, restarted on status {jobs.RESTART}"
 
 
 def missing(options: argparse.Namespace) -> str:
-    """What submitting needs and this machine lacks, or ""."""
+    """Says what submitting needs and this machine lacks, or ""."""
     return clients.google_missing() or clients.kubernetes_missing()
 
 
-def status(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that print the jobs' states."""
-    return [["xpk", "workload", "list", *_where(options), f"--filter-by-job={launch.name}"]]
+def status(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that print the jobs' states."""
+    return [["xpk", "workload", "list", *_where(options), f"--filter-by-job={submission.name}"]]
 
 
-def teardown(options: argparse.Namespace, launch: Launch) -> list[list[str]]:
-    """Commands that end the jobs."""
+def teardown(options: argparse.Namespace, submission: Submission) -> list[list[str]]:
+    """Returns commands that end the jobs."""
     return [
         ["xpk", "workload", "delete", *_where(options), f"--workload={job.name}", "--force"]
-        for job in launch.jobs
+        for job in submission.jobs
     ]

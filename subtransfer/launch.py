@@ -21,7 +21,7 @@ from typing import TypeGuard
 
 from absl import flags
 
-from subtransfer.runtime import preemption, processes
+from subtransfer.runtime import preemption, processes, terminal
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import buckets
 from subtransfer.store.claims import LEASE
@@ -366,4 +366,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    terminal.survive_lost_readers()
     processes.end(main())

@@ -15,7 +15,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import clients, jobs, machines, results, submit, workdirs
+from launch import clients, collecting, jobs, machines, submit, workdirs
 from subtransfer.runtime.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -319,7 +319,7 @@ def test_collecting_from_a_bucket_copies_the_same():
         ["queued", "render", *LAUNCHES["queued_slices"].split()[1:]]
     )
     plan = jobs.plan(options, {})
-    assert results.commands(plan, Path("/into")) == [
+    assert collecting.commands(plan, Path("/into")) == [
         ["gcloud", "storage", "rsync", "gs://BUCKET/study", "/into"]
     ]
 

@@ -77,6 +77,7 @@ class Watch:
         self.compiled += name == "/jax/core/compile/backend_compile_duration"
 
     def advance(self, count: int) -> None:
+        """Notes that episodes have ended."""
         self.ended += count
         if self.at_first is None and self.ended >= FIRST:
             self.at_first = self.compiled
@@ -105,7 +106,11 @@ def run() -> dict[str, Any]:
     Raises:
       UserError: a program was compiled late, or memory grew.
     """
-    policy = load_policy(_POLICY.value) if _POLICY.value else embedded_base(Path(_WORKDIR.value))
+    policy = (
+        load_policy(_POLICY.value)
+        if _POLICY.value
+        else embedded_base(Path(_WORKDIR.value).expanduser())
+    )
     setting = settings.get(_SETTING.value)
     chat = ChatFormat(policy.tokenizer, setting)
     kinds = ("ordinary", "safe", "ambiguous")
@@ -157,11 +162,13 @@ def run() -> dict[str, Any]:
     print(json.dumps(results, indent=2))
     if watch.compiled != watch.at_first:
         raise UserError(
-            f"{watch.compiled - watch.at_first} programs were compiled after the first {FIRST} episodes."
+            f"{watch.compiled - (watch.at_first or 0)} programs were compiled after the first "
+            f"{FIRST} episodes."
         )
     if peaks[1] > GROWTH * peaks[0]:
         raise UserError(
-            f"The peak of memory grew from {peaks[0] >> 20} to {peaks[1] >> 20} MiB in the second pass."
+            f"The peak of memory grew from {peaks[0] >> 20} to {peaks[1] >> 20} MiB in the second "
+            "pass."
         )
     return results
 

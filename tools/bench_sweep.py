@@ -1,5 +1,6 @@
-"""What a sweep costs beside its stages: `python -m tools.bench_sweep [--members=1000]
-[--json=FILE]`.
+"""What a sweep costs beside its stages.
+
+    python -m tools.bench_sweep [--members=1000] [--json=FILE]
 
 Expansion: the members of two sweeps are validated and laid out; one of the quickstart (109 stages a
 member), one of the size of a scaling study. Running: members whose stages only write a file are run
@@ -45,12 +46,14 @@ def get_config():
     return config
 
 def sweep():
-    return product(vary("base.width", 16, 32, 48, 64, 96), vary("distill.learning_rate", *[(1 + i) / 1e4 for i in range(10)]),
-                   seeds({seeds}))
+    rates = [(1 + i) / 1e4 for i in range(10)]
+    widths = vary("base.width", 16, 32, 48, 64, 96)
+    return product(widths, vary("distill.learning_rate", *rates), seeds({seeds}))
 """
 SWEEPS = {
     "quickstart": "pass",
-    "study": "config.arms.benign_teacher = config.arms.self_distilled = config.arms.unsanitized = False; config.num_seeds = 1",
+    "study": "config.num_seeds = 1; arms = config.arms; "
+    "arms.benign_teacher = arms.self_distilled = arms.unsanitized = False",
 }
 
 
@@ -64,8 +67,9 @@ def _processor(who: int = resource.RUSAGE_SELF) -> float:
 
 
 def expansion(folder: Path, members: int) -> dict[str, Any]:
-    """Seconds and memory of laying out each sweep; the first one comes after a small one, which
-    imports and traces.
+    """Measures seconds and memory of laying out each sweep.
+
+    The first one comes after a small one, which imports and traces.
     """
     found = {}
     for name, change in {"": "pass", **SWEEPS}.items():

@@ -13,6 +13,7 @@ the base that it names (--base, or the checkpoint that the policy was tuned from
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from absl import flags
 
 from subtransfer.models import families, hf_export, peft_adapter
 from subtransfer.rollout.saved_policy import load_policy
-from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.errors import UserError, exit_status
 from subtransfer.store.files import os_errors
 
 _POLICY = flags.DEFINE_string(
@@ -38,41 +39,42 @@ _BASE = flags.DEFINE_string(
 _SHARD = flags.DEFINE_float("shard_gib", 4.0, "Largest safetensors file, in GiB.", lower_bound=0.0)
 
 
+def export() -> None:
+    """Exports what the flags say.
+
+    Raises:
+      UserError: for every mistake.
+    """
+    if not _POLICY.value or not _OUT.value:
+        raise UserError("Give both --policy=FOLDER and --out=DIRECTORY.")
+    if not 0 < _SHARD.value < math.inf:
+        raise UserError(f"--shard_gib={_SHARD.value} cannot be: it must be above 0 and finite.")
+    given, out = Path(_POLICY.value).expanduser(), Path(_OUT.value).expanduser()
+    if not out.parent.is_dir():
+        raise UserError(f"There is no folder {out.parent} for --out={_OUT.value}: make it first.")
+    policy = load_policy(given)
+    with os_errors(out.parent):
+        if _FORMAT.value == "hf":
+            size = max(int(_SHARD.value * 2**30), 1)
+            hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size)
+            print(f"exported {policy.cfg.num_params:,} parameters to {out}")
+            return
+        if policy.adapter is None:
+            raise UserError(f"{given} has no LoRA adapter: export it with --format=hf.")
+        base = Path(_BASE.value or policy.source).expanduser()
+        families.read_config(base)  # a base that is no Hugging Face directory is refused here
+        peft_adapter.save_adapter(out, policy.adapter, str(base.resolve()), policy.tokenizer)
+        print(f"exported an adapter of rank {policy.adapter.rank} over {base} to {out}")
+
+
 def main(argv: list[str]) -> int:
-    """Returns the exit status: 0, or 2 for a user's mistake."""
+    """Runs the command; returns the exit status: 0, or 2 for a user's mistake."""
     try:
-        try:
-            flags.FLAGS(argv)
-        except flags.Error as error:
-            raise UserError(f"{error}: see python tools/export.py --help.") from error
-        if not _POLICY.value or not _OUT.value:
-            raise UserError("Give both --policy=FOLDER and --out=DIRECTORY.")
-        policy = load_policy(_POLICY.value)
-        out = Path(_OUT.value)
-        with os_errors(out.parent):
-            if _FORMAT.value == "hf":
-                size = int(_SHARD.value * 2**30)
-                hf_export.save_checkpoint(
-                    out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size
-                )
-                print(f"exported {policy.cfg.num_params:,} parameters to {out}")
-            else:
-                if policy.adapter is None:
-                    raise UserError(
-                        f"{_POLICY.value} has no LoRA adapter: export it with --format=hf."
-                    )
-                base = Path(_BASE.value or policy.source)
-                families.read_config(
-                    base
-                )  # a base that is no Hugging Face directory is refused here
-                peft_adapter.save_adapter(
-                    out, policy.adapter, str(base.resolve()), policy.tokenizer
-                )
-                print(f"exported an adapter of rank {policy.adapter.rank} over {base} to {out}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        flags.FLAGS(argv)
+    except flags.Error as error:
+        print(f"error: {error}: see python tools/export.py --help.", file=sys.stderr)
         return 2
-    return 0
+    return exit_status(export)
 
 
 if __name__ == "__main__":

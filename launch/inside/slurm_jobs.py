@@ -18,7 +18,7 @@ from submitit.helpers import Checkpointable, DelayedSubmission
 MANY = 1000  # times that a job may run out of its wall time
 
 
-class Job(Checkpointable):
+class RestartedCommand(Checkpointable):
     """A command that is run again until it ends with another status than `restart`.
 
     submitit's handler of SIGUSR2 calls `checkpoint`, puts the job back into the queue and ends the
@@ -30,6 +30,7 @@ class Job(Checkpointable):
         self.process: subprocess.Popen | None = None
 
     def __call__(self) -> int:
+        """Runs the command once; returns its exit status, which is 0."""
         self.process = subprocess.Popen(self.command)
         status = self.process.wait()
         if status == self.restart:
@@ -42,16 +43,15 @@ class Job(Checkpointable):
         return status
 
     def checkpoint(self) -> DelayedSubmission:
+        """Ends the command, which saves, and returns what submitit puts back into the queue."""
         if self.process and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
             self.process.wait()
-        return DelayedSubmission(Job(self.command, self.restart))
+        return DelayedSubmission(RestartedCommand(self.command, self.restart))
 
 
 def validate(content: dict, folder: Path) -> None:
-    """Makes the sbatch file, which refuses unknown parameters, and keeps it beside the jobs'
-    file.
-    """
+    """Makes the sbatch file, which refuses unknown parameters, beside the jobs' file."""
     # On a machine without Slurm its executor can make files, if it is not asked for srun.
     submitit.SlurmExecutor.affinity = classmethod(lambda cls: 1)
     executor = submitit.AutoExecutor(folder / "logs", cluster="slurm")
@@ -65,8 +65,9 @@ def validate(content: dict, folder: Path) -> None:
 
 
 def submit(content: dict, folder: Path) -> int:
-    """Submits all jobs as one array; on this machine, also waits for them. Returns the exit
-    status.
+    """Submits all jobs as one array; returns the exit status.
+
+    On this machine it also waits for them.
     """
     cluster = content["cluster"]
     executor = submitit.AutoExecutor(
@@ -74,24 +75,25 @@ def submit(content: dict, folder: Path) -> int:
     )
     executor.update_parameters(**content["parameters"])
     with executor.batch():
-        made = [executor.submit(Job(job["command"], content["restart"])) for job in content["jobs"]]
-    for job, told in zip(made, content["jobs"], strict=True):
-        print(f"{told['name']}: job {job.job_id}", flush=True)
+        made = []
+        for job in content["jobs"]:
+            made.append(executor.submit(RestartedCommand(job["command"], content["restart"])))
+    for submitted, job in zip(made, content["jobs"], strict=True):
+        print(f"{job['name']}: job {submitted.job_id}", flush=True)
     return _wait(made, content["jobs"]) if cluster == "local" else 0
 
 
 def _wait(made: list, jobs: list[dict]) -> int:
     failed = 0
-    for job, told in zip(made, jobs, strict=True):
+    for submitted, job in zip(made, jobs, strict=True):
         try:
-            job.result()
+            submitted.result()
         except UncompletedJobError as error:
             failed += 1
-            print(
-                f"{told['name']} failed, see {job.paths.stderr}: {str(error).strip().splitlines()[-1]}"
-            )
+            last_line = str(error).strip().splitlines()[-1]
+            print(f"{job['name']} failed, see {submitted.paths.stderr}: {last_line}")
         else:
-            print(f"{told['name']}: finished")
+            print(f"{job['name']}: finished")
     return int(failed > 0)
 
 
