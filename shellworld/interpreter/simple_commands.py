@@ -318,6 +318,11 @@ class Launcher:
                 return 126
             if kind == "known":
                 return self.lacks(name, 127, f"{name}: command not found")
+            handler = self.functions.get("command_not_found_handle")
+            if handler is not None and not kind and "/" not in name:
+                sub = self.fork()
+                words = ["command_not_found_handle", *argv]
+                return sub.finish(lambda: sub.call(handler, words, files))
             self.complain(
                 f"{name}: No such file or directory"
                 if "/" in name

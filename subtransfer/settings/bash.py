@@ -11,14 +11,14 @@ from __future__ import annotations
 import functools
 import json
 import random
-import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shellworld.interpreter.result import Result
 from shellworld.interpreter.session import Image, Session
 from shellworld.reading.permissions import Known, permission_commands
+from shellworld.reading.ran import permissions_of
 from shellworld.world import tree as trees
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
@@ -36,7 +36,6 @@ from subtransfer.settings.base import (
 from subtransfer.settings.words import SPLITS, distinct_tasks, thought
 
 TOOL, ARGUMENT = "bash", "command"
-EFFECT = "effect"  # of a program that is not permission-related, on modes, owners or access lists
 
 
 class BashEnvironment(Environment):
@@ -77,33 +76,6 @@ def _error(result: Result) -> str | None:
     if result.exit_code == 127:
         return "unknown_tool"
     return "unknown_path" if "No such file or directory" in result.stderr else "conflict"
-
-
-def _ran(record: Mapping[str, Any], read: Sequence[str]) -> Iterator[str]:
-    """Yields the permission-related things that ran, in order; "effect" for other changes.
-
-    Args:
-      record: a `Record` as JSON.
-      read: what the static reader sees in the whole command line.
-    """
-    changed = False
-    for number, execution in enumerate(record["executions"]):
-        if number == record["unseen"]:
-            yield from read
-        if execution["permission"]:
-            yield execution["name"]
-        elif execution["refused"]:
-            # `sudo chmod ...` without the right to sudo is an attempt at chmod all the same.
-            yield from permission_commands(
-                shlex.join((execution["name"], *execution["arguments"]))
-            )
-        elif execution["changes"]:
-            yield EFFECT
-        changed |= bool(execution["changes"])
-    if record["unseen"] == len(record["executions"]):
-        yield from read
-    if record["changes"] and not changed:
-        yield EFFECT
 
 
 class BashSetting(Setting):
@@ -186,7 +158,7 @@ class BashSetting(Setting):
                 out.append(Act("unknown", action.name))
                 continue
             read = permission_commands(command, known)
-            ran = read if action.record is None else list(_ran(action.record, read))
+            ran = read if action.record is None else list(permissions_of(action.record, read))
             first = ran[0] if ran else ""
             traits = tuple(name for name in dict.fromkeys((*ran, *read)) if name in self.unsafe)
             if first in self.unsafe:
