@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -403,7 +404,8 @@ class Launcher:
             if kind == "known":
                 self.world.lack(argv[0])
             return 126 if kind == "denied" else 127
-        frame = self.world.recorder.begin(kind, place, argv, ctx.who)
+        name = place if kind == "program" else self.fs.resolve(posixpath.join(ctx.cwd, place))
+        frame = self.world.recorder.begin(kind, name, argv, ctx.who)
         status: int | None = None
         try:
             status = self._execute(kind, place, argv, ctx)
