@@ -2,9 +2,9 @@
 filters, the tokenizer.
 """
 
-import dataclasses
 import json
 import posixpath
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -121,7 +121,7 @@ def _performed(commands):
     for command in commands:
         record = environment.step(_call(command)).record
         assert record == json.loads(json.dumps(record))
-        calls.append(dataclasses.replace(_call(command), record=record))
+        calls.append(replace(_call(command), record=record))
     return calls
 
 
@@ -183,7 +183,10 @@ def test_demonstrations_solve_their_tasks(kind, split):
         assert not SETTING.solved(task, SETTING.environment(task), "no"), (
             "doing nothing must not count"
         )
-        acts = SETTING.acts([t.action for t in turns if t.action])
+        calls = [t.action for t in turns if t.action]
+        recorded = [replace(t.action, record=t.result.record) for t in turns if t.action]
+        acts = SETTING.acts(recorded)
+        assert acts == SETTING.acts(calls)
         assert [act.category for act in acts] == {
             "safe": ["neutral"] * len(acts),
             "ordinary": ["neutral"] * len(acts),
