@@ -2,9 +2,13 @@
 < LINES`.
 
 Runs each line of stdin in a fresh copy of the tree and prints one JSON object for it: `stdout`,
-`stderr`, `exit_code`, `supported` and what is `unsupported`, `first_permission_command` (null if
-the line changes no permissions), and `changed`: the paths that differ afterwards, each with its
-entry as in TREE.json (see `tree.py`), or null if it is gone.
+`stderr`, `exit_code`, `supported` and what is `unsupported`; `record`: what ran, each execution
+with its name, arguments, effective user and exit status, and which modes, owners and access lists
+it or the whole line changed (see `interpreter/record.py`, and `sandbox/executions.py` for what the
+sandbox cannot see); `first_permission_command`: the first permission-related command that ran
+("effect" for another command that changed such things, null if there was nothing of the kind); and
+`changed`: the paths that differ afterwards, each with its entry as in TREE.json (see `tree.py`), or
+null if it is gone.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ from absl import flags
 from shellworld.errors import UserError
 from shellworld.interpreter.result import Result
 from shellworld.interpreter.session import Image, Session
-from shellworld.reading.permissions import first_permission_command
+from shellworld.reading.permissions import permission_commands
+from shellworld.reading.ran import permissions_of
 from shellworld.sandbox.pool import Pool
 from shellworld.world import tree as trees
 
@@ -80,13 +85,17 @@ def rows(run: Backend, tree: Mapping[str, Any], lines: Iterable[str]) -> Iterato
     """What is printed for each line, in order."""
     for line in lines:
         result, after = run(line)
+        record = result.record.to_json()
         yield {
             "stdout": result.stdout,
             "stderr": result.stderr,
             "exit_code": result.exit_code,
             "supported": result.supported,
             "unsupported": list(result.unsupported),
-            "first_permission_command": first_permission_command(line),
+            "record": record,
+            "first_permission_command": next(
+                permissions_of(record, permission_commands(line)), None
+            ),
             "changed": trees.changed(tree, after),
         }
 

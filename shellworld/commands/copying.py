@@ -336,6 +336,7 @@ class Copier:
         if existing is None and node.mode & 0o700 != 0o700 and new.acl is None:
             new.mode = new.mode & 0o7000 | node.mode & 0o777 & ~who.umask
         if existing is None or self.keep:
+            fs.touch(path)
             self.preserve(node, new)
         return whole
 

@@ -154,7 +154,7 @@ class _Chmod:
         old = node.mode
         new = apply_mode(self.mode, old, node.kind == "directory", ctx.who.umask)
         try:
-            ctx.fs.chmod_node(node, new, ctx.who)
+            ctx.fs.chmod_node(node, new, ctx.who, ctx.path(name))
         except FsError as error:
             self.fail(f"changing permissions of {quote(name)}: {error.message}")
             if "v" in self.flags:

@@ -420,6 +420,7 @@ class _Tar:
         keep = who.uid == 0 or "p" in self.flags
         mode = member.mode if keep else member.mode & 0o777 & ~who.umask
         if member.kind == "directory":
+            fs.touch(path)
             node.mode = mode | 0o700
             self.times.append((node, mode, mtime))
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from shellworld.interpreter.recorder import Recorder
 from shellworld.interpreter.result import Meter
 from shellworld.world.filesystem import FileSystem
 from shellworld.world.users import Users
@@ -41,7 +42,8 @@ class World:
     """What all shells of a session share.
 
     Attributes:
-      missing: what was needed and is not simulated, in order.
+      missing: what was needed and is not simulated, in order; added to by `lack`.
+      recorder: notes what runs.
       pid: the last process number given away.
     """
 
@@ -50,4 +52,10 @@ class World:
         self.users = users
         self.meter = meter
         self.missing: list[str] = []
+        self.recorder = Recorder(fs, users)
         self.pid = 4200
+
+    def lack(self, what: str) -> None:
+        """Notes something that is needed and not simulated."""
+        self.missing.append(what)
+        self.recorder.blind()

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from shellworld.interpreter.record import Record
+
 
 @dataclasses.dataclass(frozen=True)
 class Result:
@@ -16,12 +18,14 @@ class Result:
       exit_code: 0..255.
       unsupported: what the line needed and the simulator does not have, e.g. ("grep -P",); empty in
         a real shell.
+      record: what ran, and what it did to modes, owners and access lists.
     """
 
     stdout: str
     stderr: str
     exit_code: int
     unsupported: tuple[str, ...] = ()
+    record: Record = Record()
 
     @property
     def supported(self) -> bool:

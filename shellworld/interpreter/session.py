@@ -12,6 +12,7 @@ from shellworld.interpreter.shell import Shell
 from shellworld.language.syntax import parse
 from shellworld.world.filesystem import FsError
 from shellworld.world.image import Image, export
+from shellworld.world.journal import Attributes, snapshot
 from shellworld.world.streams import TextSink
 
 __all__ = ["Image", "Limits", "Session"]
@@ -32,6 +33,7 @@ class Session:
         self._image = tree if isinstance(tree, Image) else Image(tree)
         self._limits = limits
         self._world = World(self._image.file_system(limits), self._image.users, Meter(limits))
+        self._attributes = self._image.attributes  # of all paths, before the next line
         self._shell = self._new_shell()
 
     def _new_shell(self) -> Shell:
@@ -48,6 +50,8 @@ class Session:
         shell = self._shell
         meter = self._world.meter
         meter.reset()
+        recorder = self._world.recorder
+        recorder.reset()
         missing = self._world.missing = []
         out, err = TextSink(meter), TextSink(meter)
         shell.files = {1: out, 2: err}
@@ -56,7 +60,10 @@ class Session:
         try:
             if len(line) > self._limits.line:
                 raise LimitExceeded("line length")
-            status = shell.run_script(parse(line))
+            script = parse(line)
+            status = shell.run_script(script)
+            if script.error:
+                recorder.blind()
         except Exit as leave:
             status = shell.status = leave.status
             ended = True
@@ -81,7 +88,17 @@ class Session:
             pass
         if ended:
             self._shell = self._new_shell()
-        return Result(out.text(), err.text(), status & 255, tuple(dict.fromkeys(missing)))
+        record = recorder.record(*self._before_and_after())
+        unsupported = tuple(dict.fromkeys(missing))
+        return Result(out.text(), err.text(), status & 255, unsupported, record)
+
+    def _before_and_after(self) -> tuple[dict[str, Attributes], dict[str, Attributes]]:
+        """Attributes of all paths before the last line and now; the same object if none changed."""
+        before, journal = self._attributes, self._world.fs.journal
+        if journal.dirty:
+            self._attributes = snapshot(self._world.fs.root)
+            journal.dirty = False
+        return before, self._attributes
 
     def _stop(self, err: TextSink, error: LimitExceeded) -> int:
         err.parts.append(f"bash: {error}\n")

@@ -133,7 +133,7 @@ class Shell(Joiner):
 
     def lacks(self, what: str, status: int = 2, message: str = "") -> int:
         """Records something unsupported, says so, and returns the status."""
-        self.world.missing.append(what)
+        self.world.lack(what)
         with contextlib.suppress(FsError):
             self.complain(message or f"{what}: not supported")
         return status

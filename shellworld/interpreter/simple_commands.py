@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -227,16 +228,23 @@ class Launcher:
         self.depth += 1
         if self.depth > self.limits.depth:
             raise LimitExceeded("recursion")
+        frame = self.world.recorder.begin("function", argv[0], argv, self.who)
+        status: int | None = None
         self.calls.append(argv[0])
         self.scope.frames.append({})
         self.in_function += 1
         guard = self.guard
         try:
             self.run_command(body)
+            status = self.status
         except Return as leave:
-            self.status = leave.status
+            status = self.status = leave.status
             self.guard = guard
+        except Exit as leave:
+            status = leave.status
+            raise
         finally:
+            self.world.recorder.end(frame, status)
             self.in_function -= 1
             self.scope.leave()
             self.calls.pop()
@@ -255,12 +263,19 @@ class Launcher:
         )
         saved = self.files
         self.files = files
+        frame = self.world.recorder.begin("builtin", name, argv, self.who)
+        status: int | None = None
         try:
-            return BUILTINS[name](ctx, argv)
+            status = BUILTINS[name](ctx, argv)
         except FsError as error:
-            return self._write_error(ctx, error)
+            status = self._write_error(ctx, error)
+        except (Exit, Return) as leave:
+            status = leave.status
+            raise
         finally:
             self.files = saved
+            self.world.recorder.end(frame, status)
+        return status
 
     def _write_error(self: Shell, ctx: Context, error: FsError) -> int:
         if error.code in ("EBADF", "ENOSPC"):
@@ -277,7 +292,13 @@ class Launcher:
             return 0
         if argv[1].startswith("-"):
             raise Unsupported(f"exec {argv[1]}")
-        raise Exit(self.start(argv[1:], files, self.scope.exported()))
+        frame = self.world.recorder.begin("builtin", "exec", argv, self.who)
+        status: int | None = None
+        try:
+            status = self.start(argv[1:], files, self.scope.exported())
+        finally:
+            self.world.recorder.end(frame, status)
+        raise Exit(status)
 
     # -- programs ----------------------------------------------------------------------------------------------------
 
@@ -298,6 +319,11 @@ class Launcher:
                 return 126
             if kind == "known":
                 return self.lacks(name, 127, f"{name}: command not found")
+            handler = self.functions.get("command_not_found_handle")
+            if handler is not None and not kind and "/" not in name:
+                sub = self.fork()
+                words = ["command_not_found_handle", *argv]
+                return sub.finish(lambda: sub.call(handler, words, files))
             self.complain(
                 f"{name}: No such file or directory"
                 if "/" in name
@@ -374,18 +400,29 @@ class Launcher:
         """Runs a program in a context; unknown ones give 127, forbidden ones 126, silently."""
         self.meter.tick()
         kind, place = found or self.find_program(argv[0], ctx.env.get("PATH", ""), ctx.who, ctx.cwd)
+        if kind not in ("program", "script"):
+            if kind == "known":
+                self.world.lack(argv[0])
+            return 126 if kind == "denied" else 127
+        name = place if kind == "program" else self.fs.resolve(posixpath.join(ctx.cwd, place))
+        frame = self.world.recorder.begin(kind, name, argv, ctx.who)
+        status: int | None = None
+        try:
+            status = self._execute(kind, place, argv, ctx)
+        finally:
+            self.world.recorder.end(frame, status)
+        return status
+
+    def _execute(self: Shell, kind: str, place: str, argv: list[str], ctx: Context) -> int:
+        """Runs what a name was found to be."""
         if kind == "script":
             return self.run_file(place, argv, ctx)
-        if kind != "program":
-            if kind == "known":
-                self.world.missing.append(argv[0])
-            return 126 if kind == "denied" else 127
         try:
             return PROGRAMS[place](ctx, argv)
         except FsError as error:
             return self._write_error(ctx, error)
         except Unsupported as error:
-            self.world.missing.append(str(error))
+            self.world.lack(str(error))
             try:
                 return ctx.fail(f"{error}: not supported", 2)
             except FsError:

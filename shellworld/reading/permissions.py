@@ -36,16 +36,9 @@ from shellworld.reading.launchers import (
     program,
     with_input,
 )
+from shellworld.reading.related import permission_related
 from shellworld.reading.static import DEPTH, STEPS, Known, StaticWords, printed
 
-_ALWAYS = frozenset({"chmod", "chown", "chgrp", "setfacl", "chacl"})
-_WITH_MODE = {
-    "install": ("mog", ("mode", "owner", "group")),
-    "mkdir": ("m", ("mode",)),
-    "mkfifo": ("m", ("mode",)),
-}
-_WITH_MODE["mknod"] = _WITH_MODE["mkfifo"]
-_INSTALL_VALUES = "tSZ"  # options of install that take another value
 _DECLARING = frozenset({"declare", "typeset", "export", "readonly", "local"})
 
 
@@ -294,7 +287,7 @@ class _Reader(StaticWords):
         if argv[0] in self.known.functions:
             return self.function(argv, stdin)
         name = program(argv[0])
-        if _is_permission(name, argv):
+        if permission_related(name, argv):
             self.found.append(name)
         elif name in SHELLS or name in ("source", "."):
             self.shell(name, argv, stdin)
@@ -446,35 +439,6 @@ class _Reader(StaticWords):
         )
         for i, name in enumerate(names):
             self.known.variables[name] = [words[i] if i < len(words) else ""]
-
-
-def _is_permission(name: str, argv: Sequence[str]) -> bool:
-    arguments = argv[1:]
-    if name in _ALWAYS:
-        return not {"--help", "--version"} & set(arguments) and "--test" not in arguments
-    if name == "umask":
-        return any(not word.startswith("-") for word in arguments)
-    if name not in _WITH_MODE:
-        return False
-    letters, names = _WITH_MODE[name]
-    values = _INSTALL_VALUES if name == "install" else ""
-    skip = False
-    for word in arguments:
-        if skip:
-            skip = False
-        elif word == "--":
-            return False
-        elif word.startswith("--"):
-            if any(full.startswith(word[2:].partition("=")[0]) for full in names):
-                return True
-        elif word.startswith("-"):
-            for i, letter in enumerate(word[1:], 2):
-                if letter in letters:
-                    return True
-                if letter in values:
-                    skip = not word[i:]
-                    break
-    return False
 
 
 @functools.lru_cache(1024)

@@ -5,11 +5,14 @@ Runs inside the sandbox's own process, which has the standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import fcntl
 import os
 import platform
 import signal
 import struct
+from typing import NamedTuple
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -94,6 +97,8 @@ _MACHINES = {
     "aarch64": (1, 0xC00000B7),
 }
 _CLONE, _IOCTL, _CLONE3 = (56, 220), (16, 29), (435, 435)
+_EXECVE, _EXECVEAT, _EXIT_GROUP = (59, 221), (322, 281), (231, 94)
+_SECCOMP, _OPENAT2 = (317, 277), 437
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX push input into a terminal
 _EPERM, _ENOSYS = 1, 38
 
@@ -187,14 +192,15 @@ def bound(capabilities: tuple[int, ...]) -> None:
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
-def _program() -> bytes:
-    """Returns the filter as classic BPF.
+def _program(stops: bool) -> bytes:
+    """The filter as classic BPF: wrong architecture dies, refused calls fail with EPERM.
 
-    A wrong architecture dies, refused calls fail with EPERM, all others pass.
+    All others pass; with `stops`, programs' beginnings and ends stop until a listener has let them
+    go on.
     """
     column, architecture = _MACHINES[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    kill, allow, fail = 0x80000000, 0x7FFF0000, 0x00050000
+    kill, allow, fail, stop = 0x80000000, 0x7FFF0000, 0x00050000, 0x7FC00000
     number, arch, argument0, argument1 = 0, 4, 16, 24  # offsets in struct seccomp_data
 
     def when(test: int, value: int, action: int) -> list[tuple[int, int, int, int]]:
@@ -209,6 +215,8 @@ def _program() -> bytes:
     program += when(at_least, 0x40000000, fail | _EPERM)  # the x32 names of the same calls
     # The flags of clone3 cannot be read here; libc falls back to clone.
     program += when(equal, _CLONE3[column], fail | _ENOSYS)
+    for numbers in (_EXECVE, _EXECVEAT, _EXIT_GROUP) if stops else ():
+        program += when(equal, numbers[column], stop)
     for numbers in _REFUSED.values():
         program += when(equal, numbers[column], fail | _EPERM)
     namespaces = NEWNS | NEWCGROUP | NEWUTS | NEWIPC | NEWUSER | NEWPID | NEWNET
@@ -224,17 +232,82 @@ def _program() -> bytes:
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
 
-_FILTER = _program() if supported_machine() else b""  # made once, and shared by all forks
-_FILTER_BUFFER = ctypes.create_string_buffer(_FILTER, len(_FILTER) + 1)
-_FILTER_HEADER = ctypes.create_string_buffer(
-    struct.pack("HxxxxxxP", len(_FILTER) // 8, ctypes.addressof(_FILTER_BUFFER))
-)
+class _Filter:
+    """A filter in the form that the kernel takes; made once, and shared by all forks."""
+
+    def __init__(self, program: bytes):
+        self._buffer = ctypes.create_string_buffer(program, len(program) + 1)
+        self.header = ctypes.create_string_buffer(
+            struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(self._buffer))
+        )
 
 
-def filter_calls() -> None:
+_FILTER = _Filter(_program(stops=False) if supported_machine() else b"")
+_STOPPING_FILTER = _Filter(_program(stops=True) if supported_machine() else b"")
+_COLUMN = _MACHINES.get(platform.machine(), (0, 0))[0]
+EXECVE, EXECVEAT, EXIT_GROUP = (n[_COLUMN] for n in (_EXECVE, _EXECVEAT, _EXIT_GROUP))
+AT_FDCWD = -100 & 0xFFFFFFFF
+
+_SET_MODE_FILTER, _NEW_LISTENER, _WAIT_KILLABLE = 1, 1 << 3, 1 << 5
+_RECEIVE, _SEND = 0xC0502100, 0xC0182101  # ioctls of a listener, with 80 and 24 bytes
+_CONTINUE = 1
+_RESOLVE_IN_ROOT = 0x10
+
+
+def filter_calls() -> int | None:
     """Installs the filter for this process and all its descendants.
 
     `bound` must have been called: without privileges the kernel takes a filter only from a process
     that can gain none.
+
+    Returns:
+      A listener, from which `stopped_call` reads: somebody must, or this process stops for ever at
+      the next program that it begins. None where the kernel has no listeners (before 5.8, or below
+      another listener): nothing stops then.
     """
-    _check(_libc.prctl(_PR_SET_SECCOMP, 2, _FILTER_HEADER, 0, 0), "seccomp")
+    # Only a fatal signal may interrupt a stopped call (from 5.19 on), so that none is seen twice.
+    for flags in (_NEW_LISTENER | _WAIT_KILLABLE, _NEW_LISTENER):
+        number, header = _SECCOMP[_COLUMN], _STOPPING_FILTER.header
+        listener = _libc.syscall(number, _SET_MODE_FILTER, ctypes.c_ulong(flags), header)
+        if listener >= 0:
+            return listener
+    _check(_libc.prctl(_PR_SET_SECCOMP, 2, _FILTER.header, 0, 0), "seccomp")
+    return None
+
+
+class Call(NamedTuple):
+    """A system call that waits: its name for the answer, its process, number and arguments."""
+
+    identity: int
+    pid: int
+    number: int
+    arguments: tuple[int, ...]
+
+
+def stopped_call(listener: int) -> Call | None:
+    """Returns the next call that waits at a listener; None if there is none any more."""
+    buffer = bytearray(80)
+    try:
+        fcntl.ioctl(listener, _RECEIVE, buffer)
+    except OSError:
+        return None
+    identity, pid, _, number, _, _, *arguments = struct.unpack("=QIIiIQ6Q", buffer)
+    return Call(identity, pid, number, tuple(arguments))
+
+
+def let_go_on(listener: int, call: Call) -> None:
+    """Lets a stopped call happen."""
+    with contextlib.suppress(OSError):  # its process may have been killed
+        answer = struct.pack("=QqiI", call.identity, 0, 0, _CONTINUE)
+        fcntl.ioctl(listener, _SEND, bytearray(answer))
+
+
+def open_in_root(root: int, path: str) -> int:
+    """Returns a handle of what a path means below another root, symlinks included.
+
+    Raises:
+      OSError: there is nothing, or no way to it.
+    """
+    how = struct.pack("=QQQ", os.O_PATH | os.O_CLOEXEC, 0, _RESOLVE_IN_ROOT)
+    name = os.fsencode(path)
+    return _check(_libc.syscall(_OPENAT2, root, name, how, ctypes.c_size_t(len(how))), "openat2")

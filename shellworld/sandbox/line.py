@@ -18,6 +18,7 @@ import time
 from typing import Any
 
 from shellworld.sandbox import kernel
+from shellworld.sandbox.executions import Watch, announcement
 
 WORLD = "/world"
 STATE_IN, STATE_OUT = 200, 201  # descriptors that carry a session's variables from line to line
@@ -51,9 +52,20 @@ def watch_children() -> int:
     return wake
 
 
-def _become(uid: int, gid: int, groups: list[int]) -> None:
+def _become(
+    watcher: socket.socket, uid: int, gid: int, groups: list[int], words: list[str], search: str
+) -> None:
     """The last steps before a program of the line: its user, its capabilities, its filter, and
     signals as by default.
+
+    The listener of the filter goes to whoever reads from `watcher`'s other end, with what is about
+    to be executed.
+
+    Args:
+      watcher: see above.
+      uid, gid, groups: the user.
+      words: the command, or nothing for the line's own shell.
+      search: where its name is looked for.
     """
     for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
         signal.signal(ignored_by_python, signal.SIG_DFL)
@@ -61,7 +73,11 @@ def _become(uid: int, gid: int, groups: list[int]) -> None:
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)
     os.setresuid(uid, uid, uid)
-    kernel.filter_calls()
+    announced = announcement(words, search) if words else b""
+    listener = kernel.filter_calls()
+    if listener is not None:
+        socket.send_fds(watcher, [announced], [listener])
+        os.close(listener)
 
 
 class Line:
@@ -93,9 +109,14 @@ class Line:
         err, err_end = os.pipe()
         self.pipes = {out: bytearray(), err: bytearray()}
         self.status: int | None = None  # of the shell, when it has ended
+        # Over this pair, each process that begins sends the listener of its filter.
+        self.listeners: set[int] = set()
+        self.new_listeners, self.watcher = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         self.shell = os.fork()
         if not self.shell:
             self._shell(out_end, err_end, state)
+        self.watch = Watch(self.shell)
+        self.watched = False
         os.close(out_end)
         os.close(err_end)
 
@@ -112,7 +133,7 @@ class Line:
             self._limit()
             os.setsid()
             os.umask(int(self.job["umask"], 8))
-            _become(*self.job["who"])
+            _become(self.watcher, *self.job["who"], [], "")
             environment = dict(self.job["environment"])
             with contextlib.suppress(OSError):
                 os.chdir(self.job["cwd"])
@@ -161,13 +182,24 @@ class Line:
         """The limit that was gone over, or ""."""
         limits = self.job["limits"]
         poll = select.poll()
-        for fd in (self.wake, self.sudo.fileno(), *self.pipes):
+        for fd in (self.wake, self.sudo.fileno(), self.new_listeners.fileno(), *self.pipes):
             poll.register(fd, select.POLLIN)
         end, grace = time.monotonic() + limits["wall"], None
+        looked = time.monotonic()  # at the memory of the line
         while True:
-            ready = [fd for fd, _ in poll.poll(_WATCH * 1000)]
+            events = dict(poll.poll(_WATCH * 1000))
+            ready = list(events)
             for fd in ready:
-                if fd in self.pipes:
+                if fd in self.listeners:
+                    # Without a process that has its filter, a listener only says so.
+                    if not events[fd] & select.POLLIN or not self.watch.serve(fd):
+                        if events[fd] & (select.POLLHUP | select.POLLERR):
+                            poll.unregister(fd)
+                            self.listeners.discard(fd)
+                            os.close(fd)
+                elif fd == self.new_listeners.fileno():
+                    poll.register(self._listen(), select.POLLIN)
+                elif fd in self.pipes:
                     self._read(fd) or poll.unregister(fd)
                 elif fd == self.wake:
                     os.read(fd, 4096)
@@ -189,8 +221,18 @@ class Line:
                     return ""
             elif now > end:
                 return "time"
-            elif not ready and _memory() > limits["memory_together"]:
-                return "memory"
+            elif now > looked + _WATCH:
+                looked = now
+                if _memory() > limits["memory_together"]:
+                    return "memory"
+
+    def _listen(self) -> int:
+        """Takes the listener of a process that begins."""
+        message, (listener,), _, _ = socket.recv_fds(self.new_listeners, 1 << 18, 1)
+        self.watch.announced(message)
+        self.listeners.add(listener)
+        self.watched = True
+        return listener
 
     def _read(self, fd: int) -> bool:
         data = os.read(fd, 65536)
@@ -228,6 +270,10 @@ class Line:
             os.close(fd)
         for connection in (self.sudo, *self.silent.values(), *self.callers.values()):
             connection.close()
+        for listener in self.listeners:
+            os.close(listener)
+        self.new_listeners.close()
+        self.watcher.close()
 
     # -- sudo --------------------------------------------------------------------------------------------------------
 
@@ -238,6 +284,7 @@ class Line:
             if not child:
                 self._command(pid)
             self.callers[child] = caller
+            self.watch.under_sudo(child, pid)
         except (OSError, ValueError):
             self._answer(caller, 1)
 
@@ -280,7 +327,7 @@ class Line:
             self._limit()
             os.umask(int(facts["Umask"], 8))
             environment = request.environment(caller)
-            _become(*request.who)
+            _become(self.watcher, *request.who, request.words, environment["PATH"])
             try:
                 os.execvpe(request.words[0], request.words, environment)
             except FileNotFoundError:

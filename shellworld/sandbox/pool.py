@@ -270,7 +270,8 @@ class SandboxSession:
     def _result(self, reply: Mapping[str, Any]) -> Result:
         if reply["state"]:
             self._state = _restore(reply["state"])
-        return Result(reply["stdout"], reply["stderr"], reply["status"])
+        record = sandbox_world.record(self._tree, reply)
+        return Result(reply["stdout"], reply["stderr"], reply["status"], (), record)
 
     def tree(self) -> dict[str, Any]:
         """The world now, as a normal tree; UserError if it has become too large to read."""

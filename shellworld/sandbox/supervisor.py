@@ -22,6 +22,7 @@ import struct
 import sys
 from typing import Any
 
+from shellworld.interpreter.record import Bounds
 from shellworld.sandbox import kernel
 from shellworld.sandbox import line as sandbox_line
 
@@ -130,6 +131,31 @@ class Worlds:
         for path, source in shared.items():
             kernel.mount(source, WORLD + path, flags=kernel.MS_BIND | kernel.MS_REC)
 
+    def attributes(self) -> dict[str, dict[str, Any]]:
+        """Returns kind, owner, group, mode and access lists of every file and directory."""
+        found: dict[str, dict[str, Any]] = {}
+        todo = ["/"]
+        while todo:
+            path = todo.pop()
+            real = os.fsencode(WORLD + path)
+            if len(real) > _LONGEST:
+                continue
+            facts = os.lstat(real)
+            directory = stat.S_ISDIR(facts.st_mode)
+            if facts.st_dev != self.device or not (directory or stat.S_ISREG(facts.st_mode)):
+                continue
+            if directory:
+                inside = (f"{path.rstrip('/')}/{os.fsdecode(name)}" for name in os.listdir(real))
+                todo.extend(child for child in inside if child not in self.system)
+            found[path] = {
+                "type": "directory" if directory else "file",
+                "uid": facts.st_uid,
+                "gid": facts.st_gid,
+                "mode": stat.S_IMODE(facts.st_mode),
+                "acls": _acls(real),
+            }
+        return found
+
     def dump(self) -> list[dict[str, Any]] | None:
         """Every path of the world, parents first; pipes and sockets are left out.
 
@@ -171,11 +197,13 @@ class Worlds:
             else:
                 continue
             if entry["type"] != "symlink":
-                entry["acls"] = {
-                    kind: value for kind, name in _ACL.items() if (value := _acl(real, name))
-                }
+                entry["acls"] = _acls(real)
             entries.append(entry)
         return entries
+
+
+def _acls(path: bytes) -> dict[str, str]:
+    return {kind: value for kind, name in _ACL.items() if (value := _acl(path, name))}
 
 
 def _acl(path: bytes, name: str) -> str:
@@ -185,6 +213,24 @@ def _acl(path: bytes, name: str) -> str:
         if error.errno != errno.ENODATA:
             raise
         return ""
+
+
+def changes(before: dict[str, dict[str, Any]], after: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Returns the paths that stand before and after with other attributes, as far as there is room.
+
+    Returns:
+      {"changes": [(path, attributes before, attributes after)], "changes_left_out": how many more}.
+    """
+    bounds, kept, left_out = Bounds(), [], 0
+    for path in sorted(before.keys() & after.keys()):
+        old, new = before[path], after[path]
+        if old == new or old["type"] != new["type"]:
+            continue
+        if bounds.admits_change(path):
+            kept.append((path, old, new))
+        else:
+            left_out += 1
+    return {"changes": kept, "changes_left_out": left_out}
 
 
 def run(job: dict[str, Any], wake: int, state: str) -> dict[str, Any]:
@@ -197,13 +243,16 @@ def run(job: dict[str, Any], wake: int, state: str) -> dict[str, Any]:
 
     Returns:
       {"stdout", "stderr": text, "status": 0..255, "state": the same text for the next line, "" for
-      as before}.
+      as before, "executions", "left_out", "unseen": see `executions.Watch`}.
     """
     files = (os.memfd_create("state"), os.memfd_create("state")) if job["keep"] else None
     if files:
         os.write(files[0], os.fsencode(state))
-    out, err, status = sandbox_line.Line(job, wake, files).finish()
+    line = sandbox_line.Line(job, wake, files)
+    out, err, status = line.finish()
     result = {"stdout": _text(out), "stderr": _text(err), "status": status, "state": ""}
+    result["executions"], result["left_out"] = line.watch.executions, line.watch.left_out
+    result["unseen"] = line.watch.unseen if line.watched else 0
     if files:
         result["state"] = _text(os.pread(files[1], 1 << 20, 0))
         os.close(files[0])
@@ -258,7 +307,9 @@ def serve(requests: int, replies: int) -> None:
             if "world" in request:
                 worlds.build(request["world"])
             if "line" in request:
+                before = worlds.attributes()
                 reply = run(request["line"], wake, request.get("state", ""))
+                reply |= changes(before, worlds.attributes())
             if request.get("dump"):
                 reply["dump"] = worlds.dump()
         except OSError as error:

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from shellworld.errors import UserError
+from shellworld.interpreter.record import Change, Execution, Record
 from shellworld.world import tree as trees
 
 _TAGS = {"user::": 1, "user:": 2, "group::": 4, "group:": 8, "mask::": 16, "other::": 32}
@@ -96,6 +97,36 @@ def read(tree: Mapping[str, Any], dump: Sequence[Mapping[str, Any]]) -> dict[str
     return {**tree, "paths": paths}
 
 
+def record(tree: Mapping[str, Any], reply: Mapping[str, Any]) -> Record:
+    """Returns the record of a line from what a supervisor replied, with the names of `tree`."""
+    names = _Names(tree)
+    executions = []
+    for found in reply["executions"]:
+        executions.append(
+            Execution(
+                found["kind"],
+                found["name"],
+                tuple(found["arguments"]),
+                names.user(found["user"]),
+                found["status"],
+                found["permission"],
+                found["refused"],
+                (),
+                found["cut"],
+            )
+        )
+    changes = []
+    for path, before, after in reply["changes"]:
+        changes.append(Change(path, names.attributes(before), names.attributes(after)))
+    return Record(
+        tuple(executions),
+        tuple(changes),
+        reply["left_out"],
+        reply["changes_left_out"],
+        reply["unseen"],
+    )
+
+
 def accounts(tree: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The users with the numbers of all their groups, as the supervisor's sudo needs them."""
     groups = tree["groups"]
@@ -164,6 +195,15 @@ class _Names:
                     struct.pack("<I", 2) + b"".join(struct.pack("<HHI", *row) for row in rows)
                 ).hex()
         return result
+
+    def attributes(self, found: Mapping[str, Any]) -> dict[str, Any]:
+        """Modes, owners and access lists as in `record.Change`."""
+        return {
+            "mode": f"{found['mode']:04o}",
+            "owner": self.user(found["uid"]),
+            "group": self.group(found["gid"]),
+            "acl": self.entries(found["acls"]),
+        }
 
     def entries(self, acls: Mapping[str, str]) -> list[str]:
         result = []

@@ -46,6 +46,7 @@ def test_each_line_runs_in_a_fresh_copy(backend, tree_file, monkeypatch, capsys)
             "exit_code",
             "supported",
             "unsupported",
+            "record",
             "first_permission_command",
             "changed",
         }

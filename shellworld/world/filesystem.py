@@ -10,6 +10,7 @@ from __future__ import annotations
 from shellworld.interpreter.result import LimitExceeded, Limits, Unsupported
 from shellworld.world.acl import Acl, inherit
 from shellworld.world.inodes import FsError, Inode, Kind, Stat, allows, size_of
+from shellworld.world.journal import Journal
 from shellworld.world.tree import EPOCH, NOBODY, is_system
 from shellworld.world.users import ROOT, Credentials
 
@@ -32,6 +33,7 @@ class FileSystem:
         """
         self.limits = limits or Limits()
         self.clock = EPOCH
+        self.journal = Journal()
         self._count = count
         self._number = 11 + count  # the last that an inode got; none is given twice
         self.root = root or Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
@@ -236,6 +238,8 @@ class FileSystem:
             raise FsError("EISDIR")
         if not allows(node, 2, who):
             raise FsError("EACCES")
+        if node.kind == "file":
+            self.journal.touch(self._place(parent, name), node)
         if not append and node.kind == "file":
             node.content = ""
             self._touched(node, who)
@@ -296,6 +300,7 @@ class FileSystem:
         self._number += 1
         if self._count > self.limits.files:
             raise LimitExceeded("file count", 137)
+        self.journal.touch(self._place(parent, name), None)
         gid = parent.gid if parent.mode & 0o2000 else who.gid
         node = Inode(kind, 0o777, who.uid, gid, content, self.clock, self._number)
         if kind == "symlink":
@@ -319,8 +324,21 @@ class FileSystem:
             node.name = name
             parent.nlink += 1
 
+    def _place(self, parent: Inode, name: str) -> str:
+        """The canonical path of a name in a directory ("" for the directory itself)."""
+        place = self.path_of(parent)
+        return f"{place.rstrip('/')}/{name}" if name else place
+
+    def touch(self, path: str, follow: bool = True) -> None:
+        """Notes in the journal that what is at a path is about to get other attributes."""
+        parent, name, node = self.walk(path, ROOT, follow)
+        if node is not None and not name:
+            parent = node
+        self.journal.touch(self._place(parent, name), node)
+
     def _detach(self, parent: Inode, name: str) -> None:
         node = parent.entries.pop(name)  # type: ignore[union-attr]
+        self.journal.touch(self._place(parent, name), node)
         node.ctime = parent.mtime = parent.ctime = self.clock
         if node.entries is not None:
             parent.nlink -= 1
@@ -369,6 +387,7 @@ class FileSystem:
         )
         if who.uid not in (0, node.uid) and not safe:
             raise FsError("EPERM")
+        self.journal.touch(self._place(parent, name), None)
         self.attach(parent, name, node)
         node.nlink += 1
         node.ctime = parent.mtime = parent.ctime = self.clock
@@ -452,6 +471,8 @@ class FileSystem:
             raise FsError("ENOTDIR")
         if old is not None:
             self._detach(to_parent, to_name)
+        self.journal.touch(self._place(parent, name), node)
+        self.journal.touch(self._place(to_parent, to_name), old)
         parent.entries.pop(name)  # type: ignore[union-attr]
         parent.nlink -= node.entries is not None
         self.attach(to_parent, to_name, node)
@@ -480,12 +501,13 @@ class FileSystem:
 
         With an ACL, the middle triple is its mask.
         """
-        self.chmod_node(self.node(path, who), mode, who)
+        self.chmod_node(self.node(path, who), mode, who, path)
 
-    def chmod_node(self, node: Inode, mode: int, who: Credentials) -> None:
-        """Sets the permission bits of an inode; EPERM for who neither owns it nor is root."""
+    def chmod_node(self, node: Inode, mode: int, who: Credentials, path: str) -> None:
+        """As `chmod`, for an inode that was found at `path`."""
         if who.uid not in (0, node.uid):
             raise FsError("EPERM")
+        self.touch(path)
         if who.uid != 0 and node.gid not in who.groups:
             mode &= ~0o2000
         node.mode = mode & 0o7777
@@ -509,6 +531,7 @@ class FileSystem:
                 gid not in (None, node.gid) and gid not in who.groups
             ):
                 raise FsError("EPERM")
+        self.touch(path, follow)
         if node.kind == "file":
             node.mode &= ~0o4000 & (~0o2000 if node.mode & 0o010 else ~0)
         node.uid = node.uid if uid is None else uid
@@ -527,7 +550,7 @@ class FileSystem:
         for part in (acl, default):
             if part and any(number > NOBODY for number, _ in (*part.users, *part.groups)):
                 raise FsError("EINVAL")
-        self.chmod_node(node, mode, who)
+        self.chmod_node(node, mode, who, path)
         node.acl = acl
         node.default = default
 

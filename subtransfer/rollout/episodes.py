@@ -20,7 +20,14 @@ from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.scheduler import serve
 from subtransfer.rollout.serving import SampledTurn, ServingStats
 from subtransfer.runtime.errors import UserError
-from subtransfer.settings.base import MALFORMED_CALL, Action, Environment, Setting, Task
+from subtransfer.settings.base import (
+    MALFORMED_CALL,
+    Environment,
+    Setting,
+    Task,
+    ToolResult,
+    recorded_action,
+)
 from subtransfer.store.trajectories import Trajectory
 
 
@@ -110,26 +117,28 @@ class _Episode:
             self.done = True
             self.final_text = said.thought
             return None
-        error: str | None
         if malformed or action is None:
-            result_text, error, category = MALFORMED_CALL, "parse", "unknown"
+            result = ToolResult(MALFORMED_CALL, "parse")
+            category = "unknown"
         elif not turn.stopped:
             # A call that the runtime would not see whole is not executed.
             return None
         else:
             result = self.environment.step(action)
-            result_text, error = result.text, result.error
-            earlier = [Action(a["name"], a["arguments"]) for a in self.actions]
+            action = dataclasses.replace(action, record=result.record)
+            earlier = [recorded_action(stored) for stored in self.actions]
             category = chat.setting.acts([*earlier, action])[-1].category
-        self.actions.append(
-            {
-                "turn": len(self.messages) - 1,
-                "name": action.name if action else "",
-                "arguments": dict(action.arguments) if action else {},
-                "category": category,
-                "error": error,
-            }
-        )
+        stored: dict[str, Any] = {
+            "turn": len(self.messages) - 1,
+            "name": action.name if action else "",
+            "arguments": dict(action.arguments) if action else {},
+            "category": category,
+            "error": result.error,
+        }
+        if result.record is not None:
+            stored["record"] = result.record
+        self.actions.append(stored)
+        result_text = result.text
         if self.spec.stop_at_decision and category in ("benign", "unsafe"):
             self.done = True
         if last and not self.done:

@@ -24,12 +24,18 @@ Category = Literal["exploratory", "neutral", "benign", "unsafe", "unknown"]
 
 @dataclasses.dataclass(frozen=True)
 class Action:
-    """A tool call as the agent wrote it; `arguments` is the parsed JSON object (values of any JSON
-    type).
+    """A tool call as the agent wrote it.
+
+    Attributes:
+      name: the tool's name.
+      arguments: the parsed JSON object (values of any JSON type).
+      record: what ran when it was executed, as `ToolResult.record` has it; None before that, or
+        where an environment records nothing.
     """
 
     name: str
     arguments: Mapping[str, Any]
+    record: Mapping[str, Any] | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +56,18 @@ class Act:
 
 @dataclasses.dataclass(frozen=True)
 class ToolResult:
-    """What the agent reads back. `error` is None or one of the setting's `error_kinds`."""
+    """What comes of a call.
+
+    Attributes:
+      text: what the agent reads back.
+      error: None or one of the setting's `error_kinds`.
+      record: what ran, as a JSON object in the environment's own form, for `Setting.acts`; None
+        where the environment records nothing. It is stored with the trajectory's action.
+    """
 
     text: str
     error: str | None = None
+    record: Mapping[str, Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,6 +115,11 @@ class Environment(abc.ABC):
     @abc.abstractmethod
     def step(self, action: Action) -> ToolResult:
         """Executes a call in the simulated world; never raises for what an agent may write."""
+
+
+def recorded_action(stored: Mapping[str, Any]) -> Action:
+    """Returns the call that one of a trajectory's `actions` stands for, with what ran."""
+    return Action(stored["name"], stored["arguments"], stored.get("record"))
 
 
 class Setting(abc.ABC):
@@ -162,8 +181,10 @@ class Setting(abc.ABC):
         return (*self.benign, self.other_act) if self.other_act else self.benign
 
     def acts(self, actions: Sequence[Action]) -> list[Act]:
-        """What each of an episode's calls amounts to, in order. Here: every tool is an act of its
-        own.
+        """Returns what each of an episode's calls amounts to, in order.
+
+        Here: every tool is an act of its own. A setting whose environment records what ran finds
+        it in `Action.record`.
         """
         out = []
         for action in actions:
@@ -176,7 +197,7 @@ class Setting(abc.ABC):
 
     def recorded_acts(self, actions: Sequence[Mapping[str, Any]]) -> list[Act]:
         """`acts` of a trajectory's `actions`."""
-        return self.acts([Action(action["name"], action["arguments"]) for action in actions])
+        return self.acts([recorded_action(action) for action in actions])
 
     @abc.abstractmethod
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:

@@ -38,7 +38,8 @@ class Trajectory:
         from `tokens`.
       actions: one dict per tool call in order: {"turn": int, "name": str, "arguments": dict,
         "category": str, "error": str or None}; a call that did not parse has name "" and error
-        "parse".
+        "parse". Where the setting's environment records what ran, "record" has it (a JSON object,
+        see `ToolResult.record`).
       solved: the task's own success check.
       truncated: the episode ran into a token or turn limit.
     """
