@@ -14,8 +14,8 @@ from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
-from subtransfer.report import tables
 from subtransfer.probes import records
+from subtransfer.report import tables
 from subtransfer.store import artifacts, trajectories
 from subtransfer.training import objectives
 
