@@ -149,7 +149,9 @@ def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, tar
 def test_broken_adapters_are_named(tmp_path, chat, cfg, params, adapter):
     peft_adapter.save_adapter(tmp_path / "a", adapter, str(tmp_path), chat.tokenizer)
     with pytest.raises(UserError, match="no place for|not of the shape"):
-        peft_adapter.load_adapter(tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "num_layers": 1}))
+        peft_adapter.load_adapter(
+            tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "num_layers": 1})
+        )
     with pytest.raises(UserError, match="not of the shape"):
         peft_adapter.load_adapter(tmp_path / "a", cfg.__class__(**{**cfg.__dict__, "width": 64}))
     (tmp_path / "a" / "adapter_model.safetensors").write_bytes(b"12")

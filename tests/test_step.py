@@ -230,7 +230,9 @@ def test_gradients_of_attention():
 
     def ours(q, k, v):
         view = attention.AttentionContext(None, None, jnp.asarray(mask))
-        return attention.attention(q, kv_cache.KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.3)
+        return attention.attention(
+            q, kv_cache.KeyValues(k.swapaxes(1, 2), v.swapaxes(1, 2)), view, 0.3
+        )
 
     out, pull = jax.vjp(ours, q, k, v)
     inputs = [torch.tensor(x.swapaxes(1, 2).copy(), requires_grad=True) for x in (q, k, v)]

@@ -198,7 +198,9 @@ class Programs:
 
     def decode(self):
         shape = self.layout.shape
-        rows = jax.tree.map(lambda x: self._rows(x.shape, x.dtype), engine.RowState.empty(shape.rows))
+        rows = jax.tree.map(
+            lambda x: self._rows(x.shape, x.dtype), engine.RowState.empty(shape.rows)
+        )
         how, stop = Sampling(self.config.rollouts.temperature), self._array((2,), jnp.int32)
         return engine.decode.lower(
             self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop

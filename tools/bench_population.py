@@ -84,7 +84,8 @@ def contenders(cfg: DecoderConfig, objective: str) -> dict[str, Callable[[], Tra
 
     def one_by_one():
         trained = [
-            population.train_alone(cfg, one, member, TrainingMonitor(member.label)) for member in members
+            population.train_alone(cfg, one, member, TrainingMonitor(member.label))
+            for member in members
         ]
         return [(jax.device_get(state.trainable), curves["loss"]) for state, curves in trained]
 

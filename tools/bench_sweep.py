@@ -38,7 +38,7 @@ EXPANSION = 5.0  # seconds for all members
 OVERHEAD = 0.020  # seconds a run
 HEAD = """
 from subtransfer.config import defaults
-from subtransfer.config.sweep import product, seeds, vary
+from subtransfer.config import product, seeds, vary
 
 def get_config():
     config = defaults()

@@ -56,7 +56,9 @@ def export() -> None:
     with os_errors(out.parent):
         if _FORMAT.value == "hf":
             size = max(int(_SHARD.value * 2**30), 1)
-            hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size)
+            hf_export.save_checkpoint(
+                out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size
+            )
             print(f"exported {policy.cfg.num_params:,} parameters to {out}")
             return
         if policy.adapter is None:

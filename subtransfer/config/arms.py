@@ -334,7 +334,12 @@ def arms(config) -> list[Arm]:
     design = Design(config, chosen, pairs, tuple(_students(config, chosen, pairs)))
     found: dict[str, Arm] = {}
     for arm in [*_bases(design), *design.teachers("trait"), *design.students]:
-        found[arm.name] = arm
+        other = found.setdefault(arm.name, arm)
+        if other is not arm:
+            raise UserError(
+                f"Two arms would be called {arm.name!r}, {other.label!r} and {arm.label!r}: "
+                "rename one of their models."
+            )
     compared: dict[str, list[str]] = {"twin": [], "control": []}
     for control in REGISTRY.among(plugins):
         if not config.arms[control.name]:

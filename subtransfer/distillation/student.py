@@ -316,7 +316,12 @@ def _recent(
 
 
 def _filtered(
-    cfg, weights, episodes: Sequence[Trajectory], chat: ChatFormat, guard: Guard, run: TrainingMonitor
+    cfg,
+    weights,
+    episodes: Sequence[Trajectory],
+    chat: ChatFormat,
+    guard: Guard,
+    run: TrainingMonitor,
 ) -> list[Trajectory]:
     """Filters a round's trajectories, and enters what happened into the run's progress."""
     rollouts = run.progress.rollouts

@@ -86,6 +86,8 @@ class Experiment:
         self._sources = sources or keys.sources()
         self._digests = keys.Digests()
         self._configs: dict[tuple[str, ...], dict[str, Any]] = {}
+        self._codes: dict[Any, dict[str, Any]] = {}
+        self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
         self._profiled: tuple[str, ProfiledSteps] | None = None
         names.check_arms(self.arms)
@@ -137,7 +139,7 @@ class Experiment:
         function: Callable[..., None],
         *,
         fields: tuple[str, ...] = (),
-        origins: Iterable[str] = (),
+        origins: tuple[str, ...] = (),
         inputs: Iterable[str] = (),
         work: str,
         memory: Callable[[], int] = int,
@@ -162,10 +164,12 @@ class Experiment:
         Raises:
           RuntimeError: another stage has the same name, a bug.
         """
-        declared = (*function.reads, *fields)  # type: ignore[attr-defined]
+        declared = function.reads  # type: ignore[attr-defined]
+        if fields:
+            declared = (*declared, *fields)
         key = {
             "arguments": {**arguments, **identities} if identities else arguments,
-            "code": self._code(function, filter(None, origins)),
+            "code": self._code(function, origins),
             "config": self._config(declared, config),
             "inputs": {given: self.plan[given].digest for given in inputs},
             "kind": names.kind(name),
@@ -173,8 +177,7 @@ class Experiment:
         }
         digest = self._digests.of(key)
         if name not in self.plan:
-            view = View(config or self.config, (*declared, *ALWAYS, *HOW), name)
-            build = functools.partial(self._make, name, function, view, arguments)
+            build = functools.partial(self._make, name, function, config, declared, arguments)
             self.plan[name] = Stage(name, key, digest, work, memory, flops, build)
         elif self.plan[name].digest != digest:
             raise RuntimeError(f"Two different stages are named {name}.")
@@ -184,7 +187,8 @@ class Experiment:
         self,
         name: str,
         function: Callable[..., None],
-        config: View,
+        config: configuration.Config | None,
+        declared: tuple[str, ...],
         arguments: Mapping[str, Any],
         out: Path,
     ) -> None:
@@ -192,7 +196,7 @@ class Experiment:
         profiled = self._profiled is not None and self._profiled[0] == name
         given = context.Context(
             name,
-            config,
+            View(config or self.config, (*declared, *ALWAYS, *HOW), name),
             self._mesh,
             self.path,
             self._resident,
@@ -211,13 +215,16 @@ class Experiment:
             self._configs[declared] = keys.config_of(self.config, declared)
         return self._configs[declared]
 
-    def _code(self, function: Callable[..., None], origins: Iterable[str]) -> dict[str, Any]:
+    def _code(self, function: Callable[..., None], origins: tuple[str, ...]) -> dict[str, Any]:
         """The part of a key that holds the code of a function, and of plugins that it calls."""
-        modules = [function.__module__]
-        declared = function.reads  # type: ignore[attr-defined]
-        if "setting" in declared or EVERYTHING in declared:
-            modules.append(settings.source(self.config.setting))
-        return self._sources.code(modules, origins)
+        question = (function, origins)
+        if question not in self._codes:
+            modules = [function.__module__]
+            declared = function.reads  # type: ignore[attr-defined]
+            if "setting" in declared or EVERYTHING in declared:
+                modules.append(settings.source(self.config.setting))
+            self._codes[question] = self._sources.code(modules, filter(None, origins))
+        return self._codes[question]
 
     # -- all stages --------------------------------------------------------------------------------
 
@@ -332,7 +339,7 @@ class Experiment:
             work=f"{t.episodes} demonstrations, {passes}",
             batch=t.batch_size // t.accumulate,
             flops=lambda: costs.training(size.cfg, steps, t.batch_size, length, full=self._full),
-            origins=[teachers.get(arm.source).origin],
+            origins=(teachers.get(arm.source).origin,),
         )
 
     def _trained(
@@ -348,7 +355,7 @@ class Experiment:
         flops: Callable[[], float],
         live: memory.Sizes | None = None,
         fields: tuple[str, ...] = (),
-        origins: Sequence[str] = (),
+        origins: tuple[str, ...] = (),
     ) -> None:
         """Adds teachers or off-policy students of one model: one alone, or several together.
 
@@ -461,12 +468,16 @@ class Experiment:
             # Adapters of one base share its weights.
             "live": teacher if self._full or arm.init == "other" else None,
             "fields": tuple(f"distill.{field}" for field in objective.fields),
-            "origins": [objective.origin, transform.origin if transform else ""],
+            "origins": (objective.origin, transform.origin if transform else ""),
         }
 
     def _students(self, arm: Arm, seeds: Sequence[int], recipe: Mapping[str, Any]) -> None:
         """Adds the students of an arm of some training seeds."""
         base, teacher_base = names.base_stage(arm.model), names.base_stage(arm.teacher_model)
+        soft, stored = (
+            objectives.get(arm.objective).soft,
+            stores_targets(self.config, arm.objective),
+        )
         stages, arguments, inputs = {}, {}, {}
         for seed in seeds:
             teacher = names.teacher_stage(arm.source, arm.teacher_model, seed)
@@ -474,9 +485,9 @@ class Experiment:
             if arm.off_policy:
                 where = (arm.source, arm.teacher_model, seed)
                 data = [names.rollout_stage(*where, sanitized=arm.sanitized)]
-            if stores_targets(self.config, arm.objective):
+            if stored:
                 targets = self._targets(arm, seed, *data, teacher)
-            live = teacher if objectives.get(arm.objective).soft and not targets else None
+            live = teacher if soft and not targets else None
             given = [base, *data, targets, live, teacher_base]
             inputs[seed] = dict.fromkeys(name for name in given if name)
             stages[seed] = names.student_stage(arm.name, seed)
@@ -529,35 +540,44 @@ class Experiment:
     def _probes(self, arm: Arm, seeds: Sequence[int]) -> list[str]:
         """Adds the probes of an arm's policies, those of plugins included; returns their names."""
         c, p, size = self.config, self.config.probe, self.size(arm.model)
-        episodes = 2 * p.tasks + p.ordinary_tasks
+        ambiguous, ordinary = f"{p.tasks} ambiguous tasks", f"{p.ordinary_tasks} ordinary tasks"
+        work = f"{ambiguous} sampled and greedy; {ordinary}"
+
+        def memory() -> int:
+            return size.rollout(p.batch_size)
+
+        def flops() -> float:
+            return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks)
+
         out = []
         for seed in seeds:
             policy = names.policy_stage(arm, seed)
-            name = self._add(
-                names.probe_stage(arm.name, seed),
-                probe_stages.probe,
-                inputs=[policy],
-                work=f"{p.tasks} ambiguous tasks sampled and greedy; "
-                f"{p.ordinary_tasks} ordinary tasks",
-                memory=lambda: size.rollout(p.batch_size),
-                flops=lambda: costs.episodes(size.cfg, c, episodes),
-                policy=policy,
-                seed=seed,
-            )
-            out.append(name)
-            for probe in probe_records.extra(c.plugins):
-                name = self._add(
-                    names.probe_stage(arm.name, seed, probe.name),
-                    extra_probe_stages.extra_probe,
+            out.append(
+                self._add(
+                    names.probe_stage(arm.name, seed),
+                    probe_stages.probe,
                     inputs=[policy],
-                    work=f"{probe.label}: {', '.join(column.name for column in probe.columns)}",
-                    memory=lambda: size.rollout(p.batch_size),
-                    origins=[probe.origin],
-                    probe=probe.name,
+                    work=work,
+                    memory=memory,
+                    flops=flops,
                     policy=policy,
                     seed=seed,
                 )
-                out.append(name)
+            )
+            for probe in self._extra_probes:
+                out.append(
+                    self._add(
+                        names.probe_stage(arm.name, seed, probe.name),
+                        extra_probe_stages.extra_probe,
+                        inputs=[policy],
+                        work=f"{probe.label}: {', '.join(column.name for column in probe.columns)}",
+                        memory=memory,
+                        origins=(probe.origin,),
+                        probe=probe.name,
+                        policy=policy,
+                        seed=seed,
+                    )
+                )
         return out
 
     def _choices(self, model: str) -> str:

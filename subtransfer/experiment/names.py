@@ -1,8 +1,8 @@
 """The names of stages: the one module where they are made and read.
 
 A name is a kind, what the stage is of, and the training seed, joined by dots: "student.sft.seed0",
-"sanitize.trait.large.seed1", "probe.base.seed0". Parts hold no dots, so that two different stages
-never have one name; `check_arms` refuses the arms whose names would be alike.
+"sanitize.trait.large.seed1", "probe.base.seed0". Parts hold no dots and arms have different names
+(`check_arms` and `config/arms.py` refuse others), so that different stages have different names.
 """
 
 from __future__ import annotations
@@ -128,21 +128,14 @@ def metrics_scope(name: str) -> str:
 
 
 def check_arms(arms: Iterable[Arm]) -> None:
-    """Refuses arms whose stages could not be told apart.
+    """Refuses arms whose names cannot be part of a stage's.
 
     Raises:
-      UserError: two arms have one name, or a name cannot be part of a stage's.
+      UserError: it names one.
     """
-    seen: dict[str, Arm] = {}
     for arm in arms:
         for part in (arm.name, arm.model, arm.teacher_model, arm.source):
             if not _PART.fullmatch(part):
                 raise UserError(
                     f"{part!r} cannot be part of a stage's name: use letters, digits and _ only."
                 )
-        other = seen.setdefault(arm.name, arm)
-        if other is not arm:
-            raise UserError(
-                f"Two arms would be called {arm.name!r}, {other.label!r} and {arm.label!r}: "
-                "rename one of their models (or of a plugin's records)."
-            )

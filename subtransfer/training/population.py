@@ -270,7 +270,9 @@ def train(
     check(cfg, mesh, learners)
     if together is None:
         together = mesh.devices.flat[0].platform != "cpu"
-    run = run or PopulationMonitor("population", [MemberMonitor(learner.label) for learner in learners])
+    run = run or PopulationMonitor(
+        "population", [MemberMonitor(learner.label) for learner in learners]
+    )
     each, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), sharding.replicated(mesh)
 
     def fresh():

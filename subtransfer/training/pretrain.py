@@ -97,7 +97,9 @@ def init_params(cfg: DecoderConfig, mesh, key):
     return jax.jit(init, out_shardings=shardings)(key)
 
 
-def train_base(cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor):
+def train_base(
+    cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor
+):
     """Trains a decoder from scratch on the agent's turns of the corpus.
 
     Args:

@@ -1,0 +1,476 @@
+"""Keys hold what is read, and no more: which edits make which stages anew, and that nothing is read
+that a key does not hold.
+"""
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import pytest
+
+from subtransfer.config import reading as configuration
+from subtransfer.config.checks import validate
+from subtransfer.config.fields import declared as declared_fields
+from subtransfer.experiment import declared, graph, keys, names
+from subtransfer.experiment.graph import Experiment
+from subtransfer.experiment.stages import teacher as teacher_stages
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
+from subtransfer.store import artifacts
+
+from .test_launch import SMALL
+
+ROOT = Path(__file__).parent.parent
+WORKDIR = Path("nowhere")
+ALL = set(
+    "base base_other corpus teacher rollouts sanitize student probe choice results report".split()
+)
+FROM_ROLLOUTS = ALL - {"base", "base_other", "corpus", "teacher"}
+FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
+LAST = {"results", "report"}
+
+
+def _config(*changes):
+    config = configuration.defaults()
+    configuration.apply_overrides(config, dict(change.split("=", 1) for change in changes))
+    validate(config)
+    return config
+
+
+def _digests(config, sources=None):
+    plan = Experiment(config, WORKDIR, sharding.plan_mesh(), sources=sources).plan
+    return {name: stage.digest for name, stage in plan.items()}
+
+
+def _changed(before, after):
+    """The kinds of the stages whose keys differ."""
+    assert set(before) == set(after)
+    return {names.kind(name) for name in before if before[name] != after[name]}
+
+
+# -- edits -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory):
+    """A copy of both packages' sources, to be edited."""
+    folder = tmp_path_factory.mktemp("sources")
+    for package in ("subtransfer", "shellworld"):
+        ignored = shutil.ignore_patterns("__pycache__", "tests", "tools")
+        shutil.copytree(ROOT / package, folder / package, ignore=ignored)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unedited(copies):
+    """The digests of both quickstarts' plans."""
+    return {
+        setting: _digests(_config(f"setting={setting}"), _sources(copies))
+        for setting in ("api", "bash")
+    }
+
+
+def _sources(folder):
+    return keys.Sources({name: folder / name for name in ("subtransfer", "shellworld")})
+
+
+def _edited(copies, unedited, path, setting="api"):
+    """What an edit of a file makes anew in a quickstart's plan."""
+    files = sorted(copies.glob(path))
+    assert files, f"{path} is no more: correct the table"
+    texts = {file: file.read_bytes() for file in files}
+    try:
+        for file, text in texts.items():
+            file.write_bytes(text + b"\n# edited\n")
+        return _changed(
+            unedited[setting], _digests(_config(f"setting={setting}"), _sources(copies))
+        )
+    finally:
+        for file, text in texts.items():
+            file.write_bytes(text)
+
+
+EDITS = {
+    # How runs are launched, planned, shared out, stored, watched and shown together.
+    "subtransfer/launch.py": set(),
+    "subtransfer/sweeps/*.py": set(),
+    "subtransfer/studies/*.py": set(),
+    "subtransfer/runtime/progress.py": set(),
+    "subtransfer/runtime/processes.py": set(),
+    "subtransfer/store/leases.py": set(),
+    "subtransfer/store/buckets.py": set(),
+    "subtransfer/training/checkpoints.py": set(),
+    "subtransfer/training/metrics.py": set(),
+    "subtransfer/experiment/costs.py": set(),
+    "subtransfer/experiment/memory.py": set(),
+    "subtransfer/experiment/refusals.py": set(),
+    "subtransfer/experiment/graph.py": set(),
+    "subtransfer/experiment/plan.py": set(),
+    "subtransfer/analysis/scaling*.py": set(),
+    # The other setting, and the shell.
+    "subtransfer/settings/bash*.py": set(),
+    "shellworld/**/*.py": set(),
+    # What comes last.
+    "subtransfer/report/html.py": {"report"},
+    "subtransfer/report/figures.py": {"report"},
+    "subtransfer/experiment/stages/report.py": {"report"},
+    "subtransfer/analysis/statistics.py": LAST,
+    "subtransfer/analysis/summary.py": LAST,
+    "subtransfer/experiment/stages/results.py": LAST,
+    "subtransfer/config/checks.py": LAST,
+    "subtransfer/probes/choice.py": {"choice", *LAST},
+    "subtransfer/probes/behavior.py": {"probe", *LAST},
+    "subtransfer/probes/capability.py": {"probe", *LAST},
+    # What comes in the middle: never a base or a teacher.
+    "subtransfer/filtering/sanitize.py": FROM_FILTERS,
+    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/rollout/grammar.py": FROM_ROLLOUTS,
+    "subtransfer/rollout/episodes.py": FROM_ROLLOUTS,
+    "subtransfer/experiment/stages/teacher.py": FROM_ROLLOUTS | {"teacher"},
+    "subtransfer/training/population.py": ALL - {"corpus"},
+    # What everything passes through.
+    "subtransfer/models/tokenizer.py": ALL,
+    "subtransfer/models/chat.py": ALL,
+    "subtransfer/settings/api.py": ALL,
+    "subtransfer/models/decoder.py": ALL,
+}
+
+
+@pytest.mark.parametrize("path", EDITS)
+def test_an_edit_makes_anew_what_it_can_change(copies, unedited, path):
+    """In a run of the API setting; what comes before the edited code stays."""
+    assert _edited(copies, unedited, path) == EDITS[path]
+
+
+@pytest.mark.parametrize(
+    ("path", "kinds"),
+    [
+        ("subtransfer/settings/api*.py", set()),
+        ("subtransfer/settings/bash.py", ALL),
+        ("shellworld/__init__.py", ALL),
+        ("shellworld/interpreter/*.py", ALL),
+    ],
+)
+def test_a_run_of_the_shell_depends_on_the_shell(copies, unedited, path, kinds):
+    assert _edited(copies, unedited, path, "bash") == kinds
+
+
+def test_what_is_left_out_of_keys_exists():
+    """A module that is renamed would come back into keys without a word."""
+    known = keys.Sources()._files
+    assert set(known) >= keys.LEFT_OUT | keys.REGISTRIES
+    assert set(keys.WHOLE) <= {module.partition(".")[0] for module in known}
+
+
+def test_imports_are_followed_as_python_does(tmp_path):
+    """Those within functions and relative ones, too; not what only type checkers read."""
+    package = tmp_path / "subtransfer"
+    (package / "room").mkdir(parents=True)
+    files = {
+        "start.py": "def f():\n    from subtransfer.room import late\n\nimport numpy as np\n",
+        "room/__init__.py": "",
+        "room/late.py": "from . import sibling\nfrom ..other import thing\nimport json\n",
+        "room/sibling.py": "import scipy.stats\n",
+        "other.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import subtransfer.typed\n"
+        "else:\n    import subtransfer.untyped\n",
+        "typed.py": "",
+        "untyped.py": "import subtransfer.start\n",
+        "unused.py": "",
+    }
+    for name, text in files.items():
+        (package / name).write_text(text)
+    closure = keys.Sources({"subtransfer": package}).closure("subtransfer.start")
+    expected = {"start", "room.late", "room.sibling", "other", "untyped"}
+    assert closure.modules == {f"subtransfer.{name}" for name in expected}
+    assert closure.libraries == {"numpy", "scipy"}
+
+
+# -- versions and flags ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("library", "kinds"),
+    [
+        ("jax", ALL),
+        ("jaxlib", ALL),
+        ("flax", ALL),
+        ("numpy", ALL),
+        ("optax", ALL),
+        ("transformers", ALL),
+        ("tokenizers", ALL),
+        ("interegular", FROM_ROLLOUTS),
+        ("scipy", LAST),
+        ("rich", set()),
+    ],
+)
+def test_another_version_of_a_library_makes_anew_what_it_computes(monkeypatch, library, kinds):
+    before = _digests(_config(), keys.Sources())
+    version = keys._version
+    monkeypatch.setattr(
+        keys, "_version", lambda name: "0.0.1" if name == library else version(name)
+    )
+    assert _changed(before, _digests(_config(), keys.Sources())) == kinds
+
+
+@pytest.mark.parametrize(
+    ("flag", "value"),
+    [
+        ("jax_threefry_partitionable", not jax.config.jax_threefry_partitionable),
+        ("jax_default_matmul_precision", "highest"),
+        ("jax_enable_x64", True),
+        ("jax_disable_jit", True),
+        ("jax_default_prng_impl", "rbg"),
+        ("jax_numpy_dtype_promotion", "strict"),
+    ],
+)
+def test_flags_that_change_numbers_are_in_keys(flag, value):
+    before, old = _digests(_config(), keys.Sources()), getattr(jax.config, flag)
+    jax.config.update(flag, value)
+    try:
+        code = keys.Sources().code(["subtransfer.training.loop"])
+    finally:
+        jax.config.update(flag, old)
+    assert code != keys.Sources().code(["subtransfer.training.loop"])
+    assert before == _digests(_config(), keys.Sources())
+
+
+@pytest.mark.parametrize(
+    ("flags", "same"),
+    [
+        ("--xla_force_host_platform_device_count=8", True),
+        ("--xla_dump_to=/tmp/x --xla_force_host_platform_device_count=2", True),
+        ("--xla_cpu_enable_fast_math=true", False),
+        ("--xla_some_flag_of_tomorrow", False),
+    ],
+)
+def test_flags_of_the_compiler_are_in_keys_but_for_harmless_ones(monkeypatch, flags, same):
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    before = _digests(_config(), keys.Sources())
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    after = _digests(_config(), keys.Sources())
+    assert _changed(before, after) == (set() if same else ALL)
+
+
+# -- the config ------------------------------------------------------------------------------------
+
+LLAMA = {
+    "model_type": "llama", "vocab_size": 64, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1,
+    "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": True, "hidden_act": "silu", "architectures": ["LlamaForCausalLM"],
+}  # fmt: skip
+
+
+def test_no_stage_of_two_settings_is_shared(tmp_path):
+    """Also with an imported base, whose own trajectories and students read the setting, too."""
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    plans = [
+        _digests(_config(f"base.checkpoint={tmp_path}", f"setting={setting}"))
+        for setting in ("api", "bash")
+    ]
+    assert _changed(*plans) == ALL
+    assert not set(plans[0].values()) & set(plans[1].values())
+
+
+def test_a_field_changes_what_reads_it():
+    before = _digests(_config())
+    expected = {
+        "checkpoint.every_steps=7": set(),
+        "metrics.tensorboard=false": set(),
+        "mesh.tensor=2": LAST,
+        "statistics.bootstrap=7": LAST,
+        "probe.tasks=8": {"probe", "choice", *LAST},
+        "probe.ordinary_tasks=8": {"probe", *LAST},
+        "rollouts.top_p=0.5": FROM_ROLLOUTS,
+        "sanitize.min_kept=65": FROM_FILTERS,
+        "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
+        "optimizer.b2=0.9": ALL - {"corpus"},
+        "base.unsafe_rate=0.1": ALL,
+        "seed=1": ALL,
+    }
+    for change, kinds in expected.items():
+        assert _changed(before, _digests(_config(change))) == kinds, change
+
+
+def test_a_student_depends_on_the_fields_of_its_own_objective_only():
+    chosen = "distill.objective=sft,jsd"
+    before, after = _digests(_config(chosen)), _digests(_config(chosen, "distill.jsd_beta=0.25"))
+    assert before["student.sft.seed0"] == after["student.sft.seed0"]
+    assert before["student.jsd.seed0"] != after["student.jsd.seed0"]
+
+
+def test_every_field_is_in_a_key_or_declared_to_change_no_result():
+    """Of all objectives, on both policies, with stored targets, adapters and populations."""
+    objectives = "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"
+    held = set()
+    for more in ([], ["distill.teacher_targets=stored", "population=3", "tuning.method=lora"]):
+        plan = Experiment(_config(objectives, *more), WORKDIR, sharding.plan_mesh()).plan
+        for name, stage in plan.items():
+            if name not in ("results", "report"):
+                held |= set(configuration.flattened(stage.key["config"]))
+    fields = {name for name, field in declared_fields().items() if field.affects_results}
+    # What decides which stages there are, and the results' own fields.
+    layout = ("arms.", "statistics.", "mesh.", "models", "pairs", "plugins")
+    beside = {"name", "seed", "num_seeds", "population", "base.checkpoint", "base.other_checkpoint",
+              "base.max_scratch_params", "distill.objective", "distill.on_policy_fraction",
+              "distill.teacher_targets"}  # fmt: skip
+    assert {f for f in fields - held - beside if not f.startswith(layout)} == set()
+    results = set(configuration.flattened(plan["results"].key["config"]))
+    assert {f for f in fields - results if not f.startswith(("seed", "models", "plugins"))} == set()
+    without = {name for name, field in declared_fields().items() if not field.affects_results}
+    assert {name.partition(".")[0] for name in without} == set(declared.WATCHED)
+
+
+def test_an_undeclared_read_is_refused(monkeypatch, tmp_path):
+    def reading(out, context, **arguments):
+        context.config.statistics.bootstrap  # noqa: B018
+
+    reading.reads = teacher_stages.alone.reads
+    reading.__module__ = teacher_stages.__name__
+    monkeypatch.setattr(teacher_stages, "alone", reading)
+    plan = Experiment(_config(), tmp_path, sharding.plan_mesh()).plan
+    with pytest.raises(
+        declared.UndeclaredRead, match="teacher.trait.seed0 reads config.statistics"
+    ):
+        plan["teacher.trait.seed0"].build(tmp_path)
+
+
+def test_a_view_gives_what_is_declared_and_nothing_else():
+    config = configuration.Config.of(_config())
+    view = declared.View(config, ("teacher", "distill.steps", "seed"), "s")
+    assert view.teacher.steps == config.teacher.steps and view["seed"] == 0
+    assert view.distill.steps == view["distill"]["steps"] == config.distill.steps
+    for read in (
+        lambda: view.distill.max_tokens,
+        lambda: view.distill["max_tokens"],
+        lambda: dict(view.distill),
+        lambda: dict(view),
+        lambda: view.get("name"),
+        lambda: "name" in view,
+        lambda: getattr(view, "name", None),
+    ):
+        with pytest.raises(declared.UndeclaredRead):
+            read()
+    whole = declared.View(config, (declared.EVERYTHING,), "s")
+    assert set(whole) == set(config) - set(declared.WATCHED) and whole.mesh == config.mesh
+
+
+class Recording(configuration.Config):
+    """A config that notes the dotted names of the fields that are read of it."""
+
+    noted: set[str] = set()
+
+    @classmethod
+    def around(cls, config, prefix=""):
+        out = cls()
+        for name, value in config.items():
+            nested = isinstance(value, dict)
+            dict.__setitem__(out, name, cls.around(value, f"{prefix}{name}.") if nested else value)
+        out.__dict__["prefix"] = prefix
+        return out
+
+    def __getitem__(self, name):
+        value = dict.__getitem__(self, name)
+        if not isinstance(value, dict):
+            self.noted.add(self.__dict__["prefix"] + name)
+        return value
+
+    def items(self):
+        return [(name, self[name]) for name in self]
+
+    __getattr__ = __getitem__
+
+
+RUNS = {
+    "all objectives": ["distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"],
+    "stored, together, adapters": [
+        "distill.objective=forward_kl,reverse_kl", "distill.teacher_targets=stored", "distill.on_policy_fraction=0.5",
+        "num_seeds=2", "population=2", "tuning.method=lora", "tuning.rank=2", "arms.benign_teacher=false",
+        "arms.self_distilled=false",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.slow  # whole runs, minutes
+@pytest.mark.parametrize("name", RUNS)
+def test_what_a_stage_reads_is_in_its_key(tmp_path, mesh, name):
+    """And what its key holds is read by some stage of its kind."""
+    config = Recording.around(configuration.Config.of(_config(*SMALL, *RUNS[name])))
+    experiment = Experiment(config, tmp_path, mesh)
+    read, held = {}, {}
+    with artifacts.Store(tmp_path) as store:
+        for stage in experiment.plan.values():
+            Recording.noted.clear()
+            store.stage(stage.name, stage.key, stage.build, log=lambda line: None)
+            kind = (names.kind(stage.name), *sorted(stage.key["arguments"]))
+            fields = set(configuration.flattened(stage.key["config"])) | {"seed"}
+            found = {f for f in Recording.noted if not f.startswith(declared.HOW)}
+            assert found <= fields, stage.name
+            read.setdefault(kind, set()).update(found)
+            held.setdefault(kind, set()).update(fields)
+    for kind, fields in held.items():
+        if kind[0] not in ("results", "report"):
+            unread = {field for field in fields - read[kind] - {"seed"}}
+            assert not unread, (kind, unread)
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+def test_names_of_stages_are_injective():
+    words = ("trait", "benign", "a", "a_to_b", "b_to_c", "seed1")
+    made = {}
+    for one, other, seed in itertools.product(words, words, (0, 1, 11)):
+        for what, name in {
+            ("base", one): names.base_stage(one),
+            ("teacher", one, other, seed): names.teacher_stage(one, other, seed),
+            ("teacher", one, "base", seed): names.teacher_stage(one, "base", seed),
+            ("rollouts", one, other, seed): names.rollout_stage(one, other, seed),
+            ("sanitize", one, other, seed): names.rollout_stage(one, other, seed, sanitized=True),
+            ("targets", one, other, seed): names.targets_stage(one, other, seed),
+            ("student", one, seed): names.student_stage(one, seed),
+            ("choice", one): names.choice_stage(one),
+            ("probe", one, seed): names.probe_stage(one, seed),
+            ("probe", one, seed, other): names.probe_stage(one, seed, other),
+        }.items():
+            assert made.setdefault(name, what) == what, name
+    raw = names.rollout_stage("trait", "a", 1)
+    assert names.raw_of(names.rollout_stage("trait", "a", 1, sanitized=True)) == raw
+
+
+@pytest.mark.parametrize("benign", ["true", "false"])
+def test_pairs_whose_arms_would_have_one_name_are_refused(benign):
+    config = configuration.defaults()
+    config.models.update(dict.fromkeys(("a", "a_to_b", "c", "b_to_c"), "embedded:width=16"))
+    config.pairs = ("a_to_b>c", "a>b_to_c")
+    configuration.apply_overrides(config, {"arms.benign_teacher": benign})
+    validate(config)
+    with pytest.raises(UserError, match="Two arms would be called 'sft_a_to_b_to_c'.*rename one"):
+        Experiment(config, WORKDIR, sharding.plan_mesh())
+
+
+def test_two_stages_of_one_name_are_a_bug(monkeypatch):
+    experiment = Experiment(_config(), WORKDIR, sharding.plan_mesh())
+    again = {"policy": "base", "source": "self", "seed": 0}
+    add = experiment._add
+    stage = graph.rollout_stages.rollouts
+    assert add("rollouts.self.seed0", stage, inputs=["base"], work="", **again)
+    with pytest.raises(RuntimeError, match="Two different stages are named rollouts.self.seed0"):
+        add("rollouts.self.seed0", stage, inputs=["base"], work="", **{**again, "seed": 1})
+
+
+# -- provenance ------------------------------------------------------------------------------------
+
+
+def test_each_policy_is_compared_with_the_context_of_its_own_training():
+    """Models of two families have two templates, and yet were trained as they are probed."""
+    from subtransfer.experiment.stages import results
+
+    llama, qwen = ({"system_prompt": "p", "template": t} for t in ("aa", "bb"))
+    found = results.in_which([(llama, llama), (qwen, qwen), (qwen, None)])
+    assert found["training_matches_probe"] and found["template_sha256"] == "aa, bb"
+    crossed = results.in_which([(llama, qwen), (qwen, llama)])
+    assert not crossed["training_matches_probe"]
+    assert results.in_which([(llama, None)])["template_sha256"] == "aa"
