@@ -73,7 +73,7 @@ def together(
     trainings.together(out, context, base, learners, "distill")
 
 
-def member(context: Context, label: str, *, targets: str | None, **lesson: Any) -> Member:
+def member(context: Context, label: str, *, targets: str | None, **lesson: Any) -> Learner:
     """A student that is to learn from its teacher's trajectories alone.
 
     Args:

@@ -42,7 +42,7 @@ def together(
     trainings.together(out, context, base, learners, "teacher")
 
 
-def member(context: Context, label: str, *, base: str, source: str, seed: int) -> Member:
+def member(context: Context, label: str, *, base: str, source: str, seed: int) -> Learner:
     """A model with the demonstrations that it is to be tuned on.
 
     Args:
