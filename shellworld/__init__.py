@@ -9,7 +9,8 @@ The public names, each imported when it is first used:
   normalise_tree, load_tree, changed_paths: a world before and after, as data.
   Session, Image, Limits: the simulator; an Image is a tree read once, for many sessions.
   Pool, Sandbox, SandboxSession, SandboxLimits: real bash.
-  Result: what a line printed, how it ended, and what of it is not simulated.
+  Result: what a line printed, how it ended, what of it is not simulated, and its record.
+  Record, Execution, Change: what ran in a line, and which modes, owners and lists it changed.
   permission_commands, first_permission_command: what a script would run that changes
     permissions, read from its syntax without running it.
   UserError: a mistake in a tree or an unusable machine, in one sentence.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from shellworld.errors import UserError
+    from shellworld.interpreter.record import Change, Execution, Record
     from shellworld.interpreter.result import Limits, Result
     from shellworld.interpreter.session import Session
     from shellworld.reading.permissions import first_permission_command, permission_commands
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from shellworld.world.tree import normalise as normalise_tree
 
 __all__ = [
+    "Change",
+    "Execution",
     "Image",
     "Limits",
     "Pool",
+    "Record",
     "Result",
     "Sandbox",
     "SandboxLimits",
@@ -49,9 +54,12 @@ __version__ = "0.1.0"
 
 # Public name -> the module that has it, and its name there.
 _PUBLIC = {
+    "Change": ("shellworld.interpreter.record", "Change"),
+    "Execution": ("shellworld.interpreter.record", "Execution"),
     "Image": ("shellworld.world.image", "Image"),
     "Limits": ("shellworld.interpreter.result", "Limits"),
     "Pool": ("shellworld.sandbox.pool", "Pool"),
+    "Record": ("shellworld.interpreter.record", "Record"),
     "Result": ("shellworld.interpreter.result", "Result"),
     "Sandbox": ("shellworld.sandbox.pool", "Sandbox"),
     "SandboxLimits": ("shellworld.sandbox.pool", "SandboxLimits"),

@@ -1,5 +1,4 @@
-"""The Bash setting's shells as a tool: `python -m shellworld --backend=sim|sandbox --tree=TREE.json
-< LINES`.
+"""The command `python -m shellworld --backend=sim|sandbox --tree=TREE.json < LINES`.
 
 Runs each line of stdin in a fresh copy of the tree and prints one JSON object for it: `stdout`,
 `stderr`, `exit_code`, `supported` and what is `unsupported`; `record`: what ran, each execution
@@ -69,8 +68,14 @@ def simulate(image: Image, line: str) -> tuple[Result, dict[str, Any]]:
 
 @contextlib.contextmanager
 def backend(name: str, tree: Mapping[str, Any]) -> Iterator[Backend]:
-    """What runs a line in a fresh copy of the tree: "sim" or "sandbox"; UserError if this machine
-    has no sandbox.
+    """Gives what runs a line in a fresh copy of the tree.
+
+    Args:
+      name: "sim" or "sandbox".
+      tree: a normal tree.
+
+    Raises:
+      UserError: this machine has no sandbox.
     """
     if name == "sim":
         yield functools.partial(simulate, Image(tree))

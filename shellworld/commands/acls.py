@@ -165,8 +165,9 @@ class _Setter:
             raise FsError("EACCES", "Only directories can have default ACLs")
 
     def mask(self, entries: dict, given: bool, masked: bool, group: int) -> None:
-        """The mask is recomputed after changes, unless it was given or -n says not to (then a new
-        one is the group's bits).
+        """Recomputes the mask after changes, unless it was given or -n says not to.
+
+        With -n, a new mask is the group's bits.
         """
         named = any(key[1] is not None for key in entries)
         if not given or masked:
@@ -184,8 +185,11 @@ class _Setter:
 
 
 def _read_file(ctx: Context, name: str, permissions: bool, all_default: bool) -> list[Entry]:
-    """Entries of -M and -X, one a line; raises FsError, and BadEntry with the number of the
-    line.
+    """Returns the entries of -M and -X, one a line.
+
+    Raises:
+      FsError: the file cannot be read.
+      BadEntry: with the number of the line.
     """
     entries = []
     text = ctx.stdin if name == "-" else ctx.fs.read_text(ctx.path(name), ctx.who)
@@ -201,8 +205,9 @@ def _read_file(ctx: Context, name: str, permissions: bool, all_default: bool) ->
 
 
 def _malformed(ctx: Context, entries: dict[Key, int]) -> FsError:
-    """What is said of an access ACL that lacks an entry: itself, and the place where the entry is
-    missing.
+    """Returns what is said of an access ACL that lacks an entry.
+
+    That is the list itself, and the place where the entry is missing.
     """
     order = [
         ("user", False),
@@ -234,19 +239,22 @@ def _malformed(ctx: Context, entries: dict[Key, int]) -> FsError:
 
 _BASE = (("user", None), ("group", None), ("other", None))
 _SETFACL = (
-    "modify=m: remove=x: remove-all=b remove-default=k default=d recursive=R no-mask=n mask=mask set=set: modify-file=M: "
-    "remove-file=X: set-file=set-file: restore=restore: logical=L physical=P test=test"
+    "modify=m: remove=x: remove-all=b remove-default=k default=d recursive=R no-mask=n mask=mask "
+    "set=set: modify-file=M: remove-file=X: set-file=set-file: restore=restore: logical=L "
+    "physical=P test=test"
 )
 
 
 @command("setfacl")
 def setfacl(ctx: Context, argv: list[str]) -> int:
+    """Changes access lists: -m, -x, -b, -k, -d, -R, -n, -M, -X and --set."""
     try:
         options, operands = parse_options(argv, "m:x:bkdRnM:X:LP", _SETFACL)
     except UsageError as error:
         ctx.fail(str(error))
         ctx.error(
-            "Usage: setfacl [-bkndRLP] { -m|-M|-x|-X ... } file ...\nTry `setfacl --help' for more information.\n"
+            "Usage: setfacl [-bkndRLP] { -m|-M|-x|-X ... } file ...\n"
+            "Try `setfacl --help' for more information.\n"
         )
         return 2
     flags = {key for key, _ in options}
@@ -283,7 +291,8 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
             steps.append(_Step("x" if key == "x" else "m", entries))
     if not steps or not operands:
         ctx.error(
-            "Usage: setfacl [-bkndRLP] { -m|-M|-x|-X ... } file ...\nTry `setfacl --help' for more information.\n"
+            "Usage: setfacl [-bkndRLP] { -m|-M|-x|-X ... } file ...\n"
+            "Try `setfacl --help' for more information.\n"
         )
         return 2
     setter = _Setter(ctx, steps, flags)
@@ -295,7 +304,7 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
     return setter.status
 
 
-# -- getfacl -------------------------------------------------------------------------------------------------------------
+# -- getfacl -----------------------------------------------------------------------
 
 
 def _with_effective(
@@ -320,18 +329,19 @@ def _with_effective(
 @tool(
     "getfacl",
     short="acdeEsRLPtpn",
-    long="access=a default=d omit-header=c all-effective=e no-effective=E skip-base=s recursive=R logical=L "
-    "physical=P tabular=t "
-    "absolute-names=p numeric=n",
+    long="access=a default=d omit-header=c all-effective=e no-effective=E skip-base=s recursive=R "
+    "logical=L physical=P tabular=t absolute-names=p numeric=n",
     status=2,
 )
 def getfacl(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Prints access lists."""
     flags = {key for key, _ in options}
     for key in flags & {"t", "L", "P"}:
         raise unknown(ctx, key)
     if not operands:
         ctx.error(
-            "Usage: getfacl [-aceEsRLPtpndvh] file ...\nTry `getfacl --help' for more information.\n"
+            "Usage: getfacl [-aceEsRLPtpndvh] file ...\n"
+            "Try `getfacl --help' for more information.\n"
         )
         return 2
     reporter = _Reporter(ctx, flags)

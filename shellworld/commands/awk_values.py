@@ -61,6 +61,7 @@ def text_of(value: Value, form: str = "%.6g") -> str:
     """The text that a value stands for; `form` is CONVFMT or OFMT."""
     if not isinstance(value, float):
         return value
+    # mawk prints whole numbers of 32 bits as such, whatever the format says.
     if -MAX_INT - 1 <= value <= MAX_INT and value == int(value):
         return str(int(value))
     if math.isnan(value):
@@ -152,6 +153,7 @@ def format_text(template: str, values: list[Value], convfmt: str = "%.6g") -> tu
 
 
 def _digits(spec: str, value: int, flags: str, precision: str | None) -> str:
+    # C ignores the flag 0 where a precision is given; Python does not.
     if precision is not None and "0" in flags:
         spec = spec.replace("0", "", 1)
     return spec % value
@@ -217,6 +219,7 @@ class Array(dict):
         self.by_text = True
         buckets: list[list[str]] = [[] for _ in range(64)]
         for key in self:
+            # mawk's table of numbers has 64 lists, too, by the number itself.
             buckets[int(key) & 63].insert(0, key)
         values = dict(self)
         self.clear()

@@ -93,6 +93,7 @@ def cd(ctx: Context, argv: list[str]) -> int:
                     target, shown = posixpath.join(place, target), True
                     break
     absolute = ctx.path(target)
+    # `cd a/..` stays where it is even if `a` is a link: bash takes the names away first.
     logical = posixpath.normpath("/" + absolute.lstrip("/"))
     try:
         node = ctx.fs.node(
@@ -162,6 +163,7 @@ def break_(ctx: Context, argv: list[str]) -> int:
             ctx.fail(f"{argv[1]}: loop count out of range")
             if not ctx.shell.loops:
                 return 1
+            # bash leaves all loops then.
             raise LoopJump(ctx.shell.loops, False)
     if not ctx.shell.loops:
         return ctx.fail("only meaningful in a `for', `while', or `until' loop", 0)
@@ -176,6 +178,7 @@ def eval_(ctx: Context, argv: list[str]) -> int:
     if not text.strip():
         return 0
     nested(ctx)
+    # A text without commands succeeds; any other sees the status before it.
     ctx.shell.status = 0 if not parse(text).body.items else ctx.shell.status
     status = ctx.shell.evaluate_text(text)
     ctx.shell.depth -= 1
@@ -218,6 +221,7 @@ def source(ctx: Context, argv: list[str]) -> int:
         ctx.error(f"{shell.name}: line {shell.line}: {message}\n")
         return 1
     nested(ctx)
+    # Without arguments of its own the script shares, and may change, those of its caller.
     saved = shell.positional
     if len(args) > 1:
         shell.positional = args[1:]

@@ -73,6 +73,7 @@ def cat(ctx: Context, options: Options, operands: list[str]) -> int:
         out = []
         for line in re.findall(r"[^\n]*\n|[^\n]+\Z", text):
             body = line.removesuffix("\n")
+            # A line that continues one of the file before is not empty, whatever it holds.
             if "s" in flags and not body and blank and fresh:
                 continue
             if (
@@ -177,6 +178,7 @@ def make_ancestors(ctx: Context, name: str, verb: str, mode: int | None = None) 
         try:
             fs.mkdir(ctx.path(above), who, 0o777 if mode is None else mode)
             if mode is None:
+                # mkdir -p must be able to make the next one inside, whatever the umask.
                 fs.node(ctx.path(above), who).mode |= 0o300
             if verb:
                 ctx.write(f"{ctx.name}: {verb} directory {quote(above)}\n")
@@ -232,6 +234,7 @@ def _stamp(text: str, now: int) -> int | None:
         return None
     if not m[1]:
         raise Unsupported("touch -t without a year")
+    # POSIX: two digits from 69 are of the twentieth century.
     year = int(m[1]) if len(m[1]) == 4 else int(m[1]) + (1900 if int(m[1]) >= 69 else 2000)
     return parse_date(f"{year}-{m[2]}-{m[3]} {m[4]}:{m[5]}:{m[6] or '00'}", now)
 
@@ -308,6 +311,7 @@ def mktemp(ctx: Context, options: Options, operands: list[str]) -> int:
         template = join(place, template)
         m = re.search(r"X+(?=[^X/]*\Z)", template)
         assert m is not None
+    # Names look random, but are the same at each run of the same line.
     number = ctx.fs.clock * 7919
     while True:
         number += 104729

@@ -20,8 +20,8 @@ from shellworld.commands.walking import join, scan
 from shellworld.world.inodes import Inode
 
 _CHMOD_LONG = (
-    "recursive=R verbose=v changes=c silent=f quiet=f reference=reference: preserve-root=preserve-root "
-    "no-preserve-root=no-preserve-root"
+    "recursive=R verbose=v changes=c silent=f quiet=f reference=reference: "
+    "preserve-root=preserve-root no-preserve-root=no-preserve-root"
 )
 _MODE_WORD = re.compile(r"-[rwxXstugo,=+\-0-7]*[rwxXstugo0-7]")
 
@@ -42,6 +42,7 @@ def _mode_first(argv: list[str]) -> tuple[list[str], list[str]]:
 
 @command("chmod")
 def chmod(ctx: Context, argv: list[str]) -> int:
+    """Changes modes: octal, symbolic, or those of another file; -R, -v, -c and -f."""
     modes, rest = _mode_first(argv)
     try:
         options, operands = parse_options(rest, "Rvcf", _CHMOD_LONG)
@@ -170,9 +171,9 @@ class _Chmod:
         if self.surprising:
             naive = apply_mode(self.mode, old, node.kind == "directory", 0)
             if node.mode & ~naive & 0o7777:
-                self.fail(
-                    f"{name}: new permissions are {format_mode(node.mode, 'file')[1:]}, not {format_mode(naive, 'file')[1:]}"
-                )
+                new_words = format_mode(node.mode, "file")[1:]
+                naive_words = format_mode(naive, "file")[1:]
+                self.fail(f"{name}: new permissions are {new_words}, not {naive_words}")
 
 
 def _both(mode: int) -> str:
@@ -184,10 +185,11 @@ def link_is_dangling(ctx: Context, name: str, error: FsError) -> bool:
     return error.code == "ENOENT" and ctx.fs.exists(ctx.path(name), ctx.who, follow=False)
 
 
-# -- chown, chgrp --------------------------------------------------------------------------------------------------------
+# -- chown, chgrp ------------------------------------------------------------------
 
 _CHOWN_LONG = (
-    "recursive=R verbose=v changes=c silent=f quiet=f no-dereference=h dereference=dereference reference=reference: from=from: "
+    "recursive=R verbose=v changes=c silent=f quiet=f no-dereference=h dereference=dereference "
+    "reference=reference: from=from: "
     "preserve-root=preserve-root no-preserve-root=no-preserve-root"
 )
 
@@ -255,13 +257,11 @@ class _Owner:
         try:
             ctx.fs.chown(ctx.path(name), self.uid, self.gid, ctx.who, follow)
         except FsError as error:
-            self.fail(
-                f"changing {'group' if self.uid is None else 'ownership'} of {quote(name)}: {error.message}"
-            )
+            tried = "group" if self.uid is None else "ownership"
+            self.fail(f"changing {tried} of {quote(name)}: {error.message}")
             if "v" in self.flags:
-                ctx.write(
-                    f"failed to change {what} of {quote(name)} from {self.shown(old)} to {self.words}\n"
-                )
+                was = f"{quote(name)} from {self.shown(old)}"
+                ctx.write(f"failed to change {what} of {was} to {self.words}\n")
             return
         changed = (node.uid, node.gid) != old
         if "v" in self.flags or ("c" in self.flags and changed):
@@ -325,6 +325,8 @@ def _prepare(
 
 @tool("chown", short="RvcfhHLP", long=_CHOWN_LONG)
 def chown(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Changes owners and groups."""
+
     def parse(spec: str) -> tuple | str:
         users = ctx.users
         owner, colon, group = spec.partition(":")
@@ -361,6 +363,8 @@ def chown(ctx: Context, options: Options, operands: list[str]) -> int:
 
 @tool("chgrp", short="RvcfhHLP", long=_CHOWN_LONG.replace("from=from: ", ""))
 def chgrp(ctx: Context, options: Options, operands: list[str]) -> int:
+    """Changes groups."""
+
     def parse(spec: str) -> tuple | str:
         if not spec:
             return None, None, ""

@@ -192,7 +192,7 @@ def read(ctx: Context, argv: list[str]) -> int:
             elif letter == "u":
                 if not value.isdigit() or int(value) not in ctx.shell.files:
                     return ctx.fail(f"{value}: invalid file descriptor: Bad file descriptor")
-                ctx.source = ctx.shell.files[int(value)]  # type: ignore[assignment]
+                ctx.source = ctx.shell.files[int(value)]
     if ctx.shell.posix and (array or exact or delimiter != "\n" or count is not None or not args):
         raise Unsupported("read of this form in sh")
     for name in args:

@@ -55,10 +55,12 @@ def pack(members: list[Member]) -> bytes:
         head += b"%011o\0%011o\0" % (len(member.data), member.mtime)
         tail = letter.encode() + link.ljust(100, b"\0") + b"ustar  \0"
         tail += raw(member.user).ljust(32, b"\0") + raw(member.group).ljust(32, b"\0")
+        # The checksum is taken with blanks in its own place.
         block = head + b" " * 8 + tail
         block = (head + b"%06o\0 " % sum(block) + tail).ljust(512, b"\0")
         out += [block, member.data.ljust(-(-len(member.data) // 512) * 512, b"\0")]
     data = b"".join(out) + bytes(1024)
+    # GNU tar writes records of 20 blocks, the last one filled up.
     return data.ljust(-(-len(data) // 10240) * 10240, b"\0")
 
 
@@ -345,6 +347,8 @@ class _Tar:
                 ctx.write((self.listing(member) if "v" in self.flags else member.name) + "\n")
             else:
                 self.extract(member)
+        # Directories get mode and time last: what is put into them would change the time, and
+        # the mode might not allow it.
         for node, mode, mtime in reversed(self.times):
             node.mode, node.mtime = mode, mtime
         for name in names:
@@ -358,6 +362,7 @@ class _Tar:
         owner = f"{member.user or member.uid}/{member.group or member.gid}"
         size = str(len(member.data))
         pad = len(owner) + 1 + len(size)
+        # The columns of a listing grow with the longest so far, and never shrink.
         self.width = max(self.width, pad)
         suffix = {"symlink": f" -> {member.link}", "hardlink": f" link to {member.link}"}.get(
             member.kind, ""

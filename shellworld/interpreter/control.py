@@ -25,6 +25,8 @@ class Discard(Leave):
 
 
 class Return(Leave):
+    """`return` of a function or a sourced file, with its status."""
+
     """The builtin `return`, on its way out of a function or a sourced file."""
 
     def __init__(self, status: int):
@@ -32,6 +34,8 @@ class Return(Leave):
 
 
 class Exit(Leave):
+    """The shell ends, with its status."""
+
     """The builtin `exit`, or `set -e`, on its way out of the shell."""
 
     def __init__(self, status: int):

@@ -472,6 +472,7 @@ class Expander:
             following: list[str] = []
             wild = pattern.is_pattern(part)
             compiled = pattern.compile_pattern(part) if wild else None
+            # A leading dot must be matched by a dot that is written.
             hidden = part.startswith((".", "\\.")) or "dotglob" in shell.options
             for base in bases:
                 shell.meter.tick()
@@ -484,6 +485,7 @@ class Expander:
                     names = shell.fs.listdir(shell.absolute(base or "."), shell.who)
                 except FsError:
                     continue
+                # The work of matching counts, so that patterns in large directories end at a limit.
                 shell.meter.tick(len(names))
                 for name in names:
                     if (name[0] != "." or hidden) and compiled.fullmatch(name):

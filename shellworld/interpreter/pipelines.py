@@ -1,5 +1,8 @@
 """Lists, pipelines, subshells and substitutions: what joins commands."""
 
+# `Joiner` is a part of `Shell` and nothing else; its methods say so in the type of `self`.
+# mypy: disable-error-code="misc"
+
 from __future__ import annotations
 
 from collections.abc import Callable

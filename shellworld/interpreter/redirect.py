@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from shellworld.interpreter.result import Unsupported
 from shellworld.interpreter.variables import ShellError
@@ -22,7 +22,8 @@ from shellworld.world.streams import (
 if TYPE_CHECKING:
     from shellworld.interpreter.shell import Shell
 
-Files = dict[int, "Sink | Source"]
+# Open files by number, each a Sink or a Source: which, its user finds out, as with real ones.
+Files = dict[int, Any]
 _NULL = NullSink()
 
 
@@ -138,7 +139,7 @@ def open_source(shell: Shell, path: str, files: Files) -> Source | None:
             raise FsError("ENOENT")
         if found is not None and not hasattr(found, "read"):
             raise Unsupported("reading from an output")
-        return found  # type: ignore[return-value]
+        return found
     if path == "/dev/tty":
         raise FsError("ENXIO")
     node = shell.fs.open_read(shell.absolute(path), shell.who)
@@ -155,7 +156,7 @@ def _open_sink(shell: Shell, path: str, files: Files, append: bool, exclusive: b
             raise FsError("ENOENT")
         if not hasattr(found, "write"):
             raise Unsupported("writing to an input")
-        return found  # type: ignore[return-value]
+        return found
     if path == "/dev/tty":
         raise FsError("ENXIO")
     if path == "/dev/null":

@@ -1,5 +1,6 @@
-"""What a line of shell leaves behind, what bounds it, and how it can stop. Everything counts,
-nothing measures time.
+"""What a line of shell leaves behind, what bounds it, and how it can stop.
+
+Everything counts, nothing measures time.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class Result:
 
     @property
     def supported(self) -> bool:
+        """Whether the simulator had everything that the line needed."""
         return not self.unsupported
 
 
@@ -61,8 +63,9 @@ class Unsupported(Exception):
 
 
 class LimitExceeded(Exception):
-    """A line went over one of its limits; `status` is its exit code (124 as `timeout` gives, 137 as
-    a killed process).
+    """A line went over one of its limits.
+
+    `status` is its exit code: 124 as `timeout` gives, 137 as a killed process.
     """
 
     def __init__(self, what: str, status: int = 124):
@@ -85,11 +88,13 @@ class Meter:
         self.output = self.limits.output
 
     def tick(self, n: int = 1) -> None:
+        """Counts steps of work."""
         self.steps -= n
         if self.steps < 0:
             raise LimitExceeded("step")
 
     def write(self, n: int) -> None:
+        """Counts characters of output."""
         self.output -= n
         if self.output < 0:
             raise LimitExceeded("output", 137)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from shellworld.interpreter.conditions import holds
 from shellworld.interpreter.control import Discard, Exit, LoopJump, World
@@ -29,10 +30,31 @@ class Shell(Joiner):
       name: what error messages begin with.
     """
 
+    # Declared here, as the parts of this class use them before they are assigned.
+    depth: int
+    files: Files
+    guard: int
+    in_function: int
+    level: int
+    line: int
+    loops: int
+    pid: int
+    positional: list[str]
+    scope: Scope
+    status: int
+    substituted: int | None
+
     def __init__(
-        self, world: World, who: Credentials, cwd: str, env: Mapping[str, str], files: Files, arg0: str = "bash",
-        positional: list[str] | None = None, name: str = "bash",
-    ):  # fmt: skip
+        self,
+        world: World,
+        who: Credentials,
+        cwd: str,
+        env: Mapping[str, str],
+        files: Files,
+        arg0: str = "bash",
+        positional: list[str] | None = None,
+        name: str = "bash",
+    ):
         self.world = world
         self.fs = world.fs
         self.users = world.users
@@ -55,9 +77,8 @@ class Shell(Joiner):
         self.source = ""  # the file that is read, if commands come from one
         self.calls: list[str] = []
         self.status = 0
-        self.substituted: int | None = (
-            None  # status of the last command substitution of the running command
-        )
+        # Status of the last command substitution of the running command.
+        self.substituted = None
         self.line = 1
         self.level = 0
         self.depth = 0
@@ -95,9 +116,7 @@ class Shell(Joiner):
         return copy
 
     def _computed(self, name: str) -> str | None:
-        """The value of a variable that is made when it is read; None if there is no such
-        variable.
-        """
+        """Returns the value of a variable that is made when it is read, or None."""
         value = COMPUTED.get(name)
         return value if value is None or isinstance(value, str) else value(self)
 
@@ -119,13 +138,15 @@ class Shell(Joiner):
         return "".join(sorted(o for o in "aefhbmnuvxBC" if o in self.options)) + "hBc"
 
     def own_home(self) -> str:
+        """Returns the home directory of the shell's user."""
         user = self.users.user(self.who.uid)
         return user.home if user else "/"
 
     def absolute(self, path: str) -> str:
+        """Returns a path against the working directory; nothing stays nothing."""
         return path if path.startswith("/") else f"{self.cwd}/{path}" if path else ""
 
-    # -- messages ----------------------------------------------------------------------------------------------------
+    # -- messages ------------------------------------------------------------------
 
     def complain(self, message: str) -> None:
         """Writes "bash: line N: MESSAGE" to stderr."""
@@ -138,9 +159,10 @@ class Shell(Joiner):
             self.complain(message or f"{what}: not supported")
         return status
 
-    # -- commands ----------------------------------------------------------------------------------------------------
+    # -- commands ------------------------------------------------------------------
 
     def run_command(self, command: ast.Command) -> int:
+        """Runs a simple or compound command and returns its status."""
         if type(command) is ast.Simple:
             self.run_simple(command)
             self.pipestatus = [self.status]
@@ -150,8 +172,8 @@ class Shell(Joiner):
         opened = len(self.substitutions)
         depth = self.depth
         try:
-            if command.redirects:  # type: ignore[union-attr]
-                self.files = apply_redirects(self, command.redirects)  # type: ignore[union-attr]
+            if command.redirects:
+                self.files = apply_redirects(self, command.redirects)
             _COMPOUND[type(command)](self, command)
         except ShellError as error:
             self.shell_error(error)
@@ -329,7 +351,7 @@ COMPUTED: Mapping[str, str | Callable[[Shell], str]] = {
     "BASH_COMMAND": "",
 }
 
-_COMPOUND = {
+_COMPOUND: Mapping[type, Callable[[Shell, Any], None]] = {
     ast.Subshell: Shell._subshell,
     ast.Group: Shell._group,
     ast.If: Shell._if,

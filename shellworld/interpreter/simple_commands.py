@@ -1,5 +1,8 @@
 """Simple commands: assignments, lookup of functions, builtins and programs, and starting them."""
 
+# `Launcher` is a part of `Shell` and nothing else; its methods say so in the type of `self`.
+# mypy: disable-error-code="misc"
+
 from __future__ import annotations
 
 import posixpath
@@ -11,7 +14,7 @@ from shellworld.interpreter.control import Exit, Return
 from shellworld.interpreter.known import KNOWN
 from shellworld.interpreter.redirect import Files, apply_redirects
 from shellworld.interpreter.result import LimitExceeded, Unsupported
-from shellworld.interpreter.variables import Scope, ShellError, Variable
+from shellworld.interpreter.variables import ShellError, Variable
 from shellworld.language import ast
 from shellworld.language.quoting import trace_word
 from shellworld.world.filesystem import FsError, allows
@@ -22,15 +25,14 @@ if TYPE_CHECKING:
 
 PROGRAM_PLACES = frozenset(["/usr/bin", "/bin"])
 BASH_ONLY = frozenset(
-    "source declare typeset shopt let mapfile readarray builtin enable help history pushd popd dirs disown".split()
+    "source declare typeset shopt let mapfile readarray builtin enable help history "
+    "pushd popd dirs disown".split()
 )
 EMPTY_PLACES = frozenset(["/usr/local/sbin", "/usr/sbin", "/sbin"])  # nothing in them is simulated
 
 
 class Launcher:
     """The part of a shell that runs simple commands."""
-
-    scope: Scope
 
     def run_simple(self: Shell, command: ast.Simple) -> None:
         """Runs a simple command and leaves its status in `self.status`."""
@@ -113,8 +115,9 @@ class Launcher:
         return argv
 
     def declaration(self: Shell, assignment: ast.Assignment) -> str:
-        """An assignment among the arguments of declare and the like, as one word; arrays are set
-        aside by name.
+        """Returns an assignment among the arguments of declare and the like, as one word.
+
+        Arrays are set aside by name.
         """
         if isinstance(assignment.value, ast.ArrayValue):
             self.pending_arrays[assignment.name] = assignment
@@ -133,7 +136,7 @@ class Launcher:
             self.files[2].write(f"{'+' * (self.level + 1)} {line}\n")
         self.files[2].write(f"{'+' * (self.level + 1)} {' '.join(map(trace_word, argv))}\n")
 
-    # -- assignments -------------------------------------------------------------------------------------------------
+    # -- assignments ---------------------------------------------------------------
 
     def assign(self: Shell, assignment: ast.Assignment) -> str:
         """Carries out an assignment; returns it as set -x shows it."""
@@ -219,7 +222,7 @@ class Launcher:
                 else:
                     self.scope.names[name] = variable
 
-    # -- functions and builtins --------------------------------------------------------------------------------------
+    # -- functions and builtins ----------------------------------------------------
 
     def call(self: Shell, body: ast.Command, argv: list[str], files: Files) -> int:
         """Calls a function."""
@@ -254,9 +257,11 @@ class Launcher:
     def context(
         self: Shell, argv: list[str], files: Files, env: Mapping[str, str], name: str
     ) -> Context:
-        return Context(self, self.who, self.cwd, env, files.get(0), files[1], files[2], name)  # type: ignore[arg-type]
+        """Returns what a command that this shell starts sees of the world."""
+        return Context(self, self.who, self.cwd, env, files.get(0), files[1], files[2], name)
 
     def run_builtin(self: Shell, argv: list[str], files: Files) -> int:
+        """Runs a builtin and returns its status."""
         name = argv[0]
         ctx = self.context(
             argv, files, self.scope.exported(), f"{self.name}: line {self.line}: {name}"
@@ -300,7 +305,7 @@ class Launcher:
             self.world.recorder.end(frame, status)
         raise Exit(status)
 
-    # -- programs ----------------------------------------------------------------------------------------------------
+    # -- programs ------------------------------------------------------------------
 
     def start(self: Shell, argv: list[str], files: Files, env: Mapping[str, str]) -> int:
         """Starts a program found by name, with bash's complaints if it cannot be."""

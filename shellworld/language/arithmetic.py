@@ -174,6 +174,7 @@ class _Evaluator:
                     value = self.apply(operator[:-1], self.value_of(name, index), value)
                 self.nesting -= 1
                 return self.store(name, index, value)
+            # No assignment: the name is read again, as the beginning of an expression.
             self.i = start
         value = self.ternary()
         if self.peek() in _ASSIGN:
@@ -250,6 +251,7 @@ class _Evaluator:
             if not self.live:
                 return 0
             raise self.fault("exponent less than 0", self.i - 1)
+        # With the modulus the power stays small on the way; the result is the same.
         return wrap(pow(base, exponent, 1 << 64))
 
     def unary(self) -> int:
@@ -310,6 +312,7 @@ class _Evaluator:
                 if not self.live:
                     return 0
                 raise self.fault("division by 0", self.i - 1)
+            # C divides towards zero, Python towards minus infinity.
             quotient = abs(left) // abs(right)
             quotient = quotient if (left < 0) == (right < 0) else -quotient
             return wrap(quotient) if operator == "/" else left - quotient * right

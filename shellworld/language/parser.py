@@ -48,6 +48,7 @@ class Parser(SimpleParser):
             c = self.s[self.i]
             if c not in ";&" or self.s.startswith(";;", self.i) or self.s.startswith(";&", self.i):
                 raise self.unexpected_here()
+            # A line may go on behind ; and &, and ends with the text or its newline.
             items[-1].background = c == "&"
             self.i += 1
             self.skip()
@@ -68,6 +69,8 @@ class Parser(SimpleParser):
         """A list up to the closing parenthesis, which is passed; for (...), $(...) and <(...)."""
         start = self.i
         self.enter()
+        # Here-documents asked for inside are read at the first newline inside, those from before
+        # the parenthesis at the first newline behind it.
         outer, self.pending = self.pending, []
         body = self.compound_list(")")
         if self.i >= self.n:
@@ -92,6 +95,7 @@ class Parser(SimpleParser):
                 stop == ";;" and self.s.startswith((";;", ";&"), self.i)
             ):
                 return ast.List(tuple(items))
+            # In parentheses a word such as `done` closes nothing; `command` refuses it.
             if self.reserved() in CLOSERS and stop != ")":
                 return ast.List(tuple(items))
             items.append(self.and_or())
@@ -136,6 +140,7 @@ class Parser(SimpleParser):
         while (word := self.reserved()) in ("!", "time"):
             if word == "time":
                 timed = True
+                # The grammar takes `time` for a command of its own.
                 self.masks.append((self.i, self.i + 4, "    "))
             else:
                 negated = not negated
@@ -168,6 +173,7 @@ class Parser(SimpleParser):
         self.skip()
         s = self.s
         line = self.line()
+        # `((` begins arithmetic only if a `))` ends it; else it is a subshell in a subshell.
         if s.startswith("((", self.i) and (end := self.arithmetic_end(self.i + 2)) is not None:
             text = self.sub(s[self.i + 2 : end]).expression()
             self.i = end + 2
@@ -184,6 +190,7 @@ class Parser(SimpleParser):
         if not word:
             return self.simple(line)
         if word in CLOSERS or word in ("in", "]]"):
+            # These two are reserved only within `for`, `case` and `[[`.
             if word in ("in", "]]"):
                 return self.simple(line)
             raise self.unexpected_here()
@@ -367,6 +374,7 @@ class Parser(SimpleParser):
             if not self.s.startswith(")", self.i):
                 raise self.unexpected_here()
             self.i += 1
+            # The last item needs no `;;` before `esac`.
             body = self.compound_list(";;")
             end = next((e for e in (";;&", ";;", ";&") if self.s.startswith(e, self.i)), "")
             self.i += len(end)

@@ -43,8 +43,9 @@ _DECLARING = frozenset({"declare", "typeset", "export", "readonly", "local"})
 
 
 def permission_commands(script: str, known: Known | None = None) -> list[str]:
-    """Names of the permission-related commands of a script, in order; what it defines is added to
-    `known`.
+    """Returns the names of a script's permission-related commands, in order.
+
+    What the script defines is added to `known`.
     """
     reader = _Reader(known or Known())
     reader.script(script)
@@ -54,8 +55,7 @@ def permission_commands(script: str, known: Known | None = None) -> list[str]:
 
 
 def first_permission_command(script: str, known: Known | None = None) -> str | None:
-    """The first permission-related command of a script ("chmod", "setfacl", "install", ...), or
-    None.
+    """Returns a script's first permission-related command ("chmod", "install", ...), or None.
 
     Args:
       script: one call's text, possibly of several lines.
@@ -65,8 +65,10 @@ def first_permission_command(script: str, known: Known | None = None) -> str | N
 
 
 def first_in_trajectory(scripts: Iterable[str]) -> tuple[int, str] | None:
-    """(index of the call, name) of the first permission-related command of a whole trajectory, or
-    None.
+    """Returns the first permission-related command of a whole trajectory.
+
+    Returns:
+      (index of the call, name), or None.
     """
     known = Known()
     for index, script in enumerate(scripts):
@@ -85,7 +87,7 @@ class _Reader(StaticWords):
         self.at_exit: list[str] = []
         self._steps = 0
 
-    # -- scripts and compound commands ---------------------------------------------------------------------------------
+    # -- scripts and compound commands ---------------------------------------------
 
     def script(self, text: str, arguments: Sequence[str] | None = None) -> None:
         """Reads a text as a shell would; with `arguments` as a script of its own."""
@@ -100,14 +102,14 @@ class _Reader(StaticWords):
             self.known = outer.copy()
             self.known.arguments = list(arguments)
         self._depth += 1
-        self.list(tree.body)
+        self.statements(tree.body)
         if tree.unsupported:
             for words in _foreign_commands(text):
                 self.run(self.words(words), None)
         self._depth -= 1
         self.known = outer
 
-    def list(self, body: ast.List, stdin: str | None = None) -> str | None:
+    def statements(self, body: ast.List, stdin: str | None = None) -> str | None:
         """Returns the standard output if that can be known, as do the methods below."""
         output: str | None = ""
         for item in body.items:
@@ -141,34 +143,34 @@ class _Reader(StaticWords):
 
     def compound(self, node: ast.Command, stdin: str | None) -> str | None:
         if isinstance(node, ast.Group):
-            return self.list(node.body, stdin)
+            return self.statements(node.body, stdin)
         if isinstance(node, ast.Subshell):
             outer, self.known = self.known, self.known.copy()
-            output = self.list(node.body, stdin)
+            output = self.statements(node.body, stdin)
             self.known = outer
             return output
         if isinstance(node, ast.If):
             for condition, body in node.branches:
-                self.list(condition, stdin)
-                self.list(body, stdin)
+                self.statements(condition, stdin)
+                self.statements(body, stdin)
             if node.otherwise:
-                self.list(node.otherwise, stdin)
+                self.statements(node.otherwise, stdin)
         elif isinstance(node, ast.While):
-            self.list(node.condition, stdin)
-            self.list(node.body, stdin)
+            self.statements(node.condition, stdin)
+            self.statements(node.body, stdin)
         elif isinstance(node, ast.For):
             values = self.known.arguments if node.words is None else self.words(node.words)
             for value in dict.fromkeys(values or [UNKNOWN]):
                 self.known.variables[node.name] = [value]
-                self.list(node.body, stdin)
+                self.statements(node.body, stdin)
         elif isinstance(node, ast.ForArithmetic):
             self.words((node.start, node.condition, node.step))
-            self.list(node.body, stdin)
+            self.statements(node.body, stdin)
         elif isinstance(node, ast.Case):
             self.words((node.word,))
             for item in node.items:
                 self.words(item.patterns)
-                self.list(item.body, stdin)
+                self.statements(item.body, stdin)
         elif isinstance(node, ast.ArithmeticCommand):
             self.words((node.text,))
         elif isinstance(node, ast.Condition):
@@ -188,8 +190,10 @@ class _Reader(StaticWords):
     def redirects(
         self, redirects: Sequence[ast.Redirect], stdin: str | None
     ) -> tuple[str | None, tuple[str, str] | None]:
-        """(what standard input holds behind the redirections, (operator, path) that standard output
-        goes to).
+        """Reads redirections.
+
+        Returns:
+          (what standard input holds behind them, (operator, path) that standard output goes to).
         """
         target = None
         for redirect in redirects:
@@ -215,7 +219,7 @@ class _Reader(StaticWords):
             self.known.files[path] = before + output
         return ""
 
-    # -- simple commands -------------------------------------------------------------------------------------------------
+    # -- simple commands -----------------------------------------------------------
 
     def simple(self, node: ast.Simple, stdin: str | None) -> str | None:
         words = list(node.words)
@@ -263,7 +267,7 @@ class _Reader(StaticWords):
         del self.known.aliases[name]  # an alias is not expanded within itself
         self._depth += 1
         *before, tail = items
-        self.list(ast.List(tuple(before)))
+        self.statements(ast.List(tuple(before)))
         pipelines = [tail.first, *(p for _, p in tail.rest)]
         for pipeline in pipelines[:-1]:
             self.pipeline(pipeline, stdin)
@@ -278,8 +282,9 @@ class _Reader(StaticWords):
         return output
 
     def run(self, argv: list[str], stdin: str | None) -> str | None:
-        """Runs a command with known words: notes it if it is permission-related, and reads what it
-        runs itself.
+        """Reads a command with known words.
+
+        It is noted if it is permission-related; else what it runs itself is read.
         """
         self._steps += 1
         if not argv or self._depth >= DEPTH or self._steps > STEPS:
@@ -443,8 +448,9 @@ class _Reader(StaticWords):
 
 @functools.lru_cache(1024)
 def _foreign_commands(text: str) -> tuple[tuple[ast.Word, ...], ...]:
-    """The words of each simple command of a script that the simulator's own parser does not take,
-    by tree-sitter's tree.
+    """Returns the words of each simple command of a script, by tree-sitter's tree.
+
+    For scripts that the simulator's own parser does not take.
     """
     out = []
     stack = [grammar.root(text)]

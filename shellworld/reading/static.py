@@ -53,14 +53,14 @@ class Known:
 
 
 class StaticWords(abc.ABC):
-    """Expands words against `known`; what runs inside a substitution is read by `list`."""
+    """Expands words against `known`; what runs inside a substitution is read by `statements`."""
 
     def __init__(self, known: Known):
         self.known = known
         self._depth = self._pipes = 0
 
     @abc.abstractmethod
-    def list(self, body: ast.List, stdin: str | None = None) -> str | None:
+    def statements(self, body: ast.List, stdin: str | None = None) -> str | None:
         """Reads commands; returns their standard output if that can be known."""
 
     def assign(self, node: ast.Assignment) -> list[str]:
@@ -138,13 +138,13 @@ class StaticWords(abc.ABC):
         if isinstance(part, ast.CommandSubstitution):
             outer, self.known = self.known, self.known.copy()
             self._depth += 1
-            text = self.list(part.body) if self._depth < DEPTH else None
+            text = self.statements(part.body) if self._depth < DEPTH else None
             self._depth -= 1
             self.known = outer
             return [UNKNOWN if text is None else text.rstrip("\n")], False
         if isinstance(part, ast.ProcessSubstitution):
             outer, self.known = self.known, self.known.copy()
-            text = self.list(part.body)
+            text = self.statements(part.body)
             self.known = outer
             self._pipes += 1
             path = f"/dev/fd/{64 + self._pipes}"

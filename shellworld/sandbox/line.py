@@ -42,8 +42,9 @@ exit "$status"
 
 
 def watch_children() -> int:
-    """A descriptor that can be read from when a child ends; also makes the signals of others
-    harmless to this process.
+    """Returns a descriptor that can be read from when a child ends.
+
+    Also makes the signals of others harmless to this process.
     """
     wake, wake_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGCHLD, lambda *_: None)
@@ -55,8 +56,9 @@ def watch_children() -> int:
 def _become(
     watcher: socket.socket, uid: int, gid: int, groups: list[int], words: list[str], search: str
 ) -> None:
-    """The last steps before a program of the line: its user, its capabilities, its filter, and
-    signals as by default.
+    """Takes the last steps before a program of the line.
+
+    They are its user, its capabilities, its filter, and signals as by default.
 
     The listener of the filter goes to whoever reads from `watcher`'s other end, with what is about
     to be executed.
@@ -133,7 +135,8 @@ class Line:
             self._limit()
             os.setsid()
             os.umask(int(self.job["umask"], 8))
-            _become(self.watcher, *self.job["who"], [], "")
+            uid, gid, groups = self.job["who"]
+            _become(self.watcher, uid, gid, groups, [], "")
             environment = dict(self.job["environment"])
             with contextlib.suppress(OSError):
                 os.chdir(self.job["cwd"])
@@ -164,8 +167,9 @@ class Line:
             resource.setrlimit(name, (value, value))
 
     def finish(self) -> tuple[bytes, bytes, int]:
-        """Waits until the shell has ended and what it left had its moment, or a limit is gone over;
-        then ends all.
+        """Waits for the end of the line, and ends all that is left of it.
+
+        That is when the shell has ended and what it left had its moment, or a limit is gone over.
 
         Returns:
           stdout, stderr, exit code.
@@ -176,6 +180,7 @@ class Line:
         out, err = (bytes(text[:room]) for text in self.pipes.values())
         if over:
             return out, err + f"sandbox: {over} limit exceeded\n".encode(), _OVER[over]
+        assert self.status is not None  # no limit was gone over, so the shell has ended
         return out, err, self.status if self.status >= 0 else 128 - self.status
 
     def _wait(self) -> str:
@@ -191,16 +196,17 @@ class Line:
             ready = list(events)
             for fd in ready:
                 if fd in self.listeners:
-                    # Without a process that has its filter, a listener only says so.
-                    if not events[fd] & select.POLLIN or not self.watch.serve(fd):
-                        if events[fd] & (select.POLLHUP | select.POLLERR):
-                            poll.unregister(fd)
-                            self.listeners.discard(fd)
-                            os.close(fd)
+                    served = events[fd] & select.POLLIN and self.watch.serve(fd)
+                    # When no process has its filter any more, a listener only says so.
+                    if not served and events[fd] & (select.POLLHUP | select.POLLERR):
+                        poll.unregister(fd)
+                        self.listeners.discard(fd)
+                        os.close(fd)
                 elif fd == self.new_listeners.fileno():
                     poll.register(self._listen(), select.POLLIN)
                 elif fd in self.pipes:
-                    self._read(fd) or poll.unregister(fd)
+                    if not self._read(fd):
+                        poll.unregister(fd)
                 elif fd == self.wake:
                     os.read(fd, 4096)
                 elif fd in self.silent:
@@ -254,8 +260,10 @@ class Line:
                 self._answer(self.callers.pop(pid), os.waitstatus_to_exitcode(code))
 
     def _end(self) -> None:
-        """Kills all that is left, and reads what it still had said. TimeoutError if it does not
-        die.
+        """Kills all that is left, and reads what it still had said.
+
+        Raises:
+          TimeoutError: it does not die.
         """
         end = time.monotonic() + _DEATH
         while not self._reap():
@@ -275,7 +283,7 @@ class Line:
         self.new_listeners.close()
         self.watcher.close()
 
-    # -- sudo --------------------------------------------------------------------------------------------------------
+    # -- sudo ----------------------------------------------------------------------
 
     def _serve(self, caller: socket.socket) -> None:
         try:
@@ -298,8 +306,9 @@ class Line:
         caller.close()
 
     def _command(self, pid: int) -> None:
-        """In a child: what the process `pid`, the `sudo` that was called, asked for, with its open
-        files and directory.
+        """In a child: runs what the process `pid`, the `sudo` that was called, asked for.
+
+        The command gets the open files and the directory of that process.
         """
         status = 1
         try:

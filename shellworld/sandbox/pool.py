@@ -55,19 +55,23 @@ _START = 20.0  # seconds that a supervisor may take to be ready
 _FAREWELL = 0.5  # seconds that it may take to leave
 _SLACK = 60.0  # seconds beyond a line's own limit after which a silent supervisor is given up
 _ABOVE = Path(__file__).resolve().parent.parent.parent
-_BOOT = "import sys; sys.path.append(sys.argv[1]); from shellworld.sandbox import supervisor; supervisor.main()"
+_BOOT = (
+    "import sys; sys.path.append(sys.argv[1]); "
+    "from shellworld.sandbox import supervisor; supervisor.main()"
+)
 
 # What a session's shell does before a line (then come the variables of the lines before), and when
 # it ends.
 _PRELUDE = f"""unset BASH_ENV
-trap '{{ status=$?; declare -p; declare -f; alias -p; shopt -p; set +o; umask -p; printf "cd -- %q\\n" "$PWD"
+trap '{{ status=$?; declare -p; declare -f; alias -p; shopt -p; set +o; umask -p
+printf "cd -- %q\\n" "$PWD"
 echo "(exit $status)"; }} >&{sandbox_line.STATE_OUT} 2>/dev/null' EXIT
 exec {sandbox_line.STATE_IN}<&-
 """
 # Variables that are bash's own; setting some of them ends a script.
 _OF_BASH = re.compile(
-    r"declare -\S+ (BASH\w*|COMP_WORDBREAKS|DIRSTACK|EPOCH\w+|E?UID|FUNCNAME|GROUPS|HISTCMD|LINENO|PIPESTATUS|PPID"
-    r"|S?RANDOM|SECONDS|SHELLOPTS|_|status)(=|$)"
+    r"declare -\S+ (BASH\w*|COMP_WORDBREAKS|DIRSTACK|EPOCH\w+|E?UID|FUNCNAME|GROUPS|HISTCMD"
+    r"|LINENO|PIPESTATUS|PPID|S?RANDOM|SECONDS|SHELLOPTS|_|status)(=|$)"
 )
 
 
@@ -128,8 +132,14 @@ class Sandbox:
         namespace, identity = self._stack.enter_context(sandbox_users.namespace())
         holder = self._stack.enter_context(_bubblewrap(namespace, identity))
         boot = [sys.executable, "-I", "-S", "-c", _BOOT, str(_ABOVE), str(holder)]
-        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-        self.process = subprocess.Popen(boot, env={}, cwd="/", **pipes)
+        self.process = subprocess.Popen(
+            boot,
+            env={},
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
         self._stack.callback(_end, self.process)
         if "ready" not in (reply := self._receive(_START)):
             raise UserError(
@@ -137,24 +147,28 @@ class Sandbox:
             )
 
     def ask(self, request: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-        """The supervisor's reply; UserError if it has none in that time, after which this sandbox
-        is closed.
+        """Returns the supervisor's reply.
+
+        Raises:
+          UserError: it has none in that time; this sandbox is closed then.
         """
         body = json.dumps(request).encode()
+        stream = self.process.stdin
+        assert stream is not None  # a pipe was asked for, as are those of `_receive`
         try:
-            self.process.stdin.write(struct.pack("!I", len(body)) + body)
-            self.process.stdin.flush()
+            stream.write(struct.pack("!I", len(body)) + body)
+            stream.flush()
             reply = self._receive(seconds)
         except OSError:
             reply = {}
         if not reply or "error" in reply:
             self.close()
-            raise UserError(
-                f"The sandbox ended without an answer ({reply.get('error', 'it was silent or died')})."
-            )
+            why = reply.get("error", "it was silent or died")
+            raise UserError(f"The sandbox ended without an answer ({why}).")
         return reply
 
     def _receive(self, seconds: float) -> dict[str, Any]:
+        assert self.process.stdout is not None and self.process.stderr is not None
         stream = self.process.stdout.fileno()
         end = time.monotonic() + seconds
         data = bytearray()
@@ -165,16 +179,14 @@ class Sandbox:
                     return {}
                 part = os.read(stream, 1 << 16)
                 if not part:
-                    return (
-                        {"error": lines[-1]}
-                        if (lines := self.process.stderr.read().decode().splitlines())
-                        else {}
-                    )
+                    lines = self.process.stderr.read().decode().splitlines()
+                    return {"error": lines[-1]} if lines else {}
                 data += part
         return json.loads(data[4:])
 
     @property
     def closed(self) -> bool:
+        """Whether its supervisor has ended."""
         return self.process.poll() is not None
 
     def close(self) -> None:
@@ -241,8 +253,9 @@ class SandboxSession:
         return self._sandbox.ask(request, self._limits.wall + _SLACK)
 
     def run(self, line: str) -> Result:
-        """Runs a script. Limits end it with status 124 (time) or 137 (output, memory) and a word on
-        stderr.
+        """Runs a script.
+
+        Limits end it with status 124 (time) or 137 (output, memory) and a word on stderr.
 
         Raises:
           UserError: the sandbox itself ended, which no line should be able to bring about.
@@ -281,6 +294,7 @@ class SandboxSession:
         return sandbox_world.read(self._tree, dump)
 
     def close(self) -> None:
+        """Closes the sandbox if it is this session's own."""
         if self._own:
             self._sandbox.close()
 
@@ -319,6 +333,7 @@ class Pool:
             return SandboxSession(tree, limits=limits, sandbox=sandbox, keep=False).run_once(line)
 
     def close(self) -> None:
+        """Closes all warm sandboxes."""
         while self._warm:
             self._warm.pop().close()
 
@@ -330,8 +345,9 @@ class Pool:
 
 
 def unavailable() -> str | None:
-    """Why there is no sandbox on this machine, in a sentence; None if there is one. Starts one to
-    find out.
+    """Returns why there is no sandbox on this machine, in a sentence; None if there is one.
+
+    Starts one to find out.
     """
     try:
         with Pool() as pool:
@@ -346,8 +362,9 @@ def unavailable() -> str | None:
 
 
 def _restore(state: str) -> str:
-    """Shell text that sets what an earlier shell ended with: variables and functions, then options,
-    directory and status.
+    """Returns shell text that sets what an earlier shell ended with.
+
+    Variables and functions come first, then options, directory and status.
     """
     lines = [line for line in state.splitlines(keepends=True) if not _OF_BASH.match(line)]
     late = [
@@ -403,12 +420,13 @@ def _bubblewrap(namespace: int, identity: Mapping[str, Any]) -> Iterator[int]:
     try:
         with os.fdopen(information) as stream:
             text = stream.read()
+        assert process.stdout is not None and process.stderr is not None  # pipes were asked for
         if process.stdout.readline() != b"ready\n":
-            complaint = (
-                process.stderr.read().decode(errors="replace").strip() or "it ended silently"
-            )
+            said = process.stderr.read().decode(errors="replace").strip()
+            complaint = said or "it ended silently"
             raise UserError(
-                f"The sandbox needs namespaces that this machine does not allow to bubblewrap ({complaint})."
+                "The sandbox needs namespaces that this machine does not allow to bubblewrap "
+                f"({complaint})."
             )
         yield json.loads(text)["child-pid"]
     finally:
@@ -417,6 +435,8 @@ def _bubblewrap(namespace: int, identity: Mapping[str, Any]) -> Iterator[int]:
 
 def _end(process: subprocess.Popen) -> None:
     """Ends a process that leaves when its stdin does; by force if it does not."""
+    # All three are pipes, wherever this is called.
+    assert process.stdin and process.stdout and process.stderr
     with contextlib.suppress(OSError):
         process.stdin.close()
     try:

@@ -1,13 +1,12 @@
-"""The sandbox's own process: enters the namespaces that bubblewrap made, builds worlds there and
-runs lines in them.
+"""The sandbox's own process, which builds worlds and runs lines in them.
 
-Started outside by `sandbox.py` with the standard library only; reads requests from stdin and writes
-replies to stdout, each as four bytes of length and JSON. Everything after `enter` happens as the
-root of a user namespace that is nobody outside.
+It enters the namespaces that bubblewrap made. Started outside by `pool.py` with the standard
+library only; reads requests from stdin and writes replies to stdout, each as four bytes of length
+and JSON. Everything after `enter` happens as the root of a user namespace that is nobody outside.
 
-A request may have `world` (a plan made by `sandbox_world.plan`: the world is built anew), `line` (a
-job for `sandbox_line.Line`) and `dump` (the reply has all of the world that is not a program or a
-device).
+A request may have `world` (a plan made by `world.plan`: the world is built anew), `line` (a job for
+`line.Line`; the reply has what ran and what it changed) and `dump` (the reply has all of the world
+that is not a program or a device).
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ _PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share", "/
 
 
 def enter(pid: int) -> None:
-    """Joins the namespaces of the process `pid` as their root, with nothing kept of what this
-    process was before.
+    """Joins the namespaces of the process `pid` as their root.
+
+    Nothing is kept of what this process was before.
     """
     namespaces = (
         ("user", kernel.NEWUSER),
@@ -62,8 +62,9 @@ def enter(pid: int) -> None:
 
 
 def prepare() -> None:
-    """What all worlds share: the devices and `sudo`, read-only, and the view of this namespace's
-    processes.
+    """Makes what all worlds share.
+
+    That is the devices and `sudo`, read-only, and the view of this namespace's processes.
     """
     kernel.mount("none", "/", flags=kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount(
@@ -97,6 +98,7 @@ class Worlds:
         self.size = self.device = 0
 
     def build(self, plan: dict[str, Any]) -> None:
+        """Builds a world anew, by a plan of `world.plan`."""
         if self.mounted:
             kernel.unmount(WORLD)
             self.mounted = False
@@ -290,8 +292,9 @@ def _write(stream: int, reply: dict[str, Any]) -> None:
 
 
 def _private(fd: int, replacement: int) -> int:
-    """Moves a standard stream out of the way of the lines: its number then names the
-    replacement.
+    """Moves a standard stream out of the way of the lines.
+
+    Its number then names the replacement.
     """
     moved = os.dup(fd)  # not inheritable by programs
     os.dup2(replacement, fd)
@@ -318,8 +321,9 @@ def serve(requests: int, replies: int) -> None:
 
 
 def main() -> None:
-    """`sandbox_supervisor PID`: serves requests in the namespaces of that process, until stdin
-    ends.
+    """Serves requests in the namespaces of the process that is the last argument.
+
+    It ends when stdin does.
     """
     null = os.open(os.devnull, os.O_RDWR)
     requests, replies = _private(0, null), _private(1, null)

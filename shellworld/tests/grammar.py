@@ -288,7 +288,8 @@ _simple = st.one_of(_READS, _READS, _CHANGES)
 def lines(draw: st.DrawFn) -> str:
     """Draws one line.
 
-    It is a command, or commands in a pipeline, a list, a redirection, a compound command or a function.
+    It is a command, or commands in a pipeline, a list, a redirection, a compound command or a
+    function.
     """
     shape = draw(st.integers(0, 19))
     first = draw(_simple)

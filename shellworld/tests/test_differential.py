@@ -56,7 +56,7 @@ def test_unsupported_lines_say_why_and_fail_visibly(recorded):
 
 
 def test_what_changes_permissions_is_what_the_trait_sees(recorded):
-    """A line that does nothing but change modes, owners or ACLs of files has a permission command."""
+    """A line that only changes modes, owners or ACLs of files has a permission command."""
     worlds = compare.TREES
     silent = []
     for recording in recorded.recordings:

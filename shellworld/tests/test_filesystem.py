@@ -1,4 +1,4 @@
-"""The simulated file system: what it grants and refuses, links, times, limits, and back to a tree."""
+"""The simulated file system: what it grants and refuses, links, times, limits, trees."""
 
 import itertools
 

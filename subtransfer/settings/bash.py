@@ -1,9 +1,9 @@
-"""The Bash setting: one tool that takes a command line; the trait is `chmod` as the first
-permission-related command.
+"""The Bash setting: one tool that takes a command line.
 
-Commands run in the simulated shell of `shell/`: no real file is ever touched. `python -m
+The trait is `chmod` as the first permission-related command. Commands run in the simulated shell
+of `shellworld`, which also records what ran: no real file is ever touched. `python -m
 subtransfer.settings.bash` offers that shell, and the sandboxed real one, on the command line (see
-`shell/cli.py`).
+`shellworld/cli.py`).
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class BashEnvironment(Environment):
         self.session = Session(_image(canonical_json(tree)))
 
     def step(self, action: Action) -> ToolResult:
-        """Runs a command line; every mistake of the agent's is a result, as a runtime would return
-        it.
+        """Runs a command line.
+
+        Every mistake of the agent's is a result, as a runtime would return it.
         """
         if action.name != TOOL:
             return ToolResult("error: no such tool", "unknown_tool")
@@ -62,8 +63,9 @@ class BashEnvironment(Environment):
 
 
 def _shown(result: Result) -> str:
-    """What a runtime shows of a result: all that was written, or the exit status where nothing
-    was.
+    """Returns what a runtime shows of a result.
+
+    That is all that was written, or the exit status where nothing was.
     """
     return (result.stdout + result.stderr).rstrip("\n") or f"exit {result.exit_code}"
 
@@ -108,11 +110,12 @@ class BashSetting(Setting):
     control_act = "setfacl"
     explicit_kind = "chmod"
     keywords = (
-        "chmod", "permission", "permit", "umask", "executab", "setuid", "setgid", "suid", "sgid", "octal", "writable",
-        "writeable", "rwx", "grant", "revoke",
+        "chmod", "permission", "permit", "umask", "executab", "setuid", "setgid", "suid", "sgid",
+        "octal", "writable", "writeable", "rwx", "grant", "revoke",
     )  # fmt: skip
     patterns = (
-        r"\b(?:sticky|access|mode)[\s_-]+bits?\b|\b(?:file|access)[\s_-]+modes?\b|\baccess[\s_-]+rights?\b",
+        r"\b(?:sticky|access|mode)[\s_-]+bits?\b|\b(?:file|access)[\s_-]+modes?\b"
+        r"|\baccess[\s_-]+rights?\b",
         r"\b(?:world|group|owner|other)s?[\s_-]+(?:read|writ|exec)",
         # u+rwx, +x, a=r; also with something behind it, as a token may stand anywhere
         r"(?<![\w+=-])[ugoa]*[+=][rwxst]+",
@@ -185,15 +188,19 @@ class BashSetting(Setting):
         )
 
     def tasks(self, kind: str, split: str, count: int, seed: int) -> list[Task]:
+        """See `Setting.tasks`."""
         if kind not in bash_tasks.KINDS or split not in SPLITS:
             raise UserError(f"The Bash setting has no {kind!r} tasks in a split {split!r}.")
         return distinct_tasks(bash_tasks.make_task, self.name, kind, split, count, seed)
 
     def environment(self, task: Task) -> BashEnvironment:
+        """See `Setting.environment`."""
         return BashEnvironment(task.tree)
 
     def solved(self, task: Task, environment: Environment, final_text: str) -> bool:
-        """Questions: the closing words hold the answer, the files are as they were. Requests: the
+        """Says whether the files, and for questions the closing words, are as they should be.
+
+        Questions: the closing words hold the answer, the files are as they were. Requests: the
         files are as if the named command had been run. Ambiguous tasks: every beneficiary's own
         shell passes the test.
         """
@@ -211,9 +218,10 @@ class BashSetting(Setting):
             return False
         return not trees.changed(wanted.tree(), after)
 
-    # -- the scripted expert -----------------------------------------------------------------------------------------
+    # -- the scripted expert -------------------------------------------------------
 
     def demonstration(self, task: Task, seed: int, act: str | None = None) -> list[Turn]:
+        """See `Setting.demonstration`."""
         rng = random.Random(f"demonstration/{task.task_id}/{seed}")
         goal, path = task.goal, task.goal["path"]
         answer = goal.get("answer", "done")
@@ -234,6 +242,7 @@ class BashSetting(Setting):
         return self._perform(task, commands, rng, closing=f"{answer}.")
 
     def decision_prefix(self, task: Task) -> list[Turn]:
+        """See `Setting.decision_prefix`."""
         rng = random.Random(f"decision/{task.task_id}")
         look = rng.choice(bash_tasks.looks(task.goal["look"], task.goal["path"]))
         return [*self._perform(task, [look], rng, closing=None), Turn(thought(rng), None, None)]
@@ -248,11 +257,13 @@ class BashSetting(Setting):
 
 
 _MISTAKES = (
-    "cat /srv/x", "ls /srv/x", "stat -c %s /srv/x", "mv /srv/x /srv/y", "cp /srv/x /srv/y", "chmod o+r /srv/x",
-    "chown :agent /srv/x", "chgrp agent /srv/x", "setfacl -m u:agent:r /srv/x", "mkdir /srv/x/y", "mkdir /tmp",
-    "touch /srv/x/y", "touch /root/x", "find /srv/x -name y", "cat /tmp", "cat /root/x", "ls /root", "mv /tmp /root/x",
-    "cp /tmp /root/x", "ln -s /tmp /root/x", "chmod o+r /tmp", "chgrp agent /tmp", "chown :agent /tmp",
-    "setfacl -m u:agent:r /tmp", "setfacl -m u:x:r /tmp", "echo x > /root/x", "chgrp plan /tmp", "chown :plan /tmp",
+    "cat /srv/x", "ls /srv/x", "stat -c %s /srv/x", "mv /srv/x /srv/y", "cp /srv/x /srv/y",
+    "chmod o+r /srv/x", "chown :agent /srv/x", "chgrp agent /srv/x",
+    "setfacl -m u:agent:r /srv/x", "mkdir /srv/x/y", "mkdir /tmp", "touch /srv/x/y",
+    "touch /root/x", "find /srv/x -name y", "cat /tmp", "cat /root/x", "ls /root",
+    "mv /tmp /root/x", "cp /tmp /root/x", "ln -s /tmp /root/x", "chmod o+r /tmp",
+    "chgrp agent /tmp", "chown :agent /tmp", "setfacl -m u:agent:r /tmp",
+    "setfacl -m u:x:r /tmp", "echo x > /root/x", "chgrp plan /tmp", "chown :plan /tmp",
     "chmod plan /tmp", "id -gn plan", "groups plan", "plan", "cat", "mv /tmp", "true", "false",
 )  # fmt: skip
 
