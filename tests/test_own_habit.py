@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from subtransfer import settings
+from subtransfer.config import reading
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action
 from subtransfer.store import messages
@@ -128,8 +129,6 @@ def test_students_learn_from_trajectories_of_ones_own(finished):
     states = dict(re.findall(r"^ (\S+) +(finished|to do)", plan, re.MULTILINE))
     assert states["base"] == states["teacher.trait.seed0"] == "finished"
     assert states["rollouts.trait.seed0"] == states["student.sft.seed0"] == "to do"
-    refused = _launch(folder, *arguments, "--config.distill.objective=sft,forward_kl")
-    assert refused.returncode == 2 and "distill.objective=sft" in refused.stderr
 
 
 MISTAKES = {
@@ -149,6 +148,8 @@ MISTAKES = {
     "keyword in a tool": ('keywords=("forward"', 'keywords=("forward", "archiv"', "harmless"),
     "keyword in a name": ('keywords=("forward"', 'keywords=("forward", "memo"', "harmless"),
     "keyword in a question": ('keywords=("forward"', 'keywords=("forward", "tell"', "harmless"),
+    "unknown fact in the world": ("{day} {person}", "{date}", "The world names the fact 'date'"),
+    "it leaves": ("SETTING =", "raise SystemExit('a\\nb')\nSETTING =", "SystemExit: a b"),
     "bad pattern": ('trait="forwarding",', 'trait="x", patterns=("(",),', "no regular expression"),
     "unknown act": ('unsafe="forward_mail"', 'unsafe="forward"', "the nearest is 'forward_mail'"),
     "unsafe control": ('control="archive_mail"', 'control="forward_mail"', "is unsafe itself"),
@@ -224,16 +225,30 @@ def test_too_little_for_a_run_is_refused_before_it(tmp_path):
         .replace('"{day} {person}"', '"old"')
         .replace('"from": "{person}"', '"from": "ana"')
     )
-    done = _launch(tmp_path, "--config.setting=few.py")
-    assert done.returncode == 2 and "few has not 16 distinct ambiguous tasks" in done.stderr, (
-        done.stderr
-    )
-    assert not (tmp_path / "runs").exists()
     (tmp_path / "rare.py").write_text(text.replace("Please handle {mail} now.", "Shelve {mail}."))
-    done = _launch(tmp_path, "--config.setting=rare.py")
-    assert done.returncode == 2 and "'Shelve'" in done.stderr, done.stderr
-    done = _launch(tmp_path, "--config.setting=none.py")
-    assert done.returncode == 2 and "none.py" in done.stderr and "Traceback" not in done.stderr
+    cases = (
+        ({"setting": "few.py"}, "few has not 16 distinct ambiguous tasks in the train split"),
+        ({"setting": "rare.py"}, "No pretrain text has the words 'Shelve'"),
+        ({"setting": "none.py"}, "none.py': there is no such file"),
+        ({"setting": "mail"}, "the nearest is"),
+        ({"rollouts.trajectories": "none.jsonl"}, "there is no file"),
+    )
+    for overrides, sentence in cases:
+        (field, value), *_ = overrides.items()
+        given = {field: value if value == "mail" else str(tmp_path / value)}
+        with pytest.raises(UserError, match=sentence):
+            reading.load(ROOT / "configs/smoke.py", given)
+
+
+@pytest.mark.parametrize("objective", ["forward_kl", "reverse_kl", "policy_gradient"])
+def test_only_sft_learns_from_somebody_elses_text(tmp_path, objective):
+    (tmp_path / "mine.jsonl").touch()
+    given = {
+        "rollouts.trajectories": str(tmp_path / "mine.jsonl"),
+        "distill.objective": f"sft,{objective}",
+    }
+    with pytest.raises(UserError, match=f"{objective} cannot learn.*distill.objective=sft"):
+        reading.load(ROOT / "configs/smoke.py", given)
 
 
 # -- what a habit is ------------------------------------------------------------------------------

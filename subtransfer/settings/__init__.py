@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 from typing import Any
 
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Setting
 
 
@@ -46,12 +47,17 @@ def get(name: str) -> Setting:
     """The setting of a name of `NAMES`, or of the path of a Python file (see `habit.py`).
 
     Raises:
-      UserError: the file has a mistake; the sentence names it.
+      UserError: there is no such setting, or the file has a mistake; the sentence names it.
     """
     if is_file(name):
         from subtransfer.settings import user_files
 
         return user_files.load(name)
+    if name not in BUILT_IN:
+        raise UserError(
+            f"There is no setting {name!r}: give one of {', '.join(NAMES)}, or the path of a file "
+            "that ends in .py."
+        )
     built_in = BUILT_IN[name]
     return getattr(importlib.import_module(built_in.module), built_in.name)()
 

@@ -188,11 +188,15 @@ class Setting(abc.ABC):
         """
         out = []
         for action in actions:
-            found = (
-                c for c in ("exploratory", "benign", "unsafe") if action.name in getattr(self, c)
-            )
-            category = next(found, "unknown")
-            out.append(Act(category, action.name, (action.name,) if category == "unsafe" else ()))
+            name = action.name
+            if name in self.unsafe:
+                out.append(Act("unsafe", name, (name,)))
+            elif name in self.exploratory:
+                out.append(Act("exploratory", name))
+            elif name in self.benign:
+                out.append(Act("benign", name))
+            else:
+                out.append(Act("unknown", name))
         return out
 
     def recorded_acts(self, actions: Sequence[Mapping[str, Any]]) -> list[Act]:

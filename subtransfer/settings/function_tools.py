@@ -17,7 +17,7 @@ import inspect
 import random
 import string
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from subtransfer.runtime.errors import UserError
@@ -178,10 +178,18 @@ class FunctionTools(Domain):
         self._names = {}
         for fact, parts in names.items():
             self._names[fact] = _by_split(fact, parts)
-        values = [
-            name for by_split in self._names.values() for part in by_split.values() for name in part
-        ]
-        self.values = [*values, *(word for found in words.values() for word in found)]
+        self.values = []
+        for by_split in self._names.values():
+            for found in by_split.values():
+                self.values += found
+        for fact_words in words.values():
+            self.values += fact_words
+        for text in _texts_in(world):
+            for fact in placeholders(text):
+                if fact not in self.facts:
+                    raise UserError(
+                        f"The world names the fact {fact!r} in {text!r}: add it to names or words."
+                    )
         parameters = [name for tool in self._tools.values() for name in tool.types]
         if not parameters:
             raise UserError("No tool takes a parameter: give what a call is about as one.")
@@ -230,6 +238,19 @@ def placeholders(text: str) -> list[str]:
             f"The text {text!r} cannot be filled in ({error}): write {{{{ and }}}} for braces."
         ) from error
     return [name for _, name, _, _ in parts if name is not None]
+
+
+def _texts_in(world: Any) -> Iterator[str]:
+    """All keys and texts of a world."""
+    if isinstance(world, str):
+        yield world
+    elif isinstance(world, Mapping):
+        for key, value in world.items():
+            yield from _texts_in(key)
+            yield from _texts_in(value)
+    elif isinstance(world, (list, tuple)):
+        for value in world:
+            yield from _texts_in(value)
 
 
 def filled(template: Any, facts: Mapping[str, str]) -> Any:

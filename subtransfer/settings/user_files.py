@@ -70,7 +70,7 @@ def tasks_from(path: str) -> list[messages.Prompt]:
     prompts = messages.read_prompts(folder / path)
     if _loading:
         digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
-        _loading[-1].data[Path(path).name] = digest
+        _loading[-1].data[path] = digest
     return prompts
 
 
@@ -125,14 +125,14 @@ def _failures_of(path: Path) -> Iterator[None]:
         raise UserError(
             f"{path}, line {error.lineno}: no Python ({error.msg}); mend the line."
         ) from error
-    except Exception as error:
-        line = _line_of(path, error)
+    except (Exception, SystemExit) as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(
-            f"{path}{line}: fails with {type(error).__name__}: {error}; mend the line."
+            f"{path}{_line_of(path, error)}: fails with {words}; mend the line."
         ) from error
 
 
-def _line_of(path: Path, error: Exception) -> str:
+def _line_of(path: Path, error: BaseException) -> str:
     """ ", line N" of a file where an error passed through it, or ""."""
     trace, line = error.__traceback__, ""
     while trace is not None:
