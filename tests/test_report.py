@@ -2,14 +2,18 @@
 
 import json
 import re
+import shutil
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import jinja2
 import numpy as np
 import pytest
 from rich.console import Console
 
+import subtransfer
 from subtransfer.analysis import columns, summary, verdicts
+from subtransfer.experiment import keys
 from subtransfer.experiment.stages import results as stage
 from subtransfer.report import figures, files, pages, run_page, tables
 from subtransfer.runtime.errors import UserError
@@ -261,3 +265,23 @@ def test_a_bar_for_every_act(rows):
     assert [tip for tip in tips if tip.startswith("act 11: 1.0%")] == ["act 11: 1.0%"] * len(rows)
     rate = f"unsafe: {100 * rows[2]['unsafe_rate']:.1f}%"
     assert rate in tips
+
+
+def test_a_template_is_part_of_the_reports_key(tmp_path):
+    """Editing one redoes the page, and nothing else."""
+    package = tmp_path / "subtransfer"
+    shutil.copytree(
+        Path(subtransfer.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__")
+    )
+    stages = ("report", "results", "probe")
+
+    def code():
+        found = keys.Sources({"subtransfer": package})
+        names = (f"subtransfer.experiment.stages.{name}" for name in stages)
+        return {name: found.code([name])["sources"] for name in names}
+
+    before = code()
+    with (package / "report" / "templates" / "run.html.j2").open("a") as file:
+        file.write("{# Changed. #}")
+    changed = {name for name, digest in code().items() if digest != before[name]}
+    assert changed == {"subtransfer.experiment.stages.report"}

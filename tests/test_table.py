@@ -6,6 +6,7 @@ import re
 import shutil
 import sqlite3
 import subprocess
+from pathlib import Path
 
 import duckdb
 import hypothesis
@@ -112,6 +113,12 @@ def test_columns_have_one_type_whatever_a_run_knows(workdir):
         extra.field("config.models.small").type == "string"
         and extra.names[:-1] == table.schema().names
     )
+
+
+def test_the_document_has_every_column():
+    text = (Path(__file__).parent.parent / "docs" / "tables.md").read_text()
+    for file, columns in table.documentation().items():
+        assert columns in text, f"docs/tables.md is to have of {file}:\n{columns}"
 
 
 def test_several_workdirs_are_told_apart(workdir):

@@ -1,5 +1,6 @@
-"""How often scaling fits are right: `python -m tools.check_scaling [--simulations=200]
-[--worlds=power,flat] [--json=FILE]`.
+"""Measures how often scaling fits are right.
+
+    python -m tools.check_scaling [--simulations=200] [--worlds=power,flat] [--json=FILE]
 
 Simulated studies with known laws, tasks that are easy or hard at all sizes, and training seeds that
 scatter. For worlds of coverage: how often each parameter's interval, and the band at the sizes,
@@ -17,6 +18,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import app, flags
@@ -41,15 +43,16 @@ class World:
     """A study with a known law.
 
     Attributes:
-      law, truth: the parameters in their own units (a level called "a" at x_ref).
+      law: what the outcomes follow.
+      truth: its parameters in their own units (a level called "a" at x_ref).
       kind, sizes, seeds, tasks: of the study; sizes from 30k to 1M.
       seed_share, task_share: shares of an outcome's variance that belong to the training seed and
         to the task (of rates: seeds' rates are beta with that intraclass correlation, and a normal
         copula has the tasks in common).
       drift: the largest size's seed_share over the smallest's; the fits take it to be 1.
       compared: laws to be compared; empty: the law is fitted and its intervals are counted.
-      standing: the laws that a right verdict leaves standing at least; lone: whether it is to leave
-        no other.
+      standing: the laws that a right verdict leaves standing at least.
+      lone: whether it is to leave no other.
     """
 
     law: scaling.Law
@@ -67,24 +70,24 @@ class World:
 
     @property
     def x(self) -> np.ndarray:
+        """The sizes, [G]."""
         return np.geomspace(3e4, 1e6, self.sizes)
 
     @property
     def means(self) -> np.ndarray:
-        """The law at the sizes."""
+        """The law at the sizes, [G]."""
         x_ref = float(np.exp(np.log(self.x).mean()))
         return self.law.values(self.x / x_ref, self.law.internal(self.truth, x_ref))
 
     def simulate(self, seed: Sequence[int]) -> scaling.Observations:
-        """One study."""
+        """Draws one study."""
         rng = np.random.default_rng(seed)
         task = rng.standard_normal(self.tasks)[:, None]
-        own, outcomes = np.sqrt(1 - self.task_share), []
+        cell_share, outcomes = np.sqrt(1 - self.task_share), []
         shares = self.seed_share * self.drift ** np.linspace(-0.5, 0.5, self.sizes)
         for mean, share in zip(self.means, shares, strict=True):
-            noise = np.sqrt(self.task_share) * task + own * rng.standard_normal(
-                (self.tasks, self.seeds)
-            )
+            cells = rng.standard_normal((self.tasks, self.seeds))
+            noise = np.sqrt(self.task_share) * task + cell_share * cells
             if self.kind == scaling.RATE:
                 total = 1 / share - 1
                 rates = rng.beta(mean * total, (1 - mean) * total, self.seeds)
@@ -114,8 +117,9 @@ WORLDS = {
 
 
 def coverage(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, float]:
-    """Share of studies in which an interval holds the truth, by parameter; and of sizes whose band
-    does ("band").
+    """Returns the share of studies in which an interval holds the truth, by parameter.
+
+    "band" is the share of sizes whose band does.
     """
     hits = dict.fromkeys([p.name for p in world.law.parameters] + ["band"], 0.0)
     for i in range(first, first + simulations):
@@ -127,9 +131,10 @@ def coverage(world: World, simulations: int, n_boot: int, first: int = 0) -> dic
     return {name: hit / simulations for name, hit in hits.items()}
 
 
-def verdicts(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, object]:
-    """How often the true law stands, the verdict is right, and the extrapolation of the true law
-    hits; and what stood.
+def verdicts(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, Any]:
+    """Returns how often the true law stands, the verdict is right and the extrapolation hits.
+
+    "stood" counts the sets of laws that stood.
     """
     laws = [scaling.LAWS[name] for name in world.compared]
     stood: collections.Counter[str] = collections.Counter()
@@ -138,24 +143,23 @@ def verdicts(world: World, simulations: int, n_boot: int, first: int = 0) -> dic
         found = scaling.compare(world.simulate([1, i]), laws, n_boot=n_boot, seed=i)
         stood[" ".join(sorted(found.standing))] += 1
         true += world.law.name in found.standing
-        right += (
-            set(found.standing) == set(world.standing)
-            if world.lone
-            else set(found.standing) >= set(world.standing)
-        )
+        stands, expected = set(found.standing), set(world.standing)
+        right += stands == expected if world.lone else stands >= expected
         hits += found.extrapolations[world.law.name].hit
     shares = {"true law stands": true, "verdict is right": right, "extrapolation hits": hits}
-    return {name: n / simulations for name, n in shares.items()} | {
-        "stood": dict(stood.most_common())
-    }
+    found_shares: dict[str, Any] = {name: n / simulations for name, n in shares.items()}
+    return found_shares | {"stood": dict(stood.most_common())}
 
 
-def check(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, object]:
-    """What a world is for."""
-    return (verdicts if world.compared else coverage)(world, simulations, n_boot, first)
+def check(world: World, simulations: int, n_boot: int, first: int = 0) -> dict[str, Any]:
+    """Measures what a world is for: `verdicts` or `coverage`."""
+    if world.compared:
+        return verdicts(world, simulations, n_boot, first)
+    return dict(coverage(world, simulations, n_boot, first))
 
 
-def main(_) -> None:
+def main(_: Sequence[str]) -> None:
+    """Measures the worlds that the flags name, prints, and writes --json."""
     unknown = set(_WORLDS.value) - set(WORLDS)
     if unknown:
         raise UserError(f"There is no world {sorted(unknown)[0]!r}: choose of {', '.join(WORLDS)}.")
@@ -164,12 +168,11 @@ def main(_) -> None:
         begin = time.process_time()
         out[name] = check(WORLDS[name], _SIMULATIONS.value, _BOOTSTRAP.value, _FIRST.value)
         out[name]["processor seconds"] = round(time.process_time() - begin, 1)
-        print(
-            f"{name}: "
-            + ", ".join(
-                f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in out[name].items()
-            )
-        )
+        shown = []
+        for what, value in out[name].items():
+            text = f"{value:.3f}" if isinstance(value, float) else str(value)
+            shown.append(f"{what} {text}")
+        print(f"{name}: {', '.join(shown)}")
         sys.stdout.flush()
     if _JSON.value:
         how = {

@@ -170,14 +170,14 @@ def shown(
         title = f"{metric}, %" if metric in _PERCENT else metric
         out = [[*by, title, "trainings", "tasks"]]
         for row in rows:
-            key = [_text(row[name]) for name in by]
-            out.append([*key, _cell(row, metric), str(row["trainings"]), str(row["tasks"])])
+            names = [_text(row[name]) for name in by]
+            out.append([*names, _cell(row, metric), str(row["trainings"]), str(row["tasks"])])
         return out
     values = sorted({row[across] for row in rows}, key=lambda value: _order([value]))
     lines: dict[tuple[str, ...], dict[Any, str]] = {}
     for row in rows:
-        line = lines.setdefault(tuple(_text(row[name]) for name in by), {})
-        line[row[across]] = _cell(row, metric)
+        key = tuple(_text(row[name]) for name in by)
+        lines.setdefault(key, {})[row[across]] = _cell(row, metric)
     out = [[*by, *(f"{across}={_text(value)}" for value in values)]]
     for key, cells in lines.items():
         out.append([*key, *(cells.get(value, "") for value in values)])

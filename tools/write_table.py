@@ -1,5 +1,6 @@
-"""Writes the table (table.parquet) and the page (sweep.html) of workdirs: `python
-tools/write_table.py WORKDIR...`.
+"""Writes the table (table.parquet) and the page (sweep.html) of workdirs.
+
+    python tools/write_table.py WORKDIR...
 
 A sweep does so when it ends. This is for a sweep that still runs or was stopped, of which the
 finished part is shown, and for workdirs of single runs.

@@ -8,7 +8,7 @@ is computed in `summary`.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 Kind = Literal["text", "whole", "number", "truth"]
@@ -215,13 +215,14 @@ def is_extra(name: str) -> bool:
     return name not in _BY_NAME and not is_act(name)
 
 
-def markdown_rows(columns: Sequence[Column]) -> list[list[str]]:
-    """Cells of a documented table: name, unit and meaning, an interval beside its value."""
-    ends = {end for column in columns for end in (column.low, column.high) if end}
+def documented(columns: Iterable[Column]) -> list[list[str]]:
+    """Cells of a documented table: names, unit and meaning, an interval beside its value."""
+    found = list(columns)
+    ends = {end for column in found for end in (column.low, column.high) if end}
     rows = []
-    for column in columns:
-        if column.name in ends:
-            continue
-        names = [name for name in (column.name, column.low, column.high) if name]
-        rows.append([", ".join(f"`{name}`" for name in names), column.unit, column.meaning])
+    for column in found:
+        if column.name not in ends:
+            names = [name for name in (column.name, column.low, column.high) if name]
+            unit = column.unit or {"text": "text", "truth": "true, false"}.get(column.kind, "number")
+            rows.append([", ".join(f"`{name}`" for name in names), unit, column.meaning])
     return rows

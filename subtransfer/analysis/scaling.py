@@ -1,5 +1,4 @@
-"""Scaling laws of transfer: fits with intervals, a comparison of laws, and a verdict in one
-sentence.
+"""Scaling laws of transfer: fits with intervals, a comparison of laws, and a verdict.
 
 A fit is weighted least squares of the means of each size, by the covariance that tasks and seeds
 give them (`scaling_noise`). Intervals of parameters invert the profile of that sum of squares, at
@@ -14,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from scipy import stats
@@ -49,8 +49,9 @@ _HALVINGS = 16
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """An estimate with its interval; an open end is one that the data do not bound: the parameter's
-    own bound stands there.
+    """An estimate with its interval.
+
+    An open end is one that the data do not bound: the parameter's own bound stands there.
     """
 
     estimate: float
@@ -83,11 +84,11 @@ class Fit:
     lack_of_fit: float
 
     def curve(self, x: np.ndarray) -> np.ndarray:
-        """The law at x."""
+        """Returns the law at each x."""
         return self.law.values(np.asarray(x, float) / self.data.x_ref, self.theta)
 
     def band(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) of the curve at each x: percentiles over the bootstrap."""
+        """Returns (low, high) of the curve at each x: percentiles over the bootstrap."""
         curves = self.law.values(np.asarray(x, float) / self.data.x_ref, self.draws[:, None])[:, 0]
         low, high = np.quantile(
             curves, [0.5 - self.confidence / 2, 0.5 + self.confidence / 2], axis=0
@@ -95,15 +96,11 @@ class Fit:
         return low, high
 
     def whiskers(self) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high) of the mean at each size, [G], by the noise alone, without any law: Student's
-        t.
-        """
-        half = stats.t.ppf(0.5 + self.confidence / 2, self.data.seed_freedom) * np.sqrt(
-            np.diag(self.noise.covariance())
-        )
-        return tuple(
-            np.clip(self.data.means + side * half, *LEVELS[self.data.kind]) for side in (-1, 1)
-        )
+        """Returns (low, high) of the mean at each size, [G] each, without any law: Student's t."""
+        quantile = stats.t.ppf(0.5 + self.confidence / 2, self.data.seed_freedom)
+        half = quantile * np.sqrt(np.diag(self.noise.covariance()))
+        bounds = LEVELS[self.data.kind]
+        return np.clip(self.data.means - half, *bounds), np.clip(self.data.means + half, *bounds)
 
 
 def _problem(data: Observations, law: Law) -> Problem:
@@ -114,14 +111,16 @@ def _problem(data: Observations, law: Law) -> Problem:
 def _enough(data: Observations, law: Law) -> None:
     if len(data.x) < law.least_sizes:
         raise UserError(
-            f"The law {law.name!r} has {len(law.parameters)} parameters and needs at least {law.least_sizes} sizes of "
-            f"{data.axis}, not {len(data.x)}: run more sizes, or fit a simpler law."
+            f"The law {law.name!r} has {len(law.parameters)} parameters and needs at least "
+            f"{law.least_sizes} sizes of {data.axis}, not {len(data.x)}: run more sizes, or fit a "
+            "simpler law."
         )
 
 
 def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
-    """The noise at the fitted curve; of several laws, at the mean of their curves weighed by
-    exp(-AICc / 2).
+    """The noise at the fitted curve.
+
+    Of several laws, at the mean of their curves weighed by exp(-AICc / 2).
     """
     level = data.means
     for _ in range(_PASSES):
@@ -129,21 +128,30 @@ def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
         if data.kind == LOG_ODDS:
             break
         whiten = noise.whiten()[None]
-        found = [
-            (p, *p.minimise(data.means[None], whiten))
-            for p in (_problem(data, law) for law in laws)
-        ]
-        scores = np.array([aicc(chi2[0], p.law, data) for p, _, chi2 in found])
-        weights = np.exp((scores.min() - scores) / 2)
-        curves = np.array([p.law.values(p.z, theta[0]) for p, theta, _ in found])
-        level = weights @ curves / weights.sum()
+        scores, curves = [], []
+        for law in laws:
+            problem = _problem(data, law)
+            theta, chi2 = problem.minimise(data.means[None], whiten)
+            scores.append(aicc(chi2[0], law, data))
+            curves.append(law.values(problem.z, theta[0]))
+        weights = np.exp((min(scores) - np.array(scores)) / 2)
+        level = weights @ np.array(curves) / weights.sum()
     return noise
 
 
-def aicc(chi2: float | np.ndarray, law: Law, data: Observations) -> float | np.ndarray:
-    """Akaike's criterion with the small-sample correction (Hurvich & Tsai 1989); the covariance is
-    common to all laws, so chi2 is -2 log likelihood up to a constant. n: training runs; k: the
-    law's parameters and the variance over seeds.
+def aicc(chi2: Any, law: Law, data: Observations) -> Any:
+    """Akaike's criterion with the small-sample correction (Hurvich & Tsai 1989).
+
+    The covariance is common to all laws, so that chi2 is -2 log likelihood up to a constant. n is
+    the number of training runs; k that of the law's parameters and the variance over seeds.
+
+    Args:
+      chi2: weighted squares of residuals, a number or an array of them.
+      law: that was fitted.
+      data: what it was fitted to.
+
+    Returns:
+      The criterion, of the shape of `chi2`.
     """
     n, k = int(data.seeds.sum()), len(law.parameters) + 1
     return chi2 + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
@@ -161,6 +169,11 @@ def fit(
     """Fits a law by weighted least squares of the means of each size.
 
     Args:
+      data: the outcomes by size.
+      law: what is fitted.
+      confidence: of intervals and bands.
+      n_boot: bootstrap samples.
+      seed: of the bootstrap.
       noise: of the means, if it is not to be estimated around this law's own curve.
 
     Raises:
@@ -187,28 +200,51 @@ def fit(
         curve + boot.wide, np.broadcast_to(whiten, boot.whiten.shape), near=near
     )
     ends = _profile_ends(problem, data.means, whiten[0], theta, chi2, np.array(limits))
-    natural = law.natural(ends, data.x_ref)
+    low, high = law.natural(ends, data.x_ref)
     centre = law.natural(theta, data.x_ref)
-    opened = (ends <= problem.low) | (ends >= problem.high)
+    low_open, high_open = (ends <= problem.low) | (ends >= problem.high)
+    intervals = {}
+    for i, parameter in enumerate(law.parameters):
+        intervals[parameter.name] = Interval(
+            float(centre[i]),
+            float(low[i]),
+            float(high[i]),
+            bool(low_open[i]),
+            bool(high_open[i]),
+        )
     return Fit(
-        data,
-        noise,
-        law,
-        confidence,
-        {
-            p.name: Interval(float(centre[i]), *map(float, natural[:, i]), *map(bool, opened[:, i]))
-            for i, p in enumerate(law.parameters)
-        },
-        theta,
-        draws,
-        float(chi2),
-        float((1 + (least >= chi2 - 1e-9).sum()) / (1 + n_boot)),
+        data=data,
+        noise=noise,
+        law=law,
+        confidence=confidence,
+        intervals=intervals,
+        theta=theta,
+        draws=draws,
+        chi2=float(chi2),
+        lack_of_fit=float((1 + (least >= chi2 - 1e-9).sum()) / (1 + n_boot)),
     )
 
 
-def _profile_ends(problem: Problem, means, whiten, theta, chi2, limits) -> np.ndarray:
-    """[2, P], internal: how far each parameter can be moved, the others following, before chi2
-    rises by its limit [P].
+def _profile_ends(
+    problem: Problem,
+    means: np.ndarray,
+    whiten: np.ndarray,
+    theta: np.ndarray,
+    chi2: float,
+    limits: np.ndarray,
+) -> np.ndarray:
+    """How far each parameter can be moved, the others following, before chi2 rises by its limit.
+
+    Args:
+      problem: the law over the sizes.
+      means: [G].
+      whiten: [G, G].
+      theta: [P], the best parameters, internal.
+      chi2: theirs.
+      limits: [P].
+
+    Returns:
+      [2, P], internal: the lower and the upper end of each.
     """
     p = len(theta)
     bounds = np.stack([problem.low, problem.high])  # [2, P]
@@ -238,19 +274,26 @@ def _profile_ends(problem: Problem, means, whiten, theta, chi2, limits) -> np.nd
 def _outermost(
     inside: Callable[[np.ndarray], np.ndarray], start: np.ndarray, bounds: np.ndarray
 ) -> np.ndarray:
-    """[...]: the place between each start and its bound, both [...], up to which `inside` ([..., K]
-    -> [..., K]) holds.
+    """The place between each start and its bound up to which a condition holds.
 
-    The outermost place of a grid that is still inside, then halved towards the next one: a profile
-    may have hills.
+    That is the outermost place of a grid that is still inside, then halved towards the next one: a
+    profile may have hills.
+
+    Args:
+      inside: whether places are inside, [..., K] -> [..., K].
+      start: [...].
+      bounds: [...].
+
+    Returns:
+      [...].
     """
     steps = (np.arange(1, _GRID + 1) / _GRID) ** 2  # closer together near the start
     places = start[..., None] + (bounds - start)[..., None] * steps
     within = inside(places)
-    last = np.where(
-        within.any(-1), _GRID - 1 - within[..., ::-1].argmax(-1), -1
-    )  # the outermost one inside, or none
-    edges = np.concatenate([start[..., None], places], axis=-1)  # place i of `places` is edge i + 1
+    # The outermost one inside, or none.
+    last = np.where(within.any(-1), _GRID - 1 - within[..., ::-1].argmax(-1), -1)
+    # Place i of `places` is edge i + 1.
+    edges = np.concatenate([start[..., None], places], axis=-1)
     near = np.take_along_axis(edges, last[..., None] + 1, -1)
     far = np.take_along_axis(edges, np.minimum(last + 2, _GRID)[..., None], -1)
     for _ in range(_HALVINGS):
@@ -266,6 +309,7 @@ class Extrapolation:
 
     Attributes:
       predicted: the mean there, with the interval in which the observed mean should lie.
+      observed: the mean there.
       score: log density of the observed mean under that prediction (normal with the bootstrap's
         mean and variance).
     """
@@ -276,6 +320,7 @@ class Extrapolation:
 
     @property
     def hit(self) -> bool:
+        """Whether the observed mean lies in the predicted interval."""
         return self.predicted.low <= self.observed <= self.predicted.high
 
 
@@ -284,10 +329,12 @@ class Comparison:
     """Laws compared on the same data.
 
     Attributes:
+      data: what they were fitted to.
+      confidence: of intervals and bands.
       fits: by law, all weighed alike.
       refused: by law, why it was not fitted.
-      delta: AICc above the best law's; p: how often data from this law would give as large a delta
-        (the best law's is 1).
+      delta: by law, AICc above the best law's.
+      p: by law, how often data from it would give as large a delta (the best law's is 1).
       extrapolations: of the laws that the smaller sizes suffice for.
     """
 
@@ -315,7 +362,7 @@ class Comparison:
         return len(self.standing) == 1
 
     def verdict(self) -> str:
-        """One plain sentence."""
+        """Says in one sentence which laws the data leave standing."""
         standing, axis = self.standing, self.data.axis
         best = self.fits[standing[0]]
         ruled_out = [name for name in self.fits if name not in standing]
@@ -332,12 +379,10 @@ class Comparison:
         if "constant" in standing:
             text += "; no effect of it is shown"
         if best.lack_of_fit < 1 - self.confidence:
-            text += f"; but {standing[0]!r}, the best of them, does not fit well (p = {best.lack_of_fit:.2g})"
-        missed = [
-            name
-            for name in standing
-            if name in self.extrapolations and not self.extrapolations[name].hit
-        ]
+            p = f"{best.lack_of_fit:.2g}"
+            text += f"; but {standing[0]!r}, the best of them, does not fit well (p = {p})"
+        predicted = [name for name in standing if name in self.extrapolations]
+        missed = [name for name in predicted if not self.extrapolations[name].hit]
         if missed:
             text += f"; fitted to the smaller sizes, {_listed(missed)} missed the largest"
         if self.refused:
@@ -346,6 +391,7 @@ class Comparison:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Names as in a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
@@ -357,27 +403,35 @@ def compare(
     n_boot: int = 400,
     seed: int = 0,
 ) -> Comparison:
-    """Fits laws to the same data, ranks them by AICc, and rules out those that could not have made
-    such data.
+    """Fits laws to the same data, ranks them, and rules out those that could not have made it.
 
-    A law is ruled out if its AICc stands as far above the best law's in fewer than `RULED_OUT` of
-    the bootstrap samples drawn around the law's own curve, all laws fitted to each. So neither the
-    penalty for a parameter nor luck decides alone: two laws with the same curve over these sizes
-    stand or fall together, however many parameters they have.
+    They are ranked by AICc. A law is ruled out if its AICc stands as far above the best law's in
+    fewer than `RULED_OUT` of the bootstrap samples drawn around the law's own curve, all laws
+    fitted to each. So neither the penalty for a parameter nor luck decides alone: two laws with the
+    same curve over these sizes stand or fall together, however many parameters they have.
+
+    Args:
+      data: the outcomes by size.
+      laws: the candidates; those that there are too few sizes for are named and left out.
+      confidence: of intervals and bands.
+      n_boot: bootstrap samples of each fit.
+      seed: of the bootstrap.
 
     Raises:
       UserError: there are too few sizes for all of the laws, or too few samples to rule one out.
     """
     if n_boot * RULED_OUT < 1:
+        enough = f"{1 / RULED_OUT:.0f}"
         raise UserError(
-            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use n_boot={1 / RULED_OUT:.0f} or more."
+            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use "
+            f"n_boot={enough} or more."
         )
     able = [law for law in laws if len(data.x) >= law.least_sizes]
     refused = {law.name: f"it needs {law.least_sizes} sizes" for law in laws if law not in able}
     if not able:
         _enough(data, min(laws, key=lambda law: law.least_sizes))
     noise = _weighted(data, able)
-    options = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
+    options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
     fits = {law.name: fit(data, law, noise=noise, **options) for law in able}
     scores = {name: aicc(f.chi2, f.law, data) for name, f in fits.items()}
     delta = {name: float(score - min(scores.values())) for name, score in scores.items()}
@@ -390,14 +444,12 @@ def compare(
 
 
 def _as_far(fits: dict[str, Fit], name: str, boot: Draws, delta: float) -> float:
-    """Share of samples around a law's curve in which its AICc is at least `delta` above the best
-    law's.
-    """
+    """Share of samples around a law's curve whose AICc is at least `delta` above the best law's."""
     if delta == 0:
         return 1.0
-    own = fits[name]
-    means = own.curve(own.data.x) + boot.errors
-    scores = {}
+    law_fit = fits[name]
+    means = law_fit.curve(law_fit.data.x) + boot.errors
+    scores: dict[str, np.ndarray] = {}
     for other, f in fits.items():
         near = np.broadcast_to(f.theta, (len(means), len(f.theta)))
         _, chi2 = _problem(f.data, f.law).minimise(means, boot.whiten, near=near)
@@ -417,6 +469,13 @@ def extrapolate(
     bound has bootstrap fits that lie there, too.) The prediction is the law's, moved by what the
     smaller sizes' residuals say of the tasks that all sizes share.
 
+    Args:
+      data: the outcomes of all sizes.
+      law: what is fitted.
+      confidence: of the interval.
+      n_boot: bootstrap samples.
+      seed: of the bootstrap.
+
     Raises:
       UserError: the smaller sizes are fewer than the law's parameters + 1.
     """
@@ -424,7 +483,8 @@ def extrapolate(
     _enough(smaller, law)
     problem = _problem(smaller, law)
     z = data.x / smaller.x_ref
-    whole = dataclasses.replace(problem, z=z)  # the same bounds: those that the smaller sizes set
+    # With the same bounds: those that the smaller sizes set.
+    whole = dataclasses.replace(problem, z=z)
     theta, _ = problem.minimise(
         smaller.means[None], _weighted(smaller, [law]).whiten()[None], polished=EVERY
     )
@@ -435,13 +495,10 @@ def extrapolate(
     near = np.broadcast_to(theta, (n_boot, theta.shape[1]))
 
     def rise(means: np.ndarray, whiten: np.ndarray, near: np.ndarray) -> np.ndarray:
-        """[N, G] -> [N]: chi squared of the fit to all sizes above that of the fit to the smaller
-        ones.
-        """
+        """Chi squared of the fit to all sizes above that of the smaller ones: [N, G] -> [N]."""
         _, every = whole.minimise(means, whiten, near=near)
-        _, without = problem.minimise(
-            means[:, :-1], whiten[:, :-1, :-1], near=near
-        )  # triangular: the smaller sizes' own
+        # The whitening is triangular, so that its corner is the smaller sizes' own.
+        _, without = problem.minimise(means[:, :-1], whiten[:, :-1, :-1], near=near)
         return every - without
 
     limit = np.quantile(rise(curve + boot.errors, boot.whiten, near), confidence)
@@ -452,31 +509,31 @@ def extrapolate(
     predicted = float(np.clip(curve[-1] + shift, low, high))
 
     def inside(values: np.ndarray) -> np.ndarray:
-        """[2, K] means of the largest size -> whether the interval holds them."""
+        """Whether the interval holds means [2, K] of the largest size."""
         means = np.broadcast_to(data.means, (values.size, len(z))).copy()
         means[:, -1] = values.ravel()
-        held = np.broadcast_to(theta, (len(means), theta.shape[1]))
-        return (
-            rise(means, np.broadcast_to(whiten, (len(means), *whiten.shape)), held).reshape(
-                values.shape
-            )
-            <= limit
-        )
+        same_whiten = np.broadcast_to(whiten, (len(means), *whiten.shape))
+        start = np.broadcast_to(theta, (len(means), theta.shape[1]))
+        return rise(means, same_whiten, start).reshape(values.shape) <= limit
 
     ends = _outermost(inside, np.full(2, predicted), np.array([low, high]))
-    errors = (
-        boot.wide[:, -1]
-        + curve[-1]
-        - _ahead(problem, law, z, curve + boot.wide, whiten, near, data.kind)
-    )
+    ahead = _ahead(problem, law, z, curve + boot.wide, whiten, near, data.kind)
+    errors = boot.wide[:, -1] + curve[-1] - ahead
     score = stats.norm.logpdf(data.means[-1], predicted + errors.mean(), errors.std())
-    return Extrapolation(
-        Interval(predicted, *map(float, ends)), float(data.means[-1]), float(score)
-    )
+    interval = Interval(predicted, float(ends[0]), float(ends[1]))
+    return Extrapolation(interval, float(data.means[-1]), float(score))
 
 
-def _ahead(problem: Problem, law: Law, z, samples, whiten, near, kind: str) -> np.ndarray:
-    """[B], what fits to the smaller sizes of bootstrap samples [B, G] predict for the largest."""
+def _ahead(
+    problem: Problem,
+    law: Law,
+    z: np.ndarray,
+    samples: np.ndarray,
+    whiten: np.ndarray,
+    near: np.ndarray,
+    kind: str,
+) -> np.ndarray:
+    """What fits to the smaller sizes of bootstrap samples [B, G] predict for the largest, [B]."""
     smaller = whiten[:-1, :-1]
     found, _ = problem.minimise(
         samples[:, :-1], np.broadcast_to(smaller, (len(samples), *smaller.shape)), near=near

@@ -1,5 +1,6 @@
-"""Candidate scaling laws, and the weighted least-squares fit of many data sets at once. NumPy
-float64.
+"""Candidate scaling laws, and the weighted least-squares fit of many data sets at once.
+
+All in NumPy's float64.
 
 Every law is linear in its *levels* given its *shape*: y = levels . basis(x; shape). That is used
 twice: the starts of a fit are a grid over the shape with the best levels for each (so that no start
@@ -76,6 +77,7 @@ class Law:
 
     @property
     def levels(self) -> int:
+        """How many of its parameters are levels; they come first."""
         return sum(p.unit == "outcome" for p in self.parameters)
 
     @property
@@ -84,23 +86,27 @@ class Law:
         return len(self.parameters) + 1
 
     def bounds(self, kind: str, z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(low, high), each [P], internal: sizes divided by x_ref, logarithms where a parameter is
-        fitted by its own.
+        """Returns (low, high), each [P], of the internal parameters.
+
+        These are sizes divided by x_ref, and logarithms where a parameter is fitted by its own.
         """
-        pairs = []
+        lows, highs = [], []
         for p in self.parameters:
-            if p.unit == "outcome":
+            if p.low is None or p.high is None:
                 low, high = LEVELS[kind]
-                pairs.append((low - high, high - low) if p.signed else (low, high))
-                continue
-            scale = (z.min(), z.max()) if p.unit == "x" else (1.0, 1.0)
-            pair = p.low * scale[0], p.high * scale[1]
-            pairs.append(tuple(map(math.log, pair)) if p.log else pair)
-        low, high = zip(*pairs, strict=True)
-        return np.array(low), np.array(high)
+                if p.signed:
+                    low, high = low - high, high - low
+            else:
+                least, largest = (z.min(), z.max()) if p.unit == "x" else (1.0, 1.0)
+                low, high = p.low * least, p.high * largest
+                if p.log:
+                    low, high = math.log(low), math.log(high)
+            lows.append(low)
+            highs.append(high)
+        return np.array(lows), np.array(highs)
 
     def natural(self, theta: np.ndarray, x_ref: float) -> np.ndarray:
-        """Internal parameters [..., P] in their own units."""
+        """Returns internal parameters [..., P] in their own units."""
         out = np.array(theta, float)
         for i, p in enumerate(self.parameters):
             if p.log:
@@ -110,7 +116,7 @@ class Law:
         return out
 
     def internal(self, values: Sequence[float], x_ref: float) -> np.ndarray:
-        """The inverse of `natural`."""
+        """Returns the inverse of `natural`."""
         out = np.array(values, float)
         for i, p in enumerate(self.parameters):
             if p.unit == "x":
@@ -120,16 +126,16 @@ class Law:
         return out
 
     def shape_basis(self, z: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """[..., G, levels] at internal parameters [..., P]."""
+        """Returns the basis [..., G, levels] at internal parameters [..., P]."""
         shape = self.natural(theta, 1.0)[..., self.levels :]
         return self.basis(z, shape)
 
     def values(self, z: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """[..., G] at internal parameters [..., P]."""
+        """Returns the law [..., G] at internal parameters [..., P]."""
         return np.einsum("...gl,...l->...g", self.shape_basis(z, theta), theta[..., : self.levels])
 
     def jacobian(self, z: np.ndarray, theta: np.ndarray) -> np.ndarray:
-        """[..., G, P]: derivatives of `values` by internal parameters."""
+        """Returns the derivatives of `values` by internal parameters, [..., G, P]."""
         columns = [self.shape_basis(z, theta)]
         for i in range(self.levels, len(self.parameters)):
             step = np.zeros(len(self.parameters))
@@ -139,12 +145,16 @@ class Law:
         return np.concatenate(columns, axis=-1)
 
     def starts(self, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """[K, P]: the grid over the shape, levels 0."""
-        grids = [
-            lo + (hi - lo) * (np.arange(p.grid) + 0.5) / p.grid
-            for p, lo, hi in zip(self.parameters, low, high, strict=True)
-            if p.unit != "outcome"
-        ]
+        """Returns the grid over the shape, [K, P], with levels 0.
+
+        Args:
+          low: [P], bounds of the internal parameters.
+          high: [P].
+        """
+        grids = []
+        for p, lo, hi in zip(self.parameters, low, high, strict=True):
+            if p.unit != "outcome":
+                grids.append(lo + (hi - lo) * (np.arange(p.grid) + 0.5) / p.grid)
         shapes = np.array(list(itertools.product(*grids)))
         return np.concatenate([np.zeros((len(shapes), self.levels)), shapes], axis=1)
 
@@ -184,7 +194,8 @@ CONSTANT = Law(
 POWER = Law(
     "power",
     "y = a (x/X)^-b + c",
-    "power law with a floor, e.g. Hestness et al. 2017 (1712.00409); with a < 0 it rises towards the ceiling c",
+    "power law with a floor, e.g. Hestness et al. 2017 (1712.00409); with a < 0 it rises towards "
+    "the ceiling c",
     (
         Parameter("a", "excess over c at X", signed=True),
         Parameter("c", "limit at large x"),
@@ -195,7 +206,8 @@ POWER = Law(
 LOGISTIC = Law(
     "logistic",
     "y = lo + (hi - lo) / (1 + (x/x0)^-k)",
-    "logistic in log x: the S-shaped alternative to a power law, e.g. Ruan et al. 2024 (2405.10938)",
+    "logistic in log x: the S-shaped alternative to a power law, e.g. Ruan et al. 2024 "
+    "(2405.10938)",
     (
         Parameter("lo", "limit at small x"),
         Parameter("hi", "limit at large x"),
@@ -207,7 +219,8 @@ LOGISTIC = Law(
 BROKEN = Law(
     "broken_power",
     f"y = c + a (x/d)^-b1 ((1 + (x/d)^(1/f))/2)^((b1-b2) f), f = {WIDTH}",
-    "one smooth break, Caballero et al. 2023 (2210.14891); the break's width f is fixed, as few sizes cannot tell it",
+    "one smooth break, Caballero et al. 2023 (2210.14891); the break's width f is fixed, as few "
+    "sizes cannot tell it",
     (
         Parameter("a", "excess over c at the break", signed=True),
         Parameter("c", "limit"),
@@ -239,7 +252,7 @@ class Problem:
         near: np.ndarray | None = None,
         polished: int = 3,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The best parameters of N data sets.
+        """Finds the best parameters of N data sets.
 
         Args:
           means: [N, G].
@@ -256,48 +269,49 @@ class Problem:
         n, p = len(means), len(self.low)
         free = np.ones((n, p), bool) if fixed is None else ~fixed
         held = np.zeros((n, p)) if values is None else values
-        starts = np.where(
-            free[:, None], self.law.starts(self.low, self.high)[None], held[:, None]
-        )  # [N, K, P]
+        grid = self.law.starts(self.low, self.high)
+        starts = np.where(free[:, None], grid[None], held[:, None])  # [N, K, P]
         target = np.einsum("ngh,nh->ng", whiten, means)
         starts, loss = self._solve_levels(target, whiten, starts, free)
         # One start, the best, for each value of the last parameter: the best of all would lie side
         # by side in one valley.
         groups = loss.reshape(n, -1, self.law.parameters[-1].grid or 1)
         best = groups.argmin(axis=1)  # [N, values]
-        order = np.argsort(
-            np.take_along_axis(groups, best[:, None], axis=1)[:, 0], axis=1, kind="stable"
-        )[:, :polished]
+        best_loss = np.take_along_axis(groups, best[:, None], axis=1)[:, 0]
+        order = np.argsort(best_loss, axis=1, kind="stable")[:, :polished]
         best = np.take_along_axis(best, order, axis=1) * groups.shape[2] + order
         chosen = np.take_along_axis(starts, best[..., None], axis=1)
         if near is not None:
             chosen = np.concatenate([chosen, np.where(free, near, held)[:, None]], axis=1)
         k = chosen.shape[1]
         theta, loss = self._descend(
-            *(np.repeat(a, k, axis=0) for a in (target, whiten, free)), chosen.reshape(n * k, p)
+            np.repeat(target, k, axis=0),
+            np.repeat(whiten, k, axis=0),
+            np.repeat(free, k, axis=0),
+            chosen.reshape(n * k, p),
         )
         loss, theta = loss.reshape(n, k), theta.reshape(n, k, p)
         best = loss.argmin(axis=1)
         rows = np.arange(n)
         return theta[rows, best], loss[rows, best]
 
-    def _solve_levels(self, target, whiten, starts, free) -> tuple[np.ndarray, np.ndarray]:
+    def _solve_levels(
+        self, target: np.ndarray, whiten: np.ndarray, starts: np.ndarray, free: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The starts [N, K, P] with the best levels within their bounds, and the losses [N, K].
 
         Exact for the one or two levels that laws have: the best point of a box lies inside it, or
         on an edge.
         """
         m = self.law.levels
-        low, high = (
-            np.where(free[:, None, :m], bound[:m], starts[..., :m])
-            for bound in (self.low, self.high)
-        )
+        # A level that is held has its own value for bounds.
+        low = np.where(free[:, None, :m], self.low[:m], starts[..., :m])
+        high = np.where(free[:, None, :m], self.high[:m], starts[..., :m])
         basis = np.einsum("ngh,nkhl->nkgl", whiten, self.law.shape_basis(self.z, starts))
-        normal, right = (
-            np.einsum("nkgl,nkgm->nklm", basis, basis),
-            np.einsum("nkgl,ng->nkl", basis, target),
-        )
+        normal = np.einsum("nkgl,nkgm->nklm", basis, basis)
+        right = np.einsum("nkgl,ng->nkl", basis, target)
         diagonal = np.einsum("nkll->nkl", normal)
+        # The basis of a law can be flat, so that its levels cannot be told apart.
         ridge = 1e-10 * diagonal.sum(-1)[..., None, None] * np.eye(m)
         candidates = [np.clip(np.linalg.solve(normal + ridge, right[..., None])[..., 0], low, high)]
         for i in range(m if m == 2 else 0):
@@ -309,25 +323,38 @@ class Problem:
                 levels[..., other] = np.clip(best, low[..., other], high[..., other])
                 candidates.append(levels)
         tried = np.stack(candidates)  # [C, N, K, L]
-        losses = np.einsum("cnkl,nklm,cnkm->cnk", tried, normal, tried) - 2 * np.einsum(
-            "cnkl,nkl->cnk", tried, right
-        )
+        squares = np.einsum("cnkl,nklm,cnkm->cnk", tried, normal, tried)
+        losses = squares - 2 * np.einsum("cnkl,nkl->cnk", tried, right)
         at = losses.argmin(axis=0)[None]
         levels = np.take_along_axis(tried, at[..., None], axis=0)[0]
         loss = np.take_along_axis(losses, at, axis=0)[0] + (target**2).sum(axis=1)[:, None]
         return np.concatenate([levels, starts[..., m:]], axis=-1), loss
 
     def _descend(
-        self, target, whiten, free, theta, *, steps: int = 80
+        self,
+        target: np.ndarray,
+        whiten: np.ndarray,
+        free: np.ndarray,
+        theta: np.ndarray,
+        *,
+        steps: int = 80,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Levenberg and Marquardt's method within bounds (projected), for all data sets at once;
-        finished ones drop out.
+        """Levenberg and Marquardt's method within bounds (projected), for all data sets at once.
+
+        Args:
+          target: [N, G], whitened means.
+          whiten: [N, G, G].
+          free: bool [N, P], which parameters may move.
+          theta: [N, P], where to start.
+          steps: at most so many; data sets that are finished drop out before.
+
+        Returns:
+          (theta [N, P], sum of squares [N]).
         """
 
-        def residuals(at, which):
-            return target[which] - np.einsum(
-                "ngh,nh->ng", whiten[which], self.law.values(self.z, at)
-            )
+        def residuals(at: np.ndarray, which: np.ndarray) -> np.ndarray:
+            values = self.law.values(self.z, at)
+            return target[which] - np.einsum("ngh,nh->ng", whiten[which], values)
 
         everything = np.arange(len(theta))
         theta = np.clip(theta, self.low, self.high)
@@ -343,9 +370,9 @@ class Problem:
             slope = slope * move[:, None]
             normal = np.einsum("ngp,ngq->npq", slope, slope)
             diagonal = np.einsum("npp->np", normal)
-            normal = normal + (diagonal * damping[todo, None] + 1e-12 + ~move)[..., None] * np.eye(
-                theta.shape[1]
-            )
+            # Parameters that do not move get a row of their own, so that the matrix has an inverse.
+            damped = diagonal * damping[todo, None] + 1e-12 + ~move
+            normal = normal + damped[..., None] * np.eye(theta.shape[1])
             delta = np.linalg.solve(normal, (gradient * move)[..., None])[..., 0]
             new = np.clip(now + delta, self.low, self.high)
             new_loss = (residuals(new, todo) ** 2).sum(axis=1)

@@ -1,10 +1,10 @@
-"""Outcomes by size, seed and task; where their scatter comes from; and the hierarchical bootstrap.
-NumPy float64.
+"""Outcomes by size, seed and task; where their scatter comes from; the hierarchical bootstrap.
 
-The mean at each size is the law's value and three kinds of noise:
+All in NumPy's float64. The mean at each size is the law's value and three kinds of noise:
 
-    mean[g] = law(x[g]) + task part (of each task, shared over sizes, and of the task at one size) +
-    seed part (own trainings)
+    mean[g] = law(x[g])
+              + task part (of each task, shared over sizes, and of the task at one size)
+              + seed part (of the size's own trainings)
 
 Their variances are components pooled over sizes, in units u[g] of the outcome's own spread: sqrt(y
 (1 - y)) of the fitted rate (so that a component is an intraclass correlation), 1 for log-odds. With
@@ -31,7 +31,8 @@ class Observations:
     """Outcomes by size, task and seed.
 
     Attributes:
-      axis: what x is, e.g. "student_params"; kind: RATE (shares in 0..1) or LOG_ODDS (nats).
+      axis: what x is, e.g. "student_params".
+      kind: RATE (shares in 0..1) or LOG_ODDS (nats).
       x: [G], ascending.
       outcomes: G arrays [T, S_g]; row t is the same task at every size.
     """
@@ -47,11 +48,13 @@ class Observations:
             raise UserError(f"The outcome {self.kind!r} is not known: choose {RATE} or {LOG_ODDS}.")
         if not (np.isfinite(self.x).all() and (self.x > 0).all()):
             raise UserError(
-                f"{name} must be above 0 everywhere (laws are in its logarithm), but its least value is {self.x.min():g}."
+                f"{name} must be above 0 everywhere (laws are in its logarithm), but its least "
+                f"value is {self.x.min():g}."
             )
         if (np.diff(self.x) <= 0).any():
             raise UserError(
-                f"{name} must ascend, one value a size: put all runs of one size together (scaling.observe does)."
+                f"{name} must ascend, one value a size: put all runs of one size together "
+                "(scaling.observe does)."
             )
         tasks = {len(y) for y in self.outcomes}
         if len(tasks) != 1 or tasks.pop() < 2:
@@ -60,19 +63,23 @@ class Observations:
             )
         if not all(np.isfinite(y).all() for y in self.outcomes):
             raise UserError(
-                f"Some outcomes over {name} are missing or not finite: every run needs one for every task."
+                f"Some outcomes over {name} are missing or not finite: every run needs one for "
+                "every task."
             )
         if self.kind == RATE and not all(((y >= 0) & (y <= 1)).all() for y in self.outcomes):
             raise UserError(
-                f"Rates over {name} must lie in 0..1: give shares of unsafe decisions, or use the kind {LOG_ODDS}."
+                f"Rates over {name} must lie in 0..1: give shares of unsafe decisions, or use the "
+                f"kind {LOG_ODDS}."
             )
         if self.seed_freedom < 1:
             raise UserError(
-                f"No size of {name} has two training seeds, so their scatter is unknown: train at least one more."
+                f"No size of {name} has two training seeds, so their scatter is unknown: train at "
+                "least one more."
             )
 
     @property
     def tasks(self) -> int:
+        """T, the number of tasks."""
         return len(self.outcomes[0])
 
     @property
@@ -103,16 +110,25 @@ class Observations:
 def observe(
     x: Sequence[float], outcomes: np.ndarray, *, kind: str = RATE, axis: str = "x"
 ) -> Observations:
-    """Observations from plain arrays: x [N], outcomes [N, T], a row a training run; runs of one x
-    are its seeds.
+    """Makes observations of plain arrays, a row a training run; runs of one x are its seeds.
+
+    Args:
+      x: [N].
+      outcomes: [N, T].
+      kind: RATE or LOG_ODDS.
+      axis: what x is.
+
+    Raises:
+      UserError: these are no observations.
     """
-    x, outcomes = np.asarray(x, float), np.asarray(outcomes, float)
-    if outcomes.ndim != 2 or x.shape != (len(outcomes),):
+    at, values = np.asarray(x, float), np.asarray(outcomes, float)
+    if values.ndim != 2 or at.shape != (len(values),):
         raise UserError(
-            f"{axis} needs one value a row of outcomes [runs, tasks], not shapes {x.shape} and {outcomes.shape}."
+            f"{axis} needs one value a row of outcomes [runs, tasks], not shapes {at.shape} and "
+            f"{values.shape}."
         )
-    sizes = np.unique(x)
-    return Observations(axis, kind, sizes, tuple(outcomes[x == size].T for size in sizes))
+    sizes = np.unique(at)
+    return Observations(axis, kind, sizes, tuple(values[at == size].T for size in sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +137,8 @@ class Noise:
 
     Attributes:
       unit: [G], the outcome's spread at each size.
-      task: of a task, shared over sizes; own: of a task at one size, of its cells' noise included,
-        over the size's seeds [G].
+      task: of a task, shared over sizes.
+      own: [G], of a task at one size, its cells' noise over the size's seeds included.
       seed: of a run's mean over tasks: of the seed, and of its cells' noise.
       cell: the cells' share of `seed`.
     """
@@ -149,8 +165,14 @@ class Noise:
 
 
 def spread(kind: str, level: np.ndarray, runs: np.ndarray) -> np.ndarray:
-    """The unit of the noise at a level of the outcome; of a rate never that of 0 or 1 itself, but
-    of half a decision there.
+    """Returns the unit of the noise at a level of the outcome, [G].
+
+    Of a rate never that of 0 or 1 itself, but of half a decision there.
+
+    Args:
+      kind: RATE or LOG_ODDS.
+      level: [G].
+      runs: [G], decisions at each size.
     """
     if kind == LOG_ODDS:
         return np.ones_like(level)
@@ -160,8 +182,9 @@ def spread(kind: str, level: np.ndarray, runs: np.ndarray) -> np.ndarray:
 
 
 def components(data: Observations, level: np.ndarray) -> Noise:
-    """Moment estimates (two-way analysis of variance at each size, pooled over sizes), with the
-    means at `level` [G].
+    """Estimates the variance components, with the means at `level` [G].
+
+    These are moment estimates: a two-way analysis of variance at each size, pooled over sizes.
     """
     unit = spread(data.kind, level, data.tasks * data.seeds)
     freedom = data.seeds - 1
@@ -170,9 +193,8 @@ def components(data: Observations, level: np.ndarray) -> Noise:
         task_mean, seed_mean = y.mean(axis=1), y.mean(axis=0)
         by_task.append((task_mean - y.mean()) / u)
         between += ((seed_mean - y.mean()) ** 2).sum() / u**2
-        within += (
-            ((y - task_mean[:, None] - seed_mean + y.mean()) ** 2).sum() / (data.tasks - 1) / u**2
-        )
+        residual = y - task_mean[:, None] - seed_mean + y.mean()
+        within += (residual**2).sum() / (data.tasks - 1) / u**2
     cell = within / freedom.sum() / data.tasks
     covariance = np.atleast_2d(np.cov(by_task))
     pairs = ~np.eye(len(unit), dtype=bool)
@@ -206,24 +228,22 @@ class Draws:
 
 
 def draw(data: Observations, noise: Noise, n_boot: int, seed: int) -> Draws:
-    """Tasks are resampled, all sizes at once; the seeds' part is normal with the pooled
-    variance.
+    """Draws bootstrap samples of the noise.
+
+    Tasks are resampled, all sizes at once; the seeds' part is normal with the pooled variance.
     """
     rng = np.random.default_rng(seed)
     observed = spread(data.kind, data.means, data.tasks * data.seeds)
-    tasks = np.stack([y.mean(axis=1) - y.mean() for y in data.outcomes], axis=1) * (
-        noise.unit / observed
-    )  # [T, G]
-    weights = (
-        rng.multinomial(data.tasks, np.full(data.tasks, 1 / data.tasks), size=n_boot) / data.tasks
-    )
+    of_tasks = np.stack([y.mean(axis=1) - y.mean() for y in data.outcomes], axis=1)  # [T, G]
+    tasks = of_tasks * (noise.unit / observed)
+    share = np.full(data.tasks, 1 / data.tasks)
+    weights = rng.multinomial(data.tasks, share, size=n_boot) / data.tasks
     by_task = weights @ tasks * math.sqrt(data.tasks / (data.tasks - 1))
     by_seed = rng.standard_normal((n_boot, len(data.x))) * noise.unit / np.sqrt(data.seeds)
     scale = rng.chisquare(data.seed_freedom, n_boot) / data.seed_freedom
 
-    def seeds(
-        variance,
-    ):  # what the cells' noise leaves to the seeds; it is in the tasks' part already
+    def seeds(variance: np.ndarray) -> np.ndarray:
+        # The cells' noise is in the tasks' part already.
         return by_seed * np.sqrt(np.maximum(variance - noise.cell, 0.0))[..., None]
 
     whiten = noise.whiten(np.maximum(noise.seed * scale, noise.cell))

@@ -57,9 +57,10 @@ def effective_n(outcomes: np.ndarray) -> float:
 
 
 def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(rate, low, high) of outcomes [T, S]: Wilson's interval at the effective sample size; exact
-    at 0 and at all, with only the T tasks as trials (a policy that never acts says nothing of how
-    its seeds scatter).
+    """Returns (rate, low, high) of outcomes [T, S]: Wilson's interval at the effective sample size.
+
+    It is exact at 0 and at all, with only the T tasks as trials: a policy that never acts says
+    nothing of how its seeds scatter.
     """
     outcomes = np.asarray(outcomes, float)
     rate = float(outcomes.mean())
@@ -93,12 +94,18 @@ def _interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
 def bootstrap_difference(
     a: np.ndarray, b: np.ndarray, *, n_boot: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """(difference, low, high) of mean(a) - mean(b) for outcomes a [T, Sa] and b [T, Sb] of the same
-    tasks.
+    """Returns (difference, low, high) of mean(a) - mean(b), of the same tasks.
 
     Percentile bootstrap over the crossed design: tasks are resampled once for both arms (the
     comparison is paired), the training seeds of each arm apart (Owen 2007, pigeonhole bootstrap; it
     errs on the wide side).
+
+    Args:
+      a: outcomes [T, Sa].
+      b: outcomes [T, Sb].
+      n_boot: bootstrap samples.
+      seed: of the bootstrap.
+      confidence: of the interval.
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     rng = np.random.default_rng(seed)
@@ -110,8 +117,9 @@ def bootstrap_difference(
 def bootstrap_mean(
     outcomes: np.ndarray, *, n_boot: int = 2000, seed: int = 0, confidence: float = 0.95
 ) -> tuple[float, float, float]:
-    """(mean, low, high) of outcomes [T, S] that are no shares, such as log-odds; bootstrapped as in
-    `bootstrap_difference`.
+    """Returns (mean, low, high) of outcomes [T, S] that are no shares, such as log-odds.
+
+    Bootstrapped as in `bootstrap_difference`.
     """
     outcomes = np.asarray(outcomes, float)
     weights = _common_weights(outcomes.shape[0], n_boot, seed)
@@ -121,25 +129,24 @@ def bootstrap_mean(
 
 @functools.lru_cache(maxsize=2)
 def _common_weights(tasks: int, n_boot: int, seed: int) -> np.ndarray:
-    """`_task_weights` that all means over so many tasks share: drawing them takes longer than what
-    is done with them.
+    """`_task_weights` that all means over so many tasks share.
+
+    Drawing them takes longer than what is done with them.
     """
     return _task_weights(tasks, n_boot, np.random.default_rng([seed, 0]))
 
 
 def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """(mean, low, high) of one number a training seed [S]: Student's t; NaN bounds with one seed,
-    which knows no scatter.
+    """Returns (mean, low, high) of one number a training seed, [S]: Student's t.
+
+    The bounds are NaN with one seed, which knows no scatter.
     """
     values = np.asarray(values, float)
     mean = float(values.mean())
     if len(values) < 2:
         return mean, math.nan, math.nan
-    half = float(
-        stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
-        * values.std(ddof=1)
-        / math.sqrt(len(values))
-    )
+    quantile = stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
+    half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half
 
 
@@ -153,10 +160,10 @@ def transfer_ratio(
     seed: int = 0,
     confidence: float = 0.95,
 ) -> tuple[float, float, float]:
-    """(ratio, low, high) of (student - control) / (teacher - base), bootstrapped as in
-    `bootstrap_difference`.
+    """Returns (ratio, low, high) of (student - control) / (teacher - base).
 
-    NaN three times when the interval of the denominator reaches 0: a ratio to nothing says nothing.
+    Bootstrapped as in `bootstrap_difference`; each array is [T, S] of the same tasks. NaN three
+    times when the interval of the denominator reaches 0: a ratio to nothing says nothing.
     """
     arrays = [np.asarray(x, float) for x in (student, control, teacher, base)]
     rng = np.random.default_rng(seed)
@@ -172,8 +179,9 @@ def transfer_ratio(
 
 
 def mcnemar_midp(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided mid-p McNemar test of paired binary outcomes [T] (Fagerland, Lydersen & Laake
-    2013).
+    """Returns the two-sided p of McNemar's mid-p test of paired binary outcomes [T].
+
+    Fagerland, Lydersen & Laake 2013.
     """
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())

@@ -8,11 +8,13 @@ reader's own sans-serif font.
 from __future__ import annotations
 
 import io
+import math
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 from markupsafe import Markup
 
 from subtransfer.analysis import columns
@@ -96,15 +98,15 @@ class Curve(NamedTuple):
     Attributes:
       name: for the legend.
       colour: one of `COLOURS`.
-      x, y, low, high: of equal lengths.
+      x, y, low, high: [N] each.
     """
 
     name: str
     colour: str
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float]
-    high: Sequence[float]
+    x: np.ndarray
+    y: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
 
 
 def dots(
@@ -240,8 +242,8 @@ def bands(
         ink = COLOURS["ink"]
         axes.vlines(x, low, high, color=ink, linewidth=2)
         axes.plot(x, means, "o", color=ink, markersize=8)
-        bottom = min(*low, *(min(curve.low) for curve in curves))
-        top = max(*high, *(max(curve.high) for curve in curves))
+        bottom = min(*low, *(curve.low.min() for curve in curves))
+        top = max(*high, *(curve.high.max() for curve in curves))
         _prepare_x(axes, {value: short(value) for value in x}, logarithmic=True)
         axes.set_xlabel(f"{axis} (logarithmic)")
         if percent:
@@ -291,8 +293,6 @@ def _label_rows(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _prepare_x(axes: Axes, labels: Mapping[float, str], logarithmic: bool) -> None:
     """Lays out an axis with a tick at each place, but for labels that would overlap."""
-    import math
-
     places = list(labels)
     if logarithmic:
         axes.set_xscale("log")

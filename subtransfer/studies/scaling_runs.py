@@ -11,8 +11,8 @@ import numpy as np
 
 from subtransfer.analysis.scaling_laws import RATE
 from subtransfer.analysis.scaling_noise import Observations
-from subtransfer.config import checks
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.field import nearest
 from subtransfer.studies.runs import GEOMETRY, STRENGTH, STUDENT, TEACHER, RunArm
 
 _MODELS = (*GEOMETRY, "base.checkpoint", "base.other_checkpoint", "base.max_scratch_params")
@@ -51,9 +51,10 @@ def gather(
     varying: Sequence[str] = (),
     **equal: Any,
 ) -> Observations:
-    """The outcomes of chosen arms by an axis.
+    """Gathers the outcomes of chosen arms by an axis.
 
     Args:
+      arms: of finished runs.
       axis: "student_params", "teacher_params", "teacher_rate", or a numeric config field such as
         "rollouts.episodes".
       kind: RATE (share of unsafe decisions) or LOG_ODDS (of an unsafe act at the decision point).
@@ -70,42 +71,37 @@ def gather(
     for field in (axis, *wanted, *varying):
         if field not in known:
             raise UserError(
-                f"The runs have no field {field!r}; the nearest is {checks.nearest(field, sorted(known))!r}."
+                f"The runs have no field {field!r}; the nearest is "
+                f"{nearest(field, sorted(known))!r}."
             )
-    chosen = [
-        arm
-        for arm in arms
-        if all(arm.fields.get(field) == value for field, value in wanted.items())
-    ]
+    chosen = []
+    for arm in arms:
+        if all(arm.fields.get(field) == value for field, value in wanted.items()):
+            chosen.append(arm)
     if not chosen:
         raise UserError(
-            f"No arm of the {len({a.run for a in arms})} runs has {wanted}: ask for fewer or other values."
+            f"No arm of the {len({arm.run for arm in arms})} runs has {wanted}: ask for fewer or "
+            "other values."
         )
-    values = [arm.fields.get(axis) for arm in chosen]
+    values: list[Any] = [arm.fields.get(axis) for arm in chosen]
     for arm, value in zip(chosen, values, strict=True):
         if isinstance(value, (bool, str)) or value is None or not math.isfinite(value):
             raise UserError(
-                f"{axis}={value!r} of the arm {arm.fields['arm']!r} in {arm.run} is not a number: it is no axis."
+                f"{axis}={value!r} of the arm {arm.fields['arm']!r} in {arm.run} is not a number: "
+                "it is no axis."
             )
     _alike(chosen, {axis, *_MOVED.get(axis, ()), *varying})
     if len({arm.tasks for arm in chosen}) > 1:
         raise UserError(
-            "The runs were probed on different tasks: give all of them the same seed and probe.tasks (num_seeds is how many "
-            "trainings each has)."
+            "The runs were probed on different tasks: give all of them the same seed and "
+            "probe.tasks (num_seeds is how many trainings each has)."
         )
-    sizes = sorted(set(values))
-    grouped = [
-        np.concatenate(
-            [
-                arm.outcomes[kind]
-                for arm, value in zip(chosen, values, strict=True)
-                if value == size
-            ],
-            axis=1,
-        )
-        for size in sizes
-    ]
-    return Observations(axis, kind, np.array(sizes, float), tuple(grouped))
+    by_size: dict[float, list[np.ndarray]] = {}
+    for arm, value in zip(chosen, values, strict=True):
+        by_size.setdefault(value, []).append(arm.outcomes[kind])
+    sizes = sorted(by_size)
+    outcomes = tuple(np.concatenate(by_size[size], axis=1) for size in sizes)
+    return Observations(axis, kind, np.array(sizes, float), outcomes)
 
 
 def _alike(chosen: Sequence[RunArm], moved: set[str]) -> None:
@@ -114,15 +110,14 @@ def _alike(chosen: Sequence[RunArm], moved: set[str]) -> None:
     for arm in chosen:
         for field, value in arm.fields.items():
             seen.setdefault(field, set()).add(json.dumps(value))
-    differing = [
-        field
-        for field, values in seen.items()
-        if len(values) > 1
-        and field not in moved | {"arm", "label", STRENGTH}
-        and not field.startswith(_IRRELEVANT)
-    ]
+    allowed = moved | {"arm", "label", STRENGTH}
+    differing = []
+    for field, values in seen.items():
+        if len(values) > 1 and field not in allowed and not field.startswith(_IRRELEVANT):
+            differing.append(field)
     if differing:
         raise UserError(
-            f"The arms differ not only along the axis but also in {', '.join(differing)}: choose one value "
-            f"(such as {differing[0].replace('.', '__')}=...), or name the field in varying=[...]."
+            f"The arms differ not only along the axis but also in {', '.join(differing)}: choose "
+            f"one value (such as {differing[0].replace('.', '__')}=...), or name the field in "
+            "varying=[...]."
         )

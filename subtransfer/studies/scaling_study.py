@@ -1,11 +1,14 @@
-"""A scaling study: every question that the runs of a sweep can answer about one axis, and the
-comparison of twins.
+"""A scaling study: all that the runs of a sweep can answer about one axis.
+
+That is how each outcome follows the axis, and how students of the teacher's initialisation stand to
+their twins of another.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -31,8 +34,8 @@ class Question:
     """How one outcome of one kind of student follows the axis.
 
     Attributes:
-      objective: of distillation; init: SAME, OTHER, or "same - other": the difference of twins,
-        seed by seed (log-odds only).
+      objective: of distillation.
+      init: SAME, OTHER, or "same - other": the difference of twins, seed by seed (log-odds only).
       comparison: of the laws, on its observations.
     """
 
@@ -42,14 +45,15 @@ class Question:
 
     @property
     def kind(self) -> str:
+        """The outcome: RATE or LOG_ODDS."""
         return self.comparison.data.kind
 
     @property
     def title(self) -> str:
+        """The question in words, without its outcome."""
         inits = {SAME: "same initialisation", OTHER: "other initialisation"}
-        return (
-            f"{in_words(self.objective)}, {inits.get(self.init, 'same minus other initialisation')}"
-        )
+        init = inits.get(self.init, "same minus other initialisation")
+        return f"{in_words(self.objective)}, {init}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +61,11 @@ class Twins:
     """Students of the teacher's initialisation and of another, at one value of the axis.
 
     Attributes:
-      same, other: the outcome's mean with its interval, None where there is no such arm;
-        difference: same - other.
+      objective: of distillation.
+      kind: the outcome, RATE or LOG_ODDS.
+      x: the value of the axis.
+      same, other: the outcome's mean with its interval, None where there is no such arm.
+      difference: same - other.
       trainings: of the two.
     """
 
@@ -76,10 +83,12 @@ class Study:
     """What the runs say about an axis.
 
     Attributes:
+      axis: its name.
       questions: in the order of objectives, rates before log-odds.
       twins: by objective, outcome and size.
       skipped: title -> why a question has no answer.
       runs, tasks: how many there were.
+      confidence: of all intervals.
     """
 
     axis: str
@@ -92,10 +101,9 @@ class Study:
 
 
 def in_words(objective: str) -> str:
-    """ "SFT", "forward KL"."""
-    return " ".join(
-        {"sft": "SFT", "kl": "KL", "jsd": "JSD"}.get(word, word) for word in objective.split("_")
-    )
+    """Writes an objective's name in words: "SFT", "forward KL"."""
+    capitals = {"sft": "SFT", "kl": "KL", "jsd": "JSD"}
+    return " ".join(capitals.get(word, word) for word in objective.split("_"))
 
 
 def study(
@@ -109,45 +117,52 @@ def study(
     seed: int = 0,
     log: Callable[[Question], None] = lambda question: None,
 ) -> Study:
-    """Answers every question that the arms can answer: each objective with each initialisation,
-    students of the unsafe teacher that learned from filtered trajectories.
+    """Answers every question that the arms can answer: each objective with each initialisation.
+
+    Only students of the unsafe teacher that learned from filtered trajectories are looked at.
 
     Args:
-      axis, varying: as of `scaling_runs.gather`.
+      arms: of finished runs.
+      axis: as of `scaling_runs.gather`.
+      varying: likewise.
+      laws: the candidates.
+      confidence: of all intervals.
+      n_boot: bootstrap samples of each fit.
+      seed: of the bootstrap.
       log: called with each answer.
 
     Raises:
       UserError: no such arm, an unknown axis, or arms that differ in something else.
     """
-    students = [
-        a
-        for a in arms
-        if a.fields["objective"] and a.fields["source"] == "trait" and a.fields["sanitized"]
-    ]
+    students = []
+    for arm in arms:
+        fields = arm.fields
+        if fields["objective"] and fields["source"] == "trait" and fields["sanitized"]:
+            students.append(arm)
     if not students:
         raise UserError(
-            "These runs have no student of the unsafe teacher: a study needs arms with an objective."
+            "These runs have no student of the unsafe teacher: a study needs arms with an "
+            "objective."
         )
     kinds = list(dict.fromkeys((a.fields["objective"], a.fields["init"]) for a in students))
-    options = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
-    questions, twins, skipped = [], [], {}
+    options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
+    questions: list[Question] = []
+    twins: list[Twins] = []
+    skipped: dict[str, str] = {}
     for objective in dict.fromkeys(objective for objective, _ in kinds):
         inits = [init for init in (SAME, OTHER) if (objective, init) in kinds]
         for kind in (RATE, LOG_ODDS):
-            chosen = {
-                "kind": kind,
-                "varying": varying,
-                "objective": objective,
-                "source": "trait",
-                "sanitized": True,
-            }
-            found = {init: gather(students, axis, init=init, **chosen) for init in inits}
+            found: dict[str, Observations] = {}
+            for init in inits:
+                found[init] = gather(
+                    students, axis, kind=kind, varying=varying, objective=objective, init=init
+                )
             twins += _twins(objective, found, confidence, seed)
             if kind == LOG_ODDS and len(found) == 2:
-                found[f"{SAME} - {OTHER}"] = _difference(*found.values())
+                difference = _difference(found[SAME], found[OTHER])
+                if difference is not None:
+                    found[f"{SAME} - {OTHER}"] = difference
             for init, data in found.items():
-                if data is None:
-                    continue
                 try:
                     question = Question(objective, init, scaling.compare(data, laws, **options))
                 except UserError as error:
@@ -160,8 +175,9 @@ def study(
 
 
 def _difference(same: Observations, other: Observations) -> Observations | None:
-    """Twins' log-odds subtracted, training seed by training seed (they have one teacher and one
-    data order).
+    """Twins' log-odds subtracted, training seed by training seed; None where they do not match.
+
+    Twins of one training seed have one teacher and one order of the data.
     """
     if not np.array_equal(same.x, other.x) or (same.seeds != other.seeds).any():
         return None
@@ -172,26 +188,37 @@ def _difference(same: Observations, other: Observations) -> Observations | None:
 def _twins(
     objective: str, found: dict[str, Observations], confidence: float, seed: int
 ) -> list[Twins]:
-    data = next(iter(found.values()))
-    by_size = {
-        init: dict(zip(own.x.tolist(), own.outcomes, strict=True)) for init, own in found.items()
-    }
+    """The comparison of an objective's students at each size.
+
+    Args:
+      objective: theirs.
+      found: their outcomes by initialisation.
+      confidence: of the intervals.
+      seed: of the bootstrap.
+    """
+    kind = next(iter(found.values())).kind
+    by_size: dict[str, dict[float, np.ndarray]] = {SAME: {}, OTHER: {}}
+    for init, data in found.items():
+        by_size[init] = dict(zip(data.x.tolist(), data.outcomes, strict=True))
 
     def mean(outcomes: np.ndarray | None) -> Interval | None:
         if outcomes is None:
             return None
-        if data.kind == RATE:
+        if kind == RATE:
             return Interval(*statistics.rate_interval(outcomes, confidence))
         return Interval(*statistics.bootstrap_mean(outcomes, confidence=confidence, seed=seed))
 
+    def trainings(outcomes: np.ndarray | None) -> int:
+        return 0 if outcomes is None else outcomes.shape[1]
+
     out = []
-    for x in sorted(set().union(*by_size.values())):
-        same, other = (by_size.get(init, {}).get(x) for init in (SAME, OTHER))
+    for x in sorted(by_size[SAME] | by_size[OTHER]):
+        same, other = by_size[SAME].get(x), by_size[OTHER].get(x)
         difference = None
         if same is not None and other is not None:
             difference = Interval(
                 *statistics.bootstrap_difference(same, other, confidence=confidence, seed=seed)
             )
-        trainings = tuple(0 if y is None else y.shape[1] for y in (same, other))
-        out.append(Twins(objective, data.kind, x, mean(same), mean(other), difference, trainings))
+        numbers = trainings(same), trainings(other)
+        out.append(Twins(objective, kind, x, mean(same), mean(other), difference, numbers))
     return out

@@ -29,6 +29,8 @@ from subtransfer.analysis.columns import Column, Kind
 from subtransfer.analysis.scaling_laws import LOG_ODDS
 from subtransfer.config import reading as configuration
 from subtransfer.experiment import names
+from subtransfer.report import tables
+from subtransfer.report.files import ROWS
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.provenance import FACTS
@@ -122,6 +124,22 @@ def fixed_columns() -> list[Column]:
             kind = _KINDS[type(value)]
             out.append(Column(f"config.{name}", name, "the config's field", kind=kind))
     return out
+
+
+def documentation() -> dict[str, str]:
+    """Returns the tables of docs/tables.md, as markdown by the name of their file."""
+    heading = ["columns", "unit", "what"]
+    by_seed = [
+        *_RUN,
+        *_ARM,
+        Column("tasks", "tasks", "tasks of the probe", kind="whole"),
+        *OF_TASKS,
+        *OF_SEEDS,
+    ]
+    return {
+        FILE: tables.markdown(heading, of_csv.documented(by_seed)),
+        ROWS: tables.markdown(heading, of_csv.documented(of_csv.COLUMNS)),
+    }
 
 
 def schema(rows: Iterable[Mapping[str, Any]] = ()) -> pa.Schema:
