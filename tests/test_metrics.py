@@ -12,6 +12,7 @@ from tensorboardX.proto import event_pb2
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.models.forward import forward
 from subtransfer.runtime.errors import UserError
+from subtransfer.store.files import os_errors
 from subtransfer.store.workdir import steps_folder
 from subtransfer.training import loop, metrics
 from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
@@ -128,3 +129,11 @@ def test_a_damaged_file_of_an_earlier_attempt_is_named(tmp_path, line):
     writer.path.write_bytes(line + b'\n{"step": 2}\n')
     with pytest.raises(UserError, match="student.x-0.jsonl, line 1, .*delete the file"):
         writer.start(2)
+
+
+def test_a_file_where_metrics_belong_is_named(tmp_path):
+    (tmp_path / "metrics").write_text("")
+    writer = metrics.Writer(tmp_path / "student.x-0", "distill", tensorboard=True, wandb="")
+    words = "/metrics is a file where a folder belongs"
+    with pytest.raises(UserError, match=words), os_errors(tmp_path):  # as around every stage
+        writer.start(0)

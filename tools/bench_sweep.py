@@ -25,8 +25,8 @@ from subtransfer.config.sweep import expand
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
 from subtransfer.sweeps.devices import DeviceShare
-from subtransfer.sweeps.messages import StageRequest
 from subtransfer.sweeps.planning import plan
+from subtransfer.sweeps.requests import StageRequest
 from subtransfer.sweeps.runner import Runner
 from tests import stub_sweep
 from tools.peers import command

@@ -75,6 +75,7 @@ def read_json_lines(path: Path, shape: Any, remedy: str) -> Iterator[Any]:
       OSError: the file cannot be read now.
     """
     try:
+        # What follows the last end of a line is nothing, or a line that was cut off.
         *lines, _ = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return
@@ -85,7 +86,7 @@ def read_json_lines(path: Path, shape: Any, remedy: str) -> Iterator[Any]:
 def _checked(data: bytes, place: str, shape: Any, remedy: str) -> Any:
     try:
         value = json.loads(data)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8
         raise UserError(f"{place} is damaged ({error}): {remedy}.") from error
     problem = misfit(value, shape)
     if problem:

@@ -58,6 +58,7 @@ def _once(number: int) -> None:
 
 
 def _notice(number: int, frame: Any) -> None:
+    # Where the kernel has not done so already: the second one ends the process.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _noticed.set()
     if not _deferrals:

@@ -56,6 +56,7 @@ def join(
             coordinator,
             num_processes,
             process_id,
+            # Later than our own watch, which ends the process with a sentence.
             heartbeat_timeout_seconds=4 * peer_timeout + 10,
             initialization_timeout=300,
         )
@@ -106,6 +107,7 @@ class _Membership:
                 ended = dict(self.client.key_value_dir_get("ended/"))
                 pulses = dict(self.client.key_value_dir_get("pulse/"))
             except RuntimeError:
+                # The store lives in process 0.
                 if not self.over.is_set():
                     self.lost(0)
                 return
@@ -168,6 +170,7 @@ def share(key: str, text: str | None) -> str:
 def await_verdict() -> None:
     """After an error that a dead peer may have caused: returns only if no peer is dead."""
     if _membership:
+        # If a peer is dead, the watch ends this process meanwhile.
         time.sleep(_membership.timeout + 3 * PULSE)
 
 
@@ -191,6 +194,7 @@ def leave(code: int, sentence: str) -> int:
         end(code)
     import jax
 
+    # Nobody watches any more once all are here: who is then gone has ended well.
     barrier("end")
     _membership.over.set()
     jax.distributed.shutdown()

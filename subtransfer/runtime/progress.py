@@ -34,6 +34,7 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
         yield lambda n: None
         return
     if sys.stderr.isatty():
+        # Imported here: most runs write to a file, and rich takes a while.
         from rich.console import Console
         from rich.progress import (
             BarColumn,

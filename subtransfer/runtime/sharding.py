@@ -63,6 +63,7 @@ def make_mesh(
         )
     if slices > 1:
         inner, outer = (data // slices, fsdp, tensor), (slices, 1, 1)
+        # Simulated and GPU devices know no slices: their processes stand for them.
         by_process = getattr(devices[0], "slice_index", None) is None
         try:
             placed = mesh_utils.create_hybrid_device_mesh(
@@ -229,6 +230,7 @@ def check_divided(tree: Any, mesh: Mesh, what: str, *, largest_shared: int = 1 <
       UserError: it names an array of which they hold more.
     """
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        # What one device holds of the array.
         held = math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         if held <= largest_shared:
             continue

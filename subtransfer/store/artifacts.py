@@ -76,6 +76,7 @@ class Store:
 
     def __enter__(self) -> Store:
         leads = processes.leads()
+        # A file with a name that nobody can guess: who sees it sees the same folder.
         mark = processes.share("workdir", self._open() if leads else None)
         marker = self.workdir / CLAIMS / mark
         if not leads and not marker.exists():
@@ -83,6 +84,7 @@ class Store:
                 f"{self.workdir} is not the same folder in every process: choose one that all of "
                 "them share."
             )
+        # All have looked before it goes.
         processes.barrier("workdir")
         if leads:
             marker.unlink(missing_ok=True)
@@ -152,6 +154,7 @@ class Store:
         with os_errors(self.workdir):
             buckets.fetch(path)
         held = self._claim(path, log) if leads else None
+        # The others cannot look for themselves: what they see of a shared folder may be old.
         whole = processes.share(f"whole/{folder}", str(held is None) if leads else None) == "True"
         what = "reused"
         if whole:
@@ -167,6 +170,7 @@ class Store:
             buckets.put(path)
             buckets.drop(steps_folder(path))
         else:
+            # Collective operations need all processes, though only one writes what counts.
             with tempfile.TemporaryDirectory() as copy:
                 build(Path(copy))
         what = processes.share(f"sealed/{folder}", what if leads else None)
@@ -216,6 +220,7 @@ class Store:
         """
         with os_errors(self.workdir):
             if is_whole(path):
+                # Its maker may have died between the seal and the removal of its checkpoints.
                 shutil.rmtree(steps_folder(path), ignore_errors=True)
                 return None
             _check_replaceable(path)
@@ -282,10 +287,12 @@ class Store:
                 temporary.mkdir()
                 build(temporary)
                 _seal(temporary, key)
+                # From here on nobody can have taken the claim over, so that the rename is ours.
                 held.confirm()
                 if damaged:
                     shutil.rmtree(path)
                 temporary.rename(path)  # fails if there is another's
+                # A rename is on the disk only when the folder that holds the name is.
                 sync(self.workdir)
                 made = True
                 seconds = round(time.monotonic() - begin, 3)

@@ -250,6 +250,7 @@ class Mirror:
         with self._errors():
             if folder in self._finished:
                 return
+            # The list goes last: until it is there, whatever has arrived does not count.
             sizes = {}
             for path in sorted(folder.rglob("*")):
                 if path.is_file():
@@ -273,6 +274,7 @@ class Mirror:
         with self._errors():
             names = self._names(parent)
         for name in names:
+            # Step checkpoints lie in a folder that is named as the artefact.
             if self.local / name in self._finished:
                 self.drop(parent / name)
 
@@ -286,6 +288,7 @@ class Mirror:
             for path in sorted(paths):
                 name, status = path.relative_to(self.local).as_posix(), path.stat()
                 stamp = status.st_size, status.st_mtime_ns
+                # Names with a dot are files that are being written.
                 if not path.name.startswith(".") and self._sent.get(name) != stamp:
                     self._put(path)
                     self._sent[name] = stamp
@@ -307,6 +310,7 @@ class Mirror:
             self._put_names(names)  # who may not write is told before any work
             for name in names:
                 here, there = self.local / name, f"{self._root}/{name}"
+                # Logs only grow: the longer one is the later one.
                 if not here.exists() or here.stat().st_size < self._files.size(there):
                     self._get(there, here)
                     self._sent[name] = here.stat().st_size, here.stat().st_mtime_ns

@@ -192,7 +192,7 @@ class HeldClaim:
 
     def _write(self, file: int, free: bool = False) -> None:
         record = {
-            "beat": f"{self._beat:012d}",
+            "beat": f"{self._beat:012d}",  # of fixed width, as is all else
             "state": "free" if free else "held",
             "lease": self._claims.lease,
             "owner": dataclasses.asdict(self._claims.owner),
@@ -206,6 +206,8 @@ class HeldClaim:
         with self._lock:
             if self._file < 0:
                 return True  # given back meanwhile
+            # Whoever takes the claim over creates the next file; whoever makes the thing in its
+            # place removes them all. A folder that is gone says neither.
             here = self._claims.path(self.name, self._number).exists()
             after = self._claims.path(self.name, self._number + 1).exists()
             if after or (not here and self._claims.folder.is_dir()):
@@ -237,11 +239,13 @@ class HeldClaim:
         Args:
           made: the thing is there, so that nothing is to be claimed any more.
         """
+        # First, so that the thread that beats does not take the files' absence for a loss.
         self._claims.forget(self)
         with self._lock:
             if self._claims.path(self.name, self._number + 1).exists():
                 pass  # another's now
             elif made:
+                # In ascending order: the highest, which counts, goes last.
                 for number in self._claims.numbers(self.name):
                     self._claims.path(self.name, number).unlink(missing_ok=True)
             else:
@@ -329,12 +333,14 @@ class Claims:
             except FileExistsError:  # somebody was quicker
                 continue
             self._held.append(held)
+            # One thread beats for all claims, and only in a process that holds some.
             if self._thread is None:
                 self._thread = threading.Thread(target=self._beating, name="claims", daemon=True)
                 self._thread.start()
             return held
 
     def _beating(self) -> None:
+        # Four beats within a lease: one that comes late costs nothing.
         while not self._over.wait(min(5.0, self.lease / 4)):
             for held in tuple(self._held):
                 try:
@@ -360,5 +366,6 @@ class Claims:
 
 
 def _end(sentence: str) -> NoReturn:
+    # At once and without handlers: these would write what is now another's to write.
     os.write(sys.stderr.fileno(), f"error: {sentence}\n".encode())
     os._exit(EXIT_CODE)

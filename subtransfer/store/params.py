@@ -21,12 +21,14 @@ def save_params(path: Path, params: Any) -> None:
         return
     from safetensors.numpy import save
 
+    # In the order of their names, so that the same parameters give the same bytes.
     arrays = _flattened(params)
     atomic_write(path, save(dict(sorted(arrays.items()))))
 
 
 def _flattened(params: Any, prefix: str = "") -> dict[str, np.ndarray]:
     if not isinstance(params, Mapping):
+        # safetensors writes an array's memory as it lies, whatever its strides say.
         return {prefix: np.ascontiguousarray(np.asarray(params))}
     arrays: dict[str, np.ndarray] = {}
     for name, child in params.items():

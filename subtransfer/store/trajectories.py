@@ -109,6 +109,7 @@ def write(path: Path, trajectories: Sequence[Trajectory], description: str) -> N
         )
     import tensorflow_datasets as tfds
 
+    # A DatasetInfo usually comes from a builder, a class that a reader would have to import.
     identity = tfds.core.dataset_info.DatasetIdentity(
         name="trajectories",
         version=tfds.core.Version("1.0.0"),
@@ -117,6 +118,7 @@ def write(path: Path, trajectories: Sequence[Trajectory], description: str) -> N
     )
     info = tfds.core.DatasetInfo(builder=identity, description=description, features=_features())
     path.mkdir(parents=True)
+    # One shard for all practical sizes: the number of shards is part of the files' names.
     writer = tfds.core.SequentialWriter(
         info, max_examples_per_shard=1 << 16, overwrite=False, file_format="array_record"
     )

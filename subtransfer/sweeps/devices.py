@@ -31,6 +31,7 @@ def platform() -> str:
 
 def _gpus() -> list[str]:
     """NVIDIA GPUs as CUDA_VISIBLE_DEVICES names them."""
+    # Set, but empty, it hides all of them.
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [name for name in visible.split(",") if name]
@@ -58,6 +59,7 @@ class DeviceShare:
     @contextlib.contextmanager
     def start(self) -> Iterator[dict[str, str]]:
         """Yields the worker's environment; a process that is started within inherits the cores."""
+        # A process inherits the cores of the one that starts it.
         all_cores = os.sched_getaffinity(0) if self.cores else None
         if all_cores:
             os.sched_setaffinity(0, self.cores)
@@ -117,6 +119,7 @@ def _shares_of_gpus(workers: int, gpus: list[str]) -> tuple[list[DeviceShare], i
         words = f"{_count(workers, 'worker')} with {_count(each, 'GPU')} each"
         return shares, each, words
     fullest = -(-workers // len(gpus))  # workers on one GPU, at most
+    # Each would else take three quarters of the memory for itself; a tenth is left to the driver.
     memory = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / fullest:.3f}"}
     for worker in range(workers):
         gpu = gpus[worker % len(gpus)]

@@ -46,6 +46,7 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
                 experiment = Experiment(
                     config, workdir, sharding.plan_mesh(**config.mesh, devices=devices)
                 )
+                # A plan can be made for devices that are not here; a run cannot.
                 if to_run:
                     sharding.data_size(
                         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices

@@ -28,7 +28,7 @@ from subtransfer.store.claims import POLL, Claims, Patience
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.workdir import CLAIMS, MEMBERS, SWEEP
 from subtransfer.sweeps.devices import DeviceShare
-from subtransfer.sweeps.messages import LOGS, StageOutcome, StageRequest, log_path, to_line
+from subtransfer.sweeps.requests import LOGS, StageOutcome, StageRequest, log_path, to_line
 from subtransfer.sweeps.schedule import Schedule, SweepPlan
 
 _STATE_EVERY = 20.0  # seconds between two writings of sweep.json, at least
@@ -65,6 +65,7 @@ class Worker:
             return None
         if not data:
             return None
+        # A message may arrive in parts.
         *lines, self.received = (self.received + data).split(b"\n")
         return [StageOutcome(**json.loads(line)) for line in lines]
 
@@ -136,6 +137,7 @@ class Runner:
                     self._look_elsewhere()
                     self._give_work()
                     tick()
+                    # Not longer: other commands finish stages, too, and say nothing here.
                     for key, _ in self._selector.select(POLL):
                         self._hear(key.data)
         finally:
@@ -159,6 +161,7 @@ class Runner:
                 # a signal to this command's group reaches them once, from here
                 start_new_session=True,
             )
+        # Only the worker holds its end now, so that its death closes the channel.
         theirs.close()
         worker = Worker(number, process, ours)
         self._selector.register(ours, selectors.EVENT_READ, worker)
@@ -220,6 +223,7 @@ class Runner:
         code = worker.process.returncode
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
         if worker.stage is not None:
+            # A signal, or a lost claim: neither says that the stage is at fault.
             transient = code < 0 or code == preemption.EXIT_CODE
             self._failed(worker.stage, f"its worker ended with {how}", transient=transient)
         elif not worker.ready:
@@ -279,6 +283,7 @@ class Runner:
             if claim is None or claim.free or (claim.owner and claim.owner.dead()):
                 self.schedule.again(stage)
             elif self._patience.exhausted(claim):
+                # The worker may take this claim, and no later one, over.
                 self._expired[stage] = claim.number
                 self.schedule.again(stage)
 

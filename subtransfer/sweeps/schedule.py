@@ -105,6 +105,7 @@ class Schedule:
 
     def __init__(self, plan: SweepPlan, finished: set[int], retries: int):
         self.plan = plan
+        # A byte a stage: sweeps have a hundred thousand.
         self.state = bytearray(len(plan.nodes))
         self.failures: dict[int, MemberFailure] = {}
         self.completed: list[int] = []
@@ -122,6 +123,7 @@ class Schedule:
         self._left = array("L", map(len, plan.stages))
         self._ready = array("L", [0]) * len(plan.members)
         self._open = len(plan.members)  # members that are neither done nor have failed
+        # What reads nothing can be made at once; what is there already makes others ready.
         for number in range(len(plan.nodes)):
             if not self._missing[number]:
                 self._set(number, READY)
@@ -144,6 +146,7 @@ class Schedule:
 
     def _set(self, number: int, state: int) -> None:
         before, node = self.state[number], self.plan.nodes[number]
+        # Counted for each member, so that `next` need not look at stages of members without any.
         if READY in (before, state):
             change = (state == READY) - (before == READY)
             for member in node.users:

@@ -26,7 +26,7 @@ from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import digest
 from subtransfer.store import artifacts
-from subtransfer.sweeps.messages import StageOutcome, StageRequest, log_path, to_line
+from subtransfer.sweeps.requests import StageOutcome, StageRequest, log_path, to_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +75,7 @@ def _output_to(path: Path) -> Iterator[None]:
     """
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
+    # The descriptors themselves are exchanged, as C++ knows nothing of Python's streams.
     kept = [os.dup(number) for number in (1, 2)]
     with path.open("ab") as file:
         for number in (1, 2):
@@ -112,6 +113,7 @@ def serve(
             for line in file:
                 requests.put(StageRequest(**json.loads(line)))
         requests.put(None)
+        # The other end is gone. A stage under way saves and ends as after a notice.
         if not preemption.noticed():
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -137,6 +139,7 @@ def _make(
     print(f"--- {now} {stage} for {request.member}, pid {os.getpid()}", flush=True)
     try:
         made = build_of(request)
+        # The command planned with sources that this worker may have read later.
         if f"{stage}-{digest(made.key)}" != request.folder:
             raise UserError(
                 "The package or the config file was changed while the sweep ran: start it again."

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from subtransfer.experiment import names as stage_names
 from subtransfer.store.workdir import MEMBERS, SWEEP
-from subtransfer.sweeps.messages import log_path
+from subtransfer.sweeps.requests import log_path
 from subtransfer.sweeps.schedule import MemberFailure, PlannedStage, SweepPlan
 
 _ROWS = 30  # members that are listed

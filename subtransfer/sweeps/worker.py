@@ -18,7 +18,7 @@ from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import preemption, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
-from subtransfer.sweeps.messages import StageRequest
+from subtransfer.sweeps.requests import StageRequest
 from subtransfer.sweeps.service import StageBuild, serve
 
 

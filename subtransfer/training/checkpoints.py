@@ -288,6 +288,7 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
         steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        # Their memory goes to the loaded ones: two states may not fit.
         if steps:
             jax.tree.map(lambda x: x.delete(), state)
         for step in reversed(steps):

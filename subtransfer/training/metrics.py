@@ -62,6 +62,7 @@ class Writer:
         atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         if self._events_folder:
+            # TensorBoard would show the steps of all files in a folder: they are drawn anew.
             shutil.rmtree(self._events_folder, ignore_errors=True)
             self._events = _EventFile(self._events_folder)
             for record in kept:

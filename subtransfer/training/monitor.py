@@ -130,6 +130,7 @@ class TrainingMonitor:
         """
         window = self._window
         cost = DispatchCost(self._dispatches > 0, self._peak_flops)
+        # The first dispatch compiles, and its time says nothing.
         self._dispatches += 1
         profiled = False
         if window is not None and first < window.last and first + steps >= window.first:
@@ -171,6 +172,7 @@ class TrainingMonitor:
         Raises:
           preemption.Preempted: a notice has come; what could be saved has been.
         """
+        # One that is told to leave takes the others along: a step needs all of them.
         leaving = distributed.anywhere(preemption.noticed())
         if self._checkpoints and (leaving or self._checkpoints.due(steps_done(state))):
             self._save(state, confirm=leaving)
