@@ -58,7 +58,8 @@ class Optimizer:
             parts.append(optax.trace(decay=self.momentum))
         if self.weight_decay:
             parts.append(optax.add_decayed_weights(self.weight_decay))
-        return optax.chain(*parts)
+        # optax has no chain of nothing, which plain gradient descent without clipping would be.
+        return optax.chain(*parts) if parts else optax.identity()
 
 
 @dataclasses.dataclass(frozen=True)
