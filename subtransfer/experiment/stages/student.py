@@ -212,9 +212,10 @@ def _transformed(
     """
     transform = transforms.get(name)
     # The same for all arms of a training seed.
-    drawn = jax.random.key_data(context.key("transform", seed))
+    drawn = np.asarray(jax.random.key_data(context.key("transform", seed)))
+    rng = np.random.default_rng(drawn.tolist())
     with failures_of_record("transform", transform):
-        found = list(transform.apply(kept, context.setting, np.random.default_rng(drawn)))
+        found = list(transform.apply(kept, context.setting, rng))
     if not found or not all(isinstance(one, Trajectory) for one in found):
         raise UserError(
             f"The transform {name!r} of {transform.origin} must return one or more trajectories."
