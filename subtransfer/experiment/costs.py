@@ -1,5 +1,6 @@
-"""Estimated floating-point operations of stages, from their sizes: what a plan's cost is reckoned
-from. Padding counts.
+"""Estimated floating-point operations of stages, by which a plan weighs them.
+
+All are reckoned from sizes alone, with padding.
 """
 
 from __future__ import annotations
@@ -20,29 +21,38 @@ def training(
     full: bool = True,
     teacher: DecoderConfig | None = None,
 ) -> float:
-    """Of so many optimiser steps; a live teacher of the given geometry runs, too."""
+    """Operations of a training.
+
+    Args:
+      cfg: the geometry of what is trained.
+      steps: optimiser steps.
+      batch, length: rows of a step, and tokens of a row.
+      full: all weights are trained, not only adapters.
+      teacher: the geometry of a teacher that runs beside it, or None.
+    """
     return float(
         steps * step_flops(cfg, tokens=batch * length, length=length, full=full, teacher=teacher)
     )
 
 
 def reading(cfg: DecoderConfig, rows: int, length: int) -> float:
-    """Of one forward pass over so many rows: a training step is two of them more, or one where
-    adapters are trained.
-    """
+    """Operations of one forward pass over `rows` rows of `length` tokens."""
+    # A training step of all weights is a forward pass and a backward pass, which costs two.
     return step_flops(cfg, tokens=rows * length, length=length, full=True) / 3
 
 
 def episodes(cfg: DecoderConfig, config, count: int) -> float:
-    """Of so many episodes that use all of their turns."""
+    """Operations of `count` episodes that use all of their turns."""
     return reading(cfg, count, slot_room(config))
 
 
 def student(
     cfg: DecoderConfig, config, arm: Arm, *, full: bool, teacher: DecoderConfig | None
 ) -> float:
-    """Of a student's training, with its own rollouts and a live teacher of the given geometry, if
-    there is one.
+    """Operations of a student's training, its own rollouts among them.
+
+    Args:
+      full, teacher: as of `training`.
     """
     d = config.distill
     steps = 0 if arm.on_policy else steps_of(d.epochs, config.rollouts.episodes, d.batch_size)

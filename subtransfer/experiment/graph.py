@@ -372,13 +372,14 @@ class Experiment:
         size, full, base = self.size(model), self._full, names.base_stage(model)
         if len(stages) == 1:
             ((seed, name),) = stages.items()
-            other_weights = live.weights if live else 0
             self._add(
                 name,
                 module.alone,
                 inputs=inputs[seed],
                 work=work,
-                memory=lambda: size.training(batch, full=full, other_weights=other_weights),
+                memory=lambda: size.training(
+                    batch, full=full, other_weights=live.weights if live else 0
+                ),
                 flops=flops,
                 fields=fields,
                 origins=origins,
@@ -444,7 +445,7 @@ class Experiment:
     def _recipe(self, arm: Arm) -> dict[str, Any]:
         """What the students of an arm share: further arguments of `_trained`."""
         c, d, size = self.config, self.config.distill, self.size(arm.model)
-        objective, stored = objectives.get(arm.objective), stores_targets(c, arm.objective)
+        objective, stored = objectives.get(arm.objective), self._stores_targets(arm)
         if objective.soft:
             refusals.one_vocabulary(arm, self.models)
         refusals.check_transform(arm, stored=stored)
@@ -474,11 +475,10 @@ class Experiment:
     def _students(self, arm: Arm, seeds: Sequence[int], recipe: Mapping[str, Any]) -> None:
         """Adds the students of an arm of some training seeds."""
         base, teacher_base = names.base_stage(arm.model), names.base_stage(arm.teacher_model)
-        soft, stored = (
-            objectives.get(arm.objective).soft,
-            stores_targets(self.config, arm.objective),
-        )
-        stages, arguments, inputs = {}, {}, {}
+        soft, stored = objectives.get(arm.objective).soft, self._stores_targets(arm)
+        stages: dict[int, str] = {}
+        arguments: dict[int, dict[str, Any]] = {}
+        inputs: dict[int, dict[str, None]] = {}
         for seed in seeds:
             teacher = names.teacher_stage(arm.source, arm.teacher_model, seed)
             data, targets = [], None
@@ -486,7 +486,7 @@ class Experiment:
                 where = (arm.source, arm.teacher_model, seed)
                 data = [names.rollout_stage(*where, sanitized=arm.sanitized)]
             if stored:
-                targets = self._targets(arm, seed, *data, teacher)
+                targets = self._targets(arm, seed, data[0], teacher)
             live = teacher if soft and not targets else None
             given = [base, *data, targets, live, teacher_base]
             inputs[seed] = dict.fromkeys(name for name in given if name)
@@ -508,21 +508,29 @@ class Experiment:
             self._trained(student_stages, arm.model, stages, arguments, inputs, **recipe)
             return
         # Rounds of rollouts have a program of their own, which serves one policy.
-        size, batch, live_size = self.size(arm.model), recipe["batch"], recipe["live"]
-        other_weights = live_size.weights if live_size else 0
+        size, batch, beside = self.size(arm.model), recipe["batch"], recipe["live"]
+
+        def memory() -> int:
+            other_weights = beside.weights if beside else 0
+            return size.training(batch, full=self._full, other_weights=other_weights)
+
         for seed, name in stages.items():
             self._add(
                 name,
                 student_stages.on_policy,
                 inputs=inputs[seed],
                 work=recipe["work"],
-                memory=lambda: size.training(batch, full=self._full, other_weights=other_weights),
+                memory=memory,
                 flops=recipe["flops"],
                 fields=recipe["fields"],
                 origins=recipe["origins"],
                 base=base,
                 **arguments[seed],
             )
+
+    def _stores_targets(self, arm: Arm) -> bool:
+        """Whether an arm's students read their teacher's opinion from disk."""
+        return stores_targets(self.config, arm.objective) and not arm.on_policy
 
     def _targets(self, arm: Arm, seed: int, data: str, teacher: str) -> str:
         c, size = self.config, self.size(arm.teacher_model)

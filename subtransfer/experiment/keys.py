@@ -66,6 +66,17 @@ LEFT_OUT = frozenset(
 # Modules that look others up by name. They are followed no further: what a config names is added by
 # name (`Sources.code`), so that runs of one setting do not hold the others.
 REGISTRIES = frozenset(("subtransfer.settings",))
+# Imports that no stage makes use of: `Policy.generate` and `Policy.sample` are for whoever loads a
+# policy alone. Else every base and teacher would be made anew with the engine of rollouts.
+UNUSED = {
+    "subtransfer.rollout.policy": frozenset(
+        (
+            "subtransfer.rollout.sampling",
+            "subtransfer.rollout.scheduler",
+            "subtransfer.rollout.serving",
+        )
+    )
+}
 # Files that a module reads beside its source: they are part of its hash.
 DATA = {"subtransfer.report.pages": "templates/*"}
 # Import packages that are part of a key as a whole, once any of it is imported: the shell looks its
@@ -189,7 +200,7 @@ class Sources:
                 ours, theirs = self._imported_by(name)
                 libraries |= theirs
                 if name not in REGISTRIES:
-                    ahead += ours
+                    ahead += ours - UNUSED.get(name, frozenset())
             self._closures[module] = Closure(frozenset(modules), frozenset(libraries))
         return self._closures[module]
 
@@ -198,9 +209,8 @@ class Sources:
         if module not in self._imports:
             path = self._files.get(module) or Path(module)
             package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            tree = ast.parse(path.read_bytes())
             ours, theirs = set(), set()
-            for name in _imported(tree, package, self._files):
+            for name in _imported(path.read_bytes(), package, self._files):
                 top = name.partition(".")[0]
                 if name in self._files:
                     ours.add(name)
@@ -221,14 +231,31 @@ class Sources:
         return whole.hexdigest()[:16]
 
 
-def _imported(tree: ast.AST, package: str, files: Mapping[str, Path]) -> Iterator[str]:
-    """The names that import statements lead to, but for those that only type checkers read.
+def _imported(source: bytes, package: str, files: Mapping[str, Path]) -> Iterator[str]:
+    """The names that a module's import statements lead to.
 
     Args:
       package: what relative imports start from.
       files: the modules of this repository: `from X import Y` may mean the module X.Y.
     """
-    ahead: list[ast.AST] = [tree]
+    for level, origin, names in _statements(source):
+        if level:
+            parents = package.split(".")
+            parents = parents[: len(parents) - level + 1]
+            origin = ".".join([*parents, origin] if origin else parents)
+        for name in names:
+            yield f"{origin}.{name}" if f"{origin}.{name}" in files else origin
+
+
+@functools.cache
+def _statements(source: bytes) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
+    """A source's import statements, but for those that only type checkers read.
+
+    Returns:
+      For `from ..X import Y, Z`, (2, "X", ("Y", "Z")); for `import X`, (0, "X", ("",)).
+    """
+    found: list[tuple[int, str, tuple[str, ...]]] = []
+    ahead: list[ast.AST] = [ast.parse(source)]
     while ahead:
         node = ahead.pop()
         if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -236,15 +263,11 @@ def _imported(tree: ast.AST, package: str, files: Mapping[str, Path]) -> Iterato
             continue
         ahead += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [(0, alias.name, ("",)) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            origin = node.module or ""
-            if node.level:
-                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
-                origin = ".".join([*parents, *origin.split(".")] if origin else parents)
-            for alias in node.names:
-                whole = f"{origin}.{alias.name}"
-                yield whole if whole in files else origin
+            names = tuple(alias.name for alias in node.names)
+            found.append((node.level, node.module or "", names))
+    return tuple(found)
 
 
 @functools.cache

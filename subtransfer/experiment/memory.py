@@ -1,5 +1,6 @@
-"""Estimated memory of a run's stages on each device of a mesh, from shapes alone: what `--dry_run`
-prints.
+"""Estimated memory of a run's stages on each device of a mesh, which `--dry_run` prints.
+
+All is reckoned from shapes alone.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class Sizes:
 
     @property
     def weights(self) -> int:
+        """The resident parameters."""
         return self._weight_bytes * self._held
 
     def training(self, batch: int, *, full: bool, other_weights: int = 0) -> int:
@@ -109,8 +111,7 @@ class Sizes:
         )
 
     def _fetched(self, full: bool) -> int:
-        """Of weights that lie divided over devices with rows of their own: what each holds whole,
-        but for the tensor axis.
+        """What each device holds whole (but for the tensor axis) of weights that lie divided.
 
         The head, or a layer, to compute with; and float32 gradients of both tables and a layer,
         before they are divided.
@@ -126,8 +127,7 @@ class Sizes:
     def population(
         self, members: int, batch: int, *, full: bool, teacher: Sizes | None = None
     ) -> int:
-        """Peak of a step of `members` trainings side by side, each on `batch` episodes and whole on
-        one device.
+        """Peak of a step of `members` trainings side by side, each whole on one device.
 
         A frozen base is there once on each device.
 
@@ -150,8 +150,9 @@ class Sizes:
         return Sizes(self.config, self.cfg, sharding.plan_mesh(1, 1, 1), self._weight_bytes)
 
     def rollout(self, batch: int) -> int:
-        """Peak of a rollout of `batch` episodes side by side: all slots, and what the larger of a
-        burst and a feed needs.
+        """Peak of a rollout of `batch` episodes side by side.
+
+        These are all slots, and what the larger of a burst and a feed needs.
         """
         cfg = self.cfg
         split = min(self.tensor, cfg.num_kv_heads) if cfg.num_kv_heads % self.tensor == 0 else 1
@@ -173,8 +174,9 @@ class Sizes:
 
 
 def device_limit() -> int:
-    """Bytes of one device: what its backend may use, or, of a CPU, its share of this machine's
-    memory.
+    """Bytes of one device: what its backend may use.
+
+    Of a CPU that is its share of the machine's memory.
     """
     devices = jax.local_devices()
     stats = devices[0].memory_stats() or {}

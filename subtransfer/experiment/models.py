@@ -91,11 +91,11 @@ def checkpoint_digest(directory: Path, workdir: Path) -> str:
     memory_file = workdir / ".digests.json"
     known = json.loads(memory_file.read_text()) if memory_file.is_file() else {}
     paths = [path for path in sorted(directory.iterdir()) if path.suffix in _OF_A_CHECKPOINT]
-    stamps = {}
+    stamps: dict[Path, tuple[str, int, int]] = {}
     for path in paths:
         status = path.stat()
-        stamps[path] = [str(path.resolve()), status.st_size, status.st_mtime_ns]
-    new = [path for path in paths if known.get(stamps[path][0], [])[:2] != stamps[path][1:]]
+        stamps[path] = str(path.resolve()), status.st_size, status.st_mtime_ns
+    new = [path for path in paths if known.get(stamps[path][0], [])[:2] != list(stamps[path][1:])]
     if new:
         total = sum(stamps[path][1] for path in new) >> 20
         with progress(f"reading {directory}", total, "MiB") as advance:

@@ -147,8 +147,9 @@ def check_transform(arm: Arm, *, stored: bool) -> None:
     """
     if arm.transform and stored:
         raise UserError(
-            f"The arm {arm.name!r} changes its trajectories by {arm.transform!r}, but its teacher's "
-            "stored opinion is of what they were: use --config.distill.teacher_targets=live."
+            f"The arm {arm.name!r} changes its trajectories by {arm.transform!r}, but its "
+            "teacher's stored opinion is of what they were: use "
+            "--config.distill.teacher_targets=live."
         )
 
 

@@ -145,8 +145,9 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
     record = json.loads((folder / "members.json").read_text())[name]
     if record["error"]:
         raise UserError(
-            f"{record['error']} That step's batch is kept in {folder / f'{name}.batch.safetensors'}, "
-            f"and the weights before it in {folder / f'{name}.safetensors'}."
+            f"{record['error']} That step's batch is kept in "
+            f"{folder / f'{name}.batch.safetensors'}, and the weights before it in "
+            f"{folder / f'{name}.safetensors'}."
         )
     trainable = load_params(folder / f"{name}.safetensors")
     save(out, context, base, trainable, record["curves"])

@@ -233,7 +233,7 @@ def _sources(
                 # A user's own trajectories were sampled elsewhere.
                 if (context.path(raw) / "sampler.json").is_file():
                     sampler[raw] = _read(context, raw, "sampler.json")
-            if stores_targets(context.config, arm.objective):
+            if stores_targets(context.config, arm.objective) and not arm.on_policy:
                 stored = names.targets_stage(arm.source, arm.teacher_model, seed)
                 targets[stored] = _read(context, stored, "targets.json")
     return manifests, sampler, targets
