@@ -113,7 +113,7 @@ EDITS = {
     "subtransfer/settings/bash*.py": set(),
     "shellworld/**/*.py": set(),
     # What comes last.
-    "subtransfer/report/html.py": {"report"},
+    "subtransfer/report/run_page.py": {"report"},
     "subtransfer/report/figures.py": {"report"},
     "subtransfer/experiment/stages/report.py": {"report"},
     "subtransfer/analysis/statistics.py": LAST,
