@@ -230,7 +230,7 @@ def test_too_little_for_a_run_is_refused_before_it(tmp_path):
     cases = (
         ({"setting": "few.py"}, "few has not 16 distinct ambiguous tasks in the train split"),
         ({"setting": "rare.py"}, "No pretrain text has the words 'Shelve'"),
-        ({"setting": "none.py"}, "none.py': there is no such file"),
+        ({"setting": "none.py"}, "setting: there is no file"),
         ({"setting": "mail"}, "the nearest is"),
         ({"rollouts.trajectories": "none.jsonl"}, "there is no file"),
     )
