@@ -12,6 +12,7 @@ import pytest
 
 from subtransfer import settings
 from subtransfer.config import reading
+from subtransfer.experiment import keys
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action
 from subtransfer.store import messages
@@ -229,7 +230,7 @@ def test_too_little_for_a_run_is_refused_before_it(tmp_path):
     cases = (
         ({"setting": "few.py"}, "few has not 16 distinct ambiguous tasks in the train split"),
         ({"setting": "rare.py"}, "No pretrain text has the words 'Shelve'"),
-        ({"setting": "none.py"}, "none.py': there is no such file"),
+        ({"setting": "none.py"}, "setting: there is no file"),
         ({"setting": "mail"}, "the nearest is"),
         ({"rollouts.trajectories": "none.jsonl"}, "there is no file"),
     )
@@ -308,6 +309,9 @@ def test_the_same_text_is_the_same_setting(tmp_path):
     path.write_text(FILES["compressing.py"] + "\n# edited\n")
     assert settings.get(str(path)) is not one
     assert settings.identity(str(path))["sha256"] != known["sha256"]
+    code = keys.sources().closure(settings.source(str(path))).modules
+    assert "subtransfer.settings.function_tools" in code, "what the file imports"
+    assert not any(module.startswith("shellworld") for module in code)
     assert {settings.identity(name) for name in settings.NAMES} == {"api", "bash"}
 
 

@@ -34,8 +34,8 @@ def digest(path: str | Path) -> str:
     """
     if not Path(path).is_file():
         raise UserError(
-            f"rollouts.trajectories={str(path)!r}: there is no such file; give a JSONL file of "
-            "messages (docs/own_habit.md)."
+            f"rollouts.trajectories: there is no file {path}; give a JSONL file of messages "
+            "(docs/own_habit.md)."
         )
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 

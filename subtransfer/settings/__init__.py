@@ -39,8 +39,11 @@ def is_file(name: str) -> bool:
 
 
 def source(name: str) -> str:
-    """The module whose imports are a setting's code: a built-in one's, or that of habits."""
-    return "subtransfer.settings.habit" if is_file(name) else BUILT_IN[name].module
+    """What a setting's code begins with: a built-in one's module, or the path of a user's file.
+
+    Its imports, and theirs, are the setting's code; the text of a user's file is its `identity`.
+    """
+    return name if is_file(name) else BUILT_IN[name].module
 
 
 def get(name: str) -> Setting:

@@ -77,8 +77,8 @@ def tasks_from(path: str) -> list[messages.Prompt]:
 def _load(path: Path) -> tuple[_File, Setting]:
     if not path.is_file():
         raise UserError(
-            f"setting={str(path)!r}: there is no such file; give the path of a Python file that "
-            "defines SETTING (docs/own_habit.md)."
+            f"setting: there is no file {path}; give the path of a Python file that defines SETTING "
+            "(docs/own_habit.md)."
         )
     raw = path.read_bytes()
     key = (path.resolve(), hashlib.sha256(raw).hexdigest())
