@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from subtransfer.runtime import progress
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import sys
@@ -65,3 +67,14 @@ def test_the_command_has_it(tmp_path, how):
     options = {"cwd": ROOT, "capture_output": True, "text": True}
     done = subprocess.run(["bash", "-c", command], **options)
     assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+def test_progress_is_shown_before_anything_is_done(capsys, monkeypatch):
+    """As where a first step fails, after more seconds than pass between two lines."""
+    monkeypatch.setattr(progress, "EVERY", 0.0)
+    with progress.progress("training", 3, "steps") as advance:
+        advance(0)
+        advance(1)
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("  training: 0/3 steps") and "left" not in first
+    assert second.startswith("  training: 1/3 steps") and second.endswith(" s left")

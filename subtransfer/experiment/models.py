@@ -16,6 +16,7 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import read_json
 from subtransfer.runtime.progress import progress
 from subtransfer.store.files import atomic_write
 
@@ -89,7 +90,8 @@ def checkpoint_digest(directory: Path, workdir: Path) -> str:
             f"There is no checkpoint directory {directory}: give a local Hugging Face directory."
         )
     memory_file = workdir / ".digests.json"
-    known = json.loads(memory_file.read_text()) if memory_file.is_file() else {}
+    remedy = "delete it, and the digests are reckoned anew"
+    known = read_json(memory_file, {str: [object]}, remedy, default={})
     paths = [path for path in sorted(directory.iterdir()) if path.suffix in _OF_A_CHECKPOINT]
     stamps: dict[Path, tuple[str, int, int]] = {}
     for path in paths:

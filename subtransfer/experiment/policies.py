@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from subtransfer.experiment.context import Context
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import META, load_policy, load_policy_tokenizer
+from subtransfer.runtime.json_files import read_json
 from subtransfer.settings.base import Setting
 
 # A stage works with two models (a teacher's and a student's) and two policies tuned from them. So
@@ -67,5 +67,6 @@ def _used(loaded: dict[Path, Any], folder: Path) -> Any:
 
 def _base_of(folder: Path) -> Path | None:
     """The folder of the base that a policy was tuned from; None of a base itself."""
-    base = json.loads((folder / META).read_text())["base"]
+    remedy = "delete its folder and run again to make it anew"
+    base = read_json(folder / META, {"base": (str, type(None))}, remedy)["base"]
     return folder.parent / base if base else None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from subtransfer.models import lora
 from subtransfer.rollout.saved_policy import save_tuned
 from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import read_json
 from subtransfer.store.params import load_params, save_params
 from subtransfer.store.workdir import steps_folder
 from subtransfer.training import metrics, population
@@ -142,7 +142,9 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
       UserError: its training failed.
     """
     folder, name = context.path(population), context.stage
-    record = json.loads((folder / "members.json").read_text())[name]
+    shape = {name: {"error": object, "curves": object}}
+    remedy = "delete its folder and run again to make it anew"
+    record = read_json(folder / "members.json", shape, remedy)[name]
     if record["error"]:
         raise UserError(
             f"{record['error']} That step's batch is kept in "

@@ -17,6 +17,7 @@ from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
 from subtransfer.probes import records
 from subtransfer.report import files
+from subtransfer.runtime.json_files import read_json
 from subtransfer.store import trajectories
 from subtransfer.store.files import atomic_write
 from subtransfer.training import objectives
@@ -169,7 +170,8 @@ def in_which(contexts: Sequence[tuple[Mapping[str, str], Mapping[str, str] | Non
 
 
 def _read(context: Context, stage: str, file: str) -> Any:
-    return json.loads((context.path(stage) / file).read_text())
+    remedy = "delete its folder and run again to make it anew"
+    return read_json(context.path(stage) / file, (dict, list), remedy)
 
 
 def _decisions(context: Context, model: str) -> dict[str, dict[str, tuple[float, float]]]:
