@@ -135,6 +135,10 @@ LINES = {
         chmod
         chmod -R 700 d
         chmod --reference=pub f
+        ln f h; chmod 604 h
+        ln f d/h; mv d e; chmod 604 e/h
+        mv d e; chmod 700 e; mv e d
+        ln -s d e; chmod 604 e/g; rm e
         chmod 640 f
         cat > x.sh <<'E'␤#!/bin/bash␤chmod 604 "$1"␤E␤bash x.sh f
         printf '#!/bin/sh\nchmod 604 f\n' > x.sh; cp x.sh y.sh; chmod 755 y.sh; ./y.sh
@@ -171,6 +175,8 @@ LINES = {
         cp -p pub f; ls
         cat f > g; mv g f
         rm f; touch f
+        mkdir e; cp -p pub e/g; mv d old; mv e d
+        rm -r d; mkdir d e; touch d/g e/g; rm d/g; rmdir d; mv e d
         mkdir e; cp -p pub e/f; tar -C e -cf t.tar f; tar -xf t.tar
         """,
     "": r"""
@@ -201,6 +207,7 @@ LINES = {
         which chmod
         ./chmod 604 f
         PATH=/nowhere; chmod 604 f
+        mkdir e; touch e/g; rm -r d; ln -s e d
         touch chmod; cp chmod chown; rm chmod
         : $((chmod + 1))
         [ chmod = chmod ]; [[ chmod == ch* ]]
