@@ -87,5 +87,6 @@ class Journal:
         if path in self.touched:
             return
         found = self.touched[path] = attributes(node)
-        if path not in self.line:
+        # Once all paths are noted, one that is new to `line` may have come there with a directory.
+        if self.others is None and path not in self.line:
             self.line[path] = found
