@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from shellworld.interpreter.record import Bounds, Change, Execution, Record
 from shellworld.reading.launchers import LAUNCHERS, launched
-from shellworld.reading.related import permission_related
+from shellworld.reading.related import NAMES, permission_related
 from shellworld.world.filesystem import FileSystem
 from shellworld.world.journal import Attributes, attributes, shown
+from shellworld.world.tree import is_system
 from shellworld.world.users import ROOT, Credentials, Users
 
 
@@ -67,7 +68,7 @@ class Recorder:
         self.count = 0
         self.changes_left_out = 0
         self.unseen: int | None = None
-        self.fs.journal.touched = {}
+        self.fs.journal.reset()
 
     def begin(self, kind: str, name: str, argv: Sequence[str], who: Credentials) -> Frame:
         """Notes that a command begins; `end` must follow, whatever happens.
@@ -81,7 +82,8 @@ class Recorder:
         frame = Frame()
         frame.kind, frame.name, frame.argv, frame.uid = kind, name, argv, who.uid
         frame.status, frame.children, frame.number = None, 0, self.count
-        frame.permission = kind != "function" and permission_related(name, argv)
+        related = name in NAMES and kind != "function"
+        frame.permission = related and permission_related(name, argv)
         frame.changes = []
         self.count += 1
         if self.stack:
@@ -103,12 +105,15 @@ class Recorder:
         self.stack.pop()
         touched, self.fs.journal.touched = self.fs.journal.touched, frame.touched
         for path, before in touched.items():
+            if before is None:
+                continue
             after = attributes(self.fs.find(path, ROOT, follow=False))
+            if after is None or before[0] != after[0] or before == after or is_system(path):
+                continue
+            # What an inner command did is not what the outer ones did.
             for outer in (self.fs.journal.touched, *(f.touched for f in self.stack)):
                 if outer.get(path) is not None:
                     outer[path] = after
-            if before is None or after is None or before[0] != after[0] or before == after:
-                continue
             if not frame.kept and not self._admit_late(frame):
                 self.changes_left_out += 1
             elif self.bounds.admits_change(path):
@@ -130,29 +135,20 @@ class Recorder:
         if self.unseen is None:
             self.unseen = self.count
 
-    def record(self, before: Mapping[str, Attributes], after: Mapping[str, Attributes]) -> Record:
-        """Returns the record of the line.
-
-        Args:
-          before: attributes of all paths when the line began.
-          after: the same when it had ended.
-        """
-        frames = sorted(self.frames, key=lambda frame: frame.number)
+    def record(self) -> Record:
+        """Returns the record of the line."""
+        frames = sorted(self.frames, key=_number)
         unseen = None
         if self.unseen is not None:
             unseen = sum(frame.number < self.unseen for frame in frames)
         bounds, changes, left_out = Bounds(), [], self.changes_left_out
-        if before is not after:
-            for path in sorted(before.keys() & after.keys()):
-                old, new = before[path], after[path]
-                if old == new or old[0] != new[0]:
-                    continue
-                if bounds.admits_change(path):
-                    changes.append(self._change((path, old, new)))
-                else:
-                    left_out += 1
+        for change in self.fs.changes():
+            if bounds.admits_change(change[0]):
+                changes.append(self._change(change))
+            else:
+                left_out += 1
         return Record(
-            tuple(self._execution(frame) for frame in frames),
+            tuple(map(self._execution, frames)),
             tuple(changes),
             self.count - len(frames),
             left_out,
@@ -181,3 +177,7 @@ class Recorder:
     def _change(self, change: tuple[str, Attributes, Attributes]) -> Change:
         path, before, after = change
         return Change(path, shown(before, self.users), shown(after, self.users))
+
+
+def _number(frame: Frame) -> int:
+    return frame.number

@@ -12,7 +12,6 @@ from shellworld.interpreter.shell import Shell
 from shellworld.language.syntax import parse
 from shellworld.world.filesystem import FsError
 from shellworld.world.image import Image, export
-from shellworld.world.journal import Attributes, snapshot
 from shellworld.world.streams import TextSink
 
 __all__ = ["Image", "Limits", "Session"]
@@ -33,7 +32,6 @@ class Session:
         self._image = tree if isinstance(tree, Image) else Image(tree)
         self._limits = limits
         self._world = World(self._image.file_system(limits), self._image.users, Meter(limits))
-        self._attributes = self._image.attributes  # of all paths, before the next line
         self._shell = self._new_shell()
 
     def _new_shell(self) -> Shell:
@@ -88,17 +86,9 @@ class Session:
             pass
         if ended:
             self._shell = self._new_shell()
-        record = recorder.record(*self._before_and_after())
+        record = recorder.record()
         unsupported = tuple(dict.fromkeys(missing))
         return Result(out.text(), err.text(), status & 255, unsupported, record)
-
-    def _before_and_after(self) -> tuple[dict[str, Attributes], dict[str, Attributes]]:
-        """Attributes of all paths before the last line and now; the same object if none changed."""
-        before, journal = self._attributes, self._world.fs.journal
-        if journal.dirty:
-            self._attributes = snapshot(self._world.fs.root)
-            journal.dirty = False
-        return before, self._attributes
 
     def _stop(self, err: TextSink, error: LimitExceeded) -> int:
         err.parts.append(f"bash: {error}\n")

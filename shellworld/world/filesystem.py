@@ -10,7 +10,7 @@ from __future__ import annotations
 from shellworld.interpreter.result import LimitExceeded, Limits, Unsupported
 from shellworld.world.acl import Acl, inherit
 from shellworld.world.inodes import FsError, Inode, Kind, Stat, allows, size_of
-from shellworld.world.journal import Journal
+from shellworld.world.journal import Attributes, Journal, attributes, snapshot
 from shellworld.world.tree import EPOCH, NOBODY, is_system
 from shellworld.world.users import ROOT, Credentials
 
@@ -334,7 +334,42 @@ class FileSystem:
         parent, name, node = self.walk(path, ROOT, follow)
         if node is not None and not name:
             parent = node
+        if node is not None and node.entries is None and node.nlink > 1:
+            self._note_others()
         self.journal.touch(self._place(parent, name), node)
+
+    def _note_others(self) -> None:
+        """Notes the attributes of all paths, before something concerns more than it names."""
+        if self.journal.others is None:
+            self.journal.others = snapshot(self.root)
+
+    def changes(self) -> list[tuple[str, Attributes, Attributes]]:
+        """Returns what the journal's line changed, by path.
+
+        Returns:
+          (path, attributes before, attributes now) of paths that stand before and now, with the
+          same kind and other attributes; sorted.
+        """
+        before: dict[str, Attributes | None] = {**(self.journal.others or {}), **self.journal.line}
+        now = None if self.journal.others is None else snapshot(self.root)
+        found = []
+        for path, old in sorted(before.items()):
+            if old is None or is_system(path):
+                continue
+            new = self._attributes(path) if now is None else now.get(path)
+            if new is not None and new != old and new[0] == old[0]:
+                found.append((path, old, new))
+        return found
+
+    def _attributes(self, path: str) -> Attributes | None:
+        """Attributes of what is at a canonical path; None if the path leads elsewhere now."""
+        try:
+            parent, name, node = self.walk(path, ROOT, follow=False)
+        except FsError:
+            return None
+        if node is None or self._place(parent if name else node, name) != path:
+            return None
+        return attributes(node)
 
     def _detach(self, parent: Inode, name: str) -> None:
         node = parent.entries.pop(name)  # type: ignore[union-attr]
@@ -471,6 +506,8 @@ class FileSystem:
             raise FsError("ENOTDIR")
         if old is not None:
             self._detach(to_parent, to_name)
+        if node.entries is not None:
+            self._note_others()
         self.journal.touch(self._place(parent, name), node)
         self.journal.touch(self._place(to_parent, to_name), old)
         parent.entries.pop(name)  # type: ignore[union-attr]

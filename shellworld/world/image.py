@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import posixpath
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +10,6 @@ from shellworld.interpreter.result import Limits
 from shellworld.world.acl import access_entries, default_entries, parse_entries
 from shellworld.world.filesystem import FileSystem
 from shellworld.world.inodes import Inode, Kind, Original
-from shellworld.world.journal import Attributes, snapshot
 from shellworld.world.tree import EPOCH, SYSTEM, environment, parse_acl, sort_acl
 from shellworld.world.users import Users
 
@@ -38,11 +36,6 @@ class Image:
     def file_system(self, limits: Limits) -> FileSystem:
         """Makes one as the tree describes it, with the system's directories and /dev/null."""
         return FileSystem(limits, self._root.copy(None, {}), self._count)
-
-    @functools.cached_property
-    def attributes(self) -> dict[str, Attributes]:
-        """Modes, owners and access lists of its paths."""
-        return snapshot(self._root)
 
 
 def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:

@@ -61,22 +61,32 @@ def snapshot(root: Inode) -> dict[str, Attributes]:
 class Journal:
     """Notes the paths whose attributes may change, each with those that it had first.
 
-    Whoever runs commands puts an empty dictionary there before each and compares afterwards, so
-    that the changes are known one command at a time.
+    Whoever runs commands puts an empty dictionary in the place of `touched` before each and
+    compares afterwards, so that the changes are known one command at a time.
 
     Attributes:
       touched: attributes of paths before anything happened to them; None where nothing stood.
-      dirty: whether any path was touched since this was set to False.
+      line: the same since the last `reset`, whatever `touched` is.
+      others: attributes of all paths at the moment when something happened that may concern paths
+        which were never touched: a directory moved, or a file with several names; None otherwise.
     """
 
-    __slots__ = ("dirty", "touched")
+    __slots__ = ("line", "others", "touched")
 
     def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets everything."""
         self.touched: dict[str, Attributes | None] = {}
-        self.dirty = False
+        self.line: dict[str, Attributes | None] = {}
+        self.others: dict[str, Attributes] | None = None
 
     def touch(self, path: str, node: Inode | None) -> None:
         """Notes a canonical path and what is there now, before it changes."""
-        self.dirty = True
-        if path not in self.touched:
-            self.touched[path] = attributes(node)
+        if path in self.touched:
+            return
+        found = self.touched[path] = attributes(node)
+        # Once all paths are noted, one that is new to `line` may have come there with a directory.
+        if self.others is None and path not in self.line:
+            self.line[path] = found
