@@ -17,6 +17,19 @@ from subtransfer.models.families import config_json
 from subtransfer.models.hf_names import INDEX, Leaf, leaves
 from subtransfer.runtime.errors import UserError
 
+# What a directory says of its tokenizer and of generation; an export carries these over.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 # Of one file of an exported checkpoint.
 SHARD_BYTES = 4 << 30
 
@@ -92,9 +105,25 @@ def save_checkpoint(
             arrays = {key: fetch() for key, _, fetch in tensors}
             save_file(arrays, temporary / name, metadata={"format": "pt"})
         (temporary / "config.json").write_text(description)
-        tokenizer.save_pretrained(str(temporary))
+        write_tokenizer(temporary, tokenizer)
 
     write_directory(Path(directory), write)
+
+
+def write_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Writes a tokenizer, its chat template and its model's generation_config.json.
+
+    The files of the directory that it was loaded from are copied as they are: other versions of
+    transformers may not read what this one writes, and what it does not know would be lost. A
+    tokenizer that was made in memory is saved.
+    """
+    source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    if source is None or not (source / "tokenizer.json").is_file():
+        tokenizer.save_pretrained(str(directory))
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
 
 
 def write_directory(directory: Path, write: Callable[[Path], None]) -> None:

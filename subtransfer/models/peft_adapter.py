@@ -9,7 +9,7 @@ import numpy as np
 
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.families import read_json
-from subtransfer.models.hf_export import write_directory
+from subtransfer.models.hf_export import write_directory, write_tokenizer
 from subtransfer.models.hf_names import leaves
 from subtransfer.models.lora import Adapter
 from subtransfer.runtime.errors import UserError
@@ -63,7 +63,7 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tokenizer.save_pretrained(str(temporary))
+        write_tokenizer(temporary, tokenizer)
 
     write_directory(Path(directory), write)
 

@@ -23,6 +23,7 @@ from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.store import trajectories
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
+from subtransfer.training.population import Learner
 
 _BOTH = (
     "steps",
