@@ -223,6 +223,8 @@ def documented(columns: Iterable[Column]) -> list[list[str]]:
     for column in found:
         if column.name not in ends:
             names = [name for name in (column.name, column.low, column.high) if name]
-            unit = column.unit or {"text": "text", "truth": "true, false"}.get(column.kind, "number")
+            unit = column.unit or {"text": "text", "truth": "true, false"}.get(
+                column.kind, "number"
+            )
             rows.append([", ".join(f"`{name}`" for name in names), unit, column.meaning])
     return rows

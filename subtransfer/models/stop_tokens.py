@@ -33,8 +33,8 @@ def remember(tokenizer: Any, directory: Path) -> None:
         # A bool is an int to Python.
         if not isinstance(i, int) or isinstance(i, bool) or i < 0:
             raise UserError(
-                f"{path}: eos_token_id {found!r} is no token id or list of token ids: copy the file "
-                "from the checkpoint again."
+                f"{path}: eos_token_id {found!r} is no token id or list of token ids: copy the "
+                "file from the checkpoint again."
             )
     setattr(tokenizer, _ATTRIBUTE, tuple(ids))
 
