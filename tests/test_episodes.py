@@ -13,9 +13,9 @@ from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.forward import forward
 from subtransfer.probes import choice
-from subtransfer.rollout.serving import SampledTurn, ServingStats
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
 from subtransfer.rollout.grammar import chat_grammar
+from subtransfer.rollout.serving import SampledTurn, ServingStats
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action
 
