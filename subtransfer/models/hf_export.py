@@ -86,6 +86,7 @@ def save_checkpoint(
             room = shard_bytes
         files[-1].append(tensor)
         room -= tensor[1]
+    # Tensors keep their dtype, and transformers loads in the one that is named.
     dtype = np.dtype(params["layers"]["q"]["kernel"].dtype).name
     description = json.dumps(config_json(cfg, tokenizer, dtype), indent=2) + "\n"
 
@@ -136,11 +137,13 @@ def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
         raise UserError(
             f"{directory} exists and is not empty: choose another directory to export to."
         )
+    # In the same parent, so that the rename stays on one file system.
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         write(temporary)
+        # An empty directory that was there may not stand in the rename's way.
         if directory.exists():
             directory.rmdir()
         temporary.rename(directory)

@@ -94,6 +94,7 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, st
         raise UserError(f"{file} is missing: copy the adapter again.") from None
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or truncated ({error}): copy it again.") from None
+    # [out, in] of each projection, as the files have kernels.
     shapes = {leaf.path[1]: leaf.shape for leaf in leaves(cfg) if leaf.path[-1] == "kernel"}
     factors: dict[str, dict[str, np.ndarray]] = {}
     known = set()
@@ -112,6 +113,7 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, st
                 layers.append(tensors[name].T.astype(np.float32))
                 known.add(name)
             factors[target][part.lower()] = np.stack(layers)
+    # Such as adapted embeddings: left out, the model would be another.
     unknown = sorted(set(tensors) - known)
     if unknown or not factors:
         raise UserError(

@@ -133,6 +133,7 @@ class Policy:
             self._check_ids(np.asarray(prompt))
         if stop_ids is None:
             stop_ids = stop_tokens.stop_ids(self.tokenizer)
+        # A prompt is a conversation of one turn, which is never replied to.
         rows = [_SingleTurn(i, list(map(int, prompt))) for i, prompt in enumerate(prompts)]
         scheduler.serve(
             self.cfg,
@@ -143,6 +144,7 @@ class Policy:
             slots=batch_size,
             max_new_tokens=max_new_tokens,
             more_tokens=max_new_tokens,
+            # Nothing is fed back.
             feed_tokens=1,
             stop_ids=stop_ids,
         )
