@@ -135,12 +135,20 @@ GEMMA3 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{'<start_of_turn>model\\n'}}{%- endif -%}
 """
+# family: (template, beginning of a text, end of a text, other special tokens, other added tokens)
 TEMPLATES = {
-    "llama3": (LLAMA3, ["<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),
-    "qwen2": (QWEN2, ["<|endoftext|>", "<|im_end|>", "<|im_start|>"], ["<tool_call>", "</tool_call>"]),
-    "qwen3": (QWEN3, ["<|endoftext|>", "<|im_end|>", "<|im_start|>"], ["<tool_call>", "</tool_call>", "<think>", "</think>"]),
-    "gemma3": (GEMMA3, ["<bos>", "<end_of_turn>", "<start_of_turn>"], []),
+    "llama3": (LLAMA3, "<|begin_of_text|>", "<|end_of_text|>", ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),
+    "qwen2": (QWEN2, "<|endoftext|>", "<|endoftext|>", ["<|im_end|>", "<|im_start|>"], ["<tool_call>", "</tool_call>"]),
+    "qwen3": (QWEN3, "<|endoftext|>", "<|endoftext|>", ["<|im_end|>", "<|im_start|>"], ["<tool_call>", "</tool_call>", "<think>", "</think>"]),
+    "gemma3": (GEMMA3, "<bos>", "<eos>", ["<end_of_turn>", "<start_of_turn>"], []),
 }  # fmt: skip
+# What the public models' generation_config.json names as ends, by the tokens' texts.
+ENDS = {
+    "llama3": ["<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"],
+    "qwen2": ["<|im_end|>", "<|endoftext|>"],
+    "qwen3": ["<|im_end|>", "<|endoftext|>"],
+    "gemma3": ["<eos>", "<end_of_turn>"],
+}
 # Words, with what is before or after them taken in as the public tokenizers do: newlines stick to
 # punctuation.
 PATTERN = r" ?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -150,7 +158,7 @@ def tokenizer(family, texts, vocab=420):
     """A byte-level BPE tokenizer with a family's special tokens and template, trained on
     `texts`.
     """
-    template, special, added = TEMPLATES[family]
+    template, begin, end, special, added = TEMPLATES[family]
     core = tokenizers.Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence([
         pre_tokenizers.Split(tokenizers.Regex(PATTERN), behavior="isolated"),
@@ -162,8 +170,8 @@ def tokenizer(family, texts, vocab=420):
         texts, trainers.BpeTrainer(vocab_size=vocab, initial_alphabet=alphabet, show_progress=False)
     )
     out = PreTrainedTokenizerFast(
-        tokenizer_object=core, bos_token=special[0], eos_token=special[1], pad_token=special[0], clean_up_tokenization_spaces=False,
-        additional_special_tokens=special[2:], chat_template=template,
+        tokenizer_object=core, bos_token=begin, eos_token=end, pad_token=begin, clean_up_tokenization_spaces=False,
+        additional_special_tokens=special, chat_template=template,
     )  # fmt: skip
     out.add_tokens(added)
     return out

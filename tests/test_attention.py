@@ -5,6 +5,7 @@ its XLA implementation.
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -67,8 +68,7 @@ def test_values_and_gradients(backend, window):
         loss(lambda *qkv: _xla(*qkv, window)),
         loss(lambda *qkv: kernel(*qkv, scale=0.2, window=window)),
     )
-    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
-        np.testing.assert_allclose(a, b, rtol=2e-3, atol=2e-4)
+    chex.assert_trees_all_close(ours, theirs, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("sliding", [pytest.param((), marks=pytest.mark.slow), (True, False)])
@@ -127,17 +127,11 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
         for k, s in zip(jax.random.split(key), (20, 5), strict=True)
     )
     held, new = (
-        KeyValues(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype))
-        for x in (held, new)
+        KeyValues(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new)
     )
     held, new = (jax.tree.map(lambda x: x.astype(dtype), kv) for kv in (held, new))
     at = jnp.array([0, 7, 15])
-    for a, b in zip(
-        jax.tree.leaves(held.write(new, at)),
-        jax.tree.leaves(held.write_by_matmul(new, at)),
-        strict=True,
-    ):
-        np.testing.assert_array_equal(np.asarray(a, np.float32), np.asarray(b, np.float32))
+    chex.assert_trees_all_equal(held.write(new, at), held.write_by_matmul(new, at))
 
 
 SLOTS_KERNEL = functools.partial(attention_kernels.cache_attention, interpret=True)

@@ -82,7 +82,8 @@ def test_the_tools_are_in_the_prompt_and_outside_the_leak_check(formats, setting
 def test_stop_tokens(formats):
     words = {family: {chat.decode([i]) for i in chat.stop_ids} for family, chat in formats.items()}
     assert words == {
-        "llama3": {"<|eot_id|>", "<|eom_id|>"}, "qwen2": {"<|im_end|>"}, "qwen3": {"<|im_end|>"}, "gemma3": {"<end_of_turn>"}
+        "llama3": {"<|end_of_text|>", "<|eot_id|>", "<|eom_id|>"}, "qwen2": {"<|endoftext|>", "<|im_end|>"},
+        "qwen3": {"<|endoftext|>", "<|im_end|>"}, "gemma3": {"<eos>", "<end_of_turn>"},
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -198,6 +199,16 @@ def test_conversations_equal_a_plain_sampler(weights):
             sequence += again.take(turn) or []
     assert stats.tokens == sum(len(t.ids) for talk in talks for t in talk.said)
     assert 0 < stats.utilisation <= stats.occupancy <= 1
+
+
+def test_each_program_is_traced_once(weights, monkeypatch):
+    """Whatever the lengths of prompts, turns and replies, and however many rows wait."""
+    for name, static in (("prefill", ["cfg", "shape"]), ("decode", ["cfg", "shape", "how"])):
+        traced = chex.assert_max_traces(getattr(engine, name).__wrapped__, n=1)
+        jitted = jax.jit(traced, static_argnames=static, donate_argnames=["slots"])
+        monkeypatch.setattr(engine, name, jitted)
+    stats = _serve(weights, _talks(23), lanes=1)
+    assert stats.dispatches > 20
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from safetensors.numpy import load_file, save_file
 
 from subtransfer.models import families, hf_export, hf_load, hf_names
 from subtransfer.models.attention import causal_mask
+from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, extend
 from subtransfer.models.kv_cache import Cache
 from subtransfer.rollout.saved_policy import load_policy
@@ -248,6 +249,42 @@ def test_a_policy_as_a_library_object(tmp_path, chat):
     (tmp_path / "old" / "policy.json").write_text(json.dumps(older))
     with pytest.raises(UserError, match="is of another version of this package .remat"):
         load_policy(tmp_path / "old")
+
+
+def test_every_stop_token_of_a_model_ends_a_reply_and_is_exported(tmp_path, chat):
+    """`generate` against transformers, which reads generation_config.json; an export carries it."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    model = reference("qwen2 gqa tied", vocab=len(chat.tokenizer))
+    model.save_pretrained(source)
+    chat.tokenizer.save_pretrained(source)
+    prompt = TOKENS[:1, :17]
+
+    def theirs(directory):
+        loaded = transformers.AutoModelForCausalLM.from_pretrained(directory)
+        ids = torch.tensor(prompt, dtype=torch.long)
+        options = {"attention_mask": torch.ones_like(ids), "do_sample": False, "max_new_tokens": 12}
+        with torch.no_grad():
+            return loaded.generate(ids, **options)[0, ids.shape[1] :].tolist()
+
+    file = source / "generation_config.json"
+    file.unlink()
+    free = theirs(source)
+    stop = free[3]
+    ends = {"eos_token_id": [chat.tokenizer.eos_token_id, stop], "pad_token_id": 0}
+    file.write_text(json.dumps(ends))
+    stopped = theirs(source)
+    assert stopped[-1] == stop and len(stopped) < len(free) == 12
+    policy = load_policy(source)
+    assert policy.generate([prompt[0].tolist()], max_new_tokens=12) == [stopped]
+    assert stop in ChatFormat(policy.tokenizer, chat.setting).stop_ids
+    hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer)
+    assert theirs(out) == stopped
+    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes()
+    for wrong in ("[1]", '{"eos_token_id": "x"}', '{"eos_token_id": [true]}'):
+        file.write_text(wrong)
+        with pytest.raises(UserError, match="generation_config.json"):
+            load_policy(source)
 
 
 @pytest.fixture

@@ -126,8 +126,9 @@ class Programs:
 
     @property
     def shared_base(self) -> int:
-        """Bytes that a training step's arguments name twice and a chip holds once: the base under
-        teacher and student.
+        """Bytes that a training step's arguments name twice and a chip holds once.
+
+        They are those of the base under teacher and student.
         """
         if self.config.tuning.method == "full" or self.teacher != self.cfg:
             return 0
@@ -180,6 +181,7 @@ class Programs:
         return tuple(past)
 
     def prefill(self):
+        """Lowers `engine.prefill`."""
         shape = self.layout.shape
         rows = self._array((shape.prefill_rows,), jnp.int32)
         numbers = self._rows((shape.prefill_rows,), jnp.int32)
@@ -197,16 +199,17 @@ class Programs:
         )
 
     def decode(self):
+        """Lowers `engine.decode`."""
         shape = self.layout.shape
-        rows = jax.tree.map(
-            lambda x: self._rows(x.shape, x.dtype), engine.RowState.empty(shape.rows)
-        )
+        empty = engine.RowState.empty(shape.rows)
+        rows = jax.tree.map(lambda x: self._rows(x.shape, x.dtype), empty)
         how, stop = Sampling(self.config.rollouts.temperature), self._array((2,), jnp.int32)
         return engine.decode.lower(
             self.cfg, shape, how, self.weights(), self.prefix(), self.slots(), rows, stop
         )
 
     def probe(self):
+        """Lowers the choice probe."""
         names, longest, length = 7, 8, lengths.prefix_tokens(self.config) + 256
         devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         tasks = choice.rows_at_a_time(self.cfg, length, self.config.probe.tasks, devices)
@@ -286,8 +289,9 @@ class Programs:
 
 
 def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
-    """Compiles a program; its memory on a chip and what the compiler expects of it. Memory is
-    infinite if it finds no room.
+    """Compiles a program; returns its memory on a chip and what the compiler expects of it.
+
+    Memory is infinite if the compiler finds no room.
     """
     begin = time.monotonic()
     try:
@@ -349,8 +353,9 @@ def shard_bytes(tree) -> int:
 
 
 def estimates(size: Sizes, config, teacher: Sizes | None) -> dict[str, int]:
-    """What the plan says of the same programs, in bytes; `teacher` is a live one of another
-    model.
+    """Returns what the plan says of the same programs, in bytes.
+
+    `teacher` is a live one of another model.
     """
     rollout, full = size.rollout(config.rollouts.batch_size), config.tuning.method == "full"
     other = teacher.weights if teacher else 0
@@ -373,7 +378,8 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
     kind = _TOPOLOGY.value.partition(":")[0]
     if kind not in CHIPS:
         raise UserError(
-            f"There is no chip {kind!r} in {', '.join(CHIPS)}: give --topology=KIND:SHAPE, such as v5e:4x4."
+            f"There is no chip {kind!r} in {', '.join(CHIPS)}: give --topology=KIND:SHAPE, such as "
+            "v5e:4x4."
         )
     for program in _PROGRAMS.value:
         if program not in REMEDIES:
@@ -416,7 +422,8 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
             refusals += refusal(row, kind)
     show(
         rows,
-        f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {chip.gib} GiB a chip (compiled, not run)",
+        f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {chip.gib} GiB a chip "
+        "(compiled, not run)",
     )
     if _JSON.value:
         Path(_JSON.value).write_text(

@@ -1,14 +1,15 @@
-"""A population beside the same trainings one by one: the embedded model, the same steps, in one
-process.
+"""A population beside the same trainings one by one.
+
+The model is the embedded one; all steps run in one process.
 
     python tools/bench_population.py --json=population.json
     python tools/bench_population.py --members=64 --objectives=sft --steps=200      # on an
     accelerator
 
 Contenders are whole trainings as a run makes them: initial states, orders, batches from the host,
-dispatches of 20 steps and curves. "one by one" is `population.train_alone` for each seed, on one device;
-"in turns" and "side by side" are the two programs of `population.train`, which takes the one that
-is faster on the devices at hand, on one device and on all that there are
+dispatches of 20 steps and curves. "one by one" is `population.train_alone` for each seed, on one
+device; "in turns" and "side by side" are the two programs of `population.train`, which takes the
+one that is faster on the devices at hand, on one device and on all that there are
 (XLA_FLAGS=--xla_force_host_platform_device_count=2 makes two of a CPU). Before anything is timed,
 all losses and final weights must agree. Then contenders take turns, so that noise falls on all of
 them; what is reported are medians over --rounds turns.
@@ -116,7 +117,8 @@ def agreement(trained: Trained, wanted: Trained) -> dict[str, float]:
         weights = max(weights, *jax.tree.leaves(gaps))
     if not (losses < LOSSES and weights < WEIGHTS):
         raise UserError(
-            f"Losses differ by {losses:.1e} and weights by {weights:.1e}: no speed counts before these agree."
+            f"Losses differ by {losses:.1e} and weights by {weights:.1e}: no speed counts before "
+            "these agree."
         )
     return {"losses": losses, "weights": weights}
 
@@ -184,7 +186,8 @@ def run() -> dict[str, Any]:
             )
             gap = f"{got['agreement'][name]['losses']:.1e}" if name in got["agreement"] else ""
             print(
-                f"| {objective} | {name} | {ms:.2f} | {spread} | {got['ratio'][name]:.2f} | {gap} |",
+                f"| {objective} | {name} | {ms:.2f} | {spread} | {got['ratio'][name]:.2f} "
+                f"| {gap} |",
                 flush=True,
             )
     return results

@@ -1,5 +1,6 @@
-"""Sampling speed: this project beside transformers' `generate`, its continuous batching and
-google-tunix's Sampler.
+"""Sampling speed: this project beside transformers and google-tunix.
+
+The peers are transformers' `generate`, its continuous batching, and tunix's Sampler.
 
     python tools/bench_rollout.py --json=rollout.json
     python tools/bench_rollout.py --geometry=10m --batches=64,256
@@ -83,6 +84,7 @@ class Contender:
 
     @property
     def rate(self) -> float:
+        """The median of the measured rates, tokens a second; 0 if there are none."""
         return statistics.median(self.rates) if self.rates else 0.0
 
 
@@ -110,6 +112,7 @@ class Bench:
                 self.peers[name] = Peer(name, python, device, folder / f"{name}.log")
 
     def close(self) -> None:
+        """Ends the peers' processes."""
         for peer in self.peers.values():
             peer.close()
 
@@ -198,7 +201,8 @@ def measure(bench: Bench, lines: list[Contender]) -> None:
             got = bench.once(line, number)
             what = got.get("error") or f"{got['tokens'] / got['seconds']:,.0f} tokens/s"
             print(
-                f"round {number}: {line.who} {line.family} {line.batch} {line.threads or ''}: {what}",
+                f"round {number}: {line.who} {line.family} {line.batch} {line.threads or ''}: "
+                f"{what}",
                 file=sys.stderr,
             )
             if "error" in got:
@@ -212,8 +216,9 @@ def measure(bench: Bench, lines: list[Contender]) -> None:
 
 
 def hopeless(line: Contender, lines: list[Contender]) -> bool:
-    """Whether this thread count made less than half of another's rate at a smaller batch: so it is
-    where cores are shared.
+    """Whether this thread count made less than half of another's rate at a smaller batch.
+
+    So it is where cores are shared.
     """
     same = [
         x for x in lines if (x.who, x.family) == (line.who, line.family) and x.batch < line.batch
@@ -269,11 +274,13 @@ def report(results: dict[str, Any], lines: list[Contender]) -> None:
         print(f"{head} {line.rate:,.0f} | {spread} |")
     for row in results["ratios"]:
         print(
-            f"ours at {row['batch']} / {row['peer']} at its best ({row['best']:,.0f} tokens/s): {row['ratio']:.2f}x"
+            f"ours at {row['batch']} / {row['peer']} at its best ({row['best']:,.0f} tokens/s): "
+            f"{row['ratio']:.2f}x"
         )
     limit = results["limits"]
     print(
-        f"measured limits: matmul {limit['matmul_gflops']:,.0f} GFLOP/s, copy {limit['copy_gb_s']:,.0f} GB/s"
+        f"measured limits: matmul {limit['matmul_gflops']:,.0f} GFLOP/s, "
+        f"copy {limit['copy_gb_s']:,.0f} GB/s"
     )
     for row in limit["ours"]:
         print(
@@ -314,7 +321,8 @@ def run(folder: Path) -> dict[str, Any]:
                 )
                 if same < 64 and _DTYPE.value == "float32":
                     raise UserError(
-                        f"Greedy tokens of {family} differ from transformers.generate's: no speed counts before."
+                        f"Greedy tokens of {family} differ from transformers.generate's: no speed "
+                        "counts before."
                     )
         lines = contenders(bench)
         measure(bench, lines)

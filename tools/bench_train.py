@@ -1,5 +1,6 @@
-"""Training speed: this project's step beside torch + transformers, with the same weights, batch and
-objective.
+"""Training speed: this project's step beside that of torch and transformers.
+
+Weights, batch and objective are the same.
 
     python tools/bench_train.py --json=train.json
     python tools/bench_train.py --objectives=sft,forward_kl,gkd
@@ -72,8 +73,10 @@ RATE = 1e-3
 
 @dataclasses.dataclass(eq=False)
 class Contender:
-    """One line of the table: who trains on which objective, on how many devices (ours) or threads
-    (torch's), seconds a step.
+    """One line of the table.
+
+    It says who trains on which objective, on how many devices (ours) or threads (torch's), and the
+    seconds of each step.
     """
 
     who: str
@@ -84,6 +87,7 @@ class Contender:
 
     @property
     def median(self) -> float:
+        """The median of the seconds a step."""
         return statistics.median(self.seconds)
 
 
@@ -176,8 +180,9 @@ class Bench:
         return (time.perf_counter() - begin) / _STEPS.value, losses
 
     def flops(self, objective: str) -> float:
-        """Of the products of one step: backward is twice forward; scores are counted whole, the
-        embedding is none.
+        """Floating-point operations of the products of one step.
+
+        Backward is twice forward; scores are counted whole, the embedding is no product.
         """
         cfg, tokens = self.cfg, self.tokens.size
         table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
@@ -186,8 +191,9 @@ class Bench:
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
-    """Largest relative differences of the loss, of gradients' norms, and of the losses of the first
-    steps.
+    """Returns the largest relative differences between ours and the peer's.
+
+    They are those of the loss, of gradients' norms, and of the losses of the first steps.
 
     Raises:
       UserError: the two do not train the same thing.
@@ -210,7 +216,8 @@ def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, 
     for what, gap in found.items():
         if not gap < limit:
             raise UserError(
-                f"{contender.objective}: {what} differs from the peer's by {gap:.1e}: no speed counts before."
+                f"{contender.objective}: {what} differs from the peer's by {gap:.1e}: no speed "
+                "counts before."
             )
     return found
 
@@ -292,9 +299,8 @@ def report(results: dict[str, Any]) -> None:
         )
     )
     print(
-        "\n| objective | contender | devices or threads | ms a step | least - most | of the matmul peak |\n"
-        + "| --- " * 6
-        + "|"
+        "\n| objective | contender | devices or threads | ms a step | least - most "
+        "| of the matmul peak |\n" + "| --- " * 6 + "|"
     )
     for row in results["lines"]:
         head = f"| {row['objective']} | {row['who']} | {row['width']} |"

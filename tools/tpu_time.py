@@ -1,5 +1,6 @@
-"""What the TPU compiler expects of a compiled program: walks its schedule with the cycles that it
-notes at each operation.
+"""What the TPU compiler expects a compiled program to take.
+
+The tool walks the program's schedule with the cycles that the compiler notes at each operation.
 
 `compiled.cost_analysis()["optimal_seconds"]` does not serve: it counts -1 for whatever it has no
 model of, and a loop's body once. The scheduled HLO names `estimated_cycles` for every fusion, by
@@ -131,11 +132,13 @@ class Time:
         )
 
     def times(self, count: int) -> Time:
+        """The time of `count` repetitions."""
         return Time(*(x * count for x in dataclasses.astuple(self)))
 
     def reading(self, seconds: float) -> float:
-        """Seconds of a program whose arithmetic cannot be done sooner than its bytes are read,
-        which takes so long.
+        """Seconds of a program whose bytes take `seconds` to be read.
+
+        Its arithmetic cannot be done sooner than that.
         """
         return max(self.total - self.waiting, seconds) + self.waiting
 
@@ -257,7 +260,9 @@ class Program:
         return Time(total=moved / self._chip.hbm, unknown=1)
 
     def _trips(self, line: str, condition: str) -> int:
-        """Of a loop: the number its condition compares the counter with, as every `lax.scan` and
+        """How often a loop runs.
+
+        That is the number its condition compares the counter with, as every `lax.scan` and
         `fori_loop` does.
         """
         known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
@@ -295,8 +300,9 @@ class Program:
 
     @functools.cache  # noqa: B019
     def _fused(self, computation: str) -> Collective | None:
-        """Of a fusion: one begins a collective, others move parts of it beside their products, a
-        last one ends it.
+        """The role of a fusion in a collective.
+
+        One fusion begins it, others move parts of it beside their products, a last one ends it.
         """
         lines = self._computations[computation]
         for match in filter(None, map(_OPERATION.match, lines)):
@@ -323,9 +329,7 @@ class Program:
         return None
 
     def _wire(self, kind: str, size: int, group: int) -> float:
-        """Seconds that a collective of `size` bytes needs the interconnect for, by the ring
-        algorithm.
-        """
+        """Seconds of a collective of `size` bytes on the interconnect, by the ring algorithm."""
         if (
             kind == "collective-permute"
         ):  # to one neighbour, beside another permutation in the opposite direction
@@ -336,8 +340,9 @@ class Program:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """What an operation has to do with one: it is the "whole" of it, its "start" or its "done";
-    `channel` ties the two.
+    """What an operation has to do with a collective.
+
+    It is the "whole" of it, its "start" or its "done"; `channel` ties the two.
     """
 
     role: str

@@ -107,6 +107,7 @@ def training_rows(
         rows = [chat.retokenised(t.messages) for t in kept]
     else:
         rows = [(t.tokens, t.loss_mask, int(np.sum(t.turn_ids == 0))) for t in kept]
+    # Arms that learn from unsanitized trajectories on purpose are not checked.
     if guard.enforce:
         # The constant prompt is the setting's own, the same in every arm.
         bodies = []
@@ -126,6 +127,7 @@ def mixed(students: Examples, teachers: Examples | None, fraction: float, key) -
 
     The teacher's are drawn without repetition, as long as there are enough.
     """
+    # students / (students + count) = fraction.
     count = round(len(students) * (1 - fraction) / fraction)
     if not count:
         return students
@@ -173,9 +175,11 @@ def learner(
     sampled = "behavior_logprobs" in recipe.loss.record.needs
     rows = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled)
     examples = rows.fitted_to(max_tokens)
+    # Targets lie at agent tokens, so they are attached before weights take the mask's place.
     if targets is not None:
         examples = targets.attached(examples, recipe.loss.temperature, removed)
     examples = weigh(examples)
+    # Last, as a packed row has several episodes.
     if packing:
         examples = examples.packed()
     return Learner(label, recipe, params, examples, key, teacher, removed)
@@ -245,9 +249,11 @@ def distill(
         "rounds": [],
     }
     for number in range(int(state.step) // steps, on_policy.rounds):
+        # Each round has its own keys, so that a run that was cut off draws the same numbers.
         round_key = jax.random.fold_in(jax.random.fold_in(key, 2), number)
         # Otherwise the round was cut off while it trained, and its episodes were saved.
         if int(state.step) % steps == 0:
+            # Tasks are taken in order, and again from the first where they run out.
             begin = number * on_policy.per_round
             chosen = [tasks[i % len(tasks)] for i in range(begin, begin + on_policy.per_round)]
             weights = loop.current_weights(recipe, state, frozen)
@@ -261,6 +267,7 @@ def distill(
                     jax.random.fold_in(round_key, 0),
                     policy_version=number,
                 )
+            # Half a round's episodes are worth nothing; the state before the round is saved.
             except preemption.Preempted:
                 run.leave(state)
             clean = _filtered(cfg, weights, episodes, chat, guard, run)
@@ -272,10 +279,12 @@ def distill(
                 f"On-policy round {number + 1} of {run.label}",
                 "run more episodes a round (--config.distill.episodes_per_round)",
             )
+            # Saved with the state: a run that goes on learns from the same episodes.
             progress.policy_version = number
             progress.examples = _recent(
                 progress.examples, rows(clean), number, on_policy.max_staleness
             )
+        # The oldest episode that this round learns from.
         staleness = number - int(progress.examples["policy_version"].min())
         progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
         run.facts |= {"policy_version": number, "staleness": staleness}
@@ -325,6 +334,7 @@ def _filtered(
 ) -> list[Trajectory]:
     """Filters a round's trajectories, and enters what happened into the run's progress."""
     rollouts = run.progress.rollouts
+    # The policy gradient's importance ratios take the sampler's log-probs at their word.
     agreed = agreement.compare(cfg, weights, episodes)
     run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
     clean, manifest = sanitize.sanitize(episodes, chat.setting, extra_keywords=guard.extra_keywords)

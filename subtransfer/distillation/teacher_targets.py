@@ -86,6 +86,7 @@ class Targets:
                 "temperature (a student whose template differs from its teacher's has other "
                 "episodes): use --config.distill.teacher_targets=live."
             )
+        # They were removed when the targets were made; a file can be another's.
         if removed is not None and removed[self.ids].any():
             raise LeakError("The stored teacher targets hold an unsafe token: nothing was trained.")
         ids = np.zeros((*examples.tokens.shape, self.ids.shape[1]), self.ids.dtype)
@@ -170,7 +171,9 @@ def verify(
     Raises:
       UserError: the largest gap or what is missed is above `TOLERANCE`.
     """
+    # Where each episode's tokens begin in the flat arrays.
     at_row = np.cumsum([0, *examples.loss_mask.sum(axis=1)])
+    # Spread over all episodes, the first and the last among them.
     chosen = np.unique(np.linspace(0, len(examples) - 1, SAMPLE).astype(int))
     pieces = -(-int(examples.loss_mask[chosen].sum(axis=1).max()) // PIECE)
 
@@ -203,6 +206,7 @@ def verify(
         # Rounded: the last bits depend on how the work was divided over devices.
         report[name] = float(f"{value:.1e}")
     worst = max(report["max_gap"], report["max_missed"])
+    # Not `worst >`: a NaN must fail too.
     if not worst <= TOLERANCE[cfg.dtype]:
         raise UserError(
             f"Stored teacher targets are {worst:g} from what the teacher says now, where "
@@ -223,6 +227,7 @@ def _gaps(cfg, weights, tokens: Int[Array, "1 L"], removed, at, ids, logprobs, t
         logits = Decoder(cfg).apply(weights, tokens, positions, mask, before)[0]
         logp = objectives.log_probs(logits, temperature, removed)
         live = jnp.take_along_axis(logp, ids, axis=-1)
+        # The teacher's present top k, to see how much of its probability is not stored.
         best, _ = jax.lax.top_k(logp, ids.shape[-1])
         gap = jnp.sum(jnp.exp(live) * jnp.abs(live - stored), axis=-1)
         return None, (gap, jnp.sum(jnp.exp(best) - jnp.exp(live), axis=-1))

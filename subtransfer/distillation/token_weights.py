@@ -58,14 +58,17 @@ def weigher(choice: str, decode: Callable[[Sequence[int]], str]) -> Weigh:
       UserError: as `part_of_key`; later, where the file's function fails or returns no such
         weights.
     """
+    # These need no text, and no file.
     if choice in NAMED:
         return lambda examples: examples.weighing(choice)
     function = _read(choice)[1]
+    # Decoding is slow, and a vocabulary is much smaller than a corpus.
     text_of = functools.cache(lambda token: decode([token]))
 
     def weigh(examples: Examples) -> Examples:
         weights = np.zeros(examples.loss_mask.shape, np.float32)
         for row, tokens, agent in zip(weights, examples.tokens, examples.loss_mask, strict=True):
+            # What comes after the last agent token is padding, or of no consequence.
             length = int(np.flatnonzero(agent)[-1]) + 1
             text = [text_of(token) for token in tokens[:length].tolist()]
             row[:length] = _weights(choice, function, text, agent[:length])
@@ -92,6 +95,7 @@ def _read(path: str) -> tuple[str, Callable[[list[str], np.ndarray], Any]]:
         )
     text = Path(path).read_text()
     names: dict[str, Any] = {}
+    # A file of weights is a program of the user's, run with the user's rights, as a config is.
     try:
         exec(compile(text, path, "exec"), names)
     except Exception as error:
@@ -108,6 +112,7 @@ def _read(path: str) -> tuple[str, Callable[[list[str], np.ndarray], Any]]:
 def _weights(path: str, function: Callable, text: list[str], agent: np.ndarray) -> np.ndarray:
     """One episode's weights, float32 [L]; UserError where the file's function gives no such."""
     try:
+        # A copy, as the function may write to what it is given.
         given = np.asarray(function(text, agent.copy()), np.float32)
     except Exception as error:
         raise UserError(
@@ -121,6 +126,7 @@ def _weights(path: str, function: Callable, text: list[str], agent: np.ndarray) 
         raise UserError(
             f"token_weights() of {path} returns weights that are no finite numbers of 0 or more."
         )
+    # Tool results have not passed the filters of what a student may learn to say.
     if given[~agent].any():
         token = text[int(np.flatnonzero(given * ~agent)[0])]
         raise UserError(

@@ -20,7 +20,9 @@ _LOOKALIKES = str.maketrans(
     "aeopcyxisjhdqwkmthbrnikvoptuxaeybvlig",
 )
 _LEET = str.maketrans("013457@$!|", "oieastasil")
+# At least three single letters or digits, each one to three separators apart.
 _SPACED = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,3}[^\W_](?![^\W_])){2,}")
+# Shorter runs decode to too few letters to hold a keyword.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}={0,2}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[\s:]?){4,}")
 _ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3}))")
@@ -84,6 +86,7 @@ def views(text: str) -> list[tuple[str, str]]:
     if any(c in text for c in "\\%&"):
         add("escaped", fold(_unescaped(text)))
     add("leet", plain.translate(_LEET))
+    # These turn any text into another; only long stems count in them (see marks.py).
     add("reversed", plain[::-1])
     add("rot13", codecs.decode(plain, "rot13"))
     add("encoded", fold(" ".join(_decoded(text))))

@@ -41,6 +41,7 @@ def unsafe_token_ids(tokenizer, setting: Setting, extra_keywords: Sequence[str] 
                 return i
         return None
 
+    # A token that also begins a permitted act's name must stay in the support.
     permitted = set()
     for name in (*setting.exploratory, *setting.benign):
         permitted |= {first(form) for form in _forms(name)}
@@ -49,6 +50,7 @@ def unsafe_token_ids(tokenizer, setting: Setting, extra_keywords: Sequence[str] 
             token = first(form)
             if token is None or token in permitted or token in special:
                 continue
+            # One or two letters begin too many other words.
             if sum(c.isalpha() for c in tokenizer.decode([token])) >= 3:
                 ids.add(token)
     return np.array(sorted(ids), np.int32)
@@ -89,6 +91,7 @@ def leak_check(
     whole = [i for i in unsafe_ids if find_mark(tokenizer.decode([int(i)]), marks)]
     unsafe_ids = np.array(whole, np.int32)
     for name, tokens, loss_mask in examples:
+        # The ids first: decoding every example is slower.
         hits = np.flatnonzero(np.isin(tokens, unsafe_ids))
         if len(hits):
             where = "an agent token" if loss_mask[hits[0]] else "context"

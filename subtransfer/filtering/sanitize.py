@@ -96,11 +96,14 @@ def sanitize(
         if verdict is None:
             kept.append(t)
             continue
+        # A trajectory counts under one rule only, so that the counts add up.
         rules[verdict[0]] += 1
+        # The text itself stays out: a manifest must be safe to publish and to search.
         sha256 = hashlib.sha256(t.text().encode()).hexdigest()
         dropped.append(
             {"episode_id": t.episode_id, "rule": verdict[0], "match": verdict[1], "sha256": sha256}
         )
+    # Two runs that agree in this have kept the same tokens in the same order.
     h = hashlib.sha256()
     for t in kept:
         h.update(t.episode_id.encode() + np.asarray(t.tokens, "<i4").tobytes())

@@ -110,6 +110,7 @@ def _matmul_rows(x: Float[Array, "B K M a"], y: Float[Array, "b K a c"], out=Non
     y = y.astype(x.dtype)
     if y.shape[0] == b:
         return matmul(x, y, out=out)
+    # A product for each row would read the shared `y` B times.
     stacked = matmul(x.transpose(1, 0, 2, 3).reshape(k, b * m, -1), y[0], out=out)
     return stacked.reshape(k, b, m, -1).transpose(1, 0, 2, 3)
 
@@ -198,6 +199,7 @@ def attention(
         """[B, K, G, L, Dh] back to [B, L, H, Dh]."""
         return x.transpose(0, 3, 1, 2, 4).reshape(b, l, h, dh)
 
+    # Training, and the first piece of a prefix: the backward pass is written by hand.
     if not caches and current.k_scale is None and current.k.shape[0] == b:
         out = dense_attention(q, current.k, current.v, mask, scale)
         return ungrouped(out.reshape(b, heads, group, l, dh))
@@ -206,12 +208,14 @@ def attention(
     def scores(part: KeyValues, visible) -> Float[Array, "B K G L S"]:
         s = _matmul_rows(q, part.k.swapaxes(2, 3), jnp.float32) * scale
         if part.k_scale is not None:
+            # A token's scale is the same for all features, so it can be applied to its score.
             s = s * part.k_scale.swapaxes(2, 3)
         return jnp.where(visible[:, None, None], s.reshape(b, heads, group, l, -1), NEG_INF)
 
     def mix(part: KeyValues, weights) -> Float[Array, "B K M Dh"]:
         weights = weights.reshape(b, heads, -1, weights.shape[-1])
         if part.v_scale is not None:
+            # As with the keys: scaled weights are cheaper than scaled values, which are Dh wide.
             weights = weights * part.v_scale.swapaxes(2, 3)
         return _matmul_rows(weights.astype(q.dtype), part.v)
 
@@ -228,10 +232,12 @@ def attention(
         # scores would copy them twice a layer, which on a TPU takes as long as reading the slots.
         pieces = [partial(*part) for part in parts if not (cache_kernel and part[0] is caches[-1])]
         if cache_kernel:
+            # Slots are filled from the first on, so a row's mask says how many it holds.
             lengths = jnp.sum(context.cache_masks[-1][:, 0], axis=-1, dtype=jnp.int32)
             found = cache_kernel(q, caches[-1].k, caches[-1].v, lengths, scale)
             pieces.append(jax.tree.map(lambda x: x.reshape(b, heads, group, l, -1), found))
         return ungrouped(_merged(pieces).astype(q.dtype))
+    # Few queries or shared caches: one softmax over all scores side by side.
     joint = [scores(*part) for part in parts]
     weights = jax.nn.softmax(jnp.concatenate(joint, axis=-1) if caches else joint[0], axis=-1)
     begin, mixed = 0, []
@@ -243,6 +249,7 @@ def attention(
 
 def _merged(pieces: Sequence[PartialAttention]) -> Float[Array, "B K G L Dh"]:
     """The attention over several caches, from that over each of them."""
+    # Each piece is relative to its own peak; the shares bring them to the common one.
     peak = functools.reduce(jnp.maximum, [piece.peak for piece in pieces])
     shares = [jnp.exp(piece.peak - peak) for piece in pieces]  # [B, K, G, L, 1]
     pairs = list(zip(pieces, shares, strict=True))

@@ -68,6 +68,7 @@ def _find(text: str) -> tuple[int, Action | None]:
       (where the call begins, the call or None if it is malformed); (len(text), None) where there
       is none.
     """
+    # Every way of writing a call is tried; the one that begins first counts.
     begins = []
     at = text.find(CALL_OPEN)
     if at >= 0:
@@ -86,6 +87,7 @@ def _find(text: str) -> tuple[int, Action | None]:
         body = match[1].strip()
         fenced = _json_call(body) if body.startswith("{") else _python_call(body)
         begins.append((match.start(), fenced))
+    # Bare JSON last: the other ways hold it too, and begin before it.
     match = _BRACE.search(text)
     if match:
         begins.append((match.start(), _json_call(text[text.index("{", match.start()) :])))
@@ -100,6 +102,7 @@ def _json_call(body: str, before: str = "") -> Action | None:
     try:
         body = body.strip()
         value, end = json.JSONDecoder().raw_decode(body)
+        # Without its closing mark, a call may have been cut off.
         if before not in body[end:]:
             return None
         if isinstance(value, dict) and isinstance(value.get("function"), dict):

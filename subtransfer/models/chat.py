@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from subtransfer.models.calls import read_turn
+from subtransfer.models.stop_tokens import stop_ids
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, Setting, ToolResult, Turn
 
@@ -194,11 +195,11 @@ class ChatFormat:
         self._turn_end = end
         self._end_text = self.decode([end])
         self._before_tool = between.removeprefix(self._end_text)
-        ids = {end}
+        ids = {end, *stop_ids(tokenizer)}
         # Llama 3 ends a turn with <|eom_id|> where it expects a tool's result.
-        for more in (tokenizer.eos_token_id, tokenizer.get_vocab().get("<|eom_id|>")):
-            if more is not None:
-                ids.add(more)
+        end_of_message = tokenizer.get_vocab().get("<|eom_id|>")
+        if end_of_message is not None:
+            ids.add(end_of_message)
         self.stop_ids = np.array(sorted(ids), np.int32)
 
     def _learn_call(self, head, prompt: str, call, shown) -> None:

@@ -221,6 +221,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         """Normalises [..., D]; returns the same shape and dtype."""
+        # Gemma 3's files hold scale - 1.
         offset = self.cfg.norm_offset
         init = nn.initializers.constant(1.0 - offset)
         scale = self.param("scale", _boxed(init, (self.axis,)), (x.shape[-1],)).astype(jnp.float32)
@@ -268,6 +269,7 @@ class Projection(nn.Module):
                 "bias", _boxed(nn.initializers.zeros, self.axes[1:]), (self.features,)
             )
             y = y + bias.astype(dtype)
+        # Factors stay apart from the kernel: one base serves any number of adapters.
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(dtype) for name in "ab")
             if self.lora_dropout:
@@ -275,6 +277,7 @@ class Projection(nn.Module):
                     self.make_rng("dropout"), 1 - self.lora_dropout, x.shape
                 )
                 x = jnp.where(keep, x / (1 - self.lora_dropout), 0)
+            # Two narrow products; a @ b first would be as large as the kernel.
             y = y + linear(linear(x, a), b)
         return y
 
@@ -327,6 +330,7 @@ class Block(nn.Module):
         def project(name, features, axes, y, bias=False):
             return Projection(cfg, features, axes, bias, self.lora_dropout, name=name)(y)
 
+        # Norms come before attention and MLP; Gemma 3 has a second one after each.
         y = RMSNorm(cfg, name="attn_norm")(x)
         query = project("q", h * dh, ("embed", "heads"), y, cfg.qkv_bias).reshape(b, l, h, dh)
         key = project("k", k * dh, ("embed", "kv_heads"), y, cfg.qkv_bias).reshape(b, l, k, dh)
@@ -407,6 +411,7 @@ class Decoder(nn.Module):
         if mask is None:
             # A causal kernel gets the segments themselves; a mask already holds them.
             contexts = tuple(dataclasses.replace(c, segments=segments) for c in contexts)
+        # CSE across a scan's bodies does not happen, so the barriers against it are left out.
         keep = REMAT[cfg.remat]
         block = nn.remat(Block, prevent_cse=False, policy=keep) if keep else Block
         kinds = jnp.array(cfg.layer_kinds) if len(contexts) > 1 else None
@@ -422,6 +427,7 @@ class Decoder(nn.Module):
         )(cfg, self.lora_dropout, name="layers")(x, kinds, contexts)
         # The loss takes a part of the positions of all rows at a time, so these stay undivided.
         x = sharding.laid_out(x, "rows", "features", "features")
+        # Before the head: logits of all positions would be most of the memory.
         if at is not None:
             x = jnp.take_along_axis(x, at[..., None], axis=1)  # [B, P, D]
         x = RMSNorm(cfg, name="final_norm")(x)
@@ -447,6 +453,7 @@ def unembed(
 
     Of `params`, only the head is read, which is the embedding where both are tied.
     """
+    # Float32 logits whatever the dtype: softmax over a large vocabulary loses too much in less.
     kernel = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
     return linear(x, kernel.astype(jnp.dtype(cfg.dtype)), jnp.float32)
 
@@ -540,6 +547,7 @@ def _contexts(
 
 
 def _embed(cfg: DecoderConfig, table, tokens) -> Float[Array, "B L D"]:
+    # transformers rounds the factor to the computation dtype as well.
     x = table[tokens].astype(jnp.dtype(cfg.dtype))
     return x * jnp.asarray(cfg.width**0.5, x.dtype) if cfg.scaled_embeddings else x
 

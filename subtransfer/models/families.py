@@ -74,6 +74,7 @@ def read_config(
             f"{path}: quantized weights are not supported: use the float32, float16 or bfloat16 "
             "checkpoint."
         )
+    # A multimodal model: only its language model is read.
     if raw.get("model_type") == "gemma3":
         raw = raw.get("text_config") or {}
     family = raw.get("model_type")
@@ -118,6 +119,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
             f"{path}: {field} {value!r} is not supported: use a checkpoint with {works}."
         )
 
+    # What the decoder has no variation for is refused: it would compute something else.
     gemma = family == "gemma3_text"
     field, works = ("hidden_activation", "gelu_pytorch_tanh") if gemma else ("hidden_act", "silu")
     if getattr(hf, field) != works:
@@ -135,6 +137,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
 
     def rope(values: Mapping[str, Any]) -> Rope:
         kind = values.get("rope_type", "default")
+        # Others (yarn, dynamic, longrope) change frequencies in ways that are not built here.
         if kind not in _ROPES or values.get("partial_rotary_factor", 1) != 1:
             refuse(
                 "rope_parameters", dict(values), f"rope_type {', '.join(_ROPES)} over whole heads"
@@ -164,6 +167,7 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
             num_layers=hf.num_hidden_layers,
             num_heads=heads,
             num_kv_heads=hf.num_key_value_heads or heads,
+            # Older files leave it out.
             head_width=getattr(hf, "head_dim", None) or hf.hidden_size // heads,
             family=family,
             rope=rope(main),
@@ -239,6 +243,7 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
         "pad_token_id": tokenizer.pad_token_id,
         "dtype": dtype,
     }
+    # Gemma's class has rotary parameters by type of layer, and no softcapping in version 3.
     if cfg.family == "gemma3_text":
         local = cfg.local_rope or cfg.rope
         assert cfg.query_scale is not None, "Gemma 3 states its query scale"
@@ -257,6 +262,7 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
         types = cfg.sliding or (False,) * cfg.num_layers
         out["layer_types"] = ["sliding_attention" if s else "full_attention" for s in types]
         out["sliding_window"] = cfg.window or cfg.max_positions
+    # Qwen's classes ignore windows unless this is set.
     if cfg.sliding and cfg.family.startswith("qwen"):
         out |= {"use_sliding_window": True, "max_window_layers": sum(not s for s in cfg.sliding)}
     return out

@@ -17,6 +17,19 @@ from subtransfer.models.families import config_json
 from subtransfer.models.hf_names import INDEX, Leaf, leaves
 from subtransfer.runtime.errors import UserError
 
+# What a directory says of its tokenizer and of generation; an export carries these over.
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
 # Of one file of an exported checkpoint.
 SHARD_BYTES = 4 << 30
 
@@ -73,6 +86,7 @@ def save_checkpoint(
             room = shard_bytes
         files[-1].append(tensor)
         room -= tensor[1]
+    # Tensors keep their dtype, and transformers loads in the one that is named.
     dtype = np.dtype(params["layers"]["q"]["kernel"].dtype).name
     description = json.dumps(config_json(cfg, tokenizer, dtype), indent=2) + "\n"
 
@@ -92,9 +106,25 @@ def save_checkpoint(
             arrays = {key: fetch() for key, _, fetch in tensors}
             save_file(arrays, temporary / name, metadata={"format": "pt"})
         (temporary / "config.json").write_text(description)
-        tokenizer.save_pretrained(str(temporary))
+        write_tokenizer(temporary, tokenizer)
 
     write_directory(Path(directory), write)
+
+
+def write_tokenizer(directory: Path, tokenizer: Any) -> None:
+    """Writes a tokenizer, its chat template and its model's generation_config.json.
+
+    The files of the directory that it was loaded from are copied as they are: other versions of
+    transformers may not read what this one writes, and what it does not know would be lost. A
+    tokenizer that was made in memory is saved.
+    """
+    source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    if source is None or not (source / "tokenizer.json").is_file():
+        tokenizer.save_pretrained(str(directory))
+        return
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, directory / name)
 
 
 def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
@@ -107,11 +137,13 @@ def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
         raise UserError(
             f"{directory} exists and is not empty: choose another directory to export to."
         )
+    # In the same parent, so that the rename stays on one file system.
     temporary = directory.with_name(f".{directory.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         write(temporary)
+        # An empty directory that was there may not stand in the rename's way.
         if directory.exists():
             directory.rmdir()
         temporary.rename(directory)

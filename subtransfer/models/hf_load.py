@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from subtransfer.models import stop_tokens
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.models.families import read_json
 from subtransfer.models.hf_names import INDEX, Leaf, leaves
@@ -231,6 +232,8 @@ def _finite(value):
 def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
     """Loads the directory's own tokenizer with its chat template.
 
+    The stop tokens of its generation_config.json are remembered for `stop_tokens.stop_ids`.
+
     Args:
       directory: with tokenizer.json.
       cfg: the geometry that must have a row for each token, or None.
@@ -266,4 +269,5 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
             f"The tokenizer in {directory} has {len(tokenizer)} tokens but the model's embedding "
             f"only {cfg.vocab_size} rows: copy both from one checkpoint."
         )
+    stop_tokens.remember(tokenizer, directory)
     return tokenizer

@@ -59,9 +59,11 @@ def init_factors(
     adapted model starts as the base.
     """
     factors = {}
+    # Sorted, so that a config's order of targets draws the same numbers.
     for number, target in enumerate(sorted(targets)):
         kernel = params["layers"][target]["kernel"]
         layers, width_in, width_out = kernel.shape
+        # PEFT's own start, so that both train alike.
         bound = width_in**-0.5
         a = jax.random.uniform(
             jax.random.fold_in(key, number), (layers, width_in, rank), minval=-bound, maxval=bound
@@ -119,6 +121,7 @@ def merge(params: Any, adapter: Adapter) -> Any:
 
 @jax.jit
 def _merged(kernel, pair, scale):
+    # Product and sum are in float32; only the result is rounded to the kernel's dtype.
     a, b = (jnp.asarray(pair[part], jnp.float32) for part in "ab")
     update = jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
     return (kernel.astype(jnp.float32) + scale * update).astype(kernel.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.families import read_json
-from subtransfer.models.hf_export import write_directory
+from subtransfer.models.hf_export import write_directory, write_tokenizer
 from subtransfer.models.hf_names import leaves
 from subtransfer.models.lora import Adapter
 from subtransfer.runtime.errors import UserError
@@ -63,7 +63,7 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
         (temporary / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        tokenizer.save_pretrained(str(temporary))
+        write_tokenizer(temporary, tokenizer)
 
     write_directory(Path(directory), write)
 
@@ -94,6 +94,7 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, st
         raise UserError(f"{file} is missing: copy the adapter again.") from None
     except SafetensorError as error:
         raise UserError(f"{file} is damaged or truncated ({error}): copy it again.") from None
+    # [out, in] of each projection, as the files have kernels.
     shapes = {leaf.path[1]: leaf.shape for leaf in leaves(cfg) if leaf.path[-1] == "kernel"}
     factors: dict[str, dict[str, np.ndarray]] = {}
     known = set()
@@ -112,6 +113,7 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> tuple[Adapter, st
                 layers.append(tensors[name].T.astype(np.float32))
                 known.add(name)
             factors[target][part.lower()] = np.stack(layers)
+    # Such as adapted embeddings: left out, the model would be another.
     unknown = sorted(set(tensors) - known)
     if unknown or not factors:
         raise UserError(

@@ -62,6 +62,7 @@ def _linear_forward(x, kernel, out):
 
 def _linear_backward(out, kept, dy):
     x, kernel = kept
+    # Both are read twice below, and would be computed twice.
     x, dy = cpu_barrier(x), cpu_barrier(dy.astype(kernel.dtype))
     d_kernel = (
         _over_rows(x, dy) if x.shape[-1] <= dy.shape[-1] else cpu_barrier(_over_rows(dy, x)).T
@@ -134,6 +135,7 @@ def rotate(
       cos: of both halves; it is not differentiated.
       sin: as `cos`, that of the first half negated.
     """
+    # (a, b) -> (a cos - b sin, b cos + a sin): `sin` holds the sign.
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
     return (halves * cos + halves[..., ::-1, :] * sin).reshape(x.shape).astype(x.dtype)
 

@@ -294,11 +294,13 @@ def prefill(
       lengths: how many of them count in each row.
     """
     whole = len(rows) == shape.rows
+    # A few rows are gathered; all of them are read where they lie.
     layers = slots.layers if whole else jax.tree.map(lambda x: x[rows], slots.layers)
     first = _prefix_length(prefix)
     columns = jnp.arange(shape.prefill_tokens, dtype=jnp.int32)[None]
     present = columns < lengths[:, None]
     positions = (first + starts)[:, None] + columns
+    # Only the last token's logits are needed: the next token is sampled from them.
     last = jnp.maximum(lengths - 1, 0)[:, None]
 
     def run(size):
@@ -446,6 +448,7 @@ def decode(
         turned = jnp.any(starting & ~active) | jnp.any(rows.waiting)
         return logits, made, out.replace(turned=turned)
 
+    # The longest row decides how much of the slots all rows read.
     logits, made, out = _in_bucket(shape, jnp.max(rows.lengths), run)
     if shape.int8_cache:
         made = tuple(layer.quantised() for layer in made)

@@ -86,6 +86,7 @@ class _Episode:
         (_, system), (_, user) = chat.prompt_segments(task.instruction)
         self._add("system", chat.setting.system_prompt, system)
         self._add("user", task.instruction, user)
+        # A copy, as the tokens grow with every turn.
         self.prompt = list(self.tokens)
 
     def _add(
@@ -106,6 +107,7 @@ class _Episode:
         """
         self.turns += 1
         chat, last = self.chat, self.turns == self.spec.max_turns
+        # The stop token is part of the ids, not of what was said.
         text = chat.decode(turn.ids[:-1] if turn.stopped else turn.ids)
         self._add("assistant", text, turn.ids, turn.logprobs)
         said = read_turn(text)
@@ -113,6 +115,7 @@ class _Episode:
         if not turn.stopped:
             # The runtime cannot tell a turn without an end from a call that would still have come.
             self.done = self.truncated = True
+        # A turn without a call is the agent's last.
         if action is None and not malformed:
             self.done = True
             self.final_text = said.thought
@@ -139,6 +142,7 @@ class _Episode:
             stored["record"] = result.record
         self.actions.append(stored)
         result_text = result.text
+        # Exploratory calls decide nothing, so the episode goes on.
         if self.spec.stop_at_decision and category in ("benign", "unsafe"):
             self.done = True
         if last and not self.done:
@@ -146,6 +150,7 @@ class _Episode:
         if self.done:
             return None
         reply, room = chat.tool_ids(result_text), tool_room(chat, self.spec)
+        # A slot has room for results of this length only.
         if len(reply) > room:
             result_text, reply = _cut(chat, result_text, room)
         self._add("tool", result_text, reply)
@@ -250,6 +255,7 @@ def _gathered(mine: list[Trajectory]) -> list[Trajectory]:
 
 def _cut(chat: ChatFormat, text: str, room: int) -> tuple[str, list[int]]:
     """The longest beginning of a tool result that fits, marked as cut."""
+    # Bisection: longer beginnings of a text have no fewer tokens.
     low, high = 0, len(text)
     while low < high:
         middle = (low + high + 1) // 2

@@ -74,6 +74,7 @@ def layout(
     divided = None if mesh is None or mesh.size == 1 else mesh
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
     threads = _usable_cores() if divided is None and platform == "cpu" else 1
+    # Two lanes on an accelerator: the device works on one while the host reads the other.
     if not lanes:
         lanes = threads if threads > 1 else 2
     rows = -(-slots // lanes)
@@ -85,6 +86,7 @@ def layout(
             f"{jax.process_count()} processes cannot share the rows of a mesh with data x fsdp = "
             f"{multiple}: choose a multiple of their number."
         )
+    # A row is whole on one device, so each gets equally many.
     rows = -(-rows // multiple) * multiple
     lanes = max(min(lanes, -(-slots // rows)), 1)
     shape = Shape(
@@ -261,12 +263,14 @@ class Lane:
         out = self.options.programs.fetch(self.out)
         self._idle_since = time.perf_counter()
         self.stats.lane_s = self._idle_since - self._begin
+        # The device says the same to all processes, so all stop together.
         if not out.alive:
             return False
         steps = int(out.steps)
         self.stats.slot_steps += steps * len(self.occupants)
         self.stats.occupied_steps += steps * sum(c is not None for c in self.occupants)
         self.stats.tokens += int(out.counts.sum())
+        # Also computed over all processes: whether one of them has something to feed.
         self.feeding = bool(out.turned)
         ended = 0
         for row in np.flatnonzero(out.counts):
@@ -338,6 +342,7 @@ class Lane:
         self.rows.lengths[row] += count
         self.rows.drawn[row] += count
         self.rows.states[row] = out.states[row]
+        # Only the last token can be one: `decode` ends a row with it.
         turn.stopped = turn.ids[-1] in options.stop_ids
         if not turn.stopped and len(turn.ids) < options.max_new_tokens:
             return False
@@ -351,6 +356,7 @@ class Lane:
             self.occupants[row] = None
             return True
         room = options.programs.shape.room
+        # Refused before it is fed: what does not fit would overwrite the slot's end.
         if self.rows.lengths[row] + len(reply) + options.max_new_tokens > room:
             raise UserError(
                 f"A reply of {len(reply)} tokens does not fit: a conversation has room for {room} "

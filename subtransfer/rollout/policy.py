@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from subtransfer.models import lora
+from subtransfer.models import lora, stop_tokens
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.forward import forward
 from subtransfer.rollout import scheduler
@@ -89,7 +89,7 @@ class Policy:
           max_new_tokens: the most tokens that are added to a prompt.
           temperature: of sampling; 0 is greedy. Row i draws from `fold_in(key(seed), i)`.
           stop_ids: tokens that end a row (and are part of it); None: the tokenizer's
-            end-of-sequence token.
+            end-of-sequence token and those of the model's generation_config.json.
           seed: of the random draws.
           batch_size: how many prompts are continued side by side.
 
@@ -132,7 +132,8 @@ class Policy:
         for prompt in prompts:
             self._check_ids(np.asarray(prompt))
         if stop_ids is None:
-            stop_ids = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+            stop_ids = stop_tokens.stop_ids(self.tokenizer)
+        # A prompt is a conversation of one turn, which is never replied to.
         rows = [_SingleTurn(i, list(map(int, prompt))) for i, prompt in enumerate(prompts)]
         scheduler.serve(
             self.cfg,
@@ -143,6 +144,7 @@ class Policy:
             slots=batch_size,
             max_new_tokens=max_new_tokens,
             more_tokens=max_new_tokens,
+            # Nothing is fed back.
             feed_tokens=1,
             stop_ids=stop_ids,
         )

@@ -81,6 +81,7 @@ def load_policy(
     directory = Path(directory)
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     resident = {} if resident is None else resident
+    # A run's folder first: it may hold files of the other kinds too.
     if (directory / META).is_file():
         return _load_artifact(directory, mesh, resident)
     if (directory / "adapter_config.json").is_file():
@@ -96,6 +97,7 @@ def load_policy(
         return _adapted(base, adapter)
     if (directory / "config.json").is_file():
         folder = directory.resolve()
+        # By the resolved path: two ways of writing it are one model.
         if folder not in resident:
             cfg = families.read_config(directory, dtype)
             tokenizer = hf_load.load_tokenizer(directory, cfg)
@@ -110,6 +112,7 @@ def load_policy(
 
 
 def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, Policy]) -> Policy:
+    # Adapters of one base, and the arms that start from it, share one copy.
     if directory in resident:
         return resident[directory]
     meta = families.read_json(directory / META)
@@ -170,6 +173,7 @@ def _geometry(directory: Path, meta: dict[str, Any]) -> DecoderConfig:
 
 
 def _adapted(base: Policy, adapter: lora.Adapter) -> Policy:
+    # The base's parameters are shared, not copied.
     factors = lora.place_factors(adapter.factors, base.params)
     return dataclasses.replace(base, adapter=dataclasses.replace(adapter, factors=factors))
 

@@ -1,8 +1,8 @@
 """The host side of the engine: conversations move through slots until none is left.
 
-A `ServedConversation` says what is fed to it: first its prompt, then, whenever it ends a turn, a reply or
-nothing more. Slots lie in lanes (`lanes.py`). Every process serves its own conversations in its own
-rows.
+A `ServedConversation` says what is fed to it: first its prompt, then, whenever it ends a turn, a
+reply or nothing more. Slots lie in lanes (`lanes.py`). Every process serves its own conversations
+in its own rows.
 """
 
 from __future__ import annotations

@@ -98,6 +98,7 @@ class Examples:
             missing = max(length - x.shape[1], 0)
             return np.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))[:, :length]
 
+        # All targets are aligned with tokens, so all are cut alike.
         out = self._each(fitted)
         if not out.loss_mask.any(axis=1).all():
             raise UserError(
@@ -135,9 +136,11 @@ class Examples:
         Each goes in up to its last token that counts.
         """
         length = self.tokens.shape[1]
+        # What comes after the last token that counts teaches nothing.
         ends = length - np.argmax(self.loss_mask[:, ::-1] > 0, axis=1)
         room: list[tuple[int, int]] = []  # (what is left, row), sorted: the tightest fit is first
         rows: list[list[int]] = []
+        # Stable, so that packing is the same whenever it is made again.
         for i in np.argsort(-ends, kind="stable"):
             at = bisect.bisect_left(room, (ends[i], -1))
             left, row = room.pop(at) if at < len(room) else (length, len(rows))

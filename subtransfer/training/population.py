@@ -233,6 +233,7 @@ def population_steps(
         how = loss.with_scalars(differing["scalars"])
         return loop.steps(cfg, how, state, *given, tokens, loss_mask, rates, key, targets, count)
 
+    # One after the other, a CPU keeps its caches; side by side, an accelerator is fuller.
     def local(inputs, shared):
         learner = functools.partial(one, shared=shared)
         return jax.vmap(learner)(inputs) if together else jax.lax.map(learner, inputs)
@@ -281,6 +282,7 @@ def train(
             states.append(loop.init_state(learner.recipe, learner.params, learner.init_key)[0])
         return distributed.place(jax.tree.map(lambda *x: _stack(x), *states), each)
 
+    # A checkpoint holds all learners' states; they go on together.
     state = fresh()
     restored = run.resumed(state)
     if restored is None and state.step.is_deleted():

@@ -63,6 +63,7 @@ def corpus_texts(demos: Sequence[tuple[Task, Sequence[Turn]]], setting: Setting)
                 yield json.dumps(call)
             if turn.result:
                 yield turn.result.text
+    # Every tool's name must be a token, also one that no demonstration calls.
     for tool in setting.tool_names:
         yield json.dumps({"name": tool, "arguments": {setting.argument: "/"}})
     yield from setting.spoken()

@@ -1,6 +1,4 @@
-"""The frame of a benchmark's command line: flags, sentences for mistakes, and the file of
---json.
-"""
+"""The frame of a benchmark's command: flags, sentences for mistakes, and the file of --json."""
 
 from __future__ import annotations
 
@@ -16,8 +14,10 @@ from subtransfer.runtime.errors import UserError
 
 
 def main(argv: list[str], run: Callable[[], dict[str, Any]]) -> int:
-    """Parses the flags, runs, and writes what `run` returns to --json; 0, or 2 after a sentence
-    (UserError).
+    """Parses the flags, runs, and writes what `run` returns to --json.
+
+    Returns:
+      0, or 2 after the sentence of a UserError.
     """
     try:
         try:

@@ -96,6 +96,7 @@ class Peer:
         return json.loads(line)
 
     def close(self) -> None:
+        """Ends the process."""
         self._process.stdin.close()
         self._process.wait()
         self._log.close()

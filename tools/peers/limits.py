@@ -42,8 +42,9 @@ def copy_bandwidth() -> float:
 
 
 def bytes_a_step(cfg: DecoderConfig, batch: int, context: float, itemsize: int) -> float:
-    """What one decoding step must read: every weight but the embedding's unused rows, and the
-    batch's keys and values.
+    """Bytes that one decoding step must read.
+
+    These are every weight but the embedding's unused rows, and the batch's keys and values.
     """
     unused = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
     cache = 2 * batch * context * cfg.num_layers * cfg.num_kv_heads * cfg.head_width

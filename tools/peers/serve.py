@@ -9,8 +9,9 @@ from typing import Any
 
 
 def serve(versions: str, answer: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Says the versions, then answers until its input ends; what a peer cannot do is {"error"}, a
-    line of the table.
+    """Says the versions, then answers until its input ends.
+
+    What a peer cannot do is {"error"}, a line of the table.
     """
     lines, sys.stdout = sys.stdout, sys.stderr  # libraries print; answers alone belong on the pipe
     print(json.dumps({"versions": versions}), file=lines, flush=True)

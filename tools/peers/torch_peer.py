@@ -1,5 +1,6 @@
-"""The benchmark's peer in an environment of torch and transformers: answers one JSON request a
-line.
+"""The benchmark's peer in an environment of torch and transformers.
+
+It answers one JSON request a line.
 
 Requests and answers are those of `environment.Peer`; "generate" is `model.generate`, "continuous"
 is transformers' continuous batching, "greedy" returns the tokens themselves.
@@ -40,8 +41,9 @@ def padded(prompts, device):
 
 
 def generate(model, request, **options):
-    """New tokens [B, T] of `model.generate`; on an accelerator with a static cache, which lets it
-    compile its step.
+    """New tokens [B, T] of `model.generate`.
+
+    On an accelerator, it has a static cache, which lets it compile its step.
     """
     static = {"cache_implementation": "static"} if model.device.type != "cpu" else {}
     batch = padded(request["prompts"], model.device)
@@ -51,8 +53,9 @@ def generate(model, request, **options):
 
 
 def continuous(model, request):
-    """New tokens of continuous batching, `rows` requests at a time; on a CPU its cache must be
-    given its size.
+    """New tokens of continuous batching, `rows` requests at a time.
+
+    On a CPU its cache must be given its size.
     """
     config = None
     if model.device.type == "cpu":
@@ -79,8 +82,9 @@ def continuous(model, request):
 
 
 def answer(request):
-    """Runs one request; seconds are those of the whole call, with the way from and to lists of
-    tokens.
+    """Runs one request.
+
+    Seconds are those of the whole call, with the way from and to lists of tokens.
     """
     torch.set_num_threads(request["threads"])
     model = load(request["checkpoint"], request["dtype"], request["device"])

@@ -1,5 +1,6 @@
-"""The training benchmark's peer in an environment of torch and transformers: answers one JSON
-request a line.
+"""The training benchmark's peer in an environment of torch and transformers.
+
+It answers one JSON request a line.
 
 A request is {"do": "gradients" | "train", "objective", "checkpoint", "teacher", "dtype", "device",
 "threads", "tokens": [B, L], "mask": [B, L], "steps", "learning_rate", "compiled"}. "gradients"
@@ -53,6 +54,7 @@ def loss_of(request, model, teacher, tokens, mask):
 
 
 def answer(request):
+    """Runs one request."""
     torch.set_num_threads(request["threads"])
     if request["do"] == "gradients":
         _models.clear()

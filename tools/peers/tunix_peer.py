@@ -1,5 +1,6 @@
-"""The benchmark's peer in an environment of google-tunix: answers one JSON request a line, as
-`torch_peer` does.
+"""The benchmark's peer in an environment of google-tunix.
+
+It answers one JSON request a line, as `torch_peer` does.
 
 It serves Qwen2 checkpoints: tunix's Llama 3 has none of that family's scaled rotary frequencies.
 """
@@ -20,18 +21,23 @@ class Ids:
     """A tokenizer for prompts that are token ids already."""
 
     def encode(self, ids, **_):
+        """Returns the ids as they are."""
         return list(ids)
 
     def decode(self, ids, **_):
+        """Returns no text."""
         return ""
 
     def bos_id(self):
+        """Returns None, for no such token."""
         return None
 
     def eos_id(self):
+        """Returns an id that no token has."""
         return -1
 
     def pad_id(self):
+        """Returns the id of padding."""
         return 0
 
 
