@@ -358,8 +358,11 @@ def arms(config) -> list[Arm]:
             own = on_policy_fraction(config, arm.objective)
             arm = dataclasses.replace(arm, on_policy_fraction=own)
         if arm.role == "student":
-            twin, other = (_first(found, arm, compared[what]) for what in ("twin", "control"))
-            arm = dataclasses.replace(arm, twin=twin, control=other)
+            arm = dataclasses.replace(
+                arm,
+                twin=_first(found, arm, compared["twin"]),
+                control=_first(found, arm, compared["control"]),
+            )
         out.append(arm)
     return out
 

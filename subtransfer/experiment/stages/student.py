@@ -168,7 +168,8 @@ def _lesson(
     kept = []
     for name in data:
         kept += trajectories.read(context.path(name) / "trajectories")
-    if transform:
+    # One that learns from its own rollouts alone has no trajectories of a teacher.
+    if transform and kept:
         kept = _transformed(context, transform, kept, seed)
     # Trajectories are token ids of the teacher's tokenizer: those of another family are tokenised
     # again.
