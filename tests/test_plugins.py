@@ -402,5 +402,9 @@ def test_results_have_what_plugins_bring(files, tmp_path):
     measured = bundle["extra_probes"]["patience"]
     assert set(measured) == set(rows)
     assert 1 <= measured["skew_kl"]["0"]["patience_turns"] <= 2
+    mean = float(rows["skew_kl"]["patience_turns"])
+    assert mean == pytest.approx(measured["skew_kl"]["0"]["patience_turns"], rel=1e-5)
+    page = (tmp_path / "w" / "report.html").read_text()
+    assert "skew KL, on-policy; cautious teacher, half of it" in page and "<th>turns" in page
     again = _launch(tmp_path / "w", files, *ASKED)
     assert again.returncode == 0 and "0 stages computed" in again.stdout
