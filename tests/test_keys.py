@@ -312,12 +312,17 @@ def test_a_student_depends_on_the_fields_of_its_own_objective_only():
     assert before["student.jsd.seed0"] != after["student.jsd.seed0"]
 
 
-def test_every_field_is_in_a_key_or_declared_to_change_no_result():
-    """Of all objectives, on both policies, with stored targets, adapters and populations."""
+def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path):
+    """Of all objectives, on both policies, with stored targets, adapters, populations, own data."""
     objectives = "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"
+    (tmp_path / "own.jsonl").write_text('{"messages": []}\n')
     held = set()
-    for more in ([], ["distill.teacher_targets=stored", "population=3", "tuning.method=lora"]):
-        plan = Experiment(_config(objectives, *more), WORKDIR, sharding.plan_mesh()).plan
+    for changes in (
+        [objectives],
+        [objectives, "distill.teacher_targets=stored", "population=3", "tuning.method=lora"],
+        ["distill.objective=sft", f"rollouts.trajectories={tmp_path / 'own.jsonl'}"],
+    ):
+        plan = Experiment(_config(*changes), WORKDIR, sharding.plan_mesh()).plan
         for name, stage in plan.items():
             if name not in ("results", "report"):
                 held |= set(configuration.flattened(stage.key["config"]))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from subtransfer.config import fields as configuration
+from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import sharding
 
