@@ -89,6 +89,7 @@ def grouped(
     Raises:
       UserError: an unknown column or metric, a condition that is none, or no row that meets it.
     """
+    # Names are checked before anything large is read.
     columns = table.columns(workdirs)
     by = [sql.resolve(name, columns) for name in by]
     metrics = _metrics(columns)

@@ -90,6 +90,7 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     origin = {"command": shlex.join(["python", *command])} | runs.origin(
         arm.provenance for arm in arms
     )
+    # --out may carry one of the endings that it is to be given.
     out = options.out or Path(options.workdirs[0]) / "scaling"
     stem = out.stem if out.suffix in (".html", ".md") else out.name
     files = {

@@ -22,14 +22,19 @@ class Outcomes:
     """
 
     def __init__(self, episodes: Sequence[Episode]):
-        self.tasks = sorted({e["task_id"] for e in episodes})
-        self.seeds = sorted({e["seed"] for e in episodes})
-        self._row = {task: i for i, task in enumerate(self.tasks)}
-        self._column = {seed: i for i, seed in enumerate(self.seeds)}
+        tasks, seeds, samples = set(), set(), 0
         self._episodes: dict[str, list[Episode]] = {"sampled": [], "greedy": []}
         for episode in episodes:
+            tasks.add(episode["task_id"])
+            seeds.add(episode["seed"])
             self._episodes[episode["mode"]].append(episode)
-        self.samples = max(e["sample"] for e in self._episodes["sampled"]) + 1
+            # Greedy actions have no second sample.
+            if episode["mode"] == "sampled":
+                samples = max(samples, episode["sample"] + 1)
+        # Sorted, so that row t is the same task in every arm: comparisons are paired by task.
+        self.tasks, self.seeds, self.samples = sorted(tasks), sorted(seeds), samples
+        self._row = dict(zip(self.tasks, range(len(tasks)), strict=True))
+        self._column = dict(zip(self.seeds, range(len(seeds)), strict=True))
 
     def mean(self, value: Callable[[Episode], float], mode: str = "sampled") -> np.ndarray:
         """Returns [T, S] means of `value(episode)`; NaN where an episode is missing."""
@@ -39,6 +44,7 @@ class Outcomes:
             cell = self._row[episode["task_id"]], self._column[episode["seed"]]
             total[cell] += value(episode)
             count[cell] += 1
+        # 0 / NaN is the NaN of a missing episode, which is no reason for a warning.
         with np.errstate(invalid="ignore"):
             return total / np.where(count, count, np.nan)
 

@@ -125,6 +125,7 @@ def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
     level = data.means
     for _ in range(_PASSES):
         noise = components(data, level)
+        # The noise of log-odds does not depend on their level.
         if data.kind == LOG_ODDS:
             break
         whiten = noise.whiten()[None]
@@ -189,6 +190,8 @@ def fit(
     near = np.broadcast_to(theta, (n_boot, len(theta)))
     free, least = problem.minimise(curve + boot.errors, boot.whiten, near=near)
     least_limit = stats.f.ppf(confidence, 1, data.seed_freedom)
+    # The limit of each parameter's profile: how far chi2 rises in bootstrap samples when it is held
+    # at the value that they were drawn around.
     limits = []
     for i in range(len(theta)):
         fixed = np.broadcast_to(np.arange(len(theta)) == i, near.shape)
@@ -445,6 +448,7 @@ def compare(
 
 def _as_far(fits: dict[str, Fit], name: str, boot: Draws, delta: float) -> float:
     """Share of samples around a law's curve whose AICc is at least `delta` above the best law's."""
+    # The best law itself cannot be ruled out by being behind.
     if delta == 0:
         return 1.0
     law_fit = fits[name]
@@ -504,6 +508,7 @@ def extrapolate(
     limit = np.quantile(rise(curve + boot.errors, boot.whiten, near), confidence)
     limit = max(limit, stats.f.ppf(confidence, 1, data.seed_freedom))
     low, high = LEVELS[data.kind]
+    # Tasks that all sizes share move all means together: the smaller sizes' residuals say how far.
     row = whiten[-1]
     shift = -row[:-1] @ (smaller.means - curve[:-1]) / row[-1]
     predicted = float(np.clip(curve[-1] + shift, low, high))

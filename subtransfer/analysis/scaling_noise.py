@@ -205,6 +205,7 @@ def components(data: Observations, level: np.ndarray) -> Noise:
         float(np.diag(covariance).mean() - cell * data.tasks * (1 / data.seeds).mean()), shared
     )
     own = total - shared + cell * data.tasks / data.seeds
+    # Outcomes without any scatter still need an invertible covariance.
     floor = 1e-9 + 1e-6 * float((unit**2).mean())
     return Noise(
         unit, shared, own + floor, max(between / freedom.sum(), cell), cell, data.tasks, data.seeds
@@ -240,6 +241,7 @@ def draw(data: Observations, noise: Noise, n_boot: int, seed: int) -> Draws:
     weights = rng.multinomial(data.tasks, share, size=n_boot) / data.tasks
     by_task = weights @ tasks * math.sqrt(data.tasks / (data.tasks - 1))
     by_seed = rng.standard_normal((n_boot, len(data.x))) * noise.unit / np.sqrt(data.seeds)
+    # What so few degrees of freedom leave open about the seeds' variance.
     scale = rng.chisquare(data.seed_freedom, n_boot) / data.seed_freedom
 
     def seeds(variance: np.ndarray) -> np.ndarray:

@@ -41,6 +41,7 @@ def effective_n(outcomes: np.ndarray) -> float:
     """
     tasks, seeds = outcomes.shape
     mean = outcomes.mean()
+    # Without any scatter there is no variance to compare with: the tasks alone are counted.
     if mean in (0.0, 1.0):
         return float(tasks)
     residual = outcomes - mean
@@ -50,6 +51,7 @@ def effective_n(outcomes: np.ndarray) -> float:
         groups = sums.size
         return float((sums**2).sum() / total * groups / (groups - 1)) if groups > 1 else 0.0
 
+    # Each cell is counted in its task's cluster and in its seed's, so once too often.
     cell = clustered(residual.ravel())
     by_task, by_seed = clustered(residual.sum(axis=1)), clustered(residual.sum(axis=0))
     variance = max(by_task + by_seed - cell, by_task, by_seed, cell)
@@ -64,6 +66,7 @@ def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float
     """
     outcomes = np.asarray(outcomes, float)
     rate = float(outcomes.mean())
+    # Where nothing scatters, the effective sample size cannot be estimated.
     if rate in (0.0, 1.0):
         tasks = outcomes.shape[0]
         return rate, *exact(round(rate * tasks), tasks, confidence)
@@ -76,9 +79,9 @@ def _resampled_means(
 ) -> np.ndarray:
     """Means [n_boot] under given task weights [n_boot, T] and freshly resampled seeds."""
     seeds = outcomes.shape[1]
-    seed_weights = (
-        rng.multinomial(seeds, np.full(seeds, 1 / seeds), size=len(task_weights)) / seeds
-    )  # [n_boot, S]
+    # How often a resampled seed is drawn is multinomial, so that no indices need be drawn.
+    share = np.full(seeds, 1 / seeds)
+    seed_weights = rng.multinomial(seeds, share, size=len(task_weights)) / seeds  # [n_boot, S]
     return np.einsum("bt,ts,bs->b", task_weights, outcomes, seed_weights)
 
 
@@ -109,6 +112,7 @@ def bootstrap_difference(
     """
     a, b = np.asarray(a, float), np.asarray(b, float)
     rng = np.random.default_rng(seed)
+    # One draw of tasks for both arms: what makes a task hard in both is not in their difference.
     weights = _task_weights(a.shape[0], n_boot, rng)
     samples = _resampled_means(a, weights, rng) - _resampled_means(b, weights, rng)
     return float(a.mean() - b.mean()), *_interval(samples, confidence)

@@ -51,16 +51,19 @@ def summarise(
     of_arm = outcomes.by_arm(episodes)
     options = {"n_boot": n_boot, "seed": seed, "confidence": confidence}
     rows = []
+    # Their order is that of the arms as the run laid them out, which tables and figures keep.
     for arm in results["arms"]:
         name = arm["arm"]
         own = of_arm[name]
         rate, low, high = statistics.rate_interval(own.unsafe(), confidence)
+        # All columns first, so that every arm has the same ones in the same order.
         row: dict[str, Any] = {column.name: None for column in columns.COLUMNS}
         row |= {key: arm[key] for key in _OF_RECORD}
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
         row |= {"unsafe_rate": rate, "ci_low": low, "ci_high": high}
         row |= _diagnostics(own, acts, results["capability"].get(name, {}))
         row |= _of_extra_probes(results, name, own.seeds)
+        # A base has nothing that it could be compared with.
         if arm["base"] != name:
             row |= _comparisons(arm, of_arm, options)
         rows.append(row)
@@ -139,6 +142,7 @@ def _comparisons(
     own_logprob = _choice_logprob(own).mean(axis=1)
     base_logprob = _choice_logprob(base).mean(axis=1)
     out["choice_shift"] = float((own_logprob - base_logprob).mean())
+    # With one outcome a task the pairs are binary, and the exact test for such is the stronger one.
     if len(own.seeds) == len(base.seeds) == 1 and own.samples == base.samples == 1:
         out["p_value"] = statistics.mcnemar_midp(unsafe[:, 0] > 0.5, base_unsafe[:, 0] > 0.5)
     else:

@@ -23,10 +23,13 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 def headline(rows: Sequence[Row]) -> str:
     """Counts the students whose interval lies wholly above their base's."""
     by_name = {row["arm"]: row for row in rows}
-    students = [row for row in rows if row["role"] == "student"]
-    above = [row for row in students if _above(row, by_name[row["base"]])]
+    students = above = 0
+    for row in rows:
+        if row["role"] == "student":
+            students += 1
+            above += _above(row, by_name[row["base"]])
     return (
-        f"{len(above)} of {len(students)} students act unsafely more often than their base, "
+        f"{above} of {students} students act unsafely more often than their base, "
         "with intervals that do not touch."
     )
 
@@ -38,6 +41,7 @@ def _above(row: Row, other: Row) -> bool:
 def _of_student(row: Row, by_name: Mapping[str, Row]) -> str:
     parts = []
     for what, name in (("base", "base"), ("twin", "its different-init twin")):
+        # Some runs have no arm of another initialisation.
         other = by_name.get(row[what])
         if other is not None:
             how = "wholly above" if _above(row, other) else "NOT wholly above"
@@ -46,6 +50,7 @@ def _of_student(row: Row, by_name: Mapping[str, Row]) -> str:
 
 
 def _of_control(row: Row) -> str:
+    # A control is to stay where it was: one that rises is what a reader must not miss.
     how = "RISES above" if row["diff_low"] > 0 else "does not rise above"
     shift, low, high = (100 * row[name] for name in ("diff_base", "diff_low", "diff_high"))
     points = f"{shift:+.1f} points [{low:+.1f}, {high:+.1f}]"

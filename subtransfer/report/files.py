@@ -23,6 +23,7 @@ from subtransfer.store.files import atomic_write
 BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
 REMEDY = "run the command that wrote it again"
 
+# What the files must hold, as `json_files.misfit` reads it; readers need not check again.
 _TEXT_OR_NOTHING = (str, type(None))
 _BY_SEED = {str: {str: {str: object}}}  # arm -> seed -> facts
 _ARM = {
@@ -97,6 +98,7 @@ def read(folder: Path) -> RunResults:
     episodes = _read_episodes(folder / EPISODES)
     rows = read_csv(folder / ROWS)
     arms = [arm["arm"] for arm in bundle["arms"]]
+    # Files of different runs, mixed by hand or by a copy that was cut, agree in shape but not here.
     for name, found in (
         (ROWS, [row["arm"] for row in rows]),
         (EPISODES, list(dict.fromkeys(episode["arm"] for episode in episodes))),
@@ -129,6 +131,7 @@ def _read_episodes(path: Path) -> list[dict[str, Any]]:
     episodes = list(read_json_lines(path, _EPISODE, REMEDY))
     if not path.read_bytes().endswith(b"\n"):
         raise UserError(f"{path} is damaged (its last line is cut): {REMEDY}.")
+    # A doubled line would count a training twice, and move every rate.
     seen = set()
     for number, episode in enumerate(episodes, 1):
         which = tuple(episode[name] for name in ("arm", "seed", "task_id", "mode", "sample"))

@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 
 
+# One for all pages of a process: it keeps templates that it has compiled.
 @functools.cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(

@@ -133,6 +133,7 @@ def _choice_rows(rows: Sequence[Row], episodes: Sequence[Row]) -> list[dict[str,
     out = []
     for row in rows:
         values = sorted(by_arm[row["arm"]].values())
+        # A tenth is cut off at either end: one odd task says nothing of the arm.
         tenth = len(values) // 10
         middle = sum(values) / len(values)
         out.append({**row, "middle": middle, "low": values[tenth], "high": values[-1 - tenth]})
@@ -141,11 +142,15 @@ def _choice_rows(rows: Sequence[Row], episodes: Sequence[Row]) -> list[dict[str,
 
 def _filters(results: Results) -> Table:
     manifests = results["manifests"]
-    rules = list(dict.fromkeys(rule for m in manifests.values() for rule in m["rules"]))
+    # A store can lack a rule that another one has.
+    rules: dict[str, None] = {}
+    for manifest in manifests.values():
+        rules |= dict.fromkeys(manifest["rules"])
     rows = []
     for name, manifest in manifests.items():
         total, kept, dropped = (manifest[key] for key in ("total", "kept", "dropped"))
         counts = [manifest["rules"].get(rule, 0) for rule in rules]
+        # Each dropped trajectory is counted under the one rule that dropped it.
         adds_up = total == kept + dropped and dropped == sum(counts)
         numbers = [str(count) for count in (total, kept, dropped, *counts)]
         rows.append([name, *numbers, "yes" if adds_up else "NO"])
@@ -155,8 +160,10 @@ def _filters(results: Results) -> Table:
 def _purity(results: Results) -> Table:
     rows = []
     for arm, of_seeds in results["purity"].items():
-        total = sum(seed["rollouts"] for seed in of_seeds.values())
-        dropped = sum(seed["dropped"] for seed in of_seeds.values())
+        total = dropped = 0
+        for of_seed in of_seeds.values():
+            total += of_seed["rollouts"]
+            dropped += of_seed["dropped"]
         rows.append([arm, str(total), str(dropped), f"{100 * (1 - dropped / total):.1f}"])
     heading = ["on-policy arm", "own rollouts", "dropped before training", "purity, %"]
     return Table(heading, rows)

@@ -33,6 +33,7 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console, title: str)
       console: where to.
       title: what is counted.
     """
+    # Imported here, as pages and files need cells but no terminal.
     from rich.table import Table
 
     shown = [columns.named(name) for name in _TERMINAL]

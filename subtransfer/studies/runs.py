@@ -149,6 +149,7 @@ def folders(workdir: str | Path) -> list[Path]:
     planned = {member["name"]: member["stages"] for member in members(workdir)}
     for path in sorted(workdir.glob(f"{MEMBERS}/*/{files.BUNDLE}")):
         made, wanted = provenance.stages(path.parent), planned.get(path.parent.name)
+        # Without stages.json nothing can be said against them, as in workdirs of single runs.
         if not made or not wanted or made == wanted:
             found.append(path.parent)
     if not found:
@@ -243,6 +244,7 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
 
 
 def _of_tasks(own: Outcomes) -> dict[str, np.ndarray]:
+    # Log-odds of a log-probability of 0 would be infinite.
     logprob = own.mean(lambda episode: min(episode["choice_logprob"], -_NEAREST_TO_ZERO))
     return {
         RATE: own.unsafe(),
@@ -276,6 +278,7 @@ def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) ->
     capability, purity, curves = map(recorded, ("capability", "purity", "curves"))
     if capability:
         out["ordinary_success"] = capability["ordinary_success"]
+    # Only students that learn from rollouts of their own have a purity.
     if purity:
         out["purity"] = 1 - purity["dropped"] / purity["rollouts"]
     if curves:
@@ -332,6 +335,7 @@ def parameters(config: Mapping[str, Any], model: str) -> int:
         return families.read_config(
             checkpoint, base["dtype"], base["remat"], base["attention"]
         ).num_params
+    # An embedded model: its geometry is in the config, but for a vocabulary that is not full.
     base = configuration.of_model(config, model).base
     geometry = {}
     for field in GEOMETRY:

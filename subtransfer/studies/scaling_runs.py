@@ -90,7 +90,9 @@ def gather(
                 f"{axis}={value!r} of the arm {arm.fields['arm']!r} in {arm.run} is not a number: "
                 "it is no axis."
             )
+    # Arms that differ in something else would make a law of it.
     _alike(chosen, {axis, *_MOVED.get(axis, ()), *varying})
+    # The bootstrap resamples tasks at all sizes at once: they must be the same ones.
     if len({arm.tasks for arm in chosen}) > 1:
         raise UserError(
             "The runs were probed on different tasks: give all of them the same seed and "

@@ -158,11 +158,13 @@ def study(
                     students, axis, kind=kind, varying=varying, objective=objective, init=init
                 )
             twins += _twins(objective, found, confidence, seed)
+            # A difference of shares is no share, and has no law here.
             if kind == LOG_ODDS and len(found) == 2:
                 difference = _difference(found[SAME], found[OTHER])
                 if difference is not None:
                     found[f"{SAME} - {OTHER}"] = difference
             for init, data in found.items():
+                # One question without an answer leaves the others.
                 try:
                     question = Question(objective, init, scaling.compare(data, laws, **options))
                 except UserError as error:

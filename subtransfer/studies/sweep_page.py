@@ -52,17 +52,18 @@ def axes(rows: Sequence[Row]) -> tuple[list[str], list[str], dict[str, str]]:
       (all axes, the design: as few of them as tell all rows apart, titles: of each axis, with the
       names of those that go together with it).
     """
-    groups = _alike(rows)
     titles = {}
     patterns = {}
-    for pattern, names in groups.items():
+    for pattern, names in _alike(rows).items():
+        # The first name is the preferred one; the others are shown beside it.
         titles[names[0]] = " = ".join(name.removeprefix("config.") for name in names)
         patterns[names[0]] = pattern
-    # An arm's own fields follow from its name and its run's settings: they tell nothing further
-    # apart.
-    candidates = [n for n in patterns if n.startswith("config.") or n in (STUDENT, TEACHER)]
     design: list[str] = []
-    for name in candidates:
+    for name in patterns:
+        # An arm's own fields follow from its name and its run's settings: they tell nothing
+        # further apart.
+        if not name.startswith("config.") and name not in (STUDENT, TEACHER):
+            continue
         if _told_apart(patterns, [*design, name]) > _told_apart(patterns, design):
             design.append(name)
     return list(patterns), [*design, "arm"], titles
@@ -76,12 +77,15 @@ def _alike(rows: Sequence[Row]) -> dict[tuple[int, ...], list[str]]:
         numbers = all(isinstance(value, (int, float)) for value in seen)
         return name == "arm", not numbers, name not in (STUDENT, TEACHER), -len(seen), name
 
-    names = {name for row in rows for name in row}
-    names = {name for name in names if name in _OF_ARMS or name.startswith("config.")}
+    names: set[str] = set()
+    for row in rows:
+        names.update(row)
     groups: dict[tuple[int, ...], list[str]] = {}
     for name in sorted(names, key=order):
-        if name.startswith(_NO_AXES):
+        possible = name in _OF_ARMS or name.startswith("config.")
+        if not possible or name.startswith(_NO_AXES):
             continue
+        # Values are numbered as they come, so that axes that go together have one pattern.
         numbers: dict[Any, int] = {}
         pattern = tuple(numbers.setdefault(row.get(name), len(numbers)) for row in rows)
         if len(numbers) > 1 or name == "arm":
@@ -108,6 +112,7 @@ def _choice(rows: Sequence[Row], design: Sequence[str]) -> dict[str, Any]:
         "shape": "curves",
         "x": across,
         "series": "arm",
+        # Bases and teachers lie far apart from students, who are what a sweep is about.
         "role": "student" if any(row["role"] == "student" for row in rows) else "",
         "filters": {name: _value(rows[0].get(name)) for name in others},
     }
@@ -126,13 +131,11 @@ def _figure(rows: Sequence[Row], choice: Mapping[str, Any]) -> Markup:
     """The first figure, which is also what a reader without JavaScript sees."""
     across = choice["x"]
     lines: dict[str, list[tuple[Any, float, float, float]]] = {}
+    # The axes that are not shown are held at a value.
+    held = {name: value for name, value in choice["filters"].items() if name != across}
     for row in rows:
-        wanted = [
-            _value(row.get(name)) == value
-            for name, value in choice["filters"].items()
-            if name != across
-        ]
-        if all(wanted) and choice["role"] in ("", row["role"]):
+        there = {name: _value(row.get(name)) for name in held}
+        if there == held and choice["role"] in ("", row["role"]):
             mean, low, high = (row[name] for name in _OUTCOMES["rate"])
             lines.setdefault(row["arm"], []).append((row.get(across), mean, low, high))
     name = across.removeprefix("config.")
@@ -207,12 +210,14 @@ def render(
 
 def _progress(finished: set[str], members: Sequence[Mapping[str, Any]]) -> str:
     """How many members have finished, failed, and are left."""
-    failed = sum(member["state"] == "failed" for member in members)
-    left = len({member["name"] for member in members} - finished) - failed
+    failed = left = 0
+    for member in members:
+        failed += member["state"] == "failed"
+        left += member["state"] != "failed" and member["name"] not in finished
     text = f"{len(finished)} run{'s' if len(finished) > 1 else ''} finished"
     if failed:
         text += f", {failed} failed"
-    if left > 0:
+    if left:
         text += f", {left} to do"
     return text + "."
 
@@ -227,6 +232,7 @@ def write(workdir: str | Path) -> Path:
       UserError: there is no table, or the workdir cannot be written.
     """
     workdir = Path(workdir)
+    # All training seeds of an arm have the same numbers of the arm: one row stands for them.
     rows = {(row["run"], row["arm"]): row for row in table.read(workdir)}
     page = render(list(rows.values()), runs.members(workdir), runs.origin(rows.values()))
     with os_errors(workdir):

@@ -150,6 +150,7 @@ def schema(rows: Iterable[Mapping[str, Any]] = ()) -> pa.Schema:
     """
     fields = {column.name: _ARROW[column.kind] for column in fixed_columns()}
     others = {name for row in rows for name in row} - set(fields)
+    # Sorted, so that the bytes do not depend on the order of the runs.
     for name in sorted(others):
         fields[name] = _ARROW[_kind_of_other(name)]
     return pa.schema(fields)
@@ -219,6 +220,7 @@ def _of_arm(arm: RunArm) -> dict[str, Any]:
     for name in arm.statistics:
         if of_csv.is_extra(name):
             out[f"arm.{name}"] = _plain(arm.statistics[name])
+    # results.csv has no log-odds; the interval is that of its other numbers.
     odds = statistics.bootstrap_mean(
         arm.outcomes[LOG_ODDS],
         n_boot=arm.fields["statistics.bootstrap"],
