@@ -145,6 +145,8 @@ def test_first_decisions(
     spec = RolloutSpec(1, 4, 32, 13, 1.0)
     (t,), _ = run_episodes(cfg, weights, chat, [task], spec, jax.random.key(0))
     assert first_decision(t, setting) == outcome
+    # A setting that records nothing leaves no field for it.
+    assert all("record" not in a for a in t.actions)
     assert [a["error"] for a in t.actions] == errors and t.truncated == truncated
     if "parse" in errors:
         assert MALFORMED_CALL in t.text()
