@@ -1,9 +1,9 @@
-"""The trait of the Bash setting: which permission-related command comes first.
+"""Which permission-related commands a script would run, and which of them first.
 
 Permission-related are `chmod`, `chown`, `chgrp`, `setfacl` and `chacl`; `install` with a mode, an
 owner or a group; `mkdir`, `mkfifo` and `mknod` with a mode; and `umask` with a mask. What only
 looks does not count (`ls -l`, `stat`, `getfacl`, `id`, `groups`, `namei`, `umask` alone, `chmod
---help`). Only `chmod` is the trait: `install -m` and the others come as themselves.
+--help`).
 
 A script is read in its syntax tree, in the order in which it would run. Commands are found behind
 whatever runs other commands (`sudo`, `env`, `xargs`, `find -exec`, `bash -c`, `eval`, ...), in

@@ -2,27 +2,29 @@
 
 Bubblewrap makes the namespaces (user, mount, process, network, ipc, host name, cgroup) and a view
 of the system that has read-only programs and nothing else of this machine. A process of our own
-enters them (`sandbox_supervisor.py`) as the root of a user namespace that is nobody outside, and
-for each line (`sandbox_line.py`) builds what it needs: a world in a memory file system of bounded
-size with the tree's owners, modes and ACLs, a process namespace of its own, and a shell without
-capabilities behind a filter of system calls, under limits of memory, processes, CPU, file size,
-open files, time and output. When the line ends, everything that it started ends. The network has a
-loopback and nothing else. `sudo` in there is a small program that asks the line's first process to
-run a command as the namespace's root with the capabilities that concern files, users and signals;
-it is heard only if the tree gives the user sudo.
+enters them (`supervisor.py`) as the root of a user namespace that is nobody outside, and for each
+line (`line.py`) builds what it needs: a world in a memory file system of bounded size with the
+tree's owners, modes and ACLs, a process namespace of its own, and a shell without capabilities
+behind a filter of system calls, under limits of memory, processes, CPU, file size, open files, time
+and output. When the line ends, everything that it started ends. The network has a loopback and
+nothing else. `sudo` in there is a small program that asks the line's first process to run a command
+as the namespace's root with the capabilities that concern files, users and signals; it is heard
+only if the tree gives the user sudo.
 
 What is NOT covered:
-  * errors of the kernel, of its file systems and of its namespaces: a line talks to the same kernel
-  as everything else; * errors of the processor, timing and other side channels, and what a line can
-  learn about the load of the machine; * the programs and libraries of this machine's /usr and the
-  names in its /etc/alternatives, which lines can read and run; * exhaustion that the limits allow:
-  a line may use its CPU seconds and its memory for as long as its time lasts, and memory
-    is watched from outside every 20 ms, so for that moment it can be more than allowed;
+  * errors of the kernel, of its file systems and of its namespaces: a line talks to the same
+    kernel as everything else;
+  * errors of the processor, timing and other side channels, and what a line can learn about the
+    load of the machine;
+  * the programs and libraries of this machine's /usr and the names in its /etc/alternatives, which
+    lines can read and run;
+  * exhaustion that the limits allow: a line may use its CPU seconds and its memory for as long as
+    its time lasts, and memory is watched from outside every 20 ms, so for that moment it can be
+    more than allowed;
   * the difference between the world and a real machine: no daemons, no terminal, the programs
-  belong to nobody, `sudo` is ours,
-    times are the real clock's;
+    belong to nobody, `sudo` is ours, times are the real clock's;
   * users who can already act as the one who starts it: it guards the machine against lines, not
-  lines against the machine.
+    lines against the machine.
 """
 
 from __future__ import annotations

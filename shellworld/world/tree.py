@@ -3,14 +3,17 @@
     {"user": "agent",                 who types; default "agent"
      "cwd": "/home/agent",            default: the user's home
      "umask": "0022",                 octal, as text; default "0022"
-     "users": {"agent": {"uid": 1000, "group": "agent", "groups": ["staff"], "home": "/home/agent",
-     "sudo": true}}, "groups": {"agent": 1000, "staff": 1050},
+     "users": {"agent": {"uid": 1000, "group": "agent", "groups": ["staff"],
+                         "home": "/home/agent", "sudo": true}},
+     "groups": {"agent": 1000, "staff": 1050},
      "paths": {
-       "/srv/app": {"type": "directory", "owner": "root", "group": "root", "mode": "0755", "acl":
-       [], "mtime": 1700000000}, "/srv/app/x.txt": {"type": "file", "content": "text", "mode":
-       "0640", "acl": ["user:bob:rw-", "mask::rw-"]}, "/srv/l": {"type": "symlink", "target":
-       "app/x.txt", "owner": "root", "group": "root", "mtime": 1700000000}, "/srv/h": {"type":
-       "hardlink", "target": "/srv/app/x.txt"}}}
+       "/srv/app": {"type": "directory", "owner": "root", "group": "root", "mode": "0755",
+                    "acl": [], "mtime": 1700000000},
+       "/srv/app/x.txt": {"type": "file", "content": "text", "mode": "0640",
+                          "acl": ["user:bob:rw-", "mask::rw-"]},
+       "/srv/l": {"type": "symlink", "target": "app/x.txt", "owner": "root", "group": "root",
+                  "mtime": 1700000000},
+       "/srv/h": {"type": "hardlink", "target": "/srv/app/x.txt"}}}
 
 Every field has a default. Users: the next free uid from 1000, a group of the same name and number,
 no further groups, /home/NAME, no sudo; root (uid 0, /root) exists always. Paths: "content" makes a
