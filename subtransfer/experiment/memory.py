@@ -152,7 +152,7 @@ class Sizes:
     def rollout(self, batch: int) -> int:
         """Peak of a rollout of `batch` episodes side by side.
 
-        These are all slots, and what the larger of a burst and a feed needs.
+        These are all slots, and what the larger of a prefill and a call of `decode` needs.
         """
         cfg = self.cfg
         split = min(self.tensor, cfg.num_kv_heads) if cfg.num_kv_heads % self.tensor == 0 else 1

@@ -114,7 +114,7 @@ def _gemma3(
     )
 
 
-# The public models by the names that `--preset` takes.
+# The public models, by the names that base.checkpoint=preset:NAME takes in a plan.
 PRESETS: dict[str, DecoderConfig] = {
     "llama3.2-1b": _llama3(16, 2048, 8192, 32, 32.0, tied=True, head_width=64),
     "llama3.2-3b": _llama3(28, 3072, 8192, 24, 32.0, tied=True),

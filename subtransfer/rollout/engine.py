@@ -164,7 +164,9 @@ class RowState:
 
 def start(cfg: DecoderConfig, shape: Shape, mesh: Mesh | None = None) -> Slots:
     """Makes empty slots; on a mesh, rows lie over (data, fsdp) and heads over tensor."""
-    return _starter(cfg, shape, None if mesh is None or mesh.size == 1 else mesh)()
+    # On a mesh of one device too: to JAX, arrays that lie on no mesh are of another type, and both
+    # programs would be traced and compiled again once the slots come back from the first call.
+    return _starter(cfg, shape, mesh)()
 
 
 @functools.cache
