@@ -10,6 +10,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from subtransfer.config import plugins
 from subtransfer.config import reading as configuration
 from subtransfer.config.checks import validate
 from subtransfer.config.fields import declared as declared_fields
@@ -430,6 +431,30 @@ def test_what_a_stage_reads_is_in_its_key(tmp_path, mesh, name):
         if kind[0] not in ("results", "report"):
             unread = {field for field in fields - read[kind] - {"seed"}}
             assert not unread, (kind, unread)
+
+
+PLUGIN = """
+from subtransfer.probes.records import Column, Probe, register
+
+register(Probe("length", "length", (Column("turns", "turns", "mean number of turns", ""),), lambda subject: {"turns": 1.0}))
+"""
+
+
+def test_an_edited_plugin_makes_anew_what_it_makes(tmp_path):
+    path = tmp_path / "mine.py"
+    plans = []
+    with plugins.restored():
+        for text in (PLUGIN, PLUGIN.replace("1.0", "2.0")):
+            path.write_text(text)
+            config = configuration.defaults()
+            configuration.apply_overrides(config, {"plugins": str(path)}, tmp_path)
+            validate(config)
+            plans.append(_digests(config))
+    assert {"probe_length.base.seed0", "probe_length.reverse_kl_benign.seed2"} <= set(plans[0])
+    assert _changed(*plans) == {"probe_length", *LAST}
+    without = _digests(_config())
+    kept = [name for name in without if name not in LAST]
+    assert all(without[name] == plans[0][name] for name in kept)
 
 
 # -- names -----------------------------------------------------------------------------------------

@@ -165,16 +165,19 @@ class Sources:
           modules: whose import closures it is made of.
           origins: files of plugins whose records the code calls.
         """
-        question = (tuple(modules), tuple(sorted(set(origins))))
+        # With the digest, as a plugin that is edited is executed anew in the same process.
+        executed = sorted({(plugins.digest(origin), origin) for origin in origins})
+        question = (tuple(modules), tuple(executed))
         if question not in self._codes:
-            closures = [self.closure(module) for module in (*question[0], *question[1])]
+            files = [origin for _, origin in executed]
+            closures = [self.closure(module) for module in (*question[0], *files)]
             names = frozenset[str]().union(*(closure.modules for closure in closures))
             libraries = frozenset[str]().union(*(closure.libraries for closure in closures))
             self._codes[question] = {
                 "sources": self._hash(names),
                 "libraries": versions(libraries),
                 "flags": flags() if "jax" in libraries else {},
-                "plugins": [plugins.digest(origin) for origin in question[1]],
+                "plugins": [digest for digest, _ in executed],
             }
         return self._codes[question]
 
@@ -184,40 +187,46 @@ class Sources:
         Args:
           module: its name, or the path of a user's file (which is no part of the closure).
         """
-        if module not in self._closures:
-            modules: set[str] = set()
-            libraries: set[str] = set()
-            ahead = [module]
-            while ahead:
-                name = ahead.pop()
-                if name in modules or name in LEFT_OUT:
-                    continue
-                if name in self._files:
-                    modules.add(name)
-                package = name.partition(".")[0]
-                if package in WHOLE:
-                    ahead += [f for f in self._files if f.partition(".")[0] == package]
-                ours, theirs = self._imported_by(name)
-                libraries |= theirs
-                if name not in REGISTRIES:
-                    ahead += ours - UNUSED.get(name, frozenset())
-            self._closures[module] = Closure(frozenset(modules), frozenset(libraries))
-        return self._closures[module]
+        if module in self._closures:
+            return self._closures[module]
+        modules: set[str] = set()
+        libraries: set[str] = set()
+        ahead = [module]
+        while ahead:
+            name = ahead.pop()
+            if name in modules or name in LEFT_OUT:
+                continue
+            if name in self._files:
+                modules.add(name)
+            package = name.partition(".")[0]
+            if package in WHOLE:
+                ahead += [other for other in self._files if other.partition(".")[0] == package]
+            ours, theirs = self._imported_by(name)
+            libraries |= theirs
+            if name not in REGISTRIES:
+                ahead += ours - UNUSED.get(name, frozenset())
+        found = Closure(frozenset(modules), frozenset(libraries))
+        if module in self._files:  # a user's file may change
+            self._closures[module] = found
+        return found
 
     def _imported_by(self, module: str) -> tuple[frozenset[str], frozenset[str]]:
         """The modules of this repository, and the libraries, that one module imports itself."""
-        if module not in self._imports:
-            path = self._files.get(module) or Path(module)
-            package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-            ours, theirs = set(), set()
-            for name in _imported(path.read_bytes(), package, self._files):
-                top = name.partition(".")[0]
-                if name in self._files:
-                    ours.add(name)
-                elif top not in sys.stdlib_module_names and top not in HARMLESS_LIBRARIES:
-                    theirs.add(top)
-            self._imports[module] = frozenset(ours), frozenset(theirs)
-        return self._imports[module]
+        if module in self._imports:
+            return self._imports[module]
+        path = self._files.get(module) or Path(module)
+        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+        ours, theirs = set(), set()
+        for name in _imported(path.read_bytes(), package, self._files):
+            top = name.partition(".")[0]
+            if name in self._files:
+                ours.add(name)
+            elif top not in sys.stdlib_module_names and top not in HARMLESS_LIBRARIES:
+                theirs.add(top)
+        found = frozenset(ours), frozenset(theirs)
+        if module in self._files:
+            self._imports[module] = found
+        return found
 
     def _hash(self, modules: Iterable[str]) -> str:
         whole = hashlib.sha256()
