@@ -52,7 +52,7 @@ REFUSED = {
     "unprintable name": ({"name": "a\x00b"}, "a plain word"),
     "blank name": ({"name": " "}, "a plain word"),
     "case": ({"setting": "API"}, "the nearest is 'api'"),
-    "no setting": ({"setting": "/no/such.py"}, "setting=./no/such.py.: there is no such file"),
+    "no setting": ({"setting": "/no/such.py"}, "setting: there is no file /no/such.py"),
     "all and more": ({"distill.objective": "all,sft"}, '"all" alone'),
     "no plugin": ({"plugins": "missing.py"}, "plugins: there is no file .*missing.py"),
     "optimizer": ({"optimizer.name": "adamW"}, "no choice 'adamW'; the nearest is 'adamw'"),
