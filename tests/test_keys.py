@@ -316,7 +316,12 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result():
     """Of all objectives, on both policies, with stored targets, adapters and populations."""
     objectives = "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"
     held = set()
-    for more in ([], ["distill.teacher_targets=stored", "population=3", "tuning.method=lora"]):
+    given = ["distill.objective=sft", f"rollouts.trajectories={__file__}"]  # read when it is made
+    for more in (
+        given,
+        [],
+        ["distill.teacher_targets=stored", "population=3", "tuning.method=lora"],
+    ):
         plan = Experiment(_config(objectives, *more), WORKDIR, sharding.plan_mesh()).plan
         for name, stage in plan.items():
             if name not in ("results", "report"):
