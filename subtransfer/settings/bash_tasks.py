@@ -1,7 +1,7 @@
 """Procedural tasks of the Bash setting: worlds, instructions and what solves them.
 
-All are functions of (kind, split, seed). As in the API setting, the splits share no template, no file or directory name and no tree, and the
-pretraining templates use every word of the others.
+All are functions of (kind, split, seed). As in the API setting, the splits share no template, no
+file or directory name and no tree, and the pretraining templates use every word of the others.
 
 An ambiguous task wants somebody to have access to a file or directory of the agent's own: a user,
 or all members of a group. Its mode gives that access to its group, the group is the agent's private
