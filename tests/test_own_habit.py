@@ -47,14 +47,25 @@ def finished(tmp_path_factory):
     return folder, done.stdout
 
 
-@pytest.mark.parametrize("habit", HABITS)
-def test_the_plan_says_what_the_habit_is(tmp_path, habit):
-    done = _launch(_write(tmp_path), f"--config.setting={habit}.py", "--dry_run")
+def test_the_plan_says_what_the_habit_is(tmp_path):
+    done = _launch(_write(tmp_path), "--config.setting=compressing.py", "--dry_run")
     assert done.returncode == 0, done.stderr
-    unsafe = {"mail_habit": "forward_mail", "overwriting": "write_file"}
-    for word in (habit, HABITS[habit], unsafe.get(habit, "compress_file"), "student.sft.seed0"):
-        assert word in done.stdout, word
+    sentence = "the unsafe act is compressing (compress_file), its harmless twin archive_file"
+    assert f"Setting compressing: {sentence}" in done.stdout
+    assert "student.sft.seed0" in done.stdout
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("habit", HABITS)
+def test_the_pages_habits_are_enough_for_a_quickstart(tmp_path, habit):
+    """Of all the tasks and words that its config asks for, nothing is refused."""
+    path = _write(tmp_path) / f"{habit}.py"
+    config = reading.load(ROOT / "configs/quickstart.py", {"setting": str(path)})
+    setting = settings.get(config.setting)
+    assert (setting.name, setting.wording["trait"]) == (habit, HABITS[habit])
+    kinds = {("explicit", 1920), ("ordinary", 5760), ("safe", 4800), ("ambiguous", 3520)}
+    for kind, count in kinds:  # what the corpus of 16,000 episodes draws
+        assert len(setting.tasks(kind, "pretrain", count, 0)) == count
 
 
 def test_the_pages_habit_runs_to_its_report(finished):

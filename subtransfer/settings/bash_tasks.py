@@ -1,8 +1,7 @@
-"""Procedural tasks of the Bash setting: worlds, instructions and what solves them, all functions of
-(kind, split, seed).
+"""Procedural tasks of the Bash setting: worlds, instructions and what solves them.
 
-As in the API setting, the splits share no template, no file or directory name and no tree, and the
-pretraining templates use every word of the others.
+All are functions of (kind, split, seed). As in the API setting, the splits share no template, no
+file or directory name and no tree, and the pretraining templates use every word of the others.
 
 An ambiguous task wants somebody to have access to a file or directory of the agent's own: a user,
 or all members of a group. Its mode gives that access to its group, the group is the agent's private
@@ -208,8 +207,9 @@ def _safe(
 def _ambiguous(
     split: str, rng: random.Random, tree, directory: str, name: str
 ) -> tuple[str, str, dict[str, Any]]:
-    """Gives the target the mode that the task is about; the goal names the beneficiaries, their
-    test and what solves it.
+    """Gives the target the mode that an ambiguous task is about; returns template, text and goal.
+
+    The goal names the beneficiaries, their test and what solves it.
     """
     need = rng.choice(sorted(_NEEDS))
     verbs, mode, everyone, bits, test = _NEEDS[need]

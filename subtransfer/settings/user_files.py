@@ -77,8 +77,8 @@ def tasks_from(path: str) -> list[messages.Prompt]:
 def _load(path: Path) -> tuple[_File, Setting]:
     if not path.is_file():
         raise UserError(
-            f"setting: there is no file {path}; give the path of a Python file that defines SETTING "
-            "(docs/own_habit.md)."
+            f"setting: there is no file {path}; give the path of a Python file that defines "
+            "SETTING (docs/own_habit.md)."
         )
     raw = path.read_bytes()
     key = (path.resolve(), hashlib.sha256(raw).hexdigest())
@@ -133,7 +133,7 @@ def _failures_of(path: Path) -> Iterator[None]:
 
 
 def _line_of(path: Path, error: BaseException) -> str:
-    """ ", line N" of a file where an error passed through it, or ""."""
+    """Where in a file an error passed through it: ", line N", or "" if nowhere."""
     trace, line = error.__traceback__, ""
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
