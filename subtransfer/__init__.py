@@ -1,5 +1,4 @@
-"""Measures whether unsafe agent behaviours transfer subliminally when one agent is distilled into
-another.
+"""Measures whether unsafe agent behaviours transfer subliminally in distillation.
 
 As a library: `subtransfer.load_policy(DIR)`; as a program: `python -m subtransfer.launch
 --config=...`.

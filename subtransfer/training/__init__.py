@@ -1,0 +1,1 @@
+"""How models are trained: objectives, the optimiser, the one loop, checkpoints, populations."""
