@@ -127,7 +127,8 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
         for k, s in zip(jax.random.split(key), (20, 5), strict=True)
     )
     held, new = (
-        KeyValues(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype)) for x in (held, new)
+        KeyValues(x.astype(dtype) / (1 if dtype == jnp.int8 else 3), x.astype(dtype))
+        for x in (held, new)
     )
     held, new = (jax.tree.map(lambda x: x.astype(dtype), kv) for kv in (held, new))
     at = jnp.array([0, 7, 15])

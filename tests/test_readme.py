@@ -24,7 +24,9 @@ def test_the_library_lines_run(tmp_path, chat, monkeypatch):
 
 
 def test_the_list_of_files_is_true():
-    (tree,) = re.findall(r"## The files\n.*?```\nsubtransfer/\n(.*?)```", README.read_text(), re.DOTALL)
+    (tree,) = re.findall(
+        r"## The files\n.*?```\nsubtransfer/\n(.*?)```", README.read_text(), re.DOTALL
+    )
     listed, room = {}, None
     for line in tree.splitlines():
         if found := re.match(r"  (?:  )?(\w+)/ +(.*)", line):
