@@ -435,6 +435,7 @@ def test_what_a_stage_reads_is_in_its_key(tmp_path, mesh, name):
 # -- names -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_names_of_stages_are_injective():
     words = ("trait", "benign", "a", "a_to_b", "b_to_c", "seed1")
     made = {}
