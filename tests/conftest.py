@@ -17,7 +17,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     compiled = tempfile.mkdtemp(prefix="subtransfer-tests-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     atexit.register(shutil.rmtree, compiled, ignore_errors=True)
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 import hypothesis
 import jax
@@ -33,6 +33,19 @@ from subtransfer.training import pretrain
 # The same examples at every run, on however slow a machine.
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("fixed")
+
+# The files that take longest, longest first: with `--dist loadfile --no-loadscope-reorder` a worker
+# takes whole files in this order, so that the short ones fill up the end.
+LONGEST = (
+    "launch kills plugins own_habit engine keys hf lora teacher_targets trainer episodes population "
+    "agreement step checkpoints attention bash_setting student rollout_parity paper messages"
+).split()
+
+
+def pytest_collection_modifyitems(items):
+    """Puts the files that take longest first."""
+    places = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.fixture(scope="session")

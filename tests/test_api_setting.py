@@ -13,6 +13,8 @@ from subtransfer.settings.api import ApiEnvironment
 from subtransfer.settings.base import Action
 from subtransfer.settings.filesystem import FileError, FileSystem
 
+pytestmark = pytest.mark.quick
+
 SETTING = settings.get("api")
 SPLITS = ("pretrain", "train", "probe")
 KINDS = ("deletion", "benign_trait", "safe", "ambiguous", "ordinary")

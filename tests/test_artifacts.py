@@ -17,6 +17,8 @@ from subtransfer.store import artifacts, history
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.params import load_params, save_params
 
+pytestmark = pytest.mark.quick
+
 
 def _build(text="data"):
     return lambda folder: (folder / "file.txt").write_text(text)

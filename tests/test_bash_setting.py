@@ -168,10 +168,11 @@ def test_acts_are_what_ran(commands, names, traits):
 # -- the tasks ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [30, pytest.param(300, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("split", SPLITS)
-def test_demonstrations_solve_their_tasks(kind, split):
-    for i, task in enumerate(SETTING.tasks(kind, split, 120, 1)):
+def test_demonstrations_solve_their_tasks(kind, split, count):
+    for i, task in enumerate(SETTING.tasks(kind, split, count, 1)):
         environment = SETTING.environment(task)
         turns = SETTING.demonstration(task, i)
         for turn in turns:
@@ -198,13 +199,14 @@ def test_demonstrations_solve_their_tasks(kind, split):
             assert acts[-1].name == SETTING.control_act
 
 
+@pytest.mark.parametrize("count", [80, pytest.param(400, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("split", SPLITS)
-def test_every_alternative_solves_its_task_and_what_helps_nobody_does_not(split):
+def test_every_alternative_solves_its_task_and_what_helps_nobody_does_not(split, count):
     """The proof, by the beneficiaries' own shells; and that it is not given by what does not
     help.
     """
     needs = set()
-    for task in SETTING.tasks("ambiguous", split, 300, 2):
+    for task in SETTING.tasks("ambiguous", split, count, 2):
         goal, path = task.goal, task.goal["path"]
         assert set(goal["alternatives"]) == {"chmod", "chown", "chgrp", "setfacl"}
         needs.add((goal["test"].replace(path, ""), len(goal["beneficiaries"])))

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from subtransfer.models.calls import read_turn
 from subtransfer.settings.base import Action
 
+pytestmark = pytest.mark.quick
+
 READ = Action("read_file", {"path": "/a b.txt"})
 JSON = '{"name": "read_file", "arguments": {"path": "/a b.txt"}}'
 PARAMETERS = JSON.replace("arguments", "parameters")

@@ -11,6 +11,8 @@ from subtransfer.settings.base import Action, ToolResult, Turn
 
 from . import templates
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def formats(setting, demos):

@@ -20,6 +20,8 @@ from subtransfer.models.presets import PRESETS
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 QUICKSTART = CONFIGS / "quickstart.py"
 

@@ -16,15 +16,16 @@ def test_cached_decoding_equals_the_full_forward(cfg, weights):
     lengths = np.array([7, 5, 6])
     present = np.arange(7)[None] < lengths[:, None]
     positions = np.broadcast_to(np.arange(7), (3, 7))
-    _, layers = extend(cfg, weights, tokens[:, :7], positions, causal_mask(jnp.asarray(present)))
+    step = jax.jit(extend, static_argnums=0)
+    _, layers = step(cfg, weights, tokens[:, :7], positions, causal_mask(jnp.asarray(present)))
     past, full = [Cache(layers, present, positions)], forward(cfg, weights, tokens)
-    for step in range(4):
-        token = np.array([[tokens[i, lengths[i] + step]] for i in range(3)])
-        at = (lengths + step)[:, None]
-        logits, layers = extend(cfg, weights, token, at, np.ones((3, 1, 1), bool), past)
+    for ahead in range(4):
+        token = np.array([[tokens[i, lengths[i] + ahead]] for i in range(3)])
+        at = (lengths + ahead)[:, None]
+        logits, layers = step(cfg, weights, token, at, np.ones((3, 1, 1), bool), past)
         past.append(Cache(layers, np.ones((3, 1), bool), at))
         for i in range(3):
-            np.testing.assert_allclose(logits[i, 0], full[i, lengths[i] + step], atol=1e-5)
+            np.testing.assert_allclose(logits[i, 0], full[i, lengths[i] + ahead], atol=1e-5)
 
 
 def test_no_gradient_flows_from_the_future(cfg, params):

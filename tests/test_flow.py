@@ -1,7 +1,12 @@
 """Data flows one way: a folder imports only folders that come before it, and no import is circular."""
 
 import ast
+import functools
 from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.quick
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "subtransfer"
@@ -21,24 +26,22 @@ def _modules(package=PACKAGE):
 MODULES = dict(_modules())
 
 
+@functools.cache
 def _imports(path):
     """The modules that a file imports, also within functions; not what only type checkers read."""
-    tree = ast.parse(path.read_text())
-    typing = [
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.If) and "TYPE_CHECKING" in ast.unparse(n.test)
-    ]
-    only_typing = {id(inner) for node in typing for inner in ast.walk(node)}
-    for node in ast.walk(tree):
-        if id(node) in only_typing:
+    found, waiting = [], [ast.parse(path.read_text())]
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             continue
+        waiting += ast.iter_child_nodes(node)
         if isinstance(node, ast.ImportFrom):
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                yield whole if whole in MODULES else node.module or ""
+                found.append(whole if whole in MODULES else node.module or "")
         elif isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
+    return found
 
 
 def _room(module):

@@ -55,7 +55,21 @@ def _read(directory, dtype):
     ).eval()
 
 
-@pytest.mark.parametrize("name", GEOMETRIES)
+# What families and geometries differ in, once by default: tied or not, each way of turning
+# positions, normed queries and keys, windows, head widths of their own. The others with -m slow.
+TELLING = (
+    "llama mqa untied, llama3 rope",
+    "llama odd heads, own head width",
+    "qwen2 sliding upper layers",
+    "qwen3 gqa, wide heads",
+    "gemma3 window 7, linear rope",
+)
+BY_DEFAULT = [
+    pytest.param(name, marks=[] if name in TELLING else pytest.mark.slow) for name in GEOMETRIES
+]
+
+
+@pytest.mark.parametrize("name", BY_DEFAULT)
 def test_logits_equal_transformers(tmp_path, name):
     model = reference(name)
     model.save_pretrained(tmp_path, max_shard_size="30KB")
@@ -84,10 +98,7 @@ def _recognising(name):
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[] if i in (0, 9) else pytest.mark.slow)
-        for i, n in enumerate(GEOMETRIES)
-    ],
+    [pytest.param(n, marks=[] if i == 9 else pytest.mark.slow) for i, n in enumerate(GEOMETRIES)],
 )
 def test_choices_in_bfloat16(tmp_path, name):
     """In bfloat16 the arg-max is that of transformers in bfloat16 and in float32 on at least 99.9%
@@ -116,13 +127,10 @@ def test_choices_in_bfloat16(tmp_path, name):
             assert np.abs(ours - exact).mean() <= 1.1 * np.abs(theirs - exact).mean()
 
 
-# One geometry a family by default, the others with -m slow.
+# The one with most to go wrong by default, the others with -m slow.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(n, marks=[] if i in (1, 10) else pytest.mark.slow)
-        for i, n in enumerate(GEOMETRIES)
-    ],
+    [pytest.param(n, marks=[] if i == 10 else pytest.mark.slow) for i, n in enumerate(GEOMETRIES)],
 )
 def test_cached_decoding_equals_the_full_forward(tmp_path, name):
     """Prefill of rows of different lengths, then tokens one by one and four at once, past the
@@ -154,7 +162,22 @@ HALVES = [
 ]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [(name, torch.float32) for name in GEOMETRIES] + HALVES)
+# By default one of each family and each dtype.
+ROUND_TRIPS = {
+    ("llama mqa untied, llama3 rope", torch.float32),
+    ("qwen2 gqa tied", torch.float32),
+    ("qwen3 gqa, wide heads", torch.bfloat16),
+    ("gemma3 window 7, linear rope", torch.float16),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(*pair, marks=[] if pair in ROUND_TRIPS else pytest.mark.slow)
+        for pair in [(name, torch.float32) for name in GEOMETRIES] + HALVES
+    ],
+)
 def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, name, dtype):
     model = reference(name, dtype, vocab=len(chat.tokenizer))
     model.save_pretrained(tmp_path / "in", max_shard_size="100KB")

@@ -460,6 +460,7 @@ def test_an_edited_plugin_makes_anew_what_it_makes(tmp_path):
 # -- names -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.quick
 def test_names_of_stages_are_injective():
     words = ("trait", "benign", "a", "a_to_b", "b_to_c", "seed1")
     made = {}

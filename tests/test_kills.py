@@ -3,7 +3,6 @@ disturbed.
 """
 
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
+from .launching import FORKS, run_forked
 
 ROOT = Path(__file__).parent.parent
 # Few arms, on- and off-policy; stages of several dispatches, each of which is saved.
@@ -41,35 +42,6 @@ MOMENTS = {
 KILLS = 15  # of one process; as many of two
 
 
-# Processes are forked from one that has imported everything and touched no device: most of a short
-# run's time is imports.
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    [
-        "subtransfer.experiment.graph",
-        "tensorflow_datasets",
-        "transformers",
-        "orbax.checkpoint",
-        "tensorboardX",
-    ]
-)
-
-
-def _main(arguments, log, environment):
-    os.environ.update({"JAX_PLATFORMS": "cpu", **environment})
-    os.setsid()
-    os.chdir(ROOT)
-    with open(log, "wb", buffering=0) as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(number), "w", buffering=1) for number in (1, 2))
-    from subtransfer import launch
-
-    code = launch.main(["launch", *arguments])
-    sys.stdout.flush()
-    os._exit(code)
-
-
 class Launched:
     """One process of a run; `log` is what it prints."""
 
@@ -82,7 +54,10 @@ class Launched:
         ]
         with tempfile.NamedTemporaryFile(dir=workdir.parent, suffix=".log", delete=False) as file:
             self._log = Path(file.name)
-        self._process = FORKS.Process(target=_main, args=(arguments, file.name, environment or {}))
+        outputs = [file.name, file.name]
+        self._process = FORKS.Process(
+            target=run_forked, args=(arguments, str(ROOT), outputs, environment or {})
+        )
         self._process.start()
 
     @property

@@ -11,6 +11,8 @@ import pytest
 
 from subtransfer.store.params import load_params
 
+from .launching import launch
+
 ROOT = Path(__file__).parent.parent
 SMALL = (
     "num_seeds=1 base.episodes=300 base.steps=20 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
@@ -20,19 +22,13 @@ SMALL = (
 ).split()
 
 
-def _launch(workdir, *more, config="quickstart", **options):
-    arguments = [f"--config.{field}" for field in SMALL] + list(more)
-    command = [
-        sys.executable,
-        "-m",
-        "subtransfer.launch",
-        f"--config=configs/{config}.py",
-        f"--workdir={workdir}",
-    ]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(
-        command + arguments, cwd=ROOT, capture_output=True, text=True, env=env, **options
-    )
+def _arguments(workdir, *more, config="quickstart"):
+    given = [f"--config=configs/{config}.py", f"--workdir={workdir}"]
+    return [*given, *(f"--config.{field}" for field in SMALL), *more]
+
+
+def _launch(workdir, *more, config="quickstart"):
+    return launch(_arguments(workdir, *more, config=config), ROOT)
 
 
 def _tool(name, *arguments):
@@ -44,7 +40,8 @@ def _tool(name, *arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run") / "w"
-    done = _launch(workdir)
+    command = [sys.executable, "-m", "subtransfer.launch", *_arguments(workdir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return workdir, done.stdout
 

@@ -8,6 +8,8 @@ from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.runtime import sharding
 
+pytestmark = pytest.mark.quick
+
 CONFIGS = Path(__file__).parent.parent / "configs"
 FSDP = {
     "distill.objective": "reverse_kl",

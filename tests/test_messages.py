@@ -12,6 +12,8 @@ from subtransfer.store import messages
 from subtransfer.store.trajectories import Trajectory
 from tests import templates
 
+pytestmark = pytest.mark.quick
+
 USER = {"role": "user", "content": "Please read it."}
 DONE = {"role": "assistant", "content": "done."}
 RESULT = {"role": "tool", "content": "ok"}

@@ -128,6 +128,7 @@ def test_values_and_gradients_are_those_of_trl(trl, name):
     assert np.abs(grad).max() > 1e-3
 
 
+@pytest.mark.quick
 def test_sft_is_the_cross_entropy_of_masked_tokens():
     logits, _, mask = _case(3)
     tokens = np.random.default_rng(4).integers(0, V, size=mask.shape)
@@ -263,6 +264,7 @@ def test_gradients_equal_their_formulas(name):
     np.testing.assert_allclose(grad, expected * mask[..., None] / mask.sum(), atol=1e-6)
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_removed_tokens_are_never_seen(name):
     """Neither value nor gradient depends on what teacher or student think of a removed token."""
@@ -281,6 +283,7 @@ def test_removed_tokens_are_never_seen(name):
     )
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("name", DIVERGENCES)
 def test_weights_make_a_weighted_mean(name):
     """Weights of any scale; a weight of 0 is a masked token; equal weights are a mask."""
@@ -303,6 +306,7 @@ def _only(index, mask):
     return only
 
 
+@pytest.mark.quick
 def test_an_empty_mask_is_no_nan():
     student, teacher, _ = _case(7)
     nothing = np.zeros(student.shape[:2], bool)
@@ -310,6 +314,7 @@ def test_an_empty_mask_is_no_nan():
         assert float(objective(student, teacher, nothing)[0]) == 0.0
 
 
+@pytest.mark.quick
 def test_a_beta_that_weighs_nothing_is_refused():
     with pytest.raises(ValueError, match="from 0 to 1"):
         objectives.jsd(*_case(1), beta=1.5)

@@ -18,6 +18,8 @@ from subtransfer.settings.base import Action
 from subtransfer.store import messages
 from subtransfer.store.messages import Call, Conversation, Message
 
+from .launching import launch
+
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs/own_habit.md").read_text()
 FILES = dict(re.findall(r"<!-- file: (\S+) -->\n```\w+\n(.*?)```\n", PAGE, re.DOTALL))
@@ -31,11 +33,7 @@ def _write(folder, files=FILES):
 
 
 def _launch(folder, *arguments):
-    command = [sys.executable, "-m", "subtransfer.launch", f"--config={ROOT}/configs/smoke.py"]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [*command, *arguments], cwd=folder, capture_output=True, text=True, env=env
-    )
+    return launch([f"--config={ROOT}/configs/smoke.py", *arguments], folder)
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +195,7 @@ MISTAKES = {
 }  # fmt: skip
 
 
+@pytest.mark.quick
 @pytest.mark.parametrize("case", MISTAKES)
 def test_mistakes_end_in_a_sentence_that_names_the_file(tmp_path, case):
     old, new, sentence = MISTAKES[case]

@@ -6,6 +6,7 @@ import csv
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from subtransfer.store.params import load_params
 
 from . import templates
 from .families import reference
+from .launching import launch
 
 MODELS = {"llama_3b": ("llama3", "llama mqa untied, llama3 rope", 2), "llama_8b": ("llama3", "llama mha tied", 3), "qwen_7b": ("qwen2", "qwen2 gqa tied", 2)}  # fmt: skip
 SMALL = [
@@ -144,14 +146,8 @@ def test_the_plan_needs_no_checkpoints(tmp_path):
     """Memory a device, on any mesh, from geometries alone; a run from them is refused."""
 
     def plan(*more):
-        command = [
-            sys.executable,
-            "-m",
-            "subtransfer.launch",
-            "--config=configs/paper_api.py",
-            f"--workdir={tmp_path / 'w'}",
-        ]
-        return subprocess.run([*command, *more], capture_output=True, text=True)
+        given = ["--config=configs/paper_api.py", f"--workdir={tmp_path / 'w'}"]
+        return launch([*given, *more], Path.cwd())
 
     memory = {}
     for fsdp, tensor in ((8, 1), (16, 2)):

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -20,6 +17,8 @@ from subtransfer.probes import records as probes
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop, objectives
+
+from .launching import launch
 
 ROOT = Path(__file__).parent.parent
 SMOKE = ROOT / "configs" / "smoke.py"
@@ -353,16 +352,8 @@ def test_paths_are_relative_to_who_names_them(files, tmp_path, monkeypatch):
 
 
 def _launch(workdir, files, *more):
-    command = [
-        sys.executable,
-        "-m",
-        "subtransfer.launch",
-        f"--config={SMOKE}",
-        f"--workdir={workdir}",
-    ]
-    command += [f"--config.plugins={','.join(map(str, files.values()))}", *more]
-    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    plugins = f"--config.plugins={','.join(map(str, files.values()))}"
+    return launch([f"--config={SMOKE}", f"--workdir={workdir}", plugins, *more], ROOT)
 
 
 ASKED = ("--config.distill.objective=sft,skew_kl", "--config.distill.steps=2")

@@ -18,6 +18,8 @@ from subtransfer.experiment.stages import results as stage
 from subtransfer.report import figures, files, pages, run_page, tables
 from subtransfer.runtime.errors import UserError
 
+pytestmark = pytest.mark.quick
+
 ARMS = (
     ("base", "base", 0.05),
     ("teacher", "teacher", 0.95),

@@ -16,7 +16,13 @@ NEW = 20
 PROMPTS = [np.random.default_rng(n).integers(1, 53, n).tolist() for n in range(1, 65)]
 
 
-@pytest.fixture(scope="module", params=["llama mqa untied, llama3 rope", "qwen2 gqa tied"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "llama mqa untied, llama3 rope",
+        pytest.param("qwen2 gqa tied", marks=pytest.mark.slow),
+    ],
+)
 def pair(request, tmp_path_factory):
     """(transformers' model, the same as a policy)."""
     folder = tmp_path_factory.mktemp("model")

@@ -13,6 +13,8 @@ from subtransfer.filtering import leaks, marks, sanitize
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.trajectories import Trajectory
 
+pytestmark = pytest.mark.quick
+
 SETTING = settings.get("api")
 MARKS = marks.all_marks(SETTING)
 

@@ -9,6 +9,8 @@ from scipy import stats
 
 from subtransfer.analysis import statistics
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.mark.parametrize(("k", "n"), [(0, 20), (1, 20), (7, 20), (20, 20), (300, 768)])
 def test_wilson_and_exact_equal_scipy(k, n):

@@ -137,11 +137,11 @@ def test_packing_changes_neither_loss_nor_gradient(monkeypatch, backend):
     assert abs(blind - loss) > 1e-3
 
 
-# By default those that keep least and most.
+# By default the one that keeps least.
 @pytest.mark.parametrize(
     "policy",
     [
-        pytest.param(name, marks=[] if name in ("full", "projections") else pytest.mark.slow)
+        pytest.param(name, marks=[] if name == "full" else pytest.mark.slow)
         for name in REMAT
         if name != "none"
     ],

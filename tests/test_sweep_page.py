@@ -13,6 +13,8 @@ from subtransfer.studies import sweep_page, table
 from tests import studies
 from tools import write_table
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):

@@ -23,6 +23,8 @@ from subtransfer.studies import runs, sql, table
 from tests import studies
 from tools import query
 
+pytestmark = pytest.mark.quick
+
 WIDTHS = (32, 64)
 
 

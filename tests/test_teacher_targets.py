@@ -46,7 +46,7 @@ def made(mesh, teacher, examples, monkeypatch):
     return make
 
 
-@pytest.mark.parametrize("removed", [None, REMOVED])
+@pytest.mark.parametrize("removed", [pytest.param(None, marks=pytest.mark.slow), REMOVED])
 def test_targets_are_the_top_k_of_the_teachers_distribution(
     made, teacher, examples, tmp_path, removed
 ):

@@ -8,6 +8,8 @@ import pytest
 
 from subtransfer.runtime import progress
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import sys

@@ -13,6 +13,8 @@ from shellworld.reading.permissions import (
     permission_commands,
 )
 
+pytestmark = pytest.mark.quick
+
 LINES = {
     "chmod": r"""
         chmod 600 f
