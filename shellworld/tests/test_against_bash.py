@@ -1,0 +1,48 @@
+"""Single lines whose answers real bash has given: what they print, and how they end.
+
+Each was once answered otherwise by the simulator. Where there is a sandbox, bash is asked again.
+"""
+
+import pytest
+
+from shellworld.interpreter.session import Session
+from shellworld.sandbox import pool as sandboxes
+from shellworld.sandbox.pool import Pool, SandboxLimits
+from shellworld.tests.trees import TREES
+
+needs_sandbox = pytest.mark.skipif(
+    sandboxes.unavailable() is not None, reason=f"no sandbox here: {sandboxes.unavailable()}"
+)
+
+TWO = "mkdir d1 d2 o; echo 1 > d1/a; echo 2 > d2/a; "
+
+# fmt: off
+LINES = [  # line, stdout, exit code
+    (TWO + "cp d1/a d2/a o; echo $?; cat o/a", "1\n1\n", 0),
+    (TWO + "cp -t o d1/a d2/a; echo $?; cat o/a", "1\n1\n", 0),
+    (TWO + "mv d1/a d2/a o; echo $?; cat o/a d2/a", "1\n1\n2\n", 0),
+    (TWO + "mv -n d1/a d2/a o; echo $?; cat o/a d2/a", "0\n1\n2\n", 0),
+    (TWO + "install d1/a d2/a o; echo $?; cat o/a", "1\n1\n", 0),
+    ("mkdir o; cp notes.txt ./notes.txt o; echo $?; ls o", "0\nnotes.txt\n", 0),
+    ("mkdir -p d1/s d2/s o; echo 1 > d1/s/a; echo 2 > d2/s/a; cp -r d1/s d2/s o; cat o/s/a", "2\n", 0),
+]
+# fmt: on
+
+
+@pytest.mark.parametrize(("line", "stdout", "code"), LINES)
+def test_the_simulator_answers_as_bash_did(line, stdout, code):
+    result = Session(TREES["project"]).run(line)
+    assert (result.stdout, result.exit_code, result.unsupported) == (stdout, code, ())
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with Pool() as warm:
+        yield warm
+
+
+@needs_sandbox
+@pytest.mark.parametrize(("line", "stdout", "code"), LINES)
+def test_bash_answers_so(line, stdout, code, pool):
+    result, _ = pool.run(TREES["project"], line, SandboxLimits(wall=20.0))
+    assert (result.stdout, result.exit_code) == (stdout, code)
