@@ -25,6 +25,18 @@ LINES = [  # line, stdout, exit code
     (TWO + "install d1/a d2/a o; echo $?; cat o/a", "1\n1\n", 0),
     ("mkdir o; cp notes.txt ./notes.txt o; echo $?; ls o", "0\nnotes.txt\n", 0),
     ("mkdir -p d1/s d2/s o; echo 1 > d1/s/a; echo 2 > d2/s/a; cp -r d1/s d2/s o; cat o/s/a", "2\n", 0),
+    ("mkdir -p d/e; touch -d '40 days ago' d/e/g d/e d; find d -mtime +31 -delete; ls -d d", "", 2),
+    ("mkdir d; touch d/x; find d -depth -printf '%p %s %n\\n' -delete", "d/x 0 1\nd 60 2\n", 0),
+    ("find . -perm +222", "", 1),
+    ("find . -perm +0", "", 1),
+    ("find . -perm /222 -name .env", "./.env\n", 0),
+    ("touch -d '10 hours ago' n; touch -d '14 hours ago' m; find m n -mtime -0.5", "n\n", 0),
+    ("touch -d '14 hours ago' m; find m -mtime .5; find m -mtime +0.5; find m -mtime 1.", "m\n", 0),
+    ("touch -d '10 hours ago' n; find n -mmin +599.5; find n -mmin -1.5", "n\n", 0),
+    ("touch -d '1 day ago' n; find n -mtime 1; find n -mtime 0", "n\n", 0),
+    ("find . -mtime 1x", "", 1),
+    ("find . -mtime -1.x", "", 1),
+    ("find . -mtime ''", "", 1),
 ]
 # fmt: on
 
