@@ -37,6 +37,11 @@ LINES = [  # line, stdout, exit code
     ("find . -mtime 1x", "", 1),
     ("find . -mtime -1.x", "", 1),
     ("find . -mtime ''", "", 1),
+    ("cat <<EOF\nabc", "abc\n", 0),
+    ("cat <<'E' | wc -c\nabc", "4\n", 0),
+    ("cat <<-E\n\tabc\n\tdef", "abc\ndef\n", 0),
+    ("cat <<A <<B\n1\nA\n2", "2\n", 0),
+    ("cat <<EOF\nabc\n", "abc\n", 0),
 ]
 # fmt: on
 
