@@ -42,6 +42,10 @@ LINES = [  # line, stdout, exit code
     ("cat <<-E\n\tabc\n\tdef", "abc\ndef\n", 0),
     ("cat <<A <<B\n1\nA\n2", "2\n", 0),
     ("cat <<EOF\nabc\n", "abc\n", 0),
+    ("sed 's/a/x\ny/' notes.txt", "", 1),
+    ("sed 'y/ab/c\n/' notes.txt", "", 1),
+    ("printf 's/a/x\\ny/\\n' > f; sed -f f notes.txt", "", 1),
+    ("sed 's/ll/x\\\ny/;2q' notes.txt", "buy milk\ncax\ny Bob at 10:30\n", 0),
 ]
 # fmt: on
 
