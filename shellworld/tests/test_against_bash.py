@@ -46,6 +46,9 @@ LINES = [  # line, stdout, exit code
     ("sed 'y/ab/c\n/' notes.txt", "", 1),
     ("printf 's/a/x\\ny/\\n' > f; sed -f f notes.txt", "", 1),
     ("sed 's/ll/x\\\ny/;2q' notes.txt", "buy milk\ncax\ny Bob at 10:30\n", 0),
+    ("printf 'a\\0b\\n' | rev", "a", 0),
+    ("printf 'a\\0b\\ncd\\nef\\n' | rev", "dca\nfe\n", 0),
+    ("printf 'ab\\nc\\0d\\0e\\n' | rev", "ba\nc", 0),
 ]
 # fmt: on
 
