@@ -49,6 +49,9 @@ LINES = [  # line, stdout, exit code
     ("printf 'a\\0b\\n' | rev", "a", 0),
     ("printf 'a\\0b\\ncd\\nef\\n' | rev", "dca\nfe\n", 0),
     ("printf 'ab\\nc\\0d\\0e\\n' | rev", "ba\nc", 0),
+    ("od -c nosuch", "", 1),
+    ("od -c nosuch /dev/null", "0000000\n", 1),
+    ("od src", "0000000\n", 1),
 ]
 # fmt: on
 
