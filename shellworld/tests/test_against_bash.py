@@ -52,6 +52,8 @@ LINES = [  # line, stdout, exit code
     ("od -c nosuch", "", 1),
     ("od -c nosuch /dev/null", "0000000\n", 1),
     ("od src", "0000000\n", 1),
+    ("find . -ctime +0; find . -name numbers.txt -ctime 0", "./numbers.txt\n", 0),
+    ("find . -name 'n*.txt' -ctime -1 | sort", "./no_newline.txt\n./notes.txt\n./numbers.txt\n", 0),
 ]
 # fmt: on
 
