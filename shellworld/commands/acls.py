@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from shellworld.commands import Context, FsError, Unsupported, command
 from shellworld.commands.acl_entries import BadEntry, Entry, Key, read_entries
@@ -378,7 +379,7 @@ class _Reporter:
                 self.status = ctx.fail(f"{name}: {error.message}")
                 return
             for child in names:
-                self.visit(join(name, child))
+                self.visit(f"{name}/{child}")  # as it is, also behind a slash
 
     def report(self, name: str, node: Inode) -> None:
         ctx, flags = self.ctx, self.flags
@@ -390,7 +391,8 @@ class _Reporter:
             self.warned = True
         lines = []
         if "c" not in flags:
-            shown = name.lstrip("/") if "p" not in flags else name
+            # One "./" goes, with the slashes behind it, and so do all slashes at the beginning.
+            shown = name if "p" in flags else re.sub(r"\A(\./+|/+)", "", name)
             lines.append(f"# file: {_escaped(shown) if shown else '.'}")
             lines.append(f"# owner: {node.uid if 'n' in flags else users.user_name(node.uid)}")
             lines.append(f"# group: {node.gid if 'n' in flags else users.group_name(node.gid)}")

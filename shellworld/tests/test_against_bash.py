@@ -54,6 +54,10 @@ LINES = [  # line, stdout, exit code
     ("od src", "0000000\n", 1),
     ("find . -ctime +0; find . -name numbers.txt -ctime 0", "./numbers.txt\n", 0),
     ("find . -name 'n*.txt' -ctime -1 | sort", "./no_newline.txt\n./notes.txt\n./numbers.txt\n", 0),
+    ("getfacl -R . | grep file: | head -3", "# file: .\n# file: words.txt\n# file: src\n", 0),
+    ("getfacl -R ./src logs/ | grep file:", "# file: src\n# file: src/util.py\n# file: src/test_util.py\n# file: src/main.py\n# file: logs/\n# file: logs//app.log.1\n# file: logs//app.log\n", 0),
+    ("getfacl .//words.txt ././words.txt ./ ./.. | grep file:", "# file: words.txt\n# file: ./words.txt\n# file: .\n# file: ..\n", 0),
+    ("getfacl -p ./words.txt | head -1", "# file: ./words.txt\n", 0),
 ]
 # fmt: on
 
