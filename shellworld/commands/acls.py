@@ -58,7 +58,7 @@ def _to_acl(entries: dict[Key, int]) -> Acl:
 
 @dataclasses.dataclass
 class _Step:
-    """One -m, -x, -b or -k."""
+    """One -m, -x, -b or -k, or what --set begins with: "access" or "default", without entries."""
 
     kind: str
     entries: list[Entry]
@@ -108,8 +108,10 @@ class _Setter:
             if step.kind == "b":
                 access = {key: bits for key, bits in access.items() if key in _BASE}
                 default = {}
-            elif step.kind == "k":
+            elif step.kind in ("k", "default"):
                 default = {}
+            elif step.kind == "access":
+                access = {}  # the entries of the owner, the group and others, too: they are to come
             for entry in step.entries:
                 which = "default" if entry.default else "access"
                 if entry.default and node.kind != "directory":
@@ -130,6 +132,7 @@ class _Setter:
                 target[entry.key] = bits
                 given[which] = True
                 masked[which] = masked[which] or entry.key[0] == "mask"
+        self.mask(access, given["access"], masked["access"], access.get(("group", None), 0))
         lacking = [key for key in _BASE if key not in access]
         if lacking or (
             masked["access"]
@@ -145,9 +148,8 @@ class _Setter:
             or ("b" in kinds and node.acl is not None)
             or (kinds & {"b", "k"} and node.default is not None)
         )
-        for which, entries in (("access", access), ("default", default)):
-            if entries:
-                self.mask(entries, given[which], masked[which], entries["group", None])
+        if default:
+            self.mask(default, given["default"], masked["default"], default["group", None])
         new_default = _to_acl(default) if default else None
         if ("mask", None) in access:
             acl = _to_acl(access)
@@ -286,9 +288,11 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
                 )
                 return ctx.fail(f"Option {what}", 2)
             if key == "set":
-                if not {e.key for e in entries if not e.default} >= set(_BASE):
-                    return ctx.fail("Malformed access ACL `...': Missing or wrong entry", 2)
-                steps.append(_Step("b", []))
+                # Only a list that has entries is replaced.
+                if any(not e.default for e in entries):
+                    steps.append(_Step("access", []))
+                if any(e.default for e in entries):
+                    steps.append(_Step("default", []))
             steps.append(_Step("x" if key == "x" else "m", entries))
     if not steps or not operands:
         ctx.error(

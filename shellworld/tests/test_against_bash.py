@@ -58,6 +58,11 @@ LINES = [  # line, stdout, exit code
     ("getfacl -R ./src logs/ | grep file:", "# file: src\n# file: src/util.py\n# file: src/test_util.py\n# file: src/main.py\n# file: logs/\n# file: logs//app.log.1\n# file: logs//app.log\n", 0),
     ("getfacl .//words.txt ././words.txt ./ ./.. | grep file:", "# file: words.txt\n# file: ./words.txt\n# file: .\n# file: ..\n", 0),
     ("getfacl -p ./words.txt | head -1", "# file: ./words.txt\n", 0),
+    ("setfacl --set u:bob:r notes.txt 2>&1; echo $?; getfacl -c notes.txt", "setfacl: notes.txt: Malformed access ACL `user:bob:r--,mask::r--': Missing or wrong entry at entry 1\n1\nuser::rw-\ngroup::r--\nother::r--\n\n", 0),
+    ("setfacl --set u::rw,g::r notes.txt 2>&1", "setfacl: notes.txt: Malformed access ACL `user::rw-,group::r--': Missing or wrong entry at entry 3\n", 1),
+    ("setfacl --set o::r -m u:bob:r notes.txt 2>&1", "setfacl: notes.txt: Malformed access ACL `user:bob:r--,mask::r--,other::r--': Missing or wrong entry at entry 1\n", 1),
+    ("setfacl --set d:u::rw src; getfacl -c src", "user::rwx\ngroup::r-x\nother::r-x\ndefault:user::rw-\ndefault:group::r-x\ndefault:other::r-x\n\n", 0),
+    ("setfacl -m d:u:bob:r src; setfacl --set u::rwx,g::rx,o::- src; getfacl -c src", "user::rwx\ngroup::r-x\nother::---\ndefault:user::rwx\ndefault:user:bob:r--\ndefault:group::r-x\ndefault:mask::r-x\ndefault:other::r-x\n\n", 0),
 ]
 # fmt: on
 
