@@ -160,12 +160,18 @@ class _Setter:
         mode = node.mode & 0o7000 | access["user", None] << 6 | middle << 3 | access["other", None]
         if "test" in self.flags:
             raise Unsupported("setfacl --test")
-        if changed:
+        same = (mode, acl, new_default) == (node.mode, self.current(node), node.default)
+        if changed and not same:  # what changes nothing is not tried, on another's file neither
             ctx.fs.set_acl(ctx.path(name), mode, acl, node.default, ctx.who)
             if new_default != node.default:
                 ctx.fs.set_acl(ctx.path(name), mode, acl, new_default, ctx.who)
         if refused:
             raise FsError("EACCES", "Only directories can have default ACLs")
+
+    @staticmethod
+    def current(node: Inode) -> Acl | None:
+        """A file's list with the entries that its mode holds."""
+        return None if node.acl is None else _to_acl(_as_map(node.mode, node.acl))
 
     def mask(self, entries: dict, given: bool, masked: bool, group: int) -> None:
         """Recomputes the mask after changes, unless it was given or -n says not to.

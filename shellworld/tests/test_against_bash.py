@@ -63,6 +63,10 @@ LINES = [  # line, stdout, exit code
     ("setfacl --set o::r -m u:bob:r notes.txt 2>&1", "setfacl: notes.txt: Malformed access ACL `user:bob:r--,mask::r--,other::r--': Missing or wrong entry at entry 1\n", 1),
     ("setfacl --set d:u::rw src; getfacl -c src", "user::rwx\ngroup::r-x\nother::r-x\ndefault:user::rw-\ndefault:group::r-x\ndefault:other::r-x\n\n", 0),
     ("setfacl -m d:u:bob:r src; setfacl --set u::rwx,g::rx,o::- src; getfacl -c src", "user::rwx\ngroup::r-x\nother::---\ndefault:user::rwx\ndefault:user:bob:r--\ndefault:group::r-x\ndefault:mask::r-x\ndefault:other::r-x\n\n", 0),
+    ("setfacl -m u::rwx conf; echo $?; setfacl -m m::rx conf; echo $?", "0\n1\n", 0),
+    ("setfacl -m g::rx conf; echo $?; setfacl --set u::rwx,g::rx,o::rx conf; echo $?", "0\n0\n", 0),
+    ("sudo setfacl -m u:bob:rx conf; for a in u:bob:rx u:bob:r m::rx m::rwx g::rx; do setfacl -m $a conf; echo $?; done", "0\n1\n0\n1\n0\n", 0),
+    ("sudo setfacl -m u:bob:rx conf; setfacl -x u:agent conf; echo $?; setfacl -b conf; echo $?", "0\n1\n", 0),
 ]
 # fmt: on
 
