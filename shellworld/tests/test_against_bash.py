@@ -67,6 +67,11 @@ LINES = [  # line, stdout, exit code
     ("setfacl -m g::rx conf; echo $?; setfacl --set u::rwx,g::rx,o::rx conf; echo $?", "0\n0\n", 0),
     ("sudo setfacl -m u:bob:rx conf; for a in u:bob:rx u:bob:r m::rx m::rwx g::rx; do setfacl -m $a conf; echo $?; done", "0\n1\n0\n1\n0\n", 0),
     ("sudo setfacl -m u:bob:rx conf; setfacl -x u:agent conf; echo $?; setfacl -b conf; echo $?", "0\n1\n", 0),
+    ("echo a | xargs sh -c 'exit 127'", "", 123),
+    ("echo a b | xargs -n1 sh -c 'echo $0; exit 126'", "a\nb\n", 123),
+    ("echo a | xargs nosuch", "", 127),
+    ("echo a | xargs ./notes.txt 2>&1", "xargs: ./notes.txt: Permission denied\n", 126),
+    ("echo a | xargs env nosuch", "", 123),
 ]
 # fmt: on
 
