@@ -72,6 +72,11 @@ LINES = [  # line, stdout, exit code
     ("echo a | xargs nosuch", "", 127),
     ("echo a | xargs ./notes.txt 2>&1", "xargs: ./notes.txt: Permission denied\n", 126),
     ("echo a | xargs env nosuch", "", 123),
+    ("gunzip </dev/null 2>&1", "\ngzip: stdin: unexpected end of file\n", 1),
+    (": > e.gz; gunzip e.gz; echo $?; zcat e.gz; echo $?; ls e*", "1\n1\ne.gz\nempty.txt\n", 0),
+    ("printf x | gunzip 2>&1", "\ngzip: stdin: unexpected end of file\n", 1),
+    ("printf xy | gunzip 2>&1", "\ngzip: stdin: not in gzip format\n", 1),
+    ("printf '' | gzip | gunzip; echo $?", "0\n", 0),
 ]
 # fmt: on
 
