@@ -300,10 +300,18 @@ class Launcher:
         frame = self.world.recorder.begin("builtin", "exec", argv, self.who)
         status: int | None = None
         try:
-            status = self.start(argv[1:], files, self.scope.exported())
+            status = self.start(argv[1:], files, self.exported_to_successor())
         finally:
             self.world.recorder.end(frame, status)
         raise Exit(status)
+
+    def exported_to_successor(self: Shell) -> dict[str, str]:
+        """The variables of a program that takes this shell's place, which is a level less."""
+        variables = dict(self.scope.exported())
+        level = variables.get("SHLVL", "")
+        if not self.posix and level.isdigit():
+            variables["SHLVL"] = str(max(int(level) - 1, 0))
+        return variables
 
     # -- programs ------------------------------------------------------------------
 

@@ -77,6 +77,12 @@ LINES = [  # line, stdout, exit code
     ("printf x | gunzip 2>&1", "\ngzip: stdin: unexpected end of file\n", 1),
     ("printf xy | gunzip 2>&1", "\ngzip: stdin: not in gzip format\n", 1),
     ("printf '' | gzip | gunzip; echo $?", "0\n", 0),
+    ("echo $SHLVL; bash -c 'echo $SHLVL'; sh -c 'echo $SHLVL'; (echo $SHLVL)", "1\n2\n1\n1\n", 0),
+    ("bash -c 'bash -c \"echo \\$SHLVL\"; true'; declare -p SHLVL", "3\ndeclare -x SHLVL=\"1\"\n", 0),
+    ("for n in 5 x '' -3 999; do SHLVL=$n bash -c 'echo $SHLVL' 2>/dev/null; done", "6\n1\n1\n0\n1\n", 0),
+    ("env -i bash -c 'echo $SHLVL'; sudo sh -c 'echo $SHLVL'; sudo bash -c 'echo $SHLVL'", "1\n\n1\n", 0),
+    ("SHLVL=7; exec bash -c 'echo $SHLVL'", "7\n", 0),
+    ("echo 'echo $SHLVL' > s; sh s; bash s; chmod +x s; ./s; . ./s", "1\n2\n2\n1\n", 0),
 ]
 # fmt: on
 
