@@ -17,7 +17,7 @@ from shellworld.interpreter.variables import Scope, ShellError
 from shellworld.language import ast, pattern
 from shellworld.language.quoting import trace_word
 from shellworld.world.filesystem import FsError
-from shellworld.world.users import Credentials
+from shellworld.world.users import ROOT, Credentials
 
 
 class Shell(Joiner):
@@ -70,6 +70,7 @@ class Shell(Joiner):
         self.scope.set("IFS", " \t\n")
         self.posix = posix
         self.begin_level(env.get("SHLVL", ""), files)
+        self.stand(env.get("PWD"))
         self.files = files
         self.arg0 = arg0
         self.positional = positional or []
@@ -110,6 +111,24 @@ class Shell(Joiner):
             level = 1
         self.scope.set("SHLVL", str(max(level, 0)))
         self.scope.declare("SHLVL", exported=True)
+
+    def stand(self, given: str | None) -> None:
+        """Sets PWD, and by which name the working directory is known.
+
+        That is the one that the variable had before, if it still means this directory, and without
+        symlinks if not.
+        """
+        if given != self.cwd:
+            here = self.fs.find(self.cwd, ROOT)
+            named = given is not None and given.startswith("/")
+            plain = self.posix or not re.search(r"/\.\.?(/|\Z)", given or "")
+            if named and plain and here is not None and self.fs.find(given or "", ROOT) is here:
+                self.cwd = given or ""
+            elif here is not None:
+                self.cwd = self.fs.resolve(self.cwd)
+            self.scope.set("PWD", self.cwd)
+        if given is not None or not self.posix:
+            self.scope.declare("PWD", exported=True)
 
     def fork(self) -> Shell:
         """A subshell: what it changes, other than files, is its own."""

@@ -83,6 +83,13 @@ LINES = [  # line, stdout, exit code
     ("env -i bash -c 'echo $SHLVL'; sudo sh -c 'echo $SHLVL'; sudo bash -c 'echo $SHLVL'", "1\n\n1\n", 0),
     ("SHLVL=7; exec bash -c 'echo $SHLVL'", "7\n", 0),
     ("echo 'echo $SHLVL' > s; sh s; bash s; chmod +x s; ./s; . ./s", "1\n2\n2\n1\n", 0),
+    ("mkdir -p d/e; touch d/e/f; find d -execdir sh -c 'echo $PWD; pwd' \\;", "/home/agent/project\n/home/agent/project\n/home/agent/project/d\n/home/agent/project/d\n/home/agent/project/d/e\n/home/agent/project/d/e\n", 0),
+    ("env -C src sh -c 'echo $PWD'; env -C src bash -c 'echo $PWD'", "/home/agent/project/src\n/home/agent/project/src\n", 0),
+    ("ln -s src lk; cd lk; sh -c 'echo $PWD'; bash -c pwd", "/home/agent/project/lk\n/home/agent/project/lk\n", 0),
+    ("ln -s src lk; PWD=$PWD/lk env -C src sh -c 'echo $PWD; pwd'", "/home/agent/project/lk\n/home/agent/project/lk\n", 0),
+    ("PWD=lk bash -c 'echo $PWD'; PWD=$PWD/../project bash -c 'echo $PWD'", "/home/agent/project\n/home/agent/project\n", 0),
+    ("PWD=/tmp bash -c 'echo $PWD; cd ..; pwd; echo $OLDPWD'", "/home/agent/project\n/home/agent\n/home/agent/project\n", 0),
+    ("unset PWD; sh -c 'echo $PWD'; bash -c 'declare -p PWD'", "/home/agent/project\ndeclare -x PWD=\"/home/agent/project\"\n", 0),
 ]
 # fmt: on
 
