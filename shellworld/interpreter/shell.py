@@ -121,8 +121,7 @@ class Shell(Joiner):
         if given != self.cwd:
             here = self.fs.find(self.cwd, ROOT)
             named = given is not None and given.startswith("/")
-            plain = self.posix or not re.search(r"/\.\.?(/|\Z)", given or "")
-            if named and plain and here is not None and self.fs.find(given or "", ROOT) is here:
+            if named and here is not None and self.fs.find(given or "", ROOT) is here:
                 self.cwd = given or ""
             elif here is not None:
                 self.cwd = self.fs.resolve(self.cwd)

@@ -87,7 +87,7 @@ LINES = [  # line, stdout, exit code
     ("env -C src sh -c 'echo $PWD'; env -C src bash -c 'echo $PWD'", "/home/agent/project/src\n/home/agent/project/src\n", 0),
     ("ln -s src lk; cd lk; sh -c 'echo $PWD'; bash -c pwd", "/home/agent/project/lk\n/home/agent/project/lk\n", 0),
     ("ln -s src lk; PWD=$PWD/lk env -C src sh -c 'echo $PWD; pwd'", "/home/agent/project/lk\n/home/agent/project/lk\n", 0),
-    ("PWD=lk bash -c 'echo $PWD'; PWD=$PWD/../project bash -c 'echo $PWD'", "/home/agent/project\n/home/agent/project\n", 0),
+    ("PWD=lk bash -c 'echo $PWD'; PWD=$PWD/../project bash -c 'echo $PWD'", "/home/agent/project\n/home/agent/project/../project\n", 0),
     ("PWD=/tmp bash -c 'echo $PWD; cd ..; pwd; echo $OLDPWD'", "/home/agent/project\n/home/agent\n/home/agent/project\n", 0),
     ("unset PWD; sh -c 'echo $PWD'; bash -c 'declare -p PWD'", "/home/agent/project\ndeclare -x PWD=\"/home/agent/project\"\n", 0),
 ]
