@@ -111,3 +111,17 @@ def pool():
 def test_bash_answers_so(line, stdout, code, pool):
     result, _ = pool.run(TREES["project"], line, SandboxLimits(wall=20.0))
     assert (result.stdout, result.exit_code) == (stdout, code)
+
+
+@pytest.mark.parametrize(
+    "line", ["pwd --help", "cd --help", "exit --help", "umask --help", "printf --help"]
+)
+def test_the_help_of_builtins_is_unsupported_where_bash_has_some(line):
+    result = Session(TREES["project"]).run(line)
+    assert (result.stdout, result.unsupported) == ("", (line,))
+
+
+@pytest.mark.parametrize("line, code", [("test --help", 0), (": --help", 0), ("false --help", 1)])
+def test_some_builtins_have_no_help_in_bash(line, code):
+    result = Session(TREES["project"]).run(line)
+    assert (result.stdout, result.exit_code, result.unsupported) == ("", code, ())
