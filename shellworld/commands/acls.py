@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 from shellworld.commands import Context, FsError, Unsupported, command
 from shellworld.commands.acl_entries import BadEntry, Entry, Key, read_entries
@@ -57,7 +58,7 @@ def _to_acl(entries: dict[Key, int]) -> Acl:
 
 @dataclasses.dataclass
 class _Step:
-    """One -m, -x, -b or -k."""
+    """One -m, -x, -b or -k, or what --set begins with: "access" or "default", without entries."""
 
     kind: str
     entries: list[Entry]
@@ -107,8 +108,10 @@ class _Setter:
             if step.kind == "b":
                 access = {key: bits for key, bits in access.items() if key in _BASE}
                 default = {}
-            elif step.kind == "k":
+            elif step.kind in ("k", "default"):
                 default = {}
+            elif step.kind == "access":
+                access = {}  # the entries of the owner, the group and others, too: they are to come
             for entry in step.entries:
                 which = "default" if entry.default else "access"
                 if entry.default and node.kind != "directory":
@@ -129,6 +132,7 @@ class _Setter:
                 target[entry.key] = bits
                 given[which] = True
                 masked[which] = masked[which] or entry.key[0] == "mask"
+        self.mask(access, given["access"], masked["access"], access.get(("group", None), 0))
         lacking = [key for key in _BASE if key not in access]
         if lacking or (
             masked["access"]
@@ -144,9 +148,8 @@ class _Setter:
             or ("b" in kinds and node.acl is not None)
             or (kinds & {"b", "k"} and node.default is not None)
         )
-        for which, entries in (("access", access), ("default", default)):
-            if entries:
-                self.mask(entries, given[which], masked[which], entries["group", None])
+        if default:
+            self.mask(default, given["default"], masked["default"], default["group", None])
         new_default = _to_acl(default) if default else None
         if ("mask", None) in access:
             acl = _to_acl(access)
@@ -157,12 +160,18 @@ class _Setter:
         mode = node.mode & 0o7000 | access["user", None] << 6 | middle << 3 | access["other", None]
         if "test" in self.flags:
             raise Unsupported("setfacl --test")
-        if changed:
+        same = (mode, acl, new_default) == (node.mode, self.current(node), node.default)
+        if changed and not same:  # what changes nothing is not tried, on another's file neither
             ctx.fs.set_acl(ctx.path(name), mode, acl, node.default, ctx.who)
             if new_default != node.default:
                 ctx.fs.set_acl(ctx.path(name), mode, acl, new_default, ctx.who)
         if refused:
             raise FsError("EACCES", "Only directories can have default ACLs")
+
+    @staticmethod
+    def current(node: Inode) -> Acl | None:
+        """A file's list with the entries that its mode holds."""
+        return None if node.acl is None else _to_acl(_as_map(node.mode, node.acl))
 
     def mask(self, entries: dict, given: bool, masked: bool, group: int) -> None:
         """Recomputes the mask after changes, unless it was given or -n says not to.
@@ -285,9 +294,11 @@ def setfacl(ctx: Context, argv: list[str]) -> int:
                 )
                 return ctx.fail(f"Option {what}", 2)
             if key == "set":
-                if not {e.key for e in entries if not e.default} >= set(_BASE):
-                    return ctx.fail("Malformed access ACL `...': Missing or wrong entry", 2)
-                steps.append(_Step("b", []))
+                # Only a list that has entries is replaced.
+                if any(not e.default for e in entries):
+                    steps.append(_Step("access", []))
+                if any(e.default for e in entries):
+                    steps.append(_Step("default", []))
             steps.append(_Step("x" if key == "x" else "m", entries))
     if not steps or not operands:
         ctx.error(
@@ -378,7 +389,7 @@ class _Reporter:
                 self.status = ctx.fail(f"{name}: {error.message}")
                 return
             for child in names:
-                self.visit(join(name, child))
+                self.visit(f"{name}/{child}")  # as it is, also behind a slash
 
     def report(self, name: str, node: Inode) -> None:
         ctx, flags = self.ctx, self.flags
@@ -390,7 +401,8 @@ class _Reporter:
             self.warned = True
         lines = []
         if "c" not in flags:
-            shown = name.lstrip("/") if "p" not in flags else name
+            # One "./" goes, with the slashes behind it, and so do all slashes at the beginning.
+            shown = name if "p" in flags else re.sub(r"\A(\./+|/+)", "", name)
             lines.append(f"# file: {_escaped(shown) if shown else '.'}")
             lines.append(f"# owner: {node.uid if 'n' in flags else users.user_name(node.uid)}")
             lines.append(f"# group: {node.gid if 'n' in flags else users.group_name(node.gid)}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import posixpath
+
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.files import confirmed
 from shellworld.commands.options import Options, quote, tool, unknown, usage
@@ -51,6 +53,28 @@ def last_component(name: str) -> str:
     return stripped.rpartition("/")[2] or "/"
 
 
+class Arrivals:
+    """The files that one run of cp, mv or install has made of its operands.
+
+    A second operand of the same name must not destroy what the first has become.
+    """
+
+    def __init__(self, ctx: Context):
+        self._ctx = ctx
+        self._made: set[str] = set()
+
+    def add(self, target: str) -> None:
+        """Notes that an operand has arrived at `target`."""
+        self._made.add(target)
+
+    def refuse(self, source: str, target: str) -> bool:
+        """Whether `target` is one of them; says so."""
+        if target not in self._made:
+            return False
+        self._ctx.fail(f"will not overwrite just-created {quote(target)} with {quote(source)}")
+        return True
+
+
 class Copier:
     """One run of cp, or the copying part of install.
 
@@ -65,6 +89,8 @@ class Copier:
         self.keep = keep
         self.failed = False
         self.made: dict[int, str] = {}
+        self.arrivals = Arrivals(ctx)
+        self.seen: set[tuple[int, str]] = set()  # inodes and names of the operands so far
         self.top: Inode | None = (
             None  # the first directory made for the running operand: it is not copied into itself
         )
@@ -99,21 +125,29 @@ class Copier:
             if operand:
                 self.top, self.first, self.goal = None, source, target
             return self.copy_tree(source, node, target)
-        self.copy_other(source, node, target, self.follow_operands if operand else self.follow)
+        if operand:
+            name = posixpath.normpath(source)
+            if (node.ino, name) in self.seen:
+                ctx.fail(f"warning: source file {quote(source)} specified more than once")
+                return True
+            self.seen.add((node.ino, name))
+        follow = self.follow_operands if operand else self.follow
+        if self.copy_other(source, node, target, follow) and operand:
+            self.arrivals.add(target)
         return True
 
-    def copy_other(self, source: str, node: Inode, target: str, follow: bool) -> None:
-        """Copies anything but a directory; what goes wrong is said."""
+    def copy_other(self, source: str, node: Inode, target: str, follow: bool) -> bool:
+        """Copies anything but a directory, and returns whether it did; what goes wrong is said."""
         ctx = self.ctx
         try:
             old = ctx.fs.walk(ctx.path(target), ctx.who, follow=False)[2] if target else None
         except FsError as error:
             if error.code != "ENOENT":
                 self.fail(f"cannot stat {quote(target)}: {error.message}")
-                return
+                return False
             old = None
         if old is not None and self.skips(source, node, target, old):
-            return
+            return False
         verbose = "v" in self.flags
         replaced = (
             "links" in self.keep
@@ -127,7 +161,7 @@ class Copier:
                 ctx.fs.unlink(ctx.path(target), ctx.who)
             except FsError as error:
                 self.fail(f"cannot remove {quote(target)}: {error.message}")
-                return
+                return False
             if verbose:
                 ctx.write(f"removed {quote(target)}\n")
             old = None
@@ -146,6 +180,8 @@ class Copier:
                 self.copy_file(source, node, target)
         except FsError as error:
             self.fail(str(error.message))
+            return False
+        return True
 
     def skips(self, source: str, node: Inode, target: str, old: Inode) -> bool:
         """Whether a file that is there already is to stay, with a complaint where cp has one."""
@@ -164,7 +200,11 @@ class Copier:
             return True
         if "u" in self.flags and resolved.mtime >= node.mtime:
             return True
-        return "i" in self.flags and not confirmed(ctx, f"overwrite {quote(target)}")
+        if "i" in self.flags and not confirmed(ctx, f"overwrite {quote(target)}"):
+            return True
+        refused = self.arrivals.refuse(source, target)
+        self.failed = self.failed or refused
+        return refused
 
     def link(self, source: str, target: str, old: Inode | None) -> None:
         """Makes a link instead of a copy (-l, -s)."""
@@ -433,12 +473,15 @@ def mv(ctx: Context, options: Options, operands: list[str]) -> int:
     if isinstance(pairs, int):
         return pairs
     status = 0
+    arrivals = Arrivals(ctx)
     for source, target in pairs:
-        status = _move(ctx, flags, source, target) or status
+        status = _move(ctx, flags, source, target, arrivals) or status
     return status
 
 
-def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
+def _move(
+    ctx: Context, flags: dict[str, str], source: str, target: str, arrivals: Arrivals
+) -> int:
     fs, who = ctx.fs, ctx.who
     ctx.tick()
     start, end = ctx.path(source), ctx.path(target)
@@ -473,6 +516,8 @@ def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
             )
         if "i" in flags and not confirmed(ctx, f"overwrite {quote(target)}"):
             return 0
+        if node.kind != "directory" and arrivals.refuse(source, target):
+            return 1
     try:
         if last in (".", ".."):
             raise FsError("EBUSY")
@@ -483,6 +528,7 @@ def _move(ctx: Context, flags: dict[str, str], source: str, target: str) -> int:
                 f"cannot move {quote(source)} to a subdirectory of itself, {quote(target)}"
             )
         return ctx.fail(f"cannot move {quote(source)} to {quote(target)}: {error.message}")
+    arrivals.add(target)
     if "v" in flags:
         ctx.write(f"renamed {quote(source)} -> {quote(target)}\n")
     return 0

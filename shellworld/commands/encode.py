@@ -224,12 +224,17 @@ def od(ctx: Context, options: Options, operands: list[str]) -> int:
         or len({len(_od_item(k, b"\0")) for k in kinds}) > 1
     ):
         raise Unsupported("od with formats of different widths")
-    data, status = b"", 0
+    data, status, opened = b"", 0, False
     for name in operands or ["-"]:
         try:
             data += raw(read(ctx, name))
         except FsError as error:
             status = ctx.fail(f"{name}: {error.message}")
+            opened = opened or error.code == "EISDIR"  # a directory is opened, but not read
+        else:
+            opened = True
+    if not opened:
+        return status
     data = data[skip:][:most]
     address = {"o": "{:07o}", "d": "{:07d}", "x": "{:06x}", "n": ""}[radix]
     out, before, starred = [], None, False

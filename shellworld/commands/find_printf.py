@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 from shellworld.commands import Context, Unsupported
-from shellworld.commands.find_tests import KINDS, Entry, size
+from shellworld.commands.find_tests import KINDS, Entry
 from shellworld.commands.modes import format_mode
 from shellworld.commands.times import strftime
 
@@ -34,7 +34,7 @@ def _directive(ctx: Context, letter: str) -> Callable[[Entry], str | int]:
         ),
         "H": lambda e: e.start,
         "P": lambda e: e.shown[len(e.start) :].lstrip("/"),
-        "s": lambda e: size(e.node),
+        "s": lambda e: e.size,
         "d": lambda e: e.depth,
         "m": lambda e: f"{e.node.mode:o}",
         "M": lambda e: format_mode(e.node.mode, e.node.kind),
@@ -42,18 +42,18 @@ def _directive(ctx: Context, letter: str) -> Callable[[Entry], str | int]:
         "U": lambda e: e.node.uid,
         "g": lambda e: users.group_name(e.node.gid),
         "G": lambda e: e.node.gid,
-        "n": lambda e: e.node.nlink,
+        "n": lambda e: e.nlink,
         "l": lambda e: e.node.content if e.node.kind == "symlink" else "",
         "y": lambda e: KINDS[e.node.kind],
         "Y": lambda e: KINDS[target.kind] if (target := ctx.fs.find(e.path, ctx.who)) else "N",
-        "t": lambda e: strftime("%a %b %e %H:%M:%S.0000000000 %Y", e.node.mtime),
+        "t": lambda e: strftime("%a %b %e %H:%M:%S.0000000000 %Y", e.mtime),
     }
     if letter in simple:
         return simple[letter]
     if letter[0] in "TC" and len(letter) == 2:
         field = "mtime" if letter[0] == "T" else "ctime"
         if letter[1] in "YmdHMjaAbBy":
-            return lambda e: strftime("%" + letter[1], getattr(e.node, field))
+            return lambda e: strftime("%" + letter[1], getattr(e, field))
         forms = {
             "@": "%s.0000000000",
             "S": "%S.0000000000",
@@ -63,7 +63,7 @@ def _directive(ctx: Context, letter: str) -> Callable[[Entry], str | int]:
             "+": "%Y-%m-%d+%H:%M:%S.0000000000",
         }
         if letter[1] in forms:
-            return lambda e: strftime(forms[letter[1]], getattr(e.node, field))
+            return lambda e: strftime(forms[letter[1]], getattr(e, field))
     raise Unsupported(f"find -printf %{letter}")
 
 

@@ -28,6 +28,8 @@ class Entry:
       node: what is there (a symlink itself, unless followed); depth: 0 for a starting point.
       hidden: its directory may be listed but not searched: the kind is known, but not what stat
         would tell.
+      mtime, ctime, size, nlink: as they are when find comes to it. What find does to the files of
+        a directory before it tests the directory itself changes nothing of them.
     """
 
     shown: str
@@ -36,6 +38,15 @@ class Entry:
     node: Inode
     depth: int
     hidden: bool = False
+    mtime: int = dataclasses.field(init=False)
+    ctime: int = dataclasses.field(init=False)
+    size: int = dataclasses.field(init=False)
+    nlink: int = dataclasses.field(init=False)
+
+    def __post_init__(self) -> None:
+        node = self.node
+        self.mtime, self.ctime, self.nlink = node.mtime, node.ctime, node.nlink
+        self.size = size(node)
 
     @property
     def name(self) -> str:
@@ -74,17 +85,25 @@ def _age(ctx: Context, text: str, test: str, unit: int) -> Test:
     if test[1] == "a":
         raise Unsupported(f"find {test}")
     now = ctx.fs.clock
-    if not re.fullmatch(r"[+-]?\d{1,9}", text):
-        raise FindError(f"invalid argument '{text}' to '{test}'")
-    wanted = int(text.lstrip("+-"))
+    sign, number = text[:1] if text[:1] in ("+", "-") else "", text.lstrip("+-")
+    if re.fullmatch(r"[+-]?\s*[+-]?(inf|nan|0x).*", text, re.IGNORECASE):
+        raise Unsupported(f"find {test} {text}")
+    if not re.fullmatch(r"[+-]?(\d{1,9}(\.\d*)?|\.\d+)(e[+-]?\d)?", text, re.IGNORECASE):
+        raise FindError(f"invalid argument `{text}' to `{test}'")
+    wanted = float(number) * unit
     if unit == 60:  # minutes are not rounded
-        edge = now - wanted * 60
-        if text[0] == "+":
-            return lambda entry: getattr(entry.node, field) < edge
-        if text[0] == "-":
-            return lambda entry: getattr(entry.node, field) > edge
-        return lambda entry: edge < getattr(entry.node, field) + 60 <= edge + 60
-    return _compare(text, test, lambda entry: (now - getattr(entry.node, field)) // unit)
+        edge = now - wanted
+        if sign == "+":
+            return lambda entry: getattr(entry, field) < edge
+        if sign == "-":
+            return lambda entry: getattr(entry, field) > edge
+        return lambda entry: edge < getattr(entry, field) + 60 <= edge + 60
+    # For "less than", findutils adds a second; of "more", the fraction of a day does not count.
+    if sign == "-":
+        return lambda entry: now - getattr(entry, field) < wanted + 1
+    if sign == "+":
+        return lambda entry: now - getattr(entry, field) >= wanted + unit
+    return lambda entry: wanted <= now - getattr(entry, field) < wanted + unit
 
 
 def _size(text: str) -> Test:
@@ -96,11 +115,13 @@ def _size(text: str) -> Test:
             else f"invalid -size type `{text[-1]}'"
         )
     unit = _UNITS[match[2] or "b"]
-    return _compare(match[1], "-size", lambda entry: -(-size(entry.node) // unit))
+    return _compare(match[1], "-size", lambda entry: -(-entry.size // unit))
 
 
 def _perm(text: str) -> Test:
     how = text[0] if text[:1] in ("-", "/") else ""
+    if re.match(r"\+[0-7]", text):  # what older releases took for "/"
+        raise FindError(f"invalid mode '{text}'")
     try:
         bits = apply_mode(text[len(how) :], 0, False, 0)
         directory_bits = apply_mode(text[len(how) :], 0, True, 0)
@@ -170,14 +191,14 @@ def _newer(ctx: Context, text: str, test: str, follow: bool) -> Test:
     # -newerXY compares the time X of the entry with the time Y of the reference.
     entry_time = "ctime" if test == "-cnewer" or test[6:7] == "c" else "mtime"
     reference = node.ctime if test[7:8] == "c" else node.mtime
-    return lambda entry: getattr(entry.node, entry_time) > reference
+    return lambda entry: getattr(entry, entry_time) > reference
 
 
 def _newer_than_date(ctx: Context, text: str) -> Test:
     seconds = parse_date(text, ctx.fs.clock)
     if seconds is None:
         raise FindError(f"I cannot figure out how to interpret '{text}' as a date or time")
-    return lambda entry: entry.node.mtime > seconds
+    return lambda entry: entry.mtime > seconds
 
 
 def _lower(text: str) -> str:
@@ -227,7 +248,7 @@ def make_test(ctx: Context, test: str, argument: str, regextype: str, follow: bo
         case "-gid":
             return _compare(argument, test, lambda entry: entry.node.gid)
         case "-links":
-            return _compare(argument, test, lambda entry: entry.node.nlink)
+            return _compare(argument, test, lambda entry: entry.nlink)
         case "-inum":
             raise Unsupported("find -inum")
         case "-mtime" | "-ctime" | "-atime":

@@ -32,13 +32,22 @@ def compress(data: bytes, mtime: int = 0, name: str = "", level: int = 6) -> byt
 
 
 def decompress(data: bytes, most: int) -> bytes:
-    """The content of all members; raises BadGzip, and Unsupported above `most` bytes."""
-    out = b""
-    while data:
+    """Returns the content of all members.
+
+    Raises:
+      BadGzip: there is none, or one is damaged.
+      Unsupported: the content has more than `most` bytes, or something else stands behind it.
+    """
+    out, members = b"", 0
+    while data or not members:
         if data[:2] != MAGIC or len(data) < 18:
-            if out:
-                break  # trailing garbage is ignored
-            raise BadGzip("not in gzip format" if data[:2] != MAGIC else "unexpected end of file")
+            if members and not data.strip(b"\0"):
+                break  # padding is ignored
+            if members:
+                raise Unsupported("gzip with garbage behind it")
+            damaged = len(data) >= 2 and data[:2] != MAGIC
+            raise BadGzip("not in gzip format" if damaged else "unexpected end of file")
+        members += 1
         flags, at = data[3], 10
         if flags & (_EXTRA | _CHECKED):
             raise Unsupported("gzip with such a header")

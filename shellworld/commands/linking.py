@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 
 from shellworld.commands import Context, FsError
-from shellworld.commands.copying import last_component, place_operands
+from shellworld.commands.copying import Arrivals, last_component, place_operands
 from shellworld.commands.files import confirmed, make_ancestors
 from shellworld.commands.modes import ModeError, apply_mode
 from shellworld.commands.options import Options, quote, tool, unknown, usage
@@ -139,8 +139,9 @@ def install(ctx: Context, options: Options, operands: list[str]) -> int:
     pairs = place_operands(ctx, flags, operands)
     if isinstance(pairs, int):
         return pairs
+    arrivals = Arrivals(ctx)
     for source, target in pairs:
-        status = _install(ctx, flags, source, target, mode, owner, group) or status
+        status = _install(ctx, flags, source, target, mode, owner, group, arrivals) or status
     return status
 
 
@@ -210,6 +211,7 @@ def _install(
     mode: int,
     owner: int | None,
     group: int | None,
+    arrivals: Arrivals,
 ) -> int:
     fs, who = ctx.fs, ctx.who
     ctx.tick()
@@ -225,6 +227,8 @@ def _install(
     old = fs.find(path, who, follow=False)
     if fs.find(path, who) is node:
         return ctx.fail(f"{quote(source)} and {quote(target)} are the same file")
+    if old is not None and arrivals.refuse(source, target):
+        return 1
     if not allows(node, 4, who):
         return ctx.fail(f"cannot open {quote(source)} for reading: Permission denied")
     content, mtime = node.content, node.mtime
@@ -244,6 +248,7 @@ def _install(
             (f"removed {quote(target)}\n" if old is not None else "")
             + f"{quote(source)} -> {quote(target)}\n"
         )
+    arrivals.add(target)
     new = fs.node(path, who)
     new.acl = None
     if "p" in flags:

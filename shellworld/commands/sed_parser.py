@@ -188,7 +188,7 @@ class Parser:
                     out.append(bracket[0])
                     self.at = bracket.end()
                     continue
-            if char == "\n" and regex:
+            if char == "\n":  # only behind a backslash
                 return None
             out.append(char)
             self.at += 1

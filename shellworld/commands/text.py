@@ -335,6 +335,10 @@ def rev(ctx: Context, options: Options, operands: list[str]) -> int:
     for _, text in inputs:
         if not text.isascii():
             raise Unsupported("rev of bytes beyond ASCII")
+        if re.search(r"(^|\n)\0", text):
+            raise Unsupported("rev of a line that begins with a zero byte")
+        # To rev, a zero byte ends what it has of a line; the next line is read on to that.
+        text = re.sub(r"\0[^\n]*\n?", "", text)
         ctx.write("".join(line[::-1] + "\n" for line in text.split("\n"))[: len(text)])
     return int(inputs.failed)
 

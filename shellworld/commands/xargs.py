@@ -174,16 +174,17 @@ class _Runner:
         if self.trace:
             ctx.error(" ".join(argv) + "\n")
         if ctx.which(argv[0]) is None:
-            ctx.error(f"xargs: {argv[0]}: No such file or directory\n")
-            self.status = 127
+            search = ctx.env.get("PATH", "")
+            denied = ctx.shell.find_program(argv[0], search, ctx.who, ctx.cwd)[0] == "denied"
+            # The kernel executes no directory, which the shell says in other words.
+            why = "Permission denied" if denied else "No such file or directory"
+            ctx.error(f"xargs: {argv[0]}: {why}\n")
+            self.status = 126 if denied else 127
             return False
         status = ctx.run(argv, "" if self.took_stdin else None)
         if status == 255:
             ctx.error(f"xargs: {argv[0]}: exited with status 255; aborting\n")
             self.status = 124
-            return False
-        if status in (126, 127):
-            self.status = status
             return False
         if status > 128:
             ctx.error(f"xargs: {argv[0]}: terminated by signal {status - 128}\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from shellworld.interpreter.variables import Scope, ShellError
 from shellworld.language import ast, pattern
 from shellworld.language.quoting import trace_word
 from shellworld.world.filesystem import FsError
-from shellworld.world.users import Credentials
+from shellworld.world.users import ROOT, Credentials
 
 
 class Shell(Joiner):
@@ -28,6 +29,7 @@ class Shell(Joiner):
       files: open files by number; a missing 0 means no input.
       arg0, positional: $0 and $1...
       name: what error messages begin with.
+      posix: runs as sh.
     """
 
     # Declared here, as the parts of this class use them before they are assigned.
@@ -54,6 +56,7 @@ class Shell(Joiner):
         arg0: str = "bash",
         positional: list[str] | None = None,
         name: str = "bash",
+        posix: bool = False,
     ):
         self.world = world
         self.fs = world.fs
@@ -65,6 +68,9 @@ class Shell(Joiner):
         self.scope = Scope(env, self._computed)
         self.scope.names.pop("OLDPWD", None) if not env.get("OLDPWD") else None
         self.scope.set("IFS", " \t\n")
+        self.posix = posix
+        self.begin_level(env.get("SHLVL", ""), files)
+        self.stand(env.get("PWD"))
         self.files = files
         self.arg0 = arg0
         self.positional = positional or []
@@ -86,7 +92,6 @@ class Shell(Joiner):
         self.loops = 0
         self.pid = world.pid
         self.background: dict[int, int] = {}
-        self.posix = False  # runs as sh
         self.in_function = 0
         self.sourced = 0
         self.expander = Expander(self)
@@ -95,6 +100,34 @@ class Shell(Joiner):
         self.getopts_index = 1  # where getopts is: the argument, and the place in it
         self.getopts_place = 1
         self._seed = 1
+
+    def begin_level(self, above: str, files: Files) -> None:
+        """Sets SHLVL, how deep shells stand in each other, which dash leaves as it is."""
+        if self.posix:
+            return
+        level = int(above) + 1 if re.fullmatch(r"\s*[+-]?\d{1,9}\s*", above) else 1
+        if level >= 1000:
+            files[2].write(f"bash: warning: shell level ({level}) too high, resetting to 1\n")
+            level = 1
+        self.scope.set("SHLVL", str(max(level, 0)))
+        self.scope.declare("SHLVL", exported=True)
+
+    def stand(self, given: str | None) -> None:
+        """Sets PWD, and by which name the working directory is known.
+
+        That is the one that the variable had before, if it still means this directory, and without
+        symlinks if not.
+        """
+        if given != self.cwd:
+            here = self.fs.find(self.cwd, ROOT)
+            named = given is not None and given.startswith("/")
+            if named and here is not None and self.fs.find(given or "", ROOT) is here:
+                self.cwd = given or ""
+            elif here is not None:
+                self.cwd = self.fs.resolve(self.cwd)
+            self.scope.set("PWD", self.cwd)
+        if given is not None or not self.posix:
+            self.scope.declare("PWD", exported=True)
 
     def fork(self) -> Shell:
         """A subshell: what it changes, other than files, is its own."""

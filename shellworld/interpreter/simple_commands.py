@@ -28,6 +28,7 @@ BASH_ONLY = frozenset(
     "source declare typeset shopt let mapfile readarray builtin enable help history "
     "pushd popd dirs disown".split()
 )
+_WITHOUT_HELP = frozenset([":", "true", "false", "echo", "test", "["])  # take it as any word
 EMPTY_PLACES = frozenset(["/usr/local/sbin", "/usr/sbin", "/sbin"])  # nothing in them is simulated
 
 
@@ -271,6 +272,8 @@ class Launcher:
         frame = self.world.recorder.begin("builtin", name, argv, self.who)
         status: int | None = None
         try:
+            if argv[1:2] == ["--help"] and name not in _WITHOUT_HELP:
+                raise Unsupported(f"{name} --help")
             status = BUILTINS[name](ctx, argv)
         except FsError as error:
             status = self._write_error(ctx, error)
@@ -300,10 +303,18 @@ class Launcher:
         frame = self.world.recorder.begin("builtin", "exec", argv, self.who)
         status: int | None = None
         try:
-            status = self.start(argv[1:], files, self.scope.exported())
+            status = self.start(argv[1:], files, self.exported_to_successor())
         finally:
             self.world.recorder.end(frame, status)
         raise Exit(status)
+
+    def exported_to_successor(self: Shell) -> dict[str, str]:
+        """The variables of a program that takes this shell's place, which is a level less."""
+        variables = dict(self.scope.exported())
+        level = variables.get("SHLVL", "")
+        if not self.posix and level.isdigit():
+            variables["SHLVL"] = str(max(int(level) - 1, 0))
+        return variables
 
     # -- programs ------------------------------------------------------------------
 

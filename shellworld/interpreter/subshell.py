@@ -73,10 +73,10 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
     files: Files = {1: ctx.out, 2: ctx.err}
     if ctx.source is not None:
         files[0] = ctx.source
-    shell = Shell(parent.world, ctx.who, ctx.cwd, ctx.env, files, arg0, positional, name)
+    posix = argv[0] in ("sh", "dash")
+    shell = Shell(parent.world, ctx.who, ctx.cwd, ctx.env, files, arg0, positional, name, posix)
     shell.options = options
     shell.source = arg0 if rest and not command else ""
-    shell.posix = argv[0] in ("sh", "dash")
     shell.depth = parent.depth + 2
     if shell.depth > shell.limits.depth:
         raise LimitExceeded("recursion")

@@ -90,7 +90,7 @@ class Tokens(Lexer):
                 self.i = end  # the newline stays to end the command
                 self.i += self.i < self.n
                 break
-            lines.append(text + ("\n" if end < self.n else ""))
+            lines.append(text + "\n")  # also where the end of the input cuts the last line
         self.masks.append(
             (start, self.i, "".join("\n" if c == "\n" else " " for c in self.s[start : self.i]))
         )

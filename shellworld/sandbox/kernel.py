@@ -59,6 +59,7 @@ _REFUSED = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
+    "io_setup": (206, 0),  # its events are counted for the whole machine
     "io_uring_setup": (425, 425),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
@@ -99,8 +100,23 @@ _MACHINES = {
 _CLONE, _IOCTL, _CLONE3 = (56, 220), (16, 29), (435, 435)
 _EXECVE, _EXECVEAT, _EXIT_GROUP = (59, 221), (322, 281), (231, 94)
 _SECCOMP, _OPENAT2 = (317, 277), 437
+# Calls that act on the process that their first or second argument names, which may not be the
+# first of the namespace, the sandbox's own: what a line did to that would stay.
+_ON_FIRST_ARGUMENT = {
+    "prlimit64": (302, 261),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setaffinity": (203, 122),
+    "sched_setattr": (314, 274),
+}
+_ON_SECOND_ARGUMENT = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+_ONE_PROCESS = {"setpriority": 0, "ioprio_set": 1}  # the first argument for "a process"
+_SUPERVISOR = 1  # its number in a line's namespace
+_SOCKET, _SETSOCKOPT = (41, 198), (54, 208)
+_FAMILIES = (1, 2, 10, 16)  # of sockets: local, IPv4, IPv6, netlink
+_BUFFER_SIZES = (7, 8, 32, 33)  # options of sockets: SO_SNDBUF, SO_RCVBUF and their FORCE
 _TERMINAL_INPUT = (0x5412, 0x541C)  # TIOCSTI and TIOCLINUX push input into a terminal
-_EPERM, _ENOSYS = 1, 38
+_EPERM, _ENOSYS, _EAFNOSUPPORT = 1, 38, 97
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -201,7 +217,8 @@ def _program(stops: bool) -> bytes:
     column, architecture = _MACHINES[platform.machine()]
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     kill, allow, fail, stop = 0x80000000, 0x7FFF0000, 0x00050000, 0x7FC00000
-    number, arch, argument0, argument1 = 0, 4, 16, 24  # offsets in struct seccomp_data
+    # Offsets in struct seccomp_data.
+    number, arch, argument0, argument1, argument2 = 0, 4, 16, 24, 32
 
     def when(test: int, value: int, action: int) -> list[tuple[int, int, int, int]]:
         return [(test, 0, 1, value), (give, 0, 0, action)]
@@ -225,9 +242,37 @@ def _program(stops: bool) -> bytes:
         (load, 0, 0, argument0),
         *when(any_bit, namespaces, fail | _EPERM),
     ]
-    program += [(load, 0, 0, number), (equal, 0, 5, _IOCTL[column]), (load, 0, 0, argument1)]
-    for request in _TERMINAL_INPUT:
-        program += when(equal, request, fail | _EPERM)
+    def on_call(numbers: tuple[int, int], *checks: tuple[int, int, int, int]) -> None:
+        """For one call, the checks of its arguments; they end with the number loaded again."""
+        block = [*checks, (load, 0, 0, number)]
+        program.extend([(load, 0, 0, number), (equal, 0, len(block), numbers[column]), *block])
+
+    on_call(
+        _IOCTL,
+        (load, 0, 0, argument1),
+        *when(equal, _TERMINAL_INPUT[0], fail | _EPERM),
+        *when(equal, _TERMINAL_INPUT[1], fail | _EPERM),
+    )
+    for numbers in _ON_FIRST_ARGUMENT.values():
+        on_call(numbers, (load, 0, 0, argument0), *when(equal, _SUPERVISOR, fail | _EPERM))
+    for name, numbers in _ON_SECOND_ARGUMENT.items():
+        # A group or a user may have the sandbox's own process in it.
+        others = [(equal, 1, 0, _ONE_PROCESS[name]), (give, 0, 0, fail | _EPERM)]
+        supervisor = when(equal, _SUPERVISOR, fail | _EPERM)
+        on_call(
+            numbers, (load, 0, 0, argument0), *others, (load, 0, 0, argument1), *supervisor
+        )
+    # The kernel takes the family as a signed number of 32 bits, which is what is read here.
+    known = [(equal, len(_FAMILIES) - i, 0, family) for i, family in enumerate(_FAMILIES)]
+    on_call(_SOCKET, (load, 0, 0, argument0), *known, (give, 0, 0, fail | _EAFNOSUPPORT))
+    for option in _BUFFER_SIZES:
+        on_call(
+            _SETSOCKOPT,
+            (load, 0, 0, argument1),
+            (equal, 0, 3, 1),  # SOL_SOCKET
+            (load, 0, 0, argument2),
+            *when(equal, option, fail | _EPERM),
+        )
     program.append((give, 0, 0, allow))
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 

@@ -9,6 +9,7 @@ read-only programs and a few devices.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import select
@@ -27,6 +28,9 @@ _CALLERS = 64  # that may wait for sudo at one time
 _GRACE = 0.1  # seconds for what still runs when the shell ends
 _WATCH = 0.02  # seconds between two looks at the memory of a line
 _DEATH = 5.0  # seconds that killed processes may take to be gone
+# Bytes that the buffers of a socket can hold both ways: the kernel's default, which the filter
+# lets nobody raise.
+_SOCKET_BUFFERS = 2 * 212_992
 _OVER = {"time": 124, "output": 137, "memory": 137}  # the exit code after a limit
 
 # `sudo` keeps its open files where no redirection of its own touches them, says who it is, and
@@ -132,7 +136,10 @@ class Line:
                 os.dup2(fd, number)
             kernel.own_mounts()
             kernel.enter_root(WORLD)
-            self._limit()
+            try:
+                self._limit()
+            except ValueError:  # this process's own limits are lower
+                raise OSError(errno.EPERM, "the limits cannot be set") from None
             os.setsid()
             os.umask(int(self.job["umask"], 8))
             uid, gid, groups = self.job["who"]
@@ -447,7 +454,7 @@ class Request:
 
 
 def _memory() -> int:
-    """Bytes that the processes of this namespace hold together."""
+    """Bytes that the processes of this namespace hold together, and that sockets can hold."""
     pages = 0
     for name in os.listdir("/proc"):
         if name.isdigit() and name != "1":
@@ -457,4 +464,10 @@ def _memory() -> int:
             except (OSError, ValueError):
                 continue
             pages += int(resident) - int(shared)
-    return pages * resource.getpagesize()
+    return pages * resource.getpagesize() + _sockets() * _SOCKET_BUFFERS
+
+
+def _sockets() -> int:
+    """How many sockets there are in this network, also those on the way in messages."""
+    with open("/proc/net/sockstat") as file:
+        return int(file.readline().split()[-1])

@@ -16,6 +16,8 @@ import errno
 import gc
 import json
 import os
+import re
+import resource
 import stat
 import struct
 import sys
@@ -30,6 +32,39 @@ _ACL = {"access": "system.posix_acl_access", "default": "system.posix_acl_defaul
 _DEVICES = ("null", "zero", "full", "random", "urandom")
 _LONGEST = 4000  # bytes of a path; the kernel takes 4095
 _PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share", "/etc/alternatives")
+
+
+# Files of /proc that tell of the machine and not of a line's processes -> what stands there instead.
+_OF_THE_MACHINE = dict.fromkeys(
+    """
+    buddyinfo cmdline config.gz consoles devices diskstats dma interrupts iomem ioports kallsyms
+    key-users keys kpagecgroup kpagecount kpageflags locks mdstat misc modules mtrr pagetypeinfo
+    partitions sched_debug schedstat slabinfo softirqs swaps timer_list vmallocinfo vmstat zoneinfo
+    """.split(),
+    "",
+) | {
+    # As much as a line may have by default.
+    "meminfo": "".join(
+        f"{name + ':':<16}{kib:>8} kB\n"
+        for name, kib in (
+            ("MemTotal", 524288),
+            ("MemFree", 524288),
+            ("MemAvailable", 524288),
+            ("Buffers", 0),
+            ("Cached", 0),
+            ("SwapCached", 0),
+            ("Active", 0),
+            ("Inactive", 0),
+            ("SwapTotal", 0),
+            ("SwapFree", 0),
+            ("Shmem", 0),
+            ("Slab", 0),
+            ("SReclaimable", 0),
+            ("SUnreclaim", 0),
+        )
+    )
+}
+_STATE_END = re.compile(rb"\(exit \d+\)\n\Z")  # how a whole state ends
 
 
 def enter(pid: int) -> None:
@@ -85,8 +120,26 @@ def prepare() -> None:
     with open("/sudo/sudo", "w") as file:
         file.write(sandbox_line.SUDO)
     os.chmod("/sudo/sudo", 0o755)
+    hide_machine()
+    # No connection's buffers hold more than an eighth of a mebibyte each way.
+    for name in ("tcp_rmem", "tcp_wmem"):
+        with open(f"/proc/sys/net/ipv4/{name}", "w") as file:
+            file.write("4096 65536 131072")
     for path in ("/devices", "/sudo"):
         kernel.mount("none", path, flags=kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+def hide_machine() -> None:
+    """Puts other files in the place of those of /proc that tell of the machine."""
+    kernel.mount("none", WORLD, "tmpfs", kernel.MS_NOSUID, "mode=0755,size=64k")
+    for name, text in _OF_THE_MACHINE.items():
+        if os.path.lexists(f"/proc/{name}"):
+            with open(f"{WORLD}/{name}", "w") as file:
+                file.write(text)
+            os.chmod(f"{WORLD}/{name}", 0o444)
+            kernel.mount(f"{WORLD}/{name}", f"/proc/{name}", flags=kernel.MS_BIND)
+    kernel.mount("none", WORLD, flags=kernel.MS_REMOUNT | kernel.MS_RDONLY | kernel.MS_NOSUID)
+    kernel.unmount(WORLD)  # the files stay where they are mounted
 
 
 class Worlds:
@@ -256,10 +309,27 @@ def run(job: dict[str, Any], wake: int, state: str) -> dict[str, Any]:
     result["executions"], result["left_out"] = line.watch.executions, line.watch.left_out
     result["unseen"] = line.watch.unseen if line.watched else 0
     if files:
-        result["state"] = _text(os.pread(files[1], 1 << 20, 0))
+        kept, note = _state(files[1], job["limits"]["file"])
+        result["state"] = _text(kept)
+        result["stderr"] += note
         os.close(files[0])
         os.close(files[1])
     return result
+
+
+def _state(file: int, most: int) -> tuple[bytes, str]:
+    """Returns the variables that a line ended with, and what to say of them.
+
+    They are nothing, which stands for those before the line, if there is no whole text: a shell
+    that was killed has written none, one with more than `most` bytes only the beginning.
+    """
+    size = os.fstat(file).st_size
+    state = os.pread(file, min(size, most), 0)
+    if size < most and _STATE_END.search(state):
+        return state, ""
+    if size < most:
+        return b"", ""
+    return b"", "sandbox: the variables are too large to be kept: they are as before this line\n"
 
 
 def _text(data: bytes) -> str:
@@ -304,6 +374,7 @@ def _private(fd: int, replacement: int) -> int:
 def serve(requests: int, replies: int) -> None:
     """Answers requests until there are no more."""
     worlds, wake = Worlds(), sandbox_line.watch_children()
+    limits = _own_limits()
     while (request := _read(requests)) is not None:
         try:
             reply: dict[str, Any] = {}
@@ -313,11 +384,20 @@ def serve(requests: int, replies: int) -> None:
                 before = worlds.attributes()
                 reply = run(request["line"], wake, request.get("state", ""))
                 reply |= changes(before, worlds.attributes())
+                if _own_limits() != limits:
+                    raise OSError("a line has changed the limits of the sandbox's own process")
             if request.get("dump"):
                 reply["dump"] = worlds.dump()
         except OSError as error:
             reply = {"error": str(error)}
         _write(replies, reply)
+
+
+def _own_limits() -> list[tuple[int, int]]:
+    """This process's own limits, which no line may touch: the next lines would not begin."""
+    kinds = (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)
+    kinds += (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK, resource.RLIMIT_DATA)
+    return [resource.getrlimit(kind) for kind in kinds]
 
 
 def main() -> None:

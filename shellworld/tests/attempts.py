@@ -38,7 +38,13 @@ ATTEMPTS: dict[str, str] = {
     "raised limits": "ulimit -u unlimited && echo ESCAPED; ulimit -v unlimited && echo ESCAPED; ulimit -n 100000 && echo ESCAPED; true",
     "raised limits by root": "sudo bash -c 'ulimit -v unlimited && echo ESCAPED; ulimit -u 5000 && echo ESCAPED'",
     "priority": "renice -n -20 $$ > /dev/null 2>&1 && echo ESCAPED; sudo renice -n -20 $$ > /dev/null 2>&1 && echo ESCAPED; true",
+    "limits of the first process": "sudo prlimit --pid 1 --as=100 2>/dev/null && echo ESCAPED; sudo prlimit --pid 1 --nofile=3 2>/dev/null && echo ESCAPED; true",
+    "priority of the first process": "sudo renice -n 19 -p 1 >/dev/null 2>&1 && echo ESCAPED; sudo renice -n 19 -u root >/dev/null 2>&1 && echo ESCAPED; sudo ionice -c 3 -p 1 2>/dev/null && echo ESCAPED; sudo chrt -i -p 0 1 2>/dev/null && echo ESCAPED; sudo taskset -p 1 1 >/dev/null 2>&1 && echo ESCAPED; true",
+    "asynchronous input and output": _CALL.format("206, 20000, $c = pack(q(Q), 0)"),
+    "buffers of sockets": "perl -MSocket -e 'for (1 .. 20) { $p = fork or last } for (1 .. 120) { socketpair($a[$_], $b[$_], AF_UNIX, SOCK_STREAM, 0) or last; for ($a[$_], $b[$_]) { $_->blocking(0); 1 while syswrite $_, q(a) x 65536 } } sleep 30; print qq(ESCAPED\\n)'".replace("{", "{{").replace("}", "}}"),
+    "larger buffers of sockets": "perl -MSocket -e 'socketpair($a, $b, AF_UNIX, SOCK_STREAM, 0); print setsockopt($a, SOL_SOCKET, SO_SNDBUF, 4 << 20) ? q(ESCAPED) : $!'",
     # -- network
+    "sockets to the hypervisor": _CALL.format("41, 40, 1, 0"),
     "a port outside": "(echo x > /dev/tcp/127.0.0.1/{port}) && echo ESCAPED",
     "an address outside": "(echo x > /dev/tcp/1.1.1.1/53) && echo ESCAPED; (echo x > /dev/udp/8.8.8.8/53) && echo ESCAPED",
     "names outside": "getent hosts example.com && echo ESCAPED",

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -103,3 +106,18 @@ def test_help_says_what_there_is(monkeypatch, capsys):
     assert cli.main(["tool", "--help"]) == 0
     text = capsys.readouterr().out
     assert "--backend" in text and "--tree" in text and "first_permission_command" in text
+
+
+def test_the_agreement_tool_takes_a_reader_that_has_had_enough():
+    """As in `python -m shellworld.tools.agreement | head -1`."""
+    script = (
+        "from absl import app; from shellworld.tests import compare; "
+        "from shellworld.tools import agreement; "
+        "agreement.measured = lambda *_: compare.Comparison([]); app.run(agreement.main)"
+    )
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -3,6 +3,10 @@
 Recorded from bash 5.2 in the sandbox.
 """
 
+import re
+import shutil
+import subprocess
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -276,3 +280,29 @@ def test_outputs_that_cannot_be_written(line, stdout):
     Complaints that find standard error closed are lost without an error.
     """
     assert session().run(line).stdout == stdout
+
+
+def _debian_programs():
+    """The programs of this machine's essential packages; none where it is not Debian's."""
+    query = ["dpkg-query", "-W", "-f", "${Essential} ${Package}\n"]
+    if shutil.which("dpkg-query") is None:
+        return []
+    rows = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+    packages = [row.split()[1] for row in rows if row.startswith("yes ")]
+    listed = subprocess.run(
+        ["dpkg", "-L", *packages], capture_output=True, text=True, check=True
+    ).stdout
+    return sorted(set(re.findall(r"^(?:/usr)?/s?bin/([^/\n]+)$", listed, re.MULTILINE)))
+
+
+def test_no_program_of_a_base_system_is_called_missing():
+    """`command -v` must not deny what a Debian machine has: it is simulated or unsupported."""
+    programs = [name for name in _debian_programs() if not name.startswith("perl5")]
+    if not programs:
+        pytest.skip("this machine has no packages of Debian")
+    missing = []
+    for name in programs:
+        result = Session(TREES["project"]).run(f"command -v {name}")
+        if result.exit_code and not result.unsupported:
+            missing.append(name)
+    assert len(programs) > 200 and not missing

@@ -17,6 +17,7 @@ import pytest
 
 from shellworld.errors import UserError
 from shellworld.sandbox import pool as sandboxes
+from shellworld.sandbox import supervisor
 from shellworld.sandbox import users as sandbox_users
 from shellworld.sandbox.pool import Pool, SandboxLimits, SandboxSession
 from shellworld.tests.attempts import ATTEMPTS
@@ -371,3 +372,74 @@ def test_the_docstring_says_what_is_not_covered():
     text = sandboxes.__doc__.split("NOT covered")[1]
     for word in ("kernel", "side channels", "/usr", "memory"):
         assert word in text
+
+
+@needs_sandbox
+def test_buffers_of_sockets_count_as_memory(pool):
+    """Each pair holds up to two fifths of a mebibyte, and no process of a line counts that."""
+    line = ATTEMPTS["buffers of sockets"].format()
+    result, _ = pool.run(WORLD, line, SandboxLimits(wall=8.0, memory_together=256 << 20))
+    assert (result.exit_code, result.stderr) == (137, "sandbox: memory limit exceeded\n")
+
+
+@needs_sandbox
+@pytest.mark.parametrize("line", ["sudo prlimit --pid 1 --as=100", "sudo renice -n 5 -p 1"])
+def test_the_sandboxs_own_process_stays_as_it_is(line, pool):
+    assert pool.run(WORLD, line)[0].exit_code == 1
+    result, _ = pool.run(WORLD, "echo fine; nice")
+    assert (result.stdout, result.exit_code, result.stderr) == ("fine\n0\n", 0, "")
+
+
+def test_a_process_whose_own_limits_have_changed_says_so_and_is_not_kept(monkeypatch):
+    """Without namespaces: what it would answer after a line that had reached it."""
+
+    class Nothing:
+        def attributes(self):
+            return {}
+
+    monkeypatch.setattr(supervisor, "Worlds", Nothing)
+    monkeypatch.setattr(supervisor, "run", lambda *_: {"status": 0})
+    monkeypatch.setattr(supervisor.sandbox_line, "watch_children", lambda: 0)
+    limits = iter([[(9, 9)], [(9, 9)], [(8, 9)]])
+    monkeypatch.setattr(supervisor, "_own_limits", lambda: next(limits))
+    requests, ours = os.pipe()
+    theirs, replies = os.pipe()
+    supervisor._write(ours, {"line": {}})
+    supervisor._write(ours, {"line": {}})
+    os.close(ours)
+    supervisor.serve(requests, replies)
+    assert supervisor._read(theirs)["status"] == 0
+    assert "own process" in supervisor._read(theirs)["error"]  # for which `Sandbox.ask` closes it
+    for stream in (requests, theirs, replies):
+        os.close(stream)
+
+
+@needs_sandbox
+def test_nothing_of_the_machine_stands_in_proc(pool):
+    line = "cat /proc/cmdline /proc/modules /proc/partitions; grep MemTotal /proc/meminfo"
+    assert pool.run(WORLD, line)[0].stdout == "MemTotal:         524288 kB\n"
+    result, _ = pool.run(WORLD, "sudo sh -c 'echo x > /proc/meminfo' || free -k | sed -n 2p")
+    assert result.stdout.split()[:2] == ["Mem:", "524288"]
+
+
+@needs_sandbox
+def test_variables_of_more_than_a_mebibyte_last():
+    session = SandboxSession(WORLD)
+    try:
+        session.run("x=$(head -c 1500000 /dev/zero | tr '\\0' a); y='it is'")
+        result = session.run('echo ${#x} "$y"')
+        assert (result.stdout, result.stderr) == ("1500000 it is\n", "")
+    finally:
+        session.close()
+
+
+@needs_sandbox
+def test_variables_that_are_too_large_stay_as_they_were():
+    session = SandboxSession(WORLD, limits=SandboxLimits(file=1 << 20))
+    try:
+        session.run("x=before")
+        result = session.run("x=$(head -c 1500000 /dev/zero | tr '\\0' a); echo ${#x}")
+        assert result.stdout == "1500000\n" and "too large to be kept" in result.stderr
+        assert session.run("echo $x").stdout == "before\n"
+    finally:
+        session.close()

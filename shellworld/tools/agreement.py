@@ -9,6 +9,7 @@ what bash did and what the simulator did.
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -51,9 +52,13 @@ def main(argv: Sequence[str]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     equal = comparison.supported - len(comparison.deviations)
-    print(f"{len(comparison.recordings)} lines, {len(comparison.unsupported)} unsupported")
-    print(f"{equal} of {comparison.supported} supported lines equal")
-    print(comparison.report())
+    try:
+        print(f"{len(comparison.recordings)} lines, {len(comparison.unsupported)} unsupported")
+        print(f"{equal} of {comparison.supported} supported lines equal")
+        print(comparison.report(), flush=True)
+    except BrokenPipeError:
+        # Who reads has had enough; what is left in the buffer must not complain at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

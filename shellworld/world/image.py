@@ -51,6 +51,7 @@ def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:
         mode = 0o777 if kind == "symlink" else int(entry["mode"], 8)
         uid, gid = users.uid(entry["owner"]) or 0, users.gid(entry["group"]) or 0
         node = Original(kind, mode, uid, gid, content, entry["mtime"], number if path != "/" else 2)
+        node.ctime = EPOCH  # a world's files are made when it begins, whatever their mtime says
         if entry.get("acl"):
             node.mode, node.acl, node.default = parse_entries(entry["acl"], node.mode, users)
         _add(nodes, path, node)

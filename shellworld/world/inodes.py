@@ -103,6 +103,7 @@ class Original(Inode):
         if self.entries is None and self.nlink > 1 and self.ino in links:
             return links[self.ino]
         node = Inode(self.kind, self.mode, self.uid, self.gid, self.content, self.mtime, self.ino)
+        node.ctime = self.ctime
         node.nlink, node.acl, node.default = self.nlink, self.acl, self.default
         if self.entries is not None:
             node.parent = parent or node
