@@ -2,11 +2,14 @@
 token by token.
 """
 
+import re
+
 import numpy as np
 import pytest
 
 from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
+from subtransfer.rollout.grammar import turn_pattern
 from subtransfer.settings.base import Action, ToolResult, Turn
 
 from . import templates
@@ -33,6 +36,7 @@ AWKWARD = [
     ),
     Turn("ok then!", Action("list_directory", {"path": "/"}), ToolResult(" . ")),
     Turn("Again (twice).", Action("file_info", {}), ToolResult("error: no such path")),
+    Turn("", Action("read_file", {"path": "/a"}), ToolResult("one")),
     Turn("It is 3 kB.", None, None),
 ]
 
@@ -66,6 +70,41 @@ def test_segments_equal_the_template(formats, demos, family):
             assert (
                 said.action == turn.action and said.thought == turn.thought and not said.malformed
             )
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
+def test_turns_without_words_are_the_templates_own(formats, family):
+    """A call with nothing beside it, as the template's own messages have it."""
+    chat = formats[family]
+    action = Action("read_file", {"path": "/a"})
+    call = {"type": "function", "function": {"name": "read_file", "arguments": {"path": "/a"}}}
+    messages = [
+        {"role": "system", "content": chat.setting.system_prompt},
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "one"},
+    ]
+    whole = chat.tokenizer.apply_chat_template(
+        messages,
+        tools=list(chat.setting.tools),
+        date_string="26 Jul 2024",
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    tokens, mask = chat.demonstration("Look.", [Turn("", action, ToolResult("one"))])
+    assert chat.decode(tokens) == whole
+    turn = chat.decode(tokens[mask][:-1])
+    # What guides a sampler allows this form, and the point of decision is its beginning.
+    assert re.fullmatch(turn_pattern(chat), turn)
+    assert not re.fullmatch(turn_pattern(chat), "\n" + turn)
+    assert turn.startswith(chat.decode(chat.decision_ids("")) + "read_file")
+    # With words, the form is another.
+    assert re.fullmatch(turn_pattern(chat), chat.turn_text("Well.", action))
+
+
+def test_a_turn_without_words_begins_with_its_call_where_the_prompt_describes_calls(formats):
+    text = formats["gemma3"].turn_text("", Action("read_file", {"path": "/a"}))
+    assert text == '{"name": "read_file", "parameters": {"path": "/a"}}'
 
 
 @pytest.mark.parametrize("family", templates.TEMPLATES)
