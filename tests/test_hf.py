@@ -305,11 +305,16 @@ def _shard(path, name="model.norm.weight"):
     return path / json.loads((path / hf_names.INDEX).read_text())["weight_map"][name]
 
 
-def _edit_tensors(path, change):
-    file = _shard(path)
+def _edit_tensors(path, change, name="model.norm.weight"):
+    """Changes the tensors of the file that holds `name`."""
+    file = _shard(path, name)
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+
+
+def _other_head(tensors):
+    tensors[HEAD] = tensors[EMBEDDING][::-1].copy()
 
 
 def _truncate(path):
@@ -326,6 +331,7 @@ def _no_template(path):
 
 
 NORM = "model.norm.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -342,6 +348,9 @@ BROKEN = {
     "rope scaling": (lambda p: _edit_config(p, rope_parameters=YARN), "config.json: rope_parameters"),
     "llama3 rope without factor": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "config.json"),
     "activation": (lambda p: _edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "not causal": (lambda p: _edit_config(p, is_causal=False), "is_causal False"),
+    "head tied and another": (lambda p: _edit_tensors(p, _other_head, EMBEDDING), "ties them: write tie_word_embeddings false"),
+    "head tied and smaller": (lambda p: _edit_tensors(p, lambda t: t.update({HEAD: t[EMBEDDING][:5]}), EMBEDDING), "ties them"),
     "field gone": (lambda p: _edit_config(p, hidden_size=...), "lacks the field 'hidden_size'"),
     "heads": (lambda p: _edit_config(p, num_key_value_heads=3), "config.json"),
     "type": (lambda p: _edit_config(p, hidden_size="wide"), "config.json"),
@@ -369,6 +378,7 @@ BROKEN = {
 CONFIG = "config.json"
 FILES = {
     "config no JSON": CONFIG, "config a list": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
+    "not causal": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
     "llama3 rope without factor": CONFIG, "activation": CONFIG, "field gone": CONFIG, "heads": CONFIG, "type": CONFIG,
     "missing shard": "model-0000", "index no JSON": hf_names.INDEX, "index without a map": hf_names.INDEX, "index of numbers": hf_names.INDEX,
     "index names another file": "other.safetensors", "truncated": "model-0000", "no header": "model-0000", "extra tensor": "model-0000",
@@ -388,6 +398,18 @@ def test_broken_directories_are_named(checkpoint, case):
     assert str(checkpoint / FILES.get(case, "")) in sentence
     assert re.search(r"\b(copy|give|use|add|export|leave)\b", sentence), "no remedy"
     assert "\n" not in sentence.strip() and sentence.endswith(".")
+
+
+def test_a_tied_head_that_is_written_twice_is_read(checkpoint):
+    before = _logits(checkpoint, TOKENS)
+    _edit_tensors(checkpoint, lambda t: t.update({HEAD: t[EMBEDDING].copy()}), EMBEDDING)
+    np.testing.assert_array_equal(_logits(checkpoint, TOKENS), before)
+    # The remedy that the refusal of another head names: the head is then used, as by transformers.
+    _edit_tensors(checkpoint, _other_head, EMBEDDING)
+    _edit_config(checkpoint, tie_word_embeddings=False)
+    ours = _logits(checkpoint, TOKENS)
+    assert np.abs(ours - before).max() > 0.1
+    np.testing.assert_allclose(ours, _theirs(_read(checkpoint, torch.float32)), atol=1e-4)
 
 
 def test_presets_are_the_public_geometries():

@@ -135,6 +135,10 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
     if getattr(hf, "attention_bias", False):
         refuse("attention_bias", True, "false (qwen2 has biases on q, k and v)")
 
+    # Newer files may have it, and transformers then lets tokens see what follows them.
+    if not getattr(hf, "is_causal", True):
+        refuse("is_causal", hf.is_causal, "true: the decoder is causal")
+
     def rope(values: Mapping[str, Any]) -> Rope:
         kind = values.get("rope_type", "default")
         # Others (yarn, dynamic, longrope) change frequencies in ways that are not built here.
