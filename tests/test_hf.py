@@ -400,6 +400,35 @@ def test_broken_directories_are_named(checkpoint, case):
     assert "\n" not in sentence.strip() and sentence.endswith(".")
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_code_of_a_checkpoint_never_runs(checkpoint, monkeypatch, tmp_path, file):
+    """Although somebody (or a script's `yes`) answers what transformers would ask."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ran = tmp_path / "ran"
+    code = f"""
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+open({str(ran)!r}, "w").close()
+class Tokenizer(PreTrainedTokenizerFast): pass
+class Config(PreTrainedConfig): model_type = "own"
+"""
+    (checkpoint / "own.py").write_text(code)
+    raw = json.loads((checkpoint / file).read_text())
+    raw["auto_map"] = {"AutoTokenizer": ["own.Tokenizer", "own.Tokenizer"]}
+    raw["tokenizer_class"] = "Tokenizer"
+    if file == "config.json":
+        raw["auto_map"] = {"AutoConfig": "own.Config", **raw["auto_map"]}
+    (checkpoint / file).write_text(json.dumps(raw))
+    # transformers has classes of its own for what the config's file names.
+    if file == "config.json":
+        cfg = families.read_config(checkpoint)
+        hf_load.load_tokenizer(checkpoint, cfg)
+        hf_load.load_params(checkpoint, cfg)
+    else:
+        with pytest.raises(UserError, match="code of the checkpoint's own .* never run"):
+            hf_load.load_tokenizer(checkpoint, None)
+    assert not ran.exists()
+
+
 def test_a_tied_head_that_is_written_twice_is_read(checkpoint):
     before = _logits(checkpoint, TOKENS)
     _edit_tensors(checkpoint, lambda t: t.update({HEAD: t[EMBEDDING].copy()}), EMBEDDING)

@@ -277,8 +277,17 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
             f"{directory} has no tokenizer: add tokenizer.json and tokenizer_config.json to it."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        # Without the flag, transformers asks on the terminal whether to run a checkpoint's code.
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The tokenizer in {directory} needs Python code of the checkpoint's own "
+                "(auto_map), which is never run: use a checkpoint whose tokenizer transformers has "
+                "a class for."
+            ) from None
         # transformers raises many kinds of errors for a broken tokenizer, most of them far from the
         # cause.
         raise UserError(
