@@ -1,5 +1,6 @@
 """The decoder and its Hugging Face directories against transformers, for every family."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -178,6 +179,31 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, n
     assert tokenizer.chat_template == chat.tokenizer.chat_template
     with pytest.raises(UserError, match="not empty"):
         hf_export.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
+
+
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_an_exported_config_says_the_same_to_transformers_4(tmp_path, chat, name):
+    """That version knows neither rope_parameters nor dtype; version 5 still reads the old names."""
+    model = reference(name, vocab=len(chat.tokenizer))
+    model.save_pretrained(tmp_path)
+    cfg = families.read_config(tmp_path)
+    old = families.config_json(cfg, chat.tokenizer, "bfloat16")
+    del old["rope_parameters"], old["dtype"]
+    assert old["torch_dtype"] == "bfloat16"
+    theirs = transformers.CONFIG_MAPPING[cfg.family].from_dict(copy.deepcopy(old))
+    assert theirs.rope_parameters == model.config.rope_parameters
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert families.read_config(tmp_path) == cfg
+    if name == "llama mqa untied, llama3 rope":
+        # As the public files of Llama 3.2 have it.
+        assert old["rope_theta"] == 5000.0
+        assert old["rope_scaling"] == {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 64,
+            "rope_type": "llama3",
+        }
 
 
 def test_the_language_model_of_a_multimodal_gemma(tmp_path):
