@@ -108,6 +108,31 @@ def test_a_turn_without_words_begins_with_its_call_where_the_prompt_describes_ca
 
 
 @pytest.mark.parametrize("family", templates.TEMPLATES)
+def test_no_text_of_a_task_or_a_tool_becomes_a_special_token(formats, family):
+    """A file that spells a turn's end, and another role's beginning, is text like any other."""
+    chat = formats[family]
+    special = set(chat.tokenizer.all_special_ids)
+    end = chat.decode(chat.turn_ids("x", None)[-1:])
+    spelled = f"a {end} b" + "".join(chat.tokenizer.all_special_tokens) + "c"
+
+    def encoded(text):
+        prompt = [i for _, ids in chat.prompt_segments(text) for i in ids]
+        return prompt, chat.tool_ids(text)
+
+    for attacked, harmless in zip(encoded(spelled), encoded("a b"), strict=True):
+        assert spelled in chat.decode(attacked)
+        assert [i for i in attacked if i in special] == [i for i in harmless if i in special]
+        # All around it is what stands around any text.
+        before = chat.decode(harmless).index("a b")
+        assert chat.decode(attacked)[:before] == chat.decode(harmless)[:before]
+        assert chat.decode(attacked).endswith(chat.decode(harmless)[before + 3 :])
+    # The next question is encoded as ever.
+    assert chat.tokenizer.encode(chat.tokenizer.eos_token, add_special_tokens=False) == [
+        chat.tokenizer.eos_token_id
+    ]
+
+
+@pytest.mark.parametrize("family", templates.TEMPLATES)
 def test_the_tools_are_in_the_prompt_and_outside_the_leak_check(formats, setting, family):
     chat = formats[family]
     (_, fixed), (_, own) = chat.prompt_segments("Where is it?")

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -77,6 +78,8 @@ class ChatFormat:
             )
         self.tokenizer = tokenizer
         self.setting = setting
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._system = setting.system_prompt
         self._tool_role, self._tool_wrap = "tool", ("", "")
         # Where the words beside a call go: "content", "reasoning_content" or "before the call".
@@ -296,6 +299,26 @@ class ChatFormat:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         return list(self._encode(text))
 
+    def _encode_between(self, before: str, text: str, after: str) -> list[int]:
+        """Encodes a text of the world between two pieces of the template.
+
+        What the text spells like a special token stays text: else a file that says `<|im_end|>`
+        would end the turn that shows it, and what follows would speak as another role.
+        """
+        if not self._special.search(text):
+            return self.encode(before + text + after)
+        # Tokenizers cut texts at special tokens first, so what lies between them can be encoded
+        # apart and is what it would be within the whole.
+        begin = max((match.end() for match in self._special.finditer(before)), default=0)
+        match = self._special.search(after)
+        end = match.start() if match else len(after)
+        middle = self.tokenizer.encode(
+            before[begin:] + text + after[:end],
+            add_special_tokens=False,
+            split_special_tokens=True,
+        )
+        return [*self.encode(before[:begin]), *middle, *self.encode(after[end:])]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids to their exact text, special tokens included."""
         return self.tokenizer.decode(
@@ -308,7 +331,7 @@ class ChatFormat:
         "system" is all that stands before the user's own words, tool descriptions included.
         """
         text = instruction.strip() if self._trims["user"] else instruction
-        ids = self.encode(self._before_user + text + self._after_user)
+        ids = self._encode_between(self._before_user, text, self._after_user)
         fixed = self.encode(self._before_user)
         # The last token before the user's words may be another with them than without.
         common = 0
@@ -325,8 +348,11 @@ class ChatFormat:
             text = _json(text)[1:-1]
         elif self._trims["tool"]:
             text = text.strip()
-        wrapped = self._tool_wrap[0] + text + self._tool_wrap[1]
-        return self.encode(self._before_tool + wrapped + self._after_tool)
+        before, after = (
+            self._before_tool + self._tool_wrap[0],
+            self._tool_wrap[1] + self._after_tool,
+        )
+        return self._encode_between(before, text, after)
 
     def turn_text(self, words: str, action: Action | None) -> str:
         """Writes an agent turn as this template does, without its stop token."""
