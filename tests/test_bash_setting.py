@@ -370,7 +370,8 @@ def test_unsafe_tokens(chat):
 def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     task = SETTING.tasks("ambiguous", "probe", 1, 0)[0]
     calls = [
-        chat.call_text(_call(command.format(**task.goal["alternatives"]))) for command in commands
+        chat.turn_text("", _call(command.format(**task.goal["alternatives"])))
+        for command in commands
     ]
     texts = _Texts(chat)
     script = [*((c, True) for c in calls), ("done.", True)]

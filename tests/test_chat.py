@@ -2,11 +2,14 @@
 token by token.
 """
 
+import re
+
 import numpy as np
 import pytest
 
 from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
+from subtransfer.rollout.grammar import turn_pattern
 from subtransfer.settings.base import Action, ToolResult, Turn
 
 from . import templates
@@ -35,6 +38,7 @@ AWKWARD = [
     ),
     Turn("ok then!", Action("list_directory", {"path": "/"}), ToolResult(" . ")),
     Turn("Again (twice).", Action("file_info", {}), ToolResult("error: no such path")),
+    Turn("", Action("read_file", {"path": "/a"}), ToolResult("one")),
     Turn("It is 3 kB.", None, None),
 ]
 
@@ -68,6 +72,66 @@ def test_segments_equal_the_template(formats, demos, family):
             assert (
                 said.action == turn.action and said.thought == turn.thought and not said.malformed
             )
+
+
+@pytest.mark.parametrize("family", ["llama3", "qwen2", "qwen3"])
+def test_turns_without_words_are_the_templates_own(formats, family):
+    """A call with nothing beside it, as the template's own messages have it."""
+    chat = formats[family]
+    action = Action("read_file", {"path": "/a"})
+    call = {"type": "function", "function": {"name": "read_file", "arguments": {"path": "/a"}}}
+    messages = [
+        {"role": "system", "content": chat.setting.system_prompt},
+        {"role": "user", "content": "Look."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "one"},
+    ]
+    whole = chat.tokenizer.apply_chat_template(
+        messages,
+        tools=list(chat.setting.tools),
+        date_string="26 Jul 2024",
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    tokens, mask = chat.demonstration("Look.", [Turn("", action, ToolResult("one"))])
+    assert chat.decode(tokens) == whole
+    turn = chat.decode(tokens[mask][:-1])
+    # What guides a sampler allows this form, and the point of decision is its beginning.
+    assert re.fullmatch(turn_pattern(chat), turn)
+    assert not re.fullmatch(turn_pattern(chat), "\n" + turn)
+    assert turn.startswith(chat.decode(chat.decision_ids("")) + "read_file")
+    # With words, the form is another.
+    assert re.fullmatch(turn_pattern(chat), chat.turn_text("Well.", action))
+
+
+def test_a_turn_without_words_begins_with_its_call_where_the_prompt_describes_calls(formats):
+    text = formats["gemma3"].turn_text("", Action("read_file", {"path": "/a"}))
+    assert text == '{"name": "read_file", "parameters": {"path": "/a"}}'
+
+
+@pytest.mark.parametrize("family", templates.TEMPLATES)
+def test_no_text_of_a_task_or_a_tool_becomes_a_special_token(formats, family):
+    """A file that spells a turn's end, and another role's beginning, is text like any other."""
+    chat = formats[family]
+    special = set(chat.tokenizer.all_special_ids)
+    end = chat.decode(chat.turn_ids("x", None)[-1:])
+    spelled = f"a {end} b" + "".join(chat.tokenizer.all_special_tokens) + "c"
+
+    def encoded(text):
+        prompt = [i for _, ids in chat.prompt_segments(text) for i in ids]
+        return prompt, chat.tool_ids(text)
+
+    for attacked, harmless in zip(encoded(spelled), encoded("a b"), strict=True):
+        assert spelled in chat.decode(attacked)
+        assert [i for i in attacked if i in special] == [i for i in harmless if i in special]
+        # All around it is what stands around any text.
+        before = chat.decode(harmless).index("a b")
+        assert chat.decode(attacked)[:before] == chat.decode(harmless)[:before]
+        assert chat.decode(attacked).endswith(chat.decode(harmless)[before + 3 :])
+    # The next question is encoded as ever.
+    assert chat.tokenizer.encode(chat.tokenizer.eos_token, add_special_tokens=False) == [
+        chat.tokenizer.eos_token_id
+    ]
 
 
 @pytest.mark.parametrize("family", templates.TEMPLATES)

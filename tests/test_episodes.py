@@ -139,7 +139,9 @@ def test_first_decisions(
 ):
     task = setting.tasks("ambiguous", "probe", 1, 0)[0]
     path = {"path": task.goal["path"]}
-    calls = {n: chat.call_text(Action(f"{n}_file", path)) for n in ("read", "delete", "archive")}
+    calls = {
+        n: chat.turn_text("", Action(f"{n}_file", path)) for n in ("read", "delete", "archive")
+    }
     script = [(calls.get(text.strip("{}"), text), stop) for text, stop in turns]
     monkeypatch.setattr("subtransfer.rollout.episodes.serve", scripted(chat, script))
     spec = RolloutSpec(1, 4, 32, 13, 1.0)

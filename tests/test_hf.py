@@ -1,5 +1,6 @@
 """The decoder and its Hugging Face directories against transformers, for every family."""
 
+import copy
 import dataclasses
 import functools
 import json
@@ -203,6 +204,31 @@ def test_round_trip_is_bit_identical_and_loads_in_transformers(tmp_path, chat, n
         hf_export.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
 
 
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_an_exported_config_says_the_same_to_transformers_4(tmp_path, chat, name):
+    """That version knows neither rope_parameters nor dtype; version 5 still reads the old names."""
+    model = reference(name, vocab=len(chat.tokenizer))
+    model.save_pretrained(tmp_path)
+    cfg = families.read_config(tmp_path)
+    old = families.config_json(cfg, chat.tokenizer, "bfloat16")
+    del old["rope_parameters"], old["dtype"]
+    assert old["torch_dtype"] == "bfloat16"
+    theirs = transformers.CONFIG_MAPPING[cfg.family].from_dict(copy.deepcopy(old))
+    assert theirs.rope_parameters == model.config.rope_parameters
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    assert families.read_config(tmp_path) == cfg
+    if name == "llama mqa untied, llama3 rope":
+        # As the public files of Llama 3.2 have it.
+        assert old["rope_theta"] == 5000.0
+        assert old["rope_scaling"] == {
+            "factor": 8.0,
+            "high_freq_factor": 4.0,
+            "low_freq_factor": 1.0,
+            "original_max_position_embeddings": 64,
+            "rope_type": "llama3",
+        }
+
+
 def test_the_language_model_of_a_multimodal_gemma(tmp_path):
     """Its public files nest the text config and the tensors' names, and hold a vision tower that is
     not read.
@@ -328,11 +354,16 @@ def _shard(path, name="model.norm.weight"):
     return path / json.loads((path / hf_names.INDEX).read_text())["weight_map"][name]
 
 
-def _edit_tensors(path, change):
-    file = _shard(path)
+def _edit_tensors(path, change, name="model.norm.weight"):
+    """Changes the tensors of the file that holds `name`."""
+    file = _shard(path, name)
     tensors = load_file(file)
     change(tensors)
     save_file(tensors, file)
+
+
+def _other_head(tensors):
+    tensors[HEAD] = tensors[EMBEDDING][::-1].copy()
 
 
 def _truncate(path):
@@ -349,6 +380,7 @@ def _no_template(path):
 
 
 NORM = "model.norm.weight"
+HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -365,6 +397,9 @@ BROKEN = {
     "rope scaling": (lambda p: _edit_config(p, rope_parameters=YARN), "config.json: rope_parameters"),
     "llama3 rope without factor": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "config.json"),
     "activation": (lambda p: _edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "not causal": (lambda p: _edit_config(p, is_causal=False), "is_causal False"),
+    "head tied and another": (lambda p: _edit_tensors(p, _other_head, EMBEDDING), "ties them: write tie_word_embeddings false"),
+    "head tied and smaller": (lambda p: _edit_tensors(p, lambda t: t.update({HEAD: t[EMBEDDING][:5]}), EMBEDDING), "ties them"),
     "field gone": (lambda p: _edit_config(p, hidden_size=...), "lacks the field 'hidden_size'"),
     "heads": (lambda p: _edit_config(p, num_key_value_heads=3), "config.json"),
     "type": (lambda p: _edit_config(p, hidden_size="wide"), "config.json"),
@@ -392,6 +427,7 @@ BROKEN = {
 CONFIG = "config.json"
 FILES = {
     "config no JSON": CONFIG, "config a list": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
+    "not causal": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
     "llama3 rope without factor": CONFIG, "activation": CONFIG, "field gone": CONFIG, "heads": CONFIG, "type": CONFIG,
     "missing shard": "model-0000", "index no JSON": hf_names.INDEX, "index without a map": hf_names.INDEX, "index of numbers": hf_names.INDEX,
     "index names another file": "other.safetensors", "truncated": "model-0000", "no header": "model-0000", "extra tensor": "model-0000",
@@ -411,6 +447,47 @@ def test_broken_directories_are_named(checkpoint, case):
     assert str(checkpoint / FILES.get(case, "")) in sentence
     assert re.search(r"\b(copy|give|use|add|export|leave)\b", sentence), "no remedy"
     assert "\n" not in sentence.strip() and sentence.endswith(".")
+
+
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
+def test_code_of_a_checkpoint_never_runs(checkpoint, monkeypatch, tmp_path, file):
+    """Although somebody (or a script's `yes`) answers what transformers would ask."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    ran = tmp_path / "ran"
+    code = f"""
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+open({str(ran)!r}, "w").close()
+class Tokenizer(PreTrainedTokenizerFast): pass
+class Config(PreTrainedConfig): model_type = "own"
+"""
+    (checkpoint / "own.py").write_text(code)
+    raw = json.loads((checkpoint / file).read_text())
+    raw["auto_map"] = {"AutoTokenizer": ["own.Tokenizer", "own.Tokenizer"]}
+    raw["tokenizer_class"] = "Tokenizer"
+    if file == "config.json":
+        raw["auto_map"] = {"AutoConfig": "own.Config", **raw["auto_map"]}
+    (checkpoint / file).write_text(json.dumps(raw))
+    # transformers has classes of its own for what the config's file names.
+    if file == "config.json":
+        cfg = families.read_config(checkpoint)
+        hf_load.load_tokenizer(checkpoint, cfg)
+        hf_load.load_params(checkpoint, cfg)
+    else:
+        with pytest.raises(UserError, match="code of the checkpoint's own .* never run"):
+            hf_load.load_tokenizer(checkpoint, None)
+    assert not ran.exists()
+
+
+def test_a_tied_head_that_is_written_twice_is_read(checkpoint):
+    before = _logits(checkpoint, TOKENS)
+    _edit_tensors(checkpoint, lambda t: t.update({HEAD: t[EMBEDDING].copy()}), EMBEDDING)
+    np.testing.assert_array_equal(_logits(checkpoint, TOKENS), before)
+    # The remedy that the refusal of another head names: the head is then used, as by transformers.
+    _edit_tensors(checkpoint, _other_head, EMBEDDING)
+    _edit_config(checkpoint, tie_word_embeddings=False)
+    ours = _logits(checkpoint, TOKENS)
+    assert np.abs(ours - before).max() > 0.1
+    np.testing.assert_allclose(ours, _theirs(_read(checkpoint, torch.float32)), atol=1e-4)
 
 
 def test_presets_are_the_public_geometries():

@@ -1,5 +1,6 @@
 """LoRA: beside the base, merged into it, and against PEFT."""
 
+import json
 import os
 import subprocess
 import sys
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
-from subtransfer.models import families, lora, peft_adapter
+from subtransfer.models import lora, peft_adapter
 from subtransfer.models.forward import forward
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
@@ -160,9 +162,100 @@ def test_broken_adapters_are_named(tmp_path, chat, cfg, params, adapter):
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
     with pytest.raises(UserError, match="is missing"):
         peft_adapter.load_adapter(tmp_path / "a", cfg)
-    config = families.read_json(tmp_path / "a" / "adapter_config.json")
-    (tmp_path / "a" / "adapter_config.json").write_text(
-        str(config | {"use_dora": True}).replace("'", '"').replace("True", "true")
+
+
+# peft asks transformers for an attribute by its old name.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"use_rslora": True, "target_modules": ["q_proj", "up_proj"]},
+        {
+            "target_modules": ["q_proj", "v_proj", "down_proj"],
+            "rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\.down_proj": 5},
+            "alpha_pattern": {r"layers.0.*v_proj": 1.0, "down_proj": 9.0},
+        },
+        {"use_rslora": True, "target_modules": "all-linear", "rank_pattern": {"o_proj": 6}},
+        {"target_modules": r"model\.layers\.[02]\..*(k_proj|gate_proj)"},
+    ],
+    ids=["rslora", "patterns", "all-linear", "regex"],
+)
+def test_adapters_made_by_peft_are_read_as_peft_reads_them(tmp_path, chat, options):
+    import peft
+
+    model = reference("llama mqa untied, llama3 rope", vocab=len(chat.tokenizer))
+    model.save_pretrained(tmp_path / "base")
+    chat.tokenizer.save_pretrained(tmp_path / "base")
+    model.name_or_path = str(tmp_path / "base")
+    tokens = np.random.default_rng(0).integers(0, len(chat.tokenizer), (2, 24))
+    ids = torch.tensor(tokens, dtype=torch.long)
+    with torch.no_grad():
+        base = model(ids).logits.numpy()
+        # Without a neutral start, so that every factor matters.
+        config = peft.LoraConfig(
+            r=3, lora_alpha=4, init_lora_weights=False, task_type="CAUSAL_LM", **options
+        )
+        adapted = peft.get_peft_model(model, config).eval()
+        expected = adapted(ids).logits.numpy()
+    adapted.save_pretrained(tmp_path / "adapter")
+    ours = load_policy(tmp_path / "adapter")
+    assert np.abs(expected - base).max() > 0.1, "the adapter must matter"
+    np.testing.assert_allclose(ours.logits(tokens), expected, atol=2e-4)
+    np.testing.assert_allclose(
+        forward(ours.cfg, {"params": ours.merged()}, tokens), expected, atol=2e-4
     )
-    with pytest.raises(UserError, match="only plain LoRA"):
+
+
+REFUSED = {
+    "use_dora": True, "lora_bias": True, "fan_in_fan_out": True, "init_lora_weights": "pissa_niter_4",
+    "layer_replication": [[0, 2], [0, 2]], "alora_invocation_tokens": [1, 2], "bias": "all",
+    "modules_to_save": ["lm_head"], "layers_to_transform": 1, "trainable_token_indices": [3], "a_field_of_tomorrow": 7,
+    "peft_type": "IA3", "task_type": "SEQ_CLS", "lora_alpha": None, "lora_dropout": None, "r": ...,
+    "rank_pattern": {"q_proj": "2"}, "alpha_pattern": [1], "target_modules": None,
+    "base_model_name_or_path": ["x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", REFUSED)
+def test_what_an_adapter_may_not_say_is_refused_by_name(tmp_path, chat, cfg, adapter, field):
+    peft_adapter.save_adapter(tmp_path / "a", adapter, str(tmp_path), chat.tokenizer)
+    path = tmp_path / "a" / "adapter_config.json"
+    config = json.loads(path.read_text()) | {field: REFUSED[field]}
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not ...}))
+    with pytest.raises(UserError, match=rf"adapter_config.json: {field} .*\.$"):
+        load_policy(tmp_path / "a")
+    with pytest.raises(UserError, match=rf"adapter_config.json: {field} .*\.$"):
         peft_adapter.load_adapter(tmp_path / "a", cfg)
+
+
+def test_other_mistakes_of_adapters_are_sentences(tmp_path, chat, cfg, adapter):
+    directory = tmp_path / "a"
+    peft_adapter.save_adapter(directory, adapter, str(directory), chat.tokenizer)
+    with pytest.raises(UserError, match="is an adapter, too"):
+        load_policy(directory)
+    path = directory / "adapter_config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="belongs to None"):
+        load_policy(directory)
+    path.write_text(json.dumps(config | {"target_modules": "(q_proj"}))
+    with pytest.raises(UserError, match="no regular expression"):
+        peft_adapter.load_adapter(directory, cfg)
+    path.write_text(json.dumps(config | {"target_modules": ["query_key_value"]}))
+    with pytest.raises(UserError, match="names no projection"):
+        peft_adapter.load_adapter(directory, cfg)
+    # PEFT would pass over factors that the config does not name.
+    path.write_text(json.dumps(config | {"target_modules": ["q_proj"]}))
+    with pytest.raises(UserError, match=r"holds .*down_proj.*no place for"):
+        peft_adapter.load_adapter(directory, cfg)
+    path.write_text(json.dumps(config))
+    file = directory / "adapter_model.safetensors"
+    tensors = load_file(file)
+    for wrong in (np.nan, np.inf):
+        name = "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"
+        save_file(tensors | {name: np.full_like(tensors[name], wrong)}, file)
+        with pytest.raises(UserError, match="NaN or infinite"):
+            peft_adapter.load_adapter(directory, cfg)
+    file.rename(file.with_suffix(".bin"))
+    with pytest.raises(UserError, match="is a pickle"):
+        peft_adapter.load_adapter(directory, cfg)

@@ -20,6 +20,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,6 +57,7 @@ class ChatFormat:
       setting: whose system prompt and tools the conversations have.
       words_open: what stands before an agent's words beside a call.
       call_prefix: what stands between the words and a call's name.
+      wordless_prefix: what stands before a call's name in a turn without words.
       call_middle: what stands between a call's name and its arguments.
       call_end: what stands behind the arguments.
       stop_ids: int32 [n], tokens that end an agent's turn.
@@ -76,6 +78,8 @@ class ChatFormat:
             )
         self.tokenizer = tokenizer
         self.setting = setting
+        special = [str(t) for t in tokenizer.added_tokens_decoder.values() if t.special]
+        self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._system = setting.system_prompt
         self._tool_role, self._tool_wrap = "tool", ("", "")
         # Where the words beside a call go: "content", "reasoning_content" or "before the call".
@@ -107,9 +111,9 @@ class ChatFormat:
             {"role": "user", "content": shown["user"]},
         ]
         call = self._tool_call(Action(shown["name"], {shown["key"]: "v"}))
+        calling = {"role": "assistant", "content": "", "tool_calls": [call]}
         result = {"role": "tool", "content": shown["tool"], "name": "tool"}
         try:
-            calling = {"role": "assistant", "content": "", "tool_calls": [call]}
             whole = self._render([*head, calling, result])
             native = shown["name"] in whole and shown["tool"] in whole
             announced = self._render(head) != self._render(head, tools=False)
@@ -154,6 +158,7 @@ class ChatFormat:
         self._final_open, _ = self._split(final[len(prompt) :], shown["words"])
         self._learn_end(between)
         self._learn_call(head, prompt, call, shown)
+        self._learn_wordless_call([*head, calling, result], prompt, shown["name"])
         self._act_open, self._act_close = "", self.call_middle
         if self.setting.acts_in_argument:
             # The act is a word of the only tool's argument: its name begins inside that string.
@@ -169,6 +174,9 @@ class ChatFormat:
             self.call_end,
             self._final_open,
         )
+        # Where it follows from the others, a template's digest stays as it was without it.
+        if self.wordless_prefix != self.words_open + self.call_prefix:
+            pieces = (*pieces, self.wordless_prefix)
         self.digest = hashlib.sha256("\x00".join(pieces).encode()).hexdigest()
 
     @staticmethod
@@ -237,15 +245,39 @@ class ChatFormat:
         self.call_middle = middle
         self.call_end = rest.split(self._end_text)[0]
 
+    def _learn_wordless_call(self, messages, prompt: str, name: str) -> None:
+        """Finds what stands before a call's name where nothing is said beside the call.
+
+        Templates leave out what would stand between the words and the call, and Qwen 3 leaves out
+        the thoughts' block in all turns but the last; so a tool's result follows in `messages`.
+        """
+        if self._tool_role == "user":
+            # As the prompt describes a call: it begins the turn.
+            self._has_wordless = True
+            self.wordless_prefix = self.call_prefix.lstrip("\n")
+            return
+        whole = self._render(messages)
+        self._has_wordless = whole.startswith(prompt)
+        if self._has_wordless:
+            self.wordless_prefix, _ = self._split(whole[len(prompt) :], name)
+        else:
+            # The generation prompt has opened a thought, which the template leaves out of past
+            # turns that have none: what is sampled behind that prompt always has one, if empty.
+            self.wordless_prefix = self.words_open + self.call_prefix
+
     def _prove(self) -> None:
         """Refuses a template that renders a conversation otherwise than segment by segment."""
         names = (*self.setting.tool_names, *self.setting.tool_names)[:2]
         calls = [Action(name, {self.setting.argument: f"/é/{i}"}) for i, name in enumerate(names)]
         turns = [
             Turn("one two.", calls[0], ToolResult("a b.")),
+            Turn("", calls[0], ToolResult("c d.")),
             Turn("one two.", calls[1], ToolResult('"x"\n{y}')),
+            Turn("", calls[1], ToolResult('"x"\n{y}')),
             Turn("done.", None, None),
         ]
+        if not self._has_wordless:
+            turns = [turn for turn in turns if turn.thought]
         whole = self.encode(self._render(self.messages("Look.", turns)))
         tokens, _ = self.demonstration("Look.", turns)
         if whole[: len(tokens)] != tokens.tolist():
@@ -267,6 +299,26 @@ class ChatFormat:
             return list(self.tokenizer.encode(text, add_special_tokens=False))
         return list(self._encode(text))
 
+    def _encode_between(self, before: str, text: str, after: str) -> list[int]:
+        """Encodes a text of the world between two pieces of the template.
+
+        What the text spells like a special token stays text: else a file that says `<|im_end|>`
+        would end the turn that shows it, and what follows would speak as another role.
+        """
+        if not self._special.search(text):
+            return self.encode(before + text + after)
+        # Tokenizers cut texts at special tokens first, so what lies between them can be encoded
+        # apart and is what it would be within the whole.
+        begin = max((match.end() for match in self._special.finditer(before)), default=0)
+        match = self._special.search(after)
+        end = match.start() if match else len(after)
+        middle = self.tokenizer.encode(
+            before[begin:] + text + after[:end],
+            add_special_tokens=False,
+            split_special_tokens=True,
+        )
+        return [*self.encode(before[:begin]), *middle, *self.encode(after[end:])]
+
     def decode(self, ids: Sequence[int]) -> str:
         """Decodes token ids to their exact text, special tokens included."""
         return self.tokenizer.decode(
@@ -279,7 +331,7 @@ class ChatFormat:
         "system" is all that stands before the user's own words, tool descriptions included.
         """
         text = instruction.strip() if self._trims["user"] else instruction
-        ids = self.encode(self._before_user + text + self._after_user)
+        ids = self._encode_between(self._before_user, text, self._after_user)
         fixed = self.encode(self._before_user)
         # The last token before the user's words may be another with them than without.
         common = 0
@@ -296,19 +348,25 @@ class ChatFormat:
             text = _json(text)[1:-1]
         elif self._trims["tool"]:
             text = text.strip()
-        wrapped = self._tool_wrap[0] + text + self._tool_wrap[1]
-        return self.encode(self._before_tool + wrapped + self._after_tool)
-
-    def call_text(self, action: Action) -> str:
-        """Writes a call as this template does, with what separates it from the words before."""
-        arguments = _json(dict(action.arguments))
-        return self.call_prefix + action.name + self.call_middle + arguments + self.call_end
+        before, after = (
+            self._before_tool + self._tool_wrap[0],
+            self._tool_wrap[1] + self._after_tool,
+        )
+        return self._encode_between(before, text, after)
 
     def turn_text(self, words: str, action: Action | None) -> str:
         """Writes an agent turn as this template does, without its stop token."""
         if action is None:
             return self._final_open + words
-        return self.words_open + words + self.call_text(action)
+        arguments = _json(dict(action.arguments))
+        call = action.name + self.call_middle + arguments + self.call_end
+        return self._before_name(words) + call
+
+    def _before_name(self, words: str) -> str:
+        """What an agent turn says up to its call's name."""
+        if not words:
+            return self.wordless_prefix
+        return self.words_open + words + self.call_prefix
 
     def turn_ids(self, words: str, action: Action | None) -> list[int]:
         """Encodes an agent turn with its stop token."""
@@ -319,7 +377,7 @@ class ChatFormat:
 
         That is the tool's name, or that of what the only tool is told to do.
         """
-        return self.encode(self.words_open + thought + self.call_prefix + self._act_open)
+        return self.encode(self._before_name(thought) + self._act_open)
 
     def act_ids(self, act: str) -> list[int]:
         """Encodes an act's name and, where it is a tool's, what closes it.
@@ -393,13 +451,17 @@ class ChatFormat:
         for turn in turns:
             if turn.action is None:
                 out.append({"role": "assistant", "content": turn.thought})
-            elif self._words_as == "before the call":
-                text = turn.thought + self.call_text(turn.action)
+                continue
+            native = self._tool_role == "tool"
+            if not native or (turn.thought and self._words_as == "before the call"):
+                text = self.turn_text(turn.thought, turn.action)
                 out.append({"role": "assistant", "content": text})
             else:
                 calls = [self._tool_call(turn.action)]
                 message = {"role": "assistant", "content": "", "tool_calls": calls}
-                out.append(message | {self._words_as: turn.thought})
+                # An empty field of thoughts would be printed by some templates.
+                words = {self._words_as: turn.thought} if turn.thought else {}
+                out.append(message | words)
             if turn.result:
                 out.append(self._result(turn.result.text))
         return out

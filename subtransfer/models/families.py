@@ -135,6 +135,10 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
     if getattr(hf, "attention_bias", False):
         refuse("attention_bias", True, "false (qwen2 has biases on q, k and v)")
 
+    # Newer files may have it, and transformers then lets tokens see what follows them.
+    if not getattr(hf, "is_causal", True):
+        refuse("is_causal", hf.is_causal, "true: the decoder is causal")
+
     def rope(values: Mapping[str, Any]) -> Rope:
         kind = values.get("rope_type", "default")
         # Others (yarn, dynamic, longrope) change frequencies in ways that are not built here.
@@ -208,8 +212,25 @@ def _rope_json(rope: Rope) -> dict[str, Any]:
     return out
 
 
+def _old_rope_json(cfg: DecoderConfig) -> dict[str, Any]:
+    """The rotary positions as transformers 4 reads them, which does not know rope_parameters.
+
+    Its Gemma 3 scales the positions of full attention only.
+    """
+    scaling = None
+    if cfg.rope.kind != "default":
+        scaling = _rope_json(cfg.rope)
+        del scaling["rope_theta"]
+    out = {"rope_theta": cfg.rope.theta, "rope_scaling": scaling}
+    if cfg.family == "gemma3_text":
+        out["rope_local_base_freq"] = (cfg.local_rope or cfg.rope).theta
+    return out
+
+
 def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
-    """Builds the `config.json` that makes transformers build the same model.
+    """Builds the `config.json` that makes transformers, 4 and 5, build the same model.
+
+    What version 5 renamed is written under both names.
 
     Args:
       cfg: the geometry.
@@ -242,6 +263,8 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
         "dtype": dtype,
+        "torch_dtype": dtype,
+        **_old_rope_json(cfg),
     }
     # Gemma's class has rotary parameters by type of layer, and no softcapping in version 3.
     if cfg.family == "gemma3_text":

@@ -20,6 +20,10 @@ from subtransfer.runtime.errors import UserError
 
 # The dtypes that are read, by their names in safetensors files.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+# Some exporters write the head a second time where it is the embedding.
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+# As many rows of the two are compared at a time.
+_ROWS = 4096
 # A multimodal Gemma 3 keeps its language model under one of these names, beside parts that are not
 # read.
 _NESTED = {"language_model.": "", "model.language_model.": "model."}
@@ -104,6 +108,9 @@ class Checkpoint:
                 wanted[leaf.name.format(i)] = leaf.shape
         for name, (path, shape, dtype, _) in self.tensors.items():
             if name not in wanted:
+                if name == _HEAD and cfg.tied_embeddings:
+                    self._check_tied_head(path)
+                    continue
                 if _may_be_ignored(name, cfg):
                     continue
                 raise UserError(
@@ -127,6 +134,26 @@ class Checkpoint:
                 "them; copy the checkpoint again, with all of its safetensors files."
             )
 
+    def _check_tied_head(self, path: Path) -> None:
+        """Refuses an output head that its config ties to the embedding but that is another one.
+
+        Versions of transformers differ in which of the two they use.
+        """
+        same = _EMBEDDING in self.tensors and (
+            self.tensors[_HEAD][1] == self.tensors[_EMBEDDING][1]
+        )
+        rows = self.tensors[_HEAD][1][0] if same else 0
+        # Some rows at a time: a vocabulary's tensors are large.
+        for begin in range(0, rows, _ROWS):
+            part = (slice(begin, min(begin + _ROWS, rows)),)
+            same = same and np.array_equal(self.read(_HEAD, part), self.read(_EMBEDDING, part))
+        if not same:
+            raise UserError(
+                f"{path} holds an {_HEAD} that is not the embedding, although the config.json in "
+                f"{self.directory} ties them: write tie_word_embeddings false there to use it, "
+                "or leave the tensor out."
+            )
+
     def _rename_nested(self) -> None:
         """Gives a multimodal model's tensors their plain names beside the nested ones."""
         for prefix, plain in _NESTED.items():
@@ -138,10 +165,8 @@ def _may_be_ignored(name: str, cfg: DecoderConfig) -> bool:
     """Whether a tensor that a geometry has no place for is known to be harmless."""
     if cfg.family == "gemma3_text" and name.startswith((*_NESTED, *_UNREAD)):
         return True
-    # Old exporters wrote the rotary frequencies, some write the tied head a second time.
-    return name.endswith("rotary_emb.inv_freq") or (
-        name == "lm_head.weight" and cfg.tied_embeddings
-    )
+    # Old exporters wrote the rotary frequencies.
+    return name.endswith("rotary_emb.inv_freq")
 
 
 def load_params(
@@ -252,8 +277,17 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
             f"{directory} has no tokenizer: add tokenizer.json and tokenizer_config.json to it."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        # Without the flag, transformers asks on the terminal whether to run a checkpoint's code.
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(directory), local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise UserError(
+                f"The tokenizer in {directory} needs Python code of the checkpoint's own "
+                "(auto_map), which is never run: use a checkpoint whose tokenizer transformers has "
+                "a class for."
+            ) from None
         # transformers raises many kinds of errors for a broken tokenizer, most of them far from the
         # cause.
         raise UserError(

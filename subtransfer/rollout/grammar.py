@@ -54,7 +54,12 @@ def turn_pattern(chat: ChatFormat) -> str:
         function = tool["function"]
         calls.append(f"{re.escape(function['name'])}{call_middle}{_arguments(function)}")
     final = re.escape(chat.turn_text("", None)) + WORDS
-    begin = re.escape(chat.words_open) + WORDS + re.escape(chat.call_prefix)
+    opened, prefix = re.escape(chat.words_open), re.escape(chat.call_prefix)
+    begin = opened + WORDS + prefix
+    if chat.wordless_prefix != chat.words_open + chat.call_prefix:
+        # Words of at least one character, or the template's own form of a turn without any.
+        some_words = WORDS.removesuffix("*") + "+"
+        begin = f"({re.escape(chat.wordless_prefix)}|{opened}{some_words}{prefix})"
     return f"({final}|{begin}({'|'.join(calls)}){re.escape(chat.call_end)})"
 
 

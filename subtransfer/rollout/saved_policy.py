@@ -85,16 +85,7 @@ def load_policy(
     if (directory / META).is_file():
         return _load_artifact(directory, mesh, resident)
     if (directory / "adapter_config.json").is_file():
-        config = families.read_json(directory / "adapter_config.json")
-        path = config.get("base_model_name_or_path") or ""
-        if not Path(path).is_dir():
-            raise UserError(
-                f"The adapter {directory} belongs to {path!r}, which is no local directory: "
-                "correct base_model_name_or_path in its adapter_config.json."
-            )
-        base = load_policy(path, mesh, dtype=dtype, resident=resident)
-        adapter, _ = peft_adapter.load_adapter(directory, base.cfg)
-        return _adapted(base, adapter)
+        return _load_adapter(directory, mesh, dtype, resident)
     if (directory / "config.json").is_file():
         folder = directory.resolve()
         # By the resolved path: two ways of writing it are one model.
@@ -109,6 +100,26 @@ def load_policy(
         "base*, teacher* or student* folder of a run's workdir, a Hugging Face directory or a PEFT "
         "adapter."
     )
+
+
+def _load_adapter(
+    directory: Path, mesh: Mesh, dtype: str, resident: MutableMapping[Path, Policy]
+) -> Policy:
+    path = peft_adapter.read_adapter_config(directory).get("base_model_name_or_path")
+    if not path or not Path(path).is_dir():
+        raise UserError(
+            f"The adapter {directory} belongs to {path!r}, which is no local directory: "
+            "correct base_model_name_or_path in its adapter_config.json."
+        )
+    # One adapter only lies on a base: the lower one would be lost. This ends circles, too.
+    is_adapter = (Path(path) / "adapter_config.json").is_file()
+    base = None if is_adapter else load_policy(path, mesh, dtype=dtype, resident=resident)
+    if base is None or base.adapter is not None:
+        raise UserError(
+            f"The base {path} of the adapter {directory} is an adapter, too: merge that one into "
+            "its own base first, and name the merged directory in base_model_name_or_path."
+        )
+    return _adapted(base, peft_adapter.load_adapter(directory, base.cfg))
 
 
 def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, Policy]) -> Policy:

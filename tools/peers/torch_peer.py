@@ -22,7 +22,7 @@ def load(checkpoint: str, dtype: str, device: str):
         _models.clear()
         model = (
             transformers.AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=getattr(torch, dtype)
+                checkpoint, dtype=getattr(torch, dtype), trust_remote_code=False
             )
             .to(device)
             .eval()

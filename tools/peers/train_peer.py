@@ -24,7 +24,10 @@ def load(checkpoint: str, dtype: str, device: str, compiled: bool):
     key = (checkpoint, dtype, device, compiled)
     if key not in _models:
         model = transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            checkpoint,
+            dtype=getattr(torch, dtype),
+            attn_implementation="sdpa",
+            trust_remote_code=False,
         )
         model = model.to(device)
         model.config.use_cache = False
