@@ -422,3 +422,37 @@ def test_a_disk_that_is_full_or_becomes_read_only_stops_a_training_with_a_senten
             in read_only
         ), done.stdout
         assert resumed == "goes on from 4"
+
+
+FINGERPRINT_NUMBERS = """
+import jax, jax.numpy as jnp, numpy as np
+from subtransfer.training import checkpoints
+rng = np.random.default_rng(5)
+rng.integers(0, 2**32, (8, 4, 6), dtype=np.uint32)
+leaves = [
+    jnp.asarray(rng.standard_normal((8, 4, 6)).astype(np.float32)),
+    jnp.asarray(rng.standard_normal((16, 8)), jnp.bfloat16),
+    jnp.asarray(rng.integers(-100, 100, (24,)).astype(np.int32)),
+    jnp.int32(7),
+]
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+
+def sharded(*axes):
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+places = [sharded("a", "b"), sharded("b", "a"), sharded("b"), sharded()]
+print(checkpoints.fingerprint(leaves))
+print(checkpoints.fingerprint([jax.device_put(x, p) for x, p in zip(leaves, places)]))
+# 4 MiB in all, 512 KiB a device.
+large = [jax.ShapeDtypeStruct((64, 256, 64), jnp.float32, sharding=sharded(None, "b", "a"))]
+compiled = checkpoints._sums.lower(large).compile()
+print("all-gather" in compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes < 2**20)
+"""
+
+
+def test_a_fingerprint_is_summed_where_the_shards_lie():
+    """The numbers are those of checkpoints that were saved before shards were looked at."""
+    done = _script(FINGERPRINT_NUMBERS, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    whole, sharded, gathers = done.stdout.splitlines()
+    assert whole == sharded == "[3478169721, 532075448, 4294959855, 7]", done.stderr[-2000:]
+    assert gathers == "False True"

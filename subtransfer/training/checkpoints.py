@@ -73,12 +73,23 @@ class TrainingProgress:
 
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> jax.Array:
-    def one(x):
-        size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(x, size).astype(jnp.uint32).reshape(-1)
-        return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+    return jnp.stack([_sum(x) for x in leaves])
 
-    return jnp.stack([one(x) for x in leaves])
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Sums an array's words, each times an odd number that tells its place, modulo 2^32.
+
+    The array keeps its shape: flattening one that is sharded would gather it on every device.
+    """
+    size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(x, size).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)  # in row-major order
+    stride = 1
+    for axis in reversed(range(x.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place += along * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
 
 def fingerprint(state: Any) -> list[int]:
