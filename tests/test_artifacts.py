@@ -283,3 +283,33 @@ def test_json_that_is_none_or_is_not_there(tmp_path):
         (tmp_path / "x.json").write_bytes(data)
         with pytest.raises(UserError, match="x.json is damaged .*: mend it"):
             read_json(tmp_path / "x.json", dict, "mend it", default=3)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ETIMEDOUT])
+def test_an_artefact_that_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch, number):
+    path, _ = _stage(tmp_path, _build())
+    read = type(path).read_bytes
+
+    def refused(file):
+        if file.name == "artifact.json":
+            raise OSError(number, os.strerror(number), str(file))
+        return read(file)
+
+    with monkeypatch.context() as now:
+        now.setattr(type(path), "read_bytes", refused)
+        with pytest.raises(UserError, match=f"cannot be read now .*{os.strerror(number)}"):
+            _stage(tmp_path, _build("other"))
+    assert (path / "file.txt").read_text() == "data"
+    assert _stage(tmp_path, _build("other")) == (path, "reused")
+
+
+def test_parameters_that_cannot_be_read_now_are_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "p.safetensors"
+    save_params(path, {"a": np.ones(3)})
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(path), "open", refused)
+    with pytest.raises(UserError, match="p.safetensors cannot be read now .*Permission denied"):
+        load_params(path)

@@ -1,5 +1,6 @@
 """Step checkpoints: what is cut off goes on as if nothing had happened."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -456,3 +457,66 @@ def test_a_fingerprint_is_summed_where_the_shards_lie():
     whole, sharded, gathers = done.stdout.splitlines()
     assert whole == sharded == "[3478169721, 532075448, 4294959855, 7]", done.stderr[-2000:]
     assert gathers == "False True"
+
+
+def _everything_below(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (MemoryError(), "MemoryError"),
+        (TimeoutError("the server is silent"), "the server is silent"),
+        (ValueError("RESOURCE_EXHAUSTED: out of memory"), "RESOURCE_EXHAUSTED"),
+        (ValueError("UNKNOWN: reading: [OS error 5: EIO Input/output error]"), "EIO"),
+        (jax.errors.JaxRuntimeError("INTERNAL: the device is gone"), "the device is gone"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(
+    cfg, mesh, params, tmp_path, notice, monkeypatch, raised, words
+):
+    folder, steps = tmp_path / "w" / "b-0", tmp_path / "w" / ".steps" / "b-0"
+    notice(steps=8)
+    with pytest.raises(preemption.Preempted):
+        _train(folder, cfg, mesh, params)
+    notice()
+    before = _everything_below(steps)
+    orbax = type(Checkpoints(steps, "student.x", EVERY)._orbax)
+
+    def refused(*args, **kwargs):
+        raise raised
+
+    with monkeypatch.context() as now:
+        now.setattr(orbax, "load_checkpointables", refused)
+        with pytest.raises(UserError, match=f"step 8 .*cannot be read now.*{words}"):
+            _train(folder, cfg, mesh, params)
+    assert _everything_below(steps) == before
+
+
+def test_what_orbax_calls_missing_but_cannot_be_read_is_left_as_it_is(
+    cfg, mesh, params, tmp_path, notice, monkeypatch
+):
+    folder, steps = tmp_path / "w" / "b-0", tmp_path / "w" / ".steps" / "b-0"
+    notice(steps=4)
+    with pytest.raises(preemption.Preempted):
+        _train(folder, cfg, mesh, params)
+    before = _everything_below(steps)
+
+    def refused(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    checkpoints = Checkpoints(steps, "student.x", EVERY)
+    monkeypatch.setattr(type(checkpoints._orbax), "load_checkpointables", lambda *args: {}["state"])
+    monkeypatch.setattr(type(steps), "open", refused)
+    with pytest.raises(UserError, match="cannot be read now .*Input/output error"):
+        checkpoints.load({"x": jax.numpy.zeros(1)})
+    monkeypatch.undo()
+    assert _everything_below(steps) == before

@@ -29,10 +29,11 @@ from subtransfer.store.claims import (
     Owner,
     Patience,
 )
-from subtransfer.store.files import atomic_write, os_errors, sync, vanished
+from subtransfer.store.files import atomic_write, os_errors, reading, sync, vanished
 from subtransfer.store.workdir import CLAIMS, STEPS, opened, steps_folder
 
 MARKER = "artifact.json"  # written last: a folder that has it is whole
+_REMEDY = "run the same command again"
 
 
 class Busy(Exception):
@@ -323,16 +324,17 @@ def is_whole(path: Path) -> bool:
     """Whether a folder holds a finished artefact: its marker, and each file at its recorded size.
 
     Raises:
-      OSError: the folder cannot be read now, which does not say that it is damaged.
+      UserError: the folder cannot be read now, which does not say that it is damaged.
     """
-    remedy = "run the same command again"
-    try:
-        marker = read_json(path / MARKER, {"sizes": {str: int}}, remedy, default=None)
-        if marker is None:
+    with reading(path):
+        try:
+            marker = read_json(path / MARKER, {"sizes": {str: int}}, _REMEDY, default=None)
+            if marker is None:
+                return False
+            sizes = marker["sizes"].items()
+            return all((path / name).stat().st_size == size for name, size in sizes)
+        except (UserError, FileNotFoundError, NotADirectoryError):
             return False
-        return all((path / name).stat().st_size == size for name, size in marker["sizes"].items())
-    except (UserError, FileNotFoundError, NotADirectoryError):
-        return False
 
 
 def _check_replaceable(path: Path) -> None:
