@@ -10,6 +10,7 @@ import numpy as np
 
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
+from subtransfer.store import seals
 from subtransfer.store.files import atomic_write, reading
 
 _REMEDY = "delete its folder and run again to make it anew"
@@ -50,6 +51,7 @@ def load_params(path: Path) -> dict[str, Any]:
         with reading(path):
             # safetensors says the same of a file that it may not open and of one that is missing.
             path.open("rb").close()
+            seals.check_input(path)
             arrays = load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {_REMEDY}.") from error

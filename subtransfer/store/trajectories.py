@@ -15,6 +15,7 @@ import numpy as np
 
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
+from subtransfer.store import seals
 from subtransfer.store.files import reading
 
 
@@ -160,6 +161,7 @@ def read(path: Path) -> list[Trajectory]:
 
     try:
         with reading(path):
+            seals.check_input(path)
             source = tfds.builder_from_directory(str(path)).as_data_source("train")
             return [_trajectory(source[i]) for i in range(len(source))]
     except UserError:
