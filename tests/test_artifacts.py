@@ -11,9 +11,10 @@ import time
 import numpy as np
 import pytest
 
+from subtransfer.experiment.context import Context, Resident
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import digest, read_json
-from subtransfer.store import artifacts, history
+from subtransfer.store import artifacts, history, seals
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.params import load_params, save_params
 
@@ -285,3 +286,98 @@ def test_json_that_is_none_or_is_not_there(tmp_path):
         (tmp_path / "x.json").write_bytes(data)
         with pytest.raises(UserError, match="x.json is damaged .*: mend it"):
             read_json(tmp_path / "x.json", dict, "mend it", default=3)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ETIMEDOUT])
+def test_an_artefact_that_cannot_be_read_now_is_left_as_it_is(tmp_path, monkeypatch, number):
+    path, _ = _stage(tmp_path, _build())
+    read = type(path).read_bytes
+
+    def refused(file):
+        if file.name == "artifact.json":
+            raise OSError(number, os.strerror(number), str(file))
+        return read(file)
+
+    with monkeypatch.context() as now:
+        now.setattr(type(path), "read_bytes", refused)
+        with pytest.raises(UserError, match=f"cannot be read now .*{os.strerror(number)}"):
+            _stage(tmp_path, _build("other"))
+    assert (path / "file.txt").read_text() == "data"
+    assert _stage(tmp_path, _build("other")) == (path, "reused")
+
+
+def test_parameters_that_cannot_be_read_now_are_not_called_damaged(tmp_path, monkeypatch):
+    path = tmp_path / "p.safetensors"
+    save_params(path, {"a": np.ones(3)})
+
+    def refused(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(type(path), "open", refused)
+    with pytest.raises(UserError, match="p.safetensors cannot be read now .*Permission denied"):
+        load_params(path)
+
+
+def _sealed(workdir):
+    """An artefact of parameters and of a small file, as a stage leaves it."""
+
+    def build(folder):
+        (folder / "episodes.json").write_text('[{"choice_logprob": -1.25}]')
+        save_params(folder / "params.safetensors", {"a": np.arange(6, dtype=np.float32)})
+
+    return _stage(workdir, build)[0]
+
+
+def _change_one_bit(file):
+    """Its size and its time of change stay what they were."""
+    status, data = file.stat(), bytearray(file.read_bytes())
+    data[-2] ^= 1
+    file.write_bytes(bytes(data))
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_a_marker_has_the_sums_that_sha256sum_prints(tmp_path):
+    path = _sealed(tmp_path)
+    marker = json.loads((path / "artifact.json").read_text())
+    lines = "".join(f"{digest}  {name}\n" for name, digest in marker["digests"].items())
+    assert sorted(marker["digests"]) == ["episodes.json", "params.safetensors"]
+    done = subprocess.run(["sha256sum", "-c"], input=lines, cwd=path, text=True)
+    assert done.returncode == 0
+
+
+def test_an_input_with_a_bit_that_flipped_is_refused_where_it_is_read(tmp_path):
+    path = _sealed(tmp_path)
+    inputs = Context("s", None, None, {"before": path}.get, Resident())
+    _change_one_bit(path / "episodes.json")
+    with pytest.raises(UserError, match="episodes.json is damaged .*SHA-256.*delete"):
+        inputs.input("before")
+    assert _stage(tmp_path, None) == (path, "reused")  # who reads nothing asks for no sums
+
+
+def test_large_files_are_hashed_by_who_reads_them(tmp_path, monkeypatch):
+    path = _sealed(tmp_path)
+    inputs = Context("s", None, None, {"before": path}.get, Resident())
+    monkeypatch.setattr(seals, "SMALL", 50)
+    hashed, sha256 = [], seals.sha256
+    monkeypatch.setattr(seals, "sha256", lambda file: hashed.append(file.name) or sha256(file))
+    for _ in range(3):
+        assert inputs.input("before") == path
+    assert hashed == ["episodes.json"]  # once a process
+    load_params(path / "params.safetensors")
+    assert hashed == ["episodes.json", "params.safetensors"]
+    (path / "params.safetensors").touch()
+    _change_one_bit(path / "params.safetensors")
+    with pytest.raises(UserError, match="params.safetensors is damaged .*SHA-256"):
+        load_params(path / "params.safetensors")
+
+
+def test_an_artefact_of_before_there_were_digests_is_read(tmp_path):
+    path = _sealed(tmp_path)
+    marker = json.loads((path / "artifact.json").read_text())
+    del marker["digests"]
+    (path / "artifact.json").write_text(json.dumps(marker))
+    assert _stage(tmp_path, None) == (path, "reused")
+    assert Context("s", None, None, {"before": path}.get, Resident()).input("before") == path
+    marker["digests"] = {"episodes.json": 3}
+    (path / "artifact.json").write_text(json.dumps(marker))
+    assert not artifacts.is_whole(path)

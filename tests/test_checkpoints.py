@@ -1,5 +1,6 @@
 """Step checkpoints: what is cut off goes on as if nothing had happened."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -422,3 +423,100 @@ def test_a_disk_that_is_full_or_becomes_read_only_stops_a_training_with_a_senten
             in read_only
         ), done.stdout
         assert resumed == "goes on from 4"
+
+
+FINGERPRINT_NUMBERS = """
+import jax, jax.numpy as jnp, numpy as np
+from subtransfer.training import checkpoints
+rng = np.random.default_rng(5)
+rng.integers(0, 2**32, (8, 4, 6), dtype=np.uint32)
+leaves = [
+    jnp.asarray(rng.standard_normal((8, 4, 6)).astype(np.float32)),
+    jnp.asarray(rng.standard_normal((16, 8)), jnp.bfloat16),
+    jnp.asarray(rng.integers(-100, 100, (24,)).astype(np.int32)),
+    jnp.int32(7),
+]
+mesh = jax.sharding.Mesh(np.array(jax.devices()).reshape(2, 4), ("a", "b"))
+
+def sharded(*axes):
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+places = [sharded("a", "b"), sharded("b", "a"), sharded("b"), sharded()]
+print(checkpoints.fingerprint(leaves))
+print(checkpoints.fingerprint([jax.device_put(x, p) for x, p in zip(leaves, places)]))
+# 4 MiB in all, 512 KiB a device.
+large = [jax.ShapeDtypeStruct((64, 256, 64), jnp.float32, sharding=sharded(None, "b", "a"))]
+compiled = checkpoints._sums.lower(large).compile()
+print("all-gather" in compiled.as_text(), compiled.memory_analysis().temp_size_in_bytes < 2**20)
+"""
+
+
+def test_a_fingerprint_is_summed_where_the_shards_lie():
+    """The numbers are those of checkpoints that were saved before shards were looked at."""
+    done = _script(FINGERPRINT_NUMBERS, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    whole, sharded, gathers = done.stdout.splitlines()
+    assert whole == sharded == "[3478169721, 532075448, 4294959855, 7]", done.stderr[-2000:]
+    assert gathers == "False True"
+
+
+def _everything_below(folder):
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (OSError(errno.ESTALE, "Stale file handle"), "Stale file handle"),
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (MemoryError(), "MemoryError"),
+        (TimeoutError("the server is silent"), "the server is silent"),
+        (ValueError("RESOURCE_EXHAUSTED: out of memory"), "RESOURCE_EXHAUSTED"),
+        (ValueError("UNKNOWN: reading: [OS error 5: EIO Input/output error]"), "EIO"),
+        (jax.errors.JaxRuntimeError("INTERNAL: the device is gone"), "the device is gone"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_checkpoint_that_cannot_be_read_now_is_left_as_it_is(
+    cfg, mesh, params, tmp_path, notice, monkeypatch, raised, words
+):
+    folder, steps = tmp_path / "w" / "b-0", tmp_path / "w" / ".steps" / "b-0"
+    notice(steps=8)
+    with pytest.raises(preemption.Preempted):
+        _train(folder, cfg, mesh, params)
+    notice()
+    before = _everything_below(steps)
+    orbax = type(Checkpoints(steps, "student.x", EVERY)._orbax)
+
+    def refused(*args, **kwargs):
+        raise raised
+
+    with monkeypatch.context() as now:
+        now.setattr(orbax, "load_checkpointables", refused)
+        with pytest.raises(UserError, match=f"step 8 .*cannot be read now.*{words}"):
+            _train(folder, cfg, mesh, params)
+    assert _everything_below(steps) == before
+
+
+def test_what_orbax_calls_missing_but_cannot_be_read_is_left_as_it_is(
+    cfg, mesh, params, tmp_path, notice, monkeypatch
+):
+    folder, steps = tmp_path / "w" / "b-0", tmp_path / "w" / ".steps" / "b-0"
+    notice(steps=4)
+    with pytest.raises(preemption.Preempted):
+        _train(folder, cfg, mesh, params)
+    before = _everything_below(steps)
+
+    def refused(*args, **kwargs):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    checkpoints = Checkpoints(steps, "student.x", EVERY)
+    monkeypatch.setattr(type(checkpoints._orbax), "load_checkpointables", lambda *args: {}["state"])
+    monkeypatch.setattr(type(steps), "open", refused)
+    with pytest.raises(UserError, match="cannot be read now .*Input/output error"):
+        checkpoints.load({"x": jax.numpy.zeros(1)})
+    monkeypatch.undo()
+    assert _everything_below(steps) == before

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import json
+import os
 import re
 import shutil
 
@@ -503,3 +504,14 @@ def test_presets_are_the_public_geometries():
     assert set(published) == set(PRESETS)
     for name, billions in published.items():
         assert round(PRESETS[name].num_params / 1e9, 2) == pytest.approx(billions, abs=0.06), name
+
+
+def test_exported_files_may_be_read_by_whom_the_umask_lets(tmp_path, chat, cfg, params):
+    before = os.umask(0o027)
+    try:
+        hf_export.save_checkpoint(tmp_path / "out", cfg, params, chat.tokenizer)
+    finally:
+        os.umask(before)
+    files = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert tmp_path / "out" / "model.safetensors" in files
+    assert {oct(path.stat().st_mode & 0o777) for path in files} == {oct(0o640)}

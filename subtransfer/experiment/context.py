@@ -16,6 +16,7 @@ import jax
 from subtransfer import settings
 from subtransfer.experiment.declared import View
 from subtransfer.settings.base import Setting
+from subtransfer.store import seals
 
 if TYPE_CHECKING:
     from subtransfer.training.monitor import ProfiledSteps
@@ -46,7 +47,7 @@ class Context:
       stage: its name.
       config: the fields that it declares.
       mesh: where the arrays live.
-      path: stage name -> folder of its finished artefact.
+      path: stage name -> folder of its artefact, finished or not; see `input`.
       resident: what is loaded already.
       scope: the word below which its metrics are shown.
       window: steps of its training to be profiled, or None.
@@ -67,6 +68,16 @@ class Context:
         if name not in loaded:
             loaded[name] = settings.get(name)
         return loaded[name]
+
+    def input(self, name: str) -> Path:
+        """Returns the folder of a finished artefact to read from, whose small files are as sealed.
+
+        Raises:
+          UserError: one is another, or cannot be read now.
+        """
+        folder = self.path(name)
+        seals.check(folder, at_most=seals.SMALL)
+        return folder
 
     def key(self, *labels: Any) -> jax.Array:
         """A random key from the config's seed and labels.

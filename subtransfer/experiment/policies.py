@@ -19,7 +19,7 @@ KEPT = 2
 
 def policy(context: Context, name: str) -> Policy:
     """A finished stage's policy, its parameters on their devices."""
-    folder, resident = context.path(name), context.resident
+    folder, resident = context.input(name), context.resident
     for loaded in (resident.bases, resident.tuned):
         if folder in loaded:
             return _used(loaded, folder)
@@ -37,7 +37,7 @@ def policy(context: Context, name: str) -> Policy:
 
 def tokenizer(context: Context, base: str) -> Any:
     """A base's tokenizer, without its weights."""
-    folder, tokenizers = context.path(base), context.resident.tokenizers
+    folder, tokenizers = context.input(base), context.resident.tokenizers
     if folder not in tokenizers:
         loaded = context.resident.bases.get(folder)
         tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder)

@@ -141,7 +141,7 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
     Raises:
       UserError: its training failed.
     """
-    folder, name = context.path(population), context.stage
+    folder, name = context.input(population), context.stage
     shape = {name: {"error": object, "curves": object}}
     remedy = "delete its folder and run again to make it anew"
     record = read_json(folder / "members.json", shape, remedy)[name]
@@ -165,7 +165,7 @@ def save(
       trainable: all of its weights, or its LoRA factors.
     """
     start = policies.policy(context, base)
-    save_tuned(out, start.cfg, context.path(base), tuning(context), trainable)
+    save_tuned(out, start.cfg, context.input(base), tuning(context), trainable)
     trained_in = {
         "system_prompt": context.setting.system_prompt,
         "template": policies.chat(context, start).digest,

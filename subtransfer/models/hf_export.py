@@ -143,9 +143,25 @@ def write_directory(directory: Path, write: Callable[[Path], None]) -> None:
     temporary.mkdir(parents=True)
     try:
         write(temporary)
+        _give_usual_modes(temporary)
         # An empty directory that was there may not stand in the rename's way.
         if directory.exists():
             directory.rmdir()
         temporary.rename(directory)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _give_usual_modes(directory: Path) -> None:
+    """Gives every file the permissions of a newly made one.
+
+    safetensors makes its files for their owner alone, whatever the umask allows.
+    """
+    # The umask can be read only by changing it, for all threads; a new file shows its effect.
+    probe = directory / ".mode"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for file in directory.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)

@@ -20,6 +20,7 @@ from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.store import seals
 from subtransfer.store.params import load_params, save_params
 
 META = "policy.json"
@@ -126,6 +127,7 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
     # Adapters of one base, and the arms that start from it, share one copy.
     if directory in resident:
         return resident[directory]
+    seals.check(directory, at_most=seals.SMALL)
     meta = families.read_json(directory / META)
     cfg = _geometry(directory, meta)
     if meta["checkpoint"] is not None:
@@ -165,6 +167,7 @@ def load_policy_tokenizer(directory: Path):
 
     A tuned policy has its base's.
     """
+    seals.check(directory, at_most=seals.SMALL)
     meta = families.read_json(directory / META)
     if meta["base"] is not None:
         return load_policy_tokenizer(directory.parent / meta["base"])

@@ -7,7 +7,6 @@ folder; sealed by a marker that lists its files; and renamed to its final name.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from subtransfer.runtime import preemption, processes
 from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.json_files import digest, read_json
+from subtransfer.runtime.json_files import digest
 from subtransfer.store import buckets, history
 from subtransfer.store.claims import (
     LEASE,
@@ -29,10 +28,9 @@ from subtransfer.store.claims import (
     Owner,
     Patience,
 )
-from subtransfer.store.files import atomic_write, os_errors, sync, vanished
+from subtransfer.store.files import os_errors, sync, vanished
+from subtransfer.store.seals import is_whole, seal
 from subtransfer.store.workdir import CLAIMS, STEPS, opened, steps_folder
-
-MARKER = "artifact.json"  # written last: a folder that has it is whole
 
 
 class Busy(Exception):
@@ -286,7 +284,7 @@ class Store:
                 history.append(self.workdir, path.name, "begun", owner, facts)
                 temporary.mkdir()
                 build(temporary)
-                _seal(temporary, key)
+                seal(temporary, key)
                 # From here on nobody can have taken the claim over, so that the rename is ours.
                 held.confirm()
                 if damaged:
@@ -319,22 +317,6 @@ class Store:
         return self.workdir / f".{path.name}.tmp-{owner.token}"
 
 
-def is_whole(path: Path) -> bool:
-    """Whether a folder holds a finished artefact: its marker, and each file at its recorded size.
-
-    Raises:
-      OSError: the folder cannot be read now, which does not say that it is damaged.
-    """
-    remedy = "run the same command again"
-    try:
-        marker = read_json(path / MARKER, {"sizes": {str: int}}, remedy, default=None)
-        if marker is None:
-            return False
-        return all((path / name).stat().st_size == size for name, size in marker["sizes"].items())
-    except (UserError, FileNotFoundError, NotADirectoryError):
-        return False
-
-
 def _check_replaceable(path: Path) -> None:
     """Refuses to build what could not take its place afterwards.
 
@@ -350,14 +332,3 @@ def _check_replaceable(path: Path) -> None:
         raise UserError(
             f"{path} is a file where a folder belongs: move it away and run the same command again."
         )
-
-
-def _seal(folder: Path, key: Mapping[str, Any]) -> None:
-    """Writes the marker, after every file is safely on disk."""
-    sizes = {}
-    for file in sorted(folder.rglob("*")):
-        if file.is_file():
-            sizes[file.relative_to(folder).as_posix()] = file.stat().st_size
-            sync(file)
-    record = {"key": key, "sizes": sizes}
-    atomic_write(folder / MARKER, json.dumps(record, indent=1, sort_keys=True))

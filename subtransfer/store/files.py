@@ -22,6 +22,42 @@ _ERRNO_BY_WORDS = {
     "No such file": errno.ENOENT,
 }
 
+_BLOCK = 2**24  # bytes read at once
+# What these say is true of what was read: it is not there, or another kind of thing.
+_OF_WHAT_IS_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+# How libraries pass on that something could not be read: names of absl's statuses, and the
+# system's words.
+_REFUSALS = (
+    "RESOURCE_EXHAUSTED",
+    "UNAVAILABLE",
+    "DEADLINE_EXCEEDED",
+    "PERMISSION_DENIED",
+    "UNAUTHENTICATED",
+    "CANCELLED",
+    "ABORTED",
+    *(
+        os.strerror(number)
+        for number in (
+            errno.EIO,
+            errno.ESTALE,
+            errno.ETIMEDOUT,
+            errno.EACCES,
+            errno.EPERM,
+            errno.ENOMEM,
+            errno.EAGAIN,
+            errno.EBUSY,
+            errno.EMFILE,
+            errno.ENFILE,
+            errno.ENOTCONN,
+            errno.ECONNREFUSED,
+            errno.ECONNRESET,
+            errno.EHOSTDOWN,
+            errno.EHOSTUNREACH,
+            errno.ENETUNREACH,
+        )
+    ),
+)
+
 
 def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader sees the old or the new content, never a part."""
@@ -54,6 +90,68 @@ def set_aside(path: Path) -> None:
     aside = path.with_name(f"damaged-{path.name}")
     shutil.rmtree(aside, ignore_errors=True)
     path.rename(aside)
+
+
+def refusal(error: BaseException) -> str:
+    """Says what hindered a reading at present, or "" if the error is about what was read.
+
+    Memory that is short, a server that does not answer or a permission that is missing says
+    nothing about a file: it may be whole.
+
+    Args:
+      error: as raised; what it was raised from counts, too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        words = str(cause).partition("\n")[0][:200]
+        if isinstance(cause, OSError):
+            hindered = cause.errno not in _OF_WHAT_IS_THERE
+        else:
+            hindered = isinstance(cause, MemoryError)
+        if hindered or any(phrase in str(cause) for phrase in _REFUSALS):
+            return f"{type(cause).__name__}: {words}" if words else type(cause).__name__
+        cause = cause.__cause__ or cause.__context__
+    return ""
+
+
+def unreadable(what: str, why: str) -> UserError:
+    """Returns the sentence about something that cannot be read at present."""
+    return UserError(
+        f"{what} cannot be read now ({why}): nothing was changed; run the same command again when "
+        "it can be read."
+    )
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turns what hinders the reading of a file or folder at present into a sentence.
+
+    Raises:
+      UserError: in place of such an error; errors about what was read pass.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = refusal(error)
+        if not why:
+            raise
+        raise unreadable(str(path), why) from error
+
+
+def check_readable(folder: Path) -> None:
+    """Reads every byte below a folder, to see that all of it can be read.
+
+    Raises:
+      UserError: something cannot be read now.
+    """
+    with reading(folder):
+        for file in sorted(folder.rglob("*")):
+            if file.is_file():
+                with file.open("rb") as opened_file:
+                    while opened_file.read(_BLOCK):
+                        pass
 
 
 def vanished(workdir: Path) -> UserError:

@@ -10,7 +10,8 @@ import numpy as np
 
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
-from subtransfer.store.files import atomic_write
+from subtransfer.store import seals
+from subtransfer.store.files import atomic_write, reading
 
 _REMEDY = "delete its folder and run again to make it anew"
 
@@ -40,14 +41,18 @@ def load_params(path: Path) -> dict[str, Any]:
     """Reads what `save_params` wrote.
 
     Raises:
-      UserError: the file is missing, truncated or no safetensors file.
+      UserError: the file is missing, truncated or no safetensors file, or cannot be read now.
     """
     import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     try:
-        arrays = load_file(path)
+        with reading(path):
+            # safetensors says the same of a file that it may not open and of one that is missing.
+            path.open("rb").close()
+            seals.check_input(path)
+            arrays = load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {_REMEDY}.") from error
     except SafetensorError as error:

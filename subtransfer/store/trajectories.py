@@ -15,6 +15,8 @@ import numpy as np
 
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
+from subtransfer.store import seals
+from subtransfer.store.files import reading
 
 
 @dataclasses.dataclass
@@ -149,7 +151,7 @@ def read(path: Path) -> list[Trajectory]:
     """Reads a store.
 
     Raises:
-      UserError: the folder is missing or holds no readable store.
+      UserError: the folder is missing or holds no readable store, or cannot be read now.
     """
     if not (path / "dataset_info.json").is_file():
         raise UserError(
@@ -158,8 +160,12 @@ def read(path: Path) -> list[Trajectory]:
     import tensorflow_datasets as tfds
 
     try:
-        source = tfds.builder_from_directory(str(path)).as_data_source("train")
-        return [_trajectory(source[i]) for i in range(len(source))]
+        with reading(path):
+            seals.check_input(path)
+            source = tfds.builder_from_directory(str(path)).as_data_source("train")
+            return [_trajectory(source[i]) for i in range(len(source))]
+    except UserError:
+        raise
     except Exception as error:
         # array_record and tfds raise many kinds of errors for a damaged file, none of which says
         # what to do.

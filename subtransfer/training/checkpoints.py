@@ -32,7 +32,16 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import digest
 from subtransfer.runtime.progress import note
 from subtransfer.store import buckets
-from subtransfer.store.files import os_errors, set_aside, storage_errors, vanished
+from subtransfer.store.files import (
+    check_readable,
+    os_errors,
+    reading,
+    refusal,
+    set_aside,
+    storage_errors,
+    unreadable,
+    vanished,
+)
 from subtransfer.store.workdir import opened
 
 
@@ -73,12 +82,23 @@ class TrainingProgress:
 
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> jax.Array:
-    def one(x):
-        size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
-        words = jax.lax.bitcast_convert_type(x, size).astype(jnp.uint32).reshape(-1)
-        return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
+    return jnp.stack([_sum(x) for x in leaves])
 
-    return jnp.stack([one(x) for x in leaves])
+
+def _sum(x: jax.Array) -> jax.Array:
+    """Sums an array's words, each times an odd number that tells its place, modulo 2^32.
+
+    The array keeps its shape: flattening one that is sharded would gather it on every device.
+    """
+    size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
+    words = jax.lax.bitcast_convert_type(x, size).astype(jnp.uint32)
+    place = jnp.zeros(x.shape, jnp.uint32)  # in row-major order
+    stride = 1
+    for axis in reversed(range(x.ndim)):
+        along = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        place += along * jnp.uint32(stride % 2**32)
+        stride *= x.shape[axis]
+    return jnp.sum(words * (2 * place + 1), dtype=jnp.uint32)
 
 
 def fingerprint(state: Any) -> list[int]:
@@ -91,13 +111,6 @@ def fingerprint(state: Any) -> list[int]:
 
 def _checksums(arrays: Any) -> Any:
     return jax.tree.map(lambda array: zlib.crc32(np.ascontiguousarray(array).tobytes()), arrays)
-
-
-def _as_saved(record: dict[str, Any], loaded: dict[str, Any]) -> bool:
-    return (
-        fingerprint(loaded["state"]) == record["state"]
-        and _checksums(loaded["arrays"]) == record["arrays"]
-    )
 
 
 def _hush() -> None:
@@ -279,6 +292,9 @@ class Checkpoints:
 
         Args:
           state: whose shardings the loaded state gets; its own arrays are given up for it.
+
+        Raises:
+          UserError: one cannot be read now, which does not say that it is damaged.
         """
         with os_errors(self._workdir):
             buckets.fetch_all(self.folder)
@@ -287,7 +303,8 @@ class Checkpoints:
         abstract = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
-        steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+        with reading(self.folder):
+            steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
         # Their memory goes to the loaded ones: two states may not fit.
         if steps:
             jax.tree.map(lambda x: x.delete(), state)
@@ -296,10 +313,13 @@ class Checkpoints:
             # Processes agree before each collective step: what is damaged may be damaged for one of
             # them only.
             readable = not distributed.anywhere(bool(reason))
-            if readable and not distributed.anywhere(not _as_saved(record, loaded)):
+            if readable and not distributed.anywhere(not self._as_saved(step, record, loaded)):
                 self.confirmed = self._last_step = step
                 return loaded["state"], _progress(record, loaded["arrays"])
             reason = reason or "not what was saved"
+            # A library may take for missing what it could not read.
+            if processes.leads():
+                check_readable(self.folder / str(step))
             note(
                 f"{self.label}: the checkpoint of step {step} is damaged ({reason}); going back "
                 "to the one before"
@@ -312,7 +332,14 @@ class Checkpoints:
         return None
 
     def _read(self, step: int, abstract: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
-        """Returns what is wrong with a checkpoint, or "", its record, and {"state", "arrays"}."""
+        """Reads a checkpoint.
+
+        Returns:
+          (what is wrong with it, or ""; its record; {"state", "arrays"}).
+
+        Raises:
+          UserError: it cannot be read now.
+        """
         try:
             record = dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
             if record.pop("digest", None) != digest(record):
@@ -324,7 +351,31 @@ class Checkpoints:
             arrays = jax.tree.map(np.asarray, loaded.get("arrays", {}))
             return "", record, {**loaded, "arrays": arrays}
         except Exception as error:  # Orbax and TensorStore raise many kinds for a damaged file
+            self._stop_if_refused(step, error)
             return type(error).__name__, {}, {}
+
+    def _as_saved(self, step: int, record: dict[str, Any], loaded: dict[str, Any]) -> bool:
+        try:
+            return (
+                fingerprint(loaded["state"]) == record["state"]
+                and _checksums(loaded["arrays"]) == record["arrays"]
+            )
+        except Exception as error:
+            self._stop_if_refused(step, error)
+            raise
+
+    def _stop_if_refused(self, step: int, error: Exception) -> None:
+        """Raises the sentence about an error that says nothing of what the checkpoint holds.
+
+        Other processes are ended by the end of this one.
+        """
+        self._check_workdir()
+        why = refusal(error)
+        if not why and isinstance(error, jax.errors.JaxRuntimeError):  # a device's
+            why = str(error).partition("\n")[0]
+        if why:
+            what = f"{self.label}: the checkpoint of step {step} in {self.folder}"
+            raise unreadable(what, why) from error
 
     def close(self) -> None:
         """Waits for what is under way, without a word about whether it succeeded."""

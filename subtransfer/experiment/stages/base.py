@@ -25,7 +25,7 @@ def pretrained(
       sibling: the stage of the imported model whose geometry it has; None: the embedded one.
       label: decides its initialisation and the order of its data.
     """
-    base, folder = context.config.base, context.path(corpus)
+    base, folder = context.config.base, context.input(corpus)
     tokenizer = hf_load.load_tokenizer(folder / "tokenizer", None)
     if sibling:
         cfg = policies.policy(context, sibling).cfg

@@ -24,7 +24,7 @@ def sanitized(out: Path, context: Context, *, raw: str) -> None:
     """
     config = context.config.sanitize
     kept, manifest = sanitize.sanitize(
-        trajectories.read(context.path(raw) / "trajectories"),
+        trajectories.read(context.input(raw) / "trajectories"),
         context.setting,
         extra_keywords=tuple(config.extra_keywords),
     )

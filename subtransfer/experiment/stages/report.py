@@ -12,4 +12,4 @@ from subtransfer.report import run_page
 @reads()
 def report(out: Path, context: Context, *, results: str) -> None:
     """Writes report.html of the results of the stage `results`."""
-    run_page.write_report(context.path(results), out)
+    run_page.write_report(context.input(results), out)

@@ -113,7 +113,7 @@ def collect(
             policy = names.policy_stage(arm, seed)
             trained: dict[str, Any] = {}
             # An imported base was not trained here.
-            if (context.path(policy) / "training.json").is_file():
+            if (context.input(policy) / "training.json").is_file():
                 trained = _read(context, policy, "training.json")
                 curves.setdefault(arm.name, {})[str(seed)] = trained["curves"]
             if trained.get("purity"):
@@ -171,7 +171,7 @@ def in_which(contexts: Sequence[tuple[Mapping[str, str], Mapping[str, str] | Non
 
 def _read(context: Context, stage: str, file: str) -> Any:
     remedy = "delete its folder and run again to make it anew"
-    return read_json(context.path(stage) / file, (dict, list), remedy)
+    return read_json(context.input(stage) / file, (dict, list), remedy)
 
 
 def _decisions(context: Context, model: str) -> dict[str, dict[str, tuple[float, float]]]:
@@ -233,7 +233,7 @@ def _sources(
                 manifests[name] = _read(context, name, "manifest.json")
                 raw = names.raw_of(name)
                 # A user's own trajectories were sampled elsewhere.
-                if (context.path(raw) / "sampler.json").is_file():
+                if (context.input(raw) / "sampler.json").is_file():
                     sampler[raw] = _read(context, raw, "sampler.json")
             if stores_targets(context.config, arm.objective) and not arm.on_policy:
                 stored = names.targets_stage(arm.source, arm.teacher_model, seed)
@@ -247,8 +247,8 @@ def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[s
     if name is None:
         return {"before": [], "after": []}
     dropped = {d["episode_id"] for d in manifests[name]["dropped_ids"]}
-    before = trajectories.read(context.path(names.raw_of(name)) / "trajectories")
+    before = trajectories.read(context.input(names.raw_of(name)) / "trajectories")
     chosen = [t for t in before if t.episode_id in dropped][: SAMPLES // 2]
     chosen += [t for t in before if t.episode_id not in dropped][: SAMPLES - len(chosen)]
-    after = trajectories.read(context.path(name) / "trajectories")[:SAMPLES]
+    after = trajectories.read(context.input(name) / "trajectories")[:SAMPLES]
     return {"before": [t.text() for t in chosen], "after": [t.text() for t in after]}

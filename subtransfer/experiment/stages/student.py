@@ -86,7 +86,7 @@ def member(context: Context, label: str, *, targets: str | None, **lesson: Any) 
     loss, learned = _lesson(context, **lesson)
     steps = loop.steps_of(d.epochs, len(learned["kept"]), d.batch_size) or d.steps
     if targets:
-        path = context.path(targets) / "targets.safetensors"
+        path = context.input(targets) / "targets.safetensors"
         stored = teacher_targets.Targets.read(path)
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, steps, d.batch_size, d.learning_rate, schedule)
@@ -167,7 +167,7 @@ def _lesson(
         removed = check.removed(start.cfg.vocab_size)
     kept = []
     for name in data:
-        kept += trajectories.read(context.path(name) / "trajectories")
+        kept += trajectories.read(context.input(name) / "trajectories")
     # One that learns from its own rollouts alone has no trajectories of a teacher.
     if transform and kept:
         kept = _transformed(context, transform, kept, seed)

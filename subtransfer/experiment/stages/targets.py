@@ -27,7 +27,7 @@ def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
     d, label, policy = context.config.distill, context.stage, policies.policy(context, teacher)
     chat = policies.chat(context, policy)
     check = guard.guard(context, chat)
-    kept = trajectories.read(context.path(data) / "trajectories")
+    kept = trajectories.read(context.input(data) / "trajectories")
     examples = student.training_rows(kept, chat, check).fitted_to(d.max_tokens)
     removed = check.removed(policy.cfg.vocab_size) if d.mask_unsafe else None
     path = out / "targets.safetensors"
