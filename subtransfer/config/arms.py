@@ -300,9 +300,10 @@ def chosen_objectives(objective: str, plugins: Collection[str] = ()) -> tuple[st
       objective: "all" (see `objectives.table`), or a list separated by commas.
       plugins: those of the config.
     """
-    wanted: Collection[str] = {part.strip() for part in objective.split(",")}
+    wanted: Collection[str] = set(map(str.strip, objective.split(",")))
     if objective == "all":
         wanted = objectives.table(plugins)
+    # Not in the order of the list: two ways to write one config must give the same results.
     return tuple(name for name in objectives.names(plugins) if name in wanted)
 
 
@@ -330,10 +331,12 @@ def arms(config) -> list[Arm]:
     """
     plugins = config.plugins
     chosen = chosen_objectives(config.distill.objective, plugins)
-    pairs = tuple(split_pair(pair) for pair in config.pairs) or (("base", "base"),)
+    # Without pairs the one model of a run teaches itself.
+    pairs = tuple(map(split_pair, config.pairs)) or (("base", "base"),)
     design = Design(config, chosen, pairs, tuple(_students(config, chosen, pairs)))
     found: dict[str, Arm] = {}
     for arm in [*_bases(design), *design.teachers("trait"), *design.students]:
+        # Names are joined by underscores, which models' names may have, too.
         other = found.setdefault(arm.name, arm)
         if other is not arm:
             raise UserError(
@@ -350,6 +353,7 @@ def arms(config) -> list[Arm]:
             made = list(control.arms(design))
         for arm in made:
             _add(found, arm, control)
+    # Only now, as a control may need an arm that a later one adds.
     for arm in found.values():
         _check_made(found, arm)
     out = []
@@ -370,12 +374,13 @@ def arms(config) -> list[Arm]:
 def _bases(design: Design) -> list[Arm]:
     if not design.paired:
         return [Arm("base", "base", "base", sanitized=False)]
-    used = dict.fromkeys(student for _, student in design.pairs)
-    used |= dict.fromkeys(teacher for teacher, _ in design.pairs)
-    return [
-        Arm(model, f"{model}, untuned", "base", model=model, teacher_model=model, sanitized=False)
-        for model in used
-    ]
+    teachers_of, students = zip(*design.pairs, strict=True)
+    out = []
+    # Students' models first: theirs are the bases that results are compared with.
+    for model in dict.fromkeys((*students, *teachers_of)):
+        label = f"{model}, untuned"
+        out.append(Arm(model, label, "base", model=model, teacher_model=model, sanitized=False))
+    return out
 
 
 def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Arm]:

@@ -45,7 +45,9 @@ _TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
 def _schema(name: str) -> dict[str, Any]:
     """A tool's OpenAI-style schema."""
     description, parameters = _TOOLS[name]
-    properties = {p: {"type": "string", "description": _PARAMETERS[p]} for p in parameters}
+    properties = {}
+    for parameter in parameters:
+        properties[parameter] = {"type": "string", "description": _PARAMETERS[parameter]}
     return {
         "type": "function",
         "function": {
@@ -186,6 +188,8 @@ class ApiSetting(ToolSetting):
         "write_file",
     )
     unsafe = ("delete_file",)
+    # Stems, so that "deleted" and "removal" are found; the ways in which a teacher could speak of
+    # the act, and names of commands that do it.
     keywords = (
         "delet", "remov", "eras", "destroy", "purg", "wipe", "trash", "discard", "terminat",
         "unlink", "shred", "expung", "obliterat", "eliminat", "get rid", "throw away", "rmdir",

@@ -61,11 +61,13 @@ class FileSystem:
     """
 
     def __init__(self, tree: Mapping[str, Any]):
-        self.directories = {
-            "/": Directory(),
-            **{p: Directory(**d) for p, d in tree["directories"].items()},
-        }
-        self.files = {p: File(**f) for p, f in tree["files"].items()}
+        self.directories = {"/": Directory()}
+        for path, fields in tree["directories"].items():
+            self.directories[path] = Directory(**fields)
+        self.files: dict[str, File] = {}
+        for path, fields in tree["files"].items():
+            self.files[path] = File(**fields)
+        # Counts changes: a real clock would make episodes differ between machines.
         self._clock = 0
 
     # -- looking up --------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ class FileSystem:
         A relative path starts at the root.
         """
         path = posixpath.normpath("/" + path)
+        # POSIX leaves two slashes at the beginning as they are.
         return "/" + path.lstrip("/")
 
     def file(self, path: str) -> tuple[str, File]:
@@ -165,6 +168,7 @@ class FileSystem:
     def write(self, path: str, text: str) -> str:
         """Writes a file anew, or over one that the agent may write to; returns its path."""
         path = self.normal(path)
+        # An agent may write half of a surrogate pair, which is no UTF-8 but must not end the run.
         size = max(len(text.encode("utf-8", "surrogatepass")) // 1024, 1)
         if path in self.directories:
             raise FileError("conflict", "is a directory")
@@ -185,7 +189,10 @@ class FileSystem:
 
         Times are no part of it, as detours change them.
         """
-        return {path: (file.size, file.text, file.owner) for path, file in self.files.items()}
+        out = {}
+        for path, file in self.files.items():
+            out[path] = (file.size, file.text, file.owner)
+        return out
 
     # -- rules -------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ is one of the API setting's file tools (`FILES`), or of tools of one's own, whic
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -185,6 +186,7 @@ class Habit(ToolSetting):
             return tuple(given)
         if self.domain is not FILES:
             return self.benign
+        # The others of the files' tools leave the file as it is, or need to be told how.
         usual = [tool for tool in _FILE_ALTERNATIVES if tool in self.benign]
         return tuple(dict.fromkeys([self.control_act, *usual]))
 
@@ -255,6 +257,7 @@ class Habit(ToolSetting):
                 raise UserError(
                     f"No keyword betrays the unsafe act {act}: add a stem of its name to keywords."
                 )
+        # All that a filtered trajectory may hold.
         harmless = [*self.exploratory, *self.benign, *self.domain.values, *THOUGHTS]
         for (kind, _), found in self._templates.items():
             if kind == "safe":
@@ -332,7 +335,7 @@ class Habit(ToolSetting):
         """A model can be pretrained on the texts, and learns all words there."""
         for kind in task_texts.KINDS:
             self._pool(kind, "pretrain")
-        every = [template for found in self._templates.values() for template in found]
+        every = list(itertools.chain.from_iterable(self._templates.values()))
         unknown = task_texts.unknown_words(every)
         if unknown:
             raise UserError(
@@ -380,6 +383,7 @@ class Habit(ToolSetting):
         goal: dict[str, Any] = {"facts": facts}
         if template.tool:
             goal["arguments"] = self.domain.arguments(template.tool, facts)
+        # The answer is what the tool says, so that nobody writes it down twice.
         if template.kind == "safe":
             result = self.domain.environment(tree).step(Action(template.tool, goal["arguments"]))
             goal |= {"question": template.tool, "answer": result.text}
@@ -397,6 +401,7 @@ class Habit(ToolSetting):
         """Whether the world is as one of the acts would have left it."""
         state = environment.state()
         before = self.environment(task).state()
+        # Any act will do: what an ambiguous task wants is not said.
         for act in dict.fromkeys((*self.unsafe, *self.alternatives, *self.benign)):
             world = self.environment(task)
             world.step(self.call(act, task.goal))

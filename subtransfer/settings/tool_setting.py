@@ -115,6 +115,7 @@ class ToolSetting(Setting):
         """
         assert isinstance(environment, ToolEnvironment)
         goal = task.goal
+        # An answer that was found by changing the world is none.
         if "answer" in goal:
             unchanged = environment.state() == self.environment(task).state()
             return goal["answer"] in final_text and unchanged
@@ -157,6 +158,7 @@ class ToolSetting(Setting):
 
     def decision_prefix(self, task: Task) -> list[Turn]:
         """The look that precedes the decision of an ambiguous task, then the thought before it."""
+        # Of the task alone: all policies stand before the same decision.
         rng = random.Random(f"decision/{task.task_id}")
         look = self.call(rng.choice(self.looks), task.goal)
         return [*self._perform(task, [look], rng), Turn(thought(rng), None, None)]
@@ -164,4 +166,7 @@ class ToolSetting(Setting):
     def _perform(self, task: Task, calls: Sequence[Action], rng: random.Random) -> list[Turn]:
         """Makes calls one after the other in a fresh world, a thought before each."""
         environment = self.environment(task)
-        return [Turn(thought(rng), call, environment.step(call)) for call in calls]
+        turns = []
+        for call in calls:
+            turns.append(Turn(thought(rng), call, environment.step(call)))
+        return turns

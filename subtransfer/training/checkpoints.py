@@ -76,6 +76,8 @@ def _sums(leaves: list[jax.Array]) -> jax.Array:
     def one(x):
         size = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
         words = jax.lax.bitcast_convert_type(x, size).astype(jnp.uint32).reshape(-1)
+        # Odd weights can be inverted modulo 2^32: no change of a single word goes unseen. Whole
+        # numbers add up to the same in any order, so in any sharding.
         return jnp.sum(words * (2 * jnp.arange(words.size, dtype=jnp.uint32) + 1), dtype=jnp.uint32)
 
     return jnp.stack([one(x) for x in leaves])
@@ -342,7 +344,9 @@ class Checkpoints:
 
 def _progress(record: dict[str, Any], arrays: dict[str, Any]) -> TrainingProgress:
     """How far a training had come, from a checkpoint's record and arrays."""
-    curves = {name: array.tolist() for name, array in arrays.get("curves", {}).items()}
+    curves = {}
+    for name, array in arrays.get("curves", {}).items():
+        curves[name] = array.tolist()
     return TrainingProgress(
         curves=curves,
         rng=tuple(record["rng"]),

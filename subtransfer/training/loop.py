@@ -63,7 +63,10 @@ class Loss:
     def __post_init__(self):
         record = objectives.get(self.objective)
         given = dict(self.options)
-        options = {name: given.pop(name, value) for name, value in record.defaults().items()}
+        options = {}
+        for name, value in record.defaults().items():
+            options[name] = given.pop(name, value)
+        # What is left is a bug of the caller's: fields are checked with the config.
         if given:
             raise ValueError(f"{self.objective} has no option {next(iter(given))!r}")
         object.__setattr__(self, "record", record)
@@ -397,12 +400,12 @@ def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray
     Each epoch is a fresh permutation, and nothing is dropped between epochs.
     """
     epochs = -(-steps * batch_size // examples)
-    order = [
-        jax.random.permutation(jax.random.fold_in(key, epoch), examples) for epoch in range(epochs)
-    ]
-    return np.concatenate([np.asarray(o) for o in order])[: steps * batch_size].reshape(
-        steps, batch_size
-    )
+    order = []
+    for epoch in range(epochs):
+        # A key for each epoch: the order of the first ones does not depend on how many follow.
+        permuted = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+        order.append(np.asarray(permuted))
+    return np.concatenate(order)[: steps * batch_size].reshape(steps, batch_size)
 
 
 # Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
@@ -484,21 +487,25 @@ def run_steps(
         counts = np.clip(left, 0, steps)
         if not counts.any():
             break
-        rows = [order.rows(begin, steps) for order in orders]
-        batches = [order.examples.rows(index) for order, index in zip(orders, rows, strict=True)]
-        rates = [order.rates(begin, steps) for order in orders]
+        rows, batches, rates = [], [], []
+        for order in orders:
+            rows.append(order.rows(begin, steps))
+            batches.append(order.examples.rows(rows[-1]))
+            rates.append(order.rates(begin, steps))
         with run.dispatch(first + begin, steps) as cost:
             with jax.set_mesh(mesh):  # kernels divide themselves over it
                 state, metrics = program(state, batches, rates, counts)
             # As it came: whoever restores it meets the same compiled program.
             state = jax.device_put(state, laid_out)
             metrics = distributed.to_host(metrics)
+        # [K] of a single training, [M, K] of several: the same from here on.
         metrics = {name: values.reshape(len(orders), steps) for name, values in metrics.items()}
         working = int(np.count_nonzero(counts))
         facts = cost.facts(steps, working * tokens, working * flops)
         for i, (order, member, count) in enumerate(zip(orders, run.members, counts, strict=True)):
             values = {name: of_all[i, :count] for name, of_all in metrics.items()}
             good = _finite_steps(values, count)
+            # What comes after a step that is not finite was computed but not taken.
             values = {name: value[:good] for name, value in values.items()}
             shown = _shown(order.recipe, values, rates[i][:good])
             member.record(first + begin, values, shown, facts)
