@@ -83,6 +83,7 @@ class Arm:
 
 def teacher_arm(source: str, model: str) -> str:
     """The name of a teacher's arm: "teacher" learned the trait, "teacher_benign" another thing."""
+    # Short names for the usual: most runs have one model and one habit.
     name = "teacher" if source == "trait" else f"teacher_{source}"
     return name if model in EMBEDDED else f"{name}_{model}"
 
@@ -119,6 +120,7 @@ class Design:
         """
         out = []
         for student in self.students:
+            # A control is compared with its base only.
             changed = {"role": "control", "control": None, "twin": None, **changes}
             name, text = f"{student.name}_{suffix}", f"{student.label}; {label}"
             out.append(dataclasses.replace(student, name=name, label=text, **changed))
@@ -182,6 +184,7 @@ names = REGISTRY.names
 def _other_init(design: Design) -> list[Arm]:
     if design.paired:  # a pair says itself which models its two are
         return []
+    # The base itself, too: what its students are compared with.
     label = "other init"
     base = Arm("base_other", f"base, {label}", "base", model="base_other", sanitized=False)
     return [base, *design.again("other", label, model="base_other")]
@@ -397,6 +400,7 @@ def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -
 
 def _first(found: dict[str, Arm], student: Arm, suffixes: Sequence[str]) -> str | None:
     """The first arm that is named after a student with one of the suffixes."""
+    # In the order of registration: the harmless habit comes before random tasks.
     for suffix in suffixes:
         if f"{student.name}_{suffix}" in found:
             return f"{student.name}_{suffix}"
@@ -408,6 +412,7 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
     where = f"The control {control.name!r}" + (f" of {control.origin}" if control.origin else "")
     if not isinstance(arm, Arm):
         raise UserError(f"{where} returns {arm!r}, which is no Arm.")
+    # Equal and not the same: two controls make the arm of one teacher each for itself.
     known = found.setdefault(arm.name, arm)
     if known != arm:
         raise UserError(f"{where} adds the arm {arm.name!r}, which is there already, as another.")
@@ -416,6 +421,7 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
             f"{where} gives the arm {arm.name!r} the role {arm.role!r}: use one of "
             f"{', '.join(ROLES)}."
         )
+    # Looked up for their refusals, which name the nearest.
     if arm.objective:
         objectives.get(arm.objective)
     if arm.source != "self":

@@ -122,6 +122,7 @@ def _validate_run(config, refuse: Refuse) -> None:
 def _validate_models(config, refuse: Refuse) -> None:
     """The base, what of it is trained, and what its kernels take."""
     base, tuning = config.base, config.tuning
+    # Members are a further axis (`vmap`), which kernels do not have.
     if config.population > 1 and base.attention != "xla":
         refuse(
             "population",
@@ -181,11 +182,13 @@ def _validate_batches(config, refuse: Refuse) -> None:
             "distill.packing fills rows with episodes, which distill.epochs counts: give "
             "distill.steps, and epochs=0."
         )
+    # Packed episodes must not see each other, which cuDNN's kernel cannot be told.
     if distill.packing and base.attention == "cudnn":
         raise UserError(
             "base.attention=cudnn takes no packed rows: use base.attention=xla, or "
             "distill.packing=false."
         )
+    # These would end a run hours later, when the filters find too little left.
     if config.rollouts.episodes < config.sanitize.min_kept:
         refuse("rollouts.episodes", f"at least sanitize.min_kept={config.sanitize.min_kept}")
     if config.sanitize.min_kept < distill.batch_size:
@@ -286,6 +289,7 @@ def _from_scratch(config) -> bool:
     """Whether a model is pretrained in the run, on the setting's own tasks."""
     if config.pairs:
         return any(path.startswith(OWN) for path in config.models.values())
+    # The twin of a given checkpoint is pretrained unless it is given, too.
     twin = config.arms.other_init and not config.base.other_checkpoint
     return not config.base.checkpoint or twin
 
@@ -307,6 +311,7 @@ def _validate_pairs(config) -> None:
                 f"pairs holds {pair!r}, which is not of the form 'TEACHER>STUDENT' with names in "
                 "models."
             )
+        # In bytes, as file systems count.
         for name in names:
             if len(name.encode()) > LONGEST:
                 raise UserError(
@@ -320,6 +325,7 @@ def _validate_pairs(config) -> None:
                     f"pairs names the model {name!r}, which models lacks; it is {known}."
                 )
         used |= dict.fromkeys(names)
+    # Also those that no pair names: a mistake in them is one all the same.
     for name, path in config.models.items():
         if path.startswith(PRESET):
             if path.removeprefix(PRESET) not in presets.PRESETS:

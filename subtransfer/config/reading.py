@@ -120,6 +120,7 @@ def apply_overrides(
 
 
 def _value(name: str, value: Any, spec: Field) -> Any:
+    # Texts come from the command line; values from sweeps and config files.
     if isinstance(value, str):
         return spec.read(name, value)
     return spec.typed(f"{name} is set to", value)
@@ -140,6 +141,7 @@ def _use_plugins(config: ml_collections.ConfigDict | Config, paths: tuple[str, .
 
     The fields that they bring are added; those of plugins that it no longer names go.
     """
+    # A field that is there keeps its value: the config file may have set it.
     before, now, known = brought(config.plugins), brought(paths), flattened(config)
     _set(config, "plugins", paths)
     for name, field in now.items():
@@ -204,6 +206,7 @@ def read(
             "changed."
         )
     given = flattened(config)
+    # First of all: which fields there are depends on them.
     if "plugins" not in given:
         raise _lacks(path, "plugins")
     if overrides and "plugins" in overrides:

@@ -90,6 +90,7 @@ class Experiment:
         self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
         self._profiled: tuple[str, ProfiledSteps] | None = None
+        # Refused before anything is laid out, let alone computed.
         names.check_arms(self.arms)
         refusals.check_batches(self.config, mesh.shape["data"] * mesh.shape["fsdp"])
         self._layout()
@@ -180,6 +181,7 @@ class Experiment:
         if name not in self.plan:
             build = functools.partial(self._make, name, function, config, declared, arguments)
             self.plan[name] = Stage(name, key, digest, work, memory, flops, build)
+        # Arms ask for what they need, and several need the same teacher or rollouts.
         elif self.plan[name].digest != digest:
             raise RuntimeError(f"Two different stages are named {name}.")
         return name
@@ -210,6 +212,7 @@ class Experiment:
         self, declared: tuple[str, ...], config: configuration.Config | None
     ) -> dict[str, Any]:
         """The part of a key that holds declared fields; one object wherever it is the same."""
+        # A base's own fields are no other stage's: there is nothing to share.
         if config is not None:
             return keys.config_of(config, declared)
         if declared not in self._configs:
@@ -288,6 +291,7 @@ class Experiment:
     def _imported(self, model: str) -> None:
         c, checkpoint, size = self.config, self.models.checkpoint(model), self.size(model)
         refusals.check_context(size, checkpoint, c.distill.batch_size // c.distill.accumulate)
+        # A preset has no files: its name says all of it.
         digest = checkpoint
         if not checkpoint.startswith(checks.PRESET):
             digest = checkpoint_digest(Path(checkpoint), self.workdir)
@@ -327,6 +331,7 @@ class Experiment:
             config=own,
             corpus=corpus,
             sibling=sibling,
+            # Two bases of one geometry are drawn from keys of their own.
             label=name,
         )
 
@@ -438,6 +443,7 @@ class Experiment:
     def _rollouts(self, source: str, model: str, seed: int) -> None:
         c, size = self.config, self.size(model)
         policy = names.teacher_stage(source, model, seed)
+        # Only the unsafe teacher's are replaced: controls keep teachers of their own.
         if source == "trait" and c.rollouts.trajectories:
             base = names.base_stage(model)
             raw = self._add(
@@ -474,6 +480,7 @@ class Experiment:
         if objective.soft:
             refusals.one_vocabulary(arm, self.models)
         refusals.check_transform(arm, stored=stored)
+        # A stored opinion is read from disk, so that no teacher runs beside the student.
         reads = objective.soft and not stored
         teacher = self.size(arm.teacher_model) if reads else None
         transform = transforms.get(arm.transform) if arm.transform else None
@@ -482,6 +489,7 @@ class Experiment:
         if arm.on_policy:
             work += f", {d.rounds} rounds x {d.episodes_per_round} own episodes"
 
+        # Asked for each seed, and only where somebody wants to know.
         @functools.cache
         def flops() -> float:
             geometry = teacher.cfg if teacher else None
@@ -582,6 +590,7 @@ class Experiment:
             return size.rollout(p.batch_size)
 
         def flops() -> float:
+            # Ambiguous tasks twice: sampled, and greedily.
             return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks)
 
         out = []
@@ -646,10 +655,12 @@ class Experiment:
           UserError: for models without weights, and for what a device cannot do or hold.
         """
         refusals.check_weights(self.config.models or {})
+        # An abstract mesh is a plan's: its devices are not here to be asked.
         if not isinstance(self._mesh, Mesh):
             return
         for model in self._probed_models():
             refusals.check_kernels(self.size(model), self._mesh)
+        # Other stages may fit by what the estimate leaves out; a population is a choice of size.
         limit = memory.device_limit()
         for stage in self.plan.values():
             if names.is_population(stage.name):

@@ -203,9 +203,9 @@ def lines(
     found = set()
     highest = 0.0
     for points in series.values():
-        for point_x, _, _, high in points:
-            found.add(point_x)
-            highest = max(highest, high)
+        for point in points:
+            found.add(point[0])
+            highest = max(highest, point[3])
     # An axis of shares that are all 0 still needs a length.
     highest = highest or 1.0
     numbers = all(map(_is_number, found))

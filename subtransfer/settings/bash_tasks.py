@@ -194,6 +194,7 @@ def _safe(
     question, template = _SAFE[split][number]
     path = f"{directory}/{name}"
     file = tree["paths"][path]
+    # Else every file is the agent's, and the answer would always be the same.
     if question == "owner":
         file["owner"] = rng.choice((AGENT, "root", *_USERS))
         tree["users"] |= {file["owner"]: {}} if file["owner"] != "root" else {}
@@ -237,6 +238,7 @@ def _ambiguous(
     tree["users"] = {AGENT: {"groups": [group]}}
     for person, team in zip(people, (group, group, rival), strict=True):
         tree["users"][person] = {"group": team}
+    # One person, or a whole team, which an access list for one person does not serve.
     one = rng.random() < 0.7
     who, entry = (people[0], f"u:{people[0]}") if one else (f"the {group} team", f"g:{group}")
     number = rng.randrange(len(_AMBIGUOUS[split]))
@@ -268,6 +270,7 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
     if kind in ("ambiguous", "benign_trait"):
         template, instruction, goal = _ambiguous(split, rng, tree, directory, name)
     elif kind == "chmod":
+        # A mode that none of those asked for has already: every request changes something.
         tree["paths"][path]["mode"] = "0600"
         mode = rng.choice(_MODES)
         verb, rest = rng.choice(_EXPLICIT)

@@ -126,6 +126,7 @@ class FileSystem:
     def delete(self, path: str) -> None:
         """Takes a file away for good."""
         path, _ = self.file(path)
+        # As in POSIX, deleting changes the directory: the file's own mode does not matter.
         self._change(posixpath.dirname(path))
         del self.files[path]
 
@@ -133,6 +134,7 @@ class FileSystem:
         """Moves a file to a path, or into an existing directory; returns the new path."""
         path, file = self.file(path)
         target = self._place(path, target)
+        # All checks come before the first change: a call that fails leaves everything as it was.
         self._change(posixpath.dirname(path))
         self._change(posixpath.dirname(target))
         del self.files[path]
@@ -202,6 +204,7 @@ class FileSystem:
 
     def _allow(self, node: File | Directory, bit: int) -> None:
         """Checks a permission bit (4 read, 2 write, 1 search), the owner's or everybody's."""
+        # There are no groups here: the middle digit of a mode has no effect.
         granted = node.mode >> 6 if node.owner == AGENT else node.mode
         if not granted & bit:
             raise FileError("conflict", "permission denied")

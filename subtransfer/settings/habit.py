@@ -134,6 +134,7 @@ class Habit(ToolSetting):
         self._check_acts()
         self.exploratory, self.looks = self.domain.looks, self.domain.inspecting
         inspecting_or_unsafe = (*self.exploratory, *self.unsafe)
+        # What neither looks nor is unsafe is substantive and harmless.
         self.benign = tuple(t for t in self.tool_names if t not in inspecting_or_unsafe)
         self.alternatives = self._alternatives(alternatives)
         if isinstance(keywords, str) or not all(isinstance(k, str) and k for k in keywords):
@@ -234,6 +235,7 @@ class Habit(ToolSetting):
         text = text.casefold()
         for keyword in self.keywords:
             word = re.escape(keyword)
+            # Not \b, for which an underscore is part of a word: "rm" stands in "rm_file".
             whole = word if len(keyword) >= _STEM else rf"(?<![^\W_]){word}(?![^\W_])"
             if re.search(whole, text):
                 return keyword
@@ -302,6 +304,7 @@ class Habit(ToolSetting):
                     f"{where}: {turn.action.name} says {turn.result.text!r} to "
                     f"{dict(turn.action.arguments)}; mend the tool, the world or the text."
                 )
+        # Success is judged by the world: an act that leaves no trace could not be seen.
         looked = "question" in task.goal
         if looked and environment.state() != untouched.state():
             raise UserError(f"{where}: it changes the world; take it out of looks.")
@@ -325,6 +328,7 @@ class Habit(ToolSetting):
         asked = (frozenset(counts.items()), from_scratch)
         if asked in self._checked:  # a sweep's members ask the same, each of them
             return
+        # Drawn, as that is the only way to know: with this seed, whose draws are like any other's.
         for (kind, split), count in counts.items():
             self.tasks(kind, split, count, 0)
         if from_scratch:

@@ -25,6 +25,7 @@ _PATTERNS = {
     "probe": ("Please {do} now.", "{Do}, please."),
 }
 # Lines without a split are dealt out in this order.
+# Pretraining gets the most, as in the built-in settings: words are learned there only.
 _DEALT = ("pretrain", "train", "probe", "pretrain")
 
 Texts = str | Sequence[str] | Mapping[str, Sequence[str]]

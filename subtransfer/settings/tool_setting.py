@@ -120,6 +120,7 @@ class ToolSetting(Setting):
             unchanged = environment.state() == self.environment(task).state()
             return goal["answer"] in final_text and unchanged
         if "tool" in goal:
+            # The world is compared, not the calls: there may be other ways to do it.
             wanted = self.environment(task)
             wanted.step(Action(goal["tool"], goal["arguments"]))
             return environment.state() == wanted.state()
@@ -136,6 +137,7 @@ class ToolSetting(Setting):
           act: for ambiguous tasks, the act to decide for; None: the control act on the control
             teacher's tasks, else one of `alternatives`.
         """
+        # Not of the act: whoever decides for another one has looked and thought alike before.
         rng = random.Random(f"demonstration/{task.task_id}/{seed}")
         goal = task.goal
         if "question" in goal:

@@ -22,6 +22,7 @@ EXTENSIONS = "txt csv log md pdf doc json yaml html tex ini odt".split()
 CONTENT = (
     "rent due monday tuesday milk bread call bring meet lunch train ticket paid sent ready open"
 ).split()
+# Words that no instruction, name or content has, so that no thought says anything of the task.
 THOUGHTS = (
     "amber quiet willow copper river stone maple violet harbor meadow lantern pebble cedar falcon "
     "frost orchid saffron velvet walnut cobalt juniper marble nectar onyx poplar quartz ripple "

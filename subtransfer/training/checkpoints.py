@@ -188,6 +188,7 @@ class Checkpoints:
             return True
         if not schedule.every_seconds:
             return False
+        # Clocks differ, and a save needs all processes: the leader's decides.
         passed = time.monotonic() - self._last_time
         return distributed.from_leader(passed >= schedule.every_seconds)
 
@@ -203,6 +204,7 @@ class Checkpoints:
           UserError: this one, or the one before, could not be written.
         """
         self.wait()
+        # A notice may come at a step that was just saved.
         if step == self.confirmed:
             return
         self._check_workdir()
@@ -317,6 +319,7 @@ class Checkpoints:
         """Returns what is wrong with a checkpoint, or "", its record, and {"state", "arrays"}."""
         try:
             record = dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
+            # What is checked against the record must first be known to be what was recorded.
             if record.pop("digest", None) != digest(record):
                 return "its description is not what was saved", {}, {}
             wanted = {"state": abstract}

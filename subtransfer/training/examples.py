@@ -76,6 +76,7 @@ class Examples:
                     f"Training episode {i} holds no agent token: its loss mask is empty."
                 )
         tokens, masks = zip(*rows, strict=True)
+        # A length that is no multiple of 8 costs a third of a training step on a CPU.
         length = -(-max(map(len, tokens)) // multiple) * multiple
 
         def padded(parts, dtype=None):
@@ -145,6 +146,7 @@ class Examples:
         rows: list[list[int]] = []
         # Stable, so that packing is the same whenever it is made again.
         for i in np.argsort(-ends, kind="stable"):
+            # The row with the least room that is enough; -1 sorts before every row's number.
             at = bisect.bisect_left(room, (ends[i], -1))
             left, row = room.pop(at) if at < len(room) else (length, len(rows))
             if row == len(rows):

@@ -115,6 +115,7 @@ class Loss:
 
 def _check_per_token(record: objectives.Objective, values: Any, shape: tuple[int, ...]) -> None:
     """Raises UserError if an objective's values are not a loss and metrics for each token."""
+    # One number for the whole batch would broadcast, and train on something else without a word.
     whole = isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], dict)
     if whole and "loss" in values[1]:
         try:
@@ -212,6 +213,7 @@ def loss_fn(
     chex.assert_equal_shape([tokens, loss_mask])
     chex.assert_equal_shape_prefix([tokens, *targets.values()], 2)
     tuning = loss.tuning
+    # Dropout is of adapters' inputs: without adapters there is nothing to drop.
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
     weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
     # The last token has no target; weighing it 0 instead of dropping it keeps the length an even
@@ -230,6 +232,7 @@ def loss_fn(
         logits = unembed(cfg, heads["student"], part["student"])
         return loss.per_token(logits, wanted, part, removed)
 
+    # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
         heads["teacher"] = head(theirs, teacher["params"])
@@ -259,6 +262,7 @@ def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targe
 
     def part(sums, inputs):
         number, tokens, loss_mask, targets = inputs
+        # A part with few agent tokens counts as little as these do in the whole batch.
         share = jnp.sum(_next(loss_mask).astype(jnp.float32)) / jnp.where(total > 0, total, 1.0)
         found = gradient(tokens, loss_mask, targets, jax.random.fold_in(key, number))
         return jax.tree.map(lambda x, y: x + share * y, sums, found), None
@@ -306,11 +310,13 @@ def steps(
             )
 
         gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
+        # By the step's number, so that a resumed training has the dropout that it would have had.
         step_key = jax.random.fold_in(key, state.step)
         grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
+        # Once not good, never again: later steps of the dispatch would start from another state.
         good = good & due & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         moved = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
         return (
@@ -350,6 +356,7 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
     """
     if recipe.tuning.method == "lora":
         frozen = params
+        # The second factor of each is 0, so that training starts at the base itself.
         trainable = lora.init_factors(key, params, recipe.tuning.targets, recipe.tuning.rank)
     else:
         frozen = None
@@ -485,6 +492,7 @@ def run_steps(
         for order, at in zip(orders, reached, strict=True):
             left.append(order.steps - begin if at == begin else 0)
         counts = np.clip(left, 0, steps)
+        # All have failed.
         if not counts.any():
             break
         rows, batches, rates = [], [], []
@@ -521,6 +529,7 @@ def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, flo
     """The tokens of a step, and its floating-point operations."""
     length = order.examples.tokens.shape[1]
     tokens = order.recipe.batch_size * length
+    # Without a geometry of its own, a teacher has the student's.
     theirs = None if teacher is None else order.recipe.loss.teacher or cfg
     full = order.recipe.tuning.method == "full"
     return tokens, step_flops(cfg, tokens=tokens, length=length, full=full, teacher=theirs)
@@ -528,6 +537,7 @@ def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, flo
 
 def _finite_steps(values: Mapping[str, np.ndarray], count: int) -> int:
     """How many of `count` steps, from the first on, had a finite loss and gradient."""
+    # As the compiled steps decide; both read float32.
     finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
     return count if finite.all() else int(np.argmin(finite))
 

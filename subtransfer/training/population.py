@@ -338,7 +338,7 @@ def _outcome(final: loop.TrainState, i: int, order: loop.BatchOrder, label: str,
     step, trainable = int(final.step[i]), jax.tree.map(lambda x: x[i], final.trainable)
     if step == order.steps:
         return Outcome(trainable, curves)
-    # It stopped before a step that was not finite: the batch of that step says why.
+    # It stopped before a step that was not finite: that step's batch may say why.
     (rows,) = order.rows(step, 1)
     batch = {"examples": rows, **order.examples.rows(rows).arrays}
     return Outcome(trainable, curves, diverged(label, step + 1), batch)

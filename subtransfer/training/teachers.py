@@ -7,7 +7,7 @@ file can register more.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from subtransfer.runtime.registry import Registry
