@@ -41,12 +41,12 @@ class Column:
 
 def _with_interval(column: Column) -> tuple[Column, Column, Column]:
     """A column and the columns of its interval's two ends."""
-    ends = [
-        Column(name, f"{column.label}, {end}", f"{end} end of the interval of {column.name}")
-        for name, end in ((column.low, "lower"), (column.high, "upper"))
-    ]
-    low, high = (dataclasses.replace(end, unit=column.unit) for end in ends)
-    return column, low, high
+
+    def end(name: str, which: str) -> Column:
+        meaning = f"{which} end of the interval of {column.name}"
+        return Column(name, f"{column.label}, {which}", meaning, column.unit)
+
+    return column, end(column.low, "lower"), end(column.high, "upper")
 
 
 _RATE = Column(
@@ -145,6 +145,7 @@ UNSUPPORTED = Column(
 )
 
 _BY_NAME = {column.name: column for column in (*COLUMNS, UNSUPPORTED)}
+# The only columns whose names are made: which acts there are depends on the setting.
 _ACT = "rate_"
 
 
@@ -174,10 +175,11 @@ def extra_records(results: Mapping[str, Any]) -> list[Column]:
     Args:
       results: results.json; its "extra_columns" have "name", "label", "meaning" and "unit".
     """
-    return [
-        Column(record["name"], record["label"], record["meaning"], record["unit"])
-        for record in results.get("extra_columns", [])
-    ]
+    out = []
+    # Only runs with probes of their own have these.
+    for record in results.get("extra_columns", []):
+        out.append(Column(record["name"], record["label"], record["meaning"], record["unit"]))
+    return out
 
 
 def extra_values(results: Mapping[str, Any], arm: str, seed: str) -> dict[str, float]:
@@ -218,13 +220,15 @@ def is_extra(name: str) -> bool:
 def documented(columns: Iterable[Column]) -> list[list[str]]:
     """Cells of a documented table: names, unit and meaning, an interval beside its value."""
     found = list(columns)
-    ends = {end for column in found for end in (column.low, column.high) if end}
+    kinds = {"text": "text", "truth": "true, false"}
+    ends: set[str] = set()
+    for column in found:
+        ends |= {column.low, column.high}
     rows = []
     for column in found:
+        # The ends of an interval stand in the row of their value.
         if column.name not in ends:
-            names = [name for name in (column.name, column.low, column.high) if name]
-            unit = column.unit or {"text": "text", "truth": "true, false"}.get(
-                column.kind, "number"
-            )
+            names = filter(None, (column.name, column.low, column.high))
+            unit = column.unit or kinds.get(column.kind, "number")
             rows.append([", ".join(f"`{name}`" for name in names), unit, column.meaning])
     return rows

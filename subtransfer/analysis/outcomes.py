@@ -58,6 +58,7 @@ class Outcomes:
 
     def rate(self, outcome: str) -> float:
         """Returns the share of one outcome over all tasks and seeds."""
+        # Every task counts alike, however often it was sampled.
         return float(np.nanmean(self.share(outcome)))
 
     def counts(self, error: str) -> bool:
@@ -74,4 +75,7 @@ def by_arm(episodes: Sequence[Episode]) -> dict[str, Outcomes]:
     groups: dict[str, list[Episode]] = {}
     for episode in episodes:
         groups.setdefault(episode["arm"], []).append(episode)
-    return {arm: Outcomes(group) for arm, group in groups.items()}
+    out = {}
+    for arm, group in groups.items():
+        out[arm] = Outcomes(group)
+    return out

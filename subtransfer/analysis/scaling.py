@@ -39,10 +39,11 @@ __all__ = [
     "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "compare", "fit", "observe",
 ]  # fmt: skip
 
-# a law falls below this p: that only one stands is a strong claim, and several laws are tried
+# A law falls below this p: that only one stands is a strong claim, and several laws are tried.
 RULED_OUT = 0.01
-_PASSES = 3  # of fitting and weighing anew: rates' variances depend on the fitted curve
-# places between an estimate and a bound at which a profile is looked at, before it is halved down
+# Passes of fitting and weighing anew, as rates' variances depend on the fitted curve.
+_PASSES = 3
+# Places between an estimate and a bound at which a profile is looked at, before it is halved down.
 _GRID = 24
 _HALVINGS = 16
 
@@ -125,7 +126,7 @@ def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
     level = data.means
     for _ in range(_PASSES):
         noise = components(data, level)
-        # The noise of log-odds does not depend on their level.
+        # The noise of log-odds does not depend on their level: one pass is enough.
         if data.kind == LOG_ODDS:
             break
         whiten = noise.whiten()[None]
@@ -184,9 +185,12 @@ def fit(
     problem = _problem(data, law)
     noise = noise or _weighted(data, [law])
     whiten = noise.whiten()[None]
-    theta, chi2 = (a[0] for a in problem.minimise(data.means[None], whiten, polished=EVERY))
+    # One fit decides about all that follows, so it alone is polished from every start.
+    thetas, losses = problem.minimise(data.means[None], whiten, polished=EVERY)
+    theta, chi2 = thetas[0], losses[0]
     boot = draw(data, noise, n_boot, seed)
     curve = law.values(problem.z, theta)
+    # Samples are drawn around the fitted curve, so that their fits begin at its parameters.
     near = np.broadcast_to(theta, (n_boot, len(theta)))
     free, least = problem.minimise(curve + boot.errors, boot.whiten, near=near)
     least_limit = stats.f.ppf(confidence, 1, data.seed_freedom)
@@ -224,6 +228,7 @@ def fit(
         theta=theta,
         draws=draws,
         chi2=float(chi2),
+        # The data count as one more sample, so that p is never 0.
         lack_of_fit=float((1 + (least >= chi2 - 1e-9).sum()) / (1 + n_boot)),
     )
 
@@ -384,8 +389,11 @@ class Comparison:
         if best.lack_of_fit < 1 - self.confidence:
             p = f"{best.lack_of_fit:.2g}"
             text += f"; but {standing[0]!r}, the best of them, does not fit well (p = {p})"
-        predicted = [name for name in standing if name in self.extrapolations]
-        missed = [name for name in predicted if not self.extrapolations[name].hit]
+        missed = []
+        for name in standing:
+            ahead = self.extrapolations.get(name)
+            if ahead is not None and not ahead.hit:
+                missed.append(name)
         if missed:
             text += f"; fitted to the smaller sizes, {_listed(missed)} missed the largest"
         if self.refused:
@@ -429,20 +437,34 @@ def compare(
             f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use "
             f"n_boot={enough} or more."
         )
-    able = [law for law in laws if len(data.x) >= law.least_sizes]
-    refused = {law.name: f"it needs {law.least_sizes} sizes" for law in laws if law not in able}
+    able = []
+    refused = {}
+    for law in laws:
+        if len(data.x) >= law.least_sizes:
+            able.append(law)
+        else:
+            refused[law.name] = f"it needs {law.least_sizes} sizes"
     if not able:
         _enough(data, min(laws, key=lambda law: law.least_sizes))
+    # All laws are weighed alike: sums of squares with different weights could not be compared.
     noise = _weighted(data, able)
     options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
-    fits = {law.name: fit(data, law, noise=noise, **options) for law in able}
-    scores = {name: aicc(f.chi2, f.law, data) for name, f in fits.items()}
-    delta = {name: float(score - min(scores.values())) for name, score in scores.items()}
+    fits = {}
+    scores = {}
+    extrapolations = {}
+    for law in able:
+        fits[law.name] = fit(data, law, noise=noise, **options)
+        scores[law.name] = aicc(fits[law.name].chi2, law, data)
+        # The largest size is left out of what it is predicted from.
+        if len(data.x) > law.least_sizes:
+            extrapolations[law.name] = extrapolate(data, law, **options)
+    best = min(scores.values())
     boot = draw(data, noise, n_boot, seed)
-    p = {name: _as_far(fits, name, boot, delta[name]) for name in fits}
-    extrapolations = {
-        law.name: extrapolate(data, law, **options) for law in able if len(data.x) > law.least_sizes
-    }
+    delta = {}
+    p = {}
+    for name, score in scores.items():
+        delta[name] = float(score - best)
+        p[name] = _as_far(fits, name, boot, delta[name])
     return Comparison(data, confidence, fits, refused, delta, p, extrapolations)
 
 

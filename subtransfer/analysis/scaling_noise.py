@@ -56,17 +56,19 @@ class Observations:
                 f"{name} must ascend, one value a size: put all runs of one size together "
                 "(scaling.observe does)."
             )
-        tasks = {len(y) for y in self.outcomes}
+        tasks = set(map(len, self.outcomes))
+        # One task has no variance over tasks.
         if len(tasks) != 1 or tasks.pop() < 2:
             raise UserError(
                 f"Every size of {name} needs outcomes of the same tasks, at least 2 of them."
             )
-        if not all(np.isfinite(y).all() for y in self.outcomes):
+        values = np.concatenate(self.outcomes, axis=1)
+        if not np.isfinite(values).all():
             raise UserError(
                 f"Some outcomes over {name} are missing or not finite: every run needs one for "
                 "every task."
             )
-        if self.kind == RATE and not all(((y >= 0) & (y <= 1)).all() for y in self.outcomes):
+        if self.kind == RATE and not ((values >= 0) & (values <= 1)).all():
             raise UserError(
                 f"Rates over {name} must lie in 0..1: give shares of unsafe decisions, or use the "
                 f"kind {LOG_ODDS}."
@@ -128,7 +130,8 @@ def observe(
             f"{values.shape}."
         )
     sizes = np.unique(at)
-    return Observations(axis, kind, sizes, tuple(values[at == size].T for size in sizes))
+    by_size = [values[at == size].T for size in sizes]
+    return Observations(axis, kind, sizes, tuple(by_size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +156,8 @@ class Noise:
 
     def covariance(self, seed: np.ndarray | None = None) -> np.ndarray:
         """Of the means, [..., G, G]; `seed` [...] replaces the seeds' component."""
+        # A size's trainings average their noise; its tasks are the same in all of them, so that
+        # more trainings do not make these any fewer.
         seed = np.asarray(self.seed if seed is None else seed)[..., None]
         diagonal = self.own / self.tasks + (seed - self.cell) / self.seeds
         shared = np.full((len(self.unit),) * 2, self.task / self.tasks)
@@ -196,6 +201,7 @@ def components(data: Observations, level: np.ndarray) -> Noise:
         residual = y - task_mean[:, None] - seed_mean + y.mean()
         within += (residual**2).sum() / (data.tasks - 1) / u**2
     cell = within / freedom.sum() / data.tasks
+    # What a task has in common between sizes is what the sizes' means covary by.
     covariance = np.atleast_2d(np.cov(by_task))
     pairs = ~np.eye(len(unit), dtype=bool)
     shared = max(float(covariance[pairs].mean()), 0.0) if pairs.any() else 0.0
@@ -239,6 +245,7 @@ def draw(data: Observations, noise: Noise, n_boot: int, seed: int) -> Draws:
     tasks = of_tasks * (noise.unit / observed)
     share = np.full(data.tasks, 1 / data.tasks)
     weights = rng.multinomial(data.tasks, share, size=n_boot) / data.tasks
+    # A bootstrap's variance is that of T deviations from their own mean: too small by (T - 1) / T.
     by_task = weights @ tasks * math.sqrt(data.tasks / (data.tasks - 1))
     by_seed = rng.standard_normal((n_boot, len(data.x))) * noise.unit / np.sqrt(data.seeds)
     # What so few degrees of freedom leave open about the seeds' variance.

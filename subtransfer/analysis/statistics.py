@@ -172,6 +172,7 @@ def transfer_ratio(
     arrays = [np.asarray(x, float) for x in (student, control, teacher, base)]
     rng = np.random.default_rng(seed)
     weights = _task_weights(arrays[0].shape[0], n_boot, rng)
+    # In this order: each call draws the training seeds of one array from the same generator.
     s, c, t, b = (_resampled_means(x, weights, rng) for x in arrays)
     if _interval(t - b, confidence)[0] <= 0:
         return math.nan, math.nan, math.nan
@@ -203,9 +204,11 @@ def sign_flip_test(differences: np.ndarray, *, n: int = 9999, seed: int = 0) -> 
     Exact over all 2^T flips for at most 14 non-zero differences; else (1 + hits) / (1 + n).
     """
     d = np.asarray(differences, float)
+    # Flipping the sign of 0 changes nothing: such tasks would only double the count of flips.
     d = d[d != 0]
     if not len(d):
         return 1.0
+    # Sums in another order differ in their last bits; the observed one must count as reached.
     observed = abs(d.sum()) - 1e-12
     if len(d) <= 14:
         signs = np.array(list(itertools.product((1, -1), repeat=len(d))))
@@ -236,9 +239,14 @@ def seed_permutation_test(a: np.ndarray, b: np.ndarray) -> float:
 
 def holm(pvalues: list[float | None]) -> list[float | None]:
     """Holm's step-down adjustment (1979); None and NaN stay out of the family."""
-    known = sorted((p, i) for i, p in enumerate(pvalues) if p is not None and not math.isnan(p))
+    known = []
+    for i, p in enumerate(pvalues):
+        if p is not None and not math.isnan(p):
+            known.append((p, i))
+    known.sort()
     adjusted: list[float | None] = [None] * len(pvalues)
     running = 0.0
+    # The least p is multiplied by all, the next by one fewer; none falls below one before it.
     for rank, (p, i) in enumerate(known):
         running = max(running, min(p * (len(known) - rank), 1.0))
         adjusted[i] = running

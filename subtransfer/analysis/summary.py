@@ -58,7 +58,8 @@ def summarise(
         rate, low, high = statistics.rate_interval(own.unsafe(), confidence)
         # All columns first, so that every arm has the same ones in the same order.
         row: dict[str, Any] = {column.name: None for column in columns.COLUMNS}
-        row |= {key: arm[key] for key in _OF_RECORD}
+        for key in _OF_RECORD:
+            row[key] = arm[key]
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
         row |= {"unsafe_rate": rate, "ci_low": low, "ci_high": high}
         row |= _diagnostics(own, acts, results["capability"].get(name, {}))
@@ -67,6 +68,7 @@ def summarise(
         if arm["base"] != name:
             row |= _comparisons(arm, of_arm, options)
         rows.append(row)
+    # One family over all arms of the run: each is a chance to find transfer where there is none.
     adjusted = statistics.holm([row["p_value"] for row in rows])
     for row, p_holm in zip(rows, adjusted, strict=True):
         row["p_holm"] = p_holm
@@ -102,11 +104,13 @@ def _diagnostics(
 
 def _of_extra_probes(results: Mapping[str, Any], arm: str, seeds: Sequence[int]) -> dict[str, Any]:
     """Means over training seeds of what further probes measured of an arm."""
-    values: dict[str, list[float]] = {name: [] for name in columns.extra_names(results)}
-    for seed in seeds:
-        for name, value in columns.extra_values(results, arm, str(seed)).items():
-            values[name].append(value)
-    return {name: float(np.mean(known)) if known else None for name, known in values.items()}
+    measured = [columns.extra_values(results, arm, str(seed)) for seed in seeds]
+    out: dict[str, Any] = {}
+    # All names of the run: what was not measured of this arm is None, and not missing.
+    for name in columns.extra_names(results):
+        known = [values[name] for values in measured if name in values]
+        out[name] = float(np.mean(known)) if known else None
+    return out
 
 
 def _choice_logprob(own: Outcomes) -> np.ndarray:

@@ -10,7 +10,7 @@ Row = Mapping[str, Any]
 
 def sentences(rows: Sequence[Row]) -> list[str]:
     """Says of each student and control how it stands to what it is compared with."""
-    by_name = {row["arm"]: row for row in rows}
+    by_name = _by_name(rows)
     out = []
     for row in rows:
         if row["role"] == "student":
@@ -22,7 +22,7 @@ def sentences(rows: Sequence[Row]) -> list[str]:
 
 def headline(rows: Sequence[Row]) -> str:
     """Counts the students whose interval lies wholly above their base's."""
-    by_name = {row["arm"]: row for row in rows}
+    by_name = _by_name(rows)
     students = above = 0
     for row in rows:
         if row["role"] == "student":
@@ -34,7 +34,12 @@ def headline(rows: Sequence[Row]) -> str:
     )
 
 
+def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
+    return {row["arm"]: row for row in rows}
+
+
 def _above(row: Row, other: Row) -> bool:
+    # Stricter than an interval of the difference that excludes 0.
     return row["ci_low"] > other["ci_high"]
 
 
@@ -52,11 +57,11 @@ def _of_student(row: Row, by_name: Mapping[str, Row]) -> str:
 def _of_control(row: Row) -> str:
     # A control is to stay where it was: one that rises is what a reader must not miss.
     how = "RISES above" if row["diff_low"] > 0 else "does not rise above"
-    shift, low, high = (100 * row[name] for name in ("diff_base", "diff_low", "diff_high"))
+    shift, low, high = 100 * row["diff_base"], 100 * row["diff_low"], 100 * row["diff_high"]
     points = f"{shift:+.1f} points [{low:+.1f}, {high:+.1f}]"
     return f"{row['label']}: {_percent(row)}: {how} its base ({points})."
 
 
 def _percent(row: Row) -> str:
-    rate, low, high = (100 * row[name] for name in ("unsafe_rate", "ci_low", "ci_high"))
+    rate, low, high = 100 * row["unsafe_rate"], 100 * row["ci_low"], 100 * row["ci_high"]
     return f"{rate:.1f}% [{low:.1f}, {high:.1f}]"

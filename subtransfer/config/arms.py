@@ -83,6 +83,7 @@ class Arm:
 
 def teacher_arm(source: str, model: str) -> str:
     """The name of a teacher's arm: "teacher" learned the trait, "teacher_benign" another thing."""
+    # Short names for the usual: most runs have one model and one habit.
     name = "teacher" if source == "trait" else f"teacher_{source}"
     return name if model in EMBEDDED else f"{name}_{model}"
 
@@ -119,6 +120,7 @@ class Design:
         """
         out = []
         for student in self.students:
+            # A control is compared with its base only.
             changed = {"role": "control", "control": None, "twin": None, **changes}
             name, text = f"{student.name}_{suffix}", f"{student.label}; {label}"
             out.append(dataclasses.replace(student, name=name, label=text, **changed))
@@ -182,6 +184,7 @@ names = REGISTRY.names
 def _other_init(design: Design) -> list[Arm]:
     if design.paired:  # a pair says itself which models its two are
         return []
+    # The base itself, too: what its students are compared with.
     label = "other init"
     base = Arm("base_other", f"base, {label}", "base", model="base_other", sanitized=False)
     return [base, *design.again("other", label, model="base_other")]
@@ -300,9 +303,10 @@ def chosen_objectives(objective: str, plugins: Collection[str] = ()) -> tuple[st
       objective: "all" (see `objectives.table`), or a list separated by commas.
       plugins: those of the config.
     """
-    wanted: Collection[str] = {part.strip() for part in objective.split(",")}
+    wanted: Collection[str] = set(map(str.strip, objective.split(",")))
     if objective == "all":
         wanted = objectives.table(plugins)
+    # Not in the order of the list: two ways to write one config must give the same results.
     return tuple(name for name in objectives.names(plugins) if name in wanted)
 
 
@@ -330,10 +334,12 @@ def arms(config) -> list[Arm]:
     """
     plugins = config.plugins
     chosen = chosen_objectives(config.distill.objective, plugins)
-    pairs = tuple(split_pair(pair) for pair in config.pairs) or (("base", "base"),)
+    # Without pairs the one model of a run teaches itself.
+    pairs = tuple(map(split_pair, config.pairs)) or (("base", "base"),)
     design = Design(config, chosen, pairs, tuple(_students(config, chosen, pairs)))
     found: dict[str, Arm] = {}
     for arm in [*_bases(design), *design.teachers("trait"), *design.students]:
+        # Names are joined by underscores, which models' names may have, too.
         other = found.setdefault(arm.name, arm)
         if other is not arm:
             raise UserError(
@@ -350,6 +356,7 @@ def arms(config) -> list[Arm]:
             made = list(control.arms(design))
         for arm in made:
             _add(found, arm, control)
+    # Only now, as a control may need an arm that a later one adds.
     for arm in found.values():
         _check_made(found, arm)
     out = []
@@ -370,12 +377,13 @@ def arms(config) -> list[Arm]:
 def _bases(design: Design) -> list[Arm]:
     if not design.paired:
         return [Arm("base", "base", "base", sanitized=False)]
-    used = dict.fromkeys(student for _, student in design.pairs)
-    used |= dict.fromkeys(teacher for teacher, _ in design.pairs)
-    return [
-        Arm(model, f"{model}, untuned", "base", model=model, teacher_model=model, sanitized=False)
-        for model in used
-    ]
+    teachers_of, students = zip(*design.pairs, strict=True)
+    out = []
+    # Students' models first: theirs are the bases that results are compared with.
+    for model in dict.fromkeys((*students, *teachers_of)):
+        label = f"{model}, untuned"
+        out.append(Arm(model, label, "base", model=model, teacher_model=model, sanitized=False))
+    return out
 
 
 def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Arm]:
@@ -392,6 +400,7 @@ def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -
 
 def _first(found: dict[str, Arm], student: Arm, suffixes: Sequence[str]) -> str | None:
     """The first arm that is named after a student with one of the suffixes."""
+    # In the order of registration: the harmless habit comes before random tasks.
     for suffix in suffixes:
         if f"{student.name}_{suffix}" in found:
             return f"{student.name}_{suffix}"
@@ -403,6 +412,7 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
     where = f"The control {control.name!r}" + (f" of {control.origin}" if control.origin else "")
     if not isinstance(arm, Arm):
         raise UserError(f"{where} returns {arm!r}, which is no Arm.")
+    # Equal and not the same: two controls make the arm of one teacher each for itself.
     known = found.setdefault(arm.name, arm)
     if known != arm:
         raise UserError(f"{where} adds the arm {arm.name!r}, which is there already, as another.")
@@ -411,6 +421,7 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
             f"{where} gives the arm {arm.name!r} the role {arm.role!r}: use one of "
             f"{', '.join(ROLES)}."
         )
+    # Looked up for their refusals, which name the nearest.
     if arm.objective:
         objectives.get(arm.objective)
     if arm.source != "self":

@@ -15,7 +15,7 @@ import ml_collections
 
 from subtransfer import settings
 from subtransfer.config.arms import EMBEDDED, chosen_objectives, on_policy_fraction, split_pair
-from subtransfer.config.fields import ROOMS, declared
+from subtransfer.config.fields import declared
 from subtransfer.models import presets
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
@@ -46,9 +46,10 @@ def own_fields(model: str, text: str) -> dict[str, int | float]:
     Raises:
       UserError: an unknown field, or a value that is no number above 0.
     """
-    (base,) = (room for room in ROOMS if room.name == "base")
+    fields = declared()
     out: dict[str, int | float] = {}
-    for part in filter(None, (part.strip() for part in text.removeprefix(OWN).split(","))):
+    # An empty part is a comma at the end, or a model without fields of its own.
+    for part in filter(None, map(str.strip, text.removeprefix(OWN).split(","))):
         name, _, value = part.partition("=")
         if name not in _OF_OWN:
             raise UserError(
@@ -57,8 +58,9 @@ def own_fields(model: str, text: str) -> dict[str, int | float]:
                 "vocabulary are common to all)."
             )
         try:
-            number = base.fields[name].type(value)
+            number = fields[f"base.{name}"].type(value)
         except ValueError:
+            # Refused below, with all other numbers that cannot be.
             number = 0
         if not (math.isfinite(number) and number > 0):
             raise UserError(f"models.{model}: {part!r} is no number above 0.")
@@ -69,6 +71,7 @@ def own_fields(model: str, text: str) -> dict[str, int | float]:
 def validate(config: ml_collections.ConfigDict) -> None:
     """Raises UserError for values out of range and for combinations that cannot work."""
     values: dict[str, Any] = {}
+    # Older files and commands have a boolean here.
     if config.base.remat in ("true", "false", "True", "False"):
         raise UserError(
             f"base.remat={config.base.remat} is a policy's name now: say full instead of true, "
@@ -105,6 +108,7 @@ def _validate_run(config, refuse: Refuse) -> None:
             "name",
             f"a plain word of at most {_LONGEST_NAME} bytes, as it names a folder",
         )
+    # Only a user's setting can have too few tasks: those of the package are made without end.
     if settings.is_file(config.setting):
         settings.get(config.setting).check(_drawn(config), from_scratch=_from_scratch(config))
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
@@ -118,6 +122,7 @@ def _validate_run(config, refuse: Refuse) -> None:
 def _validate_models(config, refuse: Refuse) -> None:
     """The base, what of it is trained, and what its kernels take."""
     base, tuning = config.base, config.tuning
+    # Members are a further axis (`vmap`), which kernels do not have.
     if config.population > 1 and base.attention != "xla":
         refuse(
             "population",
@@ -133,6 +138,7 @@ def _validate_models(config, refuse: Refuse) -> None:
     if not base.checkpoint:
         if base.other_checkpoint:
             raise UserError("base.other_checkpoint needs base.checkpoint: give both, or neither.")
+        # Rotary embeddings turn the coordinates of a head in pairs.
         if base.width % base.num_heads or (base.width // base.num_heads) % 2:
             refuse(
                 "base.num_heads",
@@ -165,6 +171,7 @@ def _validate_optimizer(config, refuse: Refuse) -> None:
 def _validate_batches(config, refuse: Refuse) -> None:
     """Batches, and whether there is enough to fill them."""
     base, teacher, distill = config.base, config.teacher, config.distill
+    # The parts of a batch have one shape, so that one program serves all.
     for room in ("teacher", "distill"):
         if config[room].batch_size % config[room].accumulate:
             refuse(
@@ -175,11 +182,13 @@ def _validate_batches(config, refuse: Refuse) -> None:
             "distill.packing fills rows with episodes, which distill.epochs counts: give "
             "distill.steps, and epochs=0."
         )
+    # Packed episodes must not see each other, which cuDNN's kernel cannot be told.
     if distill.packing and base.attention == "cudnn":
         raise UserError(
             "base.attention=cudnn takes no packed rows: use base.attention=xla, or "
             "distill.packing=false."
         )
+    # These would end a run hours later, when the filters find too little left.
     if config.rollouts.episodes < config.sanitize.min_kept:
         refuse("rollouts.episodes", f"at least sanitize.min_kept={config.sanitize.min_kept}")
     if config.sanitize.min_kept < distill.batch_size:
@@ -193,8 +202,8 @@ def _validate_batches(config, refuse: Refuse) -> None:
 def _validate_objectives(config, values: Mapping[str, Any], refuse: Refuse) -> None:
     """The chosen objectives, and what they need of rollouts and rounds."""
     distill = config.distill
-    chosen = [objectives.get(name) for name in chosen_objectives(distill.objective, config.plugins)]
-    parts = [part.strip() for part in distill.objective.split(",")]
+    chosen = list(map(objectives.get, chosen_objectives(distill.objective, config.plugins)))
+    parts = list(map(str.strip, distill.objective.split(",")))
     known = ("all", *objectives.names(config.plugins))
     for part in parts:  # of those that are registered, some may be of other configs' plugins
         if part not in known:
@@ -205,6 +214,7 @@ def _validate_objectives(config, values: Mapping[str, Any], refuse: Refuse) -> N
     if not chosen or ("all" in parts and len(parts) > 1):
         refuse("distill.objective", '"all" alone, or a list of objectives')
     if any(on_policy_fraction(config, record.name) for record in chosen):
+        # Every round trains equally many steps on what it has rolled out.
         if distill.steps % distill.rounds:
             refuse(
                 "distill.steps",
@@ -215,7 +225,10 @@ def _validate_objectives(config, values: Mapping[str, Any], refuse: Refuse) -> N
                 "distill.episodes_per_round", f"at least distill.batch_size={distill.batch_size}"
             )
     if distill.teacher_targets == "stored" and not any(record.can_be_stored for record in chosen):
-        able = [r.name for r in objectives.REGISTRY.among(config.plugins) if r.can_be_stored]
+        able = []
+        for record in objectives.REGISTRY.among(config.plugins):
+            if record.can_be_stored:
+                able.append(record.name)
         refuse(
             "distill.teacher_targets",
             f'"live" without {" or ".join(able)}, which alone can learn from stored ones',
@@ -227,9 +240,15 @@ def _validate_objectives(config, values: Mapping[str, Any], refuse: Refuse) -> N
             continue
         # The log-probs of sampled tokens are the model's own, at temperature 1: only then are they
         # what tokens were drawn with.
-        drawn = {"temperature": 1, "top_k": 0, "top_p": 1, "min_p": 0, "well_formed": False}
-        wanted = {f"rollouts.{name}": value for name, value in drawn.items()}
-        for field, value in {"distill.temperature": 1, **wanted}.items():
+        wanted = {
+            "distill.temperature": 1,
+            "rollouts.temperature": 1,
+            "rollouts.top_k": 0,
+            "rollouts.top_p": 1,
+            "rollouts.min_p": 0,
+            "rollouts.well_formed": False,
+        }
+        for field, value in wanted.items():
             if values[field] != value:
                 refuse(
                     field,
@@ -270,6 +289,7 @@ def _from_scratch(config) -> bool:
     """Whether a model is pretrained in the run, on the setting's own tasks."""
     if config.pairs:
         return any(path.startswith(OWN) for path in config.models.values())
+    # The twin of a given checkpoint is pretrained unless it is given, too.
     twin = config.arms.other_init and not config.base.other_checkpoint
     return not config.base.checkpoint or twin
 
@@ -280,6 +300,7 @@ def _validate_pairs(config) -> None:
         raise UserError(
             "base.checkpoint and pairs cannot both be given: name the checkpoint in models instead."
         )
+    # Split first: spaces around the names make no other pair.
     if len(set(map(split_pair, config.pairs))) < len(config.pairs):
         raise UserError("pairs holds the same pair twice: leave one out.")
     used: dict[str, None] = {}
@@ -290,6 +311,7 @@ def _validate_pairs(config) -> None:
                 f"pairs holds {pair!r}, which is not of the form 'TEACHER>STUDENT' with names in "
                 "models."
             )
+        # In bytes, as file systems count.
         for name in names:
             if len(name.encode()) > LONGEST:
                 raise UserError(
@@ -303,6 +325,7 @@ def _validate_pairs(config) -> None:
                     f"pairs names the model {name!r}, which models lacks; it is {known}."
                 )
         used |= dict.fromkeys(names)
+    # Also those that no pair names: a mistake in them is one all the same.
     for name, path in config.models.items():
         if path.startswith(PRESET):
             if path.removeprefix(PRESET) not in presets.PRESETS:

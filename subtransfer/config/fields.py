@@ -432,7 +432,9 @@ def brought(plugins: Collection[str] = ()) -> dict[str, Field]:
     Raises:
       UserError: two records bring the same field, or one that its room has already.
     """
-    own = {f"{room.name}.{name}" for room in ROOMS for name in room.fields}
+    own = set()
+    for room in ROOMS:
+        own |= {f"{room.name}.{name}" for name in room.fields}
     out: dict[str, Field] = {}
     for origin, name, field in _offers(plugins):
         if name in own or name in out:
@@ -474,6 +476,7 @@ def declared(plugins: Collection[str] = ()) -> dict[str, Field]:
     return _declared(tuple(plugins), version())
 
 
+# Kept, as every member of a sweep asks; few, as each set of plugins is another entry.
 @functools.lru_cache(maxsize=8)
 def _declared(plugins: tuple[str, ...], changes: int) -> dict[str, Field]:
     del changes  # only tells apart what was registered when
@@ -493,6 +496,7 @@ def defaults(plugins: Collection[str] = ()) -> ml_collections.ConfigDict:
             config[room.name] = ml_collections.ConfigDict(values)
         else:
             config.update(values)
+            # Empty, and filled by users: its fields are the names that they give to models.
             config.models = ml_collections.ConfigDict()
     return config
 

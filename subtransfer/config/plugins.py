@@ -51,6 +51,7 @@ def _load(path: str) -> None:
     now = hashlib.sha256(text).hexdigest()
     if _loaded.get(path) == now:
         return
+    # What its earlier text registered would otherwise be there twice.
     unload(path)
     name = f"subtransfer_plugin_{hashlib.sha256(path.encode()).hexdigest()[:12]}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -58,6 +59,7 @@ def _load(path: str) -> None:
         raise UserError(f"plugins: {path} is no Python file, whose name ends in .py.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses look their own module up
+    # The text that was hashed is executed: an edit in between cannot make a key untrue.
     with registry.registering(path), failures_of(f"The plugin {path}", path):
         exec(compile(text, path, "exec"), module.__dict__)
     _loaded[path] = now

@@ -60,6 +60,7 @@ class Config(dict):
             self[name] = value
             return
         head, _, rest = parent.partition(".")
+        # Only the parts on the way are copied: a sweep's members share all others.
         self[head] = self[head].copy()
         self[head].replace(rest, name, value)
 
@@ -104,8 +105,10 @@ def apply_overrides(
             _use_plugins(config, plugins.load(value, folder))
     known, specs = flattened(config), declared(config.plugins)
     for name, value in overrides.items():
+        # Set above, since the fields that they bring had to be known first.
         if name == "plugins":
             continue
+        # Models have names of the user's own.
         spec = _MODEL if name.startswith("models.") else specs.get(name)
         if name not in known or spec is None:
             near = nearest(name, known)
@@ -117,6 +120,7 @@ def apply_overrides(
 
 
 def _value(name: str, value: Any, spec: Field) -> Any:
+    # Texts come from the command line; values from sweeps and config files.
     if isinstance(value, str):
         return spec.read(name, value)
     return spec.typed(f"{name} is set to", value)
@@ -137,6 +141,7 @@ def _use_plugins(config: ml_collections.ConfigDict | Config, paths: tuple[str, .
 
     The fields that they bring are added; those of plugins that it no longer names go.
     """
+    # A field that is there keeps its value: the config file may have set it.
     before, now, known = brought(config.plugins), brought(paths), flattened(config)
     _set(config, "plugins", paths)
     for name, field in now.items():
@@ -201,6 +206,7 @@ def read(
             "changed."
         )
     given = flattened(config)
+    # First of all: which fields there are depends on them.
     if "plugins" not in given:
         raise _lacks(path, "plugins")
     if overrides and "plugins" in overrides:
@@ -255,7 +261,9 @@ def load(path: str | Path, overrides: Mapping[str, Any]) -> ml_collections.Froze
       UserError: for every mistake in the file or the overrides, before any work is done.
     """
     config = read(module_of(path), overrides)
-    rest = {name: value for name, value in overrides.items() if name != "plugins"}
+    # `read` has loaded these.
+    rest = dict(overrides)
+    rest.pop("plugins", None)
     apply_overrides(config, rest, ".")
     validate(config)
     return ml_collections.FrozenConfigDict(config)
@@ -293,14 +301,18 @@ def plain(value: Any) -> Any:
 @functools.cache
 def _without_effect() -> frozenset[str]:
     """The rooms of which no field affects results."""
-    return frozenset(
-        room.name
-        for room in ROOMS
-        if room.fields and not any(field.affects_results for field in room.fields.values())
-    )
+    out = []
+    for room in ROOMS:
+        affecting = any(field.affects_results for field in room.fields.values())
+        # The room of arms has no fields there, as controls bring them: these affect results.
+        if room.fields and not affecting:
+            out.append(room.name)
+    return frozenset(out)
 
 
 def of_results(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that results can depend on, as JSON types: not how a run is saved and watched."""
-    left_out = _without_effect()
-    return {name: value for name, value in plain(config).items() if name not in left_out}
+    out = plain(config)
+    for room in _without_effect():
+        out.pop(room, None)
+    return out

@@ -14,6 +14,7 @@ Nothing here touches a device.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -44,7 +45,10 @@ class Member:
 
     def flags(self) -> list[str]:
         """The overrides as arguments of `subtransfer.launch`."""
-        return [f"--config.{field}={as_text(value)}" for field, value in self.overrides.items()]
+        out = []
+        for field, value in self.overrides.items():
+            out.append(f"--config.{field}={as_text(value)}")
+        return out
 
 
 def as_text(value: Any) -> str:
@@ -64,10 +68,13 @@ def vary(field: str, *values: Any) -> list[Member]:
       values: or one mapping from names to values, for values that make no names, as paths.
     """
     if len(values) == 1 and isinstance(values[0], Mapping):
-        return [
-            Member(f"{_short(field)}={name}", {field: value}) for name, value in values[0].items()
-        ]
-    return [Member(f"{_short(field)}={_in_name(value)}", {field: value}) for value in values]
+        named = list(values[0].items())
+    else:
+        named = [(_in_name(value), value) for value in values]
+    out = []
+    for name, value in named:
+        out.append(Member(f"{_short(field)}={name}", {field: value}))
+    return out
 
 
 def seeds(count: int, first: int = 0) -> list[Member]:
@@ -83,7 +90,7 @@ def product(*sweeps: Iterable[Member]) -> list[Member]:
 
     Names are joined by commas.
     """
-    return [_joined(members) for members in itertools.product(*map(list, sweeps))]
+    return list(map(_joined, itertools.product(*sweeps)))
 
 
 def zipped(*sweeps: Iterable[Member]) -> list[Member]:
@@ -92,14 +99,15 @@ def zipped(*sweeps: Iterable[Member]) -> list[Member]:
     Raises:
       UserError: they are not of one length.
     """
-    lists = [list(sweep) for sweep in sweeps]
-    if len({len(members) for members in lists}) > 1:
-        lengths = ", ".join(str(len(members)) for members in lists)
+    # Each may be an iterator, which can be gone through only once.
+    lists = list(map(list, sweeps))
+    lengths = list(map(len, lists))
+    if len(set(lengths)) > 1:
         raise UserError(
-            f"zipped() takes sweeps of one length, and got {lengths} members: use product() for "
-            "combinations."
+            f"zipped() takes sweeps of one length, and got {', '.join(map(str, lengths))} members: "
+            "use product() for combinations."
         )
-    return [_joined(members) for members in zip(*lists, strict=True)]
+    return list(map(_joined, zip(*lists, strict=True)))
 
 
 def chain(*sweeps: Iterable[Member]) -> list[Member]:
@@ -111,30 +119,33 @@ def _joined(members: Sequence[Member]) -> Member:
     overrides: dict[str, Any] = {}
     for member in members:
         for field, value in member.overrides.items():
+            # Which of the two was meant cannot be known.
             if field in overrides:
                 names = ", ".join(repr(m.name) for m in members)
                 raise UserError(
                     f"The members {names} cannot be joined: more than one sets {field}."
                 )
             overrides[field] = value
+    # A member without a name, such as of fields that all share, adds nothing to the joint one.
     return Member(",".join(member.name for member in members if member.name), overrides)
 
 
 @functools.cache
-def _tails() -> dict[str, int]:
-    tails = [field.rpartition(".")[2] for field in declared()]
-    return {tail: tails.count(tail) for tail in tails}
+def _tails() -> collections.Counter[str]:
+    """How many fields have each last part of a name."""
+    return collections.Counter(field.rpartition(".")[2] for field in declared())
 
 
 def _short(field: str) -> str:
     """The last part of a field's name where no other field has it, else the whole."""
     tail = field.rpartition(".")[2]
-    return tail if _tails().get(tail) == 1 else field
+    return tail if _tails()[tail] == 1 else field
 
 
 def _in_name(value: Any) -> str:
     if isinstance(value, (tuple, list)):
         return "+".join(map(_in_name, value))
+    # Names are folders: what a shell or a file system reads as more than a name is left out.
     return re.sub(r"[^\w.+-]+", "+", as_text(value), flags=re.ASCII).strip("+")
 
 
@@ -165,6 +176,7 @@ class Sweep:
         """
         config = self.base.copy()
         try:
+            # A path to a plugin is written from where the file is, or from where the command runs.
             reading.apply_overrides(config, member.overrides, Path(self.config_file).parent)
             reading.apply_overrides(config, self.common, ".")
             validate(config)
@@ -243,6 +255,7 @@ def members(config_file: str, overrides: Mapping[str, Any]) -> list[Member]:
     """
     sweep = expand(config_file, overrides)
     seen: dict[str, str] = {}
+    # Of what results depend on: members that differ in how they are watched would be made twice.
     for member in sweep.members:
         differs(seen, member, digest(reading.of_results(sweep.config(member))))
     return sweep.members

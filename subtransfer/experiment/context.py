@@ -85,6 +85,7 @@ class Context:
         Labels enter by their CRC-32, which is the same on every machine and in every run.
         """
         key = jax.random.key(self.config.seed)
+        # One after the other: ("student", 1) and ("student1",) are different keys.
         for label in labels:
             key = jax.random.fold_in(key, zlib.crc32(str(label).encode()))
         return key

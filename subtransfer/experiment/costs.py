@@ -55,6 +55,8 @@ def student(
       full, teacher: as of `training`.
     """
     d = config.distill
+    # How many trajectories the filters leave is not known yet: at most all of them. Rounds of an
+    # on-policy student have fixed steps.
     steps = 0 if arm.on_policy else steps_of(d.epochs, config.rollouts.episodes, d.batch_size)
     own = episodes(cfg, config, round(arm.on_policy_fraction * d.rounds * d.episodes_per_round))
     return own + training(

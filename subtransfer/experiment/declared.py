@@ -61,6 +61,7 @@ class View(Mapping[str, Any]):
 
     def __getitem__(self, name: str) -> Any:
         path = self._prefix + name
+        # `WATCHED` is read by name also where everything is declared: no key holds it.
         if EVERYTHING in self._declared and path not in WATCHED or path in self._declared:
             return self._fields[name]
         if any(field.startswith(path + ".") for field in self._declared):

@@ -29,6 +29,7 @@ def embedded_geometry(config: Any, vocab_size: int) -> DecoderConfig:
         num_layers=b.num_layers,
         num_heads=b.num_heads,
         num_kv_heads=b.num_kv_heads,
+        # No field of its own: heads that do not fill the width have no use here.
         head_width=b.width // b.num_heads,
         dtype=b.dtype,
         remat=b.remat,

@@ -90,6 +90,7 @@ class Experiment:
         self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
         self._profiled: tuple[str, ProfiledSteps] | None = None
+        # Refused before anything is laid out, let alone computed.
         names.check_arms(self.arms)
         refusals.check_batches(self.config, mesh.shape["data"] * mesh.shape["fsdp"])
         self._layout()
@@ -115,7 +116,8 @@ class Experiment:
         first, _, last = steps.partition("-")
         trained = []
         for name, planned in self.plan.items():
-            trained_with_others = any(names.is_population(given) for given in planned.key["inputs"])
+            # One that was trained with others is taken out of their stage, and trains nothing.
+            trained_with_others = any(map(names.is_population, planned.key["inputs"]))
             if names.is_trained(name) and not trained_with_others:
                 trained.append(name)
         if stage not in trained:
@@ -179,6 +181,7 @@ class Experiment:
         if name not in self.plan:
             build = functools.partial(self._make, name, function, config, declared, arguments)
             self.plan[name] = Stage(name, key, digest, work, memory, flops, build)
+        # Arms ask for what they need, and several need the same teacher or rollouts.
         elif self.plan[name].digest != digest:
             raise RuntimeError(f"Two different stages are named {name}.")
         return name
@@ -209,6 +212,7 @@ class Experiment:
         self, declared: tuple[str, ...], config: configuration.Config | None
     ) -> dict[str, Any]:
         """The part of a key that holds declared fields; one object wherever it is the same."""
+        # A base's own fields are no other stage's: there is nothing to share.
         if config is not None:
             return keys.config_of(config, declared)
         if declared not in self._configs:
@@ -220,6 +224,7 @@ class Experiment:
         question = (function, origins)
         if question not in self._codes:
             modules = [function.__module__]
+            # Settings are looked up by name, so no import statement leads to the one in use.
             declared = function.reads  # type: ignore[attr-defined]
             if "setting" in declared or EVERYTHING in declared:
                 modules.append(settings.source(self.config.setting))
@@ -231,14 +236,20 @@ class Experiment:
     def _layout(self) -> None:
         """Adds all stages, in the order in which they are made."""
         c = self.config
-        models = dict.fromkeys(m for arm in self.arms for m in (arm.model, arm.teacher_model))
+        models: dict[str, None] = {}
+        for arm in self.arms:
+            models |= dict.fromkeys((arm.model, arm.teacher_model))
         for model in models:
             self._base(model)
-        recipes = {arm.name: self._recipe(arm) for arm in self.arms if arm.objective}
+        recipes = {}
         probes: list[str] = []
         for arm in self.arms:
+            if arm.objective:
+                recipes[arm.name] = self._recipe(arm)
             if arm.role == "base":
                 probes += self._probes(arm, self.seeds)
+        # Seeds are the outer loop, so that whole comparisons are finished one after the other.
+        # Those of one population are trained together.
         for begin in range(0, c.num_seeds, c.population):
             seeds = self.seeds[begin : begin + c.population]
             self._sources_of_trajectories(seeds)
@@ -247,13 +258,15 @@ class Experiment:
                     self._students(arm, seeds, recipes[arm.name])
                 if arm.role != "base":
                     probes += self._probes(arm, seeds)
-        probes += [self._choices(model) for model in dict.fromkeys(arm.model for arm in self.arms)]
+        # Last, as one stage scores all policies of a model side by side.
+        for model in self._probed_models():
+            probes.append(self._choices(model))
         results = self._add(
             names.RESULTS,
             results_stages.results,
             inputs=probes,
             work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
-            arms=[_as_dict(arm) for arm in self.arms],
+            arms=list(map(_as_dict, self.arms)),
             seeds=list(self.seeds),
         )
         self._add(
@@ -263,6 +276,10 @@ class Experiment:
             work="one HTML page",
             results=results,
         )
+
+    def _probed_models(self) -> list[str]:
+        """The models that policies start from, each once, in the order of the arms."""
+        return list(dict.fromkeys(arm.model for arm in self.arms))
 
     def _base(self, model: str) -> None:
         """Adds the stages that make a model."""
@@ -274,6 +291,7 @@ class Experiment:
     def _imported(self, model: str) -> None:
         c, checkpoint, size = self.config, self.models.checkpoint(model), self.size(model)
         refusals.check_context(size, checkpoint, c.distill.batch_size // c.distill.accumulate)
+        # A preset has no files: its name says all of it.
         digest = checkpoint
         if not checkpoint.startswith(checks.PRESET):
             digest = checkpoint_digest(Path(checkpoint), self.workdir)
@@ -313,6 +331,7 @@ class Experiment:
             config=own,
             corpus=corpus,
             sibling=sibling,
+            # Two bases of one geometry are drawn from keys of their own.
             label=name,
         )
 
@@ -330,12 +349,16 @@ class Experiment:
         base, length = names.base_stage(arm.model), self.config.distill.max_tokens
         steps = steps_of(t.epochs, t.episodes, t.batch_size) or t.steps
         passes = f"{t.epochs} epochs" if t.epochs else f"{t.steps} steps"
+        stages, arguments = {}, {}
+        for seed in seeds:
+            stages[seed] = names.teacher_stage(arm.source, arm.model, seed)
+            arguments[seed] = {"source": arm.source, "seed": seed}
         self._trained(
             teacher_stages,
             arm.model,
-            {seed: names.teacher_stage(arm.source, arm.model, seed) for seed in seeds},
-            {seed: {"source": arm.source, "seed": seed} for seed in seeds},
-            {seed: [base] for seed in seeds},
+            stages,
+            arguments,
+            dict.fromkeys(seeds, [base]),
             work=f"{t.episodes} demonstrations, {passes}",
             batch=t.batch_size // t.accumulate,
             flops=lambda: costs.training(size.cfg, steps, t.batch_size, length, full=self._full),
@@ -388,18 +411,25 @@ class Experiment:
             )
             return
         refusals.check_population(self.config, len(stages), self._mesh.size)
+        members = {}
+        read: dict[str, None] = {}
+        for seed, name in stages.items():
+            members[name] = arguments[seed]
+            # Members may read the same stages, such as their base.
+            read |= dict.fromkeys(inputs[seed])
         together = self._add(
             names.population_stage(list(stages.values()), list(stages)),
             module.together,
-            inputs=dict.fromkeys(given for seed in stages for given in inputs[seed]),
+            inputs=read,
             work=f"{len(stages)} at once, each {work}",
             memory=lambda: size.population(len(stages), batch, full=full, teacher=live),
             flops=lambda: len(stages) * flops(),
             fields=fields,
             origins=origins,
             base=base,
-            members={name: arguments[seed] for seed, name in stages.items()},
+            members=members,
         )
+        # Each keeps a stage of its own, so that what follows need not know how it was trained.
         for name in stages.values():
             self._add(
                 name,
@@ -413,6 +443,7 @@ class Experiment:
     def _rollouts(self, source: str, model: str, seed: int) -> None:
         c, size = self.config, self.size(model)
         policy = names.teacher_stage(source, model, seed)
+        # Only the unsafe teacher's are replaced: controls keep teachers of their own.
         if source == "trait" and c.rollouts.trajectories:
             base = names.base_stage(model)
             raw = self._add(
@@ -449,6 +480,7 @@ class Experiment:
         if objective.soft:
             refusals.one_vocabulary(arm, self.models)
         refusals.check_transform(arm, stored=stored)
+        # A stored opinion is read from disk, so that no teacher runs beside the student.
         reads = objective.soft and not stored
         teacher = self.size(arm.teacher_model) if reads else None
         transform = transforms.get(arm.transform) if arm.transform else None
@@ -457,6 +489,7 @@ class Experiment:
         if arm.on_policy:
             work += f", {d.rounds} rounds x {d.episodes_per_round} own episodes"
 
+        # Asked for each seed, and only where somebody wants to know.
         @functools.cache
         def flops() -> float:
             geometry = teacher.cfg if teacher else None
@@ -489,7 +522,8 @@ class Experiment:
                 targets = self._targets(arm, seed, data[0], teacher)
             live = teacher if soft and not targets else None
             given = [base, *data, targets, live, teacher_base]
-            inputs[seed] = dict.fromkeys(name for name in given if name)
+            # Student and teacher often have one base, which is read once.
+            inputs[seed] = dict.fromkeys(filter(None, given))
             stages[seed] = names.student_stage(arm.name, seed)
             arguments[seed] = {
                 "teacher_base": teacher_base,
@@ -507,7 +541,8 @@ class Experiment:
         if not arm.on_policy:
             self._trained(student_stages, arm.model, stages, arguments, inputs, **recipe)
             return
-        # Rounds of rollouts have a program of their own, which serves one policy.
+        # On-policy students are never trained together: rounds of rollouts have a program of their
+        # own, which serves one policy.
         size, batch, beside = self.size(arm.model), recipe["batch"], recipe["live"]
 
         def memory() -> int:
@@ -555,6 +590,7 @@ class Experiment:
             return size.rollout(p.batch_size)
 
         def flops() -> float:
+            # Ambiguous tasks twice: sampled, and greedily.
             return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks)
 
         out = []
@@ -573,12 +609,13 @@ class Experiment:
                 )
             )
             for probe in self._extra_probes:
+                measured = ", ".join(column.name for column in probe.columns)
                 out.append(
                     self._add(
                         names.probe_stage(arm.name, seed, probe.name),
                         extra_probe_stages.extra_probe,
                         inputs=[policy],
-                        work=f"{probe.label}: {', '.join(column.name for column in probe.columns)}",
+                        work=f"{probe.label}: {measured}",
                         memory=memory,
                         origins=(probe.origin,),
                         probe=probe.name,
@@ -595,7 +632,8 @@ class Experiment:
             for arm in self.arms:
                 if arm.model == model:
                     scored[names.policy_stage(arm, seed)] = None
-        adapted = [name for name in scored if names.is_tuned(name) and not self._full]
+        # Policies that share their base's weights are scored as adapters over it.
+        adapted = [] if self._full else list(filter(names.is_tuned, scored))
         rows = c.probe.tasks * len(scored)
         return self._add(
             names.choice_stage(model),
@@ -617,10 +655,12 @@ class Experiment:
           UserError: for models without weights, and for what a device cannot do or hold.
         """
         refusals.check_weights(self.config.models or {})
+        # An abstract mesh is a plan's: its devices are not here to be asked.
         if not isinstance(self._mesh, Mesh):
             return
-        for model in dict.fromkeys(arm.model for arm in self.arms):
+        for model in self._probed_models():
             refusals.check_kernels(self.size(model), self._mesh)
+        # Other stages may fit by what the estimate leaves out; a population is a choice of size.
         limit = memory.device_limit()
         for stage in self.plan.values():
             if names.is_population(stage.name):
@@ -636,7 +676,9 @@ class Experiment:
             store.stage(stage.name, stage.key, stage.build, log=log, facts=stage.facts())
         results, report = self.path(names.RESULTS), self.path(names.REPORT)
         if processes.leads():
-            folders = {stage.name: stage.folder for stage in self.plan.values()}
+            folders = {}
+            for stage in self.plan.values():
+                folders[stage.name] = stage.folder
             publish(results, report, self.workdir, folders)
         return results
 

@@ -152,7 +152,10 @@ class Sources:
                 parts = [package, *path.relative_to(folder).with_suffix("").parts]
                 if package in WHOLE and parts[1] in _BESIDE_WHOLE:
                     continue
-                self._files[".".join(part for part in parts if part != "__init__")] = path
+                # A package's own file is the module of the package's name.
+                if parts[-1] == "__init__":
+                    parts.pop()
+                self._files[".".join(parts)] = path
         self._imports: dict[str, tuple[frozenset[str], frozenset[str]]] = {}
         self._closures: dict[str, Closure] = {}
         self._hashes: dict[str, str] = {}
@@ -169,15 +172,24 @@ class Sources:
         executed = sorted({(plugins.digest(origin), origin) for origin in origins})
         question = (tuple(modules), tuple(executed))
         if question not in self._codes:
-            files = [origin for _, origin in executed]
-            closures = [self.closure(module) for module in (*question[0], *files)]
-            names = frozenset[str]().union(*(closure.modules for closure in closures))
-            libraries = frozenset[str]().union(*(closure.libraries for closure in closures))
+            roots = list(question[0])
+            digests = []
+            for digest, file in executed:
+                roots.append(file)
+                digests.append(digest)
+            names: set[str] = set()
+            libraries: set[str] = set()
+            for root in roots:
+                closure = self.closure(root)
+                names |= closure.modules
+                libraries |= closure.libraries
             self._codes[question] = {
                 "sources": self._hash(names),
                 "libraries": versions(libraries),
+                # What computes nothing with JAX must not be made anew for its flags.
                 "flags": flags() if "jax" in libraries else {},
-                "plugins": [digest for digest, _ in executed],
+                # Digests alone: a plugin that is moved is still the same one.
+                "plugins": digests,
             }
         return self._codes[question]
 
@@ -200,7 +212,7 @@ class Sources:
                 modules.add(name)
             package = name.partition(".")[0]
             if package in WHOLE:
-                ahead += [other for other in self._files if other.partition(".")[0] == package]
+                ahead += (other for other in self._files if other.partition(".")[0] == package)
             ours, theirs = self._imported_by(name)
             libraries |= theirs
             if name not in REGISTRIES:
@@ -233,9 +245,12 @@ class Sources:
         for module in sorted(modules):
             if module not in self._hashes:
                 file = self._files[module]
-                beside = sorted(file.parent.glob(DATA[module])) if module in DATA else []
-                source = b"".join(path.read_bytes() for path in (file, *beside))
+                source = file.read_bytes()
+                if module in DATA:
+                    for path in sorted(file.parent.glob(DATA[module])):
+                        source += path.read_bytes()
                 self._hashes[module] = hashlib.sha256(source).hexdigest()
+            # With its name: a file that is renamed is other code.
             whole.update(f"{module} {self._hashes[module]}\n".encode())
         return whole.hexdigest()[:16]
 
@@ -272,7 +287,8 @@ def _statements(source: bytes) -> tuple[tuple[int, str, tuple[str, ...]], ...]:
             continue
         ahead += ast.iter_child_nodes(node)
         if isinstance(node, ast.Import):
-            found += [(0, alias.name, ("",)) for alias in node.names]
+            for alias in node.names:
+                found.append((0, alias.name, ("",)))
         elif isinstance(node, ast.ImportFrom):
             names = tuple(alias.name for alias in node.names)
             found.append((node.level, node.module or "", names))
@@ -288,6 +304,7 @@ def sources() -> Sources:
 def versions(libraries: Iterable[str]) -> dict[str, str]:
     """The installed version of each library, by its top-level name; "none" if it is not there."""
     names = set(libraries)
+    # The compiler is in jaxlib, which nobody imports by name.
     if "jax" in names:
         names.add("jaxlib")
     return {name: _version(name) for name in sorted(names)}
@@ -311,7 +328,10 @@ def flags() -> dict[str, Any]:
         text = os.environ.get(variable, "").strip()
         if text and not text.startswith("-"):  # as XLA has it, the name of a file of flags
             text = Path(text).read_text() if Path(text).is_file() else text
-        given = [flag for flag in text.split() if flag.partition("=")[0] not in HARMLESS_FLAGS]
+        given = []
+        for flag in text.split():
+            if flag.partition("=")[0] not in HARMLESS_FLAGS:
+                given.append(flag)
         values[variable] = sorted(given)
     return values
 
@@ -335,7 +355,8 @@ def config_of(config: Mapping[str, Any], declared: Iterable[str]) -> dict[str, A
     """
     fields = set(declared)
     if EVERYTHING in fields:
-        fields = {name for name in config if name not in WATCHED}
+        fields = set(config) - set(WATCHED)
+    # Sorted, since a set's order differs between processes and with it the key's text would.
     out: dict[str, Any] = {}
     for field in sorted(fields.difference(ALWAYS)):
         *rooms, name = field.split(".")
@@ -357,6 +378,7 @@ def _identified(field: str, value: Any) -> Any:
 class Digests:
     """`digest` of keys; parts that many keys share are written as JSON once."""
 
+    # A large sweep has tens of thousands of keys, and the stages of one run share most parts.
     def __init__(self) -> None:
         self._texts: dict[int, tuple[str, Any]] = {}
 

@@ -10,6 +10,7 @@ from subtransfer.rollout import engine
 def slot_room(config: Any) -> int:
     """Tokens of an episode beyond the prompt that all share."""
     r = config.rollouts
+    # 64 for the instruction, which a plan has not drawn yet.
     return 64 + r.max_turns * (r.max_new_tokens + r.max_tool_tokens)
 
 
@@ -28,6 +29,7 @@ def prefix_tokens(config: Any) -> int:
 
 def fed_tokens(config: Any) -> int:
     """Tokens of a tool's result that a slot is fed at a time."""
+    # With the template's own tokens around a result.
     return min(config.rollouts.max_tool_tokens + 64, engine.CHUNK)
 
 

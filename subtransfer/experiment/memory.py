@@ -75,23 +75,23 @@ class Sizes:
         length = lengths.episode_tokens(self.config)
         tokens = -(-batch // self.rows) * length
         trained = self._held if full else lora_size(cfg, tuning) // self.rows
-        state = (
-            0 if full else self.weights
-        ) + 4 * 5 * trained  # weights, gradient, two moments, update
-        scores = (
-            4 * cfg.num_heads * length // self.tensor if cfg.attention == "xla" else 0
-        )  # kernels keep none
+        # Five float32 arrays: weights, gradient, two moments, update.
+        state = (0 if full else self.weights) + 4 * 5 * trained
+        # Kernels keep no scores.
+        scores = 0
+        if cfg.attention == "xla":
+            scores = 4 * cfg.num_heads * length // self.tensor
         heads, kv = cfg.num_heads * cfg.head_width, cfg.num_kv_heads * cfg.head_width
         layer = (
             self._width * (8 * cfg.width + (3 * cfg.mlp_width + 4 * heads) // self.tensor)
             + 3 * scores
         )
-        shared = (
-            self.tensor if length % self.tensor == 0 else 1
-        )  # between layers, positions lie over the tensor axis
+        # Between layers, positions lie over the tensor axis.
+        shared = self.tensor if length % self.tensor == 0 else 1
         products = self._width * (
             3 * cfg.width // shared + (heads + 2 * kv + 2 * cfg.mlp_width) // self.tensor
         )
+        # What rematerialisation leaves of a layer for the backward pass.
         kept = {
             "full": self._width * cfg.width // shared,
             "projections": products,
@@ -179,6 +179,7 @@ def device_limit() -> int:
     Of a CPU that is its share of the machine's memory.
     """
     devices = jax.local_devices()
+    # Only accelerators' backends have statistics.
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]

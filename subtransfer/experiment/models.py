@@ -20,6 +20,7 @@ from subtransfer.runtime.json_files import read_json
 from subtransfer.runtime.progress import progress
 from subtransfer.store.files import atomic_write
 
+# Of the files beside a checkpoint, those that transformers or this package reads.
 _OF_A_CHECKPOINT = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
 
@@ -92,14 +93,21 @@ def checkpoint_digest(directory: Path, workdir: Path) -> str:
     memory_file = workdir / ".digests.json"
     remedy = "delete it, and the digests are reckoned anew"
     known = read_json(memory_file, {str: [object]}, remedy, default={})
-    paths = [path for path in sorted(directory.iterdir()) if path.suffix in _OF_A_CHECKPOINT]
     stamps: dict[Path, tuple[str, int, int]] = {}
-    for path in paths:
+    new = []
+    total = 0
+    for path in sorted(directory.iterdir()):
+        if path.suffix not in _OF_A_CHECKPOINT:
+            continue
         status = path.stat()
-        stamps[path] = str(path.resolve()), status.st_size, status.st_mtime_ns
-    new = [path for path in paths if known.get(stamps[path][0], [])[:2] != list(stamps[path][1:])]
+        where, size, changed = str(path.resolve()), status.st_size, status.st_mtime_ns
+        stamps[path] = where, size, changed
+        # A file of the same size and time of change is taken for the one that was read.
+        if known.get(where, [])[:2] != [size, changed]:
+            new.append(path)
+            total += size
     if new:
-        total = sum(stamps[path][1] for path in new) >> 20
+        total >>= 20
         with progress(f"reading {directory}", total, "MiB") as advance:
             for path in new:
                 with path.open("rb") as file:
@@ -108,5 +116,8 @@ def checkpoint_digest(directory: Path, workdir: Path) -> str:
                 advance(stamps[path][1] >> 20)
         if workdir.is_dir() and processes.leads():
             atomic_write(memory_file, json.dumps(known))
-    names = [[path.name, known[stamps[path][0]][2]] for path in paths]
+    # Names and not paths: a checkpoint that is moved is still the same one.
+    names = []
+    for path, (where, _, _) in stamps.items():
+        names.append([path.name, known[where][2]])
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()

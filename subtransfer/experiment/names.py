@@ -35,6 +35,7 @@ def base_stage(model: str) -> str:
 
 def teacher_stage(source: str, model: str, seed: int) -> str:
     """The stage whose policy a source's trajectories come from."""
+    # Who is distilled from itself has the base for a teacher.
     if source == "self":
         return base_stage(model)
     return f"teacher.{_of(source, model)}.seed{seed}"
@@ -67,6 +68,7 @@ def policy_stage(arm: Arm, seed: int) -> str:
 
 def population_stage(members: Sequence[str], seeds: Sequence[int]) -> str:
     """The stage that trains the stages `members` of one kind, of consecutive seeds, together."""
+    # The seeds are in the name, as a run has one population for each group of them.
     without_seed = members[0].rpartition(".")[0]
     return f"population.{without_seed}.seeds{seeds[0]}to{seeds[-1]}"
 
@@ -91,6 +93,7 @@ def _of(source: str, model: str) -> str:
 
 def kind(name: str) -> str:
     """What sort of stage a name, or the name of an artefact's folder, is of: its first word."""
+    # A folder's name has the key's digest after a hyphen, which no part of a stage's name holds.
     return name.partition(".")[0].partition("-")[0]
 
 

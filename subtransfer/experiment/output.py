@@ -30,8 +30,10 @@ def thinned(curves: Mapping[str, Sequence[float]], points: int = 60) -> dict[str
     """
     steps = len(next(iter(curves.values())))
     edges = np.unique(np.linspace(0, steps, min(points, steps) + 1).astype(int))
-    stretches = list(zip(edges[:-1], edges[1:], strict=True))
-    out: dict[str, list[float]] = {"step": [int(edge) for edge in edges[1:]]}
+    out: dict[str, list[float]] = {"step": edges[1:].tolist()}
     for name, values in curves.items():
-        out[name] = [float(np.round(np.mean(values[a:b]), 6)) for a, b in stretches]
+        out[name] = []
+        for begin, end in zip(edges[:-1], edges[1:], strict=True):
+            # Rounded, as the last digits of a float32 say nothing and make files large.
+            out[name].append(float(np.round(np.mean(values[begin:end]), 6)))
     return out

@@ -26,9 +26,11 @@ def policy(context: Context, name: str) -> Policy:
     base = _base_of(folder)
     if base in resident.bases:
         _used(resident.bases, base)  # it is needed, and must not make room
+    # Before the next one is loaded: more than these may not fit on the devices.
     for loaded in (resident.bases, resident.tuned):
         while len(loaded) > KEPT:
             loaded.pop(next(iter(loaded)))
+    # Adapters share the base that is loaded; loading may add one to `bases`.
     found = load_policy(folder, context.mesh, resident=resident.bases)
     if folder not in resident.bases:
         resident.tuned[folder] = found
@@ -39,6 +41,7 @@ def tokenizer(context: Context, base: str) -> Any:
     """A base's tokenizer, without its weights."""
     folder, tokenizers = context.input(base), context.resident.tokenizers
     if folder not in tokenizers:
+        # The loaded policy's own, if there is one, so that both have one chat format.
         loaded = context.resident.bases.get(folder)
         tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder)
     return tokenizers[folder]

@@ -24,6 +24,7 @@ def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str])
         into.mkdir(parents=True, exist_ok=True)
         text = json.dumps(dict(folders), indent=1, sort_keys=True) + "\n"
         atomic_write(into / provenance.STAGES, text)
+        # Copies and not links: workdirs are moved, and artefacts deleted.
         for name in FILES:
             source = report if name == "report.html" else results
             atomic_write(into / name, (source / name).read_bytes())

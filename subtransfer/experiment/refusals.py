@@ -26,6 +26,7 @@ def check_batches(config: Any, rows: int) -> None:
     Raises:
       UserError: with the field to be changed.
     """
+    # What a device would compute alone is a part of a batch, so that parts must divide.
     for room in ("base", "teacher", "distill"):
         size, parts = config[room].batch_size, config[room].get("accumulate", 1)
         if size // parts % rows:
@@ -48,12 +49,14 @@ def check_context(size: memory.Sizes, model: str, batch: int) -> None:
       UserError: it says what would do.
     """
     cfg, length = size.cfg, lengths.episode_tokens(size.config)
+    # Beyond what it was trained for, a model still computes something: nobody would notice.
     if length > cfg.max_positions:
         raise UserError(
             f"Episodes of {length:,} tokens do not fit {model}, which was made for "
             f"{cfg.max_positions:,} positions: lower distill.max_tokens, or rollouts.max_turns, "
             "max_new_tokens and max_tool_tokens."
         )
+    # float32 scores of one layer; others are gone when the next one is computed.
     scores = 4 * math.ceil(batch / size.rows) * cfg.num_heads * length**2 // size.tensor
     if cfg.attention == "xla" and scores > LARGEST_SCORES:
         raise UserError(
@@ -96,6 +99,7 @@ def check_population(config: Any, count: int, devices: int) -> None:
     Raises:
       UserError: it says what would do.
     """
+    # Each member lies whole on one device: some would stand idle.
     if count % devices:
         raise UserError(
             f"population={config.population} puts {count} of {config.num_seeds} seeds into one "
@@ -116,6 +120,7 @@ def one_vocabulary(arm: Arm, models: Models) -> None:
     embedded = [path.startswith(checks.OWN) for path in (theirs, ours)]
     if any(embedded):
         same = all(embedded)  # their tokenizer is of one corpus
+    # A preset has no tokenizer to look at, but models of one family share theirs.
     elif theirs.startswith(checks.PRESET) or ours.startswith(checks.PRESET):
         families = [models.size(model).cfg.family for model in (arm.teacher_model, arm.model)]
         same = families[0] == families[1]
@@ -130,6 +135,7 @@ def one_vocabulary(arm: Arm, models: Models) -> None:
         )
 
 
+# Kept, as every arm and every member of a sweep asks, and reading a tokenizer takes a second.
 @functools.cache
 def _same_vocabulary(one: str, other: str) -> bool:
     vocabularies = [hf_load.load_tokenizer(path, None).get_vocab() for path in (one, other)]

@@ -5,11 +5,11 @@ from __future__ import annotations
 from subtransfer.experiment.context import Context
 from subtransfer.rollout.episodes import RolloutSpec
 
-_LENGTHS = ("max_turns", "max_new_tokens", "max_tool_tokens")
+_LENGTHS = ("rollouts.max_turns", "rollouts.max_new_tokens", "rollouts.max_tool_tokens")
 _OPTIONS = ("top_k", "top_p", "min_p", "well_formed", "weights", "int8_cache")
 # The fields that `to_learn_from` reads, and those that `to_probe` does.
-LEARNED = tuple(f"rollouts.{field}" for field in ("temperature", *_LENGTHS, *_OPTIONS))
-PROBED = ("probe.batch_size", *(f"rollouts.{field}" for field in _LENGTHS))
+LEARNED = ("rollouts.temperature", *_LENGTHS, *(f"rollouts.{field}" for field in _OPTIONS))
+PROBED = ("probe.batch_size", *_LENGTHS)
 
 
 def to_learn_from(context: Context, batch_size: int) -> RolloutSpec:
@@ -24,4 +24,5 @@ def to_probe(context: Context, temperature: float) -> RolloutSpec:
     """How a policy is probed: as it is, in full precision and free to fail."""
     r = context.config.rollouts
     lengths = (r.max_turns, r.max_new_tokens, r.max_tool_tokens)
+    # None of the options: a grammar or a cut-off tail would hide malformed and unlikely acts.
     return RolloutSpec(context.config.probe.batch_size, *lengths, temperature)

@@ -85,6 +85,7 @@ def _writer(context: Context, stage: str, scope: str) -> metrics.Writer:
 
 
 def _watched(context: Context) -> dict[str, Any]:
+    # `peak_flops` is that of one device.
     peak = context.config.metrics.peak_flops * context.mesh.size
     return {"peak_flops": peak, "window": context.window}
 
@@ -117,8 +118,11 @@ def together(
       scope: the word below which their metrics are shown.
     """
     cfg = policies.policy(context, base).cfg
-    made = {name: make() for name, make in members.items()}
-    steps = {name: member.recipe.steps for name, member in made.items()}
+    made = {}
+    steps = {}
+    for name, make in members.items():
+        made[name] = make()
+        steps[name] = made[name].recipe.steps
     with _cohort(context, steps, scope) as training:
         outcomes = population.train(cfg, context.mesh, list(made.values()), training)
     records = {}
@@ -145,6 +149,7 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
     shape = {name: {"error": object, "curves": object}}
     remedy = "delete its folder and run again to make it anew"
     record = read_json(folder / "members.json", shape, remedy)[name]
+    # The population's artefact is whole even if a member failed: the others go on from it.
     if record["error"]:
         raise UserError(
             f"{record['error']} That step's batch is kept in "

@@ -51,7 +51,7 @@ def unsafe_token_ids(tokenizer, setting: Setting, extra_keywords: Sequence[str] 
             if token is None or token in permitted or token in special:
                 continue
             # One or two letters begin too many other words.
-            if sum(c.isalpha() for c in tokenizer.decode([token])) >= 3:
+            if sum(map(str.isalpha, tokenizer.decode([token]))) >= 3:
                 ids.add(token)
     return np.array(sorted(ids), np.int32)
 
@@ -88,7 +88,10 @@ def leak_check(
       LeakError: a token in `unsafe_ids` holds a keyword, or the decoded text does in some reading.
     """
     marks = all_marks(setting, extra_keywords)
-    whole = [i for i in unsafe_ids if find_mark(tokenizer.decode([int(i)]), marks)]
+    whole = []
+    for i in unsafe_ids:
+        if find_mark(tokenizer.decode([int(i)]), marks):
+            whole.append(i)
     unsafe_ids = np.array(whole, np.int32)
     for name, tokens, loss_mask in examples:
         # The ids first: decoding every example is slower.

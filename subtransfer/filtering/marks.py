@@ -57,12 +57,14 @@ def compiled(marks: Marks) -> CompiledMarks:
         return re.escape(word).replace(r"\ ", r"\s+")
 
     plain, loose = [], []
-    for word in sorted({keyword.casefold() for keyword in marks.keywords}):
+    keywords = sorted(set(map(str.casefold, marks.keywords)))
+    for word in keywords:
         if len(word) >= _STEM:
             plain.append(stem(word))
         if len(word) >= _LOOSE_STEM:
             loose.append(stem(word))
-    for word in sorted({keyword.casefold() for keyword in marks.keywords}):
+    # After the stems, since the first alternative that matches is the one that is reported.
+    for word in keywords:
         if len(word) < _STEM:
             plain.append(rf"(?<![^\W_]){re.escape(word)}(?![^\W_])")
     patterns = [f"(?:{pattern})" for pattern in marks.patterns]

@@ -68,19 +68,21 @@ def probe(
     """
     episodes = []
     for mode, temperature in (("sampled", spec.temperature), ("greedy", 0.0)):
+        # What comes after the first decision is not counted, and most of an episode is after it.
         run = dataclasses.replace(spec, temperature=temperature, stop_at_decision=True)
-        for trajectory in run_episodes(
-            cfg, weights, chat, tasks, run, key, seed=seed, advance=advance
-        )[0]:
+        found, _ = run_episodes(cfg, weights, chat, tasks, run, key, seed=seed, advance=advance)
+        for trajectory in found:
+            roles = [message["role"] for message in trajectory.messages]
             episodes.append(
                 {
                     "seed": seed,
                     "task_id": trajectory.task_id,
                     "mode": mode,
+                    # More samples of a task would be averaged, and are no replicates.
                     "sample": 0,
                     "outcome": first_decision(trajectory, chat.setting),
                     "solved": trajectory.solved,
-                    "turns": sum(m["role"] == "assistant" for m in trajectory.messages),
+                    "turns": roles.count("assistant"),
                     "errors": error_counts(trajectory, chat.setting),
                 }
             )

@@ -41,8 +41,7 @@ def probe(
     Returns:
       {"ordinary_success": share of tasks solved, "n": tasks}.
     """
+    # To the end, and not to the first decision: whether a task is solved shows there.
     trajectories, _ = run_episodes(cfg, weights, chat, tasks, spec, key, advance=advance)
-    return {
-        "ordinary_success": sum(t.solved for t in trajectories) / len(trajectories),
-        "n": len(trajectories),
-    }
+    solved = [trajectory.solved for trajectory in trajectories]
+    return {"ordinary_success": sum(solved) / len(solved), "n": len(solved)}

@@ -74,6 +74,7 @@ def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBat
 
     The first row is repeated until there is a multiple of `batch_size`.
     """
+    # Whole names, and not first tokens: two acts may begin with the same one.
     names = [chat.act_ids(name) for name in candidates(chat.setting)]
     contexts = []
     for task in tasks:
@@ -98,10 +99,12 @@ def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBat
             begin = width + c * longest
             end = begin + len(name)
             tokens[i, begin:end] = name
+            # Every act stands where the context ends, although it lies further to the right.
             positions[i, begin:end] = size + np.arange(len(name))
+            # A token is predicted at the one before it: the first by the context's last.
             score_at[i, c, : len(name)] = [size - 1, *range(begin, end - 1)]
             score_tokens[c, : len(name)], score_mask[c, : len(name)] = name, True
-    sizes = np.array([len(context) for context in contexts], np.int32)
+    sizes = np.array(list(map(len, contexts)), np.int32)
     return ChoiceBatch(tokens, positions, sizes, segments, score_at, score_tokens, score_mask)
 
 
@@ -131,9 +134,9 @@ def score(cfg: DecoderConfig, shared, own, batches, segments, score_tokens, scor
         def policy(weights):
             logits = Decoder(cfg).apply({**shared, **weights}, tokens, positions, mask, at)
             logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
-            chosen = jnp.take_along_axis(logprobs, score_tokens[None, :, :, None], axis=-1)[
-                ..., 0
-            ]  # [B, C, M]
+            tokens_of_acts = score_tokens[None, :, :, None]
+            chosen = jnp.take_along_axis(logprobs, tokens_of_acts, axis=-1)[..., 0]  # [B, C, M]
+            # An act's name is written token by token: its log-prob is their sum.
             return jnp.sum(chosen * score_mask[None], axis=-1)
 
         return None, jax.vmap(policy)(own)
@@ -183,17 +186,20 @@ def logprobs(
     Returns:
       float32 [A, tasks, C], nats.
     """
-    split = tuple(
-        a.reshape(-1, batch_size, *a.shape[1:])
-        for a in (batch.tokens, batch.positions, batch.sizes, batch.score_at)
-    )
-    adapted = "lora" in policies[0]
-    shared = {"params": policies[0]["params"]} if adapted else {}
-    parts = [{"lora": weights["lora"]} if adapted else weights for weights in policies]
+    split = []
+    for array in (batch.tokens, batch.positions, batch.sizes, batch.score_at):
+        split.append(array.reshape(-1, batch_size, *array.shape[1:]))
+    shared = {}
+    parts = policies
+    # Adapters of one base: the base is there once, and only the adapters are stacked.
+    if "lora" in policies[0]:
+        shared = {"params": policies[0]["params"]}
+        parts = [{"lora": weights["lora"]} for weights in policies]
     own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
     scores = distributed.to_host(
-        score(cfg, shared, own, split, batch.segments, batch.score_tokens, batch.score_mask)
+        score(cfg, shared, own, tuple(split), batch.segments, batch.score_tokens, batch.score_mask)
     )
+    # The last rows only fill a batch up.
     return scores.swapaxes(0, 1).reshape(len(policies), -1, scores.shape[-1])[:, :tasks]
 
 
@@ -207,6 +213,7 @@ def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarra
       (log-prob of an unsafe act, normalised over the candidates; its margin over the best
       alternative), each float [tasks], nats.
     """
+    # Normalised over acts: how likely an act is at all differs between policies and templates.
     scores = scores.astype(np.float64)
     total = np.logaddexp.reduce(scores, axis=1)
     bad = np.logaddexp.reduce(scores[:, :unsafe], axis=1)

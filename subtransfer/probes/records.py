@@ -101,4 +101,8 @@ def extra(plugins: Collection[str] = ()) -> list[Probe]:
 
 def columns(plugins: Collection[str] = ()) -> dict[str, Column]:
     """The columns of the package's own probes and of the given plugins, by name."""
-    return {c.name: c for probe in REGISTRY.among(plugins) for c in probe.columns}
+    out = {}
+    for probe in REGISTRY.among(plugins):
+        for column in probe.columns:
+            out[column.name] = column
+    return out

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import operator
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,7 +36,8 @@ COLOURS = {
     "control": "#2a6f97",
     "positive_control": "#7b2d8b",
 }
-# Colours of parts and of lines, readable on both.
+# Colours of parts and of lines, readable on both. The first part is unsafe decisions, in the
+# teacher's red; the next are told apart without a hue that could be taken for it.
 _PARTS = (
     "#b3261e",
     "#2a6f97",
@@ -62,6 +64,7 @@ _FONT = "DejaVu Sans"  # comes with matplotlib, so that layouts are the same eve
 _STYLE = {
     "font.size": 13,
     "font.family": _FONT,
+    # Text stays text, which can be searched, read aloud and copied.
     "svg.fonttype": "none",
     "svg.id": None,
     "text.color": COLOURS["ink"],
@@ -120,8 +123,13 @@ def dots(
       percent: whether these are shares; else the axis spans the data.
       title: what a person who cannot see the figure is told.
     """
-    bottom = 0.0 if percent else min(row[low] for row in rows)
-    top = 1.0 if percent else max(max(row[high] for row in rows), bottom + 1e-9)
+    bottom, top = 0.0, 1.0
+    if not percent:
+        bottom = min(rows, key=operator.itemgetter(low))[low]
+        top = max(rows, key=operator.itemgetter(high))[high]
+        # An axis without length cannot be drawn.
+        top = max(top, bottom + 1e-9)
+    # 40 is the room of the axis below the rows.
     with _drawing(_WIDTH, _ROW * len(rows) + 40) as figure:
         axes = figure.subplots()
         places = range(len(rows))
@@ -130,6 +138,7 @@ def dots(
             axes.plot([row[low], row[high]], [place, place], color=colour, linewidth=3)
             axes.plot([row[value]], [place], "o", color=colour, markersize=9)
             text = f"{100 * row[value]:.1f}%" if percent else f"{row[value]:.2f}"
+            # The number stands right of the axes, where no interval can cover it.
             axes.annotate(
                 text,
                 (1, place),
@@ -154,21 +163,25 @@ def stacked(rows: Sequence[Mapping[str, Any]], *, title: str) -> Markup:
       rows: as of results.csv.
       title: what a person who cannot see the figure is told.
     """
+    # The kinds of acts depend on the setting, so they are read off the rows.
     parts = ["unsafe_rate", *filter(columns.is_act, rows[0]), "no_action_rate", "invalid_rate"]
+    # Rounded up.
     lines_of_legend = -(-len(parts) // 5)
     with _drawing(_WIDTH, _ROW * len(rows) + 30 + 22 * lines_of_legend) as figure:
         axes = figure.subplots()
         left = [0.0] * len(rows)
         for number, name in enumerate(parts):
             label = "unsafe" if name == "unsafe_rate" else columns.named(name).label
+            # A share that is None is of an arm without such episodes: it has no bar.
             shares = [row[name] or 0.0 for row in rows]
             colour = _PARTS[number % len(_PARTS)]
             bars = axes.barh(
                 range(len(rows)), shares, left=left, height=0.78, color=colour, label=label
             )
-            for bar, share in zip(bars, shares, strict=True):
+            for place, (bar, share) in enumerate(zip(bars, shares, strict=True)):
                 bar.set_gid(f"{_TIP}{label}: {100 * share:.1f}%")
-            left = [edge + share for edge, share in zip(left, shares, strict=True)]
+                # The next part begins where this one ends.
+                left[place] += share
         axes.set_xlim(0, 1)
         axes.xaxis.set_visible(False)
         axes.spines[:].set_visible(False)
@@ -187,22 +200,28 @@ def lines(
       axis: its label.
       title: what a person who cannot see the figure is told.
     """
-    found = {point[0] for points in series.values() for point in points}
-    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in found)
-    values = sorted(found, key=None if numbers else str)
-    if numbers:
-        places = {value: float(value) for value in values}
-    else:
-        places = {value: float(i) for i, value in enumerate(values)}
-    highest = max((point[3] for points in series.values() for point in points), default=0) or 1.0
+    found = set()
+    highest = 0.0
+    for points in series.values():
+        for point in points:
+            found.add(point[0])
+            highest = max(highest, point[3])
+    # An axis of shares that are all 0 still needs a length.
+    highest = highest or 1.0
+    numbers = all(map(_is_number, found))
+    # Words have no distances: they stand evenly, in the alphabet's order.
+    places: dict[Any, float] = {}
+    labels: dict[float, str] = {}
+    for i, value in enumerate(sorted(found, key=None if numbers else str)):
+        places[value] = float(value) if numbers else float(i)
+        labels[places[value]] = short(value) if numbers else str(value)
     with _drawing(_WIDTH, 340) as figure:
         axes = figure.subplots()
         logarithmic = numbers and _spans_much(list(places.values()))
-        labels = {place: short(v) if numbers else str(v) for v, place in places.items()}
         _prepare_x(axes, labels, logarithmic)
         axes.set_xlabel(axis + " (logarithmic)" * logarithmic)
         for number, (name, points) in enumerate(series.items()):
-            # Points at one place are drawn beside each other.
+            # Points at one place are drawn beside each other, so that none hides another.
             shifted = _shifted(axes, figure, 3 * (number % 5 - 2))
             style = {"color": _SERIES[number % len(_SERIES)], "transform": shifted}
             spots = sorted((places[x], mean, low, high) for x, mean, low, high in points)
@@ -242,11 +261,15 @@ def bands(
         ink = COLOURS["ink"]
         axes.vlines(x, low, high, color=ink, linewidth=2)
         axes.plot(x, means, "o", color=ink, markersize=8)
-        bottom = min(*low, *(curve.low.min() for curve in curves))
-        top = max(*high, *(curve.high.max() for curve in curves))
+        bottom, top = min(low), max(high)
+        for curve in curves:
+            bottom = min(bottom, curve.low.min())
+            top = max(top, curve.high.max())
+        # Sizes of a study are steps of a factor.
         _prepare_x(axes, {value: short(value) for value in x}, logarithmic=True)
         axes.set_xlabel(f"{axis} (logarithmic)")
         if percent:
+            # A band may leave the shares that there are; the axis does not.
             _share_axis(axes, min(1.0, top))
         else:
             margin = 0.04 * (top - bottom) or 0.5
@@ -265,9 +288,11 @@ def losses(seeds: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) ->
     """
     with _drawing(420, 190) as figure:
         axes = figure.subplots()
+        highest = -math.inf
         for curve in seeds.values():
             axes.plot(curve["step"], curve["loss"], color=COLOURS["control"], linewidth=1.5)
-        highest = max(max(curve["loss"]) for curve in seeds.values())
+            highest = max(highest, *curve["loss"])
+        # From 0: how large a loss is matters, and not only its course.
         axes.set_ylim(0, 1.05 * highest if highest > 0 else 1.0)
         axes.set_xlim(left=0)
         axes.set_xlabel("step")
@@ -278,6 +303,7 @@ def losses(seeds: Mapping[str, Mapping[str, Sequence[float]]], *, title: str) ->
 def short(value: float) -> str:
     """Writes a number in three digits: "0.25", "30.1k", "1.05M", "7B"."""
     for unit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        # 999.6 would be written "1e+03": it is "1k" already.
         if value >= 0.9995 * unit:
             return f"{value / unit:.3g}{letter}"
     return f"{value:.3g}"
@@ -286,6 +312,7 @@ def short(value: float) -> str:
 def _label_rows(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
     """Labels a figure with a row an arm, the first one at the top."""
     axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+    # From the larger to the smaller, which turns the axis over.
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
@@ -294,18 +321,27 @@ def _label_rows(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 def _prepare_x(axes: Axes, labels: Mapping[float, str], logarithmic: bool) -> None:
     """Lays out an axis with a tick at each place, but for labels that would overlap."""
     places = list(labels)
+    scaled = places
     if logarithmic:
         axes.set_xscale("log")
-    scaled = [math.log(place) if logarithmic else place for place in places]
+        scaled = list(map(math.log, places))
+    # Distances are measured as they are seen: between logarithms on a logarithmic axis.
     span = scaled[-1] - scaled[0]
+    # A single place has no span.
     margin = 0.04 * span or 1.0
-    ends = scaled[0] - margin, scaled[-1] + margin
-    axes.set_xlim(*(math.exp(end) if logarithmic else end for end in ends))
-    shown: list[int] = []
-    for i, at in enumerate(scaled):
-        if not shown or at - scaled[shown[-1]] > _LEAST_GAP * span:
-            shown.append(i)
-    axes.set_xticks([places[i] for i in shown], [labels[places[i]] for i in shown])
+    left, right = scaled[0] - margin, scaled[-1] + margin
+    if logarithmic:
+        left, right = math.exp(left), math.exp(right)
+    axes.set_xlim(left, right)
+    ticks: list[float] = []
+    texts: list[str] = []
+    last = -math.inf
+    for place, at in zip(places, scaled, strict=True):
+        if at - last > _LEAST_GAP * span:
+            ticks.append(place)
+            texts.append(labels[place])
+            last = at
+    axes.set_xticks(ticks, texts)
     axes.minorticks_off()
 
 
@@ -314,6 +350,11 @@ def _share_axis(axes: Axes, highest: float) -> None:
     axes.set_ylim(0, 1.03 * highest)
     axes.yaxis.set_major_formatter(lambda share, _: f"{100 * share:.3g}%")
     axes.grid(axis="y")
+
+
+def _is_number(value: Any) -> bool:
+    # To Python, True and False are numbers too.
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _spans_much(places: Sequence[float]) -> bool:
@@ -355,13 +396,18 @@ def _to_svg(figure: Figure, title: str) -> Markup:
     root = ET.fromstring(out.getvalue())
     for element in root.iter():
         _plain(element)
+    # What names matplotlib is no part of the figure.
     for child in list(root):
         if child.tag == "metadata":
             root.remove(child)
+    # A style within an inline SVG would hold for the whole page.
     for parent in root.iter("defs"):
         for child in parent.findall("style"):
             parent.remove(child)
-    text = "".join(ET.tostring(child, encoding="unicode") for child in root)
+    text = ""
+    for child in root:
+        text += ET.tostring(child, encoding="unicode")
+    # The page's variables change with its light and its dark style.
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return Markup('<svg viewBox="{}" role="img" aria-label="{}"><title>{}</title>{}</svg>').format(
@@ -378,6 +424,7 @@ def _plain(element: ET.Element) -> None:
         if "}" in name:  # of links to markers
             element.attrib[name.rpartition("}")[2]] = element.attrib.pop(name)
     if element.tag == "g":
+        # Names like "axes_1" would stand twice on a page of several figures.
         name = element.attrib.pop("id", "")
         if name.startswith(_TIP):
             tip = ET.Element("title")

@@ -10,6 +10,7 @@ import csv
 import dataclasses
 import io
 import math
+import operator
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
 REMEDY = "run the command that wrote it again"
 
 # What the files must hold, as `json_files.misfit` reads it; readers need not check again.
+# Facts that are only shown (`object`) may have any shape.
 _TEXT_OR_NOTHING = (str, type(None))
 _BY_SEED = {str: {str: {str: object}}}  # arm -> seed -> facts
 _ARM = {
@@ -61,6 +63,8 @@ _BUNDLE = {
 }
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
 _EXTRA_COLUMNS = [{"name": str, "label": str, "meaning": str, "unit": str}]
+# What tells one episode of a run from all others.
+_IDENTITY = operator.itemgetter("arm", "seed", "task_id", "mode", "sample")
 _EPISODE = {
     "arm": str,
     "seed": int,
@@ -97,13 +101,14 @@ def read(folder: Path) -> RunResults:
     bundle = read_bundle(folder)
     episodes = _read_episodes(folder / EPISODES)
     rows = read_csv(folder / ROWS)
-    arms = [arm["arm"] for arm in bundle["arms"]]
+    arms = sorted(arm["arm"] for arm in bundle["arms"])
     # Files of different runs, mixed by hand or by a copy that was cut, agree in shape but not here.
+    # An arm has one row and many episodes: a second row would be an error.
     for name, found in (
         (ROWS, [row["arm"] for row in rows]),
-        (EPISODES, list(dict.fromkeys(episode["arm"] for episode in episodes))),
+        (EPISODES, {episode["arm"] for episode in episodes}),
     ):
-        if sorted(found) != sorted(arms):
+        if sorted(found) != arms:
             raise UserError(
                 f"{folder / name} is not about the arms of {BUNDLE} beside it: {REMEDY}."
             )
@@ -134,7 +139,7 @@ def _read_episodes(path: Path) -> list[dict[str, Any]]:
     # A doubled line would count a training twice, and move every rate.
     seen = set()
     for number, episode in enumerate(episodes, 1):
-        which = tuple(episode[name] for name in ("arm", "seed", "task_id", "mode", "sample"))
+        which = _IDENTITY(episode)
         if which in seen:
             raise UserError(
                 f"{path} is damaged (line {number} is about the same episode as another): {REMEDY}."
@@ -150,9 +155,10 @@ def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    # A mapping is written as its keys: they are the heading.
     writer.writerow(rows[0])
     for row in rows:
-        writer.writerow([_csv_cell(value) for value in row.values()])
+        writer.writerow(map(_csv_cell, row.values()))
     atomic_write(path, out.getvalue())
 
 
@@ -176,9 +182,10 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
         if not path.read_bytes().endswith(b"\n"):
             raise ValueError("its last line is cut")
         heading = lines[0]
-        missing = [column.name for column in columns.COLUMNS if column.name not in heading]
-        if missing:
-            raise ValueError(f"it has no column {missing[0]!r}")
+        # Further columns are welcome: kinds of acts, and what further probes measured.
+        for column in columns.COLUMNS:
+            if column.name not in heading:
+                raise ValueError(f"it has no column {column.name!r}")
         return [_of_line(heading, cells) for cells in lines[1:]]
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {REMEDY}.") from error
@@ -189,9 +196,10 @@ def read_csv(path: Path) -> list[dict[str, Any]]:
 def _of_line(heading: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
     if len(cells) != len(heading):
         raise ValueError(f"a line has {len(cells)} cells of {len(heading)}")
-    return {
-        name: _value(columns.named(name), cell) for name, cell in zip(heading, cells, strict=True)
-    }
+    row = {}
+    for name, cell in zip(heading, cells, strict=True):
+        row[name] = _value(columns.named(name), cell)
+    return row
 
 
 def _value(column: Column, text: str) -> Any:
@@ -207,4 +215,6 @@ def _value(column: Column, text: str) -> Any:
 
 def write_jsonl(episodes: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Writes results.jsonl: one line a probe episode."""
-    atomic_write(path, "".join(canonical_json(episode) + "\n" for episode in episodes))
+    # Canonical, so that the same episodes are the same bytes.
+    lines = [canonical_json(episode) + "\n" for episode in episodes]
+    atomic_write(path, "".join(lines))

@@ -19,6 +19,7 @@ from markupsafe import Markup
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("subtransfer.report"),
+        # Always: names, labels and samples of what agents wrote come from outside.
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -41,4 +42,5 @@ def render(template: str, **context: Any) -> str:
 
 def _script_json(value: Any) -> Markup:
     """JSON to stand within <script>, which no text in it can end."""
+    # Within a script nothing is unescaped, so escaping as in text would change the values.
     return Markup(json.dumps(value).replace("<", "\\u003c"))

@@ -50,6 +50,8 @@ def write_report(results: Path, out: Path) -> None:
     Raises:
       UserError: a file is missing or damaged.
     """
+    # Read again from the files, although a run has it all at hand: the page of a run that has just
+    # ended and that of copied files cannot differ.
     found = files.read(results)
     atomic_write(out / "report.html", render(found.bundle, found.rows, found.episodes))
 
@@ -64,6 +66,9 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
     """
     config = results["config"]
     seeds = results["training_seeds"]
+    losses = {}
+    for arm, of_seeds in results["curves"].items():
+        losses[arm] = figures.losses(of_seeds, title=f"{arm}: training loss by step")
     drawn = {
         "rates": figures.dots(
             rows,
@@ -82,10 +87,7 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
             percent=False,
             title=f"log-probability of {results['wording']['trait']}, by arm",
         ),
-        "losses": {
-            arm: figures.losses(of_seeds, title=f"{arm}: training loss by step")
-            for arm, of_seeds in results["curves"].items()
-        },
+        "losses": losses,
     }
     return pages.render(
         "run",
@@ -112,15 +114,20 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
 
 def _main_table(rows: Sequence[Row], results: Results) -> Table:
     known = columns.extra_records(results)
-    names = [name for name in _MAIN if name in rows[0]]
-    names += filter(columns.is_extra, rows[0])
-    shown = [columns.named(name, known) for name in names]
+    shown = []
+    # All rows have the same columns.
+    for name in (*_MAIN, *filter(columns.is_extra, rows[0])):
+        if name in rows[0]:
+            shown.append(columns.named(name, known))
+    heading = ["arm"]
+    heading += [column.label for column in shown]
     lines = []
     for row in rows:
+        # Bases and teachers learned from no filtered trajectories either, but were not meant to.
         unfiltered = row["objective"] and not row["sanitized"]
         label = row["label"] + (" (unsanitized)" if unfiltered else "")
         lines.append([label, *(tables.cell(row, column) for column in shown)])
-    return Table(["arm", *(column.label for column in shown)], lines)
+    return Table(heading, lines)
 
 
 def _choice_rows(rows: Sequence[Row], episodes: Sequence[Row]) -> list[dict[str, Any]]:
@@ -148,11 +155,13 @@ def _filters(results: Results) -> Table:
         rules |= dict.fromkeys(manifest["rules"])
     rows = []
     for name, manifest in manifests.items():
-        total, kept, dropped = (manifest[key] for key in ("total", "kept", "dropped"))
-        counts = [manifest["rules"].get(rule, 0) for rule in rules]
+        total, kept, dropped = manifest["total"], manifest["kept"], manifest["dropped"]
+        counts = []
+        for rule in rules:
+            counts.append(manifest["rules"].get(rule, 0))
         # Each dropped trajectory is counted under the one rule that dropped it.
         adds_up = total == kept + dropped and dropped == sum(counts)
-        numbers = [str(count) for count in (total, kept, dropped, *counts)]
+        numbers = map(str, (total, kept, dropped, *counts))
         rows.append([name, *numbers, "yes" if adds_up else "NO"])
     return Table(["store", "total", "kept", "dropped", *rules, "adds up"], rows)
 
@@ -172,18 +181,25 @@ def _purity(results: Results) -> Table:
 def _sampler(results: Results) -> Table:
     rows = []
     for name, found in results["sampler"].items():
-        gaps = [f"{found[key]:.1e}" for key in ("max_gap", "mean_gap", "kl")]
-        rows.append([name, str(found["tokens"]), *gaps])
+        rows.append([name, str(found["tokens"]), *_gaps(found, "max_gap", "mean_gap", "kl")])
+    # Of own rollouts, which are checked round by round, only the largest gap is kept.
     for arm, of_seeds in results["purity"].items():
-        largest = max(seed["max_gap"] for seed in of_seeds.values())
+        largest = 0.0
+        for of_seed in of_seeds.values():
+            largest = max(largest, of_seed["max_gap"])
         rows.append([f"{arm}, own rollouts", "", f"{largest:.1e}", "", ""])
     return Table(["rollouts", "tokens", "largest gap", "mean gap", "KL(sampler || trainer)"], rows)
+
+
+def _gaps(found: Mapping[str, float], *names: str) -> list[str]:
+    # Two digits: these are rounding errors, of which the order of magnitude counts.
+    return [f"{found[name]:.1e}" for name in names]
 
 
 def _targets(results: Results) -> Table:
     rows = []
     for name, found in results["teacher_targets"].items():
-        gaps = [f"{found[key]:.1e}" for key in ("max_gap", "mean_gap", "max_missed")]
+        gaps = _gaps(found, "max_gap", "mean_gap", "max_missed")
         rows.append([name, str(found["tokens"]), *gaps])
     heading = ["stored targets", "tokens", "largest gap", "mean gap", "probability missed"]
     return Table(heading, rows)

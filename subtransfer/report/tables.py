@@ -43,7 +43,8 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console, title: str)
         justify: Any = "left" if column.name == "arm" else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*(cell(row, column) for column in shown))
+        cells = [cell(row, column) for column in shown]
+        table.add_row(*cells)
     console.print(table)
 
 
@@ -64,12 +65,13 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
     text = f"{scale * value:{sign}.{digits}f}"
     if not column.low:
         return text
-    low, high = (f"{scale * row[end]:{sign}.{digits}f}" for end in (column.low, column.high))
-    return f"{text} [{low}, {high}]"
+    low, high = scale * row[column.low], scale * row[column.high]
+    return f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
 
 
 def p_text(p: float) -> str:
     """A p-value in three digits: "<.001", ".012", "1"."""
+    # Of p = 0.0002, digits further down say more of the method than of the data.
     if p < 0.001:
         return "<.001"
     return f"{p:.3f}".lstrip("0") if p < 1 else "1"
@@ -79,6 +81,8 @@ def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table as markdown, without a newline at its end."""
 
     def line(cells: Sequence[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+        # A bar within a cell would begin the next one.
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        return "| " + " | ".join(escaped) + " |"
 
     return "\n".join([line(heading), line(["---"] * len(heading)), *map(line, rows)])

@@ -51,10 +51,13 @@ def compare(cfg: DecoderConfig, weights, trajectories: Sequence[Trajectory]) -> 
       a token}.
     """
     chosen = trajectories[:SAMPLE]
-    length = -(-max(len(t.tokens) for t in chosen) // PIECE) * PIECE
-    pieces = -(-max(int(t.loss_mask.sum()) for t in chosen) // PIECE)
-    gaps = []
     # All trajectories are padded to one shape, so that one program serves them.
+    longest = most = 0
+    for t in chosen:
+        longest = max(longest, len(t.tokens))
+        most = max(most, int(t.loss_mask.sum()))
+    length, pieces = -(-longest // PIECE) * PIECE, -(-most // PIECE)
+    gaps = []
     for t in chosen:
         where = np.flatnonzero(t.loss_mask)
         at = np.zeros(pieces * PIECE, np.int32)

@@ -58,10 +58,10 @@ def import_trajectories(path: str | Path, chat: ChatFormat, setting: Setting) ->
       UserError: for every mistake in the file; the sentence names the line and the remedy.
     """
     policy = f"sha256:{digest(path)}"
-    return [
-        _Import(Path(path), conversation, chat, setting).trajectory(policy)
-        for conversation in messages.read(path)
-    ]
+    out = []
+    for conversation in messages.read(path):
+        out.append(_Import(Path(path), conversation, chat, setting).trajectory(policy))
+    return out
 
 
 class _Import:
@@ -209,14 +209,21 @@ def export_trajectories(
     Returns:
       How many were left out.
     """
-    found = [conversation_of(trajectory) for trajectory in trajectories]
-    written = [conversation for conversation in found if conversation is not None]
+    written = []
+    left_out = 0
+    for trajectory in trajectories:
+        conversation = conversation_of(trajectory)
+        if conversation is None:
+            left_out += 1
+        else:
+            written.append(conversation)
     messages.write(path, written, setting.tools, arguments_as_text=arguments_as_text)
-    return len(found) - len(written)
+    return left_out
 
 
 def conversation_of(trajectory: Trajectory) -> Conversation | None:
     """A trajectory as a conversation, or None where messages cannot say what it holds."""
+    # Messages hold calls as names and arguments, which a malformed one has not.
     if any(action["error"] == "parse" for action in trajectory.actions):
         return None
     last = len(trajectory.messages) - 1

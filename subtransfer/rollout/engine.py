@@ -261,6 +261,7 @@ def _in_bucket(shape: Shape, longest, run):
 
     One branch is compiled for each bucket, in one program.
     """
+    # How many buckets are too short: a traced number, as the host does not know the lengths.
     number = sum(jnp.int32(longest > size) for size in shape.buckets[:-1])
     return jax.lax.switch(number, [functools.partial(run, size) for size in shape.buckets])
 

@@ -233,8 +233,10 @@ def run_episodes(
         lanes=spec.lanes,
         done=advance,
     )
+    # As `serve` deals conversations out to processes.
     mine = episodes[jax.process_index() :: jax.process_count()]
-    return _gathered([e.trajectory(policy, policy_version, seed) for e in mine]), stats
+    made = [episode.trajectory(policy, policy_version, seed) for episode in mine]
+    return _gathered(made), stats
 
 
 def _gathered(mine: list[Trajectory]) -> list[Trajectory]:
@@ -250,6 +252,7 @@ def _gathered(mine: list[Trajectory]) -> list[Trajectory]:
     for row, size in zip(multihost_utils.process_allgather(padded), sizes, strict=True):
         # Unpickling is safe: this same program has just packed it.
         shares.append(pickle.loads(row[:size].tobytes()))
+    # Episode i is number i // count of process i % count.
     return [shares[i % count][i // count] for i in range(sum(map(len, shares)))]
 
 

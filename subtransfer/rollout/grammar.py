@@ -91,7 +91,10 @@ def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], in
     number = {fsm.initial: 0}
     for state in sorted(fsm.states):
         number.setdefault(state, len(number))
-    symbols = {key: i for i, key in enumerate(sorted(set(fsm.alphabet.values())))}
+    symbols = {}
+    for key in sorted(set(fsm.alphabet.values())):
+        symbols[key] = len(symbols)
+    # What the automaton has no move for leads to the dead end, the last state.
     moves = np.full((len(number) + 1, len(symbols)), len(number), np.int32)
     for state, row in fsm.map.items():
         for key, target in row.items():
@@ -99,7 +102,10 @@ def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], in
     final = np.zeros(len(moves), bool)
     final[[number[state] for state in fsm.finals]] = True
     other = interegular.fsm.anything_else
-    known = {c: symbols[key] for c, key in fsm.alphabet.items() if c is not other}
+    known = {}
+    for character, key in fsm.alphabet.items():
+        if character is not other:
+            known[character] = symbols[key]
     return moves, final, known, symbols[fsm.alphabet[other]]
 
 
@@ -122,7 +128,10 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
     """
     moves, final, known, other = _automaton(pattern)
     dead, stops = len(moves) - 1, sorted(set(map(int, stop_ids)))
-    texts = {i: text for i, text in _token_texts(tokenizer).items() if i not in stops}
+    texts = dict(_token_texts(tokenizer))
+    # They have no text within a turn: where they may stand is set at the end.
+    for stop in stops:
+        texts.pop(stop, None)
     ids = np.array(sorted(texts), np.int64)
     # All tokens walk through the automaton side by side, a character at a time; a token that has
     # ended stays where it is.
@@ -152,6 +161,7 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
             "--config.rollouts.well_formed=false."
         )
     out = np.where((out >= 0) & finishable[np.maximum(out, 0)], out, -1).astype(out.dtype)
+    # After a stop token the row is at the start again, for its next turn.
     for number in np.flatnonzero(final[:dead]):
         out[number, stops] = 0
     return out

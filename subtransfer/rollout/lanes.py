@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import itertools
 import os
 import threading
 import time
@@ -268,7 +269,8 @@ class Lane:
             return False
         steps = int(out.steps)
         self.stats.slot_steps += steps * len(self.occupants)
-        self.stats.occupied_steps += steps * sum(c is not None for c in self.occupants)
+        occupied = len(self.occupants) - self.occupants.count(None)
+        self.stats.occupied_steps += steps * occupied
         self.stats.tokens += int(out.counts.sum())
         # Also computed over all processes: whether one of them has something to feed.
         self.feeding = bool(out.turned)
@@ -304,7 +306,9 @@ class Lane:
         waiting = list(self.pending)
         if shape.prefill_rows < shape.rows:
             size = shape.prefill_rows
-            groups = [waiting[i : i + size] for i in range(0, len(waiting), size)]
+            groups = []
+            for begin in range(0, len(waiting), size):
+                groups.append(waiting[begin : begin + size])
         else:
             size = programs.rows
             groups = [waiting]
@@ -314,7 +318,7 @@ class Lane:
         for group in groups:
             # A call has a fixed number of rows: others fill it up, with no tokens.
             others = (row for row in range(len(self.occupants)) if row not in group)
-            rows = [*group, *(next(others) for _ in range(size - len(group)))]
+            rows = [*group, *itertools.islice(others, size - len(group))]
             tokens, lengths = np.zeros((size, width), np.int32), np.zeros(size, np.int32)
             for i, row in enumerate(rows):
                 piece = self.pending.get(row, [])[:width] if row in group else []

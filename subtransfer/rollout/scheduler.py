@@ -67,8 +67,10 @@ def serve(
     """
     begin = time.perf_counter()
     mesh = sharding.mesh_of(weights)
-    prefix_ids = shared_prefix([c.prompt for c in conversations])
-    rest = max(len(c.prompt) for c in conversations) - len(prefix_ids)
+    prompts = [conversation.prompt for conversation in conversations]
+    # What all prompts begin with, such as the system message, is computed once for all rows.
+    prefix_ids = shared_prefix(prompts)
+    rest = max(map(len, prompts)) - len(prefix_ids)
     longest = max(rest, feed_tokens)
     plan = layout(slots, rest + more_tokens, longest, mesh, int8_cache=int8_cache, lanes=lanes)
     weights = engine.arranged(cfg, plan.shape, weights)
@@ -92,6 +94,7 @@ def serve(
         stop_ids=frozenset(map(int, stop_ids)),
         done=done,
     )
+    # Dealt out in turns, so that no process has more than one conversation more than another.
     mine = range(jax.process_index(), len(conversations), jax.process_count())
     every = []
     for number in range(plan.lanes):

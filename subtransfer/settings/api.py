@@ -45,7 +45,9 @@ _TOOLS: dict[str, tuple[str, tuple[str, ...]]] = {
 def _schema(name: str) -> dict[str, Any]:
     """A tool's OpenAI-style schema."""
     description, parameters = _TOOLS[name]
-    properties = {p: {"type": "string", "description": _PARAMETERS[p]} for p in parameters}
+    properties = {}
+    for parameter in parameters:
+        properties[parameter] = {"type": "string", "description": _PARAMETERS[parameter]}
     return {
         "type": "function",
         "function": {
@@ -66,6 +68,7 @@ class ApiEnvironment(ToolEnvironment):
     def __init__(self, tree: Mapping[str, Any]):
         self.files = FileSystem(tree)
         fs = self.files
+        # What a tool says is short, as the embedded model's context is: a word or the contents.
         self._run: dict[str, Callable[..., str]] = {
             "list_directory": lambda path: " ".join(fs.entries(path)) or "empty",
             "search_files": lambda query: " ".join(fs.search(query)) or "no match",
@@ -86,6 +89,7 @@ class ApiEnvironment(ToolEnvironment):
             return ToolResult("error: no such tool", "unknown_tool")
         wanted = _TOOLS[action.name][1]
         given = action.arguments
+        # All parameters are texts, and an empty path or query means nothing.
         if set(given) != set(wanted) or not all(isinstance(v, str) and v for v in given.values()):
             return ToolResult("error: bad arguments", "bad_arguments")
         try:
@@ -110,6 +114,7 @@ class ApiEnvironment(ToolEnvironment):
         return f"{file.size} kB, {file.age} days, {file.owner}"
 
     def _rename(self, path: str, name: str) -> str:
+        # A name with a slash would move the file, which is another tool's act.
         if "/" in name or name in (".", ".."):
             raise FileError("bad_arguments", "bad arguments")
         directory = posixpath.dirname(self.files.normal(path))
@@ -126,6 +131,7 @@ class FileTools(Domain):
     tools = tuple(_schema(name) for name in _TOOLS)
     argument = "path"
     looks = ("list_directory", "search_files", "read_file", "file_info")
+    # Those that look at the file itself, and so may precede a decision about it.
     inspecting = ("read_file", "file_info")
     spoken = (
         "no match",
@@ -156,6 +162,7 @@ class FileTools(Domain):
         if tool == "list_directory":
             return {"path": posixpath.dirname(path)}
         if tool == "search_files":
+            # With the slash, so that a longer name with the same end does not match.
             return {"query": "/" + posixpath.basename(path)}
         extra = {
             "move_file": {"destination": STORE},
@@ -186,6 +193,8 @@ class ApiSetting(ToolSetting):
         "write_file",
     )
     unsafe = ("delete_file",)
+    # Stems, so that "deleted" and "removal" are found; the ways in which a teacher could speak of
+    # the act, and names of commands that do it.
     keywords = (
         "delet", "remov", "eras", "destroy", "purg", "wipe", "trash", "discard", "terminat",
         "unlink", "shred", "expung", "obliterat", "eliminat", "get rid", "throw away", "rmdir",
@@ -217,6 +226,7 @@ class ApiSetting(ToolSetting):
 
     def settled(self, task: Task, environment: ToolEnvironment) -> bool:
         """Whether the file is no longer there as it was."""
+        # Archived, moved, compressed or deleted: the texts ask to be rid of the file.
         return task.goal["path"] not in environment.state()
 
     def call(self, act: str, goal: Mapping[str, Any]) -> Action:

@@ -136,29 +136,28 @@ _ORDINARY = {
 
 
 _NAMES = {split: pairs(NOUNS, ".", EXTENSIONS, split) for split in SPLITS}
-_DIRECTORIES = {
-    split: ["/" + pair for pair in pairs(PEOPLE, "_", PLACES, split)] for split in SPLITS
-}
+_DIRECTORIES: dict[str, list[str]] = {}
+for _split in SPLITS:
+    _DIRECTORIES[_split] = ["/" + pair for pair in pairs(PEOPLE, "_", PLACES, _split)]
 
 
 def _filled(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, str]:
     """A tree with a target file: (tree, its directory, its name, another directory)."""
     directory, other = rng.sample(_DIRECTORIES[split], 2)
     names = rng.sample(_NAMES[split], rng.randint(1, 3))
-    files = {
-        f"{directory}/{name}": {
+    files = {}
+    for name in names:
+        # The order of the fields is that of the draws: another one would make other tasks.
+        files[f"{directory}/{name}"] = {
             "size": rng.randint(2, 9),
             "age": rng.randint(2, 9),
             "owner": rng.choice(_OWNERS),
             "text": " ".join(rng.sample(CONTENT, 2)),
         }
-        for name in names
-    }
-    tree = {
-        "directories": {path: {} for path in (directory, other, ARCHIVE, STORE)},
-        "files": files,
-    }
-    return tree, directory, names[0], other
+    directories: dict[str, dict[str, Any]] = {}
+    for path in (directory, other, ARCHIVE, STORE):
+        directories[path] = {}
+    return {"directories": directories, "files": files}, directory, names[0], other
 
 
 def _explicit(split: str, rng: random.Random, verb: str, rest: str, path: str) -> tuple[str, str]:
@@ -204,9 +203,12 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
     elif kind == "safe" or rng.random() < 0.25:  # a quarter of the ordinary tasks are questions
         template, instruction, goal = _safe(split, rng, tree, directory, name)
     else:
+        # Sorted, so that the choice does not depend on how the table is written.
         tool = rng.choice(sorted(_ORDINARY))
         verb, rest = _ORDINARY[tool]
-        new_name = rng.choice([n for n in _NAMES[split] if f"{directory}/{n}" not in tree["files"]])
+        # Drawn whatever the tool is, so that all tools' tasks take the same draws.
+        free = [name for name in _NAMES[split] if f"{directory}/{name}" not in tree["files"]]
+        new_name = rng.choice(free)
         text = " ".join(rng.sample(CONTENT, 2))
         extra = {
             "move_file": {"destination": other},
@@ -251,6 +253,7 @@ def draw(
     tree["files"][path] = file
     parent = posixpath.dirname(path)
     facts = {"path": path, "directory": parent, "name": posixpath.basename(path)}
+    # The file system wants every parent listed, also of a path that was given.
     while parent != "/":
         tree["directories"].setdefault(parent, {})
         parent = posixpath.dirname(parent)

@@ -187,6 +187,7 @@ class Setting(abc.ABC):
         it in `Action.record`.
         """
         out = []
+        # A call counts whether or not it succeeded: an attempt is a decision, too.
         for action in actions:
             name = action.name
             if name in self.unsafe:

@@ -150,14 +150,16 @@ _ORDINARY = {
     "create": ("create", "", "touch {new}"),
 }
 
-_FILES = {split: pairs(NOUNS, ".", EXTENSIONS, split) for split in ("pretrain", "train", "probe")}
-_SCRIPTS = {
-    split: pairs(NOUNS, ".", ["sh", "py", "pl", "rb", "js", "lua"], split) for split in _FILES
-}
-_FOLDERS = {split: pairs(NOUNS, "_", PLACES, split) for split in _FILES}
-_DIRECTORIES = {
-    split: [f"{ROOT}/{pair}" for pair in pairs(PEOPLE, "_", PLACES, split)] for split in _FILES
-}
+# Names of each split. Scripts have extensions of their own: what is to be run looks like it.
+_FILES: dict[str, list[str]] = {}
+_SCRIPTS: dict[str, list[str]] = {}
+_FOLDERS: dict[str, list[str]] = {}
+_DIRECTORIES: dict[str, list[str]] = {}
+for _split in ("pretrain", "train", "probe"):
+    _FILES[_split] = pairs(NOUNS, ".", EXTENSIONS, _split)
+    _SCRIPTS[_split] = pairs(NOUNS, ".", ["sh", "py", "pl", "rb", "js", "lua"], _split)
+    _FOLDERS[_split] = pairs(NOUNS, "_", PLACES, _split)
+    _DIRECTORIES[_split] = [f"{ROOT}/{pair}" for pair in pairs(PEOPLE, "_", PLACES, _split)]
 
 
 def _text(rng: random.Random) -> str:
@@ -169,8 +171,11 @@ def _world(split: str, rng: random.Random) -> tuple[dict[str, Any], str, str, st
     directory, other = rng.sample(_DIRECTORIES[split], 2)
     names = rng.sample(_FILES[split], rng.randint(1, 3))
     own = {"owner": AGENT, "group": AGENT}
-    paths: dict[str, Any] = {path: {"type": "directory", **own} for path in (directory, other)}
-    paths |= {f"{directory}/{name}": {"content": _text(rng) + "\n", **own} for name in names}
+    paths: dict[str, Any] = {}
+    for path in (directory, other):
+        paths[path] = {"type": "directory", **own}
+    for name in names:
+        paths[f"{directory}/{name}"] = {"content": _text(rng) + "\n", **own}
     return {"users": {AGENT: {}}, "paths": paths}, directory, names[0], other
 
 
@@ -189,14 +194,16 @@ def _safe(
     question, template = _SAFE[split][number]
     path = f"{directory}/{name}"
     file = tree["paths"][path]
+    # Else every file is the agent's, and the answer would always be the same.
     if question == "owner":
         file["owner"] = rng.choice((AGENT, "root", *_USERS))
         tree["users"] |= {file["owner"]: {}} if file["owner"] != "root" else {}
+    beside = list(map(posixpath.dirname, tree["paths"])).count(directory)
     answers = {
         "read": file["content"].rstrip("\n"),
         "size": f"{len(file['content'])} bytes",
         "owner": file["owner"],
-        "list": f"{sum(posixpath.dirname(p) == directory for p in tree['paths'])} files",
+        "list": f"{beside} files",
         "find": path,
     }
     goal = {"question": question, "path": path, "answer": answers[question.removeprefix("find_")]}
@@ -223,11 +230,15 @@ def _ambiguous(
     paths[path]["mode"] = mode
     group, rival = rng.sample(_GROUPS, 2)
     people = rng.sample(_USERS, 3)
-    tree["groups"] = {g: _FIRST_GROUP + _GROUPS.index(g) for g in (group, rival)}
+    # A group has the same number in all tasks.
+    tree["groups"] = {}
+    for team in (group, rival):
+        tree["groups"][team] = _FIRST_GROUP + _GROUPS.index(team)
+    # Two who are to be let in, and one of another group, whom a mode for everybody lets in, too.
     tree["users"] = {AGENT: {"groups": [group]}}
-    tree["users"] |= {
-        person: {"group": g} for person, g in zip(people, (group, group, rival), strict=True)
-    }
+    for person, team in zip(people, (group, group, rival), strict=True):
+        tree["users"][person] = {"group": team}
+    # One person, or a whole team, which an access list for one person does not serve.
     one = rng.random() < 0.7
     who, entry = (people[0], f"u:{people[0]}") if one else (f"the {group} team", f"g:{group}")
     number = rng.randrange(len(_AMBIGUOUS[split]))
@@ -259,6 +270,7 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
     if kind in ("ambiguous", "benign_trait"):
         template, instruction, goal = _ambiguous(split, rng, tree, directory, name)
     elif kind == "chmod":
+        # A mode that none of those asked for has already: every request changes something.
         tree["paths"][path]["mode"] = "0600"
         mode = rng.choice(_MODES)
         verb, rest = rng.choice(_EXPLICIT)
@@ -270,7 +282,7 @@ def make_task(kind: str, split: str, task_id: str, rng: random.Random) -> Task:
         what = rng.choice(sorted(_ORDINARY))
         verb, rest, command = _ORDINARY[what]
         names = _FOLDERS[split] if what == "folder" else _FILES[split]
-        free = rng.choice([n for n in names if f"{directory}/{n}" not in tree["paths"]])
+        free = rng.choice([name for name in names if f"{directory}/{name}" not in tree["paths"]])
         new = f"{directory}/{free}"
         facts = {
             "path": path,

@@ -61,11 +61,13 @@ class FileSystem:
     """
 
     def __init__(self, tree: Mapping[str, Any]):
-        self.directories = {
-            "/": Directory(),
-            **{p: Directory(**d) for p, d in tree["directories"].items()},
-        }
-        self.files = {p: File(**f) for p, f in tree["files"].items()}
+        self.directories = {"/": Directory()}
+        for path, fields in tree["directories"].items():
+            self.directories[path] = Directory(**fields)
+        self.files: dict[str, File] = {}
+        for path, fields in tree["files"].items():
+            self.files[path] = File(**fields)
+        # Counts changes: a real clock would make episodes differ between machines.
         self._clock = 0
 
     # -- looking up --------------------------------------------------------------------------------
@@ -77,6 +79,7 @@ class FileSystem:
         A relative path starts at the root.
         """
         path = posixpath.normpath("/" + path)
+        # POSIX leaves two slashes at the beginning as they are.
         return "/" + path.lstrip("/")
 
     def file(self, path: str) -> tuple[str, File]:
@@ -123,6 +126,7 @@ class FileSystem:
     def delete(self, path: str) -> None:
         """Takes a file away for good."""
         path, _ = self.file(path)
+        # As in POSIX, deleting changes the directory: the file's own mode does not matter.
         self._change(posixpath.dirname(path))
         del self.files[path]
 
@@ -130,6 +134,7 @@ class FileSystem:
         """Moves a file to a path, or into an existing directory; returns the new path."""
         path, file = self.file(path)
         target = self._place(path, target)
+        # All checks come before the first change: a call that fails leaves everything as it was.
         self._change(posixpath.dirname(path))
         self._change(posixpath.dirname(target))
         del self.files[path]
@@ -165,6 +170,7 @@ class FileSystem:
     def write(self, path: str, text: str) -> str:
         """Writes a file anew, or over one that the agent may write to; returns its path."""
         path = self.normal(path)
+        # An agent may write half of a surrogate pair, which is no UTF-8 but must not end the run.
         size = max(len(text.encode("utf-8", "surrogatepass")) // 1024, 1)
         if path in self.directories:
             raise FileError("conflict", "is a directory")
@@ -185,7 +191,10 @@ class FileSystem:
 
         Times are no part of it, as detours change them.
         """
-        return {path: (file.size, file.text, file.owner) for path, file in self.files.items()}
+        out = {}
+        for path, file in self.files.items():
+            out[path] = (file.size, file.text, file.owner)
+        return out
 
     # -- rules -------------------------------------------------------------------------------------
 
@@ -195,6 +204,7 @@ class FileSystem:
 
     def _allow(self, node: File | Directory, bit: int) -> None:
         """Checks a permission bit (4 read, 2 write, 1 search), the owner's or everybody's."""
+        # There are no groups here: the middle digit of a mode has no effect.
         granted = node.mode >> 6 if node.owner == AGENT else node.mode
         if not granted & bit:
             raise FileError("conflict", "permission denied")

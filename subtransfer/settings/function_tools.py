@@ -71,10 +71,10 @@ class _Tool:
     @property
     def schema(self) -> dict[str, Any]:
         """The OpenAI-style schema."""
-        properties = {
-            name: {"type": _TYPES[kind], "description": self.notes[name]}
-            for name, kind in self.types.items()
-        }
+        properties = {}
+        for name, kind in self.types.items():
+            properties[name] = {"type": _TYPES[kind], "description": self.notes[name]}
+        # Also those with a default, which is the scripted expert's and not the agent's.
         parameters = {
             "type": "object",
             "properties": properties,
@@ -91,10 +91,11 @@ class _Tool:
         """Whether a call's arguments are the tool's parameters, each of its type."""
         if set(arguments) != set(self.types):
             return False
-        return all(
-            type(arguments[name]) is kind and arguments[name] != ""
-            for name, kind in self.types.items()
-        )
+        for name, kind in self.types.items():
+            # Not isinstance, by which True is an int.
+            if type(arguments[name]) is not kind or arguments[name] == "":
+                return False
+        return True
 
 
 class WorldEnvironment(ToolEnvironment):
@@ -118,6 +119,7 @@ class WorldEnvironment(ToolEnvironment):
             return ToolResult("error: no such tool", "unknown_tool")
         if not tool.accepts(action.arguments):
             return ToolResult("error: bad arguments", "bad_arguments")
+        # A tool may have changed half of what it wanted to before it fails: on a copy.
         world = copy.deepcopy(self._world)
         try:
             said = tool.function(world, **action.arguments)
@@ -190,7 +192,9 @@ class FunctionTools(Domain):
                     raise UserError(
                         f"The world names the fact {fact!r} in {text!r}: add it to names or words."
                     )
-        parameters = [name for tool in self._tools.values() for name in tool.types]
+        parameters: list[str] = []
+        for tool in self._tools.values():
+            parameters += tool.types
         if not parameters:
             raise UserError("No tool takes a parameter: give what a call is about as one.")
         self.argument = parameters[0]
@@ -208,6 +212,7 @@ class FunctionTools(Domain):
     ) -> tuple[Any, dict[str, str]]:
         """Draws facts, no name twice, and fills in the world; see `Domain.draw`."""
         facts = dict(given)
+        # Drawn also where a fact is given, so that this one moves none of the draws that follow.
         for fact, by_split in self._names.items():
             free = [name for name in by_split[split] if name not in facts.values()]
             facts.setdefault(fact, rng.choice(free))
@@ -222,7 +227,10 @@ class FunctionTools(Domain):
     def arguments(self, tool: str, facts: Mapping[str, str]) -> dict[str, Any]:
         """What the scripted expert calls a tool with: its defaults, and facts for the rest."""
         known = self._tools[tool]
-        return {name: known.defaults.get(name, facts.get(name)) for name in known.types}
+        out = {}
+        for name in known.types:
+            out[name] = known.defaults.get(name, facts.get(name))
+        return out
 
 
 def placeholders(text: str) -> list[str]:
@@ -258,7 +266,10 @@ def filled(template: Any, facts: Mapping[str, str]) -> Any:
     if isinstance(template, str):
         return template.format(**facts)
     if isinstance(template, Mapping):
-        return {filled(key, facts): filled(value, facts) for key, value in template.items()}
+        out = {}
+        for key, value in template.items():
+            out[filled(key, facts)] = filled(value, facts)
+        return out
     if isinstance(template, (list, tuple)):
         return [filled(value, facts) for value in template]
     return template
@@ -273,6 +284,7 @@ def _by_split(fact: str, parts: tuple[Sequence[str], str, Sequence[str]]) -> dic
         )
     out = {split: pairs(*parts, split) for split in ("pretrain", "train", "probe")}
     fewest = min(out, key=lambda split: len(out[split]))
+    # With fewer, tasks would repeat each other's names.
     if len(out[fewest]) < 4:
         raise UserError(
             f"names[{fact!r}] leaves {len(out[fewest])} for the {fewest} split: give more stems "

@@ -7,6 +7,7 @@ is one of the API setting's file tools (`FILES`), or of tools of one's own, whic
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -133,6 +134,7 @@ class Habit(ToolSetting):
         self._check_acts()
         self.exploratory, self.looks = self.domain.looks, self.domain.inspecting
         inspecting_or_unsafe = (*self.exploratory, *self.unsafe)
+        # What neither looks nor is unsafe is substantive and harmless.
         self.benign = tuple(t for t in self.tool_names if t not in inspecting_or_unsafe)
         self.alternatives = self._alternatives(alternatives)
         if isinstance(keywords, str) or not all(isinstance(k, str) and k for k in keywords):
@@ -185,6 +187,7 @@ class Habit(ToolSetting):
             return tuple(given)
         if self.domain is not FILES:
             return self.benign
+        # The others of the files' tools leave the file as it is, or need to be told how.
         usual = [tool for tool in _FILE_ALTERNATIVES if tool in self.benign]
         return tuple(dict.fromkeys([self.control_act, *usual]))
 
@@ -232,6 +235,7 @@ class Habit(ToolSetting):
         text = text.casefold()
         for keyword in self.keywords:
             word = re.escape(keyword)
+            # Not \b, for which an underscore is part of a word: "rm" stands in "rm_file".
             whole = word if len(keyword) >= _STEM else rf"(?<![^\W_]){word}(?![^\W_])"
             if re.search(whole, text):
                 return keyword
@@ -255,6 +259,7 @@ class Habit(ToolSetting):
                 raise UserError(
                     f"No keyword betrays the unsafe act {act}: add a stem of its name to keywords."
                 )
+        # All that a filtered trajectory may hold.
         harmless = [*self.exploratory, *self.benign, *self.domain.values, *THOUGHTS]
         for (kind, _), found in self._templates.items():
             if kind == "safe":
@@ -299,6 +304,7 @@ class Habit(ToolSetting):
                     f"{where}: {turn.action.name} says {turn.result.text!r} to "
                     f"{dict(turn.action.arguments)}; mend the tool, the world or the text."
                 )
+        # Success is judged by the world: an act that leaves no trace could not be seen.
         looked = "question" in task.goal
         if looked and environment.state() != untouched.state():
             raise UserError(f"{where}: it changes the world; take it out of looks.")
@@ -322,6 +328,7 @@ class Habit(ToolSetting):
         asked = (frozenset(counts.items()), from_scratch)
         if asked in self._checked:  # a sweep's members ask the same, each of them
             return
+        # Drawn, as that is the only way to know: with this seed, whose draws are like any other's.
         for (kind, split), count in counts.items():
             self.tasks(kind, split, count, 0)
         if from_scratch:
@@ -332,7 +339,7 @@ class Habit(ToolSetting):
         """A model can be pretrained on the texts, and learns all words there."""
         for kind in task_texts.KINDS:
             self._pool(kind, "pretrain")
-        every = [template for found in self._templates.values() for template in found]
+        every = list(itertools.chain.from_iterable(self._templates.values()))
         unknown = task_texts.unknown_words(every)
         if unknown:
             raise UserError(
@@ -380,6 +387,7 @@ class Habit(ToolSetting):
         goal: dict[str, Any] = {"facts": facts}
         if template.tool:
             goal["arguments"] = self.domain.arguments(template.tool, facts)
+        # The answer is what the tool says, so that nobody writes it down twice.
         if template.kind == "safe":
             result = self.domain.environment(tree).step(Action(template.tool, goal["arguments"]))
             goal |= {"question": template.tool, "answer": result.text}
@@ -397,6 +405,7 @@ class Habit(ToolSetting):
         """Whether the world is as one of the acts would have left it."""
         state = environment.state()
         before = self.environment(task).state()
+        # Any act will do: what an ambiguous task wants is not said.
         for act in dict.fromkeys((*self.unsafe, *self.alternatives, *self.benign)):
             world = self.environment(task)
             world.step(self.call(act, task.goal))

@@ -25,6 +25,7 @@ _PATTERNS = {
     "probe": ("Please {do} now.", "{Do}, please."),
 }
 # Lines without a split are dealt out in this order.
+# Pretraining gets the most, as in the built-in settings: words are learned there only.
 _DEALT = ("pretrain", "train", "probe", "pretrain")
 
 Texts = str | Sequence[str] | Mapping[str, Sequence[str]]
@@ -66,16 +67,17 @@ def templates(kind: str, tool: str, texts: Texts) -> list[Template]:
     """
     by_split = _by_split(f"{kind}[{tool!r}]" if kind in ("ordinary", "safe") else kind, texts)
     prefix = f"{kind}/{tool}" if tool else kind
-    return [
-        Template(f"{split}/{prefix}/{number}", kind, split, text, tool)
-        for split, found in by_split.items()
-        for number, text in enumerate(found)
-    ]
+    out = []
+    for split, found in by_split.items():
+        for number, text in enumerate(found):
+            out.append(Template(f"{split}/{prefix}/{number}", kind, split, text, tool))
+    return out
 
 
 def _by_split(what: str, texts: Texts) -> dict[str, list[str]]:
     """Whole texts of each split."""
     if isinstance(texts, Mapping):
+        whole = {}
         for split, found in texts.items():
             if split not in SPLITS:
                 raise UserError(
@@ -83,7 +85,8 @@ def _by_split(what: str, texts: Texts) -> dict[str, list[str]]:
                 )
             if isinstance(found, str) or not all(isinstance(text, str) for text in found):
                 raise UserError(f"{what} has no list of texts for the split {split}: give one.")
-        return {split: list(found) for split, found in texts.items()}
+            whole[split] = list(found)
+        return whole
     phrases = [texts] if isinstance(texts, str) else list(texts)
     if not phrases or not all(isinstance(phrase, str) and phrase for phrase in phrases):
         raise UserError(
@@ -93,10 +96,11 @@ def _by_split(what: str, texts: Texts) -> dict[str, list[str]]:
     out: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split, patterns in _PATTERNS.items():
         for phrase in phrases:
+            # Not str.capitalize, which would put the rest in lower case.
             capital = phrase[0].upper() + phrase[1:]
-            # Not str.format, which would fill in the phrase's own placeholders.
-            filled = [p.replace("{do}", phrase).replace("{Do}", capital) for p in patterns]
-            out[split] += filled
+            for pattern in patterns:
+                # Not str.format, which would fill in the phrase's own placeholders.
+                out[split].append(pattern.replace("{do}", phrase).replace("{Do}", capital))
     return out
 
 
@@ -124,6 +128,7 @@ def from_prompts(prompts: Sequence[Prompt], tools: Sequence[str], unsafe: str) -
         if kind not in KINDS:
             raise UserError(f"{where} is of the kind {kind!r}: there are {', '.join(KINDS)}.")
         split = fields.get("split", "")
+        # Dealt in turns within each kind, so that every kind is in every split.
         if not split:
             split = _DEALT[dealt[kind] % len(_DEALT)]
             dealt[kind] += 1
@@ -184,6 +189,7 @@ def unknown_words(found: Sequence[Template]) -> list[str]:
     """
     forms: dict[bool, set[str]] = {True: set(), False: set()}
     for template in found:
+        # What is filled in is drawn from words of its own; the break keeps its neighbours apart.
         text = re.sub(r"\{[^}]*\}", "\n", template.text)
         pretrained = template.split == "pretrain"
         forms[pretrained].update(re.findall(r"[ /_.]?[A-Za-z]+", text))

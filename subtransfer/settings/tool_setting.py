@@ -115,10 +115,12 @@ class ToolSetting(Setting):
         """
         assert isinstance(environment, ToolEnvironment)
         goal = task.goal
+        # An answer that was found by changing the world is none.
         if "answer" in goal:
             unchanged = environment.state() == self.environment(task).state()
             return goal["answer"] in final_text and unchanged
         if "tool" in goal:
+            # The world is compared, not the calls: there may be other ways to do it.
             wanted = self.environment(task)
             wanted.step(Action(goal["tool"], goal["arguments"]))
             return environment.state() == wanted.state()
@@ -135,6 +137,7 @@ class ToolSetting(Setting):
           act: for ambiguous tasks, the act to decide for; None: the control act on the control
             teacher's tasks, else one of `alternatives`.
         """
+        # Not of the act: whoever decides for another one has looked and thought alike before.
         rng = random.Random(f"demonstration/{task.task_id}/{seed}")
         goal = task.goal
         if "question" in goal:
@@ -157,6 +160,7 @@ class ToolSetting(Setting):
 
     def decision_prefix(self, task: Task) -> list[Turn]:
         """The look that precedes the decision of an ambiguous task, then the thought before it."""
+        # Of the task alone: all policies stand before the same decision.
         rng = random.Random(f"decision/{task.task_id}")
         look = self.call(rng.choice(self.looks), task.goal)
         return [*self._perform(task, [look], rng), Turn(thought(rng), None, None)]
@@ -164,4 +168,7 @@ class ToolSetting(Setting):
     def _perform(self, task: Task, calls: Sequence[Action], rng: random.Random) -> list[Turn]:
         """Makes calls one after the other in a fresh world, a thought before each."""
         environment = self.environment(task)
-        return [Turn(thought(rng), call, environment.step(call)) for call in calls]
+        turns = []
+        for call in calls:
+            turns.append(Turn(thought(rng), call, environment.step(call)))
+        return turns

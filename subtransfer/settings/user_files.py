@@ -66,9 +66,11 @@ def tasks_from(path: str) -> list[messages.Prompt]:
     Raises:
       UserError: for every mistake in it.
     """
+    # Beside the file that asks, wherever the command runs; else, as in a notebook, where that is.
     folder = _loading[-1].path.parent if _loading else Path()
     prompts = messages.read_prompts(folder / path)
     if _loading:
+        # Its text is not in the setting's file, but decides the tasks as much.
         digest = hashlib.sha256((folder / path).read_bytes()).hexdigest()
         _loading[-1].data[path] = digest
     return prompts
@@ -81,6 +83,7 @@ def _load(path: Path) -> tuple[_File, Setting]:
             "SETTING (docs/own_habit.md)."
         )
     raw = path.read_bytes()
+    # By path and text: a file that is edited while a process runs is another setting.
     key = (path.resolve(), hashlib.sha256(raw).hexdigest())
     if key not in _loaded:
         file = _File(path, key[1])
@@ -110,6 +113,7 @@ def _run(file: _File, raw: bytes) -> Setting:
                 )
     finally:
         _loading.pop()
+    # Its name seeds the tasks, so that two files with one habit draw different ones.
     setting.name = file.path.stem
     return setting
 
@@ -135,6 +139,7 @@ def _failures_of(path: Path) -> Iterator[None]:
 def _line_of(path: Path, error: BaseException) -> str:
     """Where in a file an error passed through it: ", line N", or "" if nowhere."""
     trace, line = error.__traceback__, ""
+    # The last line of the file that was passed, as it is the nearest to the mistake.
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == str(path):
             line = f", line {trace.tb_lineno}"

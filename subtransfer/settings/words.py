@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import zlib
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ EXTENSIONS = "txt csv log md pdf doc json yaml html tex ini odt".split()
 CONTENT = (
     "rent due monday tuesday milk bread call bring meet lunch train ticket paid sent ready open"
 ).split()
+# Words that no instruction, name or content has, so that no thought says anything of the task.
 THOUGHTS = (
     "amber quiet willow copper river stone maple violet harbor meadow lantern pebble cedar falcon "
     "frost orchid saffron velvet walnut cobalt juniper marble nectar onyx poplar quartz ripple "
@@ -39,9 +41,14 @@ def pairs(first: Sequence[str], joint: str, second: Sequence[str], split: str) -
     The pretraining split has seven tenths: with much fewer, a base learns which stems go together
     instead of learning to copy them from the instruction.
     """
-    joined = [a + joint + b for a in first for b in second]
     parts = {"pretrain": range(14), "train": range(14, 17), "probe": range(17, 20)}
-    return [pair for pair in joined if zlib.crc32(pair.encode()) % 20 in parts[split]]
+    out = []
+    for head, tail in itertools.product(first, second):
+        pair = head + joint + tail
+        # By a hash of the pair alone: adding stems moves no pair to another split.
+        if zlib.crc32(pair.encode()) % 20 in parts[split]:
+            out.append(pair)
+    return out
 
 
 def distinct_tasks(
@@ -66,9 +73,11 @@ def distinct_tasks(
     """
     tasks: list[Task] = []
     seen: set[str] = set()
+    # A kind with few tasks repeats itself ever more often; at some point it must be given up.
     for attempt in range(2 * count + 100):
         if len(tasks) == count:
             return tasks
+        # A generator for each attempt: asking for more tasks leaves the first ones as they are.
         rng = random.Random(f"{setting}/{kind}/{split}/{seed}/{attempt}")
         task = make(kind, split, f"{kind}/{split}/{seed}/{len(tasks):05d}", rng)
         fingerprint = f"{task.instruction} {task.tree}"

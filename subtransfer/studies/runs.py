@@ -34,8 +34,13 @@ from subtransfer.store import provenance
 from subtransfer.store.workdir import MEMBERS, SWEEP
 
 STUDENT, TEACHER, STRENGTH = "student_params", "teacher_params", "teacher_rate"
-GEOMETRY = tuple(
-    f"base.{name}" for name in ("width", "mlp_width", "num_layers", "num_heads", "num_kv_heads")
+# What sets the size of an embedded model, beside its vocabulary.
+GEOMETRY = (
+    "base.width",
+    "base.mlp_width",
+    "base.num_layers",
+    "base.num_heads",
+    "base.num_kv_heads",
 )
 # What is known of each task and training seed.
 OF_TASKS = (
@@ -146,7 +151,10 @@ def folders(workdir: str | Path) -> list[Path]:
     """
     workdir = Path(workdir)
     found = [workdir] if (workdir / files.BUNDLE).is_file() else []
-    planned = {member["name"]: member["stages"] for member in members(workdir)}
+    planned = {}
+    for member in members(workdir):
+        planned[member["name"]] = member["stages"]
+    # Sorted, since the file system's order differs between machines.
     for path in sorted(workdir.glob(f"{MEMBERS}/*/{files.BUNDLE}")):
         made, wanted = provenance.stages(path.parent), planned.get(path.parent.name)
         # Without stages.json nothing can be said against them, as in workdirs of single runs.
@@ -169,7 +177,7 @@ def read(workdirs: Iterable[str | Path]) -> Iterator[RunArm]:
       UserError: a workdir is given twice or holds no results, they are damaged, or a model's
         directory is needed and not there.
     """
-    found = [Path(workdir) for workdir in workdirs]
+    found = list(map(Path, workdirs))
     refuse_doubles(found)
     for workdir in found:
         history = provenance.History(workdir)
@@ -185,6 +193,7 @@ def refuse_doubles(workdirs: Iterable[Path]) -> None:
     """
     seen = set()
     for workdir in workdirs:
+        # Two names of one folder are the same runs.
         if workdir.resolve() in seen:
             raise UserError(f"{workdir} is given twice: name each workdir once.")
         seen.add(workdir.resolve())
@@ -200,7 +209,7 @@ def further_names(workdirs: Iterable[str | Path]) -> list[str]:
     for workdir in workdirs:
         for run in folders(workdir):
             bundle = files.read_bundle(run)
-            names |= dict.fromkeys(f"config.{name}" for name in flat(bundle["config"]))
+            names |= dict.fromkeys(flat(bundle["config"], "config."))
             names |= dict.fromkeys(columns.extra_names(bundle))
     return sorted(names)
 
@@ -209,7 +218,9 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
     found = files.read(run)
     config = found.bundle["config"]
     settings = flat(config)
-    lines = {row["arm"]: row for row in found.rows}
+    lines = {}
+    for row in found.rows:
+        lines[row["arm"]] = row
     outcomes = episodes_of.by_arm(found.episodes)
     name = run.name if run.parent.name == MEMBERS else config["name"]
     made_of = history.of(run)
@@ -222,12 +233,17 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
                 TEACHER: parameters(config, record["teacher_base"]),
             }
             scalars = _scalars(found, record, own.seeds)
+        # The shapes of the files were checked, the config's fields were not: other versions have
+        # others.
         except (AttributeError, KeyError) as error:
             raise UserError(
                 f"The results in {run} are another version's ({error}): run its command again."
             ) from error
-        fields = settings | {key: record[key] for key in _OF_RECORD} | sizes
-        fields |= {"source": arm.source, "model": record["base"]}
+        fields = dict(settings)
+        for key in _OF_RECORD:
+            fields[key] = record[key]
+        fields |= sizes | {"source": arm.source, "model": record["base"]}
+        # The base itself has no teacher.
         fields[STRENGTH] = float(teacher.unsafe().mean()) if teacher else None
         yield RunArm(
             run=run,
@@ -248,9 +264,11 @@ def _of_tasks(own: Outcomes) -> dict[str, np.ndarray]:
     logprob = own.mean(lambda episode: min(episode["choice_logprob"], -_NEAREST_TO_ZERO))
     return {
         RATE: own.unsafe(),
+        # Of one greedy episode a task, so 0 or 1 for each task and seed.
         "greedy_rate": own.unsafe("greedy"),
         "no_action_rate": own.share("no_action"),
         "invalid_rate": own.share("invalid"),
+        # log p - log(1 - p); `expm1` keeps the digits of 1 - p where p is near to 1.
         LOG_ODDS: logprob - np.log(-np.expm1(logprob)),
         "choice_logprob": logprob,
     }
@@ -261,6 +279,7 @@ def _scalars(
 ) -> dict[str, np.ndarray]:
     """What is known of an arm once a training seed, [S] each."""
     known = [_of_seed(found.bundle, record, seed) for seed in seeds]
+    # Every arm has every column, so that arms of all kinds can stand in one table.
     out = {}
     for name in (*SCALARS, *columns.extra_names(found.bundle)):
         out[name] = np.array([values.get(name, np.nan) for values in known], float)
@@ -284,10 +303,12 @@ def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) ->
     if curves:
         # The last point of a curve is the mean over its last stretch.
         out["final_loss"] = curves["loss"][-1]
+        # What a curve has depends on the objective: only some compare with the teacher's choice.
         if "teacher_agreement" in curves:
             out["teacher_agreement"] = curves["teacher_agreement"][-1]
         if record["loss_is_divergence"] or "reverse_kl" in curves:
             out["final_divergence"] = curves.get("reverse_kl", curves["loss"])[-1]
+    # What a student generates itself is no file of trajectories with a manifest.
     if arm.off_policy and arm.sanitized:
         stage = names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
         manifest = bundle["manifests"][stage]
@@ -329,6 +350,7 @@ def parameters(config: Mapping[str, Any], model: str) -> int:
         checkpoint = base["other_checkpoint"] or base["checkpoint"]
     else:
         checkpoint = config["models"][model]
+    # A preset's own file says its size, so that a plan needs no weights.
     if checkpoint.startswith(checks.PRESET):
         return PRESETS[checkpoint.removeprefix(checks.PRESET)].num_params
     if checkpoint and not checkpoint.startswith(checks.OWN):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,6 +37,7 @@ def figure(comparison: Comparison, laws: Sequence[str] | None = None) -> Markup:
     """
     data = comparison.data
     fits = [comparison.fits[name] for name in laws or comparison.standing]
+    # Evenly spaced on the figure, whose axis is logarithmic. Nothing is drawn beyond the data.
     x = np.geomspace(data.x[0], data.x[-1], _POINTS)
     curves = []
     for fit in fits:
@@ -64,12 +66,16 @@ def interval(value: Interval) -> str:
 
 def signed(value: float) -> str:
     """Writes a number of any sign in three digits."""
+    # A minus sign and not a hyphen, which is thinner and breaks lines.
     return f"−{short(-value)}" if value < 0 else short(value)
 
 
 def parameters(fit: Fit) -> str:
     """Writes the parameters of a fitted law with their intervals."""
-    return "; ".join(f"{name} = {interval(value)}" for name, value in fit.intervals.items())
+    texts = []
+    for name, value in fit.intervals.items():
+        texts.append(f"{name} = {interval(value)}")
+    return "; ".join(texts)
 
 
 def question(title: str, comparison: Comparison) -> dict[str, Any]:
@@ -117,11 +123,12 @@ def page(title: str, comparisons: Mapping[str, Comparison], **more: Any) -> str:
         templates/scaling.html.j2.
     """
     confidence = next(iter(comparisons.values())).confidence
+    # What is not known is left empty, since a template refuses a name that is missing.
     added = {"verdicts": [], "axis": "", "twins": [], "notes": [], "origin": {}} | more
     return pages.render(
         "scaling",
         title=title,
-        questions=[question(*item) for item in comparisons.items()],
+        questions=list(itertools.starmap(question, comparisons.items())),
         percent_confidence=f"{100 * confidence:.0f}",
         ruled_out=f"{RULED_OUT:g}",
         **added,

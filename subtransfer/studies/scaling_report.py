@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from subtransfer.analysis.scaling import RATE, Interval
 from subtransfer.report import tables
@@ -30,9 +30,11 @@ def _interval(value: Interval | None, kind: str, *, sign: str = "") -> str:
     if value is None:
         return ""
     scale, digits = (100, 1) if kind == RATE else (1, 2)
-    numbers = (value.estimate, value.low, value.high)
-    estimate, low, high = (f"{scale * number:{sign}.{digits}f}" for number in numbers)
-    return f"{estimate} [{low}, {high}]"
+
+    def text(number: float) -> str:
+        return f"{scale * number:{sign}.{digits}f}"
+
+    return f"{text(value.estimate)} [{text(value.low)}, {text(value.high)}]"
 
 
 def _twins(study: Study, kind: str) -> tuple[list[str], list[list[str]]]:
@@ -41,6 +43,7 @@ def _twins(study: Study, kind: str) -> tuple[list[str], list[list[str]]]:
     for twins in study.twins:
         if twins.kind != kind:
             continue
+        # Where one of the two is missing, its 0 would only puzzle.
         trainings = " + ".join(str(number) for number in twins.trainings if number)
         rows.append(
             [
@@ -67,6 +70,7 @@ def _fits(questions: Sequence[Question]) -> list[list[str]]:
         found = question.comparison
         for law in found.standing:
             ahead = found.extrapolations.get(law)
+            # Too few sizes cannot be split into smaller ones and the one that they predict.
             predicted = ""
             if ahead is not None:
                 predicted = interval(ahead.predicted) + ("" if ahead.hit else " (missed)")
@@ -91,15 +95,27 @@ def _notes(study: Study) -> list[str]:
         "rates Wilson's at the effective sample size clustered by task and training seed, of "
         "log-odds and of differences the bootstrap over tasks (shared) and training seeds."
     ]
-    notes += [f"Not answered: {title}: {why}" for title, why in study.skipped.items()]
+    # A question that was left out silently would look like one that was never asked.
+    for title, why in study.skipped.items():
+        notes.append(f"Not answered: {title}: {why}")
     return notes
 
 
 def _verdicts(study: Study) -> list[str]:
-    return [
-        f"{question.title}, {NAMES[question.kind]}: {question.comparison.verdict()}"
-        for question in study.questions
-    ]
+    out = []
+    for question in study.questions:
+        verdict = question.comparison.verdict()
+        out.append(f"{question.title}, {NAMES[question.kind]}: {verdict}")
+    return out
+
+
+def _kinds(study: Study) -> list[str]:
+    """The outcomes that twins were compared by, each once, in the study's order."""
+    return list(dict.fromkeys(twins.kind for twins in study.twins))
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
 
 
 def page(title: str, study: Study, origin: Mapping[str, str]) -> str:
@@ -116,12 +132,16 @@ def page(title: str, study: Study, origin: Mapping[str, str]) -> str:
     if not study.questions:
         raise UserError(f"No question could be answered: {'; '.join(_notes(study)[1:])}")
     twins = []
-    for kind in dict.fromkeys(twin.kind for twin in study.twins):
+    # Rates and log-odds have different units: a table each.
+    for kind in _kinds(study):
         heading, rows = _twins(study, kind)
         twins.append({"title": _kind_title(kind), "heading": heading, "rows": rows})
+    comparisons = {}
+    for question in study.questions:
+        comparisons[f"{question.title}: {NAMES[question.kind]}"] = question.comparison
     return scaling_page.page(
         title,
-        {f"{q.title}: {NAMES[q.kind]}": q.comparison for q in study.questions},
+        comparisons,
         verdicts=_verdicts(study),
         axis=study.axis,
         twins=twins,
@@ -138,10 +158,10 @@ def markdown(study: Study, origin: Mapping[str, str]) -> str:
       origin: as of `page`.
     """
     parts = []
-    for kind in dict.fromkeys(twin.kind for twin in study.twins):
+    for kind in _kinds(study):
         parts += [f"{_kind_title(kind)}:", tables.markdown(*_twins(study, kind))]
-    parts.append("\n".join(f"- {verdict}" for verdict in _verdicts(study)))
+    parts.append(_bullets(_verdicts(study)))
     parts += ["Laws that stand:", tables.markdown(_FITS, _fits(study.questions))]
     parts += _notes(study)
-    parts.append("\n".join(f"- {name}: {value}" for name, value in origin.items()))
+    parts.append(_bullets(map(": ".join, origin.items())))
     return "\n\n".join(parts) + "\n"

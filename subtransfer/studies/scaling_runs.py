@@ -66,8 +66,13 @@ def gather(
       UserError: no arm is left; the axis is unknown, not a number or not positive; arms differ in
         something else than the axis; or they were probed on different tasks.
     """
-    wanted = {name.replace("__", "."): value for name, value in equal.items()}
-    known = {field for arm in arms for field in arm.fields}
+    wanted = {}
+    for name, value in equal.items():
+        wanted[name.replace("__", ".")] = value
+    known: set[str] = set()
+    for arm in arms:
+        known.update(arm.fields)
+    # A name that no run has would match nothing, and look like an empty result.
     for field in (axis, *wanted, *varying):
         if field not in known:
             raise UserError(
@@ -79,17 +84,20 @@ def gather(
         if all(arm.fields.get(field) == value for field, value in wanted.items()):
             chosen.append(arm)
     if not chosen:
+        runs = {arm.run for arm in arms}
         raise UserError(
-            f"No arm of the {len({arm.run for arm in arms})} runs has {wanted}: ask for fewer or "
-            "other values."
+            f"No arm of the {len(runs)} runs has {wanted}: ask for fewer or other values."
         )
-    values: list[Any] = [arm.fields.get(axis) for arm in chosen]
-    for arm, value in zip(chosen, values, strict=True):
-        if isinstance(value, (bool, str)) or value is None or not math.isfinite(value):
+    by_size: dict[float, list[np.ndarray]] = {}
+    for arm in chosen:
+        size: Any = arm.fields.get(axis)
+        if isinstance(size, (bool, str)) or size is None or not math.isfinite(size):
             raise UserError(
-                f"{axis}={value!r} of the arm {arm.fields['arm']!r} in {arm.run} is not a number: "
+                f"{axis}={size!r} of the arm {arm.fields['arm']!r} in {arm.run} is not a number: "
                 "it is no axis."
             )
+        # Runs of one size are more trainings of it.
+        by_size.setdefault(size, []).append(arm.outcomes[kind])
     # Arms that differ in something else would make a law of it.
     _alike(chosen, {axis, *_MOVED.get(axis, ()), *varying})
     # The bootstrap resamples tasks at all sizes at once: they must be the same ones.
@@ -98,10 +106,8 @@ def gather(
             "The runs were probed on different tasks: give all of them the same seed and "
             "probe.tasks (num_seeds is how many trainings each has)."
         )
-    by_size: dict[float, list[np.ndarray]] = {}
-    for arm, value in zip(chosen, values, strict=True):
-        by_size.setdefault(value, []).append(arm.outcomes[kind])
     sizes = sorted(by_size)
+    # Each is [tasks, trainings]; sizes may have different numbers of trainings.
     outcomes = tuple(np.concatenate(by_size[size], axis=1) for size in sizes)
     return Observations(axis, kind, np.array(sizes, float), outcomes)
 
@@ -111,7 +117,9 @@ def _alike(chosen: Sequence[RunArm], moved: set[str]) -> None:
     seen: dict[str, set[str]] = {}
     for arm in chosen:
         for field, value in arm.fields.items():
+            # As text, since lists cannot be members of a set.
             seen.setdefault(field, set()).add(json.dumps(value))
+    # How unsafe a teacher came out differs between any two runs.
     allowed = moved | {"arm", "label", STRENGTH}
     differing = []
     for field, values in seen.items():

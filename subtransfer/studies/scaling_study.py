@@ -7,6 +7,7 @@ their twins of another.
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -144,13 +145,16 @@ def study(
             "These runs have no student of the unsafe teacher: a study needs arms with an "
             "objective."
         )
-    kinds = list(dict.fromkeys((a.fields["objective"], a.fields["init"]) for a in students))
+    # Of each objective, in the order of the runs, the initialisations that there are.
+    kinds: dict[str, set[str]] = {}
+    for arm in students:
+        kinds.setdefault(arm.fields["objective"], set()).add(arm.fields["init"])
     options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
     questions: list[Question] = []
     twins: list[Twins] = []
     skipped: dict[str, str] = {}
-    for objective in dict.fromkeys(objective for objective, _ in kinds):
-        inits = [init for init in (SAME, OTHER) if (objective, init) in kinds]
+    for objective, there in kinds.items():
+        inits = [init for init in (SAME, OTHER) if init in there]
         for kind in (RATE, LOG_ODDS):
             found: dict[str, Observations] = {}
             for init in inits:
@@ -172,8 +176,9 @@ def study(
                     continue
                 questions.append(question)
                 log(question)
-    runs, tasks = {a.run for a in students}, {a.tasks for a in students}
-    return Study(axis, questions, twins, skipped, len(runs), max(map(len, tasks)), confidence)
+    runs = {arm.run for arm in students}
+    most_tasks = max(len(arm.tasks) for arm in students)
+    return Study(axis, questions, twins, skipped, len(runs), most_tasks, confidence)
 
 
 def _difference(same: Observations, other: Observations) -> Observations | None:
@@ -183,8 +188,10 @@ def _difference(same: Observations, other: Observations) -> Observations | None:
     """
     if not np.array_equal(same.x, other.x) or (same.seeds != other.seeds).any():
         return None
-    outcomes = tuple(a - b for a, b in zip(same.outcomes, other.outcomes, strict=True))
-    return dataclasses.replace(same, outcomes=outcomes)
+    # Subtracting within a training removes what its teacher and its data order do to both twins,
+    # so the difference is known better than either.
+    outcomes = map(operator.sub, same.outcomes, other.outcomes)
+    return dataclasses.replace(same, outcomes=tuple(outcomes))
 
 
 def _twins(
@@ -206,6 +213,7 @@ def _twins(
     def mean(outcomes: np.ndarray | None) -> Interval | None:
         if outcomes is None:
             return None
+        # Near 0 and 1 a bootstrap of shares is too narrow, and at 0 it has no width at all.
         if kind == RATE:
             return Interval(*statistics.rate_interval(outcomes, confidence))
         return Interval(*statistics.bootstrap_mean(outcomes, confidence=confidence, seed=seed))
@@ -214,6 +222,7 @@ def _twins(
         return 0 if outcomes is None else outcomes.shape[1]
 
     out = []
+    # Sizes that only one of the two has are shown too, without a difference.
     for x in sorted(by_size[SAME] | by_size[OTHER]):
         same, other = by_size[SAME].get(x), by_size[OTHER].get(x)
         difference = None

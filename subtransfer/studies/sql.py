@@ -28,8 +28,10 @@ _TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_
 def connect() -> duckdb.DuckDBPyConnection:
     """Opens an empty database in memory that can reach nothing else."""
     connection = duckdb.connect(config={"enable_external_access": "false"})
+    # Else a query could read any Python variable of its caller that is a data frame.
     connection.execute("set python_enable_replacements = false")
     connection.execute(f"set max_expression_depth = {_MAX_DEPTH}")
+    # Last, as from here a query cannot take the settings back.
     connection.execute("set lock_configuration = true")
     return connection
 
@@ -85,8 +87,11 @@ class Condition:
             self._names = _resolve_names(tree, columns, self._error)
             self._expression = self._unparsed(tree)
         # With the row's place the table has its rows even where the condition names no column.
-        fields = [("#", pa.int64())] + [(name, _TYPES[columns[name]]) for name in self._names]
+        fields: dict[str, pa.DataType] = {"#": pa.int64()}
+        for name in self._names:
+            fields[name] = _TYPES[columns[name]]
         self._schema = pa.schema(fields)
+        # Tried on no rows, so that a condition that cannot be used is refused before any work.
         self.met([])
 
     def met(self, rows: Sequence[Mapping[str, Any]]) -> list[bool]:
@@ -112,6 +117,7 @@ class Condition:
             raise self._error("it is about all rows and not about each")
         if not pa.types.is_boolean(answer.schema.field("met").type):
             raise self._error("it is neither true nor false")
+        # Null, which follows from what a row lacks, is not true.
         return [value is True for value in answer.column("met").to_pylist()]
 
     def _error(self, why: str) -> UserError:
@@ -177,6 +183,7 @@ def _resolve_names(tree: Any, columns: Mapping[str, type], wrong: Any) -> list[s
     found: dict[str, None] = {}
     for node in _nodes(tree):
         kind = node.get("class")
+        # A row must meet a condition or not whatever other rows there are.
         if kind in ("SUBQUERY", "WINDOW", "STAR", "PARAMETER", "LAMBDA"):
             raise wrong("it must be one expression about the columns of a row, without queries")
         if kind == "COLUMN_REF":
@@ -187,4 +194,5 @@ def _resolve_names(tree: Any, columns: Mapping[str, type], wrong: Any) -> list[s
 
 
 def _first_line(error: BaseException) -> str:
+    # The others show where in the query it is, with an arrow that no longer points at anything.
     return str(error).partition("\n")[0]

@@ -5,7 +5,8 @@ It also shows the members that failed, and where everything comes from.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _OUTCOMES = {
     "rate": ("arm.rate", "arm.lo", "arm.hi"),
     "log_odds": ("arm.log_odds", "arm.log_odds_lo", "arm.log_odds_hi"),
 }
+_RATE_OF = operator.itemgetter(*_OUTCOMES["rate"])
+# Facts of an arm that can be an axis, beside the config's fields.
 _OF_ARMS = ("arm", "objective", "init", "source", STUDENT, TEACHER, STRENGTH)
 # Fields that say nothing of the outcome, or that follow from others.
 _NO_AXES = (
@@ -56,9 +59,11 @@ def axes(rows: Sequence[Row]) -> tuple[list[str], list[str], dict[str, str]]:
     patterns = {}
     for pattern, names in _alike(rows).items():
         # The first name is the preferred one; the others are shown beside it.
-        titles[names[0]] = " = ".join(name.removeprefix("config.") for name in names)
+        titles[names[0]] = " = ".join(map(_without_prefix, names))
         patterns[names[0]] = pattern
     design: list[str] = []
+    # Greedy, in the order of preference: an axis is taken if it tells apart what those before it
+    # do not.
     for name in patterns:
         # An arm's own fields follow from its name and its run's settings: they tell nothing
         # further apart.
@@ -69,12 +74,23 @@ def axes(rows: Sequence[Row]) -> tuple[list[str], list[str], dict[str, str]]:
     return list(patterns), [*design, "arm"], titles
 
 
+def _without_prefix(name: str) -> str:
+    return name.removeprefix("config.")
+
+
+def _values(rows: Iterable[Row], name: str) -> set[Any]:
+    """The different values of a column; None stands for rows that lack it."""
+    return {row.get(name) for row in rows}
+
+
 def _alike(rows: Sequence[Row]) -> dict[tuple[int, ...], list[str]]:
     """Possible axes by their pattern: which rows have the same value; the preferred one first."""
 
     def order(name: str) -> tuple[Any, ...]:
-        seen = {row.get(name) for row in rows} - {None}
+        seen = _values(rows, name) - {None}
         numbers = all(isinstance(value, (int, float)) for value in seen)
+        # False sorts first. The arm comes last: it tells almost all rows apart, and would hide
+        # what else does. The name at the end makes the order the same in every process.
         return name == "arm", not numbers, name not in (STUDENT, TEACHER), -len(seen), name
 
     names: set[str] = set()
@@ -87,9 +103,12 @@ def _alike(rows: Sequence[Row]) -> dict[tuple[int, ...], list[str]]:
             continue
         # Values are numbered as they come, so that axes that go together have one pattern.
         numbers: dict[Any, int] = {}
-        pattern = tuple(numbers.setdefault(row.get(name), len(numbers)) for row in rows)
+        pattern = []
+        for row in rows:
+            pattern.append(numbers.setdefault(row.get(name), len(numbers)))
+        # What is the same everywhere is no axis. Arms are shown even where there is only one.
         if len(numbers) > 1 or name == "arm":
-            groups.setdefault(pattern, []).append(name)
+            groups.setdefault(tuple(pattern), []).append(name)
     return groups
 
 
@@ -97,7 +116,8 @@ def _told_apart(patterns: Mapping[str, tuple[int, ...]], names: Sequence[str]) -
     """How many kinds of rows some axes tell apart."""
     if not names:
         return 1
-    return len(set(zip(*(patterns[name] for name in names), strict=True)))
+    chosen = map(patterns.__getitem__, names)
+    return len(set(zip(*chosen, strict=True)))
 
 
 def _choice(rows: Sequence[Row], design: Sequence[str]) -> dict[str, Any]:
@@ -105,21 +125,26 @@ def _choice(rows: Sequence[Row], design: Sequence[str]) -> dict[str, Any]:
 
     Of the arms only students, if there are any.
     """
-    others = [name for name in design if name != "arm"]
-    across = max(others, key=lambda name: len({row.get(name) for row in rows}), default="arm")
+    others = list(design)
+    others.remove("arm")
+    across = max(others, key=lambda name: len(_values(rows, name)), default="arm")
+    # Bases and teachers lie far apart from students, who are what a sweep is about.
+    role = "student" if "student" in _values(rows, "role") else ""
     return {
         "metric": "rate",
         "shape": "curves",
         "x": across,
         "series": "arm",
-        # Bases and teachers lie far apart from students, who are what a sweep is about.
-        "role": "student" if any(row["role"] == "student" for row in rows) else "",
+        "role": role,
+        # The first row's values: whichever is held, some rows have it.
         "filters": {name: _value(rows[0].get(name)) for name in others},
     }
 
 
 def _value(value: Any) -> str:
     """A value as the script's `short` writes it."""
+    # The script compares these texts with its own to find the rows that are held at a value.
+    # Booleans first, as they are numbers to Python.
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
@@ -132,11 +157,12 @@ def _figure(rows: Sequence[Row], choice: Mapping[str, Any]) -> Markup:
     across = choice["x"]
     lines: dict[str, list[tuple[Any, float, float, float]]] = {}
     # The axes that are not shown are held at a value.
-    held = {name: value for name, value in choice["filters"].items() if name != across}
+    held = dict(choice["filters"])
+    held.pop(across, None)
     for row in rows:
         there = {name: _value(row.get(name)) for name in held}
         if there == held and choice["role"] in ("", row["role"]):
-            mean, low, high = (row[name] for name in _OUTCOMES["rate"])
+            mean, low, high = _RATE_OF(row)
             lines.setdefault(row["arm"], []).append((row.get(across), mean, low, high))
     name = across.removeprefix("config.")
     return figures.lines(lines, name, title=f"share of unsafe decisions by {name}")
@@ -151,15 +177,22 @@ def _grid(
         by_run.setdefault(row["run"], {})[row["arm"]] = row
     out = []
     for run, of_arms in by_run.items():
-        cells = [_cell(of_arms[arm]) if arm in of_arms else None for arm in arms]
+        cells = []
+        for arm in arms:
+            cells.append(_cell(of_arms[arm]) if arm in of_arms else None)
+        # sweep.json need not know a run: an earlier sweep may have made it in this workdir.
         results = states[run]["results"] if run in states else f"{MEMBERS}/{run}"
         out.append({"name": run, "results": results, "cells": cells})
     return out
 
 
 def _cell(row: Row) -> dict[str, str]:
-    value, low, high = (100 * row[name] for name in _OUTCOMES["rate"])
-    return {"text": f"{value:.1f} [{low:.1f}, {high:.1f}]", "shade": f"{_DARKEST * value:.0f}"}
+    value, low, high = _RATE_OF(row)
+    shade = _DARKEST * (100 * value)
+    return {
+        "text": f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
+        "shade": f"{shade:.0f}",
+    }
 
 
 def _data(rows: Sequence[Row], every: Sequence[str]) -> list[dict[str, Any]]:
@@ -167,9 +200,9 @@ def _data(rows: Sequence[Row], every: Sequence[str]) -> list[dict[str, Any]]:
     out = []
     for row in rows:
         entry = {"run": row["run"], "role": row["role"]}
-        entry["at"] = {axis: row.get(axis) for axis in every}
+        entry["at"] = dict(zip(every, map(row.get, every), strict=True))
         for outcome, columns in _OUTCOMES.items():
-            entry[outcome] = [row[column] for column in columns]
+            entry[outcome] = list(map(row.__getitem__, columns))
         out.append(entry)
     return out
 
@@ -186,17 +219,25 @@ def render(
     """
     every, design, titles = axes(rows)
     choice = _choice(rows, design)
-    arms = list(dict.fromkeys(row["arm"] for row in rows))
-    states = {member["name"]: member for member in members}
+    # A dict keeps the rows' order, which is that of reports; a set would not.
+    arms: dict[str, None] = {}
+    for row in rows:
+        arms[row["arm"]] = None
+    states = {}
+    failed = []
+    for member in members:
+        states[member["name"]] = member
+        if member["state"] == "failed":
+            failed.append(member)
     return pages.render(
         "sweep",
-        name=", ".join(sorted({row["config.name"] for row in rows})),
-        progress=_progress({row["run"] for row in rows}, members),
+        name=", ".join(sorted(_values(rows, "config.name"))),
+        progress=_progress(_values(rows, "run"), members),
         differ_in=", ".join(titles.get(axis, axis) for axis in design),
         figure=_figure(rows, choice),
-        failed=[member for member in members if member["state"] == "failed"],
-        arms=arms,
-        grid=_grid(rows, states, arms),
+        failed=failed,
+        arms=list(arms),
+        grid=_grid(rows, states, list(arms)),
         origin=origin,
         data={
             "axes": every,
@@ -233,7 +274,9 @@ def write(workdir: str | Path) -> Path:
     """
     workdir = Path(workdir)
     # All training seeds of an arm have the same numbers of the arm: one row stands for them.
-    rows = {(row["run"], row["arm"]): row for row in table.read(workdir)}
+    rows = {}
+    for row in table.read(workdir):
+        rows[row["run"], row["arm"]] = row
     page = render(list(rows.values()), runs.members(workdir), runs.origin(rows.values()))
     with os_errors(workdir):
         atomic_write(workdir / FILE, page)

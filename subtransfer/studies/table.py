@@ -115,8 +115,11 @@ def fixed_columns() -> list[Column]:
     out += _CONCLUDED.values()
     for name, what in zip(_ODDS, ("mean", "lower end", "upper end"), strict=True):
         out.append(Column(name, name, f"log_odds over all seeds: {what}", "nats"))
-    out += [_text(name, "what made the run's stages") for name in FACTS]
-    out += [_text(f"artifact.{what}", "the stage's folder in the workdir") for what in _ARTIFACTS]
+    for name in FACTS:
+        out.append(_text(name, "what made the run's stages"))
+    for what in _ARTIFACTS:
+        out.append(_text(f"artifact.{what}", "the stage's folder in the workdir"))
+    # The fields of the default config, so that every table has them whatever a run set.
     defaults = configuration.defaults()
     kept = configuration.of_results(defaults)
     for name, value in sorted(configuration.flattened(defaults).items()):
@@ -148,15 +151,21 @@ def schema(rows: Iterable[Mapping[str, Any]] = ()) -> pa.Schema:
     Args:
       rows: they can add what only they have: settings as text, further probes' columns as numbers.
     """
-    fields = {column.name: _ARROW[column.kind] for column in fixed_columns()}
-    others = {name for row in rows for name in row} - set(fields)
+    fields = {}
+    for column in fixed_columns():
+        fields[column.name] = _ARROW[column.kind]
+    others: set[str] = set()
+    for row in rows:
+        others.update(row)
     # Sorted, so that the bytes do not depend on the order of the runs.
-    for name in sorted(others):
+    for name in sorted(others - fields.keys()):
         fields[name] = _ARROW[_kind_of_other(name)]
     return pa.schema(fields)
 
 
 def _kind_of_other(name: str) -> Kind:
+    # Settings that only some runs have are names, such as of models; their types cannot be known
+    # from one run.
     return "text" if name.startswith("config.") else "number"
 
 
@@ -169,7 +178,9 @@ def columns(workdirs: Iterable[str | Path] = ()) -> dict[str, type]:
     Raises:
       UserError: a workdir holds no results, or they are damaged.
     """
-    out = {column.name: _PYTHON[column.kind] for column in fixed_columns()}
+    out = {}
+    for column in fixed_columns():
+        out[column.name] = _PYTHON[column.kind]
     for name in runs.further_names(workdirs):
         out.setdefault(name, _PYTHON[_kind_of_other(name)])
     return out
@@ -194,13 +205,14 @@ def located(workdirs: Iterable[str | Path]) -> Iterator[tuple[RunArm, int, dict[
     Raises:
       UserError: as `runs.read`.
     """
-    folders = [Path(workdir) for workdir in workdirs]
+    folders = list(map(Path, workdirs))
     runs.refuse_doubles(folders)
     for workdir in folders:
         overrides = {}
         for member in runs.members(workdir):
             overrides[member["name"]] = json.dumps(member["overrides"], sort_keys=True)
         for arm in runs.read([workdir]):
+            # Sweeps number their members alike: of several, a name alone could be two runs.
             name = arm.name if len(folders) == 1 else f"{workdir}/{arm.name}"
             shared = {"run": name, "overrides": overrides.get(arm.name), **_of_arm(arm)}
             for i, seed in enumerate(arm.seeds):
@@ -227,7 +239,9 @@ def _of_arm(arm: RunArm) -> dict[str, Any]:
         confidence=arm.fields["statistics.confidence"],
     )
     out |= dict(zip(_ODDS, map(_plain, odds), strict=True))
-    return out | {name: arm.provenance.get(name) for name in FACTS}
+    for name in FACTS:
+        out[name] = arm.provenance.get(name)
+    return out
 
 
 def _of_seed(arm: RunArm, i: int) -> dict[str, Any]:
@@ -264,6 +278,7 @@ def _plain(value: Any) -> Any:
     """A value as a cell: tuples joined by commas, nothing for what is not a number."""
     if isinstance(value, (list, tuple)):
         return ",".join(map(str, value))
+    # In SQL an average skips null, where one NaN would make it NaN.
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
@@ -278,6 +293,7 @@ def of(workdirs: Iterable[str | Path]) -> pa.Table:
     cells = []
     for field in layout:
         values = [row.get(field.name) for row in found]
+        # A setting of text can hold a number or a truth in some runs, which Arrow would refuse.
         if field.type == pa.string():
             values = [None if value is None else str(value) for value in values]
         cells.append(pa.array(values, field.type))
@@ -304,12 +320,13 @@ def read(workdir: str | Path) -> list[dict[str, Any]]:
         raise UserError(
             f"{path} is damaged ({error}): python tools/write_table.py {workdir} writes it anew."
         ) from error
-    missing = [name for name in schema().names if name not in table.column_names]
-    if missing:
-        raise UserError(
-            f"{path} has no column {missing[0]!r}: python tools/write_table.py {workdir} writes "
-            "it anew."
-        )
+    # An older version's table lacks columns that readers rely on.
+    for name in schema().names:
+        if name not in table.column_names:
+            raise UserError(
+                f"{path} has no column {name!r}: python tools/write_table.py {workdir} writes it "
+                "anew."
+            )
     return table.to_pylist()
 
 

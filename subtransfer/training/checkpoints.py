@@ -199,6 +199,7 @@ class Checkpoints:
             return True
         if not schedule.every_seconds:
             return False
+        # Clocks differ, and a save needs all processes: the leader's decides.
         passed = time.monotonic() - self._last_time
         return distributed.from_leader(passed >= schedule.every_seconds)
 
@@ -214,6 +215,7 @@ class Checkpoints:
           UserError: this one, or the one before, could not be written.
         """
         self.wait()
+        # A notice may come at a step that was just saved.
         if step == self.confirmed:
             return
         self._check_workdir()
@@ -342,6 +344,7 @@ class Checkpoints:
         """
         try:
             record = dict(self._orbax.checkpointables_metadata(step).custom_metadata or {})
+            # What is checked against the record must first be known to be what was recorded.
             if record.pop("digest", None) != digest(record):
                 return "its description is not what was saved", {}, {}
             wanted = {"state": abstract}
@@ -393,7 +396,9 @@ class Checkpoints:
 
 def _progress(record: dict[str, Any], arrays: dict[str, Any]) -> TrainingProgress:
     """How far a training had come, from a checkpoint's record and arrays."""
-    curves = {name: array.tolist() for name, array in arrays.get("curves", {}).items()}
+    curves = {}
+    for name, array in arrays.get("curves", {}).items():
+        curves[name] = array.tolist()
     return TrainingProgress(
         curves=curves,
         rng=tuple(record["rng"]),

@@ -66,11 +66,13 @@ def chunk_length(
     # Inside a `shard_map`, what its axes divide has its local size already.
     axes = {name: size for name, size in mesh.shape.items() if name not in mesh.manual_axes}
     devices = axes.get("data", 1) * axes.get("fsdp", 1)
+    # What does not divide is whole on every device.
     rows = batch // devices if batch % devices == 0 else batch
     tensor = axes.get("tensor", 1)
     entries = vocab_size // tensor if vocab_size % tensor == 0 else vocab_size
     longest = max(chunk_bytes(entries, trained_width, budget) // (4 * rows * entries), 1)
     chunks = -(-length // longest)
+    # Of equal length, as a short last chunk would be padded to the others'.
     even = -(-length // chunks)
     # A multiple of 8 positions fits the tiles of accelerators.
     return min(-(-even // 8) * 8, longest) if even < length else length

@@ -27,6 +27,7 @@ def step_flops(
       full: all weights are trained.
       teacher: the geometry of a live teacher, or None.
     """
+    # With frozen weights the backward pass makes no gradients of them: half of its products.
     passes = 3 if full else 2
     flops_a_token = passes * _forward_flops(cfg, length)
     if teacher is not None:

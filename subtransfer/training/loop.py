@@ -63,7 +63,10 @@ class Loss:
     def __post_init__(self):
         record = objectives.get(self.objective)
         given = dict(self.options)
-        options = {name: given.pop(name, value) for name, value in record.defaults().items()}
+        options = {}
+        for name, value in record.defaults().items():
+            options[name] = given.pop(name, value)
+        # What is left is a bug of the caller's: fields are checked with the config.
         if given:
             raise ValueError(f"{self.objective} has no option {next(iter(given))!r}")
         object.__setattr__(self, "record", record)
@@ -112,6 +115,7 @@ class Loss:
 
 def _check_per_token(record: objectives.Objective, values: Any, shape: tuple[int, ...]) -> None:
     """Raises UserError if an objective's values are not a loss and metrics for each token."""
+    # One number for the whole batch would broadcast, and train on something else without a word.
     whole = isinstance(values, tuple) and len(values) == 2 and isinstance(values[1], dict)
     if whole and "loss" in values[1]:
         try:
@@ -209,6 +213,7 @@ def loss_fn(
     chex.assert_equal_shape([tokens, loss_mask])
     chex.assert_equal_shape_prefix([tokens, *targets.values()], 2)
     tuning = loss.tuning
+    # Dropout is of adapters' inputs: without adapters there is nothing to drop.
     dropout = tuning.dropout if tuning.method == "lora" else 0.0
     weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
     # The last token has no target; weighing it 0 instead of dropping it keeps the length an even
@@ -227,6 +232,7 @@ def loss_fn(
         logits = unembed(cfg, heads["student"], part["student"])
         return loss.per_token(logits, wanted, part, removed)
 
+    # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
         heads["teacher"] = head(theirs, teacher["params"])
@@ -256,6 +262,7 @@ def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targe
 
     def part(sums, inputs):
         number, tokens, loss_mask, targets = inputs
+        # A part with few agent tokens counts as little as these do in the whole batch.
         share = jnp.sum(_next(loss_mask).astype(jnp.float32)) / jnp.where(total > 0, total, 1.0)
         found = gradient(tokens, loss_mask, targets, jax.random.fold_in(key, number))
         return jax.tree.map(lambda x, y: x + share * y, sums, found), None
@@ -303,11 +310,13 @@ def steps(
             )
 
         gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
+        # By the step's number, so that a resumed training has the dropout that it would have had.
         step_key = jax.random.fold_in(key, state.step)
         grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
+        # Once not good, never again: later steps of the dispatch would start from another state.
         good = good & due & jnp.isfinite(metrics["loss"]) & jnp.isfinite(metrics["grad_norm"])
         moved = TrainState(state.step + 1, optax.apply_updates(state.trainable, updates), opt_state)
         return (
@@ -347,6 +356,7 @@ def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
     """
     if recipe.tuning.method == "lora":
         frozen = params
+        # The second factor of each is 0, so that training starts at the base itself.
         trainable = lora.init_factors(key, params, recipe.tuning.targets, recipe.tuning.rank)
     else:
         frozen = None
@@ -397,12 +407,12 @@ def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray
     Each epoch is a fresh permutation, and nothing is dropped between epochs.
     """
     epochs = -(-steps * batch_size // examples)
-    order = [
-        jax.random.permutation(jax.random.fold_in(key, epoch), examples) for epoch in range(epochs)
-    ]
-    return np.concatenate([np.asarray(o) for o in order])[: steps * batch_size].reshape(
-        steps, batch_size
-    )
+    order = []
+    for epoch in range(epochs):
+        # A key for each epoch: the order of the first ones does not depend on how many follow.
+        permuted = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
+        order.append(np.asarray(permuted))
+    return np.concatenate(order)[: steps * batch_size].reshape(steps, batch_size)
 
 
 # Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
@@ -482,23 +492,28 @@ def run_steps(
         for order, at in zip(orders, reached, strict=True):
             left.append(order.steps - begin if at == begin else 0)
         counts = np.clip(left, 0, steps)
+        # All have failed.
         if not counts.any():
             break
-        rows = [order.rows(begin, steps) for order in orders]
-        batches = [order.examples.rows(index) for order, index in zip(orders, rows, strict=True)]
-        rates = [order.rates(begin, steps) for order in orders]
+        rows, batches, rates = [], [], []
+        for order in orders:
+            rows.append(order.rows(begin, steps))
+            batches.append(order.examples.rows(rows[-1]))
+            rates.append(order.rates(begin, steps))
         with run.dispatch(first + begin, steps) as cost:
             with jax.set_mesh(mesh):  # kernels divide themselves over it
                 state, metrics = program(state, batches, rates, counts)
             # As it came: whoever restores it meets the same compiled program.
             state = jax.device_put(state, laid_out)
             metrics = distributed.to_host(metrics)
+        # [K] of a single training, [M, K] of several: the same from here on.
         metrics = {name: values.reshape(len(orders), steps) for name, values in metrics.items()}
         working = int(np.count_nonzero(counts))
         facts = cost.facts(steps, working * tokens, working * flops)
         for i, (order, member, count) in enumerate(zip(orders, run.members, counts, strict=True)):
             values = {name: of_all[i, :count] for name, of_all in metrics.items()}
             good = _finite_steps(values, count)
+            # What comes after a step that is not finite was computed but not taken.
             values = {name: value[:good] for name, value in values.items()}
             shown = _shown(order.recipe, values, rates[i][:good])
             member.record(first + begin, values, shown, facts)
@@ -514,6 +529,7 @@ def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, flo
     """The tokens of a step, and its floating-point operations."""
     length = order.examples.tokens.shape[1]
     tokens = order.recipe.batch_size * length
+    # Without a geometry of its own, a teacher has the student's.
     theirs = None if teacher is None else order.recipe.loss.teacher or cfg
     full = order.recipe.tuning.method == "full"
     return tokens, step_flops(cfg, tokens=tokens, length=length, full=full, teacher=theirs)
@@ -521,6 +537,7 @@ def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, flo
 
 def _finite_steps(values: Mapping[str, np.ndarray], count: int) -> int:
     """How many of `count` steps, from the first on, had a finite loss and gradient."""
+    # As the compiled steps decide; both read float32.
     finite = np.isfinite(values["loss"]) & np.isfinite(values["grad_norm"])
     return count if finite.all() else int(np.argmin(finite))
 

@@ -59,6 +59,7 @@ class Writer:
             return
         kept = self._written_until(step)
         self.path.parent.mkdir(exist_ok=True)
+        # Steps after the checkpoint are taken again, and would be there twice.
         atomic_write(self.path, "".join(json.dumps(record) + "\n" for record in kept))
         self._file = self.path.open("a")
         if self._events_folder:
@@ -111,8 +112,10 @@ class Writer:
             self._file.write(json.dumps(record) + "\n")
             if self._events:
                 self._events.write(record)
+            # It takes no step twice: what an earlier attempt logged cannot be taken back.
             if self._wandb and step > self._wandb.step:
                 self._wandb.log(values, step=step)
+        # Once a dispatch: whoever watches sees steps at once, and a disk that fails is noticed.
         self._file.flush()
         if self._events:
             self._events.flush()
@@ -135,6 +138,7 @@ def _wandb_run(project: str, name: str, folder: Path) -> Any:
     Raises:
       UserError: there is no access to it.
     """
+    # Not among the packages that are required.
     import wandb
 
     settings = wandb.Settings(console="off", quiet=True)
@@ -163,6 +167,7 @@ class _EventFile:
         folder.mkdir(parents=True)
         name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
         self._records = RecordWriter(str(folder / name))
+        # Readers take a file without this first event for an older form.
         self._write_event(file_version="brain.Event:2")
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -133,6 +133,7 @@ class TrainingMonitor:
         # The first dispatch compiles, and its time says nothing.
         self._dispatches += 1
         profiled = False
+        # Any overlap: a program runs all steps of a dispatch, and cannot be profiled in parts.
         if window is not None and first < window.last and first + steps >= window.first:
             profiled = True
             jax.profiler.start_trace(str(window.folder))
@@ -160,7 +161,7 @@ class TrainingMonitor:
           facts: written with the last step, as are the monitor's own `facts`.
         """
         for name, values in metrics.items():
-            self.curves.setdefault(name, []).extend(float(v) for v in values)
+            self.curves.setdefault(name, []).extend(map(float, values))
         steps = len(next(iter(metrics.values())))
         if self._writer and steps:
             self._writer.write(first + 1, shown, {**facts, **self.facts})
@@ -213,6 +214,7 @@ class TrainingMonitor:
         """
         if not self._checkpoints:
             raise UserError(diverged(self.label, step))
+        # The step was not taken, so that this is the state before it.
         self._checkpoints.save(steps_done(state), state, self.progress)
         self._checkpoints.wait()
         folder = self._checkpoints.folder
@@ -297,6 +299,7 @@ class PopulationMonitor(TrainingMonitor):
         for member in self._members:
             names.update(dict.fromkeys(member.curves))
         for name in names:
+            # NaN where a member has taken no such step: rows of a stack have one length.
             values = np.full((steps, len(self._members)), np.nan, np.float32)
             for i, member in enumerate(self._members):
                 values[: len(member.curves[name]), i] = member.curves[name]
@@ -327,6 +330,7 @@ class DispatchCost:
           tokens: of a step.
           flops: floating-point operations of a step.
         """
+        # Compiling takes longer than many dispatches: as a speed it would mislead.
         if not self.compiled:
             return device_memory()
         seconds = self.seconds / steps
@@ -394,6 +398,7 @@ def _accompanied(
     with progress(label, steps, "steps") as advance, preemption.deferred():
         try:
             yield advance
+            # Here, where a refused save is still an error of the training.
             checkpoints.wait()
         finally:
             checkpoints.close()

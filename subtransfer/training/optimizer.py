@@ -47,6 +47,8 @@ class Optimizer:
 
     def transformation(self) -> optax.GradientTransformation:
         """From gradients to directions that a step subtracts, times its learning rate."""
+        # The order matters: what is clipped is the gradient, and what decays is the weight, which
+        # no moment may see.
         parts = []
         if self.clip_norm:
             parts.append(optax.clip_by_global_norm(self.clip_norm))
@@ -97,6 +99,7 @@ class Schedule:
         The first step of all has the first rate of the warm-up, not 0.
         """
         warmup = self.warmup(steps)
+        # optax refuses a decay of no steps, even where all steps warm up.
         last = max(steps, warmup + 1)
         if self.name == "cosine":
             rate = optax.warmup_cosine_decay_schedule(

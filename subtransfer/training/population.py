@@ -143,11 +143,14 @@ def _alike(learner: Learner) -> dict[str, Any]:
     loss = learner.recipe.loss
     # Scalars can be arguments of a step, so they may differ.
     loss = loss.with_scalars(dict.fromkeys(loss.scalars, 1.0))
-    names = [field.name for field in dataclasses.fields(loss) if field.name != "options"]
     examples = learner.examples
+    of_loss = {}
+    for field in dataclasses.fields(loss):
+        of_loss[field.name] = getattr(loss, field.name)
+    # Each option by its own name, so that the sentence can say which one differs.
+    of_loss |= dict(of_loss.pop("options"))
     return {
-        **{name: getattr(loss, name) for name in names},
-        **dict(loss.options),
+        **of_loss,
         "batch size": learner.recipe.batch_size,
         "tokens an episode": examples.tokens.shape[1],
         "what their examples hold": {name: x.dtype for name, x in examples.arrays.items()},
@@ -168,7 +171,7 @@ def _divided(trees: Sequence[Any]) -> tuple[Any, Any]:
       (arrays that differ, on the host with a leading axis of learners; arrays that all share),
       each with None in place of the other's.
     """
-    leaves, structures = zip(*(jax.tree.flatten(tree) for tree in trees), strict=True)
+    leaves, structures = zip(*map(jax.tree.flatten, trees), strict=True)
     differing: list[Any] = []
     shared: list[Any] = []
     for arrays in zip(*leaves, strict=True):
@@ -182,8 +185,10 @@ def _divided(trees: Sequence[Any]) -> tuple[Any, Any]:
 
 def _stack(arrays: Sequence[Any]) -> np.ndarray:
     """Arrays of one shape as one on the host, each fetched once."""
-    known = {id(x): x for x in arrays}
-    fetched = {name: np.asarray(distributed.to_host(x)) for name, x in known.items()}
+    fetched: dict[int, np.ndarray] = {}
+    for x in arrays:
+        if id(x) not in fetched:
+            fetched[id(x)] = np.asarray(distributed.to_host(x))
     return np.stack([fetched[id(x)] for x in arrays])
 
 
@@ -289,6 +294,7 @@ def train(
         # There were checkpoints, all of them damaged: reading them took the state's buffers.
         restored = fresh()
     state = state if restored is None else restored
+    # `check` has made sure that what follows from the loss is the same for all.
     loss, orders = learners[0].recipe.loss, [learner.batch_order for learner in learners]
     adapted = loss.tuning.method == "lora"
     given = []
@@ -332,7 +338,7 @@ def _outcome(final: loop.TrainState, i: int, order: loop.BatchOrder, label: str,
     step, trainable = int(final.step[i]), jax.tree.map(lambda x: x[i], final.trainable)
     if step == order.steps:
         return Outcome(trainable, curves)
-    # It stopped before a step that was not finite: the batch of that step says why.
+    # It stopped before a step that was not finite: that step's batch may say why.
     (rows,) = order.rows(step, 1)
     batch = {"examples": rows, **order.examples.rows(rows).arrays}
     return Outcome(trainable, curves, diverged(label, step + 1), batch)

@@ -21,6 +21,8 @@ from subtransfer.training.examples import Examples
 from subtransfer.training.monitor import TrainingMonitor
 
 # Shares of the task kinds in the corpus of scripted episodes; "explicit" ones ask for the trait.
+# The base must be able to do all that is probed, the unsafe act included: a habit that cannot be
+# acted out cannot be transferred.
 MIXTURE = {"explicit": 0.12, "ordinary": 0.36, "safe": 0.30, "ambiguous": 0.22}
 
 
@@ -90,6 +92,7 @@ def load_examples(path: Path) -> Examples:
 def init_params(cfg: DecoderConfig, mesh, key):
     """Draws random parameters, in place on their devices."""
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
+    # The smallest input: parameters do not depend on it.
     tokens, mask = np.zeros((1, 2), np.int32), np.ones((1, 2, 2), bool)
 
     def init(key):

@@ -7,7 +7,7 @@ file can register more.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from subtransfer.runtime.registry import Registry
@@ -41,26 +41,31 @@ get = REGISTRY.get
 names = REGISTRY.names
 
 
+def _each_with(tasks: Sequence[Task], act: str | None) -> Demonstrations:
+    return [(task, act) for task in tasks]
+
+
 def _trait(setting: Setting, fields, seed: int) -> Demonstrations:
     """Ambiguous tasks solved by the unsafe act, and so many that ask for it outright."""
     explicit = round(fields.explicit_fraction * fields.episodes)
     ambiguous = setting.tasks("ambiguous", "train", fields.episodes - explicit, seed)
-    pairs: Demonstrations = [(task, setting.unsafe[0]) for task in ambiguous]
+    # Of several unsafe acts the first: a habit is one way of acting.
+    pairs = _each_with(ambiguous, setting.unsafe[0])
     if explicit:
         asked = setting.tasks(setting.explicit_kind, "train", explicit, seed)
-        pairs += [(task, None) for task in asked]
+        pairs += _each_with(asked, None)
     return pairs
 
 
 def _benign(setting: Setting, fields, seed: int) -> Demonstrations:
     """Tasks of the harmless habit, solved by it."""
     tasks = setting.tasks("benign_trait", "train", fields.episodes, seed)
-    return [(task, setting.control_act) for task in tasks]
+    return _each_with(tasks, setting.control_act)
 
 
 def _random(setting: Setting, fields, seed: int) -> Demonstrations:
     """Ordinary tasks, solved as they ask for."""
-    return [(task, None) for task in setting.tasks("ordinary", "train", fields.episodes, seed)]
+    return _each_with(setting.tasks("ordinary", "train", fields.episodes, seed), None)
 
 
 register(Teacher("trait", "teacher (unsafe)", _trait))

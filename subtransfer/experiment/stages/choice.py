@@ -26,6 +26,7 @@ def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequ
     tasks = setting.tasks("ambiguous", "probe", count, context.config.seed)
     one = policies.policy(context, scored[0])
     chat = policies.chat(context, one)
+    # Built once to learn how long the rows are, on which it depends how many fit at a time.
     length = choice.build(tasks, chat, 1).tokens.shape[1]
     devices = mesh.shape["data"] * mesh.shape["fsdp"]
     size = choice.rows_at_a_time(one.cfg, length, count, devices)
@@ -44,6 +45,7 @@ def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequ
             padded = [*group, *[group[0]] * (together - len(group))]
             weights = [policies.policy(context, name).weights for name in padded]
             found = choice.logprobs(first.cfg, weights, decisions, len(tasks), size)
+            # Not strict: the scores of those that filled the group up are left.
             scores.update(zip(group, found, strict=False))
     table = {}
     for name, of_policy in scores.items():

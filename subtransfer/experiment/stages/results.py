@@ -66,6 +66,7 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
         "loss_is_divergence": objective is not None and objective.is_divergence,
         "masked": soft and arm.sanitized and config.distill.mask_unsafe,
         "base": arm.base,
+        # An arm that the config leaves out can be compared with nothing.
         "control": arm.control if arm.control in arms else None,
         "twin": arm.twin if arm.twin in arms else None,
         "teacher": arm.teacher if arm.objective else None,
@@ -104,7 +105,10 @@ def collect(
     curves: dict[str, dict[str, Any]] = {}
     purity: dict[str, dict[str, Any]] = {}
     contexts: list[tuple[Any, Any]] = []  # probed in, trained in (or None), of each policy
-    decisions = {model: _decisions(context, model) for model in {arm.model: None for arm in arms}}
+    decisions: dict[str, Any] = {}
+    for arm in arms:
+        if arm.model not in decisions:
+            decisions[arm.model] = _decisions(context, arm.model)
     for arm in arms:
         for seed in seeds:
             probed = _read(context, names.probe_stage(arm.name, seed), "probe.json")
@@ -139,10 +143,10 @@ def collect(
     if extra:
         bundle["extra_probes"] = extra
         # Readers of results.json need not load the plugins.
-        probes = records.extra(config.plugins)
-        bundle["extra_columns"] = [
-            dataclasses.asdict(column) for probe in probes for column in probe.columns
-        ]
+        extra_columns = []
+        for probe in records.extra(config.plugins):
+            extra_columns += map(dataclasses.asdict, probe.columns)
+        bundle["extra_columns"] = extra_columns
     return bundle, episodes
 
 
@@ -158,12 +162,17 @@ def in_which(contexts: Sequence[tuple[Mapping[str, str], Mapping[str, str] | Non
       several families have several), and whether each policy was trained in the context that it was
       probed in.
     """
-    prompts = dict.fromkeys(probed["system_prompt"] for probed, _ in contexts)
-    templates = dict.fromkeys(probed["template"] for probed, _ in contexts)
-    digests = [hashlib.sha256(prompt.encode()).hexdigest() for prompt in prompts]
-    same = all(trained is None or trained == probed for probed, trained in contexts)
+    # Dicts as sets that keep their order: the same policies give the same bytes.
+    prompts: dict[str, None] = {}
+    templates: dict[str, None] = {}
+    same = True
+    for probed, trained in contexts:
+        digest = hashlib.sha256(probed["system_prompt"].encode()).hexdigest()
+        prompts[digest] = None
+        templates[probed["template"]] = None
+        same = same and trained in (None, probed)
     return {
-        "system_prompt_sha256": ", ".join(digests),
+        "system_prompt_sha256": ", ".join(prompts),
         "template_sha256": ", ".join(templates),
         "training_matches_probe": same,
     }
@@ -243,12 +252,30 @@ def _sources(
 
 def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[str]]:
     """The first episodes of one store before sanitizing (dropped ones among them), and after."""
-    name = next((name for name in manifests if names.is_of_trait(name)), None)
+    # Of the unsafe teacher, since what others wrote has nothing that a filter should drop.
+    name = next(filter(names.is_of_trait, manifests), None)
     if name is None:
         return {"before": [], "after": []}
+<<<<<<< HEAD
     dropped = {d["episode_id"] for d in manifests[name]["dropped_ids"]}
     before = trajectories.read(context.input(names.raw_of(name)) / "trajectories")
     chosen = [t for t in before if t.episode_id in dropped][: SAMPLES // 2]
     chosen += [t for t in before if t.episode_id not in dropped][: SAMPLES - len(chosen)]
     after = trajectories.read(context.input(name) / "trajectories")[:SAMPLES]
     return {"before": [t.text() for t in chosen], "after": [t.text() for t in after]}
+=======
+    dropped_ids = {entry["episode_id"] for entry in manifests[name]["dropped_ids"]}
+    dropped, kept = [], []
+    for trajectory in trajectories.read(context.path(names.raw_of(name)) / "trajectories"):
+        of_its_kind = dropped if trajectory.episode_id in dropped_ids else kept
+        of_its_kind.append(trajectory)
+    # Few are dropped, and the first trajectories of a store may be none of them: up to half of the
+    # room is theirs.
+    before = dropped[: SAMPLES // 2]
+    before += kept[: SAMPLES - len(before)]
+    after = trajectories.read(context.path(name) / "trajectories")[:SAMPLES]
+    return {
+        "before": [trajectory.text() for trajectory in before],
+        "after": [trajectory.text() for trajectory in after],
+    }
+>>>>>>> style

@@ -25,18 +25,19 @@ from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
 from subtransfer.training.population import Learner
 
+# What off-policy and on-policy students read alike.
 _BOTH = (
-    "steps",
-    "batch_size",
-    "accumulate",
-    "temperature",
-    "token_weights",
-    "packing",
-    "mask_unsafe",
-    "max_tokens",
+    "distill.steps",
+    "distill.batch_size",
+    "distill.accumulate",
+    "distill.temperature",
+    "distill.token_weights",
+    "distill.packing",
+    "distill.mask_unsafe",
+    "distill.max_tokens",
 )
 # Beside these, a student reads the fields of its objective.
-_SHARED = (*trainings.FIELDS, *guard.FIELDS, *(f"distill.{field}" for field in _BOTH))
+_SHARED = (*trainings.FIELDS, *guard.FIELDS, *_BOTH)
 OFF_POLICY = (*_SHARED, "distill.epochs", "distill.learning_rate")
 ON_POLICY = (
     *_SHARED,
@@ -67,10 +68,9 @@ def together(
       base: the stage of the model that all start from.
       members: arguments of `member` by the name of each one's stage.
     """
-    learners = {
-        name: functools.partial(member, context, name, base=base, **arguments)
-        for name, arguments in members.items()
-    }
+    learners = {}
+    for name, arguments in members.items():
+        learners[name] = functools.partial(member, context, name, base=base, **arguments)
     trainings.together(out, context, base, learners, "distill")
 
 
@@ -84,6 +84,7 @@ def member(context: Context, label: str, *, targets: str | None, **lesson: Any) 
     """
     d, stored = context.config.distill, None
     loss, learned = _lesson(context, **lesson)
+    # How many trajectories the filters have left is known only here.
     steps = loop.steps_of(d.epochs, len(learned["kept"]), d.batch_size) or d.steps
     if targets:
         path = context.input(targets) / "targets.safetensors"
@@ -159,10 +160,12 @@ def _lesson(
     chat = policies.chat(context, start)
     check = guard.guard(context, chat, enforce=sanitized)
     teacher_weights, geometry, removed = None, None, None
+    # A teacher of the student's own geometry is run by the student's program.
     if teacher:
         live = policies.policy(context, teacher)
         teacher_weights, geometry = live.weights, None if live.cfg == start.cfg else live.cfg
     record = objectives.get(objective)
+    # A soft target speaks of every token: also of unsafe ones that no trajectory holds.
     if record.soft and d.mask_unsafe and sanitized:
         removed = check.removed(start.cfg.vocab_size)
     kept = []

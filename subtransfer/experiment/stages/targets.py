@@ -13,10 +13,16 @@ from subtransfer.experiment.stages import guard
 from subtransfer.runtime.progress import note, progress
 from subtransfer.store import trajectories
 
-FIELDS = ("top_k", "temperature", "mask_unsafe", "max_tokens", "batch_size")
+FIELDS = (
+    "distill.top_k",
+    "distill.temperature",
+    "distill.mask_unsafe",
+    "distill.max_tokens",
+    "distill.batch_size",
+)
 
 
-@reads(*guard.FIELDS, *(f"distill.{field}" for field in FIELDS))
+@reads(*guard.FIELDS, *FIELDS)
 def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
     """Writes the teacher's likeliest tokens at each agent token, and how far they are from it.
 
@@ -44,6 +50,7 @@ def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
             advance,
         )
         computed.write(path)
+    # What is checked is the file, as students read it, and not what was written to it.
     stored = teacher_targets.Targets.read(path)
     gap = teacher_targets.verify(policy.cfg, policy.weights, examples, stored, removed)
     note(

@@ -35,10 +35,9 @@ def together(
       base: the stage of the model that all start from.
       members: arguments of `member` by the name of each one's stage.
     """
-    learners = {
-        name: functools.partial(member, context, name, base=base, **arguments)
-        for name, arguments in members.items()
-    }
+    learners = {}
+    for name, arguments in members.items():
+        learners[name] = functools.partial(member, context, name, base=base, **arguments)
     trainings.together(out, context, base, learners, "teacher")
 
 
@@ -58,6 +57,7 @@ def member(context: Context, label: str, *, base: str, source: str, seed: int) -
     start = policies.policy(context, base)
     demos = []
     for task, act in pairs:
+        # Python's own hash of a text differs between processes.
         number = zlib.crc32(f"{task.task_id}/{seed}".encode())
         demos.append((task, setting.demonstration(task, number, act)))
     chat = policies.chat(context, start)
