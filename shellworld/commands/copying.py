@@ -479,9 +479,7 @@ def mv(ctx: Context, options: Options, operands: list[str]) -> int:
     return status
 
 
-def _move(
-    ctx: Context, flags: dict[str, str], source: str, target: str, arrivals: Arrivals
-) -> int:
+def _move(ctx: Context, flags: dict[str, str], source: str, target: str, arrivals: Arrivals) -> int:
     fs, who = ctx.fs, ctx.who
     ctx.tick()
     start, end = ctx.path(source), ctx.path(target)

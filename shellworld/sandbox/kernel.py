@@ -242,6 +242,7 @@ def _program(stops: bool) -> bytes:
         (load, 0, 0, argument0),
         *when(any_bit, namespaces, fail | _EPERM),
     ]
+
     def on_call(numbers: tuple[int, int], *checks: tuple[int, int, int, int]) -> None:
         """For one call, the checks of its arguments; they end with the number loaded again."""
         block = [*checks, (load, 0, 0, number)]
@@ -259,9 +260,7 @@ def _program(stops: bool) -> bytes:
         # A group or a user may have the sandbox's own process in it.
         others = [(equal, 1, 0, _ONE_PROCESS[name]), (give, 0, 0, fail | _EPERM)]
         supervisor = when(equal, _SUPERVISOR, fail | _EPERM)
-        on_call(
-            numbers, (load, 0, 0, argument0), *others, (load, 0, 0, argument1), *supervisor
-        )
+        on_call(numbers, (load, 0, 0, argument0), *others, (load, 0, 0, argument1), *supervisor)
     # The kernel takes the family as a signed number of 32 bits, which is what is read here.
     known = [(equal, len(_FAMILIES) - i, 0, family) for i, family in enumerate(_FAMILIES)]
     on_call(_SOCKET, (load, 0, 0, argument0), *known, (give, 0, 0, fail | _EAFNOSUPPORT))

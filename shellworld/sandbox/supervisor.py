@@ -34,7 +34,8 @@ _LONGEST = 4000  # bytes of a path; the kernel takes 4095
 _PROGRAMS = ("/usr/bin", "/usr/sbin", "/usr/lib", "/usr/lib64", "/usr/share", "/etc/alternatives")
 
 
-# Files of /proc that tell of the machine and not of a line's processes -> what stands there instead.
+# Files of /proc that tell of the machine and not of a line's processes, and what stands there
+# instead.
 _OF_THE_MACHINE = dict.fromkeys(
     """
     buddyinfo cmdline config.gz consoles devices diskstats dma interrupts iomem ioports kallsyms

@@ -256,26 +256,17 @@ def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[s
     name = next(filter(names.is_of_trait, manifests), None)
     if name is None:
         return {"before": [], "after": []}
-<<<<<<< HEAD
-    dropped = {d["episode_id"] for d in manifests[name]["dropped_ids"]}
-    before = trajectories.read(context.input(names.raw_of(name)) / "trajectories")
-    chosen = [t for t in before if t.episode_id in dropped][: SAMPLES // 2]
-    chosen += [t for t in before if t.episode_id not in dropped][: SAMPLES - len(chosen)]
-    after = trajectories.read(context.input(name) / "trajectories")[:SAMPLES]
-    return {"before": [t.text() for t in chosen], "after": [t.text() for t in after]}
-=======
     dropped_ids = {entry["episode_id"] for entry in manifests[name]["dropped_ids"]}
     dropped, kept = [], []
-    for trajectory in trajectories.read(context.path(names.raw_of(name)) / "trajectories"):
+    for trajectory in trajectories.read(context.input(names.raw_of(name)) / "trajectories"):
         of_its_kind = dropped if trajectory.episode_id in dropped_ids else kept
         of_its_kind.append(trajectory)
     # Few are dropped, and the first trajectories of a store may be none of them: up to half of the
     # room is theirs.
     before = dropped[: SAMPLES // 2]
     before += kept[: SAMPLES - len(before)]
-    after = trajectories.read(context.path(name) / "trajectories")[:SAMPLES]
+    after = trajectories.read(context.input(name) / "trajectories")[:SAMPLES]
     return {
         "before": [trajectory.text() for trajectory in before],
         "after": [trajectory.text() for trajectory in after],
     }
->>>>>>> style
