@@ -18,6 +18,8 @@ What is NOT covered:
     load of the machine;
   * the programs and libraries of this machine's /usr and the names in its /etc/alternatives, which
     lines can read and run;
+  * what names the machine in the kernel's own answers: `/proc/self/mountinfo` (the file system of
+    /usr), `/proc/cpuinfo`, `/proc/stat`, `/proc/loadavg`, `/proc/version`, sysinfo;
   * exhaustion that the limits allow: a line may use its CPU seconds and its memory for as long as
     its time lasts, and memory is watched from outside every 20 ms, so for that moment it can be
     more than allowed;

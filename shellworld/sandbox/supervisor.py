@@ -306,7 +306,12 @@ def run(job: dict[str, Any], wake: int, state: str) -> dict[str, Any]:
         os.write(files[0], os.fsencode(state))
     line = sandbox_line.Line(job, wake, files)
     out, err, status = line.finish()
-    result = {"stdout": _text(out), "stderr": _text(err), "status": status, "state": ""}
+    result: dict[str, Any] = {
+        "stdout": _text(out),
+        "stderr": _text(err),
+        "status": status,
+        "state": "",
+    }
     result["executions"], result["left_out"] = line.watch.executions, line.watch.left_out
     result["unseen"] = line.watch.unseen if line.watched else 0
     if files:
@@ -396,8 +401,15 @@ def serve(requests: int, replies: int) -> None:
 
 def _own_limits() -> list[tuple[int, int]]:
     """This process's own limits, which no line may touch: the next lines would not begin."""
-    kinds = (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)
-    kinds += (resource.RLIMIT_NOFILE, resource.RLIMIT_STACK, resource.RLIMIT_DATA)
+    kinds = (
+        resource.RLIMIT_AS,
+        resource.RLIMIT_CPU,
+        resource.RLIMIT_DATA,
+        resource.RLIMIT_FSIZE,
+        resource.RLIMIT_NOFILE,
+        resource.RLIMIT_NPROC,
+        resource.RLIMIT_STACK,
+    )
     return [resource.getrlimit(kind) for kind in kinds]
 
 

@@ -90,6 +90,7 @@ LINES = [  # line, stdout, exit code
     ("PWD=lk bash -c 'echo $PWD'; PWD=$PWD/../project bash -c 'echo $PWD'", "/home/agent/project\n/home/agent/project/../project\n", 0),
     ("PWD=/tmp bash -c 'echo $PWD; cd ..; pwd; echo $OLDPWD'", "/home/agent/project\n/home/agent\n/home/agent/project\n", 0),
     ("unset PWD; sh -c 'echo $PWD'; bash -c 'declare -p PWD'", "/home/agent/project\ndeclare -x PWD=\"/home/agent/project\"\n", 0),
+    ("ls -l --time-style=+%s notes.txt; stat -c %Y notes.txt", "-rw-r--r-- 1 agent agent 57 1700000000 notes.txt\n1700000000\n", 0),
 ]
 # fmt: on
 
