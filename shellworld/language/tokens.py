@@ -90,6 +90,9 @@ class Tokens(Lexer):
                 self.i = end  # the newline stays to end the command
                 self.i += self.i < self.n
                 break
+            backslashes = len(text) - len(text.rstrip("\\"))
+            if end == self.n and not quoted and backslashes % 2:
+                raise Unsupported("here-document cut behind a backslash")  # bash adds byte 255
             lines.append(text + "\n")  # also where the end of the input cuts the last line
         self.masks.append(
             (start, self.i, "".join("\n" if c == "\n" else " " for c in self.s[start : self.i]))

@@ -91,6 +91,8 @@ LINES = [  # line, stdout, exit code
     ("PWD=/tmp bash -c 'echo $PWD; cd ..; pwd; echo $OLDPWD'", "/home/agent/project\n/home/agent\n/home/agent/project\n", 0),
     ("unset PWD; sh -c 'echo $PWD'; bash -c 'declare -p PWD'", "/home/agent/project\ndeclare -x PWD=\"/home/agent/project\"\n", 0),
     ("ls -l --time-style=+%s notes.txt; stat -c %Y notes.txt", "-rw-r--r-- 1 agent agent 57 1700000000 notes.txt\n1700000000\n", 0),
+    ("cat <<'E'\nabc\\", "abc\\\n", 0),
+    ("cat <<E\nabc\\\\", "abc\\\n", 0),
 ]
 # fmt: on
 
@@ -126,3 +128,9 @@ def test_the_help_of_builtins_is_unsupported_where_bash_has_some(line):
 def test_some_builtins_have_no_help_in_bash(line, code):
     result = Session(TREES["project"]).run(line)
     assert (result.stdout, result.exit_code, result.unsupported) == ("", code, ())
+
+
+def test_a_here_document_cut_behind_a_backslash_is_unsupported():
+    """Bash gives the byte 255 there, its sign for the end of the input."""
+    result = Session(TREES["project"]).run("cat <<E\nabc\\")
+    assert result.unsupported == ("here-document cut behind a backslash",)
