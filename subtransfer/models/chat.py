@@ -166,7 +166,7 @@ class ChatFormat:
             value = _json({self.setting.argument: ""}).removesuffix('"}')
             self._act_open = self.setting.tool_names[0] + self.call_middle + value
             self._act_close = ""
-        pieces = (
+        pieces: tuple[str, ...] = (
             prompt,
             tail,
             self.words_open,
