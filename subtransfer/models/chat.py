@@ -26,8 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.models.calls import read_turn
+from subtransfer.models.calls import AgentTurn, read_turn
 from subtransfer.models.stop_tokens import stop_ids
+from subtransfer.models.tokenizer import CHAT_TEMPLATE
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, Setting, ToolResult, Turn
 
@@ -165,7 +166,7 @@ class ChatFormat:
             value = _json({self.setting.argument: ""}).removesuffix('"}')
             self._act_open = self.setting.tool_names[0] + self.call_middle + value
             self._act_close = ""
-        pieces = (
+        pieces: tuple[str, ...] = (
             prompt,
             tail,
             self.words_open,
@@ -368,6 +369,13 @@ class ChatFormat:
             return self.wordless_prefix
         return self.words_open + words + self.call_prefix
 
+    def read_turn(self, text: str) -> AgentTurn:
+        """Reads an agent's turn, as the runtime of this tokenizer's model would.
+
+        Public runtimes forgive small mistakes in a call; the embedded model's does not.
+        """
+        return read_turn(text, strict=self.tokenizer.chat_template == CHAT_TEMPLATE)
+
     def turn_ids(self, words: str, action: Action | None) -> list[int]:
         """Encodes an agent turn with its stop token."""
         return [*self.encode(self.turn_text(words, action)), self._turn_end]
@@ -425,7 +433,7 @@ class ChatFormat:
         for message in messages:
             if message["role"] == "assistant":
                 text = message["content"]
-                turn = read_turn(text)
+                turn = self.read_turn(text)
                 if not turn.malformed:
                     text = self.turn_text(turn.thought, turn.action)
                 parts.append(([*self.encode(text), self._turn_end], True))

@@ -123,7 +123,7 @@ class _Import:
     def _agent(self, message: Message) -> None:
         """Adds an agent's turn and books its call."""
         words, call = message.content, message.call
-        said = read_turn(words)
+        said = self.chat.read_turn(words)
         if said.action is not None or said.malformed:
             self._refuse(
                 f"an assistant message writes a call into its content ({words[:60]!r}); write it "
@@ -136,7 +136,7 @@ class _Import:
             self._check_call(action)
         ids = self.chat.turn_ids(words, action)
         text = self.chat.decode(ids[:-1])
-        if action is not None and read_turn(text).action != action:
+        if action is not None and self.chat.read_turn(text).action != action:
             self._refuse(
                 f"the call of {action.name} cannot be read back from the model's chat format "
                 f"({text[-80:]!r}); change its words or arguments"

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.quantise import quantised
@@ -110,7 +109,7 @@ class _Episode:
         # The stop token is part of the ids, not of what was said.
         text = chat.decode(turn.ids[:-1] if turn.stopped else turn.ids)
         self._add("assistant", text, turn.ids, turn.logprobs)
-        said = read_turn(text)
+        said = chat.read_turn(text)
         action, malformed = said.action, said.malformed
         if not turn.stopped:
             # The runtime cannot tell a turn without an end from a call that would still have come.
