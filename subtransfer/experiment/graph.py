@@ -48,6 +48,7 @@ from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
 from subtransfer.store import artifacts
+from subtransfer.store.exclusive import PUBLISHING
 from subtransfer.training import metrics, objectives, teachers
 from subtransfer.training.loop import steps_of
 from subtransfer.training.monitor import ProfiledSteps
@@ -679,7 +680,8 @@ class Experiment:
             folders = {}
             for stage in self.plan.values():
                 folders[stage.name] = stage.folder
-            publish(results, report, self.workdir, folders)
+            with store.exclusively(PUBLISHING):
+                publish(results, report, self.workdir, folders)
         return results
 
 

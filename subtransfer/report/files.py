@@ -19,6 +19,7 @@ from subtransfer.analysis import columns
 from subtransfer.analysis.columns import Column
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json, read_json, read_json_lines
+from subtransfer.store import seals
 from subtransfer.store.files import atomic_write
 
 BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
@@ -96,11 +97,16 @@ def read(folder: Path) -> RunResults:
     """Reads the three files of a run.
 
     Raises:
-      UserError: one is missing, is damaged, or is not about the arms that results.json lists.
+      UserError: one is missing, is damaged, was not published with the others, or is not about the
+        arms that results.json lists.
     """
+    sums = seals.sums(folder)
     bundle = read_bundle(folder)
     episodes = _read_episodes(folder / EPISODES)
     rows = read_csv(folder / ROWS)
+    # Afterwards, as another run may have published meanwhile; what cannot be read at all was
+    # refused above, with more words about it.
+    seals.check_sums(folder, sums)
     arms = sorted(arm["arm"] for arm in bundle["arms"])
     # Files of different runs, mixed by hand or by a copy that was cut, agree in shape but not here.
     # An arm has one row and many episodes: a second row would be an error.

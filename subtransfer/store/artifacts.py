@@ -10,14 +10,14 @@ import contextlib
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from subtransfer.runtime import preemption, processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import digest
-from subtransfer.store import buckets, history
+from subtransfer.store import buckets, exclusive, history
 from subtransfer.store.claims import (
     LEASE,
     POLL,
@@ -119,6 +119,12 @@ class Store:
         finally:
             if self._claims_of_leader is not None:
                 self._claims_of_leader.close()
+
+    @contextlib.contextmanager
+    def exclusively(self, name: str) -> Iterator[None]:
+        """Lets one process at a time do what has this name; the first process of a run calls it."""
+        with exclusive.exclusively(self._claims, name):
+            yield
 
     def stage(
         self,

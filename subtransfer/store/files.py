@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from subtransfer.runtime.errors import UserError
@@ -63,17 +64,51 @@ def atomic_write(path: Path, data: bytes | str) -> None:
     """Writes a file so that a reader sees the old or the new content, never a part."""
     if isinstance(data, str):
         data = data.encode()
-    # Others may write the same file at the same time, so that the name is this call's own.
-    temporary = path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+    temporary = _temporary(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        _write_through(temporary, data)
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
+    """Writes files as `atomic_write` does, none before all of them lie on the disk.
+
+    Of what a process left that was killed here, nothing stays. No other process may write these
+    files meanwhile.
+
+    Args:
+      folder: exists.
+      files: contents by name, in the order in which they appear.
+    """
+    for name in files:
+        for left in folder.glob(f".{glob.escape(name)}.tmp-*"):
+            left.unlink(missing_ok=True)
+    staged: dict[Path, Path] = {}
+    try:
+        for name, data in files.items():
+            staged[folder / name] = _temporary(folder / name)
+            _write_through(staged[folder / name], data)
+        for path, temporary in staged.items():
+            temporary.replace(path)
+    except BaseException:
+        for temporary in staged.values():
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _temporary(path: Path) -> Path:
+    # Others may write the same file at the same time, so that the name is this call's own.
+    return path.with_name(f".{path.name}.tmp-{secrets.token_hex(4)}")
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def sync(path: Path) -> None:

@@ -25,6 +25,7 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import steady
 from subtransfer.store import artifacts
 from subtransfer.store.claims import POLL, Claims, Patience
+from subtransfer.store.exclusive import PUBLISHING, exclusively
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.workdir import CLAIMS, MEMBERS, SWEEP
 from subtransfer.sweeps.devices import DeviceShare
@@ -144,6 +145,7 @@ class Runner:
             with contextlib.suppress(OSError):
                 self._write_state()
             self._stop()
+            self._claims.close()
 
     # -- workers
 
@@ -295,7 +297,8 @@ class Runner:
             results = self.workdir / self.plan.node(member, "results").folder
             report = self.workdir / self.plan.node(member, "report").folder
             into = self.workdir / MEMBERS / self.plan.members[member].name
-            self._publish_to(results, report, into, self.plan.folders_of(member))
+            with exclusively(self._claims, PUBLISHING):
+                self._publish_to(results, report, into, self.plan.folders_of(member))
             self.published += 1
             if time.monotonic() - self._written > _STATE_EVERY:
                 self._write_state()
