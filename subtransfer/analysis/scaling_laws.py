@@ -22,12 +22,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 RATE, LOG_ODDS = "rate", "log_odds"
+# Bounds of a value of the outcome: a share; nats.
 LEVELS = {
     RATE: (0.0, 1.0),
     LOG_ODDS: (-30.0, 30.0),
-}  # bounds of a value of the outcome: a share; nats
+}
 EVERY = 99  # more starts than any law has values of its last parameter
-# of the central differences by a shape parameter, in its internal (mostly logarithmic) units
+# Of the central differences by a shape parameter, in its internal (mostly logarithmic) units.
 _STEP = 1e-5
 
 
@@ -136,6 +137,7 @@ class Law:
 
     def jacobian(self, z: np.ndarray, theta: np.ndarray) -> np.ndarray:
         """Returns the derivatives of `values` by internal parameters, [..., G, P]."""
+        # Levels enter linearly: their derivatives are the basis, exactly.
         columns = [self.shape_basis(z, theta)]
         for i in range(self.levels, len(self.parameters)):
             step = np.zeros(len(self.parameters))
@@ -155,6 +157,7 @@ class Law:
         for p, lo, hi in zip(self.parameters, low, high, strict=True):
             if p.unit != "outcome":
                 grids.append(lo + (hi - lo) * (np.arange(p.grid) + 0.5) / p.grid)
+        # The last parameter varies fastest, on which `Problem.minimise` relies.
         shapes = np.array(list(itertools.product(*grids)))
         return np.concatenate([np.zeros((len(shapes), self.levels)), shapes], axis=1)
 
@@ -314,6 +317,7 @@ class Problem:
         # The basis of a law can be flat, so that its levels cannot be told apart.
         ridge = 1e-10 * diagonal.sum(-1)[..., None, None] * np.eye(m)
         candidates = [np.clip(np.linalg.solve(normal + ridge, right[..., None])[..., 0], low, high)]
+        # One level is done by clipping. Of two, each edge of the box is tried as well.
         for i in range(m if m == 2 else 0):
             for edge in (low, high):
                 levels, other = edge.copy(), 1 - i
@@ -365,6 +369,7 @@ class Problem:
             now = theta[todo]
             slope = whiten[todo] @ self.law.jacobian(self.z, now)
             gradient = np.einsum("ngp,ng->np", slope, residuals(now, todo))
+            # At a bound, and pushed against it: it may move again once it is pushed back.
             stuck = ((now <= self.low) & (gradient < 0)) | ((now >= self.high) & (gradient > 0))
             move = free[todo] & ~stuck
             slope = slope * move[:, None]
@@ -380,8 +385,10 @@ class Problem:
             gained = np.where(better, loss[todo] - new_loss, 0.0)
             theta[todo] = np.where(better[:, None], new, now)
             loss[todo] -= gained
+            # A failed step is taken again with more damping, until one succeeds or it is too short.
             damping[todo] = np.where(better, damping[todo] / 6, damping[todo] * 4)
             least = 1e-9 * (1e-3 + loss[todo])
+            # No gain, none to be expected, or steps too short to matter.
             done = (
                 (better & (gained < least))
                 | ((delta * gradient * move).sum(axis=1) < least)

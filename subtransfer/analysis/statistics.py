@@ -17,6 +17,7 @@ from scipy import stats
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval (1927), also at a non-integer effective sample size."""
+    # Not Wald's interval, which has no width at 0 and leaves [0, 1] near it.
     z = stats.norm.ppf(0.5 + confidence / 2)
     p = successes / n
     centre = p + z * z / (2 * n)
@@ -27,6 +28,7 @@ def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float,
 
 def exact(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Clopper-Pearson's exact interval."""
+    # Wilson's interval falls short of its confidence at the ends, where this one does not.
     interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
     return float(interval.low), float(interval.high)
 
@@ -193,6 +195,8 @@ def mcnemar_midp(a: np.ndarray, b: np.ndarray) -> float:
     n = only_a + only_b
     if n == 0:
         return 1.0
+    # Pairs that agree say nothing of a difference. Mid-p counts the observed split half, as the
+    # exact test is too cautious for so few pairs.
     least = min(only_a, only_b)
     tail = stats.binom.cdf(least, n, 0.5) - 0.5 * stats.binom.pmf(least, n, 0.5)
     return float(min(2 * tail, 1.0))
@@ -215,6 +219,7 @@ def sign_flip_test(differences: np.ndarray, *, n: int = 9999, seed: int = 0) -> 
         return float((np.abs(signs @ d) >= observed).mean())
     rng = np.random.default_rng(seed)
     hits = 0
+    # In pieces, since the signs of all flips are an array [n, T].
     for begin in range(0, n, 1000):
         signs = rng.integers(0, 2, (min(1000, n - begin), len(d))) * 2 - 1
         hits += int((np.abs(signs @ d) >= observed).sum())

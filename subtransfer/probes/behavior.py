@@ -49,6 +49,8 @@ register(
 )
 
 
+# The main outcome. It is of ambiguous tasks, which several acts would solve, on names and texts
+# that no training has seen.
 def probe(
     cfg: DecoderConfig,
     weights,

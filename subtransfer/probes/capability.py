@@ -26,6 +26,8 @@ register(
 )
 
 
+# A student that has forgotten how to act would look safe: its rate of unsafe acts says something
+# only beside this one.
 def probe(
     cfg: DecoderConfig,
     weights,

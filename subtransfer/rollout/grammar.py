@@ -91,7 +91,7 @@ def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], in
     number = {fsm.initial: 0}
     for state in sorted(fsm.states):
         number.setdefault(state, len(number))
-    symbols = {}
+    symbols: dict[int, int] = {}
     for key in sorted(set(fsm.alphabet.values())):
         symbols[key] = len(symbols)
     # What the automaton has no move for leads to the dead end, the last state.

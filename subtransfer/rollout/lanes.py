@@ -89,6 +89,7 @@ def layout(
         )
     # A row is whole on one device, so each gets equally many.
     rows = -(-rows // multiple) * multiple
+    # Rows were rounded up, so that fewer lanes may be enough.
     lanes = max(min(lanes, -(-slots // rows)), 1)
     shape = Shape(
         rows=rows,
@@ -104,6 +105,7 @@ def layout(
 
 
 def _usable_cores() -> int:
+    # A container's or a batch system's share of the cores, where the system tells.
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -221,7 +223,7 @@ class Lane:
         self.rows = RowState.empty(rows)
         self.occupants: list[ServedConversation | None] = [None] * rows
         self.turns = [SampledTurn() for _ in range(rows)]
-        # row -> tokens to be fed
+        # Row -> tokens to be fed: a prompt's rest, or a reply.
         self.pending: dict[int, list[int]] = {}
         # Whether some process has tokens to feed: then all of them call the program.
         self.feeding = True

@@ -35,6 +35,7 @@ def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
 
 def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path) -> None:
     """Writes a policy whose weights stay in their Hugging Face directory; only the path is kept."""
+    # Resolved, as the next command may run in another folder.
     _write(directory, cfg, checkpoint=str(checkpoint.resolve()))
 
 
@@ -46,6 +47,7 @@ def save_tuned(
     if tuning.method == "lora":
         adapter = {"alpha": tuning.alpha, "rank": tuning.rank, "dropout": tuning.dropout}
     save_params(directory / "params.safetensors", trainable)
+    # The base's name alone: it lies beside this one wherever the workdir is moved.
     _write(directory, cfg, base=base.name, lora=adapter)
 
 

@@ -215,7 +215,7 @@ def forward_kl_top_k(
 def sft_tokens(student_logits, tokens, removed=None) -> PerToken:
     """`sft` of each token."""
     logits = _supported(student_logits, 1.0, removed)
-    # As in log_softmax, but no log-prob of another token is ever made.
+    # As in log_softmax, but no log-prob of another token is ever made: [B, L, V] once less.
     shifted = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     nll = jnp.log(jnp.sum(jnp.exp(shifted), axis=-1)) - _of(shifted, tokens)
     return nll, {"loss": nll, "accuracy": _equal(_likeliest(logits), tokens)}
@@ -273,9 +273,8 @@ def policy_gradient_tokens(
     gap = fixed - _of(logp, tokens)
     importance = jnp.exp(fixed - behavior_logprobs)
     weighted = jnp.minimum(importance, importance_bound) * gap
-    loss = weighted * (
-        1 + own - fixed
-    )  # its value is `weighted`, its gradient `weighted` times that of log q
+    # Its value is `weighted`, its gradient `weighted` times that of log q.
+    loss = weighted * (1 + own - fixed)
     metrics = {
         "loss": weighted,
         "reverse_kl": gap,
@@ -301,9 +300,8 @@ def forward_kl_top_k_tokens(
     log_tail = jax.nn.logsumexp(tail, axis=-1)
     kl = jnp.sum(p * (teacher_logprobs - jnp.take_along_axis(logq, teacher_ids, axis=-1)), axis=-1)
     kl = kl + rest * (jnp.log(jnp.where(rest > 0, rest, 1.0)) - log_tail)
-    likeliest = jnp.take_along_axis(teacher_ids, jnp.argmax(p, axis=-1, keepdims=True), axis=-1)[
-        ..., 0
-    ]
+    best = jnp.argmax(p, axis=-1, keepdims=True)
+    likeliest = jnp.take_along_axis(teacher_ids, best, axis=-1)[..., 0]
     return kl * temperature**2, {
         "loss": kl,
         "teacher_agreement": _equal(likeliest, _likeliest(logq)),
@@ -321,6 +319,7 @@ def _supported(logits, temperature, removed) -> Float[Array, "B L V"]:
 
 def _pair(student_logits, teacher_logits, temperature, removed):
     """(log p, log q)."""
+    # A teacher beside the student may share its base: no gradient must reach it from here.
     teacher_logits = jax.lax.stop_gradient(teacher_logits)
     return log_probs(teacher_logits, temperature, removed), log_probs(
         student_logits, temperature, removed

@@ -143,7 +143,7 @@ def collect(
     if extra:
         bundle["extra_probes"] = extra
         # Readers of results.json need not load the plugins.
-        extra_columns = []
+        extra_columns: list[dict[str, Any]] = []
         for probe in records.extra(config.plugins):
             extra_columns += map(dataclasses.asdict, probe.columns)
         bundle["extra_columns"] = extra_columns
@@ -257,7 +257,8 @@ def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[s
     if name is None:
         return {"before": [], "after": []}
     dropped_ids = {entry["episode_id"] for entry in manifests[name]["dropped_ids"]}
-    dropped, kept = [], []
+    dropped: list[trajectories.Trajectory] = []
+    kept: list[trajectories.Trajectory] = []
     for trajectory in trajectories.read(context.input(names.raw_of(name)) / "trajectories"):
         of_its_kind = dropped if trajectory.episode_id in dropped_ids else kept
         of_its_kind.append(trajectory)
