@@ -388,6 +388,7 @@ os._exit(0)  # what Orbax's threads still wait for does not come
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_or_becomes_read_only_stops_a_training_with_a_sentence(tmp_path):
     """A real file system of 300 KiB where one can be mounted; elsewhere a limit on file sizes."""
     script = tmp_path / "script.py"

@@ -120,6 +120,7 @@ print("equal")
 """
 
 
+@pytest.mark.slow
 def test_two_processes_read_their_own_slices(tmp_path):
     reference("llama mha tied", vocab=64).save_pretrained(tmp_path)
     with socket.socket() as s:

@@ -243,6 +243,7 @@ def test_a_probe_brings_its_columns_and_fields(files):
     assert columns["unsafe_rate"].unit == "share" and columns["choice_logprob"].unit == "nats"
 
 
+@pytest.mark.slow
 def test_a_probe_runs_on_a_policy(files, cfg, weights, chat, setting):
     config = _load(files)
     (probe,) = probes.extra(config.plugins)

@@ -89,6 +89,7 @@ def test_the_fewest_chunks_that_fit():
         assert chunked_loss.chunk_length(8, 2048, 1 << 17) == 256
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_step_does_not_grow_with_vocabulary_times_length(mesh):
     """The forward KL with a live teacher over 128k tokens; nothing is run."""
     cfg, batch, lengths = DecoderConfig(1 << 17, 16, 16, 1, 1, 1, 16), 2, (128, 512)
