@@ -95,3 +95,11 @@ def test_both_packages_run_from_any_folder_where_only_the_wheel_is_installed(whe
     assert (tmp_path / "w" / "report.html").stat().st_size > 10_000
     assert "--backend" in run("shellworld", "--help")
     assert not list(elsewhere.iterdir())
+
+
+def test_the_container_gets_every_package_of_the_wheel():
+    """What a container is built from: each import package is let in, and copied."""
+    copied = (ROOT / "launch" / "Dockerfile").read_text()
+    let_in = (ROOT / ".dockerignore").read_text().splitlines()
+    for package in ("subtransfer", "shellworld"):
+        assert f"COPY {package} {package}\n" in copied and f"!{package}" in let_in
