@@ -29,9 +29,24 @@ class Preempted(BaseException):
 
 def listen() -> None:
     """Takes SIGTERM from now on; to be called by the main thread."""
+    _hush_where_nothing_can_be_raised()
     signal.signal(signal.SIGTERM, _notice)
     if sys.platform == "linux":
         _once(signal.SIGTERM)
+
+
+def _hush_where_nothing_can_be_raised() -> None:
+    """Keeps Python from printing a notice that comes within a callback of the garbage collector.
+
+    Python drops what is raised there. The notice is kept all the same: `check` finds it.
+    """
+    report = sys.unraisablehook
+
+    def quiet(event: Any) -> None:
+        if not (event.exc_type and issubclass(event.exc_type, Preempted)):
+            report(event)
+
+    sys.unraisablehook = quiet
 
 
 class _Sigaction(ctypes.Structure):
