@@ -9,7 +9,8 @@ from shellworld.interpreter.variables import ShellError
 from shellworld.language.quoting import quote_word
 
 _ESCAPE = re.compile(
-    r"\\(?:0([0-7]{0,3})|([1-7][0-7]{0,2})|x([0-9a-fA-F]{1,2})|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|(.))",
+    r"\\(?:0([0-7]{0,3})|([1-7][0-7]{0,2})|x([0-9a-fA-F]{1,2})"
+    r"|u([0-9a-fA-F]{1,4})|U([0-9a-fA-F]{1,8})|(.))",
     re.S,
 )
 _SIMPLE = {

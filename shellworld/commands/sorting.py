@@ -41,7 +41,8 @@ _ORDERS = {
 _NUMBER = re.compile(r"[ \t\n]*(-?)(\d*)(?:\.(\d*))?")
 _HUMAN = re.compile(r"[ \t\n]*(-?)(\d*)(?:\.(\d*))?([KkMGTPEZY]?)")
 _FLOAT = re.compile(
-    r"\s*[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|0[xX][\da-fA-F.]+|inf(?:inity)?|nan)",
+    r"\s*[-+]?(?:\d+\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?"
+    r"|0[xX][\da-fA-F.]+|inf(?:inity)?|nan)",
     re.I,
 )
 _MONTHS = {
