@@ -10,6 +10,15 @@ import tempfile
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# Most of a test's time would be the compiler's: tests, and the processes that they start, compile
+# without its optimisations, in a third of the time. Whoever sets the variable before decides:
+# `XLA_FLAGS= pytest` compiles as a user's run does.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+)
+
 # One cache of compiled programs for a test session: its workers and the processes that tests
 # start inherit the variable, so that none compiles what another has. Whoever sets it before
 # keeps the programs from session to session.

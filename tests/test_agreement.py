@@ -95,7 +95,7 @@ def _run(path, *, devices, mesh, slots, lanes=0, processes=1):
         address = f"localhost:{free.getsockname()[1]}"
     env = {
         **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices // processes}",
+        "JAX_NUM_CPU_DEVICES": str(devices // processes),
         "JAX_PLATFORMS": "cpu",
     }
     running = [

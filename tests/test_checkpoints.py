@@ -341,7 +341,7 @@ def _script(text, *arguments, **environment):
 @pytest.mark.slow
 def test_another_number_of_devices_goes_on_in_the_same_order(tmp_path):
     done = _script(
-        SMALL_RUN + OTHER_DEVICES, tmp_path, XLA_FLAGS="--xla_force_host_platform_device_count=8"
+        SMALL_RUN + OTHER_DEVICES, tmp_path, JAX_NUM_CPU_DEVICES="8"
     )
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
 
@@ -454,7 +454,7 @@ print("all-gather" in compiled.as_text(), compiled.memory_analysis().temp_size_i
 
 def test_a_fingerprint_is_summed_where_the_shards_lie():
     """The numbers are those of checkpoints that were saved before shards were looked at."""
-    done = _script(FINGERPRINT_NUMBERS, XLA_FLAGS="--xla_force_host_platform_device_count=8")
+    done = _script(FINGERPRINT_NUMBERS, JAX_NUM_CPU_DEVICES="8")
     whole, sharded, gathers = done.stdout.splitlines()
     assert whole == sharded == "[3478169721, 532075448, 4294959855, 7]", done.stderr[-2000:]
     assert gathers == "False True"

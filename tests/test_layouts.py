@@ -49,7 +49,7 @@ print("equal")
 def test_devices_and_layouts_agree_over_50_steps(method):
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run(
@@ -95,7 +95,7 @@ def test_gradients_and_activations_are_divided():
     """
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run([sys.executable, "-c", MEMORY], env=env, capture_output=True, text=True)

@@ -77,7 +77,7 @@ def test_peak_host_memory(tmp_path, layers, width, least):
         env = {
             **os.environ,
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_NUM_CPU_DEVICES": str(devices),
         }
         done = subprocess.run(
             [sys.executable, "-c", MEASURE, str(tmp_path), json.dumps(shape)],
@@ -129,7 +129,7 @@ def test_two_processes_read_their_own_slices(tmp_path):
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_NUM_CPU_DEVICES": "4",
     }
     command = [sys.executable, "-c", PROCESS, address]
     running = [

@@ -92,7 +92,7 @@ print("sharded")
 def test_factors_are_sharded_like_what_they_adapt():
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)

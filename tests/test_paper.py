@@ -57,7 +57,7 @@ def _launch(checkpoints, workdir, *more, devices=1):
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_NUM_CPU_DEVICES": str(devices),
     }
     given = [f"models.{name}={checkpoints / name}" for name in MODELS]
     fields = [f"--config.{field}" for field in (*SMALL, *given, *more)]

@@ -366,7 +366,7 @@ def test_members_are_divided_over_devices_and_nothing_travels(tmp_path):
     env = {
         **os.environ,
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
     }
     script = [sys.executable, "-c", DEVICES, str(tmp_path), os.path.dirname(__file__)]
     done = subprocess.run(script, env=env, capture_output=True, text=True)

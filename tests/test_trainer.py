@@ -252,7 +252,7 @@ def test_one_and_eight_devices_agree():
     """
     env = {
         **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "JAX_NUM_CPU_DEVICES": "8",
         "JAX_PLATFORMS": "cpu",
     }
     done = subprocess.run([sys.executable, "-c", EIGHT], env=env, capture_output=True, text=True)
