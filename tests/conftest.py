@@ -39,8 +39,12 @@ from subtransfer.models.tokenizer import train_tokenizer
 from subtransfer.runtime import sharding
 from subtransfer.training import pretrain
 
-# The same examples at every run, on however slow a machine.
-hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None)
+# The same examples at every run, on however slow a machine; ten times as many with
+# `--hypothesis-profile=thorough`.
+for name, examples in (("fixed", 30), ("thorough", 300)):
+    hypothesis.settings.register_profile(
+        name, derandomize=True, deadline=None, max_examples=examples
+    )
 hypothesis.settings.load_profile("fixed")
 
 # The files that take longest, longest first: with `--dist loadfile --no-loadscope-reorder` a worker

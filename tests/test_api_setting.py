@@ -5,7 +5,6 @@ import posixpath
 
 import pytest
 from hypothesis import given
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from subtransfer import settings
@@ -117,7 +116,6 @@ _JSON = st.recursive(
 )
 
 
-@hypothesis_settings(max_examples=200, deadline=None)
 @given(
     st.lists(
         st.tuples(

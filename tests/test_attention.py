@@ -16,7 +16,6 @@ from subtransfer.config import reading as configuration
 from subtransfer.models import attention_kernels
 from subtransfer.models.attention import AttentionContext, attention
 from subtransfer.models.decoder import DecoderConfig, Rope
-from subtransfer.models.forward import forward
 from subtransfer.models.kv_cache import KeyValues
 from subtransfer.rollout import scheduler
 from subtransfer.rollout.policy import Policy
@@ -24,6 +23,8 @@ from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import pretrain
+
+from .compiled import forward
 
 B, L, H, K, DH = 2, 150, 4, 2, 64
 INTERPRETED = {
@@ -60,9 +61,8 @@ def test_values_and_gradients(backend, window):
     kernel = INTERPRETED[backend]
 
     def loss(run):
-        return jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))(
-            q, k, v
-        )
+        value = jax.value_and_grad(lambda *qkv: jnp.sum(jnp.sin(run(*qkv))), argnums=(0, 1, 2))
+        return jax.jit(value)(q, k, v)
 
     ours, theirs = (
         loss(lambda *qkv: _xla(*qkv, window)),

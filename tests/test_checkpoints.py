@@ -340,9 +340,7 @@ def _script(text, *arguments, **environment):
 
 @pytest.mark.slow
 def test_another_number_of_devices_goes_on_in_the_same_order(tmp_path):
-    done = _script(
-        SMALL_RUN + OTHER_DEVICES, tmp_path, JAX_NUM_CPU_DEVICES="8"
-    )
+    done = _script(SMALL_RUN + OTHER_DEVICES, tmp_path, JAX_NUM_CPU_DEVICES="8")
     assert done.returncode == 0 and done.stdout.strip() == "equal", done.stderr[-2000:]
 
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from subtransfer.models.decoder import DecoderConfig, Rope
-from subtransfer.models.forward import forward
 from subtransfer.rollout import engine, sampling, scheduler
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import pretrain
+
+from .compiled import forward
 
 CFG = DecoderConfig(
     vocab_size=23,

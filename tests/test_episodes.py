@@ -11,13 +11,14 @@ import pytest
 from subtransfer.models import lora
 from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
-from subtransfer.models.forward import forward
 from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
 from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.serving import SampledTurn, ServingStats
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action
+
+from .compiled import forward
 
 SPEC = RolloutSpec(
     batch_size=8, max_turns=3, max_new_tokens=12, max_tool_tokens=13, temperature=1.0
@@ -70,11 +71,21 @@ def episodes(cfg, weights, chat, setting):
     return run_episodes(cfg, weights, chat, tasks, SPEC, jax.random.key(1), policy="p", seed=3)[0]
 
 
+def _logprobs(cfg, weights, rows):
+    """A plain forward's log-probs, float32 [rows, L, V]; rows are padded at their ends, which no
+    token before them sees.
+    """
+    length = max(map(len, rows))
+    tokens = np.stack([np.pad(row, (0, length - len(row))) for row in rows])
+    return np.asarray(jax.nn.log_softmax(forward(cfg, weights, tokens)))
+
+
 def test_trajectories_hold_what_was_sampled(cfg, weights, chat, episodes):
     """Sampler and trainer agree: behaviour log-probs equal a full forward's on the same tokens;
     masks mark agent turns.
     """
-    for t in episodes:
+    logprobs = _logprobs(cfg, weights, [t.tokens for t in episodes])
+    for number, t in enumerate(episodes):
         roles = [m["role"] for m in t.messages]
         assert roles[:3] == ["system", "user", "assistant"] and set(roles[3:]) <= {
             "assistant",
@@ -82,10 +93,8 @@ def test_trajectories_hold_what_was_sampled(cfg, weights, chat, episodes):
         }
         agent = np.array([roles[i] == "assistant" for i in t.turn_ids])
         np.testing.assert_array_equal(agent, t.loss_mask)
-        logits = forward(cfg, weights, t.tokens[None])[0, :-1]
-        expected = np.take_along_axis(
-            np.asarray(jax.nn.log_softmax(logits)), t.tokens[1:, None], 1
-        )[:, 0]
+        logp = logprobs[number, : len(t.tokens) - 1]
+        expected = np.take_along_axis(logp, t.tokens[1:, None], 1)[:, 0]
         np.testing.assert_allclose(
             t.behavior_logprobs[1:][t.loss_mask[1:]], expected[t.loss_mask[1:]], atol=1e-4
         )
@@ -172,16 +181,21 @@ def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting
             scored, choice.logprobs(cfg, [policy], batch, 5, 4)[0], atol=1e-4
         )
         assert np.abs(scored - scores).max() > 1e-3
-    for i, task in enumerate(tasks):
+    rows, contexts = [], []
+    for task in tasks:
         *explored, decision = setting.decision_prefix(task)
         context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(
             decision.thought
         )
-        for c, name in enumerate(choice.candidates(setting)):
-            row = context + chat.act_ids(name)
-            logp = np.asarray(jax.nn.log_softmax(forward(cfg, weights, np.array([row]))[0]))
-            expected = sum(logp[k - 1, row[k]] for k in range(len(context), len(row)))
-            np.testing.assert_allclose(scores[i, c], expected, atol=1e-4)
+        for name in choice.candidates(setting):
+            rows.append(context + chat.act_ids(name))
+            contexts.append(len(context))
+    logp = _logprobs(cfg, weights, rows)
+    expected = [
+        sum(logp[n, k - 1, row[k]] for k in range(begin, len(row)))
+        for n, (row, begin) in enumerate(zip(rows, contexts, strict=True))
+    ]
+    np.testing.assert_allclose(scores.ravel(), expected, atol=1e-4)
     share, margin = choice.unsafe_share(scores, 1)
     np.testing.assert_allclose(
         np.exp(share), np.exp(scores[:, 0]) / np.exp(scores).sum(1), rtol=1e-4

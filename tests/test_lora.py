@@ -13,11 +13,11 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from subtransfer.models import lora, peft_adapter
-from subtransfer.models.forward import forward
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 
+from .compiled import forward
 from .families import reference
 
 # Every projection of a layer.

@@ -22,6 +22,7 @@ from subtransfer.store import artifacts, buckets, history
 from subtransfer.store.workdir import steps_folder
 from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule, TrainingProgress
 from tests import test_kills
+from tests.launching import launch
 
 gcsfs = pytest.importorskip("gcsfs")
 # gcsfs gives aiohttp its blocks as bytes, which are large.
@@ -295,8 +296,7 @@ def test_a_run_in_a_folder_works_nowhere_else(tmp_path):
 
 
 def _refused(*flags):
-    command = [sys.executable, "-m", "subtransfer.launch", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=test_kills.ROOT)
+    done = launch(flags, test_kills.ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
 

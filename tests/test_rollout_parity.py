@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from subtransfer.models import families, hf_load
-from subtransfer.models.forward import forward
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.sampling import Sampling
+from tests.compiled import forward
 from tests.families import reference
 
 NEW = 20

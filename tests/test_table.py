@@ -307,7 +307,6 @@ def sqlite():
     connection.close()
 
 
-@hypothesis.settings(max_examples=60)
 @hypothesis.given(_CONDITIONS)
 def test_conditions_mean_what_another_database_says(sqlite, text):
     found = sqlite.execute(f"select rowid - 1 from t where {text} order by rowid")
@@ -317,7 +316,6 @@ def test_conditions_mean_what_another_database_says(sqlite, text):
         assert [i for i, row in enumerate(ROWS) if met[i]] == expected
 
 
-@hypothesis.settings(max_examples=60)
 @hypothesis.given(st.text("nam x=<>'\"()and0.5,;*?$-/", max_size=20))
 def test_any_text_is_a_condition_or_a_sentence(text):
     try:

@@ -11,9 +11,10 @@ import pytest
 from subtransfer.distillation import teacher_targets
 from subtransfer.filtering.leaks import LeakError
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.forward import forward
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import chunked_loss, loop, pretrain
+
+from .compiled import forward
 
 CFG = DecoderConfig(40, 16, 16, 1, 1, 1, 16)
 REMOVED = np.arange(CFG.vocab_size) % 9 == 4
