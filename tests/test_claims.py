@@ -252,7 +252,6 @@ def test_two_homes_share_one_workdir_and_one_dies(tmp_path, seed):
             sys.executable,
             "-m",
             "tests.stub_sweep",
-            "run",
             str(tmp_path / "w"),
             json.dumps(options),
         ]

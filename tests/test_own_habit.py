@@ -33,7 +33,8 @@ def _write(folder, files=FILES):
 
 
 def _launch(folder, *arguments):
-    return launch([f"--config={ROOT}/configs/smoke.py", *arguments], folder)
+    """A run compiled as a user's is, with all optimisations; those of other tests are not."""
+    return launch([f"--config={ROOT}/configs/smoke.py", *arguments], folder, {"XLA_FLAGS": ""})
 
 
 @pytest.fixture(scope="module")

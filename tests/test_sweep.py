@@ -370,7 +370,7 @@ def test_any_course_of_events_ends(count, rng):
 
 def _start(workdir, **options):
     options = {"members": 6, "workers": 2, "seconds": 0.05, "lease": 60, "retries": 2} | options
-    command = [sys.executable, "-m", "tests.stub_sweep", "run", str(workdir), json.dumps(options)]
+    command = [sys.executable, "-m", "tests.stub_sweep", str(workdir), json.dumps(options)]
     return subprocess.Popen(
         command,
         cwd=ROOT,
