@@ -50,8 +50,9 @@ hypothesis.settings.load_profile("fixed")
 # The files that take longest, longest first: with `--dist loadfile --no-loadscope-reorder` a worker
 # takes whole files in this order, so that the short ones fill up the end.
 LONGEST = (
-    "launch kills plugins own_habit engine keys hf lora teacher_targets trainer episodes population "
-    "agreement step checkpoints attention bash_setting student rollout_parity paper messages"
+    "own_habit launch kills plugins sandbox trainer differential hf agreement sweep step engine "
+    "loading checkpoints lora attention remote bash_setting rollout_parity student episodes "
+    "terminal scaling sampling acts table objectives population"
 ).split()
 
 

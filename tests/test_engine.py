@@ -29,6 +29,8 @@ CFG = DecoderConfig(
 )
 SHAPE = engine.Shape(rows=4, room=90, prefill_rows=2, prefill_tokens=8, decode_steps=5, patience=4)
 NEVER = np.array([-1])
+DRAW = jax.jit(sampling.draw, static_argnames="count")
+SAMPLE = jax.jit(sampling.sample, static_argnames="how")
 
 
 @pytest.fixture(scope="module")
@@ -191,8 +193,8 @@ def test_conversations_equal_a_plain_sampler(weights):
         for turn in talk.said:
             for token, logprob in zip(turn.ids, turn.logprobs, strict=True):
                 logits = _next(weights, sequence)[None]
-                draw = sampling.draw(key, jnp.array([drawn]), 1)[:, 0]
-                assert [token] == sampling.sample(logits, draw, Sampling(1.0))[0].tolist()
+                draw = DRAW(key, jnp.array([drawn]), 1)[:, 0]
+                assert [token] == SAMPLE(logits, draw, Sampling(1.0))[0].tolist()
                 np.testing.assert_allclose(logprob, jax.nn.log_softmax(logits)[0, token], atol=1e-4)
                 sequence.append(token)
                 drawn += 1

@@ -10,14 +10,19 @@ from hypothesis import strategies as st
 from subtransfer.rollout import sampling
 from subtransfer.rollout.sampling import Sampling
 
+# Each as one program, as they run within the engine's.
+_sample = jax.jit(sampling.sample, static_argnames="how")
+_draw = jax.jit(sampling.draw, static_argnames="count")
+_cumulative = jax.jit(sampling.cumulative)
+
 
 def test_sampling_follows_the_distribution():
     """Frequencies of 40,000 draws against softmax(logits / T), and log-probs at temperature 1."""
     logits = jnp.array([2.0, 0.0, -1.0, -1e9, 1.0])
     keys = sampling.row_keys(jax.random.key(1), jnp.arange(40_000))
-    draws = sampling.draw(keys, jnp.full(40_000, 5), 1)[:, 0]
+    draws = _draw(keys, jnp.full(40_000, 5), 1)[:, 0]
     for temperature in (1.0, 0.5):
-        tokens, logprobs = sampling.sample(
+        tokens, logprobs = _sample(
             jnp.broadcast_to(logits, (40_000, 5)), draws, Sampling(temperature)
         )
         expected = np.exp(np.asarray(logits) / temperature)
@@ -35,8 +40,8 @@ def test_draws_are_numbered_not_ordered():
     how bursts end.
     """
     keys = sampling.row_keys(jax.random.key(1), jnp.arange(3))
-    all_six = sampling.draw(keys, jnp.zeros(3, int), 6)
-    later = sampling.draw(keys, jnp.array([4, 1, 0]), 2)
+    all_six = _draw(keys, jnp.zeros(3, int), 6)
+    later = _draw(keys, jnp.array([4, 1, 0]), 2)
     for row, first in enumerate((4, 1, 0)):
         np.testing.assert_array_equal(all_six[row, first : first + 2], later[row])
 
@@ -57,7 +62,7 @@ def test_filters_keep_what_transformers_keeps(how):
         scores = warper()(None, scores) if wanted else scores
     expected = torch.softmax(scores, -1)[0].numpy()
     draws = jnp.asarray((np.arange(4096) + 0.5) / 4096, jnp.float32)
-    tokens, _ = sampling.sample(jnp.broadcast_to(jnp.asarray(logits), (4096, 40)), draws, how)
+    tokens, _ = _sample(jnp.broadcast_to(jnp.asarray(logits), (4096, 40)), draws, how)
     observed = np.bincount(np.asarray(tokens), minlength=40) / 4096
     np.testing.assert_array_equal(observed > 0, expected > 1e-4)
     np.testing.assert_allclose(observed, expected, atol=2 / 4096)
@@ -68,7 +73,7 @@ def test_filters_keep_what_transformers_keeps(how):
 def test_cumulative_sums_equal_numpy(size, seed):
     x = np.random.default_rng(seed).random((3, size)).astype(np.float32)
     np.testing.assert_allclose(
-        sampling.cumulative(jnp.asarray(x)), np.cumsum(x.astype(np.float64), axis=1), rtol=1e-5
+        _cumulative(jnp.asarray(x)), np.cumsum(x.astype(np.float64), axis=1), rtol=1e-5
     )
 
 
@@ -77,7 +82,7 @@ def test_only_allowed_tokens_are_picked(temperature):
     logits = jnp.broadcast_to(jnp.array([5.0, 1.0, 0.0, 4.0]), (64, 4))
     allowed = jnp.broadcast_to(jnp.array([False, True, True, False]), (64, 4))
     draws = jnp.linspace(0, 0.999, 64)
-    tokens, logprobs = sampling.sample(logits, draws, Sampling(temperature), allowed)
+    tokens, logprobs = _sample(logits, draws, Sampling(temperature), allowed)
     assert set(np.asarray(tokens).tolist()) == ({1} if temperature == 0 else {1, 2})
     np.testing.assert_allclose(
         logprobs, jax.nn.log_softmax(logits)[jnp.arange(64), tokens], atol=1e-6
@@ -85,5 +90,5 @@ def test_only_allowed_tokens_are_picked(temperature):
 
 
 def test_greedy_takes_the_first_of_equals():
-    tokens, _ = sampling.sample(jnp.array([[1.0, 3.0, 3.0]]), jnp.zeros(1), Sampling(0.0))
+    tokens, _ = _sample(jnp.array([[1.0, 3.0, 3.0]]), jnp.zeros(1), Sampling(0.0))
     assert tokens.tolist() == [1]
