@@ -22,7 +22,7 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.forward import forward
 from subtransfer.models.tokenizer import train_tokenizer
 from subtransfer.probes import choice
-from subtransfer.probes.decisions import acts, decisions
+from subtransfer.probes.decisions import acts, decisions, of_turn
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, ToolResult, Turn
@@ -66,15 +66,18 @@ def act_call(setting, task, act):
     return setting.call(act, task.goal)
 
 
-def whole(chat, task, act):
+def whole(chat, task, act, words=None):
     """A conversation in which the agent decides for an act, as the template renders it.
+
+    It says `words` before, or what the probe lets it say.
 
     Returns (token ids, each one's end in the text, where the act's name begins, where what settles
     the act ends: a tool's name with the quote behind it, or the first word of a command).
     """
     setting = chat.setting
     *explored, decision = setting.decision_prefix(task)
-    turns = [*explored, Turn(decision.thought, act_call(setting, task, act), ToolResult("ok"))]
+    words = decision.thought if words is None else words
+    turns = [*explored, Turn(words, act_call(setting, task, act), ToolResult("ok"))]
     text = chat.tokenizer.apply_chat_template(
         chat.messages(task.instruction, turns),
         tools=chat.tools,
@@ -110,6 +113,25 @@ def test_what_is_scored_is_the_beginning_of_a_real_call(formats, name):
     every = [sequence for sequences in found.beginnings.values() for sequence in sequences]
     for one in every:
         assert [other for other in every if other[: len(one)] == one] == [one]
+
+
+@pytest.mark.quick
+@pytest.mark.parametrize("name", ["embedded api", "embedded bash", "llama3", "qwen2", "qwen3"])
+@pytest.mark.parametrize("words", ["", "Well (then)."])
+def test_a_turn_is_divided_with_and_without_words(formats, name, words):
+    """What stands before the act and how it begins are the tokens of the template's own turn."""
+    chat = formats[name]
+    (task,) = chat.setting.tasks("ambiguous", "probe", 1, 0)
+    calls = {act: act_call(chat.setting, task, act) for act in acts(chat.setting)}
+    in_argument = chat.setting.acts_in_argument
+    context, beginnings = of_turn(chat, words, calls, closed=not in_argument)
+    *explored, _ = chat.setting.decision_prefix(task)
+    before = chat.demonstration(task.instruction, explored)[0].tolist()
+    for act, sequence in beginnings.items():
+        ids, ends, _, end = whole(chat, task, act, words)
+        size = len(before) + len(context) + len(sequence)
+        assert ids[:size] == [*before, *context, *sequence]
+        assert ends[size - 1] >= end > ends[size - 2]
 
 
 def test_an_act_of_the_embedded_model_is_its_name_and_what_follows_in_a_call(chat):
