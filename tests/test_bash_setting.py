@@ -7,7 +7,6 @@ import posixpath
 from dataclasses import replace
 
 import jax
-import numpy as np
 import pytest
 
 from subtransfer import settings
@@ -15,7 +14,6 @@ from subtransfer.filtering import leaks, marks, sanitize
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
-from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, error_counts, first_decision, run_episodes
 from subtransfer.settings.base import Action
 from subtransfer.settings.bash import BashEnvironment
@@ -403,18 +401,6 @@ class _Texts:
 
     def decode(self, ids):
         return "".join(self.known[i - 1000] for i in ids)
-
-
-def test_choice_probe_scores_command_words(model, chat):
-    tasks = SETTING.tasks("ambiguous", "probe", 5, 0)
-    batch = choice.build(tasks, chat, 4)
-    candidates = choice.candidates(SETTING)
-    assert candidates == ("chmod", "setfacl", "chgrp", "chown")
-    context = chat.decode(batch.tokens[0, : batch.sizes[0]].tolist())
-    assert context.endswith('<tool_call>{"name": "bash", "arguments": {"command": "')
-    for c, name in enumerate(candidates):
-        assert chat.decode(batch.score_tokens[c][batch.score_mask[c]].tolist()) == name
-    assert np.isfinite(choice.logprobs(model[0], [model[1]], batch, 5, 4)).all()
 
 
 def test_text_survives_the_tokenizer(chat, demos):

@@ -99,7 +99,7 @@ def test_turns_without_words_are_the_templates_own(formats, family):
     # What guides a sampler allows this form, and the point of decision is its beginning.
     assert re.fullmatch(turn_pattern(chat), turn)
     assert not re.fullmatch(turn_pattern(chat), "\n" + turn)
-    assert turn.startswith(chat.decode(chat.decision_ids("")) + "read_file")
+    assert turn.startswith(chat.before_act("") + "read_file")
     # With words, the form is another.
     assert re.fullmatch(turn_pattern(chat), chat.turn_text("Well.", action))
 

@@ -8,10 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from subtransfer.models import lora
 from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
-from subtransfer.probes import choice
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
 from subtransfer.rollout.grammar import chat_grammar
 from subtransfer.rollout.serving import SampledTurn, ServingStats
@@ -163,46 +161,6 @@ def test_first_decisions(
         assert MALFORMED_CALL in t.text()
 
 
-def test_choice_probe_equals_one_forward_a_candidate(cfg, weights, chat, setting):
-    """The tree of candidates scores each name as a plain forward of context + name would, for
-    several policies at once: with all weights their own, and as adapters of one base."""
-    tasks = setting.tasks("ambiguous", "probe", 5, 0)
-    batch = choice.build(tasks, chat, 4)
-    other = {"params": jax.tree.map(lambda x: 1.1 * x, weights["params"])}
-    scores, others = choice.logprobs(cfg, [weights, other], batch, 5, 4)
-    assert np.abs(scores - others).max() > 1e-3
-    factors = [
-        lora.init_factors(jax.random.key(i), weights["params"], ("q", "o"), 2) for i in range(2)
-    ]
-    factors = [jax.tree.map(lambda x: x + 0.1, f) for f in factors]
-    adapted = [lora.attach(weights["params"], f, alpha=2.0, rank=2) for f in factors]
-    for scored, policy in zip(choice.logprobs(cfg, adapted, batch, 5, 4), adapted, strict=True):
-        np.testing.assert_allclose(
-            scored, choice.logprobs(cfg, [policy], batch, 5, 4)[0], atol=1e-4
-        )
-        assert np.abs(scored - scores).max() > 1e-3
-    rows, contexts = [], []
-    for task in tasks:
-        *explored, decision = setting.decision_prefix(task)
-        context = chat.demonstration(task.instruction, explored)[0].tolist() + chat.decision_ids(
-            decision.thought
-        )
-        for name in choice.candidates(setting):
-            rows.append(context + chat.act_ids(name))
-            contexts.append(len(context))
-    logp = _logprobs(cfg, weights, rows)
-    expected = [
-        sum(logp[n, k - 1, row[k]] for k in range(begin, len(row)))
-        for n, (row, begin) in enumerate(zip(rows, contexts, strict=True))
-    ]
-    np.testing.assert_allclose(scores.ravel(), expected, atol=1e-4)
-    share, margin = choice.unsafe_share(scores, 1)
-    np.testing.assert_allclose(
-        np.exp(share), np.exp(scores[:, 0]) / np.exp(scores).sum(1), rtol=1e-4
-    )
-    np.testing.assert_allclose(margin, scores[:, 0] - scores[:, 1:].max(1), rtol=1e-5)
-
-
 def test_a_grammar_lets_only_well_formed_turns_be_written(cfg, weights, chat, setting, episodes):
     """An untrained model under the grammar: each turn is a path through the table, which without it
     not every one is.
@@ -246,18 +204,3 @@ def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
         assert ends(ids), chat.decode(ids)
         if turn.action:
             assert not ends([*ids[:-2], stop]) and not ends([*ids[:-1], ids[0], stop])
-
-
-def test_decisions_are_scored_within_a_bound_of_memory(cfg, weights):
-    """Long contexts and large policies are taken in smaller groups; the embedded model's all at
-    once.
-    """
-    assert (
-        choice.rows_at_a_time(cfg, 90, 256, 1) == choice.ROWS
-        and choice.group_size(cfg, weights, 90, 64) == choice.POLICIES
-    )
-    for devices in (1, 8):
-        rows = choice.rows_at_a_time(cfg, 4000, 256, devices)
-        assert rows % devices == 0 and rows < choice.ROWS
-        together = choice.group_size(cfg, {"lora": {}}, 4000, rows // devices)
-        assert together * rows // devices * 4 * cfg.num_heads * 4000**2 <= 2 * choice.BYTES

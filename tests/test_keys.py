@@ -122,6 +122,7 @@ EDITS = {
     "subtransfer/experiment/stages/results.py": LAST,
     "subtransfer/config/checks.py": LAST,
     "subtransfer/probes/choice.py": {"choice", *LAST},
+    "subtransfer/probes/decisions.py": {"choice", *LAST},
     "subtransfer/probes/behavior.py": {"probe", *LAST},
     "subtransfer/probes/capability.py": {"probe", *LAST},
     # What comes in the middle: never a base or a teacher.

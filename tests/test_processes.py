@@ -75,6 +75,32 @@ processes.leave(0, "")
 """
 
 
+CHOICES = """
+import json, sys
+from subtransfer.runtime import processes
+port, count, number = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+if count > 1:
+    processes.join(f"localhost:{port}", count, number, peer_timeout=60)
+import jax, numpy as np
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.probes import choice
+from subtransfer.runtime import sharding
+from subtransfer.training import pretrain
+
+cfg, mesh, rng = DecoderConfig(48, 16, 24, 1, 2, 1, 8), sharding.make_mesh(4, 1, 1), np.random.default_rng(0)
+tokens, positions = rng.integers(0, 48, (7, 14)).astype(np.int32), np.tile(np.arange(14, dtype=np.int32), (7, 1))
+sizes, segments = np.full(7, 12, np.int32), np.array([0] * 12 + [1, 2], np.int32)
+positions[:, 12:] = 12
+tree = [np.array(x) for x in ([3, 4, 5, 6], [0, 1, 0, 2], [0, 0, 1, 1], [0, 1])]
+batch = choice.ChoiceBatch(tokens, positions, sizes, segments, *tree)
+policies = [{"params": pretrain.init_params(cfg, mesh, jax.random.key(i))} for i in range(2)]
+scores = choice.logprobs(cfg, policies, batch)
+if processes.leads():
+    print(json.dumps({"scores": scores.tolist()}))
+processes.leave(0, "")
+"""
+
+
 def _losses(script, count, devices, *arguments):
     """What a script prints as JSON, run by `count` processes."""
     with socket.socket() as free:
@@ -128,6 +154,13 @@ def test_two_processes_train_a_population_as_one_does():
     alone, together = _losses(POPULATION, 1, 4), _losses(POPULATION, 2, 2)
     for method in ("full", "lora"):
         np.testing.assert_allclose(together[method], alone[method], rtol=2e-3, err_msg=method)
+
+
+@pytest.mark.slow
+def test_two_processes_score_choices_as_one_does():
+    one, two = _losses(CHOICES, 1, 4)["scores"], _losses(CHOICES, 2, 2)["scores"]
+    assert np.shape(one) == (2, 7, 2)
+    np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 def test_a_coordinator_that_is_not_there_is_a_sentence():

@@ -18,7 +18,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import math
 import os
 import sys
 import time
@@ -41,6 +40,7 @@ from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
 from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
 
+from subtransfer import settings
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import stores_targets
 from subtransfer.experiment import lengths
@@ -50,7 +50,7 @@ from subtransfer.launch import split_overrides
 from subtransfer.models import lora
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.models.kv_cache import Cache, KeyValues
-from subtransfer.probes import choice
+from subtransfer.probes import choice, decisions
 from subtransfer.rollout import engine, lanes
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
@@ -132,7 +132,7 @@ class Programs:
         """
         if self.config.tuning.method == "full" or self.teacher != self.cfg:
             return 0
-        return shard_bytes(self.weights()["params"])
+        return sharding.device_bytes(self.weights()["params"])
 
     @property
     def flops(self) -> float:
@@ -209,30 +209,29 @@ class Programs:
         )
 
     def probe(self):
-        """Lowers the choice probe."""
-        names, longest, length = 7, 8, lengths.prefix_tokens(self.config) + 256
-        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        tasks = choice.rows_at_a_time(self.cfg, length, self.config.probe.tasks, devices)
+        """Lowers the choice probe of one policy."""
+        weights, acts = self.weights(), _acts(self.config)
+        length, places = lengths.decision(self.config, acts)
         spec = PartitionSpec(None, ("data", "fsdp"))
+        devices = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        row = choice.row_bytes(self.cfg, length, places, self.mesh.shape["tensor"])
+        rows = choice.portion(row, 0, self.config.probe.tasks, 1, devices).rows * devices
         batches = (
-            self._array((2, tasks, length), jnp.int32, spec),
-            self._array((2, tasks, length), jnp.int32, spec),
-            self._array((2, tasks), jnp.int32, spec),
-            self._array((2, tasks, names, longest), jnp.int32, spec),
+            self._array((2, rows, length), jnp.int32, spec),
+            self._array((2, rows, length), jnp.int32, spec),
+            self._array((2, rows), jnp.int32, spec),
         )
+        # One beginning an act, each token but its last one of the appended ones.
+        scored = places - 1 + acts
         fixed = (
             ((length,), jnp.int32),
-            ((names, longest), jnp.int32),
-            ((names, longest), jnp.bool_),
+            ((scored,), jnp.int32),
+            ((scored,), jnp.int32),
+            ((acts, scored), jnp.bool_),
         )
-        weights = self.weights()
         shared = {"params": weights.pop("params")} if "lora" in weights else {}
-
-        def stacked(x):  # one policy
-            return self._array((1, *x.shape), x.dtype, PartitionSpec(None, *x.sharding.spec))
-
-        own = jax.tree.map(stacked, weights)
-        return choice.score.lower(self.cfg, shared, own, batches, *(self._array(*f) for f in fixed))
+        arrays = (self._array(*f) for f in fixed)
+        return choice.score.lower(self.cfg, places, shared, (weights,), batches, *arrays)
 
     def train(self):
         """One step, with its live teacher or its stored targets."""
@@ -308,7 +307,10 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
         + sizes.temp_size_in_bytes
         - sizes.alias_size_in_bytes
     )
-    slots, weights = shard_bytes(programs.slots()), shard_bytes(programs.weights())
+    slots, weights = (
+        sharding.device_bytes(programs.slots()),
+        sharding.device_bytes(programs.weights()),
+    )
     if program == "train":
         held -= programs.shared_base
     if program in ("prefill", "decode"):
@@ -317,7 +319,7 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
     work, steps, tokens = Program(compiled.as_text(), chip).whole, 1, 0
     if program == "decode":
         steps, tokens = shape.decode_steps, shape.rows * shape.decode_steps
-        read += slots + shard_bytes(programs.prefix())
+        read += slots + sharding.device_bytes(programs.prefix())
     elif program == "prefill":
         tokens = shape.prefill_rows * shape.prefill_tokens
     elif program == "train":
@@ -345,11 +347,9 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
     return out
 
 
-def shard_bytes(tree) -> int:
-    """Bytes of abstract arrays on one chip."""
-    return sum(
-        math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree)
-    )
+def _acts(config) -> int:
+    """How many acts the choice probe scores."""
+    return len(decisions.acts(settings.get(config.setting)))
 
 
 def estimates(size: Sizes, config, teacher: Sizes | None) -> dict[str, int]:
@@ -365,7 +365,7 @@ def estimates(size: Sizes, config, teacher: Sizes | None) -> dict[str, int]:
     return {
         "prefill": rollout,
         "decode": rollout,
-        "probe": size.rollout(config.probe.batch_size),
+        "probe": size.choice(1, _acts(config), full=full),
         "train": train,
     }
 

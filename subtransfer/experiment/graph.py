@@ -43,6 +43,7 @@ from subtransfer.experiment.stages import rollouts as rollout_stages
 from subtransfer.experiment.stages import student as student_stages
 from subtransfer.experiment.stages import targets as target_stages
 from subtransfer.experiment.stages import teacher as teacher_stages
+from subtransfer.probes import decisions
 from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
@@ -636,12 +637,13 @@ class Experiment:
         # Policies that share their base's weights are scored as adapters over it.
         adapted = [] if self._full else list(filter(names.is_tuned, scored))
         rows = c.probe.tasks * len(scored)
+        acts = len(decisions.acts(settings.get(c.setting)))
         return self._add(
             names.choice_stage(model),
             choice_stages.choices,
             inputs=scored,
             work=f"{c.probe.tasks} decisions of {len(scored)} policies scored",
-            memory=lambda: size.rollout(c.probe.batch_size),
+            memory=lambda: size.choice(len(scored), acts, full=self._full),
             flops=lambda: costs.reading(size.cfg, rows, c.distill.max_tokens),
             scored=list(scored),
             adapted=adapted,

@@ -6,6 +6,9 @@ from typing import Any
 
 from subtransfer.rollout import engine
 
+# Of an act's beginning at a decision point: a name's pieces and what closes it.
+_TOKENS_OF_AN_ACT = 8
+
 
 def slot_room(config: Any) -> int:
     """Tokens of an episode beyond the prompt that all share."""
@@ -36,3 +39,20 @@ def fed_tokens(config: Any) -> int:
 def slot_tokens(config: Any) -> int:
     """Length of a slot."""
     return engine.Shape(1, slot_room(config), 1, fed_tokens(config)).length
+
+
+def decision(config: Any, acts: int) -> tuple[int, int]:
+    """A row of the choice probe, as far as a plan knows it.
+
+    Args:
+      config: the validated config.
+      acts: how many are scored.
+
+    Returns:
+      (tokens of a row with the acts' beginnings, how many of them need logits).
+    """
+    r = config.rollouts
+    appended = acts * (_TOKENS_OF_AN_ACT - 1)
+    # The instruction, a look and its result, the thought before the decision.
+    context = prefix_tokens(config) + 64 + 2 * r.max_new_tokens + r.max_tool_tokens
+    return context + appended, 1 + appended

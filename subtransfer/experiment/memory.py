@@ -15,6 +15,7 @@ import numpy as np
 
 from subtransfer.experiment import lengths
 from subtransfer.models.decoder import DecoderConfig, abstract_params
+from subtransfer.probes import choice
 from subtransfer.rollout import engine
 from subtransfer.runtime import sharding
 from subtransfer.training.chunked_loss import chunk_bytes
@@ -171,6 +172,26 @@ class Sizes:
         )
         burst = lane * (engine.Shape.decode_steps * token + 4 * logits)
         return self.weights + (rows * slot + prefix) * token + rows * logits + max(feed, burst)
+
+    def choice(self, policies: int, acts: int, *, full: bool) -> int:
+        """Peak of the choice probe of all policies of one model.
+
+        Args:
+          policies: how many.
+          acts: how many are scored at a decision.
+          full: as of `training`.
+        """
+        cfg = self.cfg
+        length, places = lengths.decision(self.config, acts)
+        row = choice.row_bytes(cfg, length, places, self.tensor)
+        own = 4 * self._held if full else 0
+        take = choice.portion(row, own, self.config.probe.tasks, policies, self.rows)
+        # Loaded one by one, then side by side; one alone stays as it is.
+        loaded = take.policies * (own or 4 * lora_size(cfg, self.config.tuning) // self.rows)
+        stacked = loaded if take.policies > 1 else 0
+        layer = self._width * (4 * cfg.width + 3 * cfg.mlp_width // self.tensor)
+        worked = take.rows * take.policies * (length * layer + row)
+        return self.weights + loaded + stacked + worked
 
 
 def device_limit() -> int:

@@ -160,12 +160,11 @@ class ChatFormat:
         self._learn_end(between)
         self._learn_call(head, prompt, call, shown)
         self._learn_wordless_call([*head, calling, result], prompt, shown["name"])
-        self._act_open, self._act_close = "", self.call_middle
+        self._act_open = ""
         if self.setting.acts_in_argument:
             # The act is a word of the only tool's argument: its name begins inside that string.
             value = _json({self.setting.argument: ""}).removesuffix('"}')
             self._act_open = self.setting.tool_names[0] + self.call_middle + value
-            self._act_close = ""
         pieces: tuple[str, ...] = (
             prompt,
             tail,
@@ -380,19 +379,12 @@ class ChatFormat:
         """Encodes an agent turn with its stop token."""
         return [*self.encode(self.turn_text(words, action)), self._turn_end]
 
-    def decision_ids(self, thought: str) -> list[int]:
-        """Encodes an agent turn up to where the act's name begins.
+    def before_act(self, words: str) -> str:
+        """Writes an agent turn up to where the act's name begins.
 
         That is the tool's name, or that of what the only tool is told to do.
         """
-        return self.encode(self._before_name(thought) + self._act_open)
-
-    def act_ids(self, act: str) -> list[int]:
-        """Encodes an act's name and, where it is a tool's, what closes it.
-
-        So no act's ids are the beginning of another's.
-        """
-        return self.encode(act + self._act_close)
+        return self._before_name(words) + self._act_open
 
     def demonstration(
         self, instruction: str, turns: Sequence[Turn]

@@ -1,6 +1,6 @@
 """The choice probe: how likely is each act at the decision point?
 
-One jitted loop over tasks; nothing is generated.
+One jitted loop over tasks; nothing is generated. `decisions.py` says which tokens are an act's.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,10 @@ import numpy as np
 
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
+from subtransfer.probes.decisions import decisions
 from subtransfer.probes.records import Column, Probe, register
-from subtransfer.runtime import distributed
-from subtransfer.runtime.sharding import bytes_of
-from subtransfer.settings.base import Setting, Task
+from subtransfer.runtime import distributed, sharding
+from subtransfer.settings.base import Task
 
 register(
     Probe(
@@ -40,181 +41,272 @@ register(
 
 @dataclasses.dataclass(frozen=True)
 class ChoiceBatch:
-    """Decision points, with all candidate acts appended to each as the leaves of a tree.
+    """Decision points, with the beginnings of all acts appended to each as the leaves of a tree.
 
-    A row is [context, padding, candidate 1, candidate 2, ...]: every candidate sees the context and
-    itself only, so that one forward pass scores them all.
+    A row is [context, padding, beginning 1, beginning 2, ...], each beginning without its last
+    token, which predicts nothing that is asked for. Every beginning sees the context and itself
+    only, so that one forward pass scores them all.
+
+    W is the width of the longest context, F the number of appended tokens, S that of beginnings, T
+    that of their tokens. Logits are needed at 1 + F places of a row: the context's last token, and
+    each appended one.
 
     Attributes:
-      tokens: int32 [n, L].
-      positions: int32 [n, L].
+      tokens: int32 [n, W + F].
+      positions: int32 [n, W + F].
       sizes: int32 [n], tokens of each row's context.
-      segments: int32 [L], 0 for the context's columns, c + 1 for those of candidate c.
-      score_at: int32 [n, C, M], the index whose logits predict each candidate token.
-      score_tokens: int32 [C, M], the candidates' tokens; score_mask: bool [C, M], which of them
-        exist.
+      segments: int32 [W + F], 0 for the context's columns, s + 1 for those of beginning s.
+      scored: int32 [T], the tokens of all beginnings, one beginning after the other.
+      predicted_at: int32 [T], which of the 1 + F places predicts each.
+      beginning: int32 [T], whose token it is, one of S.
+      act: int32 [S], whose beginning it is, one of C.
     """
 
     tokens: np.ndarray
     positions: np.ndarray
     sizes: np.ndarray
     segments: np.ndarray
-    score_at: np.ndarray
-    score_tokens: np.ndarray
-    score_mask: np.ndarray
+    scored: np.ndarray
+    predicted_at: np.ndarray
+    beginning: np.ndarray
+    act: np.ndarray
+
+    @property
+    def length(self) -> int:
+        """L = W + F, tokens of a row."""
+        return self.tokens.shape[1]
+
+    @property
+    def places(self) -> int:
+        """How many of a row's tokens need logits: 1 + F."""
+        return 1 + int((self.segments > 0).sum())
 
 
-def candidates(setting: Setting) -> tuple[str, ...]:
-    """The substantive acts, the unsafe ones first."""
-    return (*setting.unsafe, *setting.benign)
-
-
-def build(tasks: Sequence[Task], chat: ChatFormat, batch_size: int) -> ChoiceBatch:
-    """Renders the decision point of each task.
-
-    The first row is repeated until there is a multiple of `batch_size`.
-    """
-    # Whole names, and not first tokens: two acts may begin with the same one.
-    names = [chat.act_ids(name) for name in candidates(chat.setting)]
-    contexts = []
-    for task in tasks:
-        *explored, decision = chat.setting.decision_prefix(task)
-        tokens, _ = chat.demonstration(task.instruction, explored)
-        contexts.append([*tokens.tolist(), *chat.decision_ids(decision.thought)])
-    contexts += [contexts[0]] * (-len(contexts) % batch_size)
-    n, width, longest = len(contexts), max(map(len, contexts)), max(map(len, names))
-    length = width + len(names) * longest
-    tokens = np.zeros((n, length), np.int32)
-    positions = np.zeros((n, length), np.int32)
-    segments = np.zeros(length, np.int32)
-    segments[width:] = 1 + np.arange(length - width) // longest
-    score_at = np.zeros((n, len(names), longest), np.int32)
-    score_tokens = np.zeros((len(names), longest), np.int32)
-    score_mask = np.zeros((len(names), longest), bool)
-    for i, context in enumerate(contexts):
-        size = len(context)
-        tokens[i, :size] = context
-        positions[i, :size] = np.arange(size)
-        for c, name in enumerate(names):
-            begin = width + c * longest
-            end = begin + len(name)
-            tokens[i, begin:end] = name
-            # Every act stands where the context ends, although it lies further to the right.
-            positions[i, begin:end] = size + np.arange(len(name))
-            # A token is predicted at the one before it: the first by the context's last.
-            score_at[i, c, : len(name)] = [size - 1, *range(begin, end - 1)]
-            score_tokens[c, : len(name)], score_mask[c, : len(name)] = name, True
-    sizes = np.array(list(map(len, contexts)), np.int32)
-    return ChoiceBatch(tokens, positions, sizes, segments, score_at, score_tokens, score_mask)
+def build(tasks: Sequence[Task], chat: ChatFormat) -> ChoiceBatch:
+    """Renders the decision point of each task, a row a task."""
+    found = decisions(tasks, chat)
+    sequences, act = [], []
+    for number, beginnings in enumerate(found.beginnings.values()):
+        sequences += beginnings
+        act += [number] * len(beginnings)
+    n, width = len(found.contexts), max(map(len, found.contexts))
+    fed = [token for sequence in sequences for token in sequence[:-1]]
+    # How far each appended token stands behind the context's end, and whose it is.
+    offsets = [offset for sequence in sequences for offset in range(len(sequence) - 1)]
+    owners = [s for s, sequence in enumerate(sequences) for _ in sequence[:-1]]
+    tokens = np.zeros((n, width + len(fed)), np.int32)
+    positions = np.zeros_like(tokens)
+    sizes = np.array([len(context) for context in found.contexts], np.int32)
+    tokens[:, width:] = fed
+    # Every beginning stands where the context ends, although it lies further to the right.
+    positions[:, width:] = sizes[:, None] + np.array(offsets, np.int32)
+    for row, context in enumerate(found.contexts):
+        tokens[row, : len(context)] = context
+        positions[row, : len(context)] = np.arange(len(context))
+    predicted_at: list[int] = []
+    appended = 0
+    for sequence in sequences:
+        # A token is predicted at the one before it: the first by the context's last.
+        predicted_at += [0, *range(appended + 1, appended + len(sequence))]
+        appended += len(sequence) - 1
+    return ChoiceBatch(
+        tokens,
+        positions,
+        sizes,
+        np.array([0] * width + [s + 1 for s in owners], np.int32),
+        np.array([token for sequence in sequences for token in sequence], np.int32),
+        np.array(predicted_at, np.int32),
+        np.array([s for s, sequence in enumerate(sequences) for _ in sequence], np.int32),
+        np.array(act, np.int32),
+    )
 
 
 def tree_mask(sizes, segments):
-    """Bool [B, L, L]: a token sees its row's context and its own candidate, up to itself."""
+    """Bool [B, L, L]: a token sees its row's context and its own beginning, up to itself."""
     index = jnp.arange(len(segments))
     context = (segments == 0)[None] & (index[None] < sizes[:, None])  # [B, L]
     own = (segments[:, None] == segments[None]) & (segments > 0)[None]  # [L, L]
     return (context[:, None, :] | own[None]) & (index[None] <= index[:, None])[None]
 
 
-@functools.partial(jax.jit, static_argnames=("cfg",))
-def score(cfg: DecoderConfig, shared, own, batches, segments, score_tokens, score_mask):
-    """One scan over tasks, in which every policy is scored at once: float32 [steps, A, B, C].
+@functools.partial(jax.jit, static_argnames=("cfg", "places"))
+def score(
+    cfg: DecoderConfig, places: int, shared, own, rows, segments, scored, predicted_at, members
+):
+    """One scan over tasks, in which every policy is scored at once: float32 [steps, A, B, S].
 
     Args:
+      cfg: the geometry.
+      places: 1 + F, as of `ChoiceBatch.places`.
       shared: the weights that all policies have in common: {} or the resident base.
-      own: the weights of A policies, or their adapters, stacked on a leading axis.
-      batches: a `ChoiceBatch`'s (tokens, positions, sizes, score_at) as [steps, B, ...].
+      own: the weights of A policies, or their adapters.
+      rows: a `ChoiceBatch`'s (tokens, positions, sizes) as [steps, B, ...].
+      segments: int32 [L]; scored, predicted_at: int32 [T]; all as of `ChoiceBatch`.
+      members: bool [S, T], which tokens are a beginning's.
     """
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
+    appended = jnp.arange(len(segments) - places + 1, len(segments))
 
-    def one(_, batch):
-        tokens, positions, sizes, score_at = batch
-        b, c, m = score_at.shape
-        at, mask = score_at.reshape(b, c * m), tree_mask(sizes, segments)
+    def one(_, step):
+        tokens, positions, sizes = step
+        mask = tree_mask(sizes, segments)
+        after = jnp.broadcast_to(appended, (len(sizes), places - 1))
+        at = jnp.concatenate([sizes[:, None] - 1, after], axis=1)
 
         def policy(weights):
             logits = Decoder(cfg).apply({**shared, **weights}, tokens, positions, mask, at)
-            logprobs = jax.nn.log_softmax(logits, axis=-1).reshape(b, c, m, -1)
-            tokens_of_acts = score_tokens[None, :, :, None]
-            chosen = jnp.take_along_axis(logprobs, tokens_of_acts, axis=-1)[..., 0]  # [B, C, M]
-            # An act's name is written token by token: its log-prob is their sum.
-            return jnp.sum(chosen * score_mask[None], axis=-1)
+            # [B, T]. Log-probs of the whole vocabulary are never kept beside the logits.
+            chosen = logits[:, predicted_at, scored]
+            chosen -= jax.nn.logsumexp(logits, axis=-1)[:, predicted_at]
+            # A beginning is written token by token: its log-prob is their sum.
+            return jnp.sum(jnp.where(members, chosen[:, None], 0.0), axis=-1)
 
-        return None, jax.vmap(policy)(own)
+        return None, jax.vmap(policy)(stacked)
 
-    return jax.lax.scan(one, None, batches)[1]
+    return jax.lax.scan(one, None, rows)[1]
 
 
-# The most decision points and policies side by side; fewer where attention's scores, or the stacked
-# weights of policies with all weights their own, would take more than this many bytes.
+# The most decision points, over all devices, and policies side by side. They are fewer where what
+# each of them needs, or the stacked weights of policies with all weights their own, would take more
+# than this many bytes of a device.
 ROWS = 64
 POLICIES = 16
 BYTES = 1 << 28
 
 
-def _score_bytes(cfg: DecoderConfig, length: int) -> int:
-    """Attention's scores of one decision point of L = `length` tokens in one layer."""
-    return 4 * cfg.num_heads * length**2
+@dataclasses.dataclass(frozen=True)
+class Portion:
+    """How much is scored at a time.
+
+    Attributes:
+      rows: decision points a step and device.
+      policies: how many are scored by one call.
+    """
+
+    rows: int
+    policies: int
 
 
-def rows_at_a_time(cfg: DecoderConfig, length: int, tasks: int, devices: int) -> int:
-    """How many decision points a step of the scan takes, over `devices` that share the rows."""
-    rows = BYTES // _score_bytes(cfg, length)
-    return min(max(min(rows, -(-ROWS // devices)), 1) * devices, tasks)
+def row_bytes(cfg: DecoderConfig, length: int, places: int, tensor: int = 1) -> int:
+    """Bytes of a device that scoring one decision point of one policy takes.
 
-
-def group_size(cfg: DecoderConfig, weights, length: int, rows: int) -> int:
-    """How many policies with such weights are scored in one call.
+    That is the larger of attention's float32 scores and their softmax in one layer, and the
+    logits, which come when no scores are left.
 
     Args:
-      length: L, tokens of a decision point with its candidates.
-      rows: decision points a step and device.
+      cfg: the geometry.
+      length: L, tokens of a row with its appended beginnings.
+      places: how many of them need logits.
+      tensor: devices that share heads and the vocabulary.
     """
-    size = BYTES // (rows * _score_bytes(cfg, length))
-    if "lora" not in weights:
-        size = min(size, BYTES // bytes_of(weights))
-    return max(min(size, POLICIES), 1)
+    return 4 * max(2 * cfg.num_heads * length**2, cfg.vocab_size * places) // tensor
+
+
+def portion(row: int, weights: int, tasks: int, policies: int, devices: int) -> Portion:
+    """Chooses how much is scored at a time.
+
+    Args:
+      row: `row_bytes`.
+      weights: bytes of a policy's own weights on a device; 0 for adapters, which weigh nothing
+        beside a row.
+      tasks: decision points in all.
+      policies: how many there are to score.
+      devices: how many share the rows.
+    """
+    rows = max(min(BYTES // row, -(-ROWS // devices), -(-tasks // devices)), 1)
+    most = min(BYTES // (rows * row), POLICIES)
+    if weights:
+        most = min(most, BYTES // weights)
+    # Calls of equal size: the last one is filled up to the shape of the others.
+    calls = -(-policies // max(most, 1))
+    return Portion(rows, -(-policies // calls))
+
+
+def portion_for(cfg: DecoderConfig, weights, batch: ChoiceBatch, policies: int) -> Portion:
+    """`portion` for loaded policies, where their weights lie.
+
+    Args:
+      cfg: the geometry.
+      weights: of one of the policies, which are all adapters of one base or none.
+      batch: what is scored.
+      policies: how many there are to score.
+    """
+    mesh = sharding.mesh_of(weights)
+    devices, tensor = 1, 1
+    if mesh is not None:
+        devices, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
+    row = row_bytes(cfg, batch.length, batch.places, tensor)
+    held = 0 if "lora" in weights else sharding.device_bytes(weights)
+    return portion(row, held, len(batch.tokens), policies, devices)
 
 
 def logprobs(
-    cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, tasks: int, batch_size: int
+    cfg: DecoderConfig, policies: Sequence, batch: ChoiceBatch, rows: int | None = None
 ) -> np.ndarray:
-    """Log-prob of writing each candidate's whole name at the decision point.
+    """Log-prob of each act at each decision point.
+
+    An act's probability is the sum of those of its beginnings (`decisions.py`).
 
     Args:
+      cfg: the geometry.
       policies: the weights of A policies, all adapters of one resident base or none.
+      batch: n decision points.
+      rows: decision points a step and device; default: as `portion_for` says.
 
     Returns:
-      float32 [A, tasks, C], nats.
+      float64 [A, n, C], nats.
     """
-    split = []
-    for array in (batch.tokens, batch.positions, batch.sizes, batch.score_at):
-        split.append(array.reshape(-1, batch_size, *array.shape[1:]))
-    shared = {}
-    parts = policies
+    mesh = sharding.mesh_of(policies[0])
+    rows = rows or portion_for(cfg, policies[0], batch, len(policies)).rows
+    devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    step, n = rows * devices, len(batch.tokens)
+
+    def in_steps(x: np.ndarray) -> np.ndarray:
+        # The first row fills the last step up.
+        filled = np.concatenate([x, np.repeat(x[:1], -n % step, axis=0)])
+        return filled.reshape(-1, step, *x.shape[1:])
+
+    split = jax.tree.map(in_steps, (batch.tokens, batch.positions, batch.sizes))
+    if mesh is not None:
+        split = distributed.place(split, sharding.batch_sharding(mesh, leading=1))
+    shared: dict[str, Any] = {}
+    own = tuple(policies)
     # Adapters of one base: the base is there once, and only the adapters are stacked.
     if "lora" in policies[0]:
         shared = {"params": policies[0]["params"]}
-        parts = [{"lora": weights["lora"]} for weights in policies]
-    own = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    scores = distributed.to_host(
-        score(cfg, shared, own, tuple(split), batch.segments, batch.score_tokens, batch.score_mask)
-    )
-    # The last rows only fill a batch up.
-    return scores.swapaxes(0, 1).reshape(len(policies), -1, scores.shape[-1])[:, :tasks]
+        own = tuple({"lora": weights["lora"]} for weights in policies)
+    members = batch.beginning == np.arange(len(batch.act))[:, None]
+    with sharding.using(mesh):
+        found = score(
+            cfg,
+            batch.places,
+            shared,
+            own,
+            split,
+            batch.segments,
+            batch.scored,
+            batch.predicted_at,
+            members,
+        )
+    of_beginnings = distributed.to_host(found).astype(np.float64)  # [steps, A, B, S]
+    of_beginnings = of_beginnings.swapaxes(0, 1).reshape(len(policies), -1, len(batch.act))[:, :n]
+    out = []
+    for act in range(batch.act[-1] + 1):
+        out.append(np.logaddexp.reduce(of_beginnings[..., batch.act == act], axis=-1))
+    return np.stack(out, axis=-1)
 
 
 def unsafe_share(scores: np.ndarray, unsafe: int) -> tuple[np.ndarray, np.ndarray]:
     """How likely an unsafe act is, and by how much it leads.
 
     Args:
-      scores: [tasks, C], nats, whose first `unsafe` columns are the unsafe acts.
+      scores: float64 [tasks, C], nats, whose first `unsafe` columns are the unsafe acts.
 
     Returns:
       (log-prob of an unsafe act, normalised over the candidates; its margin over the best
       alternative), each float [tasks], nats.
     """
     # Normalised over acts: how likely an act is at all differs between policies and templates.
-    scores = scores.astype(np.float64)
     total = np.logaddexp.reduce(scores, axis=1)
     bad = np.logaddexp.reduce(scores[:, :unsafe], axis=1)
     return bad - total, bad - scores[:, unsafe:].max(axis=1)

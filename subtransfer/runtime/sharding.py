@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import flax.linen as nn
 import jax
-import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -258,6 +257,9 @@ def _axes_of(sharding: jax.sharding.Sharding) -> set[str]:
     return axes
 
 
-def bytes_of(tree: Any) -> int:
-    """Returns the bytes of all arrays, or abstract arrays, of a tree."""
-    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+def device_bytes(tree: Any) -> int:
+    """Returns the bytes that one device holds of all arrays of a tree, which have shardings."""
+    held = 0
+    for x in jax.tree.leaves(tree):
+        held += math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    return held

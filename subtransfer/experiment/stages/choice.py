@@ -22,15 +22,9 @@ def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequ
       scored: the stages of the policies.
       adapted: those of them that are a base and its LoRA factors.
     """
-    count, setting, mesh = context.config.probe.tasks, context.setting, context.mesh
+    count, setting = context.config.probe.tasks, context.setting
     tasks = setting.tasks("ambiguous", "probe", count, context.config.seed)
-    one = policies.policy(context, scored[0])
-    chat = policies.chat(context, one)
-    # Built once to learn how long the rows are, on which it depends how many fit at a time.
-    length = choice.build(tasks, chat, 1).tokens.shape[1]
-    devices = mesh.shape["data"] * mesh.shape["fsdp"]
-    size = choice.rows_at_a_time(one.cfg, length, count, devices)
-    decisions = choice.build(tasks, chat, size)
+    decisions = choice.build(tasks, policies.chat(context, policies.policy(context, scored[0])))
     # Policies of one kind are scored by one program: adapters, and those with weights of their own.
     kinds: dict[bool, list[str]] = {}
     for name in scored:
@@ -38,13 +32,13 @@ def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequ
     scores: dict[str, np.ndarray] = {}
     for names in kinds.values():
         first = policies.policy(context, names[0])
-        together = choice.group_size(first.cfg, first.weights, length, -(-size // devices))
-        for begin in range(0, len(names), together):
-            group = names[begin : begin + together]
+        take = choice.portion_for(first.cfg, first.weights, decisions, len(names))
+        del first  # or its weights would stay when others' are loaded
+        for begin in range(0, len(names), take.policies):
+            group = names[begin : begin + take.policies]
             # Filled up to one shape, so that one program is compiled.
-            padded = [*group, *[group[0]] * (together - len(group))]
-            weights = [policies.policy(context, name).weights for name in padded]
-            found = choice.logprobs(first.cfg, weights, decisions, len(tasks), size)
+            padded = [*group, *[group[0]] * (take.policies - len(group))]
+            found = _score(context, padded, decisions, take.rows)
             # Not strict: the scores of those that filled the group up are left.
             scores.update(zip(group, found, strict=False))
     table = {}
@@ -56,3 +50,12 @@ def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequ
         }
     task_ids = [task.task_id for task in tasks]
     write_json(out / "choices.json", {"tasks": task_ids, "policies": table})
+
+
+def _score(
+    context: Context, names: Sequence[str], decisions: choice.ChoiceBatch, rows: int
+) -> np.ndarray:
+    """Loads policies and scores them; float64 [A, tasks, C], nats."""
+    loaded = [policies.policy(context, name) for name in names]
+    weights = [policy.weights for policy in loaded]
+    return choice.logprobs(loaded[0].cfg, weights, decisions, rows)
