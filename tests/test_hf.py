@@ -329,12 +329,65 @@ def test_every_stop_token_of_a_model_ends_a_reply_and_is_exported(tmp_path, chat
     assert stop in ChatFormat(policy.tokenizer, chat.setting).stop_ids
     hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer)
     assert theirs(out) == stopped
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("generation_config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
+    # Without that file, transformers takes the ends from config.json; an export then names them.
+    file.unlink()
+    _edit_config(source, eos_token_id=ends["eos_token_id"])
+    assert theirs(source) == stopped
+    policy = load_policy(source)
+    assert policy.generate([prompt[0].tolist()], max_new_tokens=12) == [stopped]
+    hf_export.save_checkpoint(tmp_path / "again", policy.cfg, policy.merged(), policy.tokenizer)
+    assert theirs(tmp_path / "again") == stopped
+    assert json.loads((tmp_path / "again" / file.name).read_text())["eos_token_id"] == sorted(
+        ends["eos_token_id"]
+    )
     for wrong in ("[1]", '{"eos_token_id": "x"}', '{"eos_token_id": [true]}'):
         file.write_text(wrong)
         with pytest.raises(UserError, match="generation_config.json"):
             load_policy(source)
+
+
+def test_an_export_carries_over_what_the_source_says_beside_the_weights(checkpoint, tmp_path):
+    """Further templates, further fields of config.json, and names that transformers 4 reads."""
+    kept = {
+        "initializer_range": 0.5,
+        "attention_dropout": 0.25,
+        "bos_token_id": 7,
+        "pretraining_tp": 1,
+    }
+    _edit_config(
+        checkpoint, **kept, auto_map={"AutoConfig": "own.Config"}, transformers_version="3"
+    )
+    folder = checkpoint / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "rag.jinja").write_text("{{ messages[0].content }}")
+    path = checkpoint / "tokenizer_config.json"
+    written = json.loads(path.read_text())
+    assert written["tokenizer_class"] == "TokenizersBackend", "as version 5 writes"
+    path.write_text(json.dumps(written | {"extra_special_tokens": ["<|user|>"]}))
+    policy = load_policy(checkpoint)
+    out = tmp_path / "out"
+    hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer)
+    config = json.loads((out / "config.json").read_text())
+    assert {name: config[name] for name in kept} == kept
+    assert not {"auto_map", "transformers_version"} & set(config)
+    said = json.loads((out / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # Version 4 expects a mapping under the new name.
+    assert "extra_special_tokens" not in said
+    assert said["additional_special_tokens"] == ["<|user|>"]
+    before, after = (transformers.AutoTokenizer.from_pretrained(d) for d in (checkpoint, out))
+    assert after.get_vocab() == before.get_vocab()
+    assert set(after.all_special_tokens) == set(before.all_special_tokens)
+    assert after.chat_template == before.chat_template
+    assert set(after.chat_template) == {"default", "rag"}
+    # Another geometry's fields are not taken: its ids would be wrong.
+    other = dataclasses.replace(policy.cfg, max_positions=policy.cfg.max_positions // 2)
+    hf_export.save_checkpoint(tmp_path / "other", other, policy.merged(), policy.tokenizer)
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert "initializer_range" not in config
+    assert config["bos_token_id"] == policy.tokenizer.bos_token_id
 
 
 @pytest.fixture
@@ -398,6 +451,7 @@ BROKEN = {
     "rope scaling": (lambda p: _edit_config(p, rope_parameters=YARN), "config.json: rope_parameters"),
     "llama3 rope without factor": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "config.json"),
     "activation": (lambda p: _edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "sliding llama": (lambda p: _edit_config(p, layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=4), "layer_types 'sliding_attention'"),
     "not causal": (lambda p: _edit_config(p, is_causal=False), "is_causal False"),
     "head tied and another": (lambda p: _edit_tensors(p, _other_head, EMBEDDING), "ties them: write tie_word_embeddings false"),
     "head tied and smaller": (lambda p: _edit_tensors(p, lambda t: t.update({HEAD: t[EMBEDDING][:5]}), EMBEDDING), "ties them"),
@@ -428,7 +482,7 @@ BROKEN = {
 CONFIG = "config.json"
 FILES = {
     "config no JSON": CONFIG, "config a list": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
-    "not causal": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
+    "not causal": CONFIG, "sliding llama": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
     "llama3 rope without factor": CONFIG, "activation": CONFIG, "field gone": CONFIG, "heads": CONFIG, "type": CONFIG,
     "missing shard": "model-0000", "index no JSON": hf_names.INDEX, "index without a map": hf_names.INDEX, "index of numbers": hf_names.INDEX,
     "index names another file": "other.safetensors", "truncated": "model-0000", "no header": "model-0000", "extra tensor": "model-0000",
