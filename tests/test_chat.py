@@ -10,8 +10,8 @@ import time
 import numpy as np
 import pytest
 
-from subtransfer.models.calls import read_turn
 from subtransfer.models import rendering
+from subtransfer.models.calls import read_turn
 from subtransfer.models.chat import ChatFormat, set_thinking
 from subtransfer.rollout.grammar import turn_pattern
 from subtransfer.runtime.errors import UserError

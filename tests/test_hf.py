@@ -16,11 +16,13 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from subtransfer.models import families, hf_export, hf_load, hf_names
+from subtransfer.models import chat as chat_format
+from subtransfer.models import families, hf_export, hf_load, hf_names, stop_tokens
 from subtransfer.models.attention import causal_mask
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, extend
 from subtransfer.models.kv_cache import Cache
+from subtransfer.rollout import saved_policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 
@@ -396,6 +398,30 @@ def checkpoint(tmp_path, chat):
     model.save_pretrained(tmp_path / "m", max_shard_size="60KB")
     chat.tokenizer.save_pretrained(tmp_path / "m")
     return tmp_path / "m"
+
+
+def test_what_a_runs_policies_keep_of_a_checkpoints_tokenizer(checkpoint, tmp_path):
+    """Whether it is asked for thoughts, and its stop tokens: also of a twin from scratch."""
+    ends = [3, 7]
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    cfg = families.read_config(checkpoint)
+    tokenizer = hf_load.load_tokenizer(checkpoint, cfg)
+    assert chat_format.thinking(tokenizer) == "template"
+    chat_format.set_thinking(tokenizer, "false")
+    for name in ("imported", "twin"):
+        (tmp_path / name).mkdir()
+    saved_policy.save_imported(tmp_path / "imported", cfg, checkpoint, tokenizer)
+    saved_policy.save_base(tmp_path / "twin", cfg, hf_load.load_params(checkpoint, cfg), tokenizer)
+    for name in ("imported", "twin"):
+        read = saved_policy.load_policy_tokenizer(tmp_path / name)
+        assert chat_format.thinking(read) == "false"
+        assert stop_tokens.stop_ids(read) == sorted({*ends, tokenizer.eos_token_id})
+        loaded = load_policy(tmp_path / name).tokenizer
+        assert chat_format.thinking(loaded) == "false"
+    path = tmp_path / "twin" / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"thinking": "maybe"}))
+    with pytest.raises(UserError, match="of another version .*thinking 'maybe'"):
+        load_policy(tmp_path / "twin")
 
 
 def _edit_config(path, **changes):

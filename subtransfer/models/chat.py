@@ -71,6 +71,11 @@ def set_thinking(tokenizer: Any, thinking: str) -> None:
     setattr(tokenizer, _ATTRIBUTE, thinking)
 
 
+def thinking(tokenizer: Any) -> str:
+    """What `set_thinking` noted with a tokenizer; "template" where nothing was."""
+    return getattr(tokenizer, _ATTRIBUTE, "template")
+
+
 def _json(value: Any) -> str:
     # Without escapes, as the `tojson` that transformers gives to templates.
     return json.dumps(value, ensure_ascii=False)
@@ -123,18 +128,18 @@ class ChatFormat:
         self._words_as = "content"
         # What an agent's message says of its thoughts where it has none.
         self._silence: dict[str, str] = {}
-        self._thinking: str = getattr(tokenizer, _ATTRIBUTE, "template")
+        self._thinking = thinking(tokenizer)
         self._learn()
         self._prove()
 
     # -- learning the template -------------------------------------------------------------------
 
-    def _render(self, messages, *, generation=False, tools=True, thinking="") -> str:
+    def _render(self, messages, *, generation=False, tools=True, think="") -> str:
         schemas = list(self.setting.tools) if tools and self._tool_role == "tool" else None
         options: dict[str, Any] = {**_CONSTANTS, "add_generation_prompt": generation}
-        thinking = thinking or self._thinking
-        if thinking != "template":
-            options["enable_thinking"] = thinking == "true"
+        think = think or self._thinking
+        if think != "template":
+            options["enable_thinking"] = think == "true"
         return rendering.render(self.tokenizer, messages, schemas, **options)
 
     def _tool_call(self, action: Action) -> dict[str, Any]:
@@ -254,7 +259,7 @@ class ChatFormat:
         """Refuses a template that does not do what `set_thinking` says."""
         if self._thinking == "template":
             return
-        on, off = (self._render(head, generation=True, thinking=t) for t in ("true", "false"))
+        on, off = (self._render(head, generation=True, think=t) for t in ("true", "false"))
         if on != off or self._thinks(after_user) == (self._thinking == "true"):
             return
         does = "always opens" if self._thinking == "false" else "never opens"
