@@ -11,28 +11,24 @@ template makes of a conversation. The exit status is 1 where something differs.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from absl import flags
 
 from subtransfer.models import hf_export, lora, peft_adapter
 from subtransfer.models.stop_tokens import stop_ids
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError, exit_status
-
-_PYTHON = flags.DEFINE_multi_string(
-    "python", [], "The interpreter of another environment; may be given several times."
-)
-_JSON = flags.DEFINE_string("json", None, "Also write the figures to this file.")
 
 # One geometry of each family has adapters, too.
 ADAPTED = (
@@ -259,22 +255,30 @@ def show(records: list[dict[str, Any]]) -> None:
         print(f"{record['transformers']:13}{record['export']:52}{number:>10}  {rest}")
 
 
-def main(argv: list[str]) -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status: 0, 1 for a difference, 2 for a user's mistake."""
     from tests.families import GEOMETRIES
 
-    try:
-        flags.FLAGS(argv)
-    except flags.Error as error:
-        print(f"error: {error}: see python -m tools.check_export --help.", file=sys.stderr)
-        return 2
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.check_export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--python",
+        action="append",
+        default=[],
+        help="the interpreter of another environment; may be given several times",
+    )
+    parser.add_argument("--json", help="also write the figures to this file")
+    given = parser.parse_args(arguments)
     records: list[dict[str, Any]] = []
 
     def work() -> None:
-        records.extend(check([sys.executable, *_PYTHON.value], [*GEOMETRIES, MULTIMODAL]))
+        records.extend(check([sys.executable, *given.python], [*GEOMETRIES, MULTIMODAL]))
         show(records)
-        if _JSON.value:
-            Path(_JSON.value).expanduser().write_text(json.dumps(records, indent=2) + "\n")
+        if given.json:
+            Path(given.json).expanduser().write_text(json.dumps(records, indent=2) + "\n")
 
     status = exit_status(work)
     wrong = [record for record in records if record["differences"]]
@@ -284,4 +288,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    sys.exit(main())

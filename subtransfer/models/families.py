@@ -241,10 +241,10 @@ def source_fields(directory: Path, cfg: DecoderConfig) -> dict[str, Any]:
     the directory has no config of this geometry.
     """
     try:
-        same = read_config(directory, cfg.dtype, cfg.remat, cfg.attention) == cfg
+        found = read_config(directory)
     except UserError:
         return {}
-    if not same:
+    if _geometry_json(found) != _geometry_json(cfg):
         return {}
     raw = read_json(directory / "config.json")
     # A multimodal model says some things of its language model at the top.
@@ -274,6 +274,13 @@ def config_json(
             "Qwen2 has no head width of its own: a model with biases needs heads x head width = "
             "width."
         )
+    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in _IDS}
+    dtypes = {"dtype": dtype, "torch_dtype": dtype}
+    return ids | dict(source or {}) | _geometry_json(cfg) | dtypes
+
+
+def _geometry_json(cfg: DecoderConfig) -> dict[str, Any]:
+    """The fields of a `config.json` that a geometry decides."""
     out: dict[str, Any] = {
         "architectures": [CLASSES[cfg.family]],
         "model_type": cfg.family,
@@ -288,8 +295,6 @@ def config_json(
         "rope_parameters": _rope_json(cfg.rope),
         "tie_word_embeddings": cfg.tied_embeddings,
         "max_position_embeddings": cfg.max_positions,
-        "dtype": dtype,
-        "torch_dtype": dtype,
         **_old_rope_json(cfg),
     }
     # Gemma's class has rotary parameters by type of layer, and no softcapping in version 3.
@@ -314,5 +319,4 @@ def config_json(
     # Qwen's classes ignore windows unless this is set.
     if cfg.sliding and cfg.family.startswith("qwen"):
         out |= {"use_sliding_window": True, "max_window_layers": sum(not s for s in cfg.sliding)}
-    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in _IDS}
-    return ids | dict(source or {}) | out
+    return out
