@@ -397,9 +397,9 @@ class ChatFormat:
             # the whole joins the two.
             same_texts, turns = same, [turn for turn in turns if turn.thought and turn.action]
             text, tokens = self._both(turns)
-            same = same_texts and self.encode(text)[: len(tokens)] == tokens.tolist()
+            same = same_texts and self.encode(text)[: len(tokens)] == tokens
         else:
-            same = self.encode(text)[: len(tokens)] == tokens.tolist()
+            same = self.encode(text)[: len(tokens)] == tokens
         if not same:
             theirs, ours = _difference(text, self.decode(tokens))
             raise UserError(
@@ -408,11 +408,11 @@ class ChatFormat:
                 f"{theirs!r} where the turns alone give {ours!r}): {_ANOTHER}."
             )
 
-    def _both(self, turns: Sequence[Turn]) -> tuple[str, np.ndarray]:
+    def _both(self, turns: Sequence[Turn]) -> tuple[str, list[int]]:
         """A conversation as the template renders it, and its tokens turn by turn."""
         goes_on = turns[-1].result is not None
         text = self._render(self.messages("Look.", turns), generation=goes_on)
-        return text, self.demonstration("Look.", turns)[0]
+        return text, self.demonstration("Look.", turns)[0].tolist()
 
     # -- texts and tokens ------------------------------------------------------------------------
 
