@@ -270,6 +270,7 @@ REFUSED = {
     "thoughts that cannot be turned off": (templates.QWEN3_THINKING, "false", "always opens a thought"),
     "thoughts that are not there": (templates.QWEN2, "true", "never opens a thought"),
     "tools alone, and no calls": ({"tool_use": templates.CHATML}, "template", "multiple chat templates"),
+    "long conversations": (templates.CHATML + "{%- if messages | length > 5 %}{{ raise_exception('too long') }}{%- endif %}", "template", "refuses a conversation with tools .TemplateError: too long"),
     "syntax": ("{% for %}", "template", "refuses a conversation with tools .TemplateSyntaxError"),
     "fails": ("{{ messages[0].content + 1 }}", "template", "refuses a conversation with tools .TypeError"),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "template", "RecursionError"),

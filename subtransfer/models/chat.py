@@ -167,22 +167,16 @@ class ChatFormat:
         head[0]["content"] = self._system
         result = self._result(shown["tool"])
         words = [*head, {"role": "assistant", "content": shown["words"]}]
-        try:
-            prompt = self._render(head, generation=True)
-            final = self._render(words)
-            tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
-            # Some templates trim what they are given: then so must the segments' texts.
-            spaced_user = {**head[1], "content": f" {shown['user']} "}
-            spaced_tool = self._result(f" {shown['tool']} ")
-            self._trims = {
-                "user": f" {shown['user']}" not in self._render([head[0], spaced_user]),
-                "tool": f" {shown['tool']}" not in self._render([*words, spaced_tool]),
-            }
-        except rendering.CannotRender as error:
-            raise UserError(
-                f"The tokenizer's chat template refuses a conversation with tools ({error}): use "
-                "the template of an instruct model."
-            ) from error
+        prompt = self._render(head, generation=True)
+        final = self._render(words)
+        tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
+        # Some templates trim what they are given: then so must the segments' texts.
+        spaced_user = {**head[1], "content": f" {shown['user']} "}
+        spaced_tool = self._result(f" {shown['tool']} ")
+        self._trims = {
+            "user": f" {shown['user']}" not in self._render([head[0], spaced_user]),
+            "tool": f" {shown['tool']}" not in self._render([*words, spaced_tool]),
+        }
         self._check_thinking(head, prompt.partition(shown["user"])[2])
         self._before_user, self._after_user = self._split(prompt, shown["user"])
         wrapped = self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1]
@@ -240,8 +234,8 @@ class ChatFormat:
             whole = self._render(conversation)
         except rendering.CannotRender as error:
             raise UserError(
-                f"The tokenizer's chat template prints tools but refuses a call of one ({error}): "
-                f"{_ANOTHER}."
+                "The tokenizer's chat template prints tools but refuses a call of one "
+                f"({error.reason}): {_ANOTHER}."
             ) from error
         for marker, what in ((shown["name"], "calls"), (shown["tool"], "results")):
             if marker not in whole:
@@ -335,7 +329,10 @@ class ChatFormat:
             message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
             if self._words_as != "before the call":
                 message[self._words_as] = shown["words"]
-            whole = self._render([*head, message])
+            try:
+                whole = self._render([*head, message])
+            except rendering.CannotRender:
+                continue
             if not whole.startswith(prompt):
                 # Such as words in a thought that the prompt has shut.
                 continue

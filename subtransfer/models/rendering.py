@@ -20,8 +20,19 @@ SECONDS = 10.0
 _PART = 0.1
 
 
-class CannotRender(Exception):
-    """A template refuses a conversation or fails on it; the message says how."""
+class CannotRender(UserError):
+    """A template refuses a conversation or fails on it.
+
+    Attributes:
+      reason: how.
+    """
+
+    def __init__(self, reason: str):
+        super().__init__(
+            f"The tokenizer's chat template refuses a conversation with tools ({reason}): use the "
+            "template of an instruct model with tools."
+        )
+        self.reason = reason
 
 
 def render(
