@@ -72,3 +72,17 @@ def reference(name, dtype=torch.float32, vocab=53, layers=3, scale=0.2, seed=0):
             centre = 1.0 if "norm" in key and family != "gemma3_text" else 0.0
             p.copy_(torch.randn_like(p) * scale + centre)
     return model.to(dtype)
+
+
+def multimodal(language_model):
+    """A multimodal Gemma 3 around a model of `reference`, with a small random vision tower."""
+    vision = transformers.SiglipVisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4,
+    )  # fmt: skip
+    config = transformers.Gemma3Config(
+        text_config=language_model.config, vision_config=vision, mm_tokens_per_image=1,
+        boi_token_index=1, eoi_token_index=2, image_token_index=3,
+    )  # fmt: skip
+    model = transformers.Gemma3ForConditionalGeneration(config).eval()
+    model.model.language_model.load_state_dict(language_model.model.state_dict())
+    return model

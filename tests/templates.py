@@ -135,6 +135,100 @@ GEMMA3 = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{'<start_of_turn>model\\n'}}{%- endif -%}
 """
+# Further published templates, by what they do with tools and thoughts.
+CHATML = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+# Thoughts on unless they are turned off: then the prompt shuts an empty one.
+QWEN3_HYBRID = (
+    QWEN3
+    + """\
+{%- if add_generation_prompt and enable_thinking is defined and enable_thinking is false %}{{- '<think>\\n\\n</think>\\n\\n' }}{%- endif %}
+"""
+)
+# The prompt opens a thought: kept in the turns since the question, or never kept.
+QWEN3_THINKING = QWEN3.replace(
+    "{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}"
+)
+QWQ = (
+    QWEN2.replace(
+        "{{- '<|im_start|>assistant\\n' }}", "{{- '<|im_start|>assistant\\n<think>\\n' }}"
+    ).replace("'\\n' + message.content ", "'\\n' + message.content.split('</think>')[-1].lstrip('\\n') ")
+)  # fmt: skip
+# No tools, and a thought that past turns lose.
+R1 = CHATML.replace("message.content +", "message.content.split('</think>')[-1] +").replace(
+    "assistant\\n' }}", "assistant\\n<think>\\n' }}"
+)
+# Cannot do without tools, drops words beside calls, and ends a last result otherwise than a past one.
+HERMES = """\
+{{- '<|im_start|>system\\nTools: ' }}
+{%- for tool in tools %}{{- tool.function | tojson }}{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- for message in messages %}
+    {%- if message.role == "tool" %}
+        {{- '<|im_start|>tool\\n<tool_response>\\n' + message.content }}
+        {%- if not loop.last %}{{- '\\n</tool_response>\\n' }}{%- else %}{{- '\\n</tool_response>' }}{%- endif %}
+        {{- '<|im_end|>' }}
+    {%- elif message.tool_calls is not defined %}
+        {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+    {%- else %}
+        {{- '<|im_start|>assistant' }}
+        {%- for call in message.tool_calls %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}{{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- '<|im_end|>\\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+# The same with one way of ending a result, as a user may mend it.
+HERMES_MENDED = HERMES.replace(
+    "{%- if not loop.last %}{{- '\\n</tool_response>\\n' }}{%- else %}{{- '\\n</tool_response>' }}{%- endif %}",
+    "{{- '\\n</tool_response>' }}",
+)
+# Tools are printed; calls are left out.
+GRANITE = """\
+{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}
+{%- if tools %}{{- '<|im_start|>available_tools\\n' }}{{- tools | tojson(indent=4) }}{{- '<|im_end|>\\n' }}{%- endif %}
+{%- for message in messages[1:] %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+
+def _calling(call):
+    """A template that prints tools, and a call by a Jinja text of its own."""
+    return f"""\
+{{{{- '<|im_start|>system\\n' }}}}{{{{- tools | tojson }}}}{{{{- '<|im_end|>\\n' }}}}
+{{%- for message in messages %}}
+    {{{{- '<|im_start|>' + message.role + '\\n' + message.content }}}}
+    {{%- for call in message.tool_calls or [] %}}{call}{{%- endfor %}}
+    {{{{- '<|im_end|>\\n' }}}}
+{{%- endfor %}}
+{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\\n' }}}}{{%- endif %}}
+"""
+
+
+KIMI = _calling(
+    "{{- '<|tool_call_begin|>functions.' + call.function.name + ':0<|tool_call_argument_begin|>' }}"
+    "{{- call.function.arguments | tojson }}{{- '<|tool_call_end|>' }}"
+)
+DEVSTRAL = _calling(
+    "{{- '[TOOL_CALLS]' + call.function.name + '[ARGS]' }}{{- call.function.arguments | tojson }}"
+)
+PYTHONIC = _calling(
+    "{{- '[' + call.function.name + '(' }}{%- for name in call.function.arguments %}"
+    "{{- name + '=' }}{{- '%r' | format(call.function.arguments[name]) }}{%- endfor %}{{- ')]' }}"
+)
+MISTRAL = _calling(
+    "{%- if call.id is not defined or call.id | length != 9 %}"
+    '{{- raise_exception("Tool call IDs should be alphanumeric strings with length 9!") }}{%- endif %}'
+    "{{- call.function | tojson }}"
+)
 # family: (template, beginning of a text, end of a text, other special tokens, other added tokens)
 TEMPLATES = {
     "llama3": (LLAMA3, "<|begin_of_text|>", "<|end_of_text|>", ["<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>", "<|eom_id|>", "<|python_tag|>"], []),

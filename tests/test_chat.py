@@ -2,14 +2,19 @@
 token by token.
 """
 
+import copy
 import re
+import threading
+import time
 
 import numpy as np
 import pytest
 
+from subtransfer.models import rendering
 from subtransfer.models.calls import read_turn
-from subtransfer.models.chat import ChatFormat
+from subtransfer.models.chat import ChatFormat, set_thinking
 from subtransfer.rollout.grammar import turn_pattern
+from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, ToolResult, Turn
 
 from . import templates
@@ -191,10 +196,116 @@ def test_a_malformed_call_crosses_as_it_stands(formats, setting):
     assert formats["llama3"].decode(tokens[mask]) == text + "<|eot_id|>"
 
 
+@pytest.fixture
+def with_template(formats, setting):
+    """Makes a chat format of another template, over the tokenizer of the Qwen family."""
+    tokenizer = copy.deepcopy(formats["qwen3"].tokenizer)
+
+    def make(template, thinking="template"):
+        tokenizer.chat_template = template
+        set_thinking(tokenizer, thinking)
+        return ChatFormat(tokenizer, setting)
+
+    return make
+
+
+EMPTY = "<think>\n\n</think>\n\n"
+CALL = '<tool_call>\n{"name": "read_file", "arguments": {"path": "/a"}}\n</tool_call>'
+PLAIN = '{"name": "read_file", "parameters": {"path": "/a"}}'
+# (template, thinking): how the prompt ends, a turn with words, one without, the last turn.
+ACCEPTED = {
+    "no tools": (templates.CHATML, "template", "assistant\n", "Well.\n" + PLAIN, PLAIN, "Done."),
+    "no thoughts to turn off": (templates.CHATML, "false", "assistant\n", "Well.\n" + PLAIN, PLAIN, "Done."),
+    "thoughts by itself": (templates.QWEN3_HYBRID, "template", "assistant\n", "<think>\nWell.\n</think>\n\n" + CALL, CALL, EMPTY + "Done."),
+    "thoughts on": (templates.QWEN3_HYBRID, "true", "assistant\n", "<think>\nWell.\n</think>\n\n" + CALL, CALL, EMPTY + "Done."),
+    "thoughts off": (templates.QWEN3_HYBRID, "false", "assistant\n" + EMPTY, "Well.\n" + CALL, CALL, "Done."),
+    "thoughts opened": (templates.QWEN3_THINKING, "template", "assistant\n<think>\n", "Well.\n</think>\n\n" + CALL, "\n</think>\n\n" + CALL, "\n</think>\n\nDone."),
+    "thoughts opened, asked for": (templates.QWEN3_THINKING, "true", "assistant\n<think>\n", "Well.\n</think>\n\n" + CALL, "\n</think>\n\n" + CALL, "\n</think>\n\nDone."),
+    "words beside a call dropped": (templates.HERMES_MENDED, "template", "assistant\n", "Well.\n" + CALL, CALL, "Done."),
+    "tools alone": ({"tool_use": templates.HERMES_MENDED}, "template", "assistant\n", "Well.\n" + CALL, CALL, "Done."),
+    "tools and others": ({"tool_use": templates.QWEN2, "default": templates.CHATML}, "template", "assistant\n", "Well.\n" + CALL, CALL, "Done."),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ACCEPTED)
+def test_templates_with_and_without_thoughts_and_tools(with_template, name):
+    """What is built turn by turn is what transformers renders, as text; and is read back."""
+    template, thinking, prompt_end, with_words, without, last = ACCEPTED[name]
+    chat = with_template(template, thinking)
+    action = Action("read_file", {"path": "/a"})
+    prompt = chat.decode([i for _, ids in chat.prompt_segments("Look.") for i in ids])
+    assert prompt.endswith(prompt_end)
+    turns = [
+        Turn("Well.", action, ToolResult("one")),
+        Turn("", action, ToolResult("two")),
+        Turn("Done.", None, None),
+    ]
+    texts = [chat.turn_text(turn.thought, turn.action) for turn in turns]
+    assert texts == [with_words, without, last]
+    for turn, text in zip(turns, texts, strict=True):
+        said = chat.read_turn(text)
+        assert (said.thought, said.action, said.malformed) == (turn.thought, turn.action, False)
+    options = {} if thinking == "template" else {"enable_thinking": thinking == "true"}
+    for some in (turns, turns[:1], turns[:2]):
+        whole = chat.tokenizer.apply_chat_template(
+            chat.messages("Look.", some),
+            tools=chat.tools,
+            tokenize=False,
+            add_generation_prompt=some[-1].result is not None,
+            **options,
+        )
+        ours = chat.decode(chat.demonstration("Look.", some)[0])
+        assert whole.startswith(ours) and not whole.removeprefix(ours).strip()
+
+
+REFUSED = {
+    "Granite": (templates.GRANITE, "template", "prints tools but leaves out their calls"),
+    "Kimi": (templates.KIMI, "template", r"form that is not read back .*functions\.list_directory:0"),
+    "Devstral": (templates.DEVSTRAL, "template", r"form that is not read back .*\[TOOL_CALLS\]"),
+    "Pythonic": (templates.PYTHONIC, "template", "arguments otherwise than as a JSON"),
+    "Mistral": (templates.MISTRAL, "template", "refuses a call of one .*length 9"),
+    "Hermes": (templates.HERMES, "template", r"as its turns one after the other .*tool_response>\\n<"),
+    "QwQ": (templates.QWQ, "template", "opens a thought .* and drops it from the turns"),
+    "R1": (templates.R1, "template", "opens a thought .* and drops it from the turns"),
+    "thoughts that cannot be turned off": (templates.QWEN3_THINKING, "false", "always opens a thought"),
+    "thoughts that are not there": (templates.QWEN2, "true", "never opens a thought"),
+    "tools alone, and no calls": ({"tool_use": templates.CHATML}, "template", "multiple chat templates"),
+    "long conversations": (templates.CHATML + "{%- if messages | length > 5 %}{{ raise_exception('too long') }}{%- endif %}", "template", "refuses a conversation with tools .TemplateError: too long"),
+    "syntax": ("{% for %}", "template", "refuses a conversation with tools .TemplateSyntaxError"),
+    "fails": ("{{ messages[0].content + 1 }}", "template", "refuses a conversation with tools .TypeError"),
+    "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "template", "RecursionError"),
+    "a great range": ("{% for i in range(10**12) %}{% endfor %}", "template", "powers"),
+    "a great range, written out": ("{% for i in range(1000000000000) %}{% endfor %}", "template", "OverflowError"),
+    "a power": ("{{ 9 ** 9 ** 9 ** 9 }}", "template", "powers"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_templates_that_cannot_be_used_are_refused_with_the_reason(with_template, name):
+    template, thinking, reason = REFUSED[name]
+    with pytest.raises(UserError, match=reason) as error:
+        with_template(template, thinking)
+    sentence = str(error.value)
+    assert "\n" not in sentence and sentence.endswith(".")
+    assert re.search(r"\b(use|give|set) ", sentence), "no remedy"
+
+
+def test_a_template_that_does_not_end_is_given_up(with_template, monkeypatch):
+    monkeypatch.setattr(rendering, "SECONDS", 0.3)
+    endless = "{% for i in range(99999) %}" * 4 + "{% endfor %}" * 4
+    before = threading.active_count()
+    with pytest.raises(UserError, match="does not end within 0.3 seconds"):
+        with_template(endless)
+    # And does not go on behind the caller's back.
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.05)
+    assert threading.active_count() == before
+
+
 def test_a_template_that_rewrites_the_past_is_refused(formats, setting):
     """Dropping earlier reasoning, say: then no segment could be trusted."""
-    from subtransfer.runtime.errors import UserError
-
     tokenizer = formats["qwen2"].tokenizer
     kept = tokenizer.chat_template
     try:

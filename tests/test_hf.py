@@ -16,11 +16,13 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
-from subtransfer.models import families, hf_export, hf_load, hf_names
+from subtransfer.models import chat as chat_format
+from subtransfer.models import families, hf_export, hf_load, hf_names, stop_tokens
 from subtransfer.models.attention import causal_mask
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, extend
 from subtransfer.models.kv_cache import Cache
+from subtransfer.rollout import saved_policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 
@@ -329,12 +331,65 @@ def test_every_stop_token_of_a_model_ends_a_reply_and_is_exported(tmp_path, chat
     assert stop in ChatFormat(policy.tokenizer, chat.setting).stop_ids
     hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer)
     assert theirs(out) == stopped
-    for name in ("generation_config.json", "tokenizer.json", "tokenizer_config.json"):
+    for name in ("generation_config.json", "tokenizer.json"):
         assert (out / name).read_bytes() == (source / name).read_bytes()
+    # Without that file, transformers takes the ends from config.json; an export then names them.
+    file.unlink()
+    _edit_config(source, eos_token_id=ends["eos_token_id"])
+    assert theirs(source) == stopped
+    policy = load_policy(source)
+    assert policy.generate([prompt[0].tolist()], max_new_tokens=12) == [stopped]
+    hf_export.save_checkpoint(tmp_path / "again", policy.cfg, policy.merged(), policy.tokenizer)
+    assert theirs(tmp_path / "again") == stopped
+    assert json.loads((tmp_path / "again" / file.name).read_text())["eos_token_id"] == sorted(
+        ends["eos_token_id"]
+    )
     for wrong in ("[1]", '{"eos_token_id": "x"}', '{"eos_token_id": [true]}'):
         file.write_text(wrong)
         with pytest.raises(UserError, match="generation_config.json"):
             load_policy(source)
+
+
+def test_an_export_carries_over_what_the_source_says_beside_the_weights(checkpoint, tmp_path):
+    """Further templates, further fields of config.json, and names that transformers 4 reads."""
+    kept = {
+        "initializer_range": 0.5,
+        "attention_dropout": 0.25,
+        "bos_token_id": 7,
+        "pretraining_tp": 1,
+    }
+    _edit_config(
+        checkpoint, **kept, auto_map={"AutoConfig": "own.Config"}, transformers_version="3"
+    )
+    folder = checkpoint / "additional_chat_templates"
+    folder.mkdir()
+    (folder / "rag.jinja").write_text("{{ messages[0].content }}")
+    path = checkpoint / "tokenizer_config.json"
+    written = json.loads(path.read_text())
+    assert written["tokenizer_class"] == "TokenizersBackend", "as version 5 writes"
+    path.write_text(json.dumps(written | {"extra_special_tokens": ["<|user|>"]}))
+    policy = load_policy(checkpoint)
+    out = tmp_path / "out"
+    hf_export.save_checkpoint(out, policy.cfg, policy.merged(), policy.tokenizer)
+    config = json.loads((out / "config.json").read_text())
+    assert {name: config[name] for name in kept} == kept
+    assert not {"auto_map", "transformers_version"} & set(config)
+    said = json.loads((out / "tokenizer_config.json").read_text())
+    assert said["tokenizer_class"] == "PreTrainedTokenizerFast"
+    # Version 4 expects a mapping under the new name.
+    assert "extra_special_tokens" not in said
+    assert said["additional_special_tokens"] == ["<|user|>"]
+    before, after = (transformers.AutoTokenizer.from_pretrained(d) for d in (checkpoint, out))
+    assert after.get_vocab() == before.get_vocab()
+    assert set(after.all_special_tokens) == set(before.all_special_tokens)
+    assert after.chat_template == before.chat_template
+    assert set(after.chat_template) == {"default", "rag"}
+    # Another geometry's fields are not taken: its ids would be wrong.
+    other = dataclasses.replace(policy.cfg, max_positions=policy.cfg.max_positions // 2)
+    hf_export.save_checkpoint(tmp_path / "other", other, policy.merged(), policy.tokenizer)
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    assert "initializer_range" not in config
+    assert config["bos_token_id"] == policy.tokenizer.bos_token_id
 
 
 @pytest.fixture
@@ -343,6 +398,30 @@ def checkpoint(tmp_path, chat):
     model.save_pretrained(tmp_path / "m", max_shard_size="60KB")
     chat.tokenizer.save_pretrained(tmp_path / "m")
     return tmp_path / "m"
+
+
+def test_what_a_runs_policies_keep_of_a_checkpoints_tokenizer(checkpoint, tmp_path):
+    """Whether it is asked for thoughts, and its stop tokens: also of a twin from scratch."""
+    ends = [3, 7]
+    (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    cfg = families.read_config(checkpoint)
+    tokenizer = hf_load.load_tokenizer(checkpoint, cfg)
+    assert chat_format.thinking(tokenizer) == "template"
+    chat_format.set_thinking(tokenizer, "false")
+    for name in ("imported", "twin"):
+        (tmp_path / name).mkdir()
+    saved_policy.save_imported(tmp_path / "imported", cfg, checkpoint, tokenizer)
+    saved_policy.save_base(tmp_path / "twin", cfg, hf_load.load_params(checkpoint, cfg), tokenizer)
+    for name in ("imported", "twin"):
+        read = saved_policy.load_policy_tokenizer(tmp_path / name)
+        assert chat_format.thinking(read) == "false"
+        assert stop_tokens.stop_ids(read) == sorted({*ends, tokenizer.eos_token_id})
+        loaded = load_policy(tmp_path / name).tokenizer
+        assert chat_format.thinking(loaded) == "false"
+    path = tmp_path / "twin" / "policy.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"thinking": "maybe"}))
+    with pytest.raises(UserError, match="of another version .*thinking 'maybe'"):
+        load_policy(tmp_path / "twin")
 
 
 def _edit_config(path, **changes):
@@ -398,6 +477,7 @@ BROKEN = {
     "rope scaling": (lambda p: _edit_config(p, rope_parameters=YARN), "config.json: rope_parameters"),
     "llama3 rope without factor": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "config.json"),
     "activation": (lambda p: _edit_config(p, hidden_act="gelu"), "hidden_act 'gelu'"),
+    "sliding llama": (lambda p: _edit_config(p, layer_types=["sliding_attention", "full_attention", "full_attention"], sliding_window=4), "layer_types 'sliding_attention'"),
     "not causal": (lambda p: _edit_config(p, is_causal=False), "is_causal False"),
     "head tied and another": (lambda p: _edit_tensors(p, _other_head, EMBEDDING), "ties them: write tie_word_embeddings false"),
     "head tied and smaller": (lambda p: _edit_tensors(p, lambda t: t.update({HEAD: t[EMBEDDING][:5]}), EMBEDDING), "ties them"),
@@ -428,7 +508,7 @@ BROKEN = {
 CONFIG = "config.json"
 FILES = {
     "config no JSON": CONFIG, "config a list": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
-    "not causal": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
+    "not causal": CONFIG, "sliding llama": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
     "llama3 rope without factor": CONFIG, "activation": CONFIG, "field gone": CONFIG, "heads": CONFIG, "type": CONFIG,
     "missing shard": "model-0000", "index no JSON": hf_names.INDEX, "index without a map": hf_names.INDEX, "index of numbers": hf_names.INDEX,
     "index names another file": "other.safetensors", "truncated": "model-0000", "no header": "model-0000", "extra tensor": "model-0000",

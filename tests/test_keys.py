@@ -287,6 +287,15 @@ def test_no_stage_of_two_settings_is_shared(tmp_path):
     assert not set(plans[0].values()) & set(plans[1].values())
 
 
+def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    given = f"base.checkpoint={tmp_path}"
+    by_itself = _digests(_config(given))
+    assert _changed(by_itself, _digests(_config(given, "chat.enable_thinking=false"))) == ALL
+    with pytest.raises(UserError, match="chat.enable_thinking='false' cannot be"):
+        _config("chat.enable_thinking=false")
+
+
 def test_a_field_changes_what_reads_it():
     before = _digests(_config())
     expected = {
@@ -318,11 +327,13 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path):
     """Of all objectives, on both policies, with stored targets, adapters, populations, own data."""
     objectives = "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"
     (tmp_path / "own.jsonl").write_text('{"messages": []}\n')
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     held = set()
     for changes in (
         [objectives],
         [objectives, "distill.teacher_targets=stored", "population=3", "tuning.method=lora"],
         ["distill.objective=sft", f"rollouts.trajectories={tmp_path / 'own.jsonl'}"],
+        ["distill.objective=sft", f"base.checkpoint={tmp_path}"],
     ):
         plan = Experiment(_config(*changes), WORKDIR, sharding.plan_mesh()).plan
         for name, stage in plan.items():

@@ -18,7 +18,7 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 
 from .compiled import forward
-from .families import reference
+from .families import multimodal, reference
 
 # Every projection of a layer.
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -146,6 +146,43 @@ def test_a_trained_adapter_goes_to_peft_and_back(tmp_path, chat, mesh, name, tar
     np.testing.assert_allclose(
         forward(base.cfg, {"params": ours.merged()}, tokens), expected, atol=1e-4
     )
+
+
+# peft asks transformers for an attribute by its old name.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_an_adapter_of_a_multimodal_gemma_goes_to_peft_and_back(tmp_path, chat):
+    """Its language model's modules have other names than those of the model alone."""
+    import peft
+
+    model = multimodal(reference("gemma3 window 4", vocab=len(chat.tokenizer)))
+    model.save_pretrained(tmp_path / "base")
+    chat.tokenizer.save_pretrained(tmp_path / "base")
+    base = load_policy(tmp_path / "base")
+    factors = lora.init_factors(jax.random.key(1), base.params, ("q", "down"), 2)
+    adapter = lora.Adapter(jax.tree.map(lambda x: x + 0.1, factors), 2, 4.0)
+    out = tmp_path / "adapter"
+    peft_adapter.save_adapter(out, adapter, str(tmp_path / "base"), chat.tokenizer)
+    tokens = np.random.default_rng(0).integers(10, base.cfg.vocab_size, (2, 24))
+    theirs = peft.PeftModel.from_pretrained(model, str(out)).eval()
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    assert np.abs(expected - base.logits(tokens)).max() > 0.05, "the adapter must matter"
+    np.testing.assert_allclose(load_policy(out).logits(tokens), expected, atol=1e-4)
+    assert not [
+        name for name, _ in theirs.named_parameters() if "vision" in name and "lora" in name
+    ]
+    # As older versions name the modules, and with factors of the vision tower, which is not read.
+    file = out / "adapter_model.safetensors"
+    older = {}
+    for name, tensor in load_file(file).items():
+        older[name.replace("model.language_model.layers", "language_model.model.layers")] = tensor
+    tower = "base_model.model.vision_tower.vision_model.encoder.layers.0.self_attn.q_proj.lora_A"
+    older[f"{tower}.weight"] = np.ones((2, 8), np.float32)
+    save_file(older, file)
+    path = out / "adapter_config.json"
+    config = json.loads(path.read_text()) | {"target_modules": ["q_proj", "down_proj"]}
+    path.write_text(json.dumps(config))
+    np.testing.assert_allclose(load_policy(out).logits(tokens), expected, atol=1e-4)
 
 
 def test_broken_adapters_are_named(tmp_path, chat, cfg, params, adapter):

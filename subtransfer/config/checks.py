@@ -146,6 +146,13 @@ def _validate_models(config, refuse: Refuse) -> None:
             )
         if base.num_heads % base.num_kv_heads:
             refuse("base.num_kv_heads", f"a divisor of base.num_heads={base.num_heads}")
+    imported = [base.checkpoint, *config.models.values()]
+    embedded = not any(path and not path.startswith(OWN) for path in imported)
+    if embedded and config.chat.enable_thinking != "template":
+        refuse(
+            "chat.enable_thinking",
+            "template without a checkpoint: the embedded model has no thoughts of its own",
+        )
     for field in ("checkpoint", "other_checkpoint"):
         if base[field] and not Path(base[field]).is_dir():
             raise UserError(

@@ -18,6 +18,7 @@ import ml_collections
 from subtransfer import settings
 from subtransfer.config import arms
 from subtransfer.models.attention_kernels import BACKENDS
+from subtransfer.models.chat import THINKING
 from subtransfer.models.decoder import REMAT
 from subtransfer.models.quantise import FORMATS
 from subtransfer.probes import records as probes
@@ -149,6 +150,18 @@ ROOMS = (
             "steps": Field(700, "of training the embedded model", above=0),
             "batch_size": Field(32, "episodes a step", above=0),
             "learning_rate": Field(4e-3, "its peak", above=0),
+        },
+    ),
+    Room(
+        "chat",
+        "how conversations are written in a checkpoint's own chat template",
+        {
+            "enable_thinking": Field(
+                "template",
+                "whether reasoning models think before they act: template (as their chat template "
+                "does by itself), true, or false (thoughts are shut at once)",
+                choices=THINKING,
+            ),
         },
     ),
     Room(

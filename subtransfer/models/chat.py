@@ -13,6 +13,12 @@ Three ways of carrying tools are known, and found by what the template does:
   content, after the words;
 - none (Gemma): the prompt describes the tools and the JSON of a call, and results come as user
   messages.
+A template that carries tools in a way that cannot be used is refused, with the reason.
+
+Reasoning models have templates that open a thought for the agent, or leave it to the agent to open
+one, or shut it at once (`enable_thinking=False`). Words beside a call then stand in the thought,
+or behind it where it is shut. A template that drops the thoughts of past turns is refused: what
+was sampled would not be what it renders.
 """
 
 from __future__ import annotations
@@ -22,10 +28,11 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
+from subtransfer.models import rendering
 from subtransfer.models.calls import AgentTurn, read_turn
 from subtransfer.models.stop_tokens import stop_ids
 from subtransfer.models.tokenizer import CHAT_TEMPLATE
@@ -39,10 +46,34 @@ _TOOL_PROMPT = (
     '{"name": the function\'s name, "parameters": an object of argument names and values} and '
     "nothing after it.\n"
 )
+# How an agent's thoughts are asked for: as the template does by itself, on, or off.
+THINKING = ("template", "true", "false")
+_ATTRIBUTE = "_subtransfer_thinking"
+# Qwen's templates leave a past turn's empty thought out, unless the message has a thought that is
+# empty but for this.
+_NO_THOUGHT = {"reasoning_content": "\n"}
+_ANOTHER = "give the model another template, or use another model"
+# Characters of two texts that are shown where they differ.
+_EXCERPT = 40
 # Characters; longer texts do not come again, so their tokens are not kept.
 _CACHED_TEXT = 400
 # Marker texts that no template changes.
 _SHOWN = "zq{}qz"
+
+
+def set_thinking(tokenizer: Any, thinking: str) -> None:
+    """Notes with a tokenizer whether thoughts are asked for in its conversations.
+
+    Args:
+      tokenizer: Hugging Face's.
+      thinking: one of `THINKING`.
+    """
+    setattr(tokenizer, _ATTRIBUTE, thinking)
+
+
+def thinking(tokenizer: Any) -> str:
+    """What `set_thinking` noted with a tokenizer; "template" where nothing was."""
+    return getattr(tokenizer, _ATTRIBUTE, "template")
 
 
 def _json(value: Any) -> str:
@@ -50,11 +81,20 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
+def _difference(one: str, other: str) -> tuple[str, str]:
+    """Where two texts begin to differ: what each has there."""
+    at = 0
+    while at < min(len(one), len(other)) and one[at] == other[at]:
+        at += 1
+    begin = max(at - _EXCERPT, 0)
+    return one[begin : at + _EXCERPT], other[begin : at + _EXCERPT]
+
+
 class ChatFormat:
     """Conversations of one setting in the chat template of one tokenizer.
 
     Attributes:
-      tokenizer: the Hugging Face tokenizer.
+      tokenizer: the Hugging Face tokenizer, with what `set_thinking` noted.
       setting: whose system prompt and tools the conversations have.
       words_open: what stands before an agent's words beside a call.
       call_prefix: what stands between the words and a call's name.
@@ -66,8 +106,9 @@ class ChatFormat:
         alike.
 
     Raises:
-      UserError: the template cannot carry a conversation with tools, or changes earlier turns when
-        later ones come.
+      UserError: the template cannot carry a conversation with tools, changes earlier turns when
+        later ones come, writes calls that are not read back, does not do as `set_thinking` says,
+        or does not end.
     """
 
     def __init__(self, tokenizer, setting: Setting):
@@ -85,16 +126,21 @@ class ChatFormat:
         self._tool_role, self._tool_wrap = "tool", ("", "")
         # Where the words beside a call go: "content", "reasoning_content" or "before the call".
         self._words_as = "content"
+        # What an agent's message says of its thoughts where it has none.
+        self._silence: dict[str, str] = {}
+        self._thinking = thinking(tokenizer)
         self._learn()
         self._prove()
 
     # -- learning the template -------------------------------------------------------------------
 
-    def _render(self, messages, *, generation=False, tools=True) -> str:
+    def _render(self, messages, *, generation=False, tools=True, think="") -> str:
         schemas = list(self.setting.tools) if tools and self._tool_role == "tool" else None
-        return self.tokenizer.apply_chat_template(
-            messages, tools=schemas, tokenize=False, add_generation_prompt=generation, **_CONSTANTS
-        )
+        options: dict[str, Any] = {**_CONSTANTS, "add_generation_prompt": generation}
+        think = think or self._thinking
+        if think != "template":
+            options["enable_thinking"] = think == "true"
+        return rendering.render(self.tokenizer, messages, schemas, **options)
 
     def _tool_call(self, action: Action) -> dict[str, Any]:
         return {
@@ -104,8 +150,6 @@ class ChatFormat:
 
     def _learn(self) -> None:
         """Finds the template's fixed pieces by rendering it with marker texts."""
-        import jinja2
-
         shown = {name: _SHOWN.format(name) for name in ("user", "words", "tool", "name", "key")}
         head = [
             {"role": "system", "content": self._system},
@@ -113,38 +157,27 @@ class ChatFormat:
         ]
         call = self._tool_call(Action(shown["name"], {shown["key"]: "v"}))
         calling = {"role": "assistant", "content": "", "tool_calls": [call]}
-        result = {"role": "tool", "content": shown["tool"], "name": "tool"}
-        try:
-            whole = self._render([*head, calling, result])
-            native = shown["name"] in whole and shown["tool"] in whole
-            announced = self._render(head) != self._render(head, tools=False)
-        except (jinja2.TemplateError, TypeError):
-            native = announced = False
-        if not native:
+        if self._prints_tools(head):
+            self._check_native([*head, calling, self._result(shown["tool"])], shown)
+        else:
             self._tool_role, self._words_as = "user", "before the call"
             self._tool_wrap = ("```tool_output\n", "\n```")
-        if not announced:
             described = "\n".join(_json(tool["function"]) for tool in self.setting.tools)
             self._system += "\n\n" + _TOOL_PROMPT + described
         head[0]["content"] = self._system
         result = self._result(shown["tool"])
-        try:
-            prompt = self._render(head, generation=True)
-            words = [*head, {"role": "assistant", "content": shown["words"]}]
-            final = self._render(words)
-            tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
-            # Some templates trim what they are given: then so must the segments' texts.
-            spaced_user = {**head[1], "content": f" {shown['user']} "}
-            spaced_tool = self._result(f" {shown['tool']} ")
-            self._trims = {
-                "user": f" {shown['user']}" not in self._render([head[0], spaced_user]),
-                "tool": f" {shown['tool']}" not in self._render([*words, spaced_tool]),
-            }
-        except jinja2.TemplateError as error:
-            raise UserError(
-                f"The tokenizer's chat template refuses a conversation with tools ({error}): use "
-                "the template of an instruct model."
-            ) from error
+        words = [*head, {"role": "assistant", "content": shown["words"]}]
+        prompt = self._render(head, generation=True)
+        final = self._render(words)
+        tail = self._split(self._render([*words, result], generation=True), shown["words"])[1]
+        # Some templates trim what they are given: then so must the segments' texts.
+        spaced_user = {**head[1], "content": f" {shown['user']} "}
+        spaced_tool = self._result(f" {shown['tool']} ")
+        self._trims = {
+            "user": f" {shown['user']}" not in self._render([head[0], spaced_user]),
+            "tool": f" {shown['tool']}" not in self._render([*words, spaced_tool]),
+        }
+        self._check_thinking(head, prompt.partition(shown["user"])[2])
         self._before_user, self._after_user = self._split(prompt, shown["user"])
         wrapped = self._tool_wrap[0] + shown["tool"] + self._tool_wrap[1]
         between, self._after_tool = self._split(tail, wrapped)
@@ -152,14 +185,11 @@ class ChatFormat:
         # one.
         self._escape_tool = between.endswith('"') and self._after_tool.startswith('"')
         if not final.startswith(prompt):
-            raise UserError(
-                "The tokenizer's chat template writes an agent's turn otherwise than its "
-                "generation prompt begins one: use a template in which both agree."
-            )
+            self._refuse_beginning(self._after_user)
         self._final_open, _ = self._split(final[len(prompt) :], shown["words"])
         self._learn_end(between)
         self._learn_call(head, prompt, call, shown)
-        self._learn_wordless_call([*head, calling, result], prompt, shown["name"])
+        self._learn_wordless_call(head, calling, result, prompt, shown["name"])
         self._act_open = ""
         if self.setting.acts_in_argument:
             # The act is a word of the only tool's argument: its name begins inside that string.
@@ -178,6 +208,77 @@ class ChatFormat:
         if self.wordless_prefix != self.words_open + self.call_prefix:
             pieces = (*pieces, self.wordless_prefix)
         self.digest = hashlib.sha256("\x00".join(pieces).encode()).hexdigest()
+
+    def _prints_tools(self, head) -> bool:
+        """Whether the template tells the agent by itself which tools there are."""
+        try:
+            with_tools = self._render(head)
+        except rendering.CannotRender:
+            # Without tools it may do; if not, that is said there.
+            return False
+        try:
+            without = self._render(head, tools=False)
+        except rendering.CannotRender:
+            without = None
+        if self.tokenizer.chat_template == CHAT_TEMPLATE:
+            # By one token: the embedded model knows its tools from pretraining.
+            return with_tools != without
+        if with_tools == without:
+            return False
+        return all(name in with_tools for name in self.setting.tool_names)
+
+    def _check_native(self, conversation, shown) -> None:
+        """Refuses a template that prints tools, but no calls and results that can be used."""
+        try:
+            whole = self._render(conversation)
+        except rendering.CannotRender as error:
+            raise UserError(
+                "The tokenizer's chat template prints tools but refuses a call of one "
+                f"({error.reason}): {_ANOTHER}."
+            ) from error
+        for marker, what in ((shown["name"], "calls"), (shown["tool"], "results")):
+            if marker not in whole:
+                raise UserError(
+                    f"The tokenizer's chat template prints tools but leaves out their {what}, so "
+                    f"that what its model expects is not known: {_ANOTHER}."
+                )
+        if _json({shown["key"]: "v"}) not in whole:
+            raise UserError(
+                "The tokenizer's chat template writes a call's arguments otherwise than as a JSON "
+                "object (some write Python, as name(key='value')): use a template that writes JSON."
+            )
+
+    def _check_thinking(self, head, after_user: str) -> None:
+        """Refuses a template that does not do what `set_thinking` says."""
+        if self._thinking == "template":
+            return
+        on, off = (self._render(head, generation=True, think=t) for t in ("true", "false"))
+        if on != off or self._thinks(after_user) == (self._thinking == "true"):
+            return
+        does = "always opens" if self._thinking == "false" else "never opens"
+        raise UserError(
+            f"chat.enable_thinking={self._thinking} cannot be: the tokenizer's chat template does "
+            f"not know that variable and {does} a thought; set chat.enable_thinking=template."
+        )
+
+    @staticmethod
+    def _thinks(generation_prompt: str) -> bool:
+        """Whether a generation prompt opens a thought and leaves it open."""
+        _, opened, rest = generation_prompt.rpartition("<think>")
+        return bool(opened) and "</think>" not in rest
+
+    def _refuse_beginning(self, after_user: str) -> NoReturn:
+        """Says why past turns begin otherwise than the generation prompt."""
+        if self._thinks(after_user):
+            raise UserError(
+                "The tokenizer's chat template opens a thought (<think>) for the agent and drops "
+                "it from the turns that have passed, so that they cannot be kept as they were "
+                "sampled: use the template of a model that keeps its thoughts or has none."
+            )
+        raise UserError(
+            "The tokenizer's chat template writes an agent's turn otherwise than its "
+            "generation prompt begins one: use a template in which both agree."
+        )
 
     @staticmethod
     def _split(text: str, marker: str) -> tuple[str, str]:
@@ -222,51 +323,51 @@ class ChatFormat:
             self.call_middle = '", "parameters": '
             self.call_end = "}"
             return
-        body = ""
+        body = None
         for self._words_as in ("reasoning_content", "content", "before the call"):
             message: dict[str, Any] = {"role": "assistant", "content": "", "tool_calls": [call]}
             if self._words_as != "before the call":
                 message[self._words_as] = shown["words"]
-            body = self._render([*head, message])
-            body = body[len(prompt) :] if body.startswith(prompt) else body
+            try:
+                whole = self._render([*head, message])
+            except rendering.CannotRender:
+                continue
+            if not whole.startswith(prompt):
+                # Such as words in a thought that the prompt has shut.
+                continue
+            body = whole.removeprefix(prompt)
             if shown["words"] in body:
                 self.words_open, body = self._split(body, shown["words"])
                 break
         else:
             separator = "\n"  # the template drops what is said beside a call
+        if body is None:
+            self._refuse_beginning(self._after_user)
         before, after = self._split(body, shown["name"])
-        middle, found, rest = after.partition(_json({shown["key"]: "v"}))
-        if not found:
-            raise UserError(
-                "The tokenizer's chat template does not print a call's arguments as JSON: use a "
-                "template that does."
-            )
+        middle, _, rest = after.partition(_json({shown["key"]: "v"}))
         self.call_prefix = separator + before
         self.call_middle = middle
         self.call_end = rest.split(self._end_text)[0]
 
-    def _learn_wordless_call(self, messages, prompt: str, name: str) -> None:
+    def _learn_wordless_call(self, head, calling, result, prompt: str, name: str) -> None:
         """Finds what stands before a call's name where nothing is said beside the call.
 
         Templates leave out what would stand between the words and the call, and Qwen 3 leaves out
-        the thoughts' block in all turns but the last; so a tool's result follows in `messages`.
+        the thoughts' block in all turns but the last; so a tool's result follows.
         """
         if self._tool_role == "user":
             # As the prompt describes a call: it begins the turn.
-            self._has_wordless = True
             self.wordless_prefix = self.call_prefix.lstrip("\n")
             return
-        whole = self._render(messages)
-        self._has_wordless = whole.startswith(prompt)
-        if self._has_wordless:
-            self.wordless_prefix, _ = self._split(whole[len(prompt) :], name)
-        else:
-            # The generation prompt has opened a thought, which the template leaves out of past
-            # turns that have none: what is sampled behind that prompt always has one, if empty.
-            self.wordless_prefix = self.words_open + self.call_prefix
+        for self._silence in ({}, _NO_THOUGHT):
+            whole = self._render([*head, calling | self._silence, result])
+            if whole.startswith(prompt):
+                self.wordless_prefix, _ = self._split(whole.removeprefix(prompt), name)
+                return
+        self._refuse_beginning(self._after_user)
 
     def _prove(self) -> None:
-        """Refuses a template that renders a conversation otherwise than segment by segment."""
+        """Refuses calls that are not read back, and conversations that are no row of segments."""
         names = (*self.setting.tool_names, *self.setting.tool_names)[:2]
         calls = [Action(name, {self.setting.argument: f"/é/{i}"}) for i, name in enumerate(names)]
         turns = [
@@ -276,16 +377,38 @@ class ChatFormat:
             Turn("", calls[1], ToolResult('"x"\n{y}')),
             Turn("done.", None, None),
         ]
-        if not self._has_wordless:
-            turns = [turn for turn in turns if turn.thought]
-        whole = self.encode(self._render(self.messages("Look.", turns)))
-        tokens, _ = self.demonstration("Look.", turns)
-        if whole[: len(tokens)] != tokens.tolist():
+        for turn in turns:
+            text = self.turn_text(turn.thought, turn.action)
+            said = self.read_turn(text)
+            if (said.thought, said.action) != (turn.thought, turn.action):
+                raise UserError(
+                    f"The tokenizer's chat template writes calls in a form that is not read back "
+                    f"({text!r}): use a model whose calls are JSON objects with a name and "
+                    "arguments, such as those of Qwen, Llama 3 and Hermes."
+                )
+        text, tokens = self._both(turns)
+        same = text.startswith(self.decode(tokens))
+        if self._thinks(self._after_user):
+            # An empty thought is sampled behind the prompt's line break; a tokenizer that is given
+            # the whole joins the two.
+            same_texts, turns = same, [turn for turn in turns if turn.thought and turn.action]
+            text, tokens = self._both(turns)
+            same = same_texts and self.encode(text)[: len(tokens)] == tokens
+        else:
+            same = self.encode(text)[: len(tokens)] == tokens
+        if not same:
+            theirs, ours = _difference(text, self.decode(tokens))
             raise UserError(
                 "The tokenizer's chat template does not render a conversation as its turns one "
-                "after the other (it changes earlier turns when later ones come, or joins them): "
-                "use the template of an instruct model with tools."
+                "after the other (it changes earlier turns when later ones come, or joins them: "
+                f"{theirs!r} where the turns alone give {ours!r}): {_ANOTHER}."
             )
+
+    def _both(self, turns: Sequence[Turn]) -> tuple[str, list[int]]:
+        """A conversation as the template renders it, and its tokens turn by turn."""
+        goes_on = turns[-1].result is not None
+        text = self._render(self.messages("Look.", turns), generation=goes_on)
+        return text, self.demonstration("Look.", turns)[0].tolist()
 
     # -- texts and tokens ------------------------------------------------------------------------
 
@@ -450,18 +573,18 @@ class ChatFormat:
         ]
         for turn in turns:
             if turn.action is None:
-                out.append({"role": "assistant", "content": turn.thought})
+                out.append({"role": "assistant", "content": turn.thought, **self._silence})
                 continue
             native = self._tool_role == "tool"
             if not native or (turn.thought and self._words_as == "before the call"):
                 text = self.turn_text(turn.thought, turn.action)
-                out.append({"role": "assistant", "content": text})
+                out.append({"role": "assistant", "content": text, **self._silence})
             else:
                 calls = [self._tool_call(turn.action)]
                 message = {"role": "assistant", "content": "", "tool_calls": calls}
                 # An empty field of thoughts would be printed by some templates.
                 words = {self._words_as: turn.thought} if turn.thought else {}
-                out.append(message | words)
+                out.append(message | self._silence | words)
             if turn.result:
                 out.append(self._result(turn.result.text))
         return out

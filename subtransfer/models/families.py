@@ -24,6 +24,9 @@ CLASSES = {
 }
 _REQUIRED = ("hidden_size", "intermediate_size", "num_hidden_layers")
 _ROPES = ("default", "linear", "llama3")
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+# What an export does not take from its source's config.json: code, and what tells of the file.
+_NOT_CARRIED = ("auto_map", "transformers_version", "_name_or_path", "quantization_config")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -135,6 +138,10 @@ def _geometry(path: Path, family: str, hf: Any, dtype: str, remat: str) -> Decod
     if getattr(hf, "attention_bias", False):
         refuse("attention_bias", True, "false (qwen2 has biases on q, k and v)")
 
+    # transformers passes over it here, which is not what such a file asks for.
+    if family == "llama" and "sliding_attention" in (getattr(hf, "layer_types", None) or ()):
+        refuse("layer_types", "sliding_attention", "full attention in all layers of a llama")
+
     # Newer files may have it, and transformers then lets tokens see what follows them.
     if not getattr(hf, "is_causal", True):
         refuse("is_causal", hf.is_causal, "true: the decoder is causal")
@@ -227,15 +234,37 @@ def _old_rope_json(cfg: DecoderConfig) -> dict[str, Any]:
     return out
 
 
-def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
+def source_fields(directory: Path, cfg: DecoderConfig) -> dict[str, Any]:
+    """The fields of a source's `config.json` that a model of its geometry carries on.
+
+    They say what the geometry does not: ids of special tokens, dropout, initialisation. Empty where
+    the directory has no config of this geometry.
+    """
+    try:
+        found = read_config(directory)
+    except UserError:
+        return {}
+    if _geometry_json(found) != _geometry_json(cfg):
+        return {}
+    raw = read_json(directory / "config.json")
+    # A multimodal model says some things of its language model at the top.
+    fields = raw["text_config"] if raw["model_type"] == "gemma3" else raw
+    ids = {name: raw[name] for name in _IDS if raw.get(name) is not None}
+    return {name: value for name, value in {**fields, **ids}.items() if name not in _NOT_CARRIED}
+
+
+def config_json(
+    cfg: DecoderConfig, tokenizer, dtype: str, source: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """Builds the `config.json` that makes transformers, 4 and 5, build the same model.
 
     What version 5 renamed is written under both names.
 
     Args:
       cfg: the geometry.
-      tokenizer: whose special tokens' ids are written.
+      tokenizer: whose special tokens' ids are written where the source names none.
       dtype: of the stored tensors, "float32", "float16" or "bfloat16".
+      source: further fields (`source_fields`); what the geometry decides goes before them.
 
     Raises:
       UserError: the geometry is one that transformers has no class for.
@@ -245,6 +274,13 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
             "Qwen2 has no head width of its own: a model with biases needs heads x head width = "
             "width."
         )
+    ids: dict[str, Any] = {name: getattr(tokenizer, name) for name in _IDS}
+    dtypes = {"dtype": dtype, "torch_dtype": dtype}
+    return ids | dict(source or {}) | _geometry_json(cfg) | dtypes
+
+
+def _geometry_json(cfg: DecoderConfig) -> dict[str, Any]:
+    """The fields of a `config.json` that a geometry decides."""
     out: dict[str, Any] = {
         "architectures": [CLASSES[cfg.family]],
         "model_type": cfg.family,
@@ -259,11 +295,6 @@ def config_json(cfg: DecoderConfig, tokenizer, dtype: str) -> dict[str, Any]:
         "rope_parameters": _rope_json(cfg.rope),
         "tie_word_embeddings": cfg.tied_embeddings,
         "max_position_embeddings": cfg.max_positions,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "dtype": dtype,
-        "torch_dtype": dtype,
         **_old_rope_json(cfg),
     }
     # Gemma's class has rotary parameters by type of layer, and no softcapping in version 3.

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from subtransfer.models.decoder import DecoderConfig
-from subtransfer.models.families import config_json
+from subtransfer.models.families import config_json, read_json, source_fields
 from subtransfer.models.hf_names import INDEX, Leaf, leaves
+from subtransfer.models.stop_tokens import stop_ids
 from subtransfer.runtime.errors import UserError
 
 # What a directory says of its tokenizer and of generation; an export carries these over.
@@ -30,6 +31,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+# Where transformers keeps the templates of a tokenizer that has several.
+TEMPLATE_FOLDER = "additional_chat_templates"
 # Of one file of an exported checkpoint.
 SHARD_BYTES = 4 << 30
 
@@ -88,7 +91,9 @@ def save_checkpoint(
         room -= tensor[1]
     # Tensors keep their dtype, and transformers loads in the one that is named.
     dtype = np.dtype(params["layers"]["q"]["kernel"].dtype).name
-    description = json.dumps(config_json(cfg, tokenizer, dtype), indent=2) + "\n"
+    source = _source(tokenizer)
+    carried = source_fields(source, cfg) if source else {}
+    description = config_json(cfg, tokenizer, dtype, carried)
 
     def write(temporary: Path) -> None:
         names = ["model.safetensors"]
@@ -105,7 +110,7 @@ def save_checkpoint(
         for name, tensors in zip(names, files, strict=True):
             arrays = {key: fetch() for key, _, fetch in tensors}
             save_file(arrays, temporary / name, metadata={"format": "pt"})
-        (temporary / "config.json").write_text(description)
+        _write_json(temporary / "config.json", description)
         write_tokenizer(temporary, tokenizer)
 
     write_directory(Path(directory), write)
@@ -114,17 +119,59 @@ def save_checkpoint(
 def write_tokenizer(directory: Path, tokenizer: Any) -> None:
     """Writes a tokenizer, its chat template and its model's generation_config.json.
 
-    The files of the directory that it was loaded from are copied as they are: other versions of
-    transformers may not read what this one writes, and what it does not know would be lost. A
-    tokenizer that was made in memory is saved.
+    The files of the directory that it was loaded from are copied: what this version of transformers
+    does not know would be lost. A tokenizer that was made in memory is saved.
     """
-    source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
-    if source is None or not (source / "tokenizer.json").is_file():
+    source = _source(tokenizer)
+    if source is None:
         tokenizer.save_pretrained(str(directory))
+    else:
+        for name in TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, directory / name)
+        if (source / TEMPLATE_FOLDER).is_dir():
+            shutil.copytree(source / TEMPLATE_FOLDER, directory / TEMPLATE_FOLDER)
+    _write_for_older_readers(directory / "tokenizer_config.json")
+    _write_stop_tokens(directory / "generation_config.json", tokenizer)
+
+
+def _source(tokenizer: Any) -> Path | None:
+    """The directory that a tokenizer was loaded from, or None."""
+    source = Path(tokenizer.name_or_path) if tokenizer.name_or_path else None
+    return source if source and (source / "tokenizer.json").is_file() else None
+
+
+def _write_for_older_readers(path: Path) -> None:
+    """Gives what transformers 5 renamed in a tokenizer_config.json the names that 4 reads, too.
+
+    Version 5 still reads them. A file of another writer stays as it is.
+    """
+    if not path.is_file():
         return
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, directory / name)
+    config = read_json(path)
+    before = dict(config)
+    if config.get("tokenizer_class") == "TokenizersBackend":
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    # Version 4 has a mapping under this name.
+    if isinstance(config.get("extra_special_tokens"), list):
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
+    if config != before:
+        _write_json(path, config)
+
+
+def _write_stop_tokens(path: Path, tokenizer: Any) -> None:
+    """Names the tokens that end a reply, unless the source's file does.
+
+    Without them a runtime has the tokenizer's one at most.
+    """
+    config = read_json(path) if path.is_file() else {}
+    ids = stop_ids(tokenizer)
+    if config.get("eos_token_id") is None and ids:
+        _write_json(path, config | {"eos_token_id": ids if len(ids) > 1 else ids[0]})
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_directory(directory: Path, write: Callable[[Path], None]) -> None:

@@ -19,7 +19,7 @@ from subtransfer.models.lora import Adapter
 from subtransfer.runtime.errors import UserError
 
 # The projections' modules in transformers' classes.
-_MODULES = {
+MODULES = {
     "q": "self_attn.q_proj",
     "k": "self_attn.k_proj",
     "v": "self_attn.v_proj",
@@ -28,9 +28,15 @@ _MODULES = {
     "up": "mlp.up_proj",
     "down": "mlp.down_proj",
 }
+# A module's name by its layer and projection: in a language model, and in a multimodal Gemma 3 of
+# today's and of older versions of transformers.
 _MODULE_NAME = "model.layers.{}.{}"
+_NESTED_NAME = "model.language_model.layers.{}.{}"
+_MODULE_NAMES = (_MODULE_NAME, _NESTED_NAME, "language_model.model.layers.{}.{}")
 # Of a factor, by its module and its letter.
 _PEFT_NAME = "base_model.model.{}.lora_{}.weight"
+# Factors of the parts of a multimodal model that are not read.
+_UNREAD = re.compile(r"\.(vision_tower|multi_modal_projector)\.")
 # Fields of adapter_config.json that may say something, and what they may say: "any" are carried
 # out below or do not concern what a trained adapter computes. The initialisations are those that
 # leave the base's weights as they are; PiSSA, OLoRA, CorDA and LoftQ change them.
@@ -75,13 +81,20 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
     """
     from safetensors.numpy import save_file
 
+    nested = _is_multimodal(Path(base))
+    module_name = _NESTED_NAME if nested else _MODULE_NAME
     tensors = {}
     for target, factors in adapter.factors["layers"].items():
         for part, letter in (("a", "A"), ("b", "B")):
             for i, matrix in enumerate(np.asarray(factors[part])):
-                module = _MODULE_NAME.format(i, _MODULES[target])
+                module = module_name.format(i, MODULES[target])
                 name = _PEFT_NAME.format(module, letter)
                 tensors[name] = np.ascontiguousarray(matrix.T)
+    targets: str | list[str] = sorted(f"{target}_proj" for target in adapter.factors["layers"])
+    if nested:
+        # By their ends alone, PEFT would adapt modules of the vision tower, too.
+        modules = "|".join(MODULES[target] for target in sorted(adapter.factors["layers"]))
+        targets = _NESTED_NAME.format(r"\d+", f"({modules})").replace(".", r"\.")
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -89,7 +102,7 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
         "r": adapter.rank,
         "lora_alpha": adapter.alpha,
         "lora_dropout": adapter.dropout,
-        "target_modules": sorted(f"{target}_proj" for target in adapter.factors["layers"]),
+        "target_modules": targets,
         "bias": "none",
         "inference_mode": True,
     }
@@ -120,7 +133,8 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> Adapter:
     config = read_adapter_config(directory)
     file = directory / "adapter_model.safetensors"
     tensors = _read_tensors(file)
-    modules = _targeted(directory, config, cfg)
+    module_name = _module_name_in(tensors)
+    modules = _targeted(directory, config, cfg, module_name)
     ranks = {name: rank for name, (rank, _) in modules.items()}
     scales = {name: scale for name, (_, scale) in modules.items()}
     widest = max(ranks.values())
@@ -131,8 +145,8 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> Adapter:
     shapes = {leaf.path[1]: leaf.shape for leaf in leaves(cfg) if leaf.path[-1] == "kernel"}
     factors: dict[str, dict[str, np.ndarray]] = {}
     known = set()
-    for target, module in _MODULES.items():
-        names = [_MODULE_NAME.format(i, module) for i in range(cfg.num_layers)]
+    for target, module in MODULES.items():
+        names = [module_name.format(i, module) for i in range(cfg.num_layers)]
         if not any(name in modules for name in names):
             continue
         width_out, width_in = shapes[target]
@@ -153,7 +167,7 @@ def load_adapter(directory: str | Path, cfg: DecoderConfig) -> Adapter:
             b[i, :rank] = read["B"].T if shared else scales[name] * read["B"].T
         factors[target] = {"a": a, "b": b}
     # Such as adapted embeddings: left out, the model would be another.
-    unknown = sorted(set(tensors) - known)
+    unknown = sorted(name for name in set(tensors) - known if not _UNREAD.search(name))
     if unknown:
         raise UserError(
             f"{file} holds {unknown[0]}, which target_modules or this model has no place for: "
@@ -228,16 +242,31 @@ def _is_rank(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 1
 
 
+def _is_multimodal(base: Path) -> bool:
+    """Whether a base's directory holds a multimodal Gemma 3, which nests its language model."""
+    path = base / "config.json"
+    return path.is_file() and read_json(path).get("model_type") == "gemma3"
+
+
+def _module_name_in(tensors: dict[str, np.ndarray]) -> str:
+    """How an adapter's file names the modules of the language model."""
+    for name in _MODULE_NAMES:
+        beginning = _PEFT_NAME.split("{")[0] + name.split("{")[0]
+        if any(key.startswith(beginning) for key in tensors):
+            return name
+    return _MODULE_NAME
+
+
 def _targeted(
-    directory: Path, config: dict[str, Any], cfg: DecoderConfig
+    directory: Path, config: dict[str, Any], cfg: DecoderConfig, module_name: str
 ) -> dict[str, tuple[int, float]]:
     """The modules that a config adapts, by PEFT's rules: name -> (rank, scale of the product)."""
     targets = config["target_modules"]
     out: dict[str, tuple[int, float]] = {}
     try:
         for i in range(cfg.num_layers):
-            for module in _MODULES.values():
-                name = _MODULE_NAME.format(i, module)
+            for module in MODULES.values():
+                name = module_name.format(i, module)
                 if not _is_target(targets, name):
                     continue
                 rank = _by_pattern(config.get("rank_pattern") or {}, name, config["r"])
@@ -253,7 +282,7 @@ def _targeted(
     if not out:
         raise UserError(
             f"{directory / 'adapter_config.json'}: target_modules {targets!r} names no projection "
-            f"of this model ({', '.join(m.split('.')[1] for m in _MODULES.values())})."
+            f"of this model ({', '.join(m.split('.')[1] for m in MODULES.values())})."
         )
     return out
 

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from subtransfer.models import families, hf_load, lora, peft_adapter
+from subtransfer.models import chat, families, hf_export, hf_load, lora, peft_adapter
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import distributed, sharding
@@ -29,14 +29,25 @@ META = "policy.json"
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     """Writes a policy that stands alone: params.safetensors, policy.json, tokenizer/."""
     save_params(directory / "params.safetensors", params)
-    tokenizer.save_pretrained(str(directory / "tokenizer"))
-    _write(directory, cfg)
+    (directory / "tokenizer").mkdir()
+    # With the stop tokens of the checkpoint whose tokenizer it may be.
+    hf_export.write_tokenizer(directory / "tokenizer", tokenizer)
+    _write(directory, cfg, **_thoughts(tokenizer))
 
 
-def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path) -> None:
-    """Writes a policy whose weights stay in their Hugging Face directory; only the path is kept."""
+def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path, tokenizer: Any) -> None:
+    """Writes a policy whose weights stay in their Hugging Face directory.
+
+    Only the path is kept, and whether conversations in its tokenizer's template ask for thoughts.
+    """
     # Resolved, as the next command may run in another folder.
-    _write(directory, cfg, checkpoint=str(checkpoint.resolve()))
+    _write(directory, cfg, checkpoint=str(checkpoint.resolve()), **_thoughts(tokenizer))
+
+
+def _thoughts(tokenizer: Any) -> dict[str, str]:
+    """What is written of a tokenizer's thoughts: nothing, unless something was noted."""
+    thinking = chat.thinking(tokenizer)
+    return {} if thinking == "template" else {"thinking": thinking}
 
 
 def save_tuned(
@@ -140,7 +151,7 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
                 "there."
             )
         params = _checked(hf_load.load_params(checkpoint, cfg, mesh), mesh)
-        policy = Policy(cfg, params, hf_load.load_tokenizer(checkpoint, cfg), None, str(checkpoint))
+        policy = Policy(cfg, params, _tokenizer(directory, meta, cfg), None, str(checkpoint))
         resident[directory] = policy
         return policy
     if meta["base"] is not None and not (directory.parent / meta["base"]).is_dir():
@@ -173,9 +184,20 @@ def load_policy_tokenizer(directory: Path):
     meta = families.read_json(directory / META)
     if meta["base"] is not None:
         return load_policy_tokenizer(directory.parent / meta["base"])
-    return hf_load.load_tokenizer(
-        meta["checkpoint"] or directory / "tokenizer", _geometry(directory, meta)
-    )
+    return _tokenizer(directory, meta, _geometry(directory, meta))
+
+
+def _tokenizer(directory: Path, meta: dict[str, Any], cfg: DecoderConfig):
+    """The tokenizer of a base, which knows whether its conversations ask for thoughts."""
+    tokenizer = hf_load.load_tokenizer(meta["checkpoint"] or directory / "tokenizer", cfg)
+    thinking = meta.get("thinking", "template")
+    if thinking not in chat.THINKING:
+        raise UserError(
+            f"The policy {directory} is of another version of this package (thinking "
+            f"{thinking!r}): make it again."
+        )
+    chat.set_thinking(tokenizer, thinking)
+    return tokenizer
 
 
 def _geometry(directory: Path, meta: dict[str, Any]) -> DecoderConfig:

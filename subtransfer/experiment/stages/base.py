@@ -26,10 +26,11 @@ def pretrained(
       label: decides its initialisation and the order of its data.
     """
     base, folder = context.config.base, context.input(corpus)
-    tokenizer = hf_load.load_tokenizer(folder / "tokenizer", None)
     if sibling:
-        cfg = policies.policy(context, sibling).cfg
+        one = policies.policy(context, sibling)
+        cfg, tokenizer = one.cfg, one.tokenizer
     else:
+        tokenizer = hf_load.load_tokenizer(folder / "tokenizer", None)
         cfg = geometry.embedded_geometry(context.config, len(tokenizer))
     loss = loop.Loss("sft", optimizer=trainings.optimizer(context))
     schedule = trainings.schedule(context)
