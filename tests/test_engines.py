@@ -251,6 +251,8 @@ MISTAKES = [
     (LAUNCHES["slurm_shared"], "--local", "--sbatch is for Slurm"),
     (LAUNCHES["slurm_shared"], "--sbatch=qos", "--sbatch takes KEY=VALUE"),
     (LAUNCHES["slurm_shared"], "--accelerator=tpu-v5e-8", "Slurm has no TPUs"),
+    (LAUNCHES["slurm_shared"], "--out=/etc/hostname", "/etc/hostname cannot be used: File exists"),
+    (LAUNCHES["slurm_shared"], "--out=/etc/hostname/x", "cannot be used: Not a directory"),
 ]
 
 

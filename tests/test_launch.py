@@ -201,6 +201,13 @@ MISTAKES = {
     "stray word": (["go"], "Unexpected argument 'go'"),
     "processes": (["--num_processes=2"], "go together"),
     "profile": (["--profile=results:1-2"], "trains nothing here"),
+    "no workdir": (["--workdir="], "--workdir= names no folder"),
+    "endless lease": (["--lease=nan"], "--lease=nan cannot be"),
+    "no address": (
+        ["--num_processes=1", "--process_id=0", "--coordinator=here"],
+        "--coordinator=here is no address",
+    ),
+    "long name": ([f"--workdir=/tmp/{'n' * 300}"], "is too long for the file system"),
     "no sweep": (["--sweep"], "describes no sweep: define sweep()"),
     "checkpoint": (["--config.base.checkpoint=/no/such"], "there is no directory"),
     "mesh": (["--config.mesh.fsdp=3"], "does not use all"),

@@ -23,9 +23,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.json_files import misfit
+from subtransfer.runtime.json_files import parse_json
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme -> what fsspec needs for it
+_REMEDY = "remove it, or choose another --workdir"
 _LIST = ".whole"  # beside the folder X there, X.whole: {file: bytes}
 _FILES = "files.json"  # there: the names of the files that belong to no finished folder
 _LOOSE = ("*", "stages/*", "metrics/**/*", ".steps/*/*.npz")  # which these are
@@ -195,17 +196,12 @@ class Mirror:
           FileNotFoundError: it is not there.
           UserError: it does not hold what this module writes.
         """
-        try:
-            value = json.loads(self._files.cat_file(name))
-        except ValueError as error:
-            problem = str(error)
-        else:
-            problem = misfit(value, shape) or _strays(value)
+        data = self._files.cat_file(name)
+        place = f"{name} of the workdir {self.address}"
+        value = parse_json(data, place, shape, _REMEDY)
+        problem = _strays(value)
         if problem:
-            raise UserError(
-                f"{name} of the workdir {self.address} is not what a run has written there "
-                f"({problem}): remove it, or choose another --workdir."
-            )
+            raise UserError(f"{place} does not hold what it should ({problem}): {_REMEDY}.")
         return value
 
     def listed(self, parent: Path) -> list[Path]:
