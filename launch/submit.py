@@ -13,6 +13,7 @@ launch.submit ENGINE render --help` has the flags, docs/cloud.md the way from an
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -95,8 +96,15 @@ def render(
     lines = ["#!/bin/bash", "set -e", *map(shlex.join, made)]
     files = engine.render(options, submission) | {"submit.sh": "\n".join(lines) + "\n"}
     for name, text in files.items():
-        (folder / name).write_text(text)
+        _write_private(folder / name, text)
     return folder, made
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Writes a file that nobody else can read: lines before a job may hold secrets."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 def act(options: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -78,6 +78,16 @@ def test_a_second_run_computes_nothing(finished):
     assert (workdir / "results.csv").read_bytes() == before
 
 
+def test_all_stages_of_a_run_are_asked_for_by_its_config(finished):
+    """Cleaning knows what a run needs from its command line, and nothing less."""
+    given = [argument for argument in _arguments("") if not argument.startswith("--workdir")]
+    done = _tool("clean", str(finished[0]), *given)
+    assert done.returncode == 0, done.stderr
+    listed = [line.split()[0] for line in done.stdout.splitlines() if "run again" in line]
+    assert "stage" not in done.stdout.replace("stages", "") and not listed
+    assert "Not recognised" not in done.stdout and "Nothing was removed" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
     import torch
