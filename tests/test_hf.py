@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -453,6 +454,20 @@ def test_broken_directories_are_named(checkpoint, case):
     assert str(checkpoint / FILES.get(case, "")) in sentence
     assert re.search(r"\b(copy|give|use|add|export|leave|move)\b", sentence), "no remedy"
     assert "\n" not in sentence.strip() and sentence.endswith(".")
+
+
+def test_weights_that_cannot_be_read_now_are_not_called_damaged(checkpoint, monkeypatch):
+    """As of a file of another user's; the tests may run as root, who may read it."""
+    opened = Path.open
+
+    def refused(path, *arguments, **options):
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=r"safetensors cannot be read now \(.*Permission denied"):
+        hf_load.load_params(checkpoint, families.read_config(checkpoint))
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])
