@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 
 from subtransfer.runtime.errors import UserError
+from subtransfer.store.files import user_path
 from tools.peers import environment
 
 SCRIPTS = Path(__file__).resolve().parent / "inside"  # what runs in the clients' environments
@@ -19,11 +20,6 @@ CACHE = Path("~/.cache/subtransfer/clients").expanduser()
 # Engines with an environment of their own, and the command in it.
 CLIENTS = {"skypilot": "sky", "xpk": "xpk", "slurm": "python"}
 _INSTALL = "python -m launch.submit {engine} install"
-
-
-def user_path(text: str) -> Path:
-    """Returns a path of the command line; shells expand no "~" that follows "="."""
-    return Path(text).expanduser()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ launch.submit ENGINE render --help` has the flags, docs/cloud.md the way from an
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from typing import Any
 from launch import clients, collecting, jobs, queued, skypilot, slurm, xpk
 from launch.jobs import Submission
 from subtransfer.launch import split_overrides
-from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.errors import UserError, exit_status
+from subtransfer.store.files import user_path
 
 ENGINES = {"skypilot": skypilot, "queued": queued, "xpk": xpk, "slurm": slurm}
 ACTIONS = {
@@ -58,19 +60,19 @@ def parser() -> argparse.ArgumentParser:
             if action in ("render", "validate", "submit"):
                 flags.add_argument(
                     "--out",
-                    type=clients.user_path,
+                    type=user_path,
                     help="Folder of what is rendered; default: build/launch/NAME.",
                 )
             if action == "collect":
                 flags.add_argument(
                     "--into",
-                    type=clients.user_path,
+                    type=user_path,
                     required=True,
                     help="Folder of this machine.",
                 )
                 flags.add_argument(
                     "--mounted",
-                    type=clients.user_path,
+                    type=user_path,
                     help="Where this machine has the workdir, if that is no bucket.",
                 )
     return top
@@ -94,8 +96,15 @@ def render(
     lines = ["#!/bin/bash", "set -e", *map(shlex.join, made)]
     files = engine.render(options, submission) | {"submit.sh": "\n".join(lines) + "\n"}
     for name, text in files.items():
-        (folder / name).write_text(text)
+        _write_private(folder / name, text)
     return folder, made
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Writes a file that nobody else can read: lines before a job may hold secrets."""
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
 
 
 def act(options: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -191,16 +200,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
       The exit status: 2 for a user's mistake, else that of the command that failed, or 0.
     """
-    try:
+    worst = 0
+
+    def work() -> None:
+        nonlocal worst
         rest, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
         # Without an action, the files are rendered.
         without_action = len(rest) > 1 and rest[0] in ENGINES and rest[1].startswith("--")
         if without_action and rest[1] != "--help":
             rest.insert(1, "render")
-        return act(parser().parse_args(rest), overrides)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        worst = act(parser().parse_args(rest), overrides)
+
+    return exit_status(work) or worst
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ Several processes run the same command, each with `--coordinator=HOST:PORT --num
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import textwrap
@@ -132,6 +133,12 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = 144  # a log file has room
+    if workdir == "":
+        raise UserError(
+            "--workdir= names no folder: give one, or leave the flag out to work in runs/NAME."
+        )
+    if not math.isfinite(_LEASE.value):
+        raise UserError(f"--lease={_LEASE.value} cannot be: it must be at least 1 and finite.")
     if flags.FLAGS["local"].present and not _in_a_bucket(workdir):
         raise UserError(
             "--local goes with a --workdir in a bucket, such as gs://BUCKET/FOLDER: a run works in "
@@ -276,6 +283,12 @@ def _join() -> None:
         raise UserError(
             "--coordinator, --num_processes and --process_id go together, and without "
             "--distributed=auto."
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        raise UserError(
+            f"--coordinator={coordinator} is no address: write HOST:PORT of process 0, such as "
+            "node0:8476."
         )
     if number >= count:
         raise UserError(

@@ -61,6 +61,8 @@ def test_a_failed_build_leaves_nothing_and_harms_nothing(tmp_path):
         (errno.ENOSPC, "No space left"),
         (errno.EACCES, "Cannot write"),
         (errno.EROFS, "Cannot write"),
+        (errno.EISDIR, "is a folder where a file belongs"),
+        (errno.ENAMETOOLONG, "is too long for the file system"),
     ],
 )
 def test_refusals_of_the_system_are_sentences(tmp_path, code, message):
@@ -286,6 +288,8 @@ def test_json_that_is_none_or_is_not_there(tmp_path):
         (tmp_path / "x.json").write_bytes(data)
         with pytest.raises(UserError, match="x.json is damaged .*: mend it"):
             read_json(tmp_path / "x.json", dict, "mend it", default=3)
+    with pytest.raises(UserError, match="is a folder where a file belongs: move it away"):
+        read_json(tmp_path, dict, "mend it", default=3)
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EIO, errno.EACCES, errno.ETIMEDOUT])

@@ -251,7 +251,18 @@ MISTAKES = [
     (LAUNCHES["slurm_shared"], "--local", "--sbatch is for Slurm"),
     (LAUNCHES["slurm_shared"], "--sbatch=qos", "--sbatch takes KEY=VALUE"),
     (LAUNCHES["slurm_shared"], "--accelerator=tpu-v5e-8", "Slurm has no TPUs"),
+    (LAUNCHES["slurm_shared"], "--out=/etc/hostname", "/etc/hostname cannot be used: File exists"),
+    (LAUNCHES["slurm_shared"], "--out=/etc/hostname/x", "cannot be used: Not a directory"),
 ]
+
+
+def test_rendered_files_are_for_the_user_alone(tmp_path, monkeypatch):
+    """Lines of --setup may hold a key; files of an earlier version had other modes."""
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "jobs.json").touch(0o644)
+    assert run(LAUNCHES["slurm_shared"], "render", f"--out={tmp_path}", "--setup=export A=b") == 0
+    assert "export A=b" in (tmp_path / "jobs.json").read_text()
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
 
 
 @pytest.mark.parametrize("line, more, sentence", MISTAKES, ids=[more for _, more, _ in MISTAKES])

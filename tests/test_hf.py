@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -470,9 +471,13 @@ YARN = {
 BROKEN = {
     "no directory": (shutil.rmtree, "There is no directory"),
     "no config": (lambda p: (p / "config.json").unlink(), "no config.json"),
-    "config no JSON": (lambda p: (p / "config.json").write_text("{"), "config.json is not valid JSON"),
-    "config a list": (lambda p: (p / "config.json").write_text("[]"), "config.json holds no JSON object"),
+    "config no JSON": (lambda p: (p / "config.json").write_text("{"), "config.json is damaged"),
+    "config a list": (lambda p: (p / "config.json").write_text("[]"), r"config.json does not hold .*\(it is a list and not an object\)"),
     "architecture": (lambda p: _edit_config(p, model_type="gpt2"), "'gpt2' is not supported: use a checkpoint of llama, qwen2, qwen3, gemma3_text"),
+    "architecture a list": (lambda p: _edit_config(p, model_type=["llama"]), r"\['llama'\] is not supported"),
+    "multimodal without a model": (lambda p: _edit_config(p, model_type="gemma3", text_config=[1]), "text_config is a list and not an object"),
+    "config a folder": (lambda p: ((p / "config.json").unlink(), (p / "config.json").mkdir()), "is a folder where a file belongs"),
+    "config without end": (lambda p: (p / "config.json").write_text("[" * 100_000), "config.json is damaged"),
     "quantized": (lambda p: _edit_config(p, quantization_config={"bits": 4}), "quantized weights"),
     "rope scaling": (lambda p: _edit_config(p, rope_parameters=YARN), "config.json: rope_parameters"),
     "llama3 rope without factor": (lambda p: _edit_config(p, rope_parameters={"rope_type": "llama3", "rope_theta": 1e4}), "config.json"),
@@ -485,7 +490,7 @@ BROKEN = {
     "heads": (lambda p: _edit_config(p, num_key_value_heads=3), "config.json"),
     "type": (lambda p: _edit_config(p, hidden_size="wide"), "config.json"),
     "missing shard": (lambda p: _shard(p).unlink(), "safetensors is missing: copy the checkpoint again"),
-    "index no JSON": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map"'), "index.json is not valid JSON"),
+    "index no JSON": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map"'), "index.json is damaged"),
     "index of numbers": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map": {"a": 1}}'), "has no weight_map"),
     "index names another file": (lambda p: (p / hf_names.INDEX).write_text('{"weight_map": {"a": "other.safetensors"}}'), "other.safetensors is missing"),
     "no weights": (lambda p: [f.unlink() for f in p.glob("model*")], "model.safetensors is missing"),
@@ -507,7 +512,8 @@ BROKEN = {
 # The file that each sentence must name; elsewhere it is the directory that lacks something.
 CONFIG = "config.json"
 FILES = {
-    "config no JSON": CONFIG, "config a list": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
+    "config no JSON": CONFIG, "config a list": CONFIG, "architecture a list": CONFIG, "multimodal without a model": CONFIG,
+    "config a folder": CONFIG, "config without end": CONFIG, "architecture": CONFIG, "quantized": CONFIG, "rope scaling": CONFIG,
     "not causal": CONFIG, "sliding llama": CONFIG, "head tied and another": "model-0000", "head tied and smaller": "model-0000",
     "llama3 rope without factor": CONFIG, "activation": CONFIG, "field gone": CONFIG, "heads": CONFIG, "type": CONFIG,
     "missing shard": "model-0000", "index no JSON": hf_names.INDEX, "index without a map": hf_names.INDEX, "index of numbers": hf_names.INDEX,
@@ -526,8 +532,22 @@ def test_broken_directories_are_named(checkpoint, case):
         hf_load.load_params(checkpoint, cfg)
     sentence = str(error.value)
     assert str(checkpoint / FILES.get(case, "")) in sentence
-    assert re.search(r"\b(copy|give|use|add|export|leave)\b", sentence), "no remedy"
+    assert re.search(r"\b(copy|give|use|add|export|leave|move)\b", sentence), "no remedy"
     assert "\n" not in sentence.strip() and sentence.endswith(".")
+
+
+def test_weights_that_cannot_be_read_now_are_not_called_damaged(checkpoint, monkeypatch):
+    """As of a file of another user's; the tests may run as root, who may read it."""
+    opened = Path.open
+
+    def refused(path, *arguments, **options):
+        if path.suffix == ".safetensors":
+            raise PermissionError(13, "Permission denied", str(path))
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=r"safetensors cannot be read now \(.*Permission denied"):
+        hf_load.load_params(checkpoint, families.read_config(checkpoint))
 
 
 @pytest.mark.parametrize("file", ["tokenizer_config.json", "config.json"])

@@ -310,6 +310,7 @@ def test_a_field_changes_what_reads_it():
         "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
         "optimizer.b2=0.9": ALL - {"corpus"},
         "base.unsafe_rate=0.1": ALL,
+        "tuning.rank=2": LAST,  # of adapters, where there are none
         "seed=1": ALL,
     }
     for change, kinds in expected.items():
@@ -321,6 +322,15 @@ def test_a_student_depends_on_the_fields_of_its_own_objective_only():
     before, after = _digests(_config(chosen)), _digests(_config(chosen, "distill.jsd_beta=0.25"))
     assert before["student.sft.seed0"] == after["student.sft.seed0"]
     assert before["student.jsd.seed0"] != after["student.jsd.seed0"]
+
+
+def test_the_fields_of_adapters_are_read_where_there_are_some():
+    lora = "tuning.method=lora"
+    before = _digests(_config(lora))
+    tuned = FROM_ROLLOUTS | {"teacher"}
+    for change in ("rank=2", "alpha=3", "dropout=0.5", "targets=q,v"):
+        assert _changed(before, _digests(_config(lora, f"tuning.{change}"))) == tuned, change
+    assert _changed(before, _digests(_config())) == tuned
 
 
 def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path):
@@ -442,9 +452,6 @@ def test_what_a_stage_reads_is_in_its_key(tmp_path, mesh, name):
     for kind, fields in held.items():
         if kind[0] not in ("results", "report"):
             unread = fields - read[kind] - {"seed"}
-            if config.tuning.method == "full":
-                # A key holds the room `tuning` as a whole; without adapters only its method is read.
-                unread -= {f"tuning.{field}" for field in ("rank", "alpha", "dropout", "targets")}
             assert not unread, (kind, unread)
 
 

@@ -78,6 +78,16 @@ def test_a_second_run_computes_nothing(finished):
     assert (workdir / "results.csv").read_bytes() == before
 
 
+def test_all_stages_of_a_run_are_asked_for_by_its_config(finished):
+    """Cleaning knows what a run needs from its command line, and nothing less."""
+    given = [argument for argument in _arguments("") if not argument.startswith("--workdir")]
+    done = _tool("clean", str(finished[0]), *given)
+    assert done.returncode == 0, done.stderr
+    listed = [line.split()[0] for line in done.stdout.splitlines() if "run again" in line]
+    assert "stage" not in done.stdout.replace("stages", "") and not listed
+    assert "Not recognised" not in done.stdout and "Nothing was removed" in done.stdout
+
+
 @pytest.mark.slow
 def test_a_policy_goes_out_to_transformers_and_back_in(finished, tmp_path):
     import torch
@@ -201,6 +211,13 @@ MISTAKES = {
     "stray word": (["go"], "Unexpected argument 'go'"),
     "processes": (["--num_processes=2"], "go together"),
     "profile": (["--profile=results:1-2"], "trains nothing here"),
+    "no workdir": (["--workdir="], "--workdir= names no folder"),
+    "endless lease": (["--lease=nan"], "--lease=nan cannot be"),
+    "no address": (
+        ["--num_processes=1", "--process_id=0", "--coordinator=here"],
+        "--coordinator=here is no address",
+    ),
+    "long name": ([f"--workdir=/tmp/{'n' * 300}"], "is too long for the file system"),
     "no sweep": (["--sweep"], "describes no sweep: define sweep()"),
     "checkpoint": (["--config.base.checkpoint=/no/such"], "there is no directory"),
     "mesh": (["--config.mesh.fsdp=3"], "does not use all"),

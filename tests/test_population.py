@@ -249,7 +249,7 @@ def test_what_cannot_be_one_population_is_refused(mesh, base):
     ]
     with pytest.raises(UserError, match="they differ in jsd_beta"):
         population.train(CFG, mesh, jsd)
-    with pytest.raises(UserError, match="no members"):
+    with pytest.raises(UserError, match="no learners"):
         population.train(CFG, mesh, [])
     with pytest.raises(UserError, match="cannot train with base.attention=pallas"):
         population.train(dataclasses.replace(CFG, attention="pallas"), mesh, [one])
@@ -476,10 +476,10 @@ def test_a_population_that_was_cut_off_ends_with_the_same_bytes(tmp_path, mesh, 
 def test_a_member_that_fails_stops_its_own_stage(tmp_path, mesh, monkeypatch):
     from subtransfer.experiment.stages import teacher as stages
 
-    member = stages.member
+    learner = stages.learner
 
     def spoilt(context, label, *, base, source, seed):
-        made = member(context, label, base=base, source=source, seed=seed)
+        made = learner(context, label, base=base, source=source, seed=seed)
         weights = np.where(
             made.examples.loss_mask, np.float32(np.inf if seed == 1 else 1), np.float32(0)
         )
@@ -487,7 +487,7 @@ def test_a_member_that_fails_stops_its_own_stage(tmp_path, mesh, monkeypatch):
             made, examples=dataclasses.replace(made.examples, loss_mask=weights)
         )
 
-    monkeypatch.setattr(stages, "member", spoilt)
+    monkeypatch.setattr(stages, "learner", spoilt)
     for _ in range(2):  # the population is whole, so that nothing is trained again to find the same
         with pytest.raises(
             UserError,

@@ -105,6 +105,16 @@ def test_an_edited_result_is_not_published(tmp_path):
     assert not (tmp_path / "results.csv").exists()
 
 
+@pytest.mark.parametrize("text", ["", "[]", "{}\n", "0" * 64 + "  results.csv", "é\n"])
+def test_readers_refuse_sums_that_are_none(tmp_path, text):
+    """Nothing could be checked against them."""
+    run = tmp_path / "run"
+    studies.write_run(run, studies.config_of())
+    (run / "SHA256SUMS").write_bytes(text.encode("latin-1"))
+    with pytest.raises(UserError, match="SHA256SUMS is damaged: run the command that wrote them"):
+        files.read(run)
+
+
 @pytest.mark.parametrize("name", ["results.csv", "results.jsonl"])
 def test_readers_refuse_a_result_that_was_edited_at_equal_size(tmp_path, name):
     run = tmp_path / "run"

@@ -2,6 +2,8 @@
 found there.
 """
 
+import concurrent.futures
+import dataclasses
 import importlib.util
 import json
 import shutil
@@ -9,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,6 +22,7 @@ import pytest
 
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts, buckets, history
+from subtransfer.store.bucket_claims import BucketClaim
 from subtransfer.store.workdir import steps_folder
 from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule, TrainingProgress
 from tests import test_kills
@@ -299,6 +303,131 @@ def _refused(*flags):
     done = launch(flags, test_kills.ROOT)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
     return done.stderr
+
+
+# -- one run at a time -----------------------------------------------------------------------------
+
+
+def _claim(bucket, request, lease=1.0):
+    files = gcsfs.GCSFileSystem(use_listings_cache=False, skip_instance_cache=True)
+    address = f"{bucket}/{request.node.name}"
+    return BucketClaim(files, address.removeprefix("gs://"), address, lease)
+
+
+def test_a_second_run_is_refused_while_the_first_lives(machine, bucket, request):
+    lines = []
+    with artifacts.Store(machine("one"), lease=1.0):
+        second = _claim(bucket, request)
+        begin = time.monotonic()
+        with pytest.raises(UserError, match=r"is in use by another run .*, pid \d+\)"):
+            second.take(lines.append)
+        assert time.monotonic() - begin < 1.5 and "was claimed by" in lines[0]
+    second = _claim(bucket, request)  # given back: at once
+    second.take(lines.append)
+    assert len(lines) == 1
+    with pytest.raises(UserError, match="is in use by another run"):
+        _stage(machine("three"))
+    second.release()
+    assert _stage(machine("three"))[1] == [("computed", "corpus")]
+
+
+def test_a_lost_machine_is_waited_for_and_what_wakes_up_writes_nothing(machine, bucket, request):
+    """Its process on another machine cannot be looked at: only its silence says so."""
+    lost = _claim(bucket, request, lease=1.0)
+    lost._owner = dataclasses.replace(lost._owner, kernel="another")
+    lost._beating = lambda: None
+    lost.take(print)
+    lines = []
+    taker = _claim(bucket, request, lease=1.0)
+    begin = time.monotonic()
+    taker.take(lines.append)
+    assert 0.9 < time.monotonic() - begin < 10 and "watching for 1 s" in lines[0]
+    with pytest.raises(UserError, match="was taken over by another run"):
+        lost.check()
+    taker.check()
+    taker.release()
+    lost.release()
+    taker = _claim(bucket, request)
+    begin = time.monotonic()
+    taker.take(lines.append)  # what the lost one wrote on its way out does not count
+    assert time.monotonic() - begin < 0.9
+    taker.release()
+
+
+def test_a_dead_process_of_this_machine_is_not_waited_for(machine, bucket, request):
+    code = """
+import os, sys, gcsfs
+from subtransfer.store.bucket_claims import BucketClaim
+files = gcsfs.GCSFileSystem(use_listings_cache=False)
+claim = BucketClaim(files, sys.argv[1], sys.argv[1], 600.0)
+claim.take(print)
+os._exit(0)
+"""
+    root = f"{bucket}/{request.node.name}".removeprefix("gs://")
+    subprocess.run([sys.executable, "-c", code, root], check=True, cwd=test_kills.ROOT)
+    taker = _claim(bucket, request)
+    taker.take(lambda line: pytest.fail(line))
+    taker.release()
+
+
+def test_of_many_takers_one_succeeds(bucket, request):
+    claims = [_claim(bucket, request, lease=2.0) for _ in range(6)]
+
+    def take(claim):
+        try:
+            claim.take(lambda line: None)
+        except UserError:
+            return False
+        return True
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        taken = list(pool.map(take, claims))
+    assert sum(taken) == 1
+    for claim in claims:
+        claim.release()
+
+
+def test_a_store_without_conditions_lets_one_have_it():
+    """Where a client overwrites whatever was asked, who reads its own back has it."""
+
+    class Careless(fsspec.get_filesystem_class("memory")):
+        store, pseudo_dirs = {}, [""]
+        cachable = False
+
+        def pipe_file(self, path, value, mode="overwrite", **kwargs):
+            super().pipe_file(path, value, mode="overwrite", **kwargs)
+
+    one, two = (BucketClaim(Careless(), "/w", "memory://w", 2.0) for _ in range(2))
+    create, waiting = two._create, threading.Event()
+
+    def late(number):
+        waiting.set()  # it has looked, and found nothing
+        create(number)
+
+    two._create = late
+    writing = one._write
+
+    def slow(number, **how):
+        assert waiting.wait(10)
+        writing(number, **how)
+
+    one._write = slow
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        found = [pool.submit(claim.take, lambda line: None) for claim in (one, two)]
+        errors = [future.exception() for future in found]
+    assert sum(error is None for error in errors) == 1
+    assert sum(isinstance(error, UserError) for error in errors) == 1
+    one.release()
+    two.release()
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"owner": {}, "beat": 1, "lease": 1, "free": false}'])
+def test_a_damaged_claim_is_left_to_its_lease(bucket, request, there, text):
+    there.write(".claims/run.7", text)
+    taker = _claim(bucket, request, lease=0.5)
+    taker.take(lambda line: None)
+    assert there.names(".claims") == ["run.8"]
+    taker.release()
 
 
 def test_a_bucket_that_goes_away_loses_nothing(machine, monkeypatch):

@@ -133,6 +133,12 @@ REFUSED = {
     "empty": ("return []", "returns no members"),
     "no list": ("return 3", "must return a list of members, not int"),
     "no member": ("return [3]", "returns 3, which is no member"),
+    "fields in a list": (
+        "from subtransfer.config.sweep import Member; return [Member('a', [('seed', 1)])]",
+        "which is no member: a name and a mapping of config fields",
+    ),
+    "a field without a name": ("return [('a', {1: 2})]", "which is no member"),
+    "a name that is no text": ("return [(1, {'seed': 1})]", "which is no member"),
     "fails": ("return 1 / 0", "fails with ZeroDivisionError"),
     "same name": (
         "return [('a', {'seed': 1}), ('a', {'seed': 2})]",

@@ -454,6 +454,20 @@ def test_the_command_answers_in_every_format(workdir, tmp_path, capsys):
     assert code == 2 and error == "error: --format=parquet writes a file: give --out=FILE.\n"
     code, _, error = _answer(capsys, workdir, "--confidence=95")
     assert code == 2 and "--confidence=95.0 cannot be" in error
+    code, _, error = _answer(capsys, workdir, f"--out={tmp_path / 'none' / 'a.csv'}")
+    assert code == 2 and error.startswith(
+        f"error: There is no folder {tmp_path / 'none'} for --out"
+    )
+    code, _, error = _answer(capsys, workdir, f"--out={tmp_path}")
+    assert code == 2 and error.endswith("is a folder: give the name of a file in it.\n")
+
+
+def test_a_home_directory_is_found(workdir, tmp_path, monkeypatch, capsys):
+    """Shells expand no "~" that follows "="."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "runs").symlink_to(workdir)
+    code, _, error = _answer(capsys, "~/runs", "--format=csv", "--out=~/a.csv")
+    assert code == 0 and (tmp_path / "a.csv").stat().st_size, error
 
 
 def test_sql(workdir, capsys):

@@ -99,7 +99,12 @@ def test_both_packages_run_from_any_folder_where_only_the_wheel_is_installed(whe
 
 def test_the_container_gets_every_package_of_the_wheel():
     """What a container is built from: each import package is let in, and copied."""
-    copied = (ROOT / "launch" / "Dockerfile").read_text()
+    before, _, after = (ROOT / "launch" / "Dockerfile").read_text().partition("pip install")
     let_in = (ROOT / ".dockerignore").read_text().splitlines()
-    for package in ("subtransfer", "shellworld"):
-        assert f"COPY {package} {package}\n" in copied and f"!{package}" in let_in
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    packages = {name.partition("*")[0] for name in settings["packages"]["find"]["include"]}
+    assert packages == {"subtransfer", "shellworld"}
+    for package in packages:
+        # The installation that comes before the sources looks each package's version up in it.
+        assert f"\nCOPY {package}/__init__.py {package}/__init__.py\n" in before
+        assert f"\nCOPY {package} {package}\n" in after and f"!{package}" in let_in

@@ -55,6 +55,7 @@ from subtransfer.rollout import engine, lanes
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.store.files import new_file
 from subtransfer.training import loop, objectives
 from subtransfer.training.flops import step_flops
 from subtransfer.training.optimizer import Optimizer
@@ -375,6 +376,7 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
     from jax.experimental import topologies
 
     config = configuration.load(config_file, overrides)
+    file = new_file("--json", _JSON.value) if _JSON.value else None
     kind = _TOPOLOGY.value.partition(":")[0]
     if kind not in CHIPS:
         raise UserError(
@@ -425,8 +427,8 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         f"{config_file} on {_TOPOLOGY.value}: {experiment.mesh_text}, {chip.gib} GiB a chip "
         "(compiled, not run)",
     )
-    if _JSON.value:
-        Path(_JSON.value).write_text(
+    if file:
+        file.write_text(
             json.dumps({"topology": _TOPOLOGY.value, "mesh": shape, "programs": rows}, indent=1)
             + "\n"
         )

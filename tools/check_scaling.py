@@ -17,7 +17,6 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from absl import app, flags
 from scipy import stats
 
 from subtransfer.analysis import scaling
-from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.errors import UserError, exit_status
+from subtransfer.store.files import new_file
 
 _SIMULATIONS = flags.DEFINE_integer("simulations", 200, "Studies of each world.", lower_bound=1)
 _BOOTSTRAP = flags.DEFINE_integer(
@@ -163,6 +163,7 @@ def main(_: Sequence[str]) -> None:
     unknown = set(_WORLDS.value) - set(WORLDS)
     if unknown:
         raise UserError(f"There is no world {sorted(unknown)[0]!r}: choose of {', '.join(WORLDS)}.")
+    file = new_file("--json", _JSON.value) if _JSON.value else None
     out = {}
     for name in _WORLDS.value or WORLDS:
         begin = time.process_time()
@@ -174,19 +175,15 @@ def main(_: Sequence[str]) -> None:
             shown.append(f"{what} {text}")
         print(f"{name}: {', '.join(shown)}")
         sys.stdout.flush()
-    if _JSON.value:
+    if file:
         how = {
             "simulations": _SIMULATIONS.value,
             "first": _FIRST.value,
             "bootstrap": _BOOTSTRAP.value,
             "machine": platform.processor(),
         }
-        Path(_JSON.value).write_text(json.dumps({"how": how, "worlds": out}, indent=1) + "\n")
+        file.write_text(json.dumps({"how": how, "worlds": out}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    try:
-        app.run(main)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(exit_status(lambda: app.run(main)))

@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import math
 import sys
-from pathlib import Path
 
 from absl import flags
 
 from subtransfer.models import families, hf_export, peft_adapter
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError, exit_status
-from subtransfer.store.files import os_errors
+from subtransfer.store.files import os_errors, user_path
 
 _POLICY = flags.DEFINE_string(
     "policy", None, "A base*, teacher* or student* folder of a run's workdir, or a PEFT adapter."
@@ -49,7 +48,7 @@ def export() -> None:
         raise UserError("Give both --policy=FOLDER and --out=DIRECTORY.")
     if not 0 < _SHARD.value < math.inf:
         raise UserError(f"--shard_gib={_SHARD.value} cannot be: it must be above 0 and finite.")
-    given, out = Path(_POLICY.value).expanduser(), Path(_OUT.value).expanduser()
+    given, out = user_path(_POLICY.value), user_path(_OUT.value)
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} for --out={_OUT.value}: make it first.")
     policy = load_policy(given)
@@ -63,7 +62,7 @@ def export() -> None:
             return
         if policy.adapter is None:
             raise UserError(f"{given} has no LoRA adapter: export it with --format=hf.")
-        base = Path(_BASE.value or policy.source).expanduser()
+        base = user_path(_BASE.value or policy.source)
         families.read_config(base)  # a base that is no Hugging Face directory is refused here
         peft_adapter.save_adapter(out, policy.adapter, str(base.resolve()), policy.tokenizer)
         print(f"exported an adapter of rank {policy.adapter.rank} over {base} to {out}")

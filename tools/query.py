@@ -30,7 +30,7 @@ import pyarrow as pa
 from subtransfer.analysis import statistics
 from subtransfer.report import tables
 from subtransfer.runtime.errors import UserError, exit_status
-from subtransfer.store.files import atomic_write
+from subtransfer.store.files import atomic_write, new_file, user_path
 from subtransfer.studies import sql, table
 from subtransfer.studies.runs import NATS, OF_SEEDS, OF_TASKS, SCALARS, SHARES, RunArm
 
@@ -212,7 +212,11 @@ def _parser() -> argparse.ArgumentParser:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep"
+        "workdirs",
+        nargs="+",
+        type=user_path,
+        metavar="WORKDIR",
+        help="of finished runs, or of a sweep",
     )
     parser.add_argument(
         "--by",
@@ -250,6 +254,8 @@ def run(options: argparse.Namespace) -> None:
     """Answers the command line."""
     if options.format == "parquet" and not options.out:
         raise UserError("--format=parquet writes a file: give --out=FILE.")
+    if options.out:
+        options.out = new_file("--out", options.out)
     if not 0.5 <= options.confidence < 1:
         raise UserError(
             f"--confidence={options.confidence} cannot be: it must be at least 0.5 and below 1."

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from subtransfer.analysis import scaling
 from subtransfer.runtime.errors import UserError, exit_status
-from subtransfer.store.files import atomic_write, os_errors
+from subtransfer.store.files import atomic_write, new_file, os_errors, user_path
 from subtransfer.studies import runs, scaling_report, scaling_study, sql, table
 
 
@@ -29,7 +29,11 @@ def _parser() -> argparse.ArgumentParser:
         description=summary, epilog=rest, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep"
+        "workdirs",
+        nargs="+",
+        type=user_path,
+        metavar="WORKDIR",
+        help="of finished runs, or of a sweep",
     )
     parser.add_argument(
         "--axis",
@@ -63,6 +67,8 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
         raise UserError(
             f"--confidence={options.confidence} cannot be: it must be at least 0.5 and below 1."
         )
+    # --out may carry one of the endings that it is to be given.
+    out = new_file("--out", options.out) if options.out else options.workdirs[0] / "scaling"
     laws, varying = (
         list(filter(None, text.split(","))) for text in (options.laws, options.varying)
     )
@@ -90,8 +96,6 @@ def run(options: argparse.Namespace, command: Sequence[str]) -> None:
     origin = {"command": shlex.join(["python", *command])} | runs.origin(
         arm.provenance for arm in arms
     )
-    # --out may carry one of the endings that it is to be given.
-    out = options.out or Path(options.workdirs[0]) / "scaling"
     stem = out.stem if out.suffix in (".html", ".md") else out.name
     files = {
         out.with_name(f"{stem}.html"): scaling_report.page(

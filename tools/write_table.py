@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from subtransfer.runtime.errors import exit_status
+from subtransfer.store.files import user_path
 from subtransfer.studies import sweep_page, table
 
 
@@ -22,7 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "workdirs", nargs="+", metavar="WORKDIR", help="of finished runs, or of a sweep"
+        "workdirs",
+        nargs="+",
+        type=user_path,
+        metavar="WORKDIR",
+        help="of finished runs, or of a sweep",
     )
     workdirs = parser.parse_args(arguments).workdirs
 

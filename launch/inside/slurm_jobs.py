@@ -97,9 +97,25 @@ def _wait(made: list, jobs: list[dict]) -> int:
     return int(failed > 0)
 
 
+def read(file: Path) -> dict:
+    """Reads what launch/slurm.py rendered; ends the process with a sentence if it is not that."""
+    # No helper of ours is at hand in submitit's environment.
+    try:
+        content = json.loads(file.read_bytes())
+        if not {"cluster", "parameters", "restart", "jobs"} <= set(dict(content)):
+            raise ValueError("it lacks what launch/slurm.py writes")
+        for job in content["jobs"]:
+            if not {"name", "command"} <= set(dict(job)):
+                raise ValueError("one of its jobs has no name or no command")
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        print(f"error: {file} cannot be used ({error}): render it again.", file=sys.stderr)
+        raise SystemExit(2) from error
+    return content
+
+
 if __name__ == "__main__":
     verb, file = sys.argv[1:]
-    data = json.loads(Path(file).read_text())
+    data = read(Path(file))
     if verb == "validate":
         validate(data, Path(file).parent)
     else:

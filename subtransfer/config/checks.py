@@ -82,6 +82,7 @@ def validate(config: ml_collections.ConfigDict) -> None:
         values[name] = config[room][last] if room else config[last]
         field.check(name, values[name])
 
+    # Of what is wrong, the first thing is said: the rest often follows from it.
     def refuse(field: str, must: str) -> None:
         raise UserError(f"{field}={values[field]!r} cannot be: it must be {must}.")
 
@@ -111,10 +112,12 @@ def _validate_run(config, refuse: Refuse) -> None:
     # Only a user's setting can have too few tasks: those of the package are made without end.
     if settings.is_file(config.setting):
         settings.get(config.setting).check(_drawn(config), from_scratch=_from_scratch(config))
+    # Looked up and not imported: the import takes seconds, and may ask for a login.
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
             "metrics.wandb needs the package wandb, which is not installed: pip install wandb."
         )
+    # Its range lets -1 through, and with it 0, of which no mesh can be made.
     if config.mesh.data == 0:
         refuse("mesh.data", "-1 (what the other axes leave) or above 0")
 
@@ -128,11 +131,13 @@ def _validate_models(config, refuse: Refuse) -> None:
             "population",
             f"1 with base.attention={base.attention}, whose kernels take no population: or use xla",
         )
+    # Ignored, the field would promise a smaller cache.
     if config.rollouts.int8_cache and base.attention == "pallas":
         refuse(
             "rollouts.int8_cache",
             "false with base.attention=pallas, whose kernel reads slots in full precision",
         )
+    # Named twice, a projection would have one adapter, and the plan would count two.
     if not tuning.targets or len(set(tuning.targets)) < len(tuning.targets):
         refuse("tuning.targets", "one or more different projections")
     if not base.checkpoint:

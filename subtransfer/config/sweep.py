@@ -233,14 +233,17 @@ def expand(config_file: str, overrides: Mapping[str, Any]) -> Sweep:
 
 def _member(config_file: str, item: Any) -> Member:
     if isinstance(item, Member):
-        return item
+        name, overrides = item.name, item.overrides
+    elif isinstance(item, (tuple, list)) and len(item) == 2:
+        name, overrides = item
+    else:
+        name, overrides = None, None
     if (
-        isinstance(item, (tuple, list))
-        and len(item) == 2
-        and isinstance(item[0], str)
-        and isinstance(item[1], Mapping)
+        isinstance(name, str)
+        and isinstance(overrides, Mapping)
+        and all(isinstance(field, str) for field in overrides)
     ):
-        return Member(*item)
+        return Member(name, overrides)
     raise UserError(
         f"sweep() of {config_file} returns {item!r}, which is no member: a name and a mapping of "
         "config fields."

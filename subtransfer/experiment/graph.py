@@ -171,6 +171,7 @@ class Experiment:
         declared = function.reads  # type: ignore[attr-defined]
         if fields:
             declared = (*declared, *fields)
+        declared = self._with_effect(declared)
         key = {
             "arguments": {**arguments, **identities} if identities else arguments,
             "code": self._code(function, origins),
@@ -187,6 +188,13 @@ class Experiment:
         elif self.plan[name].digest != digest:
             raise RuntimeError(f"Two different stages are named {name}.")
         return name
+
+    def _with_effect(self, declared: tuple[str, ...]) -> tuple[str, ...]:
+        """Leaves out the declared fields that change nothing, as the config stands."""
+        if not self._full:
+            return declared
+        # Where all weights are trained, nobody reads how adapters would be.
+        return tuple("tuning.method" if field == "tuning" else field for field in declared)
 
     def _make(
         self,

@@ -55,7 +55,7 @@ def schedule(context: Context) -> Schedule:
 # -- what accompanies a training -------------------------------------------------------------------
 
 
-def run(context: Context, steps: int) -> contextlib.AbstractContextManager[TrainingMonitor]:
+def monitored(context: Context, steps: int) -> contextlib.AbstractContextManager[TrainingMonitor]:
     """What accompanies a stage's training of so many steps."""
     writer = _writer(context, context.stage, context.scope)
     return open_monitor(context.stage, steps, _checkpoints(context), writer, **_watched(context))
@@ -64,8 +64,8 @@ def run(context: Context, steps: int) -> contextlib.AbstractContextManager[Train
 def _cohort(
     context: Context, steps: Mapping[str, int], scope: str
 ) -> contextlib.AbstractContextManager[PopulationMonitor]:
-    """What accompanies a population's training: its members' stages, each with its steps."""
-    writers = {member: _writer(context, member, scope) for member in steps}
+    """What accompanies a population's training: its learners' stages, each with its steps."""
+    writers = {name: _writer(context, name, scope) for name in steps}
     total = sum(steps.values())
     return open_population_monitor(
         context.stage, total, _checkpoints(context), writers, **_watched(context)
@@ -93,20 +93,24 @@ def _watched(context: Context) -> dict[str, Any]:
 # -- one alone, or several together ----------------------------------------------------------------
 
 
-def alone(out: Path, context: Context, base: str, member: Learner) -> None:
+def alone(out: Path, context: Context, base: str, learner: Learner) -> None:
     """Trains a teacher or an off-policy student alone.
 
     Args:
       base: the stage of the model that it starts from.
     """
     cfg = policies.policy(context, base).cfg
-    with run(context, member.recipe.steps) as training:
-        state, curves = population.train_alone(cfg, context.mesh, member, training)
+    with monitored(context, learner.recipe.steps) as training:
+        state, curves = population.train_alone(cfg, context.mesh, learner, training)
     save(out, context, base, distributed.to_host(state.trainable), thinned(curves))
 
 
 def together(
-    out: Path, context: Context, base: str, members: Mapping[str, Callable[[], Learner]], scope: str
+    out: Path,
+    context: Context,
+    base: str,
+    learners: Mapping[str, Callable[[], Learner]],
+    scope: str,
 ) -> None:
     """Trains several teachers or off-policy students of one model as one program.
 
@@ -114,13 +118,13 @@ def together(
     NAME.batch.safetensors what it failed at.
 
     Args:
-      members: what makes each, by the name of its stage.
+      learners: what makes each, by the name of its stage.
       scope: the word below which their metrics are shown.
     """
     cfg = policies.policy(context, base).cfg
     made = {}
     steps = {}
-    for name, make in members.items():
+    for name, make in learners.items():
         made[name] = make()
         steps[name] = made[name].recipe.steps
     with _cohort(context, steps, scope) as training:
@@ -149,7 +153,7 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
     shape = {name: {"error": object, "curves": object}}
     remedy = "delete its folder and run again to make it anew"
     record = read_json(folder / "members.json", shape, remedy)[name]
-    # The population's artefact is whole even if a member failed: the others go on from it.
+    # The population's artefact is whole even if a learner failed: the others go on from it.
     if record["error"]:
         raise UserError(
             f"{record['error']} That step's batch is kept in "

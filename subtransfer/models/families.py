@@ -7,12 +7,12 @@ have the defaults of transformers' own config classes, as the public files of Ge
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from subtransfer.models.decoder import DecoderConfig, Rope
+from subtransfer.runtime import json_files
 from subtransfer.runtime.errors import UserError
 
 # family (model_type) -> transformers' class of the causal language model
@@ -27,26 +27,24 @@ _ROPES = ("default", "linear", "llama3")
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # What an export does not take from its source's config.json: code, and what tells of the file.
 _NOT_CARRIED = ("auto_map", "transformers_version", "_name_or_path", "quantization_config")
+_REMEDY = "copy it from the checkpoint again"
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, shape: Any = dict) -> dict[str, Any]:
     """Reads a JSON object from a checkpoint's file.
 
+    Args:
+      path: the file.
+      shape: what it must be, as in `json_files.misfit`.
+
     Raises:
-      UserError: the file is missing, no JSON, or holds no object.
+      UserError: the file is missing, or holds no JSON of this shape.
     """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError:
+    value = json_files.read_json(path, shape, _REMEDY, default=None)
+    if value is None:
         raise UserError(
             f"{path.parent} has no {path.name}: give a complete Hugging Face directory."
-        ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path} is not valid JSON ({error}): copy it from the checkpoint again."
-        ) from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds no JSON object: copy it from the checkpoint again.")
+        )
     return value
 
 
@@ -79,9 +77,10 @@ def read_config(
         )
     # A multimodal model: only its language model is read.
     if raw.get("model_type") == "gemma3":
-        raw = raw.get("text_config") or {}
+        raw = read_json(path, {"text_config": dict})["text_config"]
     family = raw.get("model_type")
-    if family not in CLASSES:
+    # A file may have a list there, which is no key of a dict.
+    if not isinstance(family, str) or family not in CLASSES:
         works = ", ".join(CLASSES)
         raise UserError(
             f"{path}: the architecture (model_type) {family!r} is not supported: use a checkpoint "

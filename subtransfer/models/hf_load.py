@@ -17,6 +17,7 @@ from subtransfer.models.families import read_json
 from subtransfer.models.hf_names import INDEX, Leaf, leaves
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.store.files import reading
 
 # The dtypes that are read, by their names in safetensors files.
 DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -78,6 +79,9 @@ class Checkpoint:
         import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
         from safetensors import SafetensorError, safe_open
 
+        # safetensors says the same of a file that it may not open and of one that is damaged.
+        with reading(path):
+            path.open("rb").close()
         try:
             return safe_open(path, framework="numpy")
         except SafetensorError as error:

@@ -20,10 +20,20 @@ from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import read_json
 from subtransfer.store import seals
 from subtransfer.store.params import load_params, save_params
 
 META = "policy.json"
+_REMEDY = "delete its folder and run again to make it anew"
+_OR_NOTHING = type(None)
+_META = {
+    "model": dict,
+    "base": (str, _OR_NOTHING),
+    "checkpoint": (str, _OR_NOTHING),
+    "lora": (dict, _OR_NOTHING),
+}
+_LORA = {"alpha": float, "rank": int, "dropout": float}
 
 
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
@@ -141,7 +151,7 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
     if directory in resident:
         return resident[directory]
     seals.check(directory, at_most=seals.SMALL)
-    meta = families.read_json(directory / META)
+    meta = _meta(directory)
     cfg = _geometry(directory, meta)
     if meta["checkpoint"] is not None:
         checkpoint = Path(meta["checkpoint"])
@@ -181,7 +191,7 @@ def load_policy_tokenizer(directory: Path):
     A tuned policy has its base's.
     """
     seals.check(directory, at_most=seals.SMALL)
-    meta = families.read_json(directory / META)
+    meta = _meta(directory)
     if meta["base"] is not None:
         return load_policy_tokenizer(directory.parent / meta["base"])
     return _tokenizer(directory, meta, _geometry(directory, meta))
@@ -200,10 +210,18 @@ def _tokenizer(directory: Path, meta: dict[str, Any], cfg: DecoderConfig):
     return tokenizer
 
 
+def _meta(directory: Path) -> dict[str, Any]:
+    """What policy.json says, in the shape that `_write` gives it."""
+    meta = read_json(directory / META, _META, _REMEDY)
+    if meta["lora"] is not None:
+        meta = read_json(directory / META, {**_META, "lora": _LORA}, _REMEDY)
+    return meta
+
+
 def _geometry(directory: Path, meta: dict[str, Any]) -> DecoderConfig:
     try:
         return DecoderConfig.from_dict(meta["model"])
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(
             f"The policy {directory} is of another version of this package ({error}): make it "
             "again."

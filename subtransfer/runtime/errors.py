@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -14,10 +15,21 @@ class UserError(Exception):
 
 
 def exit_status(work: Callable[[], object]) -> int:
-    """Does a command's work; returns 0, or 2 for a user's mistake, which is printed."""
+    """Does a command's work; returns 0, or 2 for a user's mistake, which is printed.
+
+    What the system refuses to do with a file (it is missing, may not be read, is a folder) is the
+    user's to mend, too.
+    """
     try:
         work()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:
+            raise
+        # Of a renaming, the second name is the one that the user gave.
+        name = os.fsdecode(error.filename if error.filename2 is None else error.filename2)
+        print(f"error: {name} cannot be used: {error.strerror}.", file=sys.stderr)
         return 2
     return 0

@@ -57,7 +57,9 @@ def read_json(path: Path, shape: Any, remedy: str, *, default: Any = _NO_DEFAULT
         if default is not _NO_DEFAULT:
             return default
         raise UserError(f"There is no file {path}: {remedy}.") from error
-    return _checked(data, str(path), shape, remedy)
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder where a file belongs: move it away.") from error
+    return parse_json(data, str(path), shape, remedy)
 
 
 def read_json_lines(path: Path, shape: Any, remedy: str) -> Iterator[Any]:
@@ -80,10 +82,21 @@ def read_json_lines(path: Path, shape: Any, remedy: str) -> Iterator[Any]:
     except FileNotFoundError:
         return
     for number, line in enumerate(lines, 1):
-        yield _checked(line, f"{path}, line {number},", shape, remedy)
+        yield parse_json(line, f"{path}, line {number},", shape, remedy)
 
 
-def _checked(data: bytes, place: str, shape: Any, remedy: str) -> Any:
+def parse_json(data: bytes | str, place: str, shape: Any, remedy: str) -> Any:
+    """Reads JSON that does not lie in a file of its own, whose value must have a certain shape.
+
+    Args:
+      data: UTF-8, or text.
+      place: what the sentence about bad data begins with, e.g. "FILE, line 3,".
+      shape: what the value must be, as in `misfit`.
+      remedy: how the sentence ends.
+
+    Raises:
+      UserError: it is no JSON of this shape.
+    """
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as error:  # also bytes that are no UTF-8

@@ -96,6 +96,8 @@ class Store:
         """
         with os_errors(self.workdir):
             (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
+            # Before any work: who may not write there is told now, too.
+            buckets.claim(self.workdir, self._lease, print)
             buckets.fetch_files(self.workdir)
             buckets.tidy(self.workdir / STEPS)
             self._claims_of_leader = Claims(self.workdir / CLAIMS, self._lease)
@@ -117,6 +119,7 @@ class Store:
             with contextlib.suppress(*hidden):
                 buckets.put_files(self.workdir)
         finally:
+            buckets.release(self.workdir)
             if self._claims_of_leader is not None:
                 self._claims_of_leader.close()
 

@@ -4,7 +4,8 @@ Artefacts rest on the rename of a folder that others see as a whole, on locks an
 (`artifacts.py`); an object store has none of them. So a run works in a folder of its own machine,
 and each folder that is finished (a sealed artefact, a confirmed checkpoint) is copied file by file,
 the list of its files last: without the list it does not count. A run on another machine fetches
-what it needs. One run at a time may use an address, as what is claimed here is not claimed there.
+what it needs. One run at a time may use an address, as what is claimed here is not claimed there:
+the address has a claim of its own (`bucket_claims.py`).
 
 Files travel by fsspec: gs:// with gcsfs, s3:// with s3fs, az:// with adlfs.
 `fetch`, `put` and the others do nothing for a path below no workdir that was attached to one.
@@ -18,14 +19,16 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.json_files import misfit
+from subtransfer.runtime.json_files import parse_json
+from subtransfer.store.bucket_claims import BucketClaim
 
 PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme -> what fsspec needs for it
+_REMEDY = "remove it, or choose another --workdir"
 _LIST = ".whole"  # beside the folder X there, X.whole: {file: bytes}
 _FILES = "files.json"  # there: the names of the files that belong to no finished folder
 _LOOSE = ("*", "stages/*", "metrics/**/*", ".steps/*/*.npz")  # which these are
@@ -74,6 +77,27 @@ def attach(address: str, local: Path) -> None:
 def detach(local: Path) -> None:
     """Undoes `attach`."""
     _attached.pop(local, None)
+
+
+def claim(workdir: Path, lease: float, log: Callable[[str], None]) -> None:
+    """Takes the address for this run alone, until `release`.
+
+    Args:
+      workdir: the folder here.
+      lease: seconds of silence after which another run may take over.
+      log: takes lines for people.
+
+    Raises:
+      UserError: another run uses the address.
+    """
+    if mirror := _mirror_of(workdir):
+        mirror.claim(lease, log)
+
+
+def release(workdir: Path) -> None:
+    """Gives back what `claim` has taken."""
+    if mirror := _mirror_of(workdir):
+        mirror.release()
 
 
 def holds(folder: Path) -> bool:
@@ -165,9 +189,31 @@ class Mirror:
         self.address, self.local = address, local
         self._sent: dict[str, tuple[int, int]] = {}  # name -> size and time of change, as copied
         self._finished: set[Path] = set()  # the folders that are whole there, by their names here
+        self._claim: BucketClaim | None = None
         with self._errors():
             self._files, self._root = fsspec.core.url_to_fs(address)
             self.listed(local)
+
+    def claim(self, lease: float, log: Callable[[str], None]) -> None:
+        """See the function of this name."""
+        with self._errors():
+            self._claim = BucketClaim(self._files, self._root, self.address, lease)
+            self._claim.take(log)
+            self.listed(self.local)  # what another run has finished while this one waited
+
+    def release(self) -> None:
+        """See the function of this name."""
+        if self._claim is not None:
+            self._claim.release()
+            self._claim = None
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Around all that changes something there: only who holds the claim may."""
+        with self._errors():
+            if self._claim is not None:
+                self._claim.check()
+            yield
 
     def _there(self, path: Path) -> str:
         """The name there of a file or folder here."""
@@ -195,17 +241,12 @@ class Mirror:
           FileNotFoundError: it is not there.
           UserError: it does not hold what this module writes.
         """
-        try:
-            value = json.loads(self._files.cat_file(name))
-        except ValueError as error:
-            problem = str(error)
-        else:
-            problem = misfit(value, shape) or _strays(value)
+        data = self._files.cat_file(name)
+        place = f"{name} of the workdir {self.address}"
+        value = parse_json(data, place, shape, _REMEDY)
+        problem = _strays(value)
         if problem:
-            raise UserError(
-                f"{name} of the workdir {self.address} is not what a run has written there "
-                f"({problem}): remove it, or choose another --workdir."
-            )
+            raise UserError(f"{place} does not hold what it should ({problem}): {_REMEDY}.")
         return value
 
     def listed(self, parent: Path) -> list[Path]:
@@ -247,7 +288,7 @@ class Mirror:
 
     def put(self, folder: Path) -> None:
         """See the function of this name."""
-        with self._errors():
+        with self._writing():
             if folder in self._finished:
                 return
             # The list goes last: until it is there, whatever has arrived does not count.
@@ -261,7 +302,7 @@ class Mirror:
 
     def drop(self, folder: Path) -> None:
         """See the function of this name."""
-        with self._errors():
+        with self._writing():
             # The list first: what has a list is whole.
             for name in (self._list_of(folder), self._there(folder)):
                 self._files.invalidate_cache()
@@ -280,7 +321,7 @@ class Mirror:
 
     def put_files(self) -> None:
         """See the function of this name."""
-        with self._errors():
+        with self._writing():
             paths: set[Path] = set()
             for pattern in _LOOSE:
                 paths.update(path for path in self.local.glob(pattern) if path.is_file())
@@ -307,7 +348,6 @@ class Mirror:
                 names = self._read(f"{self._root}/{_FILES}", [str])
             except FileNotFoundError:
                 names = []
-            self._put_names(names)  # who may not write is told before any work
             for name in names:
                 here, there = self.local / name, f"{self._root}/{name}"
                 # Logs only grow: the longer one is the later one.

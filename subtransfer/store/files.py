@@ -73,6 +73,31 @@ def atomic_write(path: Path, data: bytes | str) -> None:
         raise
 
 
+def user_path(text: str) -> Path:
+    """Returns a path of the command line; shells expand no "~" that follows "="."""
+    return Path(text).expanduser()
+
+
+def new_file(flag: str, path: str | Path) -> Path:
+    """Returns the path of a file that a flag asks for, once it is clear that it can be written.
+
+    Who computes for minutes first is told before, and not after.
+
+    Args:
+      flag: as the user gives it, e.g. "--out".
+      path: of the file.
+
+    Raises:
+      UserError: its folder is not there, or it is a folder itself.
+    """
+    path = user_path(str(path))
+    if not path.parent.is_dir():
+        raise UserError(f"There is no folder {path.parent} for {flag}={path}: make it first.")
+    if path.is_dir():
+        raise UserError(f"{flag}={path} is a folder: give the name of a file in it.")
+    return path
+
+
 def write_together(folder: Path, files: Mapping[str, bytes]) -> None:
     """Writes files as `atomic_write` does, none before all of them lie on the disk.
 
@@ -229,6 +254,15 @@ def _sentence(error: OSError, folder: Path) -> UserError | None:
     path = folder if error.filename is None else Path(os.fsdecode(error.filename))
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return _about_a_file_in_the_way(path, folder)
+    if error.errno == errno.ENAMETOOLONG:
+        return UserError(f"The name of {path} is too long for the file system: choose another.")
+    if error.errno == errno.EISDIR:
+        # Of a renaming, the second name is the one that is taken.
+        taken = path if error.filename2 is None else Path(os.fsdecode(error.filename2))
+        return UserError(
+            f"{taken} is a folder where a file belongs: move it away and run the same command "
+            "again."
+        )
     # A stage's folder is made by the run itself, so that one that is missing was taken away.
     parent = path if error.filename is None else path.parent
     gone = parent.is_relative_to(folder) and not parent.is_dir()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ MARKER = "artifact.json"  # written last: a folder that has it is whole
 SUMS = "SHA256SUMS"  # beside published files, in the form that `sha256sum -c` reads
 SMALL = 2**26  # bytes up to which a file is hashed before anyone asks for it
 _REMEDY = "delete its folder and run the same command again"
+_SUMS = re.compile(r"([0-9a-f]{64}  [^/\n]+\n)+")
 _REMEDY_SUMS = "run the command that wrote them again"
 
 # What a file was when it proved whole: (digest, size, time of change, inode).
@@ -130,11 +132,18 @@ def sums_of(files: Mapping[str, bytes]) -> str:
 
 
 def sums(folder: Path) -> str:
-    """Returns the text of a folder's `SUMS`, or "" where there is none."""
+    """Returns the text of a folder's `SUMS`, or "" where there is none.
+
+    Raises:
+      UserError: it is there, and is no such list: nothing could be checked against it.
+    """
     try:
-        return (folder / SUMS).read_bytes().decode(errors="replace")
+        text = (folder / SUMS).read_bytes().decode(errors="replace")
     except FileNotFoundError:
         return ""
+    if not _SUMS.fullmatch(text):
+        raise UserError(f"{folder / SUMS} is damaged: {_REMEDY_SUMS}.")
+    return text
 
 
 def check_sums(folder: Path, text: str) -> None:

@@ -6,15 +6,14 @@ Anyone opens it with `tfds.builder_from_directory(DIR).as_data_source("train")`.
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.json_files import canonical_json
+from subtransfer.runtime.json_files import canonical_json, parse_json, read_json
 from subtransfer.store import seals
 from subtransfer.store.files import reading
 
@@ -74,8 +73,10 @@ _ARRAYS = {
     "behavior_logprobs": np.float32,
     "turn_ids": np.int32,
 }
-_JSON = ("messages", "actions")
+# The shapes of what lies as JSON in a text, as `json_files.misfit` reads them.
+_JSON: dict[str, Any] = {"messages": [{"role": str, "content": str}], "actions": [dict]}
 _FLAGS = ("solved", "truncated")
+_REMEDY = "delete its stage's folder and run again"
 
 
 def _features() -> Any:
@@ -162,20 +163,47 @@ def read(path: Path) -> list[Trajectory]:
     try:
         with reading(path):
             seals.check_input(path)
+            _check_features(path)
             source = tfds.builder_from_directory(str(path)).as_data_source("train")
-            return [_trajectory(source[i]) for i in range(len(source))]
+            return [_trajectory(path, source[i]) for i in range(len(source))]
     except UserError:
         raise
     except Exception as error:
         # array_record and tfds raise many kinds of errors for a damaged file, none of which says
         # what to do.
         raise UserError(
-            f"The trajectory store {path} is damaged ({type(error).__name__}): delete its stage's "
-            "folder and run again."
+            f"The trajectory store {path} is damaged ({type(error).__name__}): {_REMEDY}."
         ) from error
 
 
-def _trajectory(example: dict[str, Any]) -> Trajectory:
+def _check_features(path: Path) -> None:
+    """Refuses a store whose features would have Python import what is not of TFDS.
+
+    TFDS imports the module of any class that a store names: whoever wrote it could choose among all
+    modules that this process finds, in the folder where the command runs, too.
+
+    Raises:
+      UserError: it names another class.
+    """
+    remedy = "make the store again, or use one that this program has written"
+
+    def names(value: Any) -> Iterator[Any]:
+        if isinstance(value, dict):
+            for name, part in value.items():
+                if name == "pythonClassName":
+                    yield part
+                yield from names(part)
+        elif isinstance(value, list):
+            for part in value:
+                yield from names(part)
+
+    features = path / "features.json"
+    for name in names(read_json(features, {"pythonClassName": str}, remedy)):
+        if not (isinstance(name, str) and name.startswith("tensorflow_datasets.core.features.")):
+            raise UserError(f"{features} names the class {name!r}, which is not of TFDS: {remedy}.")
+
+
+def _trajectory(path: Path, example: dict[str, Any]) -> Trajectory:
     fields: dict[str, Any] = {}
     for name in _TEXT:
         fields[name] = _text(example[name])
@@ -185,8 +213,9 @@ def _trajectory(example: dict[str, Any]) -> Trajectory:
         fields[name] = bool(example[name])
     for name, dtype in _ARRAYS.items():
         fields[name] = np.asarray(example[name], dtype)
-    for name in _JSON:
-        fields[name] = json.loads(_text(example[name]))
+    for name, shape in _JSON.items():
+        place = f"The trajectory store {path}, in {name},"
+        fields[name] = parse_json(_text(example[name]), place, shape, _REMEDY)
     return Trajectory(**fields)
 
 

@@ -234,8 +234,8 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
             }
             scalars = _scalars(found, record, own.seeds)
         # The shapes of the files were checked, the config's fields were not: other versions have
-        # others.
-        except (AttributeError, KeyError) as error:
+        # others, of other types.
+        except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise UserError(
                 f"The results in {run} are another version's ({error}): run its command again."
             ) from error

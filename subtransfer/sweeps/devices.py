@@ -18,9 +18,11 @@ from subtransfer.runtime.errors import UserError
 
 def platform() -> str:
     """Returns "cpu", "gpu" or "tpu": what JAX will choose in a worker."""
+    # Found out without JAX, which would take the devices that the workers need.
     asked = os.environ.get("JAX_PLATFORMS", "").split(",")[0]
     if asked:
         return {"cuda": "gpu", "rocm": "gpu"}.get(asked, asked)
+    # The library may be installed on a machine without the chip, and the other way round.
     if importlib.util.find_spec("libtpu") and _tpu_chips():
         return "tpu"
     plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
@@ -112,6 +114,7 @@ def shares(workers: int) -> tuple[list[DeviceShare], int, str]:
 def _shares_of_gpus(workers: int, gpus: list[str]) -> tuple[list[DeviceShare], int, str]:
     shares = []
     if workers <= len(gpus):
+        # Equal parts: plans count on the same number of devices in every worker.
         each = len(gpus) // workers
         for worker in range(workers):
             own_gpus = gpus[worker * each : (worker + 1) * each]
@@ -129,6 +132,7 @@ def _shares_of_gpus(workers: int, gpus: list[str]) -> tuple[list[DeviceShare], i
 
 def _shares_of_cpu(workers: int) -> tuple[list[DeviceShare], int, str]:
     flags = os.environ.get("XLA_FLAGS", "")
+    # One CPU may play several devices, and plans must count as many as the workers will see.
     forced = re.search(r"--xla_force_host_platform_device_count=(\d+)", flags)
     devices = int(forced[1]) if forced else int(os.environ.get("JAX_NUM_CPU_DEVICES", 1))
     cores = _cores(workers)

@@ -161,11 +161,13 @@ class Schedule:
 
     def done(self, number: int) -> None:
         """Notes that a stage's artefact is there."""
+        # Another command's artefact may be seen by more than one look at the folder.
         if self.state[number] == DONE:
             return
         self._set(number, DONE)
         for reader in self._readers[number]:
             self._missing[reader] -= 1
+            # A reader that was there before stays: nobody needs its inputs for it.
             if not self._missing[reader] and self.state[reader] == WAITING:
                 self._set(reader, READY)
         for member in self.plan.nodes[number].users:
@@ -199,12 +201,14 @@ class Schedule:
         Returns:
           Whether it will be tried again.
         """
+        # Counted for each stage: one that kills its worker each time must not hold up the sweep.
         self._tried[number] = self._tried.get(number, 0) + 1
         if transient and self._tried[number] <= self._retries:
             self._set(number, READY)
             return True
         self._set(number, FAILED)
         for member in self.plan.nodes[number].users:
+            # The first failure is the cause; a second one of the same member adds nothing.
             if member not in self.failures:
                 self.failures[member] = MemberFailure(number, sentence)
                 self._open -= 1
@@ -223,6 +227,7 @@ class Schedule:
           The stage's number and the member that it is made for; None if none can be made.
         """
         for candidate in self._candidates(member):
+            # What a failed member shares with others is made for one of these.
             if candidate in self.failures or not self._ready[candidate]:
                 continue
             for number in self.plan.stages[candidate]:
@@ -234,6 +239,7 @@ class Schedule:
         everyone = range(len(self.plan.members))
         if member is not None:
             yield member
+            # Compiling a model of other shapes may take longer than training it.
             shapes = self.plan.geometry
             yield from (other for other in everyone if shapes[other] == shapes[member])
         yield from everyone

@@ -40,10 +40,12 @@ class Rates:
         numbers: dict[str, int] = {}
         total = 0
         for record in history:
+            # Only the last part of one that was cut off would be counted, as if it were the whole.
             if record["what"] != "computed" or "flops" not in record:
                 continue
             total += 1
             kind = stage_names.kind(record["stage"])
+            # Under "" as well, for kinds that this workdir has not computed yet.
             for name in (kind, "") if record["flops"] else (kind,):
                 seconds[name] = seconds.get(name, 0.0) + record["seconds"]
                 flops[name] = flops.get(name, 0.0) + record["flops"]
@@ -59,6 +61,7 @@ class Rates:
     def seconds(self, node: PlannedStage) -> float | None:
         """Returns what a stage will take, or None where nothing is known of its kind."""
         if node.flops:
+            # Another kind's rate is a guess, but better than none: most time is spent in products.
             rate = self.per_flop.get(node.kind, self.per_flop.get(""))
             return None if rate is None else rate * node.flops
         return self.each.get(node.kind, 0.0 if self.count else None)
@@ -108,6 +111,7 @@ def print_plan(
         all_flops += flops
         all_seconds += sum(known)
         if at < _ROWS:
+            # A sum that leaves out a stage would look like a promise.
             time = in_words(sum(known)) if len(known) == len(seconds) else ""
             numbers = (str(len(stages)), str(shared), str(len(to_do)), f"{flops / 1e12:.3g}")
             table.add_row(member.name, *numbers, time)
@@ -162,6 +166,7 @@ def print_end(
         names.setdefault(failure.stage, []).append(plan.members[member].name)
     for stage, sentence in sentences.items():
         node = plan.nodes[stage]
+        # Without markup: sentences hold brackets, which rich would take for styles.
         failed = f"FAILED {_listed(names[stage])}: {node.name}: {sentence}"
         console.print(failed, soft_wrap=True, markup=False)
         console.print(f"       log: {log_path(workdir, node.folder)}", soft_wrap=True, markup=False)

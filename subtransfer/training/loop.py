@@ -510,17 +510,17 @@ def run_steps(
         metrics = {name: values.reshape(len(orders), steps) for name, values in metrics.items()}
         working = int(np.count_nonzero(counts))
         facts = cost.facts(steps, working * tokens, working * flops)
-        for i, (order, member, count) in enumerate(zip(orders, run.members, counts, strict=True)):
+        for i, (order, learner, count) in enumerate(zip(orders, run.learners, counts, strict=True)):
             values = {name: of_all[i, :count] for name, of_all in metrics.items()}
             good = _finite_steps(values, count)
             # What comes after a step that is not finite was computed but not taken.
             values = {name: value[:good] for name, value in values.items()}
             shown = _shown(order.recipe, values, rates[i][:good])
-            member.record(first + begin, values, shown, facts)
+            learner.record(first + begin, values, shown, facts)
             if good < count:
                 chosen = rows[i][good]
                 batch = {"examples": chosen, **order.examples.rows(chosen).arrays}
-                member.fail(first + begin + good + 1, state, batch)
+                learner.fail(first + begin + good + 1, state, batch)
         run.keep(state)
     return state
 

@@ -78,7 +78,7 @@ class TrainingMonitor:
         return self.progress.curves
 
     @property
-    def members(self) -> Sequence[TrainingMonitor]:
+    def learners(self) -> Sequence[TrainingMonitor]:
         """The monitors whose metrics are recorded: this one alone."""
         return [self]
 
@@ -246,63 +246,63 @@ def steps_done(state: Any) -> int:
     return int(np.max(distributed.to_host(state.step)))
 
 
-class MemberMonitor(TrainingMonitor):
+class LearnerMonitor(TrainingMonitor):
     """Watches over one training of several that go on side by side."""
 
     def fail(self, step: int, state: Any, batch: Mapping[str, np.ndarray]) -> None:
-        """Says what is wrong; the member stays at the state before, and the others go on."""
+        """Says what is wrong; the learner stays at the state before, and the others go on."""
         note(f"{diverged(self.label, step)} The others of its population go on.")
 
 
 class PopulationMonitor(TrainingMonitor):
     """Watches over several trainings side by side, whose states are one stack.
 
-    One checkpoint holds them all. In it each metric has one value a step and member, NaN where a
-    member has taken no such step. A member that failed is one that has taken fewer steps than it
+    One checkpoint holds them all. In it each metric has one value a step and learner, NaN where a
+    learner has taken no such step. A learner that failed is one that has taken fewer steps than it
     was to take and the others have.
 
     Args:
       label: of the population, for messages.
-      members: the monitors of its trainings.
+      learners: the monitors of its trainings.
       **options: as of `TrainingMonitor`.
     """
 
-    def __init__(self, label: str, members: Sequence[MemberMonitor], **options: Any):
+    def __init__(self, label: str, learners: Sequence[LearnerMonitor], **options: Any):
         super().__init__(label, **options)
-        self._members = list(members)
+        self._learners = list(learners)
 
     @property
-    def members(self) -> Sequence[TrainingMonitor]:
+    def learners(self) -> Sequence[TrainingMonitor]:
         """The monitors whose metrics are recorded: one a training."""
-        return self._members
+        return self._learners
 
     def resumed(self, state: Any) -> Any:
-        """As of one training; each member goes on from its own step."""
+        """As of one training; each learner goes on from its own step."""
         state = super().resumed(state)
         if state is None:
-            steps = [0] * len(self._members)
+            steps = [0] * len(self._learners)
         else:
             steps = distributed.to_host(state.step).tolist()
-        # A checkpoint holds lists of values by member in the place of numbers.
+        # A checkpoint holds lists of values by learner in the place of numbers.
         stacked: dict[str, Any] = self.curves
-        for i, (member, step) in enumerate(zip(self._members, steps, strict=True)):
+        for i, (learner, step) in enumerate(zip(self._learners, steps, strict=True)):
             curves = {}
             for name, rows in stacked.items():
                 curves[name] = [row[i] for row in rows[:step]]
-            member.progress = TrainingProgress(curves)
-            member.start(step)
+            learner.progress = TrainingProgress(curves)
+            learner.start(step)
         return state
 
     def _save(self, state: Any, *, confirm: bool) -> None:
         steps = steps_done(state)
         names: dict[str, None] = {}  # in order, each once
-        for member in self._members:
-            names.update(dict.fromkeys(member.curves))
+        for learner in self._learners:
+            names.update(dict.fromkeys(learner.curves))
         for name in names:
-            # NaN where a member has taken no such step: rows of a stack have one length.
-            values = np.full((steps, len(self._members)), np.nan, np.float32)
-            for i, member in enumerate(self._members):
-                values[: len(member.curves[name]), i] = member.curves[name]
+            # NaN where a learner has taken no such step: rows of a stack have one length.
+            values = np.full((steps, len(self._learners)), np.nan, np.float32)
+            for i, learner in enumerate(self._learners):
+                values[: len(learner.curves[name]), i] = learner.curves[name]
             stacked: list[Any] = values.tolist()
             self.progress.curves[name] = stacked
         super()._save(state, confirm=confirm)
@@ -381,14 +381,16 @@ def open_population_monitor(
 
     Args:
       label: of the population.
-      steps: of all members together.
+      steps: of all learners together.
       checkpoints: of the population.
-      writers: of metrics, by member's label.
+      writers: of metrics, by learner's label.
       **options: as of `TrainingMonitor`.
     """
     with _accompanied(label, steps, checkpoints, list(writers.values())) as advance:
-        members = [MemberMonitor(name, advance, writer=writer) for name, writer in writers.items()]
-        yield PopulationMonitor(label, members, checkpoints=checkpoints, **options)
+        learners = [
+            LearnerMonitor(name, advance, writer=writer) for name, writer in writers.items()
+        ]
+        yield PopulationMonitor(label, learners, checkpoints=checkpoints, **options)
 
 
 @contextlib.contextmanager

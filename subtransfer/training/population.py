@@ -27,7 +27,12 @@ from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 from subtransfer.training.examples import Examples
-from subtransfer.training.monitor import MemberMonitor, PopulationMonitor, TrainingMonitor, diverged
+from subtransfer.training.monitor import (
+    LearnerMonitor,
+    PopulationMonitor,
+    TrainingMonitor,
+    diverged,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,7 +121,7 @@ def check(cfg: DecoderConfig, mesh: Mesh, learners: Sequence[Learner]) -> None:
         the devices.
     """
     if not learners:
-        raise UserError("A population has no members: give one or more.")
+        raise UserError("A population has no learners: give one or more.")
     if cfg.attention != "xla":
         raise UserError(
             f"A population cannot train with base.attention={cfg.attention}: use xla, or a "
@@ -133,7 +138,7 @@ def check(cfg: DecoderConfig, mesh: Mesh, learners: Sequence[Learner]) -> None:
             if value != first[what]:
                 raise UserError(
                     f"{learners[0].label} and {learner.label} cannot be of one population, as they "
-                    f"differ in {what}: members may differ in seeds, data, weights, steps, "
+                    f"differ in {what}: learners may differ in seeds, data, weights, steps, "
                     f"learning rate, {scalars}."
                 )
 
@@ -277,7 +282,7 @@ def train(
     if together is None:
         together = mesh.devices.flat[0].platform != "cpu"
     run = run or PopulationMonitor(
-        "population", [MemberMonitor(learner.label) for learner in learners]
+        "population", [LearnerMonitor(learner.label) for learner in learners]
     )
     each, whole = NamedSharding(mesh, PartitionSpec(mesh.axis_names)), sharding.replicated(mesh)
 
@@ -328,8 +333,8 @@ def train(
     state = loop.run_steps(cfg, mesh, orders, state, program, run, learners[0].teacher)
     final = distributed.to_host(state)
     outcomes = []
-    for i, (learner, member_run) in enumerate(zip(learners, run.members, strict=True)):
-        outcomes.append(_outcome(final, i, orders[i], learner.label, member_run.curves))
+    for i, (learner, record) in enumerate(zip(learners, run.learners, strict=True)):
+        outcomes.append(_outcome(final, i, orders[i], learner.label, record.curves))
     return outcomes
 
 

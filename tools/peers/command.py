@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.errors import UserError, exit_status
+from subtransfer.store.files import new_file
 
 
 def main(argv: list[str], run: Callable[[], dict[str, Any]]) -> int:
@@ -19,15 +18,15 @@ def main(argv: list[str], run: Callable[[], dict[str, Any]]) -> int:
     Returns:
       0, or 2 after the sentence of a UserError.
     """
-    try:
+
+    def work() -> None:
         try:
             flags.FLAGS(argv)
         except flags.Error as error:
             raise UserError(f"{error}: see python {argv[0]} --help.") from error
+        out = flags.FLAGS.json and new_file("--json", flags.FLAGS.json)
         results = run()
-        if flags.FLAGS.json:
-            Path(flags.FLAGS.json).write_text(json.dumps(results, indent=2) + "\n")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+        if out:
+            out.write_text(json.dumps(results, indent=2) + "\n")
+
+    return exit_status(work)

@@ -36,7 +36,7 @@ def pretrained(
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, base.steps, base.batch_size, base.learning_rate, schedule)
     examples = pretrain.load_examples(folder / "corpus.safetensors")
-    with trainings.run(context, base.steps) as run:
+    with trainings.monitored(context, base.steps) as run:
         params, curves = pretrain.train_base(
             cfg, context.mesh, recipe, examples, context.key("base", label), run
         )

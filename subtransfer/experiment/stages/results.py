@@ -22,6 +22,26 @@ from subtransfer.store import trajectories
 from subtransfer.store.files import atomic_write
 from subtransfer.training import objectives
 
+# What is read of the stages' files, as `json_files.misfit` reads it.
+_SHAPES: dict[str, Any] = {
+    "probe.json": {
+        "capability": {str: object},
+        "context": {"system_prompt": str, "template": str},
+    },
+    "training.json": {"curves": {str: [float]}},
+    "choices.json": {"tasks": [str], "policies": {str: {"logprob": [float], "margin": [float]}}},
+    "episodes.json": [{"task_id": str}],
+    "columns.json": {str: float},
+    "manifest.json": {
+        "total": int,
+        "kept": int,
+        "dropped": int,
+        "rules": {str: int},
+        "dropped_ids": [{"episode_id": str}],
+    },
+    "sampler.json": {"tokens": int, "max_gap": float, "mean_gap": float, "kl": float},
+    "targets.json": {"tokens": int, "max_gap": float, "mean_gap": float, "max_missed": float},
+}
 SAMPLES = 6  # trajectories shown before and after sanitizing
 
 
@@ -180,7 +200,7 @@ def in_which(contexts: Sequence[tuple[Mapping[str, str], Mapping[str, str] | Non
 
 def _read(context: Context, stage: str, file: str) -> Any:
     remedy = "delete its folder and run again to make it anew"
-    return read_json(context.input(stage) / file, (dict, list), remedy)
+    return read_json(context.input(stage) / file, _SHAPES[file], remedy)
 
 
 def _decisions(context: Context, model: str) -> dict[str, dict[str, tuple[float, float]]]:

@@ -53,9 +53,9 @@ ON_POLICY = (
 
 @reads(*OFF_POLICY)
 def alone(out: Path, context: Context, *, base: str, **arguments: Any) -> None:
-    """Trains one off-policy student; arguments as of `member`."""
-    learner = member(context, context.stage, base=base, **arguments)
-    trainings.alone(out, context, base, learner)
+    """Trains one off-policy student; arguments as of `learner`."""
+    made = learner(context, context.stage, base=base, **arguments)
+    trainings.alone(out, context, base, made)
 
 
 @reads(*OFF_POLICY)
@@ -66,15 +66,15 @@ def together(
 
     Args:
       base: the stage of the model that all start from.
-      members: arguments of `member` by the name of each one's stage.
+      members: arguments of `learner` by the name of each one's stage.
     """
     learners = {}
     for name, arguments in members.items():
-        learners[name] = functools.partial(member, context, name, base=base, **arguments)
+        learners[name] = functools.partial(learner, context, name, base=base, **arguments)
     trainings.together(out, context, base, learners, "distill")
 
 
-def member(context: Context, label: str, *, targets: str | None, **lesson: Any) -> Learner:
+def learner(context: Context, label: str, *, targets: str | None, **lesson: Any) -> Learner:
     """A student that is to learn from its teacher's trajectories alone.
 
     Args:
@@ -116,7 +116,7 @@ def on_policy(
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, d.steps, d.batch_size, d.on_policy_learning_rate, schedule)
     cfg = policies.policy(context, base).cfg
-    with trainings.run(context, recipe.steps) as run:
+    with trainings.monitored(context, recipe.steps) as run:
         state, curves, purity = student.distill(
             cfg, context.mesh, recipe, **learned, on_policy=rounds, tasks=tasks, run=run
         )
@@ -154,7 +154,7 @@ def _lesson(
       seed: the training seed.
 
     Returns:
-      The loss, and arguments of `student.member` and `student.distill`.
+      The loss, and arguments of `student.learner` and `student.distill`.
     """
     d, start = context.config.distill, policies.policy(context, base)
     chat = policies.chat(context, start)

@@ -20,9 +20,9 @@ FIELDS = ("teacher", "distill.max_tokens", *trainings.FIELDS)
 
 @reads(*FIELDS)
 def alone(out: Path, context: Context, *, base: str, source: str, seed: int) -> None:
-    """Trains one teacher; arguments as of `member`."""
-    learner = member(context, context.stage, base=base, source=source, seed=seed)
-    trainings.alone(out, context, base, learner)
+    """Trains one teacher; arguments as of `learner`."""
+    made = learner(context, context.stage, base=base, source=source, seed=seed)
+    trainings.alone(out, context, base, made)
 
 
 @reads(*FIELDS)
@@ -33,15 +33,15 @@ def together(
 
     Args:
       base: the stage of the model that all start from.
-      members: arguments of `member` by the name of each one's stage.
+      members: arguments of `learner` by the name of each one's stage.
     """
     learners = {}
     for name, arguments in members.items():
-        learners[name] = functools.partial(member, context, name, base=base, **arguments)
+        learners[name] = functools.partial(learner, context, name, base=base, **arguments)
     trainings.together(out, context, base, learners, "teacher")
 
 
-def member(context: Context, label: str, *, base: str, source: str, seed: int) -> Learner:
+def learner(context: Context, label: str, *, base: str, source: str, seed: int) -> Learner:
     """A model with the demonstrations that it is to be tuned on.
 
     Args:
