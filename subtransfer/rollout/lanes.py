@@ -36,6 +36,7 @@ from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.serving import SampledTurn, ServedConversation, ServingStats
 from subtransfer.runtime import distributed, preemption, sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.progress import moved
 from subtransfer.store.journal import Journal
 
 # Rows of a lane on a CPU: more do not fit its caches and make every token slower.
@@ -425,6 +426,7 @@ class Lane:
         """
         assert self.out is not None, "`dispatch` comes first"
         out = self.programs.fetch(self.out)
+        moved()
         # The device says the same to all processes, so all stop together.
         if out.alive and self.journal:
             self.journal.append(_packed(out))
