@@ -3,6 +3,7 @@
     python tools/bench_episodes.py --json=episodes.json
     python tools/bench_episodes.py --policy=DIR --slots=256            # another policy: a run's or
     a Hugging Face directory
+    python tools/bench_episodes.py --journal_pairs=5                   # what the journal costs
 
 The agent is the embedded base (made once below --workdir, about a minute on 2 cores), made erratic:
 temperature 2 with only well-formed calls, and up to 12 turns, so that episodes differ more than
@@ -18,7 +19,11 @@ import json
 import os
 import random
 import resource
+import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +42,7 @@ from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
+from subtransfer.store.journal import Journal, Journals
 
 _POLICY = flags.DEFINE_string(
     "policy", None, "A policy's directory; default: the base of configs/quickstart.py."
@@ -49,6 +55,12 @@ _EPISODES = flags.DEFINE_integer("episodes", 2000, "Episodes of each pass.", low
 _SLOTS = flags.DEFINE_integer("slots", 128, "At most so many side by side.", lower_bound=1)
 _TURNS = flags.DEFINE_integer("max_turns", 12, "Agent turns of an episode.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 2.0, "Of sampling.", lower_bound=0.0)
+_JOURNAL_PAIRS = flags.DEFINE_integer(
+    "journal_pairs",
+    0,
+    "Further passes, in pairs: one without and one with the journal that a stage writes.",
+    lower_bound=0,
+)
 flags.DEFINE_string("json", None, "A file for the results.")
 
 # Compiling is over after so many episodes.
@@ -98,6 +110,50 @@ def embedded_base(workdir: Path) -> Policy:
             stage = experiment.plan[name]
             store.stage(name, stage.key, stage.build, log=lambda line: print(line, file=sys.stderr))
     return load_policy(experiment.path("base"))
+
+
+def journal_cost(run: Callable[[Journals | None], Any], pairs: int) -> dict[str, float]:
+    """What the journal adds to the processor's time, which others on the machine hardly change.
+
+    Args:
+      run: makes a pass, with a journal or without.
+      pairs: of passes, in turns the one and the other first.
+
+    Returns:
+      Medians over the pairs: "cpu_ratio", with to without a journal; "append_share", of the wall
+      time that threads spend in appending, over all lanes; "bytes_per_pass".
+    """
+    spent, append = [0.0], Journal.append
+
+    def timed(self: Journal, record: bytes) -> None:
+        begin = time.perf_counter()
+        append(self, record)
+        spent[0] += time.perf_counter() - begin
+
+    ratios, shares, sizes = [], [], []
+    Journal.append = timed  # type: ignore[method-assign]
+    try:
+        for pair in range(pairs):
+            cpu = {}
+            for kept in (pair % 2 == 0, pair % 2 == 1):
+                with tempfile.TemporaryDirectory() as folder:
+                    journals = Journals(Path(folder) / "stage-0", "episodes", 120.0)
+                    spent[0], begin, wall = 0.0, time.process_time(), time.perf_counter()
+                    run(journals if kept else None)
+                    cpu[kept] = time.process_time() - begin
+                    if kept:
+                        shares.append(spent[0] / (time.perf_counter() - wall))
+                        sizes.append(
+                            sum(p.stat().st_size for p in Path(folder).rglob("*") if p.is_file())
+                        )
+            ratios.append(cpu[True] / cpu[False])
+    finally:
+        Journal.append = append  # type: ignore[method-assign]
+    return {
+        "cpu_ratio": statistics.median(ratios),
+        "append_share": statistics.median(shares),
+        "bytes_per_pass": statistics.median(sizes),
+    }
 
 
 def run() -> dict[str, Any]:
@@ -159,6 +215,14 @@ def run() -> dict[str, Any]:
         "compiled": {"first_50_episodes": watch.at_first, "all": watch.compiled},
         "peak_mib": [peak / 2**20 for peak in peaks],
     }
+    if _JOURNAL_PAIRS.value:
+
+        def once_more(journals: Journals | None) -> Any:
+            return run_episodes(
+                policy.cfg, policy.weights, chat, tasks, spec, key, journals=journals
+            )
+
+        results["journal"] = journal_cost(once_more, _JOURNAL_PAIRS.value)
     print(json.dumps(results, indent=2))
     if watch.compiled != watch.at_first:
         raise UserError(
