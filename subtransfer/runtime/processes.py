@@ -53,6 +53,19 @@ def join(
     import jax
 
     _divert_native_logs()
+
+    def aborted(log: str) -> None:
+        if _membership:
+            _membership.aborted(log)
+        elif "DEADLINE_EXCEEDED" in log:
+            line = f"error: The processes did not find each other within {join_timeout} s"
+            os.write(
+                sys.stderr.fileno(),
+                f"{line}: start the same command in all of them (--join_timeout).\n".encode(),
+            )
+            os._exit(2)
+
+    _on_abort(aborted)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours (preemption.py)
     try:
         jax.distributed.initialize(
@@ -93,8 +106,8 @@ class _Membership:
         for peer in range(global_state.num_processes):
             self.names[peer] = client.blocking_key_value_get(f"name/{peer}", 1000 * join_timeout)
         self.over = threading.Event()
+        self.leaving = 0  # the exit status of a process that ends early
         self._watch = threading.Thread(target=self._watching, name="peers", daemon=True)
-        _on_abort(self._aborted)
         self._watch.start()
 
     def _watching(self) -> None:
@@ -136,8 +149,11 @@ class _Membership:
         os.write(sys.stderr.fileno(), f"error: {sentence}\n".encode())
         os._exit(code)  # without handlers that would wait for the dead
 
-    def _aborted(self, log: str) -> None:
+    def aborted(self, log: str) -> None:
+        """Ends this process, which C++ is about to abort, in a way that says why."""
         if "distributed service detected fatal errors" in log:
+            if self.leaving:  # the first process has heard that this one ends, and was quicker
+                os._exit(self.leaving)
             self.lost(0)  # of any other the watch knows first
 
 
@@ -212,6 +228,7 @@ def leave(code: int, sentence: str) -> int:
     if not _membership:
         return code
     if code:
+        _membership.leaving = code
         _membership.over.set()
         _membership.client.key_value_set(f"ended/{_membership.me}", json.dumps([code, sentence]))
         # The key-value store may live in this process: it stays until the others have read it.
