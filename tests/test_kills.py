@@ -316,8 +316,8 @@ def _killed_again_and_again(tmp_path, undisturbed, start):
 SAMPLING = (
     *TINY,
     *(
-        "base.steps=20 teacher.steps=10 distill.steps=10 distill.rounds=1 distill.objective=sft rollouts.episodes=6000 "
-        "rollouts.batch_size=32 rollouts.max_turns=6 rollouts.max_new_tokens=24 checkpoint.every_seconds=0.5 sanitize.min_kept=0"
+        "distill.steps=20 distill.rounds=1 distill.objective=sft rollouts.episodes=6000 "
+        "rollouts.batch_size=32 rollouts.max_turns=6 rollouts.max_new_tokens=24 checkpoint.every_seconds=0.5"
     ).split(),
 )
 

@@ -526,12 +526,13 @@ class Lane:
         """Adds what a row sampled to its turn; True if its conversation is over."""
         options = self.options
         count, turn = int(out.counts[row]), self.turns[row]
-        turn.ids += out.tokens[row, :count].tolist()
+        sampled = out.tokens[row, :count].tolist()
+        turn.ids += sampled
         turn.logprobs += out.logprobs[row, :count].tolist()
         if out.top_ids is not None and out.top_logprobs is not None:
             turn.top_ids += out.top_ids[row, :count].tolist()
             turn.top_logprobs += out.top_logprobs[row, :count].tolist()
-        self._held[row] += out.tokens[row, :count].tolist()
+        self._held[row] += sampled
         self.rows.lengths[row] += count
         self.rows.drawn[row] += count
         self.rows.states[row] = out.states[row]
