@@ -350,42 +350,57 @@ def _tokens_of(record):
     return int(np.frombuffer(record, "<i4", rows, lanes._HEAD.size + 4 * rows).sum())
 
 
+SAID = re.compile(r"rollouts\.trait\S* goes on with (\d+) of \d+ episodes finished")
+SPENT = re.compile(r"rollouts\.trait\S*: (\d+) tokens, ")
+
+
 def _killed_while_it_samples(tmp_path, undisturbed, kills):
-    """Kills and notices in turns, at random moments of the stage; returns how many found it."""
-    workdir, rng = _fresh(tmp_path, undisturbed), random.Random("sampling")
-    begin, found, finished = time.monotonic(), 0, 0
-    notices = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGHUP]
+    """Kills and notices in turns, at random moments of the stage; runs whose stage comes to its end
+    are followed by others.
+    """
+    rng, begin, found, runs = random.Random("sampling"), time.monotonic(), 0, 0
+    hows = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGHUP]
     while found < kills:
-        before, calls_before = _sampled(workdir)
-        (process,) = _sampling(workdir)
-        # It is under way once it has written down something more.
-        while process.running() and _sampled(workdir)[0] <= before:
-            time.sleep(0.01)
-        time.sleep(rng.uniform(0, 0.4) ** 2)
-        how = notices[found % len(notices)]
-        if process.running():
-            process.signal(how)
-        code, log = process.wait()
-        assert code == (-how if how == signal.SIGKILL else STATUS.get(how.name, 75)), log[-2000:]
-        now, calls = _sampled(workdir)
-        assert now > before, "the rollouts ended before the kill"
-        assert all(calls[name] >= calls_before.get(name, 0) for name in calls)
-        said = re.search(r"rollouts\.trait\S* goes on with (\d+) of (\d+) episodes finished", log)
-        assert (said is not None) == (before > 0), log[-2000:]
-        assert said is None or int(said[1]) >= finished
-        finished = int(said[1]) if said else 0
-        found += 1
-        print(
-            f"kill {found}: {how.name}, {finished} episodes and {before} tokens before, {now} now"
-        )
-    log = finish(_sampling(workdir))
-    _same_artefacts(workdir, undisturbed)
-    # What all attempts have sampled is what was to be sampled, and no token more.
-    (rollouts,) = workdir.glob("rollouts.trait*")
-    whole = sum(int(t.loss_mask.sum()) for t in trajectories.read(rollouts / "trajectories"))
-    (last,) = re.findall(r"rollouts\.trait\S*: (\d+) tokens, ", log)
-    assert now + int(last) == whole, (now, last, whole)
-    print(f"{found} kills, {whole} tokens, {time.monotonic() - begin:.0f} s")
+        folder = tmp_path / str(runs)
+        folder.mkdir()
+        workdir, episodes, kept, spent = _fresh(folder, undisturbed), 0, 0, None
+        while found < kills and spent is None:
+            kept, calls_before = _sampled(workdir)
+            (process,) = _sampling(workdir)
+            # It is under way once it has written down something more.
+            while process.running() and _sampled(workdir)[0] <= kept:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.4) ** 2)
+            how = hows[found % len(hows)]
+            if process.running():
+                process.signal(how)
+            code, log = process.wait()
+            assert code in (0, -how if how == signal.SIGKILL else 75), log[-2000:]
+            said, spent = SAID.search(log), SPENT.search(log)
+            assert (said is not None) == bool(calls_before), log[-2000:]
+            # Nothing that was finished is lost.
+            assert int(said[1] if said else 0) >= episodes, (said, episodes)
+            episodes = int(said[1]) if said else 0
+            if spent is None and any(workdir.glob(JOURNALS)):
+                now, calls = _sampled(workdir)
+                assert now >= kept and all(calls[lane] >= n for lane, n in calls_before.items())
+                found += 1
+                print(
+                    f"kill {found}: {how.name}, {episodes} episodes before; {kept} -> {now} tokens"
+                )
+        if spent is None:
+            kept, _ = _sampled(workdir)
+            spent = SPENT.search(finish(_sampling(workdir)))
+        else:
+            finish(_sampling(workdir))
+        _same_artefacts(workdir, undisturbed)
+        # What all attempts have sampled is what was to be sampled, and no token more.
+        (rollouts,) = workdir.glob("rollouts.trait*")
+        made = trajectories.read(rollouts / "trajectories")
+        whole = sum(int(t.loss_mask.sum()) for t in made)
+        assert kept + int(spent[1]) == whole, (kept, spent, whole)
+        runs += 1
+    print(f"{found} kills in {runs} runs of {whole} tokens, {time.monotonic() - begin:.0f} s")
 
 
 @pytest.fixture(scope="module")
