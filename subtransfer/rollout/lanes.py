@@ -589,21 +589,19 @@ def _unpacked(record: bytes, shape: Shape) -> engine.DecodeResult:
     rows, counts, states = np.frombuffer(record, "<i4", 3 * count, _HEAD.size).reshape(3, count)
     at, total = _HEAD.size + 12 * count, int(counts.sum())
     size = shape.rows // jax.process_count(), shape.decode_steps
-    out = engine.DecodeResult(
-        tokens=np.zeros(size, np.int32),
-        logprobs=np.zeros(size, np.float32),
-        counts=np.zeros(size[0], np.int32),
-        states=np.zeros(size[0], np.int32),
-        top_ids=None,
-        top_logprobs=None,
-        alive=np.bool_(True),
-        turned=np.bool_(turned),
-        steps=np.int32(steps),
-    )
-    out.counts[rows], out.states[rows] = counts, states
+    sampled: dict[str, Any] = {
+        "tokens": np.zeros(size, np.int32),
+        "logprobs": np.zeros(size, np.float32),
+        "counts": np.zeros(size[0], np.int32),
+        "states": np.zeros(size[0], np.int32),
+        "alive": np.bool_(True),
+        "turned": np.bool_(turned),
+        "steps": np.int32(steps),
+    }
+    sampled["counts"][rows], sampled["states"][rows] = counts, states
     there = np.arange(size[1]) < counts[:, None]
-    for array, dtype, begin in ((out.tokens, "<i4", at), (out.logprobs, "<f4", at + 4 * total)):
-        sampled = np.zeros(there.shape, array.dtype)
-        sampled[there] = np.frombuffer(record, dtype, total, begin)
-        array[rows] = sampled
-    return out
+    for name, dtype, begin in (("tokens", "<i4", at), ("logprobs", "<f4", at + 4 * total)):
+        values = np.zeros(there.shape, sampled[name].dtype)
+        values[there] = np.frombuffer(record, dtype, total, begin)
+        sampled[name][rows] = values
+    return engine.DecodeResult(**sampled, top_ids=None, top_logprobs=None)

@@ -323,7 +323,14 @@ class Mirror:
                         self._get(there, here)
                         self._sent[name] = here.stat().st_size, here.stat().st_mtime_ns
                 except FileNotFoundError:  # went with its stage, as its run died
-                    continue
+                    self._remove_empty(here.parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Removes a folder here, and those above it, as far as they are empty."""
+        with contextlib.suppress(OSError):
+            while folder != self.local:
+                folder.rmdir()
+                folder = folder.parent
 
     def _put(self, path: Path) -> None:
         """Copies one file there; an object appears when all of it has arrived."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import secrets
 import struct
 import threading
 import time
@@ -82,7 +83,8 @@ class Journal:
         self._file, self._part = -1, 0
         self.others = False
         self.records: list[bytes] = []
-        self._attempt = self._read() + 1
+        # Two machines may count the same attempt: by its token each has files of its own.
+        self._attempt = f"{self._read() + 1:06d}.{secrets.token_hex(4)}"
         self._count = len(self.records)
         self._synced = time.monotonic()
 
@@ -133,7 +135,7 @@ class Journal:
             if not self._workdir.is_dir() or opened(self._workdir) != self._was_opened:
                 raise vanished(self._workdir)
             folder.mkdir(exist_ok=True)
-        path = self._folder / f"{self._name}.{self._attempt:06d}.{self._part:06d}.log"
+        path = self._folder / f"{self._name}.{self._attempt}.{self._part:06d}.log"
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
         self._file = os.open(path, flags, 0o666)
         self._part += 1

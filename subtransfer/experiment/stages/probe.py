@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from subtransfer.experiment import policies, specs
 from subtransfer.experiment.context import Context
@@ -31,7 +32,7 @@ def probe(out: Path, context: Context, *, policy: str, seed: int) -> None:
     with progress(context.stage, 2 * len(tasks) + len(ordinary), "episodes") as advance:
         sampled = specs.to_probe(context, config.temperature)
         key = context.key("probe", seed)
-        kept = {"advance": advance, "journals": context.journals}
+        kept: dict[str, Any] = {"advance": advance, "journals": context.journals}
         episodes = behavior.probe(*common, tasks, sampled, key, seed=seed, **kept)
         greedy, key = specs.to_probe(context, 0.0), context.key("capability", seed)
         ability = capability.probe(*common, ordinary, greedy, key, **kept)
