@@ -11,6 +11,12 @@ Several processes run the same command, each with `--coordinator=HOST:PORT --num
 
 from __future__ import annotations
 
+from subtransfer.runtime import preemption
+
+if __name__ == "__main__":
+    # Before all other imports, which take a while.
+    preemption.listen(at_once=True)
+
 import math
 import os
 import sys
@@ -22,7 +28,7 @@ from typing import TypeGuard
 
 from absl import flags
 
-from subtransfer.runtime import preemption, processes, terminal
+from subtransfer.runtime import processes, terminal
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import buckets
 from subtransfer.store.claims import LEASE
@@ -78,6 +84,12 @@ _NUM_PROCESSES = flags.DEFINE_integer(
 )
 _PROCESS_ID = flags.DEFINE_integer(
     "process_id", None, "Which of them this is, from 0.", lower_bound=0
+)
+_JOIN_TIMEOUT = flags.DEFINE_integer(
+    "join_timeout",
+    300,
+    "Seconds that a process waits for the others when it starts.",
+    lower_bound=1,
 )
 _PEER_TIMEOUT = flags.DEFINE_integer(
     "peer_timeout",
@@ -160,6 +172,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         folder = Path(workdir or f"runs/{config.name}").expanduser()
 
     if not dry_run:
+        if _several():
+            preemption.listen()  # the others are told
         _join()
     import jax
 
@@ -185,7 +199,11 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         print_plan(experiment, console)
         return 0
     begin = time.monotonic()
-    with os_errors(folder), artifacts.Store(folder, _LEASE.value) as store:
+    preemption.listen()
+    with (
+        os_errors(folder),
+        artifacts.Store(folder, _LEASE.value, config.checkpoint.stall_seconds) as store,
+    ):
         results = experiment.run(store, log=_say)
         computed = sum(what != "reused" for what, _ in store.events)
     if not processes.leads():
@@ -259,6 +277,7 @@ def _run_sweep(
         )
     from subtransfer.sweeps import command
 
+    preemption.listen()
     return command.run(
         config_file,
         overrides,
@@ -275,9 +294,10 @@ def _join() -> None:
     """Becomes one of several processes if the flags say so."""
     coordinator, count, number = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     auto = _DISTRIBUTED.value == "auto"
+    timeouts = {"peer_timeout": _PEER_TIMEOUT.value, "join_timeout": _JOIN_TIMEOUT.value}
     if coordinator is None and count is None and number is None:
         if auto:
-            processes.join(None, None, None, peer_timeout=_PEER_TIMEOUT.value)
+            processes.join(None, None, None, **timeouts)
         return
     if auto or coordinator is None or count is None or number is None:
         raise UserError(
@@ -294,7 +314,7 @@ def _join() -> None:
         raise UserError(
             f"--process_id={number} cannot be: they are numbered from 0 to --num_processes - 1."
         )
-    processes.join(coordinator, count, number, peer_timeout=_PEER_TIMEOUT.value)
+    processes.join(coordinator, count, number, **timeouts)
 
 
 def print_plan(experiment, console) -> None:
@@ -333,9 +353,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command.
 
     Returns:
-      The exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after SIGTERM
-      (run again, it goes on), 130 after an interrupt.
+      The exit status: 0, 1 if members of a sweep failed, 2 for a user's mistake, 75 after a notice
+      such as SIGTERM (run again, it goes on), 130 after Ctrl-C, which saves likewise.
     """
+    preemption.listen(at_once=True)
     try:
         rest, overrides = split_overrides(sys.argv if argv is None else argv)
         if {"--help", "-h"} & set(rest):
@@ -352,26 +373,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             )
         # Without accelerators JAX would print a warning that says nothing to the user of a laptop.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
-        preemption.listen()
         try:
             status = run(_CONFIG.value, overrides, _WORKDIR.value, dry_run=_DRY_RUN.value)
-        except (UserError, preemption.Preempted, KeyboardInterrupt):
+        except (UserError, preemption.Preempted):
             raise
         except BaseException:
+            # What is raised by a notice may arrive as another error: an import turns it into one.
+            preemption.check()
             processes.await_verdict()  # the error may be how a peer's death shows here
             raise
     except UserError as error:
         code, sentence = 2, f"error: {error}"
-    except preemption.Preempted:
-        code, sentence = (
-            preemption.EXIT_CODE,
-            "preempted; what was done is kept, run the same command again to go on.",
-        )
-    except KeyboardInterrupt:
-        code, sentence = (
-            130,
-            "\ninterrupted; finished stages are kept, run the same command again to go on.",
-        )
+    except preemption.Preempted as notice:
+        code, sentence = preemption.status(), str(notice) or preemption.sentence()
     else:
         return processes.leave(status, "")
     print(sentence, file=sys.stderr)

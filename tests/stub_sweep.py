@@ -72,9 +72,7 @@ def main(workdir, options):
         runner.run()
         return 1 if runner.schedule.failures else 0
     except preemption.Preempted:
-        return preemption.EXIT_CODE
-    except KeyboardInterrupt:
-        return 130
+        return preemption.status()
     except UserError as error:
         print(f"error: {error}")
         return 2

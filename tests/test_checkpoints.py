@@ -220,6 +220,28 @@ def test_without_a_whole_checkpoint_it_starts_again(cfg, mesh, params, tmp_path,
     )
 
 
+def test_the_leaders_list_of_checkpoints_counts(cfg, mesh, params, tmp_path, notice, monkeypatch):
+    """One that this process sees and the leader does not is not gone on from."""
+    notice(steps=8)
+    with pytest.raises(preemption.Preempted):
+        _train(tmp_path / "w" / "b-0", cfg, mesh, params)
+    notice()
+    seen = []
+
+    def of_leader(steps):
+        seen.append(steps)
+        return steps[:1]
+
+    monkeypatch.setattr("subtransfer.training.checkpoints.processes.agree", of_leader)
+    found = Checkpoints(steps_folder(tmp_path / "w" / "b-0"), "student.x", EVERY)
+    recipe = loop.Recipe(loop.Loss("sft"), STEPS, 4, 3e-3)
+    state, _ = loop.init_state(recipe, params, KEY)
+    loaded, progress = found.load(state)
+    assert seen == [[4, 8]] and int(loaded.step) == 4 == found.confirmed
+    assert len(progress.curves["loss"]) == 4
+    found.close()
+
+
 def test_no_more_checkpoints_stay_than_asked_for(cfg, mesh, params, tmp_path):
     _train(tmp_path / "w" / "a-0", cfg, mesh, params)
     assert sorted(p.name for p in (tmp_path / "w" / ".steps" / "a-0").iterdir()) == ["12", "8"]

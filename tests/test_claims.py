@@ -296,3 +296,95 @@ def _nothing_lost_nothing_twice(workdir, plan, kills=1):
         assert (
             workdir / "runs" / member.name / "results.csv"
         ).read_text() == f"results {i}\nreport {i}\n"
+
+
+# -- processes that do not show themselves, and processes that hang ------------------------------
+
+
+def test_a_process_that_does_not_show_itself_is_left_to_its_lease(tmp_path, monkeypatch):
+    """As where /proc is mounted with hidepid: only that a number is free says that it is dead."""
+    process, claims = _holder(tmp_path), Claims(tmp_path)
+    (tmp_path / "proc").mkdir()
+    monkeypatch.setattr("subtransfer.store.claims._PROC", tmp_path / "proc")
+    assert not claims.look("x").owner.dead() and claims.take("x") is None
+    process.kill()
+    process.communicate()  # nobody has the number any more
+    assert claims.look("x").owner.dead()
+    claims.take("x").release(made=True)
+    claims.close()
+
+
+HIDDEN = """
+import sys
+from pathlib import Path
+from subtransfer.store.claims import Claims
+claims = Claims(Path(sys.argv[1]))
+claim = claims.look("x")
+print(Path(f"/proc/{claim.owner.pid}").exists(), claim.owner.dead(), claims.take("x"))
+"""
+
+
+def test_another_users_living_process_keeps_its_claim_under_hidepid(tmp_path):
+    """Two users of one machine whose /proc shows to each only what is theirs."""
+    script = f"""
+    mount -t proc -o hidepid=2 none /proc || exit 99
+    cd {ROOT}
+    setpriv --reuid=65534 --regid=65534 --clear-groups {sys.executable} -c '{HOLDER}' {tmp_path} 60 &
+    holder=$!
+    while ! grep -qs held {tmp_path}/x.0; do sleep 0.02; kill -0 $holder || exit 98; done
+    setpriv --reuid=65533 --regid=65533 --clear-groups {sys.executable} -c '{HIDDEN}' {tmp_path}
+    kill -9 $holder; wait $holder
+    setpriv --reuid=65533 --regid=65533 --clear-groups {sys.executable} -c '{HIDDEN}' {tmp_path}
+    """
+    private = ["unshare", "--pid", "--mount", "--fork", "--kill-child"]
+    if not shutil.which("setpriv") or subprocess.run([*private, "true"]).returncode:
+        pytest.skip("needs root, unshare and setpriv")
+    # Both users write here; pytest's own folders are closed to others.
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o777)
+    done = subprocess.run([*private, "bash", "-c", script], capture_output=True, text=True)
+    if done.returncode == 99:
+        pytest.skip("/proc cannot be mounted here")
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["True", "False False None"], (done.stdout, done.stderr)
+    assert lines[2].startswith("False True <subtransfer.store.claims.HeldClaim"), done.stdout
+
+
+HANGING = """
+import sys, time
+from subtransfer.runtime.progress import moved
+from subtransfer.store.claims import Claims
+claims = Claims(sys.argv[1], float(sys.argv[2]), stall=1.0)
+print(claims.take("x") is not None, flush=True)
+for _ in range(15):  # longer than the limit, but it goes on
+    time.sleep(0.1)
+    moved()
+print("hangs", flush=True)
+time.sleep(60)
+"""
+
+
+def test_who_hangs_loses_its_claim_and_ends(tmp_path):
+    """Its threads live on; they fall silent, and end it once another has taken over."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HANGING, str(tmp_path), "0.4"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    claims, patience = Claims(tmp_path, 0.4), Patience()
+    assert process.stdout.readline() == "True\n"
+    assert process.stdout.readline() == "hangs\n"
+    assert claims.take("x") is None
+    begin = time.monotonic()
+    while not patience.exhausted(claims.look("x")):
+        assert time.monotonic() - begin < 60
+        time.sleep(0.02)
+    assert time.monotonic() - begin > 0.9  # the limit, and then the lease
+    held = claims.take("x", expired=claims.look("x").number)
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 75, err
+    assert err.startswith("no progress for ") and "the claim on x was taken over" in err, err
+    held.release(made=True)
+    claims.close()

@@ -18,6 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from subtransfer.rollout import lanes
+from subtransfer.store import journal, trajectories
+
 from .launching import FORKS, run_forked
 
 ROOT = Path(__file__).parent.parent
@@ -30,12 +33,14 @@ TINY = (
     "distill.objective=forward_kl,reverse_kl arms.other_init=false arms.benign_teacher=false arms.self_distilled=false "
     "arms.unsanitized=false checkpoint.every_steps=20"
 ).split()
+JOURNALS = ".steps/rollouts.trait*/journals/*.log"
 # What is killed: a stage that trains, a checkpoint that is being written, a training that has one
 # to go back to, trajectories that are being made, anything.
 MOMENTS = {
     "training": (".base-*.tmp-*", ".teacher*.tmp-*", ".student*.tmp-*"),
     "saving": (".steps/*/*.orbax-checkpoint-tmp*",),
     "saved": (".steps/*/[2468]0",),
+    "sampling": (JOURNALS,),
     "rollouts": (".rollouts*.tmp-*", ".student.reverse_kl*.tmp-*"),
     "anything": (".*.tmp-*",),
 }
@@ -190,6 +195,12 @@ def went_on(log, workdir, before):
 
 
 def same_results(workdir, undisturbed):
+    """As `_same_artefacts`, of runs with `TINY`."""
+    _same_artefacts(workdir, undisturbed)
+    nothing_lost(workdir)
+
+
+def _same_artefacts(workdir, undisturbed):
     """Every artefact of the two runs holds the same bytes, and nothing unfinished lies about."""
     folders = sorted(p.name for p in undisturbed.iterdir() if (p / "artifact.json").is_file())
     assert folders and folders == sorted(
@@ -207,7 +218,6 @@ def same_results(workdir, undisturbed):
     for name in ("results.csv", "results.jsonl", "results.json", "report.html"):
         assert (workdir / name).read_bytes() == (undisturbed / name).read_bytes(), name
     assert not list(workdir.glob(".*.tmp-*")) and not list(workdir.glob(".steps/*"))
-    nothing_lost(workdir)
 
 
 def nothing_lost(workdir):
@@ -253,7 +263,12 @@ def test_killed_while_it_saves_and_preempted_while_it_trains(tmp_path, undisturb
     processes = launch(workdir)
     ((code, log),) = stop_at(processes, workdir, "rollouts", 0.1, processes, signal.SIGTERM)
     assert code == 75 and "preempted" in log and "Traceback" not in log, log
-    finish(launch(workdir))
+    processes = launch(workdir)
+    # A journal is written from the first call on; what it holds is not sampled again.
+    if stop_at(processes, workdir, "sampling", 0, processes):
+        sampled, _ = _sampled(workdir)
+        log = finish(launch(workdir))
+        assert (" goes on with " in log) == (sampled > 0), log
     same_results(workdir, undisturbed)
 
 
@@ -294,6 +309,110 @@ def _killed_again_and_again(tmp_path, undisturbed, start):
         same_results(workdir, undisturbed)
         attempt += 1
     print(f"{kills} kills in {attempt} runs, {time.monotonic() - begin:.0f} s")
+
+
+# -- a run whose longest stage samples: what is sampled is written down as it is made
+
+SAMPLING = (
+    *TINY,
+    *(
+        "distill.steps=20 distill.rounds=1 distill.objective=sft rollouts.episodes=6000 "
+        "rollouts.batch_size=32 rollouts.max_turns=6 rollouts.max_new_tokens=24 checkpoint.every_seconds=0.5"
+    ).split(),
+)
+
+
+def _sampling(workdir):
+    return [Launched(workdir, *[f"--config.{field}" for field in SAMPLING])]
+
+
+def _sampled(workdir):
+    """What is written down of the rollouts under way: tokens, by lane the number of calls."""
+    tokens, calls = 0, {}
+    for folder in workdir.glob(".steps/rollouts.trait*"):
+        files = sorted((folder / "journals").glob("*.log"))
+        for name in {file.name.split(".")[0] for file in files}:
+            records = []
+            for file in files:
+                frames = journal._frames(file.read_bytes())
+                if file.name.split(".")[0] == name and (begin := next(frames, None)):
+                    first = json.loads(begin)["first"]
+                    # No call is written down twice: each attempt begins where the last one ended.
+                    assert first == len(records), (file, first, len(records))
+                    records += frames
+            calls[name] = len(records)
+            tokens += sum(_tokens_of(record) for record in records)
+    return tokens, calls
+
+
+def _tokens_of(record):
+    _, _, rows = lanes._HEAD.unpack_from(record)
+    return int(np.frombuffer(record, "<i4", rows, lanes._HEAD.size + 4 * rows).sum())
+
+
+SAID = re.compile(r"rollouts\.trait\S* goes on with (\d+) of \d+ episodes finished")
+SPENT = re.compile(r"rollouts\.trait\S*: (\d+) tokens, ")
+
+
+def _killed_while_it_samples(tmp_path, undisturbed, kills):
+    """Kills and notices in turns, at random moments of the stage; runs whose stage comes to its end
+    are followed by others.
+    """
+    rng, begin, found, runs = random.Random("sampling"), time.monotonic(), 0, 0
+    hows = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1, signal.SIGHUP]
+    while found < kills:
+        folder = tmp_path / str(runs)
+        folder.mkdir()
+        workdir, episodes, kept, spent = _fresh(folder, undisturbed), 0, 0, None
+        while found < kills and spent is None:
+            kept, calls_before = _sampled(workdir)
+            (process,) = _sampling(workdir)
+            # It is under way once it has written down something more.
+            while process.running() and _sampled(workdir)[0] <= kept:
+                time.sleep(0.01)
+            time.sleep(rng.uniform(0, 0.4) ** 2)
+            how = hows[found % len(hows)]
+            if process.running():
+                process.signal(how)
+            code, log = process.wait()
+            assert code in (0, -how if how == signal.SIGKILL else 75), log[-2000:]
+            said, spent = SAID.search(log), SPENT.search(log)
+            assert (said is not None) == bool(calls_before), log[-2000:]
+            # Nothing that was finished is lost.
+            assert int(said[1] if said else 0) >= episodes, (said, episodes)
+            episodes = int(said[1]) if said else 0
+            if spent is None and any(workdir.glob(JOURNALS)):
+                now, calls = _sampled(workdir)
+                assert now >= kept and all(calls[lane] >= n for lane, n in calls_before.items())
+                found += 1
+                print(
+                    f"kill {found}: {how.name}, {episodes} episodes before; {kept} -> {now} tokens"
+                )
+        if spent is None:
+            kept, _ = _sampled(workdir)
+            spent = SPENT.search(finish(_sampling(workdir)))
+        else:
+            finish(_sampling(workdir))
+        _same_artefacts(workdir, undisturbed)
+        # What all attempts have sampled is what was to be sampled, and no token more.
+        (rollouts,) = workdir.glob("rollouts.trait*")
+        made = trajectories.read(rollouts / "trajectories")
+        whole = sum(int(t.loss_mask.sum()) for t in made)
+        assert kept + int(spent[1]) == whole, (kept, spent, whole)
+        runs += 1
+    print(f"{found} kills in {runs} runs of {whole} tokens, {time.monotonic() - begin:.0f} s")
+
+
+@pytest.fixture(scope="module")
+def undisturbed_sampling(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed_sampling") / "w"
+    finish(_sampling(workdir))
+    return workdir
+
+
+@pytest.mark.slow
+def test_killed_again_and_again_while_it_samples(tmp_path, undisturbed_sampling):
+    _killed_while_it_samples(tmp_path, undisturbed_sampling, 30)
 
 
 @pytest.mark.slow
@@ -461,6 +580,100 @@ def test_sigterm_saves_and_asks_for_a_restart(tmp_path, undisturbed, start):
         time.sleep(0.01)
     processes[0].signal(signal.SIGTERM)
     assert f"goes on from step {saved}" in [process.wait() for process in processes][0][1]
+
+
+NOTICED = """
+import sys, time
+from subtransfer.runtime import preemption
+preemption.listen()
+with preemption.deferred():
+    print("ready", flush=True)
+    while not preemption.noticed():
+        time.sleep(0.01)
+    print("saving", flush=True)
+    time.sleep(0.3)
+    print("saved")
+print(preemption.sentence())
+sys.exit(preemption.status())
+"""
+STATUS = {"SIGINT": 130}  # 75 for all others
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
+def test_every_notice_saves_says_so_and_has_its_status(name):
+    """A second SIGTERM or Ctrl-C does not wait; the others come again and again."""
+    number = getattr(signal, name)
+    for second in (False, True):
+        with subprocess.Popen(
+            [sys.executable, "-c", NOTICED],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            # Whoever runs the tests may have these ignored.
+            preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (1, 2)],
+        ) as process:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(number)
+            lines = []
+            while "saving" not in lines:
+                lines.append(process.stdout.readline().strip())
+            assert f"{name}: what is being done is saved" in "".join(lines)
+            if second:
+                process.send_signal(number)
+            rest = process.stdout.read()
+        if second and name in ("SIGTERM", "SIGINT"):
+            assert process.returncode == -number and "saved" not in rest
+        else:
+            assert process.returncode == STATUS.get(name, 75), rest
+            assert "saved" in rest and f"({name}); what was done is kept" in rest
+
+
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGINT"])
+def test_what_nohup_or_a_background_job_ignores_stays_ignored(name):
+    number = getattr(signal, name)
+    with subprocess.Popen(
+        [sys.executable, "-c", NOTICED],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
+    ) as process:
+        process.stdout.readline()
+        process.send_signal(number)
+        process.send_signal(signal.SIGUSR1)
+        rest = process.stdout.read()
+    assert process.returncode == 75 and "SIGUSR1" in rest and name not in rest
+
+
+@pytest.mark.parametrize(
+    "moments", [(0.8,), pytest.param(tuple(n / 8 for n in range(4, 40)), marks=pytest.mark.slow)]
+)
+def test_a_notice_while_modules_are_imported_asks_for_a_restart(tmp_path, moments):
+    """Python itself takes a moment to start, within which nobody listens yet."""
+    for number, moment in enumerate(moments):
+        name = ("SIGTERM", "SIGUSR2", "SIGXCPU", "SIGHUP")[number % 4]
+        process = subprocess.Popen(
+            [sys.executable, "-X", "importtime", "-m", "subtransfer.launch", *_where(tmp_path)],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
+        )
+        while "subtransfer.runtime.errors" not in process.stderr.readline():
+            pass
+        time.sleep(moment)
+        process.send_signal(getattr(signal, name))
+        _, log = process.communicate()
+        said = [line for line in log.splitlines() if not line.startswith("import time:")]
+        assert process.returncode == 75, (moment, name, said)
+        assert f"preempted ({name})" in "".join(said) and "Traceback" not in log, said
+
+
+def _where(folder):
+    return "--config=configs/quickstart.py", f"--workdir={folder / 'w'}"
 
 
 def test_a_second_sigterm_ends_what_the_first_cannot_reach():

@@ -5,10 +5,13 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from .launching import launch
 
 ROOT = Path(__file__).parent.parent
 LOSSES = """
@@ -177,3 +180,149 @@ def test_a_coordinator_that_is_not_there_is_a_sentence():
         done.stdout.startswith("The processes did not find each other: ")
         and "Traceback" not in done.stderr
     )
+
+
+def _two(script, tmp_path, *arguments):
+    """Runs a script in two processes; returns the status and the output of each."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    started = []
+    for number in range(2):
+        command = [sys.executable, "-c", script, str(port), str(number), str(tmp_path), *arguments]
+        started.append(
+            subprocess.Popen(
+                command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    outputs = [process.communicate(timeout=120)[0] for process in started]
+    return [(process.returncode, out) for process, out in zip(started, outputs, strict=True)]
+
+
+# The first process loses its claim when it has built the stage.
+LOST = """
+import sys
+import time
+from pathlib import Path
+from subtransfer.runtime import preemption, processes
+port, number, workdir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+processes.join(f"localhost:{port}", 2, number, peer_timeout=20)
+import jax
+from jax.experimental import multihost_utils
+from subtransfer.store import artifacts
+from subtransfer.store.claims import Claims
+
+def build(folder):
+    (folder / "file").write_text("made")
+    multihost_utils.sync_global_devices("a collective of all processes")
+    if number == 0:
+        name = next(workdir.glob(".s-*.tmp-*")).name[1:].rpartition(".tmp-")[0]
+        assert Claims(workdir / ".claims").take(name, expired=0)
+
+try:
+    with artifacts.Store(workdir) as store:
+        store.stage("s", {"k": 1}, build, log=print)
+except preemption.Preempted as error:
+    print(error, flush=True)
+    processes.leave(preemption.status(), str(error))
+print("went on")
+"""
+
+
+def test_a_lost_claim_ends_all_processes_instead_of_building_alone(tmp_path):
+    ended = _two(LOST, tmp_path)
+    assert [code for code, _ in ended] == [75, 75], ended
+    assert all("was taken over" in out and "went on" not in out for _, out in ended), ended
+    assert not list(tmp_path.glob("s-*"))
+
+
+# The second process sees a folder as it was a while ago.
+STALE = """
+import sys
+import time
+from pathlib import Path
+from subtransfer.runtime import processes
+port, number, workdir = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+processes.join(f"localhost:{port}", 2, number, peer_timeout=20)
+import jax, numpy as np
+from subtransfer.runtime import distributed, sharding
+from subtransfer.training import checkpoints
+from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule, TrainingProgress
+
+mesh = sharding.make_mesh(1, 2, 1)
+rows = sharding.rows_sharding(mesh, (4, 2))
+folder = workdir / ".steps" / "s"
+
+def state(step):
+    return {"w": distributed.place(np.full((4, 2), step, np.float32), rows)}
+
+saved = Checkpoints(folder, "s", CheckpointSchedule())
+for step in (4, 8):
+    saved.save(step, state(step), TrainingProgress())
+    saved.wait()
+saved.close()
+
+class Stale:
+    def __init__(self, real, missing):
+        self.real, self.missing, self.reloads = real, missing, 0
+    def __getattr__(self, name):
+        return getattr(self.real, name)
+    @property
+    def checkpoints(self):
+        late = self.reloads < 3 or sys.argv[4] == "for ever"
+        return [c for c in self.real.checkpoints if not (late and c.step in self.missing)]
+    def reload(self):
+        self.reloads += 1
+        self.real.reload()
+
+found = Checkpoints(folder, "s", CheckpointSchedule())
+if number == 1:
+    found.__dict__["_orbax"] = Stale(found._orbax, {8})
+else:
+    found._orbax
+checkpoints.LISTING = 1.0 if sys.argv[4] == "for ever" else 60.0
+try:
+    loaded, _ = found.load(state(0))
+    print("loaded", found.confirmed, distributed.to_host(loaded["w"])[0, 0], flush=True)
+except Exception as error:
+    print(error, flush=True)
+    processes.leave(2, str(error))
+found.close()
+processes.leave(0, "")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stale", ["at first", "for ever"])
+def test_the_first_process_says_which_checkpoints_there_are(tmp_path, stale):
+    """What another sees may be old: it waits until it sees the same."""
+    ended = _two(STALE, tmp_path, stale)
+    if stale == "at first":
+        assert [code for code, _ in ended] == [0, 0], ended
+        assert all("loaded 8 8.0" in out for _, out in ended), ended
+    else:
+        assert [code for code, _ in ended] == [2, 2], ended
+        assert "this one has not for 1 s" in ended[1][1], ended
+        assert sorted(p.name for p in (tmp_path / ".steps" / "s").iterdir()) == ["4", "8"]
+
+
+@pytest.mark.slow
+def test_a_process_waits_for_the_others_as_long_as_it_is_told(tmp_path):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    arguments = [f"--coordinator=localhost:{port}", "--num_processes=2", "--process_id=0"]
+    begin = time.monotonic()
+    done = launch(
+        [
+            "--config=configs/quickstart.py",
+            f"--workdir={tmp_path / 'w'}",
+            *arguments,
+            "--join_timeout=2",
+        ],
+        ROOT,
+    )
+    assert time.monotonic() - begin < 60
+    assert done.returncode == 2 and "did not find each other" in done.stderr, done
+    assert not (tmp_path / "w").exists()

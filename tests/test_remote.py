@@ -23,6 +23,7 @@ import pytest
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts, buckets, history
 from subtransfer.store.bucket_claims import BucketClaim
+from subtransfer.store.journal import Journals
 from subtransfer.store.workdir import steps_folder
 from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule, TrainingProgress
 from tests import test_kills
@@ -246,6 +247,29 @@ def test_loose_files_are_copied_as_they_change(machine):
     buckets.put_files(one)
     machine("two")
     assert again.read_text() == "1\n2\n3\n4\n"
+
+
+def test_a_journal_goes_on_on_another_machine_and_goes_with_its_stage(machine, there):
+    one = machine("one")
+    with artifacts.Store(one):
+        journal = Journals(one / "rollouts-1", "rollouts", 0.001).open("lane", {})
+        journal.append(b"0")
+        journal.append(b"1")  # is there with the file that ended
+        journal.append(b"2")
+        # The machine is lost.
+    two = machine("two")
+    with artifacts.Store(two):
+        again = Journals(two / "rollouts-1", "rollouts", 120.0).open("lane", {})
+        assert again.records[:2] == [b"0", b"1"]
+        again.append(b"next")
+        again.close()
+        shutil.rmtree(two / ".steps")
+        buckets.drop(two / ".steps" / "rollouts-1")
+    assert not there.exists(".steps/rollouts-1/journals")
+    assert not (machine("three") / ".steps").exists()
+    # A list that names what has gone, as a kill may leave it, hinders nobody.
+    there.write("files.json", '[".steps/rollouts-1/journals/lane.000000.00.000000.log"]')
+    assert not (machine("four") / ".steps").exists()
 
 
 @pytest.mark.parametrize("address", ["ftp://host/folder", "gs://", "gs://bucket//folder"])

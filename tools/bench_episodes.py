@@ -3,6 +3,7 @@
     python tools/bench_episodes.py --json=episodes.json
     python tools/bench_episodes.py --policy=DIR --slots=256            # another policy: a run's or
     a Hugging Face directory
+    python tools/bench_episodes.py --journal_passes=3                  # what the journal costs
 
 The agent is the embedded base (made once below --workdir, about a minute on 2 cores), made erratic:
 temperature 2 with only well-formed calls, and up to 12 turns, so that episodes differ more than
@@ -18,7 +19,11 @@ import json
 import os
 import random
 import resource
+import statistics
 import sys
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +36,14 @@ from subtransfer import settings
 from subtransfer.config import reading as configuration
 from subtransfer.experiment.graph import Experiment
 from subtransfer.models.chat import ChatFormat
+from subtransfer.rollout import lanes
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
+from subtransfer.store.journal import Journal, Journals
 
 _POLICY = flags.DEFINE_string(
     "policy", None, "A policy's directory; default: the base of configs/quickstart.py."
@@ -49,6 +56,12 @@ _EPISODES = flags.DEFINE_integer("episodes", 2000, "Episodes of each pass.", low
 _SLOTS = flags.DEFINE_integer("slots", 128, "At most so many side by side.", lower_bound=1)
 _TURNS = flags.DEFINE_integer("max_turns", 12, "Agent turns of an episode.", lower_bound=1)
 _TEMPERATURE = flags.DEFINE_float("temperature", 2.0, "Of sampling.", lower_bound=0.0)
+_JOURNAL_PASSES = flags.DEFINE_integer(
+    "journal_passes",
+    0,
+    "Further passes, with the journal that a stage writes.",
+    lower_bound=0,
+)
 flags.DEFINE_string("json", None, "A file for the results.")
 
 # Compiling is over after so many episodes.
@@ -98,6 +111,49 @@ def embedded_base(workdir: Path) -> Policy:
             stage = experiment.plan[name]
             store.stage(name, stage.key, stage.build, log=lambda line: print(line, file=sys.stderr))
     return load_policy(experiment.path("base"))
+
+
+def journal_cost(run: Callable[[Journals], Any], passes: int) -> dict[str, float]:
+    """What writing a journal takes of the processor's time, whatever else the machine does.
+
+    Args:
+      run: makes a pass.
+      passes: how many.
+
+    Returns:
+      Medians over the passes: "cpu_share", of all processor time of the process; "wall_share", of
+      the time from beginning to end, summed over lanes; "bytes".
+    """
+    pack, append = lanes._packed, Journal.append
+    cpu, wall = [0.0], [0.0]
+
+    def timed(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            begin, since = time.thread_time(), time.perf_counter()
+            out = function(*arguments)
+            cpu[0] += time.thread_time() - begin
+            wall[0] += time.perf_counter() - since
+            return out
+
+        return call
+
+    found: dict[str, list[float]] = {"cpu_share": [], "wall_share": [], "bytes": []}
+    lanes._packed = timed(pack)
+    Journal.append = timed(append)  # type: ignore[method-assign]
+    try:
+        for _ in range(passes):
+            with tempfile.TemporaryDirectory() as folder:
+                cpu[0] = wall[0] = 0.0
+                begin, since = time.process_time(), time.perf_counter()
+                run(Journals(Path(folder) / "stage-0", "episodes", 120.0))
+                found["cpu_share"].append(cpu[0] / (time.process_time() - begin))
+                found["wall_share"].append(wall[0] / (time.perf_counter() - since))
+                files = [path for path in Path(folder).rglob("*") if path.is_file()]
+                found["bytes"].append(sum(path.stat().st_size for path in files))
+    finally:
+        lanes._packed = pack
+        Journal.append = append  # type: ignore[method-assign]
+    return {name: statistics.median(values) for name, values in found.items()}
 
 
 def run() -> dict[str, Any]:
@@ -159,6 +215,14 @@ def run() -> dict[str, Any]:
         "compiled": {"first_50_episodes": watch.at_first, "all": watch.compiled},
         "peak_mib": [peak / 2**20 for peak in peaks],
     }
+    if _JOURNAL_PASSES.value:
+
+        def once_more(journals: Journals) -> Any:
+            return run_episodes(
+                policy.cfg, policy.weights, chat, tasks, spec, key, journals=journals
+            )
+
+        results["journal"] = journal_cost(once_more, _JOURNAL_PASSES.value)
     print(json.dumps(results, indent=2))
     if watch.compiled != watch.at_first:
         raise UserError(

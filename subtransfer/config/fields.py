@@ -375,11 +375,19 @@ ROOMS = (
     # None of the last three changes what is computed: none is part of an artefact's key.
     Room(
         "checkpoint",
-        "how trainings under way are saved",
+        "how what is under way is saved",
         {
             "every_seconds": Field(
                 120.0,
-                "of training, between step checkpoints; 0: never by time",
+                "of training, between step checkpoints, and of sampling, between two times that "
+                "the journal is on the disk; 0: never by time",
+                low=0,
+                affects_results=False,
+            ),
+            "stall_seconds": Field(
+                10800.0,
+                "without a step, an episode or a stage, compiling included, after which others may "
+                "take over what a run is making: it hangs; 0: never",
                 low=0,
                 affects_results=False,
             ),

@@ -21,6 +21,7 @@ from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Task
+from subtransfer.store.journal import Journals
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop
 from subtransfer.training.examples import Examples
@@ -204,6 +205,7 @@ def distill(
     weigh: token_weights.Weigh = token_weights.alike,
     packing: bool = False,
     run: TrainingMonitor,
+    journals: Journals | None = None,
 ) -> tuple[loop.TrainState, dict[str, list[float]], dict[str, Any]]:
     """Trains an on-policy student that starts from `params`.
 
@@ -225,6 +227,7 @@ def distill(
       weigh: gives agent tokens their weights in the loss.
       packing: several episodes in a row of max_tokens.
       run: the training's label, checkpoints and metrics.
+      journals: where the episodes of a round under way are written down, or None.
 
     Returns:
       (the final state, metric curves, an account of its own rollouts). The account is {"rollouts":
@@ -266,8 +269,9 @@ def distill(
                     on_policy.rollout,
                     jax.random.fold_in(round_key, 0),
                     policy_version=number,
+                    journals=journals.of(f"round {number + 1}") if journals else None,
                 )
-            # Half a round's episodes are worth nothing; the state before the round is saved.
+            # The round's journals have its episodes so far; the state before it is saved.
             except preemption.Preempted:
                 run.leave(state)
             clean = _filtered(cfg, weights, episodes, chat, guard, run)

@@ -17,6 +17,7 @@ from subtransfer import settings
 from subtransfer.experiment.declared import View
 from subtransfer.settings.base import Setting
 from subtransfer.store import seals
+from subtransfer.store.journal import Journals
 
 if TYPE_CHECKING:
     from subtransfer.training.monitor import ProfiledSteps
@@ -78,6 +79,12 @@ class Context:
         folder = self.path(name)
         seals.check(folder, at_most=seals.SMALL)
         return folder
+
+    @property
+    def journals(self) -> Journals:
+        """Where the stage writes down what it samples, to go on there after a kill."""
+        every_seconds = self.config.checkpoint.every_seconds
+        return Journals(self.path(self.stage), self.stage, every_seconds)
 
     def key(self, *labels: Any) -> jax.Array:
         """A random key from the config's seed and labels.

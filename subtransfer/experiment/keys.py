@@ -53,6 +53,7 @@ LEFT_OUT = frozenset(
         "subtransfer.store.claims",
         "subtransfer.store.files",
         "subtransfer.store.history",
+        "subtransfer.store.journal",
         "subtransfer.store.params",
         "subtransfer.store.provenance",
         "subtransfer.store.workdir",

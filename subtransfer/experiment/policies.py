@@ -10,6 +10,7 @@ from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import META, load_policy, load_policy_tokenizer
 from subtransfer.runtime.json_files import read_json
+from subtransfer.runtime.progress import moved
 from subtransfer.settings.base import Setting
 
 # A stage works with two models (a teacher's and a student's) and two policies tuned from them. So
@@ -30,6 +31,7 @@ def policy(context: Context, name: str) -> Policy:
     for loaded in (resident.bases, resident.tuned):
         while len(loaded) > KEPT:
             loaded.pop(next(iter(loaded)))
+    moved()
     # Adapters share the base that is loaded; loading may add one to `bases`.
     found = load_policy(folder, context.mesh, resident=resident.bases)
     if folder not in resident.bases:

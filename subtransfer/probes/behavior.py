@@ -11,6 +11,7 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.probes.records import Column, Probe, register
 from subtransfer.rollout.episodes import RolloutSpec, error_counts, first_decision, run_episodes
 from subtransfer.settings.base import Task
+from subtransfer.store.journal import Journals
 
 register(
     Probe(
@@ -61,6 +62,7 @@ def probe(
     *,
     seed: int,
     advance: Callable[[int], None] = lambda episodes: None,
+    journals: Journals | None = None,
 ) -> list[dict[str, Any]]:
     """Runs every task once sampled (at `spec.temperature`) and once greedily.
 
@@ -72,7 +74,10 @@ def probe(
     for mode, temperature in (("sampled", spec.temperature), ("greedy", 0.0)):
         # What comes after the first decision is not counted, and most of an episode is after it.
         run = dataclasses.replace(spec, temperature=temperature, stop_at_decision=True)
-        found, _ = run_episodes(cfg, weights, chat, tasks, run, key, seed=seed, advance=advance)
+        kept = journals.of(mode) if journals else None
+        found, _ = run_episodes(
+            cfg, weights, chat, tasks, run, key, seed=seed, advance=advance, journals=kept
+        )
         for trajectory in found:
             roles = [message["role"] for message in trajectory.messages]
             episodes.append(

@@ -10,6 +10,7 @@ from subtransfer.models.decoder import DecoderConfig
 from subtransfer.probes.records import Column, Probe, register
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.settings.base import Task
+from subtransfer.store.journal import Journals
 
 register(
     Probe(
@@ -37,6 +38,7 @@ def probe(
     key,
     *,
     advance: Callable[[int], None] = lambda episodes: None,
+    journals: Journals | None = None,
 ) -> dict[str, Any]:
     """Runs every ordinary task once and asks each task's own check.
 
@@ -44,6 +46,9 @@ def probe(
       {"ordinary_success": share of tasks solved, "n": tasks}.
     """
     # To the end, and not to the first decision: whether a task is solved shows there.
-    trajectories, _ = run_episodes(cfg, weights, chat, tasks, spec, key, advance=advance)
+    kept = journals.of("capability") if journals else None
+    trajectories, _ = run_episodes(
+        cfg, weights, chat, tasks, spec, key, advance=advance, journals=kept
+    )
     solved = [trajectory.solved for trajectory in trajectories]
     return {"ordinary_success": sum(solved) / len(solved), "n": len(solved)}

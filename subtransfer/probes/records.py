@@ -17,6 +17,7 @@ from subtransfer.rollout.episodes import RolloutSpec
 from subtransfer.runtime.field import Field
 from subtransfer.runtime.registry import Registry
 from subtransfer.settings.base import Setting
+from subtransfer.store.journal import Journals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +50,8 @@ class Subject:
       seed: the training seed.
       spec: how the package's own probes run episodes.
       advance: reports so much of the work as done.
+      journals: for `run_episodes`, so that it goes on after a kill; `journals.of(NAME)` for each of
+        several calls.
     """
 
     cfg: DecoderConfig
@@ -60,6 +63,7 @@ class Subject:
     seed: int
     spec: RolloutSpec
     advance: Callable[[int], None] = lambda amount: None
+    journals: Journals | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

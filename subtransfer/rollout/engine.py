@@ -347,6 +347,7 @@ def decode(
     rows: RowState,
     stop_ids: Int[Array, " n"],
     grammar: Int[Array, "states V"] | None = None,
+    span: Int[Array, "2"] | None = None,
 ) -> tuple[Slots, DecodeResult]:
     """Samples up to T tokens in each row with a budget, until it writes a stop token.
 
@@ -363,8 +364,11 @@ def decode(
       stop_ids: tokens that end a turn; [-1] for none.
       grammar: the next state for each state and token, negative where the token is not allowed;
         None allows all.
+      span: the fewest and the most steps of the call, as where an earlier call is repeated; None is
+        0 and T.
     """
     batch, length = shape.rows, shape.decode_steps
+    fewest, most = (jnp.int32(0), jnp.int32(length)) if span is None else (span[0], span[1])
     first = _prefix_length(prefix)
     # Draws are numbered by row key and token, so they do not depend on how calls are divided.
     draws = sampling.draw(jax.random.wrap_key_data(rows.keys), rows.drawn, length)
@@ -393,7 +397,8 @@ def decode(
 
         def going(carry):
             step, active, *_ = carry
-            return (step < length) & (jnp.sum(starting & ~active) <= patience)
+            enough = jnp.sum(starting & ~active) > patience
+            return (step < most) & ((step < fewest) | ~enough)
 
         def body(carry):
             step, active, logits, layers, out = carry

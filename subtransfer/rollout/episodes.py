@@ -27,6 +27,7 @@ from subtransfer.settings.base import (
     ToolResult,
     recorded_action,
 )
+from subtransfer.store.journal import Journals
 from subtransfer.store.trajectories import Trajectory
 
 
@@ -193,6 +194,7 @@ def run_episodes(
     policy_version: int = 0,
     seed: int = 0,
     advance: Callable[[int], None] = lambda episodes: None,
+    journals: Journals | None = None,
 ) -> tuple[list[Trajectory], ServingStats]:
     """Runs one episode a task; the trajectories are a pure function of the arguments.
 
@@ -210,9 +212,12 @@ def run_episodes(
       policy_version: stamped on the trajectories.
       seed: stamped on the trajectories.
       advance: called with the number of episodes that have ended since the last call.
+      journals: where it is written down what is sampled, so that the same call goes on after a
+        kill; None is nowhere.
 
     Raises:
       UserError: a conversation does not fit its slot.
+      preemption.Preempted: a notice has come.
     """
     episodes = [_Episode(i, task, chat, spec) for i, task in enumerate(tasks)]
     room = tool_room(chat, spec)
@@ -231,6 +236,7 @@ def run_episodes(
         grammar=chat_grammar(chat, cfg.vocab_size) if spec.well_formed else None,
         lanes=spec.lanes,
         done=advance,
+        journals=journals,
     )
     # As `serve` deals conversations out to processes.
     mine = episodes[jax.process_index() :: jax.process_count()]

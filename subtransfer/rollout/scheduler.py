@@ -7,7 +7,9 @@ in its own rows.
 
 from __future__ import annotations
 
+import dataclasses
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +22,9 @@ from subtransfer.rollout import engine, sampling
 from subtransfer.rollout.lanes import Lane, LaneOptions, Programs, layout
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.serving import ServedConversation, ServingStats, shared_prefix
-from subtransfer.runtime import sharding
+from subtransfer.runtime import preemption, sharding
+from subtransfer.runtime.progress import note
+from subtransfer.store.journal import Journals
 
 
 def serve(
@@ -39,6 +43,7 @@ def serve(
     int8_cache: bool = False,
     lanes: int = 0,
     done: Callable[[int], None] = lambda conversations: None,
+    journals: Journals | None = None,
 ) -> ServingStats:
     """Serves conversations to their ends.
 
@@ -61,9 +66,12 @@ def serve(
       int8_cache: keys and values are kept as int8.
       lanes: sets of slots that take turns on the device; 0 chooses by device.
       done: called with the number of conversations that ended (from any thread, one at a time).
+      journals: where it is written down what is sampled, so that the same call goes on after a
+        kill; None is nowhere.
 
     Raises:
       UserError: a conversation does not fit its slot.
+      preemption.Preempted: a notice has come.
     """
     begin = time.perf_counter()
     mesh = sharding.mesh_of(weights)
@@ -101,16 +109,55 @@ def serve(
         # Which lane serves which conversation is fixed: threads that race for them would change
         # what is computed side by side, and with it the last bits.
         queue = [(conversations[i], keys[i]) for i in mine[number :: plan.lanes]]
-        every.append(Lane(options, queue))
-    if plan.threads > 1:
-        with ThreadPoolExecutor(plan.threads) as pool:
-            list(pool.map(Lane.run, every))
-    else:
-        _take_turns(every)
+        journal = None
+        if journals:
+            rests_on = {
+                "prompts": zlib.crc32(repr(prompts).encode()),
+                "lanes": plan.lanes,
+                "shape": dataclasses.asdict(plan.shape),
+                "mesh": None if mesh is None else dict(mesh.shape),
+                "processes": jax.process_count(),
+            }
+            journal = journals.open(f"{jax.process_index()}-{number}", rests_on)
+        every.append(Lane(options, queue, journal))
+    try:
+        # A notice is looked for where the journals are whole.
+        with preemption.deferred():
+            _drive(every, plan.threads, journals, len(mine))
+    finally:
+        for lane in every:
+            lane.close()
     stats = ServingStats(wall_s=time.perf_counter() - begin)
     for lane in every:
         stats.add(lane.stats)
     return stats
+
+
+def _drive(lanes: Sequence[Lane], threads: int, journals: Journals | None, count: int) -> None:
+    """Drives lanes to their ends, from where their journals end."""
+    with ThreadPoolExecutor(threads) as pool:
+        each = pool.map if threads > 1 else map
+        going = list(each(Lane.resume, lanes))
+        if journals:
+            _say_what_is_kept(journals.label, lanes, count)
+        running = [lane for lane, left in zip(lanes, going, strict=True) if left]
+        if threads > 1:
+            list(each(Lane.run, running))
+        else:
+            _take_turns(running)
+
+
+def _say_what_is_kept(label: str, lanes: Sequence[Lane], count: int) -> None:
+    """Says with what a call goes on that an earlier attempt began."""
+    kept = sum(lane.resumed for lane in lanes)
+    journals = [lane.journal for lane in lanes if lane.journal]
+    if any(lane.went_on for lane in lanes):
+        note(f"{label} goes on with {kept} of {count} episodes finished")
+    elif any(journal.others for journal in journals):
+        note(
+            f"{label}: an earlier attempt's episodes were sampled in another number of slots, "
+            "processes or devices; they begin again"
+        )
 
 
 def _take_turns(lanes: Iterable[Lane]) -> None:

@@ -46,6 +46,7 @@ class ServingStats:
     """What it cost to serve conversations.
 
     Attributes:
+      ended: conversations that came to their end.
       tokens: sampled.
       slot_steps: decoding steps of all slots, occupied or not.
       occupied_steps: decoding steps of slots that held a conversation.
@@ -56,6 +57,7 @@ class ServingStats:
       wall_s: seconds from beginning to end.
     """
 
+    ended: int = 0
     tokens: int = 0
     slot_steps: int = 0
     occupied_steps: int = 0

@@ -61,3 +61,10 @@ def from_leader(flag: bool) -> bool:
     if jax.process_count() == 1:
         return bool(flag)
     return bool(np.ravel(multihost_utils.process_allgather(np.array(flag)))[0])
+
+
+def least(number: int) -> int:
+    """The least of all processes' numbers."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.min(multihost_utils.process_allgather(np.array(number))))

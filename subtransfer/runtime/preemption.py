@@ -1,14 +1,17 @@
-"""SIGTERM, the notice that a machine is about to be taken away: the run saves and ends for now.
+"""Notices that a run has to end: it saves, says so, and asks to be run again.
 
-The first SIGTERM ends the run with `EXIT_CODE`: at once where nothing would be lost by it,
-otherwise (inside `deferred`) as soon as whoever asked for the delay has saved. A second one ends
-the process where it stands, which loses no more than SIGKILL.
+A notice is SIGTERM (a machine is about to be taken away), SIGUSR1, SIGUSR2 or SIGXCPU (a batch
+system says that time is nearly over), SIGHUP (the terminal is gone) or SIGINT (Ctrl-C). The first
+one ends the run: at once where nothing would be lost by it, otherwise (inside `deferred`) as soon
+as whoever asked for the delay has saved. A second SIGTERM or a second Ctrl-C ends the process where
+it stands, which loses no more than SIGKILL; the others may come again and again.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import signal
 import sys
 import threading
@@ -18,21 +21,52 @@ from typing import Any
 # EX_TEMPFAIL of sysexits.h: the same command, run again, goes on. Launchers are told to restart on
 # it.
 EXIT_CODE = 75
+INTERRUPTED = 128 + signal.SIGINT  # as of a process that Ctrl-C ended: nobody is to restart it
+
+# Windows has few of them.
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+NOTICES = tuple(getattr(signal, name) for name in _NAMES if hasattr(signal, name))
+# What people send, and mean when they send it twice. A terminal's end comes as several SIGHUPs,
+# SIGXCPU every second, and batch systems repeat themselves.
+_TWICE_ENDS = (signal.SIGTERM, signal.SIGINT)
+# `nohup` has SIGHUP ignored, a shell's background job SIGINT: that stays as it is.
+_LEFT_IGNORED = ("SIGHUP", "SIGINT")
 
 _noticed = threading.Event()
+_first: signal.Signals | None = None
 _deferrals = 0
+_at_once = False
 
 
 class Preempted(BaseException):
-    """The run ends because of a notice; like KeyboardInterrupt, no handler of errors catches it."""
+    """The run ends because of a notice; like KeyboardInterrupt, no handler of errors catches it.
+
+    A text, if there is one, is the sentence to end with in the place of `sentence()`.
+    """
 
 
-def listen() -> None:
-    """Takes SIGTERM from now on; to be called by the main thread."""
+def listen(*, at_once: bool = False) -> None:
+    """Takes notices from now on; to be called by the main thread.
+
+    Args:
+      at_once: nothing would be lost by ending right now, as while modules are imported, within
+        which an exception may be turned into another. A later call without it begins what can be
+        lost.
+
+    Raises:
+      Preempted: a notice has come before.
+    """
+    global _at_once
+    _at_once = at_once
     _hush_where_nothing_can_be_raised()
-    signal.signal(signal.SIGTERM, _notice)
-    if sys.platform == "linux":
-        _once(signal.SIGTERM)
+    for notice in NOTICES:
+        ignored = signal.getsignal(notice) is signal.SIG_IGN
+        if signal.getsignal(notice) is _notice or (ignored and notice.name in _LEFT_IGNORED):
+            continue
+        signal.signal(notice, _notice)
+        if notice in _TWICE_ENDS and sys.platform == "linux":
+            _once(notice)
+    check()
 
 
 def _hush_where_nothing_can_be_raised() -> None:
@@ -41,11 +75,14 @@ def _hush_where_nothing_can_be_raised() -> None:
     Python drops what is raised there. The notice is kept all the same: `check` finds it.
     """
     report = sys.unraisablehook
+    if getattr(report, "hushed_notices", False):
+        return
 
     def quiet(event: Any) -> None:
         if not (event.exc_type and issubclass(event.exc_type, Preempted)):
             report(event)
 
+    quiet.hushed_notices = True  # type: ignore[attr-defined]
     sys.unraisablehook = quiet
 
 
@@ -73,11 +110,43 @@ def _once(number: int) -> None:
 
 
 def _notice(number: int, frame: Any) -> None:
-    # Where the kernel has not done so already: the second one ends the process.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    global _first
+    if number in _TWICE_ENDS:
+        # Where the kernel has not done so already: the second one ends the process.
+        signal.signal(number, signal.SIG_DFL)
+    if _noticed.is_set():
+        return
+    _first = signal.Signals(number)
     _noticed.set()
+    if _at_once:
+        _say(f"{_word()} before anything was begun; run the same command again.")
+        os._exit(status())
     if not _deferrals:
         raise Preempted
+    hurry = "; a second one does not wait" if number in _TWICE_ENDS else ""
+    _say(f"{_first.name}: what is being done is saved, then the run ends{hurry}.")
+
+
+def _say(line: str) -> None:
+    """Writes a line to standard error from within a handler, where Python's streams may be busy."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.write(sys.stderr.fileno(), f"\n{line}\n".encode())
+
+
+def _word() -> str:
+    if _first is None:
+        return "preempted"
+    return f"{'interrupted' if _first == signal.SIGINT else 'preempted'} ({_first.name})"
+
+
+def status() -> int:
+    """The exit status of a run that a notice ends: 130 after Ctrl-C, otherwise `EXIT_CODE`."""
+    return INTERRUPTED if _first == signal.SIGINT else EXIT_CODE
+
+
+def sentence() -> str:
+    """What a run says that a notice ends."""
+    return f"{_word()}; what was done is kept, run the same command again to go on."
 
 
 def noticed() -> bool:
@@ -100,3 +169,26 @@ def deferred() -> Iterator[None]:
         yield
     finally:
         _deferrals -= 1
+
+
+@contextlib.contextmanager
+def raising_again() -> Iterator[None]:
+    """Lets a second SIGTERM or Ctrl-C raise Preempted in a block instead of ending the process.
+
+    For whoever has to end others first.
+    """
+
+    def again(number: int, frame: Any) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise Preempted
+
+    listening = [notice for notice in NOTICES if notice in _TWICE_ENDS and _noticed.is_set()]
+    before = {}
+    for notice in listening:
+        if signal.getsignal(notice) is not signal.SIG_IGN:
+            before[notice] = signal.signal(notice, again)
+    try:
+        yield
+    finally:
+        for notice, handler in before.items():
+            signal.signal(notice, handler)

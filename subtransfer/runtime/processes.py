@@ -9,6 +9,7 @@ trace and without a name.
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ def join(
     process_id: int | None,
     *,
     peer_timeout: int,
+    join_timeout: int = 300,
 ) -> None:
     """Becomes one of several processes; to be called before anything touches a device.
 
@@ -42,6 +44,7 @@ def join(
       num_processes: how many there are.
       process_id: which of them this is, from 0.
       peer_timeout: seconds after which a process that is not heard of counts as dead.
+      join_timeout: seconds that it waits for the others.
 
     Raises:
       UserError: the others were not found.
@@ -50,6 +53,19 @@ def join(
     import jax
 
     _divert_native_logs()
+
+    def aborted(log: str) -> None:
+        if _membership:
+            _membership.aborted(log)
+        elif "DEADLINE_EXCEEDED" in log:
+            line = f"error: The processes did not find each other within {join_timeout} s"
+            os.write(
+                sys.stderr.fileno(),
+                f"{line}: start the same command in all of them (--join_timeout).\n".encode(),
+            )
+            os._exit(2)
+
+    _on_abort(aborted)
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours (preemption.py)
     try:
         jax.distributed.initialize(
@@ -58,7 +74,7 @@ def join(
             process_id,
             # Later than our own watch, which ends the process with a sentence.
             heartbeat_timeout_seconds=4 * peer_timeout + 10,
-            initialization_timeout=300,
+            initialization_timeout=join_timeout,
         )
     except (RuntimeError, ValueError) as error:
         if coordinator is None and "should be defined" in str(error):
@@ -69,7 +85,7 @@ def join(
         raise UserError(
             f"The processes did not find each other: {str(error).splitlines()[0]}"
         ) from error
-    _membership = _Membership(peer_timeout)
+    _membership = _Membership(peer_timeout, join_timeout)
 
 
 _membership: _Membership | None = None
@@ -78,7 +94,7 @@ _membership: _Membership | None = None
 class _Membership:
     """This process among its peers."""
 
-    def __init__(self, peer_timeout: int):
+    def __init__(self, peer_timeout: int, join_timeout: int):
         from jax._src.distributed import global_state  # the only door to the key-value store
 
         client: Any = global_state.client
@@ -88,10 +104,10 @@ class _Membership:
         client.key_value_set(f"name/{self.me}", f"{socket.gethostname()}, pid {os.getpid()}")
         self.names: dict[int, str] = {}
         for peer in range(global_state.num_processes):
-            self.names[peer] = client.blocking_key_value_get(f"name/{peer}", 300_000)
+            self.names[peer] = client.blocking_key_value_get(f"name/{peer}", 1000 * join_timeout)
         self.over = threading.Event()
+        self.leaving = 0  # the exit status of a process that ends early
         self._watch = threading.Thread(target=self._watching, name="peers", daemon=True)
-        _on_abort(self._aborted)
         self._watch.start()
 
     def _watching(self) -> None:
@@ -133,8 +149,11 @@ class _Membership:
         os.write(sys.stderr.fileno(), f"error: {sentence}\n".encode())
         os._exit(code)  # without handlers that would wait for the dead
 
-    def _aborted(self, log: str) -> None:
+    def aborted(self, log: str) -> None:
+        """Ends this process, which C++ is about to abort, in a way that says why."""
         if "distributed service detected fatal errors" in log:
+            if self.leaving:  # the first process has heard that this one ends, and was quicker
+                os._exit(self.leaving)
             self.lost(0)  # of any other the watch knows first
 
 
@@ -167,6 +186,28 @@ def share(key: str, text: str | None) -> str:
     return _membership.client.blocking_key_value_get(key, _WEEK_MS)
 
 
+def agree(value: Any) -> Any:
+    """Returns the value of the process that leads, in every process.
+
+    All call it equally often, in one order.
+
+    Args:
+      value: JSON.
+    """
+    if not _membership:
+        return value
+    number = next(_agreed)
+    return json.loads(share(f"agreed/{number}", json.dumps(value) if leads() else None))
+
+
+_agreed = itertools.count()
+
+
+def several() -> bool:
+    """Whether this is one of several processes."""
+    return _membership is not None
+
+
 def await_verdict() -> None:
     """After an error that a dead peer may have caused: returns only if no peer is dead."""
     if _membership:
@@ -187,6 +228,7 @@ def leave(code: int, sentence: str) -> int:
     if not _membership:
         return code
     if code:
+        _membership.leaving = code
         _membership.over.set()
         _membership.client.key_value_set(f"ended/{_membership.me}", json.dumps([code, sentence]))
         # The key-value store may live in this process: it stays until the others have read it.

@@ -1,4 +1,7 @@
-"""Progress for people: a bar on a terminal, else a plain line every few seconds."""
+"""Progress: for people a bar on a terminal, else a plain line every few seconds.
+
+For the process itself it is a number that grows as long as work goes on.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,23 @@ from subtransfer.runtime import processes
 
 EVERY = 5.0  # seconds between plain lines
 
+_movements = 0
+
+
+def moved() -> None:
+    """Notes that work has gone on: a step, an episode, a stage; from any thread."""
+    global _movements
+    _movements += 1
+
+
+def movements() -> int:
+    """A number that is another whenever work has gone on meanwhile."""
+    return _movements
+
 
 def note(line: str) -> None:
     """Prints a line about what has just been done, on stderr."""
+    moved()
     if processes.leads():
         print(f"  {line}", file=sys.stderr, flush=True)
 
@@ -30,6 +47,18 @@ def progress(label: str, total: int, unit: str) -> Iterator[Callable[[int], None
       total: how much there is to do.
       unit: of what.
     """
+    with _shown(label, total, unit) as show:
+
+        def advance(n: int) -> None:
+            moved()
+            show(n)
+
+        yield advance
+
+
+@contextlib.contextmanager
+def _shown(label: str, total: int, unit: str) -> Iterator[Callable[[int], None]]:
+    """As `progress`, for people alone."""
     if not processes.leads():
         yield lambda n: None
         return

@@ -17,10 +17,12 @@ from typing import Any
 from subtransfer.runtime import preemption, processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import digest
+from subtransfer.runtime.progress import moved
 from subtransfer.store import buckets, exclusive, history
 from subtransfer.store.claims import (
     LEASE,
     POLL,
+    STALL,
     Claim,
     ClaimLost,
     Claims,
@@ -51,6 +53,7 @@ class Store:
     Args:
       workdir: the folder; it is made if it is not there.
       lease: seconds of silence after which another run may take over what this one is making.
+      stall: seconds without progress after which this one falls silent; 0 is never.
 
     Attributes:
       events: (what happened, stage) in order; what is "reused", "computed" or "redone".
@@ -59,10 +62,10 @@ class Store:
       UserError: the workdir cannot be made or written, or is not the same in every process.
     """
 
-    def __init__(self, workdir: Path, lease: float = LEASE):
+    def __init__(self, workdir: Path, lease: float = LEASE, stall: float = STALL):
         self.workdir = Path(workdir)
         self.events: list[tuple[str, str]] = []
-        self._lease = lease
+        self._lease, self._stall = lease, stall
         self._claims_of_leader: Claims | None = None
         self._interrupted: set[str] = set()  # folders of stages that dead runs were making
 
@@ -100,7 +103,7 @@ class Store:
             buckets.claim(self.workdir, self._lease, print)
             buckets.fetch_files(self.workdir)
             buckets.tidy(self.workdir / STEPS)
-            self._claims_of_leader = Claims(self.workdir / CLAIMS, self._lease)
+            self._claims_of_leader = Claims(self.workdir / CLAIMS, self._lease, stall=self._stall)
             mark = f"run-{self._claims.owner.token}"
             (self.workdir / CLAIMS / mark).touch()
             for path in self.workdir.glob(".*.tmp-*"):
@@ -152,11 +155,13 @@ class Store:
 
         Raises:
           UserError: for what `build` raises as such, and for what the system refuses.
-          preemption.Preempted: a notice has come.
+          preemption.Preempted: a notice has come, or another run has taken over what several
+            processes were making.
         """
         folder = f"{name}-{digest(key)}"
         path = self.workdir / folder
         preemption.check()
+        moved()
         leads = processes.leads()
         with os_errors(self.workdir):
             buckets.fetch(path)
@@ -172,7 +177,12 @@ class Store:
                 try:
                     what = self._make(path, key, build, held, facts or {})
                     held = None
-                except ClaimLost:
+                except ClaimLost as lost:
+                    # What is built once more needs all processes, and the others wait already.
+                    if processes.several():
+                        raise preemption.Preempted(
+                            f"error: {lost} Run the same command in every process again to go on."
+                        ) from lost
                     held = self._claim(path, log)
             buckets.put(path)
             buckets.drop(steps_folder(path))
@@ -211,6 +221,7 @@ class Store:
         """
         path = self.workdir / f"{name}-{digest(key)}"
         preemption.check()
+        moved()
         held = self._try_claim(path, expired)
         if held is None:
             return "reused"
@@ -309,7 +320,7 @@ class Store:
                 if not opened(self.workdir):
                     raise vanished(self.workdir) from error
                 if not held.beat():  # the other has removed what was being written
-                    raise ClaimLost(str(error)) from error
+                    raise ClaimLost(f"The claim on {path.name} was taken over.") from error
                 raise
             finally:
                 if not made:

@@ -31,7 +31,8 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "az": "adlfs"}  # scheme -> what fsspec
 _REMEDY = "remove it, or choose another --workdir"
 _LIST = ".whole"  # beside the folder X there, X.whole: {file: bytes}
 _FILES = "files.json"  # there: the names of the files that belong to no finished folder
-_LOOSE = ("*", "stages/*", "metrics/**/*", ".steps/*/*.npz")  # which these are
+# Which these are.
+_LOOSE = ("*", "stages/*", "metrics/**/*", ".steps/*/*.npz", ".steps/*/journals/*.log")
 _OF_THIS_DISK = (
     errno.ENOSPC,
     errno.EDQUOT,
@@ -303,6 +304,12 @@ class Mirror:
     def drop(self, folder: Path) -> None:
         """See the function of this name."""
         with self._writing():
+            below = f"{folder.relative_to(self.local).as_posix()}/"
+            gone = [name for name in self._sent if name.startswith(below)]
+            if gone:
+                for name in gone:
+                    del self._sent[name]
+                self._put_names(sorted(self._sent))
             # The list first: what has a list is whole.
             for name in (self._list_of(folder), self._there(folder)):
                 self._files.invalidate_cache()
@@ -350,10 +357,20 @@ class Mirror:
                 names = []
             for name in names:
                 here, there = self.local / name, f"{self._root}/{name}"
-                # Logs only grow: the longer one is the later one.
-                if not here.exists() or here.stat().st_size < self._files.size(there):
-                    self._get(there, here)
-                    self._sent[name] = here.stat().st_size, here.stat().st_mtime_ns
+                try:
+                    # Logs only grow: the longer one is the later one.
+                    if not here.exists() or here.stat().st_size < self._files.size(there):
+                        self._get(there, here)
+                        self._sent[name] = here.stat().st_size, here.stat().st_mtime_ns
+                except FileNotFoundError:  # went with its stage, as its run died
+                    self._remove_empty(here.parent)
+
+    def _remove_empty(self, folder: Path) -> None:
+        """Removes a folder here, and those above it, as far as they are empty."""
+        with contextlib.suppress(OSError):
+            while folder != self.local:
+                folder.rmdir()
+                folder = folder.parent
 
     def _put(self, path: Path) -> None:
         """Copies one file there; an object appears when all of it has arrived."""

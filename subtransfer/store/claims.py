@@ -1,8 +1,9 @@
 """Claims: who makes what in a folder that several processes share, without a server.
 
 A claim says that its owner is making the thing of that name, and it expires: its lease is the
-number of seconds that the owner may be silent. No library does this over a shared file system
-without a server or locks that network file systems may lack, so it is done here.
+number of seconds that the owner may be silent. A thread speaks for the owner, but only as long as
+the owner's work goes on: one that hangs falls silent, too. No library does this over a shared file
+system without a server or locks that network file systems may lack, so it is done here.
 
 The claim on NAME is the file `NAME.N` with the highest number N; whoever creates it holds it. Files
 are created exclusively (O_EXCL), so that of several takers exactly one succeeds, and their numbers
@@ -31,9 +32,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from subtransfer.runtime.preemption import EXIT_CODE
+from subtransfer.runtime.progress import moved, movements
 
 LEASE = 60.0  # seconds of silence after which a claim is lost
+STALL = 3 * 3600.0  # seconds without progress after which a claim is no longer kept up
 POLL = 0.5  # seconds between two looks at a claim that another holds
+_PROC = Path("/proc")
 
 
 def _kernel() -> str:
@@ -52,19 +56,31 @@ def _kernel() -> str:
         return ""
 
 
-def _born(pid: int) -> str:
+def _born(pid: int) -> str | None:
     """When a process was started, in ticks since the kernel was.
 
     Returns:
-      "" if the process is dead, a zombie or unknown.
+      "" if the process is dead or a zombie; None if it may live and does not show itself.
     """
     try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        after_name = (_PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     except OSError:
-        return ""
+        # Mounted with hidepid, /proc shows nobody else's processes; signals do know them.
+        return None if _exists(pid) else ""
     # Fields of proc(5) after the name, which may hold spaces: the state, and the time of start.
     state, start = after_name[0], after_name[19]
     return "" if state in "ZX" else start
+
+
+def _exists(pid: int) -> bool:
+    """Whether some process, whoever's, has this number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is another user's
+        return True
+    return True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,15 +105,15 @@ class Owner:
     def this(cls) -> Owner:
         """Returns this process as an owner."""
         pid = os.getpid()
-        return cls(secrets.token_hex(8), socket.gethostname(), pid, _kernel(), _born(pid))
+        return cls(secrets.token_hex(8), socket.gethostname(), pid, _kernel(), _born(pid) or "")
 
     def dead(self) -> bool:
         """Whether this process can tell that the owner lives no more."""
-        return (
-            bool(self.kernel and self.born)
-            and self.kernel == _kernel()
-            and _born(self.pid) != self.born
-        )
+        if not (self.kernel and self.born) or self.kernel != _kernel():
+            return False
+        born = _born(self.pid)
+        # What cannot be known is left to the lease.
+        return born is not None and born != self.born
 
     def __str__(self) -> str:
         return f"{self.host}, pid {self.pid}"
@@ -201,8 +217,12 @@ class HeldClaim:
         # On closing, network file systems send what was written; others have no need of it.
         os.close(os.dup(file))
 
-    def beat(self) -> bool:
-        """Shows that the owner lives; returns whether it still holds the claim."""
+    def beat(self, *, silently: bool = False) -> bool:
+        """Shows that the owner lives; returns whether it still holds the claim.
+
+        Args:
+          silently: only asks whether it does.
+        """
         with self._lock:
             if self._file < 0:
                 return True  # given back meanwhile
@@ -212,8 +232,9 @@ class HeldClaim:
             after = self._claims.path(self.name, self._number + 1).exists()
             if after or (not here and self._claims.folder.is_dir()):
                 return False
-            self._beat += 1
-            self._write(self._file)
+            if not silently:
+                self._beat += 1
+                self._write(self._file)
             return True
 
     def confirm(self) -> None:
@@ -260,15 +281,23 @@ class Claims:
     Args:
       folder: it exists, and all processes see it.
       lease: seconds of silence after which this process's claims may be taken over.
+      stall: seconds without progress (`progress.moved`) after which it falls silent, as when it
+        hangs; 0 is never.
       on_loss: called with a sentence when a claim is found to be another's; by default it ends the
         process, as everything that it goes on to write would come between what the other writes.
     """
 
     def __init__(
-        self, folder: Path, lease: float = LEASE, on_loss: Callable[[str], Any] | None = None
+        self,
+        folder: Path,
+        lease: float = LEASE,
+        on_loss: Callable[[str], Any] | None = None,
+        *,
+        stall: float = STALL,
     ):
         self.folder = Path(folder)
         self.lease = lease
+        self.stall = stall
         self.owner = Owner.this()
         self._held: list[HeldClaim] = []
         self._on_loss = on_loss or _end
@@ -332,6 +361,7 @@ class Claims:
                 held = HeldClaim(self, name, number)
             except FileExistsError:  # somebody was quicker
                 continue
+            moved()  # a process that has waited for long begins now
             self._held.append(held)
             # One thread beats for all claims, and only in a process that holds some.
             if self._thread is None:
@@ -341,10 +371,23 @@ class Claims:
 
     def _beating(self) -> None:
         # Four beats within a lease: one that comes late costs nothing.
-        while not self._over.wait(min(5.0, self.lease / 4)):
+        interval = min(5.0, self.lease / 4)
+        seen, still, last = movements(), 0.0, time.monotonic()
+        while not self._over.wait(interval):
+            before, seen, now = seen, movements(), time.monotonic()
+            # While the process itself was stopped, nothing could go on.
+            stands = still + min(now - last, 2 * interval)
+            was_stalled = bool(self.stall) and still >= self.stall
+            still, last = (stands if seen == before and self._held else 0.0), now
+            stalled = bool(self.stall) and still >= self.stall
+            if stalled and not was_stalled:
+                _say(
+                    f"no progress for {still:.0f} s (checkpoint.stall_seconds): another run may "
+                    "take over what this one is making."
+                )
             for held in tuple(self._held):
                 try:
-                    kept = held.beat()
+                    kept = held.beat(silently=stalled)
                 except OSError:  # a share that does not answer: the lease goes on running
                     continue
                 if not kept and held in self._held:
@@ -367,5 +410,11 @@ class Claims:
 
 def _end(sentence: str) -> NoReturn:
     # At once and without handlers: these would write what is now another's to write.
-    os.write(sys.stderr.fileno(), f"error: {sentence}\n".encode())
+    _say(f"error: {sentence}")
     os._exit(EXIT_CODE)
+
+
+def _say(line: str) -> None:
+    # Not by Python's streams: whoever hangs may hang in one.
+    with contextlib.suppress(OSError):
+        os.write(sys.stderr.fileno(), f"{line}\n".encode())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 STEPS = ".steps"  # the step checkpoints of unfinished stages
+JOURNALS = "journals"  # among them: what stages without steps have done so far
 CLAIMS = ".claims"  # who is making what
 HISTORY = "stages"  # what was computed: a file for each process that computed something
 MEMBERS = "runs"  # the results of a sweep's members

@@ -69,6 +69,7 @@ def run(
         "overrides": overrides,
         "workdir": str(workdir),
         "lease": lease,
+        "stall": sweep.base.checkpoint.stall_seconds,
     }
 
     def worker(channel: int) -> list[str]:

@@ -126,7 +126,6 @@ class Runner:
         Raises:
           UserError: no worker can be started, or results cannot be published.
           preemption.Preempted: a notice has come; all workers have saved what they were doing.
-          KeyboardInterrupt: likewise.
         """
         self._write_state()
         try:
@@ -252,8 +251,9 @@ class Runner:
         for worker in workers:
             worker.channel.close()
         try:
-            for worker in workers:
-                worker.process.wait()
+            with preemption.raising_again():
+                for worker in workers:
+                    worker.process.wait()
         except BaseException:
             for worker in workers:
                 worker.process.kill()

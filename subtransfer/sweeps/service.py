@@ -156,6 +156,8 @@ def _make(
         print(f"error: {error}", flush=True)
         return StageOutcome("failed", str(error))
     except Exception as error:
+        # What is raised by a notice may arrive as another error: an import turns it into one.
+        preemption.check()
         traceback.print_exc()
         first_line = (str(error).splitlines() or [""])[0]
         return StageOutcome(

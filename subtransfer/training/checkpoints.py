@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,10 @@ from subtransfer.store.files import (
     vanished,
 )
 from subtransfer.store.workdir import opened
+
+# Seconds within which a file system shows to all processes what one of them has written: NFS keeps
+# what it knows of a folder for up to a minute.
+LISTING = 90.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,7 +310,9 @@ class Checkpoints:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
         )
         with reading(self.folder):
-            steps = [checkpoint.step for checkpoint in self._orbax.checkpoints]
+            # What another process sees of a shared folder may be old: the leader's list counts.
+            steps = processes.agree([checkpoint.step for checkpoint in self._orbax.checkpoints])
+            self._await(steps)
         # Their memory goes to the loaded ones: two states may not fit.
         if steps:
             jax.tree.map(lambda x: x.delete(), state)
@@ -332,6 +338,22 @@ class Checkpoints:
             processes.barrier(f"damaged/{self.label}/{step}")
             self._orbax.reload()
         return None
+
+    def _await(self, steps: Sequence[int]) -> None:
+        """Waits until this process sees the checkpoints that the leader sees.
+
+        Raises:
+          UserError: it still does not after `LISTING` seconds.
+        """
+        begin = time.monotonic()
+        while unseen := set(steps) - {found.step for found in self._orbax.checkpoints}:
+            if time.monotonic() - begin > LISTING:
+                raise unreadable(
+                    f"{self.label}: the checkpoint of step {max(unseen)} in {self.folder}",
+                    f"the first process sees it, this one has not for {LISTING:.0f} s",
+                )
+            time.sleep(0.1)
+            self._orbax.reload()
 
     def _read(self, step: int, abstract: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Reads a checkpoint.

@@ -44,6 +44,7 @@ def extra_probe(out: Path, context: Context, *, probe: str, policy: str, seed: i
             seed=seed,
             spec=specs.to_probe(context, config.temperature),
             advance=advance,
+            journals=context.journals,
         )
         with failures_of_record("probe", record):
             values = record.run(subject)

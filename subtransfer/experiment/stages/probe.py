@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from subtransfer.experiment import policies, specs
 from subtransfer.experiment.context import Context
@@ -31,9 +32,10 @@ def probe(out: Path, context: Context, *, policy: str, seed: int) -> None:
     with progress(context.stage, 2 * len(tasks) + len(ordinary), "episodes") as advance:
         sampled = specs.to_probe(context, config.temperature)
         key = context.key("probe", seed)
-        episodes = behavior.probe(*common, tasks, sampled, key, seed=seed, advance=advance)
+        kept: dict[str, Any] = {"advance": advance, "journals": context.journals}
+        episodes = behavior.probe(*common, tasks, sampled, key, seed=seed, **kept)
         greedy, key = specs.to_probe(context, 0.0), context.key("capability", seed)
-        ability = capability.probe(*common, ordinary, greedy, key, advance=advance)
+        ability = capability.probe(*common, ordinary, greedy, key, **kept)
     atomic_write(out / "episodes.json", json.dumps(episodes))
     probed_in = {"system_prompt": setting.system_prompt, "template": chat.digest}
     write_json(out / "probe.json", {"capability": ability, "context": probed_in})

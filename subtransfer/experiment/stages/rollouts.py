@@ -37,9 +37,11 @@ def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int
             policy=context.path(policy).name,
             seed=seed,
             advance=advance,
+            journals=context.journals,
         )
     agreed = agreement.compare(acting.cfg, acting.weights, episodes)
-    rates = f"{stats.tokens / stats.wall_s:,.0f}/s, {len(episodes) / stats.wall_s:.1f} episodes/s"
+    # Of this attempt: an earlier one may have sampled the rest.
+    rates = f"{stats.tokens / stats.wall_s:,.0f}/s, {stats.ended / stats.wall_s:.1f} episodes/s"
     note(
         f"{label}: {stats.tokens} tokens, {rates}, slots occupied {stats.occupancy:.0%}, "
         f"host {stats.host_share:.0%} of the time; log-probs within {agreed['max_gap']:g} of the "

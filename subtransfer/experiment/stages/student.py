@@ -118,7 +118,14 @@ def on_policy(
     cfg = policies.policy(context, base).cfg
     with trainings.monitored(context, recipe.steps) as run:
         state, curves, purity = student.distill(
-            cfg, context.mesh, recipe, **learned, on_policy=rounds, tasks=tasks, run=run
+            cfg,
+            context.mesh,
+            recipe,
+            **learned,
+            on_policy=rounds,
+            tasks=tasks,
+            run=run,
+            journals=context.journals,
         )
     note(
         f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at "
