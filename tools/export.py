@@ -36,6 +36,9 @@ _BASE = flags.DEFINE_string(
     None,
     "With --format=peft: the directory of the base model, if it is not a checkpoint's.",
 )
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Where the checkpoint that a run's policy was tuned from lies now."
+)
 _SHARD = flags.DEFINE_float("shard_gib", 4.0, "Largest safetensors file, in GiB.", lower_bound=0.0)
 
 
@@ -52,7 +55,8 @@ def export() -> None:
     given, out = Path(_POLICY.value).expanduser(), Path(_OUT.value).expanduser()
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} for --out={_OUT.value}: make it first.")
-    policy = load_policy(given)
+    moved = Path(_CHECKPOINT.value).expanduser() if _CHECKPOINT.value else None
+    policy = load_policy(given, checkpoint=moved)
     with os_errors(out.parent):
         if _FORMAT.value == "hf":
             size = max(int(_SHARD.value * 2**30), 1)

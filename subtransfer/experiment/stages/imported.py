@@ -9,6 +9,7 @@ from subtransfer.experiment.declared import reads
 from subtransfer.models import families, hf_load
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.saved_policy import save_imported
+from subtransfer.store import digests
 
 
 @reads("setting", "base.dtype", "base.remat", "base.attention")
@@ -16,14 +17,18 @@ def imported(out: Path, context: Context, *, checkpoint: str) -> None:
     """Checks a checkpoint and writes a policy that stays where it is.
 
     Args:
-      checkpoint: its directory (the key holds the digest of its files instead).
+      checkpoint: the digest of its files, by which the key knows it.
 
     Raises:
       UserError: the model, its tokenizer or its template cannot be used in the setting. That is
         said before anything is built on it.
     """
-    directory, base = Path(checkpoint), context.config.base
+    base, folder = context.config.base, context.path(context.stage)
+    directory = context.resident.checkpoints[folder]
+    digests.check_checkpoint(directory, checkpoint, folder)
     cfg = families.read_config(directory, base.dtype, base.remat, base.attention)
     ChatFormat(hf_load.load_tokenizer(directory, cfg), context.setting)
     hf_load.Checkpoint(directory).check(cfg)
-    save_imported(out, cfg, directory)
+    # Once more: what has been checked is what the digest names.
+    digests.check_checkpoint(directory, checkpoint, folder)
+    save_imported(out, cfg, directory, checkpoint)
