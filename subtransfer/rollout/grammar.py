@@ -127,8 +127,8 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
       UserError: the vocabulary cannot write any such text.
     """
     moves, final, known, other = _automaton(pattern)
-    dead, stops = len(moves) - 1, sorted(set(map(int, stop_ids)))
-    texts = dict(_token_texts(tokenizer))
+    dead, stops = len(moves) - 1, sorted({int(i) for i in stop_ids if i < vocab_size})
+    texts = {i: text for i, text in _token_texts(tokenizer).items() if i < vocab_size}
     # They have no text within a turn: where they may stand is set at the end.
     for stop in stops:
         texts.pop(stop, None)

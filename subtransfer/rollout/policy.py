@@ -56,6 +56,9 @@ class Policy:
     def logits(self, tokens) -> Float[Array, "B L V"]:
         """Computes the next token's logits at every position, float32 [B, L, V].
 
+        Rows of the embedding that no token stands for have theirs, too: a distribution over tokens
+        is that over all others (`cfg.unused`).
+
         Args:
           tokens: integers [B, L], without padding or padded on the right.
 
@@ -69,7 +72,7 @@ class Policy:
             )
         self._check_ids(ids)
         # A policy is used on whatever device, whichever kernel it was trained with.
-        cfg = dataclasses.replace(self.cfg, attention="xla")
+        cfg = dataclasses.replace(self.cfg, attention="xla", unused=())
         return forward(cfg, self.weights, jnp.asarray(ids, jnp.int32))
 
     def generate(

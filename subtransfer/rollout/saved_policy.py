@@ -61,8 +61,12 @@ def save_tuned(
 
 
 def _write(directory: Path, cfg: DecoderConfig, **more: Any) -> None:
+    model = dataclasses.asdict(cfg)
+    # Most models have none.
+    if not cfg.unused:
+        del model["unused"]
     value = {
-        "model": dataclasses.asdict(cfg),
+        "model": model,
         "base": None,
         "checkpoint": None,
         "lora": None,
@@ -106,8 +110,7 @@ def load_policy(
         folder = directory.resolve()
         # By the resolved path: two ways of writing it are one model.
         if folder not in resident:
-            cfg = families.read_config(directory, dtype)
-            tokenizer = hf_load.load_tokenizer(directory, cfg)
+            cfg, tokenizer = hf_load.load_geometry(directory, dtype)
             params = _checked(hf_load.load_params(directory, cfg, mesh), mesh)
             resident[folder] = Policy(cfg, params, tokenizer, None, str(directory))
         return resident[folder]

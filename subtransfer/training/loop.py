@@ -229,8 +229,14 @@ def loss_fn(
 
     def per_token(heads, part):
         wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
-        logits = unembed(cfg, heads["student"], part["student"])
-        return loss.per_token(logits, wanted, part, removed)
+        logits, taken = unembed(cfg, heads["student"], part["student"]), removed
+        # Embeddings of one tokenizer may be padded to different sizes. Every token lies in both,
+        # and what lies beyond the smaller one stands for none.
+        if wanted is not None and wanted.shape[-1] != logits.shape[-1]:
+            rows = min(wanted.shape[-1], logits.shape[-1])
+            wanted, logits = wanted[..., :rows], logits[..., :rows]
+            taken = None if removed is None else removed[:rows]
+        return loss.per_token(logits, wanted, part, taken)
 
     # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
     heads = {"student": head(cfg, weights["params"])}
@@ -475,8 +481,17 @@ def run_steps(
       teacher: a live teacher's weights or None, for the count of operations.
 
     Raises:
-      UserError: a single training's loss or gradient is not finite.
+      UserError: a single training's loss or gradient is not finite, or a text holds a token that
+        the model has no row for.
     """
+    for order in orders:
+        # A device would read the last row instead, without a word.
+        if order.examples.tokens.max() >= cfg.vocab_size:
+            raise UserError(
+                f"A training text holds the token {order.examples.tokens.max()}, for which the "
+                f"model's embedding of {cfg.vocab_size} rows has none: copy the model and its "
+                "tokenizer from one checkpoint."
+            )
     laid_out = jax.tree.map(lambda x: x.sharding, state)
     first = orders[0].first
     last = max(order.steps for order in orders)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
-from subtransfer.models import families, hf_load
+from subtransfer.models import hf_load
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.saved_policy import save_imported
 from subtransfer.store import digests
@@ -26,8 +26,8 @@ def imported(out: Path, context: Context, *, checkpoint: str) -> None:
     base, folder = context.config.base, context.path(context.stage)
     directory = context.resident.checkpoints[folder]
     digests.check_checkpoint(directory, checkpoint, folder)
-    cfg = families.read_config(directory, base.dtype, base.remat, base.attention)
-    ChatFormat(hf_load.load_tokenizer(directory, cfg), context.setting)
+    cfg, tokenizer = hf_load.load_geometry(directory, base.dtype, base.remat, base.attention)
+    ChatFormat(tokenizer, context.setting)
     hf_load.Checkpoint(directory).check(cfg)
     # Once more: what has been checked is what the digest names.
     digests.check_checkpoint(directory, checkpoint, folder)
