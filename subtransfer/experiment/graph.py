@@ -235,10 +235,7 @@ class Experiment:
     def _layout(self) -> None:
         """Adds all stages, in the order in which they are made."""
         c = self.config
-        models: dict[str, None] = {}
-        for arm in self.arms:
-            models |= dict.fromkeys((arm.model, arm.teacher_model))
-        for model in models:
+        for model in self._models():
             self._base(model)
         recipes = {}
         probes: list[str] = []
@@ -276,6 +273,13 @@ class Experiment:
             results=results,
         )
 
+    def _models(self) -> list[str]:
+        """The models that the arms are made from, each once."""
+        models: dict[str, None] = {}
+        for arm in self.arms:
+            models |= dict.fromkeys((arm.model, arm.teacher_model))
+        return list(models)
+
     def _probed_models(self) -> list[str]:
         """The models that policies start from, each once, in the order of the arms."""
         return list(dict.fromkeys(arm.model for arm in self.arms))
@@ -294,6 +298,7 @@ class Experiment:
         digest = checkpoint
         if not checkpoint.startswith(checks.PRESET):
             digest = digests.of_checkpoint(Path(checkpoint), self.workdir)
+            refusals.check_prompt(size, checkpoint, digest)
         name = self._add(
             names.base_stage(model),
             imported_stages.imported,
@@ -654,7 +659,7 @@ class Experiment:
         Raises:
           UserError: for models without weights, and for what a device cannot do or hold.
         """
-        refusals.check_weights(self.config.models or {})
+        refusals.check_weights(map(self.models.checkpoint, self._models()))
         # An abstract mesh is a plan's: its devices are not here to be asked.
         if not isinstance(self._mesh, Mesh):
             return
