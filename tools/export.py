@@ -36,6 +36,12 @@ _BASE = flags.DEFINE_string(
     None,
     "With --format=peft: the directory of the base model, if it is not a checkpoint's.",
 )
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "float16", "bfloat16"],
+    "With --format=hf: the dtype of the weights, if it is not the base's.",
+)
 _CHECKPOINT = flags.DEFINE_string(
     "checkpoint", None, "Where the checkpoint that a run's policy was tuned from lies now."
 )
@@ -61,7 +67,7 @@ def export() -> None:
         if _FORMAT.value == "hf":
             size = max(int(_SHARD.value * 2**30), 1)
             hf_export.save_checkpoint(
-                out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size
+                out, policy.cfg, policy.merged(_DTYPE.value), policy.tokenizer, shard_bytes=size
             )
             print(f"exported {policy.cfg.num_params:,} parameters to {out}")
             return
