@@ -103,7 +103,8 @@ def load_policy(
     resident = {} if resident is None else resident
     # A run's folder first: it may hold files of the other kinds too.
     if (directory / META).is_file():
-        return _load_artifact(directory, mesh, resident, checkpoint and Path(checkpoint))
+        lies = None if checkpoint is None else Path(checkpoint)
+        return _load_artifact(directory, mesh, resident, lies)
     if (directory / "adapter_config.json").is_file():
         return _load_adapter(directory, mesh, dtype, resident)
     if (directory / "config.json").is_file():
