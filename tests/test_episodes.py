@@ -3,15 +3,19 @@ counted.
 """
 
 import dataclasses
+import itertools
+import re
 
 import jax
 import numpy as np
 import pytest
+import tokenizers
+import transformers
 
 from subtransfer.models.calls import CALL_OPEN
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.episodes import RolloutSpec, first_decision, run_episodes
-from subtransfer.rollout.grammar import chat_grammar
+from subtransfer.rollout.grammar import chat_grammar, table
 from subtransfer.rollout.serving import SampledTurn, ServingStats
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import MALFORMED_CALL, Action
@@ -169,12 +173,12 @@ def test_a_grammar_lets_only_well_formed_turns_be_written(cfg, weights, chat, se
     bound, _ = run_episodes(
         cfg, weights, chat, setting.tasks("safe", "train", 20, 0), spec, jax.random.key(1)
     )
-    table = chat_grammar(chat, cfg.vocab_size)
+    moves = chat_grammar(chat, cfg.vocab_size)
 
     def follows(t):
         state = 0
         for token in t.tokens[t.loss_mask]:
-            state = int(table[state, token])
+            state = int(moves[state, token])
             if state < 0:
                 return False
         return True
@@ -187,15 +191,15 @@ def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
     """Every turn of the scripted expert is a path through the table; the same turn cut short, or
     with a stray token, is not.
     """
-    table = chat_grammar(chat, len(chat.tokenizer))
+    moves = chat_grammar(chat, len(chat.tokenizer))
 
     def ends(ids):
         state = 0
         for token in ids[:-1]:
-            state = int(table[state, token])
+            state = int(moves[state, token])
             if state < 0:
                 return False
-        return bool(table[state, ids[-1]] >= 0)
+        return bool(moves[state, ids[-1]] >= 0)
 
     calls = [turn for _, turns in demos[:200] for turn in turns]
     stop = int(chat.stop_ids[0])
@@ -204,3 +208,43 @@ def test_the_grammar_is_what_the_template_writes(chat, setting, demos):
         assert ends(ids), chat.decode(ids)
         if turn.action:
             assert not ends([*ids[:-2], stop]) and not ends([*ids[:-1], ids[0], stop])
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(ab)*(c|a[^b]c)?a?", "a{2,5}", "[^a]+(ba)+", "(a|ab)(c|bcd)*"]
+)
+def test_a_table_is_the_language_of_its_regular_expression(pattern):
+    """Every sequence of up to four tokens against Python's own `re`; and wherever a token may
+    stand, some end can be reached.
+    """
+    core = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(
+            {
+                text: i
+                for i, text in enumerate(["a", "b", "c", "ab", "ba", "abc", "bcd", "éa", "<end>"])
+            },
+            unk_token="a",
+        )
+    )
+    core.decoder = tokenizers.decoders.Fuse()
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=core, eos_token="<end>", clean_up_tokenization_spaces=False
+    )
+    stop, texts = 8, [core.id_to_token(i) for i in range(8)]
+    moves = table(pattern, tokenizer, 10, [stop])
+    accepted = 0
+    for length in range(5):
+        for ids in itertools.product(range(8), repeat=length):
+            state = 0
+            for i in ids:
+                state = moves[state, i] if state >= 0 else -1
+            fits = re.fullmatch(pattern, "".join(texts[i] for i in ids)) is not None
+            assert (state >= 0 and moves[state, stop] == 0) == fits, ids
+            accepted += fits
+    assert accepted >= 3
+    # Backwards from the states that may stop.
+    good = set(np.flatnonzero(moves[:, stop] >= 0).tolist())
+    for _ in range(len(moves)):
+        good |= {s for s in range(len(moves)) if good & set(moves[s][moves[s] >= 0].tolist())}
+    assert set(moves[:, :stop][moves[:, :stop] >= 0].tolist()) <= good
+    assert (moves[:, 9] < 0).all()

@@ -14,7 +14,7 @@ from subtransfer.config import plugins
 from subtransfer.config import reading as configuration
 from subtransfer.config.checks import validate
 from subtransfer.config.fields import declared as declared_fields
-from subtransfer.experiment import declared, graph, keys, names
+from subtransfer.experiment import declared, graph, keys, names, refusals
 from subtransfer.experiment.graph import Experiment
 from subtransfer.experiment.stages import teacher as teacher_stages
 from subtransfer.runtime import sharding
@@ -276,8 +276,10 @@ LLAMA = {
 }  # fmt: skip
 
 
-def test_no_stage_of_two_settings_is_shared(tmp_path):
+def test_no_stage_of_two_settings_is_shared(tmp_path, monkeypatch):
     """Also with an imported base, whose own trajectories and students read the setting, too."""
+    # A directory without a tokenizer, which is no matter of keys.
+    monkeypatch.setattr(refusals, "check_prompt", lambda *_: None)
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     plans = [
         _digests(_config(f"base.checkpoint={tmp_path}", f"setting={setting}"))

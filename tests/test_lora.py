@@ -1,5 +1,6 @@
 """LoRA: beside the base, merged into it, and against PEFT."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -296,3 +297,98 @@ def test_other_mistakes_of_adapters_are_sentences(tmp_path, chat, cfg, adapter):
     file.rename(file.with_suffix(".bin"))
     with pytest.raises(UserError, match="is a pickle"):
         peft_adapter.load_adapter(directory, cfg)
+
+
+# -- ratios under dropout --------------------------------------------------------------------------
+
+
+def test_a_student_that_has_not_moved_has_the_ratio_one_under_dropout(cfg, params, adapter):
+    """Value and metrics are those without dropout; the gradient is, of each token, the advantage
+    times that of log q through the dropout.
+    """
+    # One layer, as compiling is all that takes time here.
+    cfg = dataclasses.replace(cfg, num_layers=1)
+    params, factors = (
+        {**tree, "layers": jax.tree.map(lambda x: x[:1], tree["layers"])}
+        for tree in (params, adapter.factors)
+    )
+    adapter = dataclasses.replace(adapter, factors=factors)
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(10, cfg.vocab_size, (3, 12)).astype(np.int32)
+    mask = rng.random((3, 12)) < 0.7
+    frozen, key = params, jax.random.key(5)
+    teacher = lora.attach(
+        params, jax.tree.map(lambda x: 0.5 * x, adapter.factors), alpha=8.0, rank=4
+    )
+    weights = lora.attach(params, adapter.factors, alpha=8.0, rank=4)
+    gone = np.zeros(cfg.vocab_size, bool)
+    gone[[3, 7]] = True
+
+    def log_of_tokens(logits):
+        kept = torch.tensor(np.array(logits, np.float64)).masked_fill(torch.tensor(gone), -1e9)
+        logp = torch.log_softmax(kept[:, :-1], -1)
+        return logp.gather(-1, torch.tensor(tokens[:, 1:], dtype=torch.long)[..., None])[
+            ..., 0
+        ].numpy()
+
+    current, theirs = (log_of_tokens(forward(cfg, one, tokens)) for one in (weights, teacher))
+    behavior = np.zeros(tokens.shape, np.float32)
+    behavior[:, 1:] = current
+    counts = mask[:, 1:] / mask[:, 1:].sum()
+
+    def ours(factors, dropout):
+        tuning = loop.Tuning("lora", 4, 8.0, dropout, ("q", "down"))
+        loss = loop.Loss("policy_gradient", tuning=tuning)
+        return loop.loss_fn(
+            cfg, loss, factors, frozen, teacher, gone, tokens, mask, key,
+            {"behavior_logprobs": behavior},
+        )  # fmt: skip
+
+    (value, metrics), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True), static_argnums=1)(
+        adapter.factors, 0.4
+    )
+    np.testing.assert_allclose(metrics["importance"], 1, atol=1e-4)
+    assert metrics["truncated"] == 0
+    gap = current - theirs
+    np.testing.assert_allclose(metrics["reverse_kl"], (counts * gap).sum(), rtol=1e-3)
+    np.testing.assert_allclose(value, (counts * gap).sum(), rtol=1e-3)
+
+    def surrogate(factors):
+        own = lora.attach(params, factors, alpha=8.0, rank=4)
+        logits = forward(cfg, own, tokens, lora_dropout=0.4, key=key)[:, :-1]
+        logq = jax.nn.log_softmax(jnp.where(gone, -1e9, logits))
+        own = jnp.take_along_axis(logq, tokens[:, 1:, None], -1)[..., 0]
+        return jnp.sum(counts * gap * own)
+
+    expected = jax.jit(jax.grad(surrogate))(adapter.factors)
+    for one, two in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-4)
+        assert np.abs(two).max() > 1e-2
+
+
+# -- what merging loses ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 1e-1])
+def test_what_a_merge_into_bfloat16_loses_is_measured_and_said(size, capsys):
+    """Against NumPy in float64, with the rounding of ml_dtypes; float32 loses nothing."""
+    import ml_dtypes
+
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(scale=0.05, size=(2, 64, 48)).astype(ml_dtypes.bfloat16)
+    a, b = rng.normal(size=(2, 64, 4)), rng.normal(size=(2, 4, 48)) * size / 16
+    factors = {"layers": {"q": {"a": np.float32(a), "b": np.float32(b)}}}
+    params = {"layers": {"q": {"kernel": jnp.asarray(kernel)}}}
+    adapter = lora.Adapter(factors, 4, 8.0)
+    whole = np.asarray(kernel, np.float64)
+    change = 2.0 * np.float32(a).astype(float) @ np.float32(b).astype(float)
+    rounded = (whole + change).astype(np.float32).astype(ml_dtypes.bfloat16)
+    lost = np.linalg.norm(rounded.astype(float) - whole - change) / np.linalg.norm(change)
+    merged = lora.merge(params, adapter)
+    np.testing.assert_allclose(lora.lost_in_merge(params, merged, adapter), lost, rtol=1e-3)
+    assert (np.asarray(merged["layers"]["q"]["kernel"]) == rounded).mean() > 0.999
+    said = capsys.readouterr().err
+    assert (f"merged in bfloat16, the adapter loses {lost:.0%}" in said) == (lost > lora.LOST)
+    wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
+    assert lora.lost_in_merge(wide, lora.merge(wide, adapter), adapter) < 1e-2
+    assert not capsys.readouterr().err

@@ -12,7 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from subtransfer.config import reading as configuration
+from subtransfer.experiment.graph import Experiment
 from subtransfer.rollout.saved_policy import load_policy
+from subtransfer.runtime import sharding
+from subtransfer.runtime.errors import UserError
 from subtransfer.store.params import load_params
 
 from . import templates
@@ -191,13 +195,69 @@ PAIRS = {
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_wrong_tables_are_refused(case):
-    from subtransfer.config import reading as configuration
-    from subtransfer.runtime.errors import UserError
-
     text, message = PAIRS[case]
     field, _, value = text.partition("=")
     with pytest.raises(UserError, match=message):
         configuration.load("configs/paper_api.py", {field: value})
+
+
+def _tokens_of(directory, setting, chosen):
+    """A prompt's tokens by transformers alone."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    messages = [
+        {"role": "system", "content": setting.system_prompt},
+        {"role": "user", "content": chosen.instruction},
+    ]
+    ids = tokenizer.apply_chat_template(
+        messages, tools=list(setting.tools), add_generation_prompt=True, return_dict=False
+    )
+    return len(ids)
+
+
+def test_prompts_that_leave_an_episode_no_room_are_refused_in_the_plan(
+    checkpoints, setting, tmp_path
+):
+    """With the very number of tokens; one token of room is enough for the plan."""
+    where = checkpoints / "llama_8b"
+    tasks = setting.tasks("safe", "train", 8, 0)
+    prompt = max(_tokens_of(where, setting, task) for task in tasks)
+    small = {field.split("=")[0]: field.split("=")[1] for field in SMALL}
+    own = {
+        **small,
+        "base.checkpoint": str(where),
+        "arms.other_init": "false",
+        "distill.batch_size": "8",
+        "teacher.batch_size": "8",
+    }
+
+    def plan(**changes):
+        config = configuration.load("configs/quickstart.py", {**own, **changes})
+        return Experiment(config, tmp_path, sharding.plan_mesh()).plan
+
+    with pytest.raises(UserError, match=f"prompt has up to {prompt:,} tokens .*max_tokens=80: "):
+        plan(**{"distill.max_tokens": "80"})
+    with pytest.raises(UserError, match=f"max_tokens={prompt}: "):
+        plan(**{"distill.max_tokens": str(prompt)})
+    assert "base" in plan(**{"distill.max_tokens": str(prompt + 1)})
+    # The stand-in was made for 4,096 positions.
+    with pytest.raises(UserError, match=f"for 4,096 positions: {prompt:,} are its prompt"):
+        plan(**{"rollouts.max_turns": "60"})
+
+
+def test_only_models_that_pairs_use_must_be_there(checkpoints, tmp_path):
+    """The other two are the config's geometries, or a directory that is not there."""
+    given = {field.split("=")[0]: field.split("=")[1] for field in SMALL}
+    given |= {"pairs": "('qwen_7b>qwen_7b',)", "models.qwen_7b": str(checkpoints / "qwen_7b")}
+    for more in ({}, {"models.llama_3b": "/no/such"}):
+        config = configuration.load("configs/paper_api.py", {**given, **more})
+        experiment = Experiment(config, tmp_path, sharding.plan_mesh())
+        assert {name for name in experiment.plan if name.startswith("base")} == {"base.qwen_7b"}
+        experiment.check()
+    config = configuration.load("configs/paper_api.py", {**given, "models.qwen_7b": "preset:qwen2.5-7b"})  # fmt: skip
+    with pytest.raises(UserError, match="for --dry_run"):
+        Experiment(config, tmp_path, sharding.plan_mesh()).check()
 
 
 @pytest.mark.slow  # about eight minutes on 2 cores

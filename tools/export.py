@@ -35,6 +35,15 @@ _BASE = flags.DEFINE_string(
     None,
     "With --format=peft: the directory of the base model, if it is not a checkpoint's.",
 )
+_DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    ["float32", "float16", "bfloat16"],
+    "With --format=hf: the dtype of the weights, if it is not the base's.",
+)
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint", None, "Where the checkpoint that a run's policy was tuned from lies now."
+)
 _SHARD = flags.DEFINE_float("shard_gib", 4.0, "Largest safetensors file, in GiB.", lower_bound=0.0)
 
 
@@ -51,12 +60,13 @@ def export() -> None:
     given, out = user_path(_POLICY.value), user_path(_OUT.value)
     if not out.parent.is_dir():
         raise UserError(f"There is no folder {out.parent} for --out={_OUT.value}: make it first.")
-    policy = load_policy(given)
+    moved = Path(_CHECKPOINT.value).expanduser() if _CHECKPOINT.value else None
+    policy = load_policy(given, checkpoint=moved)
     with os_errors(out.parent):
         if _FORMAT.value == "hf":
             size = max(int(_SHARD.value * 2**30), 1)
             hf_export.save_checkpoint(
-                out, policy.cfg, policy.merged(), policy.tokenizer, shard_bytes=size
+                out, policy.cfg, policy.merged(_DTYPE.value), policy.tokenizer, shard_bytes=size
             )
             print(f"exported {policy.cfg.num_params:,} parameters to {out}")
             return

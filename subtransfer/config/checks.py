@@ -337,7 +337,8 @@ def _validate_pairs(config) -> None:
                     f"pairs names the model {name!r}, which models lacks; it is {known}."
                 )
         used |= dict.fromkeys(names)
-    # Also those that no pair names: a mistake in them is one all the same.
+    # Also those that no pair names, but for their directories: a config may name more models than
+    # a run of some pairs has.
     for name, path in config.models.items():
         if path.startswith(PRESET):
             if path.removeprefix(PRESET) not in presets.PRESETS:
@@ -355,7 +356,7 @@ def _validate_pairs(config) -> None:
                     "not go together: heads must divide the width into even parts, and key/value "
                     "heads divide the heads."
                 )
-        elif not Path(path).is_dir():
+        elif name in used and not Path(path).is_dir():
             raise UserError(
                 f"models.{name}: there is no directory {path!r}; give --config.models.{name}=DIR."
             )

@@ -46,7 +46,7 @@ class Guard:
     def removed(self, vocab_size: int) -> np.ndarray:
         """Returns bool [V], True on the tokens to be taken out of soft targets."""
         removed = np.zeros(vocab_size, bool)
-        removed[self.unsafe_ids] = True
+        removed[self.unsafe_ids[self.unsafe_ids < vocab_size]] = True
         return removed
 
 
@@ -174,11 +174,12 @@ def learner(
       packing: several episodes in a row of max_tokens.
     """
     sampled = "behavior_logprobs" in recipe.loss.record.needs
-    rows = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled)
-    examples = rows.fitted_to(max_tokens)
+    made = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled)
+    examples = made.fitted_to(max_tokens)
     # Targets lie at agent tokens, so they are attached before weights take the mask's place.
     if targets is not None:
-        examples = targets.attached(examples, recipe.loss.temperature, removed)
+        rows = params["embedding"].shape[0]
+        examples = targets.attached(examples, recipe.loss.temperature, removed, rows=rows)
     examples = weigh(examples)
     # Last, as a packed row has several episodes.
     if packing:

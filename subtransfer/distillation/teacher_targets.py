@@ -22,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from subtransfer.filtering.leaks import LeakError
 from subtransfer.models.attention import causal_mask
-from subtransfer.models.decoder import Decoder, DecoderConfig, head, unembed
+from subtransfer.models.decoder import NO_TOKEN, Decoder, DecoderConfig, head, unembed, used_rows
 from subtransfer.models.forward import forward
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
@@ -66,8 +66,36 @@ class Targets:
         temperature = float(arrays["temperature"][0])
         return cls(arrays["ids"], arrays["logprobs"], temperature, arrays["episodes"])
 
+    def within(self, rows: int) -> Targets:
+        """These targets over the tokens that have one of the first `rows` ids alone.
+
+        A teacher's embedding may have rows that its student's lacks. The probability of such tokens
+        is taken out, and that of all others, stored or not, is divided by what is left.
+        """
+        beyond = self.ids >= rows
+        if not beyond.any():
+            return self
+        lost = np.where(beyond, np.exp(self.logprobs.astype(np.float64)), 0).sum(-1, keepdims=True)
+        if (beyond.all(-1) | (lost[:, 0] >= 1)).any():
+            raise UserError(
+                "The teacher's likeliest tokens are ones that the student's embedding has no rows "
+                "for: choose a pair of one family, or use --config.distill.teacher_targets=live."
+            )
+        # Another token's id with no probability: an objective wants k ids at each place.
+        first = np.take_along_axis(self.ids, np.argmin(beyond, -1)[:, None], -1)
+        logprobs = np.where(beyond, NO_TOKEN, self.logprobs - np.log1p(-lost))
+        return dataclasses.replace(
+            self,
+            ids=np.where(beyond, first, self.ids),
+            logprobs=logprobs.astype(self.logprobs.dtype),
+        )
+
     def attached(
-        self, examples: Examples, temperature: float, removed: np.ndarray | None
+        self,
+        examples: Examples,
+        temperature: float,
+        removed: np.ndarray | None,
+        rows: int | None = None,
     ) -> Examples:
         """Gives these targets to the examples that they were made for.
 
@@ -75,6 +103,7 @@ class Targets:
           examples: the training episodes.
           temperature: that of the student's loss.
           removed: bool [V] or None, tokens that must not be among the targets.
+          rows: V of the student; None: the teacher's.
 
         Raises:
           LeakError: a token that should have been taken out is among them.
@@ -86,13 +115,14 @@ class Targets:
                 "temperature (a student whose template differs from its teacher's has other "
                 "episodes): use --config.distill.teacher_targets=live."
             )
+        targets = self if rows is None else self.within(rows)
         # They were removed when the targets were made; a file can be another's.
-        if removed is not None and removed[self.ids].any():
+        if removed is not None and removed[targets.ids].any():
             raise LeakError("The stored teacher targets hold an unsafe token: nothing was trained.")
         ids = np.zeros((*examples.tokens.shape, self.ids.shape[1]), self.ids.dtype)
         logprobs = np.zeros(ids.shape, self.logprobs.dtype)
-        ids[examples.loss_mask] = self.ids
-        logprobs[examples.loss_mask] = self.logprobs
+        ids[examples.loss_mask] = targets.ids
+        logprobs[examples.loss_mask] = targets.logprobs
         return dataclasses.replace(examples, teacher_ids=ids, teacher_logprobs=logprobs)
 
 
@@ -123,7 +153,8 @@ def compute(
     Raises:
       UserError: there are fewer than k tokens.
     """
-    support = cfg.vocab_size - (0 if removed is None else int(removed.sum()))
+    used = used_rows(cfg)
+    support = int(np.sum(used if removed is None else used & ~removed))
     if k > support:
         raise UserError(
             f"distill.top_k={k} cannot be: the teacher has {support} tokens to choose from."

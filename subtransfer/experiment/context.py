@@ -32,12 +32,14 @@ class Resident:
       tuned: likewise policies that were tuned from them.
       tokenizers: likewise tokenizers.
       settings: by name.
+      checkpoints: where the checkpoints lie that imported bases stand for, by the bases' folders.
     """
 
     bases: dict[Path, Any] = dataclasses.field(default_factory=dict)
     tuned: dict[Path, Any] = dataclasses.field(default_factory=dict)
     tokenizers: dict[Path, Any] = dataclasses.field(default_factory=dict)
     settings: dict[str, Setting] = dataclasses.field(default_factory=dict)
+    checkpoints: dict[Path, Path] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,7 +26,7 @@ from subtransfer.config.arms import Arm, arms, stores_targets
 from subtransfer.distillation import transforms
 from subtransfer.experiment import context, costs, keys, memory, names, refusals, trainings
 from subtransfer.experiment.declared import ALWAYS, EVERYTHING, HOW, View
-from subtransfer.experiment.models import Models, checkpoint_digest
+from subtransfer.experiment.models import Models
 from subtransfer.experiment.plan import Stage
 from subtransfer.experiment.publishing import publish
 from subtransfer.experiment.stages import base as base_stages
@@ -48,7 +48,7 @@ from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
-from subtransfer.store import artifacts
+from subtransfer.store import artifacts, digests
 from subtransfer.store.exclusive import PUBLISHING
 from subtransfer.training import metrics, objectives, teachers
 from subtransfer.training.loop import steps_of
@@ -149,7 +149,6 @@ class Experiment:
         memory: Callable[[], int] = int,
         flops: Callable[[], float] = float,
         config: configuration.Config | None = None,
-        identities: Mapping[str, Any] | None = None,
         **arguments: Any,
     ) -> str:
         """Adds a stage to the plan, unless it is there already; returns its name.
@@ -162,7 +161,6 @@ class Experiment:
           inputs: names of the stages whose artefacts the function reads.
           work, memory, flops: as of `Stage`.
           config: what the function reads of; default: the run's config.
-          identities: what the key holds instead of those arguments that name a file.
           arguments: of the function, JSON values.
 
         Raises:
@@ -173,7 +171,7 @@ class Experiment:
             declared = (*declared, *fields)
         declared = self._with_effect(declared)
         key = {
-            "arguments": {**arguments, **identities} if identities else arguments,
+            "arguments": arguments,
             "code": self._code(function, origins),
             "config": self._config(declared, config),
             "inputs": {given: self.plan[given].digest for given in inputs},
@@ -246,10 +244,7 @@ class Experiment:
     def _layout(self) -> None:
         """Adds all stages, in the order in which they are made."""
         c = self.config
-        models: dict[str, None] = {}
-        for arm in self.arms:
-            models |= dict.fromkeys((arm.model, arm.teacher_model))
-        for model in models:
+        for model in self._models():
             self._base(model)
         recipes = {}
         probes: list[str] = []
@@ -287,6 +282,13 @@ class Experiment:
             results=results,
         )
 
+    def _models(self) -> list[str]:
+        """The models that the arms are made from, each once."""
+        models: dict[str, None] = {}
+        for arm in self.arms:
+            models |= dict.fromkeys((arm.model, arm.teacher_model))
+        return list(models)
+
     def _probed_models(self) -> list[str]:
         """The models that policies start from, each once, in the order of the arms."""
         return list(dict.fromkeys(arm.model for arm in self.arms))
@@ -304,15 +306,17 @@ class Experiment:
         # A preset has no files: its name says all of it.
         digest = checkpoint
         if not checkpoint.startswith(checks.PRESET):
-            digest = checkpoint_digest(Path(checkpoint), self.workdir)
-        self._add(
+            digest = digests.of_checkpoint(Path(checkpoint), self.workdir)
+            refusals.check_prompt(size, checkpoint, digest)
+        name = self._add(
             names.base_stage(model),
             imported_stages.imported,
             work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
             memory=lambda: size.weights,
-            identities={"checkpoint": digest},
-            checkpoint=checkpoint,
+            checkpoint=digest,
         )
+        # Where it lies now, which may differ from where it lay when the stage was made.
+        self._resident.checkpoints[self.path(name)] = Path(checkpoint)
 
     def _pretrained(self, model: str) -> None:
         c, size = self.config, self.size(model)
@@ -665,7 +669,7 @@ class Experiment:
         Raises:
           UserError: for models without weights, and for what a device cannot do or hold.
         """
-        refusals.check_weights(self.config.models or {})
+        refusals.check_weights(map(self.models.checkpoint, self._models()))
         # An abstract mesh is a plan's: its devices are not here to be asked.
         if not isinstance(self._mesh, Mesh):
             return

@@ -51,6 +51,7 @@ LEFT_OUT = frozenset(
         "subtransfer.store.artifacts",
         "subtransfer.store.buckets",
         "subtransfer.store.claims",
+        "subtransfer.store.digests",
         "subtransfer.store.files",
         "subtransfer.store.history",
         "subtransfer.store.journal",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout import engine
+from subtransfer.settings.base import Setting
 
 # Of an act's beginning at a decision point: a name's pieces and what closes it.
 _TOKENS_OF_AN_ACT = 8
@@ -20,6 +22,24 @@ def slot_room(config: Any) -> int:
 def episode_tokens(config: Any) -> int:
     """The longest row that a model has to read."""
     return max(config.distill.max_tokens, slot_room(config))
+
+
+def prompt_tokens(chat: ChatFormat, setting: Setting, episodes: int, seed: int) -> int:
+    """The most tokens that a training seed's tasks have before the agent's first.
+
+    Args:
+      chat: the template, in the setting.
+      setting: whose tasks they are.
+      episodes: how many safe training tasks the seed draws; 0: what every prompt has.
+      seed: the training seed.
+    """
+    instructions = [task.instruction for task in setting.tasks("safe", "train", episodes, seed)]
+    # The longest ones in characters: encoding all would take a plan seconds.
+    longest = sorted(instructions, key=len)[-8:] or ["."]
+    totals = []
+    for instruction in longest:
+        totals.append(sum(len(ids) for _, ids in chat.prompt_segments(instruction)))
+    return max(totals)
 
 
 def prefix_tokens(config: Any) -> int:

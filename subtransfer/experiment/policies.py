@@ -33,7 +33,12 @@ def policy(context: Context, name: str) -> Policy:
             loaded.pop(next(iter(loaded)))
     moved()
     # Adapters share the base that is loaded; loading may add one to `bases`.
-    found = load_policy(folder, context.mesh, resident=resident.bases)
+    found = load_policy(
+        folder,
+        context.mesh,
+        resident=resident.bases,
+        checkpoint=resident.checkpoints.get(base or folder),
+    )
     if folder not in resident.bases:
         resident.tuned[folder] = found
     return found
@@ -45,7 +50,8 @@ def tokenizer(context: Context, base: str) -> Any:
     if folder not in tokenizers:
         # The loaded policy's own, if there is one, so that both have one chat format.
         loaded = context.resident.bases.get(folder)
-        tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder)
+        where = context.resident.checkpoints.get(folder)
+        tokenizers[folder] = loaded.tokenizer if loaded else load_policy_tokenizer(folder, where)
     return tokenizers[folder]
 
 

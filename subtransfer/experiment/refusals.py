@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from jax.sharding import Mesh
 
+from subtransfer import settings
 from subtransfer.config import checks
 from subtransfer.config.arms import Arm
 from subtransfer.experiment import lengths, memory
 from subtransfer.experiment.models import Models
-from subtransfer.models import attention_kernels, hf_load
+from subtransfer.models import attention_kernels, families, hf_load
+from subtransfer.models.chat import ChatFormat
 from subtransfer.runtime.errors import UserError
+from subtransfer.runtime.json_files import canonical_json
 
 # Bytes of one layer's attention scores on a device: more than any leaves room for.
 LARGEST_SCORES = 1 << 35
@@ -65,6 +68,57 @@ def check_context(size: memory.Sizes, model: str, batch: int) -> None:
             "on a TPU or cudnn on a GPU, whose kernels keep none of them, or lower "
             "distill.max_tokens."
         )
+
+
+def check_prompt(size: memory.Sizes, checkpoint: str, digest: str) -> None:
+    """Refuses prompts that leave an episode no room, in training or in the model.
+
+    Args:
+      size: of the model.
+      checkpoint: its directory.
+      digest: of the directory's files.
+
+    Raises:
+      UserError: it says what would do; or the tokenizer or its template cannot be used.
+    """
+    config = size.config
+    r, most = config.rollouts, config.distill.max_tokens
+    # Trajectories of one's own are cut to what fits; their instructions are not known yet.
+    episodes = 0 if r.trajectories else r.episodes
+    identity = canonical_json(settings.identity(config.setting))
+    prompt, result = _prompt_tokens(checkpoint, digest, config.setting, identity, episodes)
+    length = prompt + r.max_turns * (r.max_new_tokens + r.max_tool_tokens + result)
+    if prompt >= most:
+        raise UserError(
+            f"A prompt has up to {prompt:,} tokens in the template of {checkpoint}, its tools "
+            f"included, which leaves an episode none of distill.max_tokens={most}: raise "
+            f"--config.distill.max_tokens; whole episodes have {length:,} at most."
+        )
+    if length > size.cfg.max_positions:
+        raise UserError(
+            f"Episodes of {length:,} tokens do not fit {checkpoint}, which was made for "
+            f"{size.cfg.max_positions:,} positions: {prompt:,} are its prompt; lower "
+            "rollouts.max_turns, max_new_tokens or max_tool_tokens."
+        )
+
+
+# Kept, as every member of a sweep asks, and reading a tokenizer takes a second.
+@functools.cache
+def _prompt_tokens(
+    checkpoint: str, digest: str, setting: str, identity: str, episodes: int
+) -> tuple[int, int]:
+    """Tokens of the longest prompt, and of a tool result without its text.
+
+    Args:
+      checkpoint: its directory.
+      digest, identity: of the checkpoint and of the setting, which may change in a process's life.
+      setting: its name.
+      episodes: safe training tasks of a seed.
+    """
+    cfg = families.read_config(checkpoint)
+    found = settings.get(setting)
+    chat = ChatFormat(hf_load.load_tokenizer(checkpoint, cfg), found)
+    return lengths.prompt_tokens(chat, found, episodes, 0), len(chat.tool_ids(""))
 
 
 def check_scratch(config: Any, model: str, params: int, *, twin: bool) -> None:
@@ -122,8 +176,8 @@ def one_vocabulary(arm: Arm, models: Models) -> None:
         same = all(embedded)  # their tokenizer is of one corpus
     # A preset has no tokenizer to look at, but models of one family share theirs.
     elif theirs.startswith(checks.PRESET) or ours.startswith(checks.PRESET):
-        families = [models.size(model).cfg.family for model in (arm.teacher_model, arm.model)]
-        same = families[0] == families[1]
+        kinds = [models.size(model).cfg.family for model in (arm.teacher_model, arm.model)]
+        same = kinds[0] == kinds[1]
     else:
         same = _same_vocabulary(theirs, ours)
     if not same:
@@ -159,13 +213,16 @@ def check_transform(arm: Arm, *, stored: bool) -> None:
         )
 
 
-def check_weights(given: Mapping[str, str]) -> None:
+def check_weights(checkpoints: Iterable[str]) -> None:
     """Refuses to run models that are geometries without weights.
+
+    Args:
+      checkpoints: of the models that the run makes use of.
 
     Raises:
       UserError: it names one.
     """
-    for model in given.values():
+    for model in checkpoints:
         if model.startswith(checks.PRESET):
             raise UserError(
                 f"{model} is a geometry without weights, for --dry_run: give the checkpoint's "

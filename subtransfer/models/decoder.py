@@ -40,6 +40,8 @@ from subtransfer.runtime import sharding
 # activations, in and out of their stacks, take as long as the arithmetic of a small layer, and an
 # accelerator loses nothing but compilation time.
 UNROLLED = 20_000_000
+# The logit of a row that no token stands for. Infinity times no probability would be no number.
+NO_TOKEN = -1e9
 # What a layer keeps for its backward pass: everything; only its input; also the products of
 # activations and weights; also attention's scores.
 REMAT = {
@@ -111,6 +113,9 @@ class DecoderConfig:
       remat: what a layer keeps for its backward pass, a key of `REMAT`; the rest is made again.
       attention: of causal training forwards, a key of `attention_kernels.BACKENDS`; "pallas" also
         reads a cache's slots, in layers without a window.
+      unused: the rows of the embedding that the tokenizer has no token for, as ranges (first, end);
+        public models' embeddings are padded. Their logits are `NO_TOKEN`: no distribution that is
+        sampled from, scored or learned holds them.
     """
 
     vocab_size: int
@@ -138,6 +143,7 @@ class DecoderConfig:
     dtype: str = "float32"
     remat: str = "none"
     attention: str = "xla"
+    unused: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -158,6 +164,7 @@ class DecoderConfig:
     def from_dict(cls, value: Mapping[str, Any]) -> DecoderConfig:
         """The inverse of `dataclasses.asdict`, also after a passage through JSON."""
         fields = {**value, "sliding": tuple(value.get("sliding", ()))}
+        fields["unused"] = tuple((first, end) for first, end in value.get("unused", ()))
         for name in ("rope", "local_rope"):
             if value.get(name) is not None:
                 fields[name] = Rope(**value[name])
@@ -449,13 +456,22 @@ def head(cfg: DecoderConfig, params: Mapping[str, Any]) -> dict[str, Any]:
 def unembed(
     cfg: DecoderConfig, params: Mapping[str, Any], x: Float[Array, "B L D"]
 ) -> Float[Array, "B L V"]:
-    """Computes float32 logits of normalised last states.
+    """Computes float32 logits of normalised last states; those of unused rows are `NO_TOKEN`.
 
     Of `params`, only the head is read, which is the embedding where both are tied.
     """
     # Float32 logits whatever the dtype: softmax over a large vocabulary loses too much in less.
     kernel = params["embedding"].T if cfg.tied_embeddings else params["lm_head"]
-    return linear(x, kernel.astype(jnp.dtype(cfg.dtype)), jnp.float32)
+    logits = linear(x, kernel.astype(jnp.dtype(cfg.dtype)), jnp.float32)
+    return jnp.where(used_rows(cfg), logits, NO_TOKEN) if cfg.unused else logits
+
+
+def used_rows(cfg: DecoderConfig) -> np.ndarray:
+    """Which rows of the embedding the tokenizer has a token for, bool [V]."""
+    used = np.ones(cfg.vocab_size, bool)
+    for first, end in cfg.unused:
+        used[first:end] = False
+    return used
 
 
 def extend(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from subtransfer.models import stop_tokens
+from subtransfer.models import families, stop_tokens
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.models.families import read_json
 from subtransfer.models.hf_names import INDEX, Leaf, leaves
@@ -258,6 +259,31 @@ def _finite(value):
     return jnp.isfinite(value).all()
 
 
+def load_geometry(directory: str | Path, *how: str) -> tuple[DecoderConfig, Any]:
+    """Reads a directory's geometry and its tokenizer, and which rows have no token.
+
+    Args:
+      directory: with config.json and tokenizer.json.
+      how: dtype, remat and attention, as of `families.read_config`.
+
+    Raises:
+      UserError: as of `families.read_config` and `load_tokenizer`.
+    """
+    cfg = families.read_config(directory, *how)
+    tokenizer = load_tokenizer(directory, cfg)
+    return dataclasses.replace(cfg, unused=unused_rows(tokenizer, cfg.vocab_size)), tokenizer
+
+
+def unused_rows(tokenizer: Any, rows: int) -> tuple[tuple[int, int], ...]:
+    """Returns the ranges (first, end) of ids below `rows` that a tokenizer has no token for."""
+    free = np.ones(rows + 2, bool)
+    free[[0, -1]] = False  # a range begins and ends within
+    ids = np.fromiter(tokenizer.get_vocab().values(), np.int64)
+    free[ids[ids < rows] + 1] = False
+    first, end = (np.flatnonzero(np.diff(free.astype(np.int8)) == step) for step in (1, -1))
+    return tuple(zip(first.tolist(), end.tolist(), strict=True))
+
+
 def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
     """Loads the directory's own tokenizer with its chat template.
 
@@ -268,8 +294,8 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
       cfg: the geometry that must have a row for each token, or None.
 
     Raises:
-      UserError: no tokenizer, no chat template, or (with `cfg`) more tokens than the embedding has
-        rows.
+      UserError: no tokenizer, no chat template, or (with `cfg`) a token that texts can hold but the
+        embedding has no row for.
     """
     # Imported here, as it takes seconds that most commands need not spend.
     from transformers import AutoTokenizer
@@ -302,10 +328,28 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
             f"The tokenizer in {directory} has no chat template: use an instruct model's "
             "directory, or add chat_template.jinja to it."
         )
-    if cfg is not None and len(tokenizer) > cfg.vocab_size:
-        raise UserError(
-            f"The tokenizer in {directory} has {len(tokenizer)} tokens but the model's embedding "
-            f"only {cfg.vocab_size} rows: copy both from one checkpoint."
-        )
     stop_tokens.remember(tokenizer, directory)
+    if cfg is not None:
+        _check_rows(tokenizer, cfg.vocab_size, directory)
     return tokenizer
+
+
+def _check_rows(tokenizer: Any, rows: int, directory: Path) -> None:
+    """Refuses a tokenizer with a token that can be written or read but has no row.
+
+    A special token that the template does not use can stand in no text: Gemma 3's image token has
+    no row in the models without images.
+    """
+    vocabulary = tokenizer.get_vocab()
+    used = {tokenizer.bos_token_id, tokenizer.unk_token_id, *stop_tokens.stop_ids(tokenizer)}
+    for token, i in vocabulary.items():
+        if i < rows:
+            continue
+        added = tokenizer.added_tokens_decoder.get(i)
+        in_template = token in str(tokenizer.chat_template)
+        if added is None or not added.special or in_template or i in used:
+            raise UserError(
+                f"The tokenizer in {directory} has {len(vocabulary)} tokens but the model's "
+                f"embedding only {rows} rows, none for {token!r} (id {i}): copy both from one "
+                "checkpoint."
+            )

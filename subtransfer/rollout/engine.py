@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer.models.attention import causal_mask
-from subtransfer.models.decoder import DecodeBuffer, DecoderConfig, extend, unstacked
+from subtransfer.models.decoder import DecodeBuffer, DecoderConfig, extend, unstacked, used_rows
 from subtransfer.models.kv_cache import Cache, KeyValues, empty_key_values
 from subtransfer.rollout import sampling
 from subtransfer.rollout.sampling import Sampling
@@ -378,6 +378,8 @@ def decode(
     columns = jnp.arange(length, dtype=jnp.int32)[None]
     positions = (first + rows.lengths)[:, None] + columns  # [B, T]
     dtype = jnp.dtype(cfg.dtype)
+    # A grammar never allows a row of the embedding that stands for no token.
+    used = jnp.asarray(used_rows(cfg))[None] if cfg.unused else None
 
     def run(size):
         cache = _slot_cache(slots.layers, rows.lengths, size, first)
@@ -402,7 +404,7 @@ def decode(
 
         def body(carry):
             step, active, logits, layers, out = carry
-            allowed = None if grammar is None else grammar[out.states] >= 0
+            allowed = used if grammar is None else grammar[out.states] >= 0
             token, logprob = sampling.sample(logits, draws[:, step], how, allowed)
             record = functools.partial(
                 jax.lax.dynamic_update_slice_in_dim, start_index=step, axis=1

@@ -7,9 +7,10 @@ decoding mask logits on the host, once a token.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import interegular
@@ -109,6 +110,49 @@ def _automaton(pattern: str) -> tuple[np.ndarray, np.ndarray, dict[str, int], in
     return moves, final, known, symbols[fsm.alphabet[other]]
 
 
+# States whose ways through the tree are followed side by side: more need more memory.
+_STATES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """The beginnings of one length that texts have, each once.
+
+    Attributes:
+      parents: int [m], of each beginning, that which is one symbol shorter: its place in the level
+        above.
+      symbols: int [m], the last symbol of each.
+      ended: int [k], the texts that are no longer than this.
+      places: int [k], the beginnings that these are.
+    """
+
+    parents: np.ndarray
+    symbols: np.ndarray
+    ended: np.ndarray
+    places: np.ndarray
+
+
+def _tree(texts: Sequence[Sequence[int]], count: int) -> list[_Level]:
+    """The tree of the beginnings of texts, so that what many share is walked once.
+
+    Args:
+      texts: one or more symbols each.
+      count: how many symbols there are.
+    """
+    lengths = np.array(list(map(len, texts)))
+    letters = np.zeros((len(texts), lengths.max()), np.int64)
+    for row, text in zip(letters, texts, strict=True):
+        row[: len(text)] = text
+    levels = []
+    alive, parents = np.arange(len(texts)), np.zeros(len(texts), np.int64)
+    for depth, column in enumerate(letters.T):
+        found, places = np.unique(parents * count + column[alive], return_inverse=True)
+        ended = lengths[alive] == depth + 1
+        levels.append(_Level(found // count, found % count, alive[ended], places[ended]))
+        alive, parents = alive[~ended], places[~ended]
+    return levels
+
+
 def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> np.ndarray:
     """Builds the table of the texts that match a regular expression, then a stop token.
 
@@ -127,31 +171,29 @@ def table(pattern: str, tokenizer, vocab_size: int, stop_ids: Iterable[int]) -> 
       UserError: the vocabulary cannot write any such text.
     """
     moves, final, known, other = _automaton(pattern)
-    dead, stops = len(moves) - 1, sorted(set(map(int, stop_ids)))
-    texts = dict(_token_texts(tokenizer))
+    dead, stops = len(moves) - 1, sorted({int(i) for i in stop_ids if i < vocab_size})
+    texts = {i: text for i, text in _token_texts(tokenizer).items() if i < vocab_size}
     # They have no text within a turn: where they may stand is set at the end.
     for stop in stops:
         texts.pop(stop, None)
     ids = np.array(sorted(texts), np.int64)
-    # All tokens walk through the automaton side by side, a character at a time; a token that has
-    # ended stays where it is.
-    longest = max(map(len, texts.values()))
-    letters = np.full((len(ids), longest), len(moves[0]), np.int32)
-    for row, i in enumerate(ids):
-        letters[row, : len(texts[i])] = [known.get(c, other) for c in texts[i]]
-    # One more symbol, "nothing", under which every state stays.
-    moves = np.concatenate([moves, np.arange(len(moves), dtype=np.int32)[:, None]], axis=1)
+    levels = _tree([[known.get(c, other) for c in texts[i]] for i in ids], moves.shape[1])
     out = np.full((dead, vocab_size), -1, np.int16 if dead < 1 << 15 else np.int32)
-    for state in range(dead):
-        at = np.full(len(ids), state, np.int32)
-        for column in letters.T:
-            at = moves[at, column]
-        out[state, ids] = np.where(at == dead, -1, at)
+    for begin in range(0, dead, _STATES):
+        states = np.arange(begin, min(begin + _STATES, dead), dtype=np.int32)[:, None]
+        at = states
+        for level in levels:
+            at = moves[at[:, level.parents], level.symbols]
+            reached = at[:, level.places]
+            out[states, ids[level.ended]] = np.where(reached == dead, -1, reached)
     # A state that can be reached but not left towards an end would trap the sampler. Those from
     # which tokens reach the end are found backwards from the final states.
+    follows = np.zeros((dead, dead), bool)
+    for state, reached in enumerate(out):
+        follows[state, reached[reached >= 0]] = True
     finishable = final[:dead].copy()
     while True:
-        reaches = finishable | (finishable[np.maximum(out, 0)] & (out >= 0)).any(axis=1)
+        reaches = finishable | (follows & finishable).any(axis=1)
         if (reaches == finishable).all():
             break
         finishable = reaches

@@ -49,12 +49,23 @@ class Policy:
             self.params, self.adapter.factors, alpha=self.adapter.alpha, rank=self.adapter.rank
         )
 
-    def merged(self) -> Any:
-        """The parameter tree with the adapter merged in."""
-        return self.params if self.adapter is None else lora.merge(self.params, self.adapter)
+    def merged(self, dtype: str | None = None) -> Any:
+        """The parameter tree with the adapter merged in.
+
+        Args:
+          dtype: of the parameters, e.g. "float32", in which an adapter loses nothing; None: their
+            own. What merging loses is said where it is much (`lora.merge`).
+        """
+        params = self.params
+        if dtype is not None:
+            params = jax.tree.map(lambda x: x.astype(dtype), params)
+        return params if self.adapter is None else lora.merge(params, self.adapter)
 
     def logits(self, tokens) -> Float[Array, "B L V"]:
         """Computes the next token's logits at every position, float32 [B, L, V].
+
+        Rows of the embedding that no token stands for have theirs, too: a distribution over tokens
+        is that over all others (`cfg.unused`).
 
         Args:
           tokens: integers [B, L], without padding or padded on the right.
@@ -69,7 +80,7 @@ class Policy:
             )
         self._check_ids(ids)
         # A policy is used on whatever device, whichever kernel it was trained with.
-        cfg = dataclasses.replace(self.cfg, attention="xla")
+        cfg = dataclasses.replace(self.cfg, attention="xla", unused=())
         return forward(cfg, self.weights, jnp.asarray(ids, jnp.int32))
 
     def generate(

@@ -128,12 +128,21 @@ def sample(
     else:
         scaled = (open_to - best) / how.temperature
         weights = jnp.exp(scaled)
-        if how.top_k or how.top_p < 1 or how.min_p:
+        filtered = how.top_k or how.top_p < 1 or how.min_p
+        if filtered:
             weights = jnp.where(_filtered(scaled, how), weights, 0.0)
         cdf = cumulative(weights)
-        # Scaling by the last entry absorbs rounding, and "<=" never picks a token of probability
-        # zero.
-        tokens = jnp.minimum(jnp.sum(cdf <= (draws * cdf[:, -1])[:, None], axis=-1), last)
+        # Scaling by the last entry absorbs rounding, and "<=" passes what adds nothing.
+        below = cdf <= (draws * cdf[:, -1])[:, None]
+        if filtered or allowed is not None:
+            # But sums by blocks may rise by a rounding error where a block begins, also where no
+            # token of it may be picked.
+            possible, ids = weights > 0, jnp.arange(last + 1)
+            tokens = jnp.min(jnp.where(possible & ~below, ids, last + 1), axis=-1)
+            final = jnp.max(jnp.where(possible, ids, 0), axis=-1)
+            tokens = jnp.minimum(tokens, final)
+        else:
+            tokens = jnp.minimum(jnp.sum(below, axis=-1), last)
     tokens = tokens.astype(jnp.int32)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     return tokens, chosen - top[:, 0] - jnp.log(jnp.sum(jnp.exp(logits - top), axis=-1))

@@ -1,27 +1,28 @@
 """Policies in folders: those of a run, Hugging Face directories, and PEFT adapters.
 
-A run's folder has `policy.json`, which says what the rest is: weights of its own, a path to a
+A run's folder has `policy.json`, which says what the rest is: weights of its own, the digest of a
 Hugging Face directory, or what was trained on top of another folder of the same run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from subtransfer.models import chat, families, hf_export, hf_load, lora, peft_adapter
+from subtransfer.models import chat, hf_export, hf_load, lora, peft_adapter
 from subtransfer.models.decoder import DecoderConfig, abstract_params
 from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.json_files import read_json
-from subtransfer.store import seals
+from subtransfer.runtime.json_files import misfit, read_json
+from subtransfer.store import digests, seals
 from subtransfer.store.params import load_params, save_params
 
 META = "policy.json"
@@ -30,7 +31,8 @@ _OR_NOTHING = type(None)
 _META = {
     "model": dict,
     "base": (str, _OR_NOTHING),
-    "checkpoint": (str, _OR_NOTHING),
+    # A path alone is what earlier versions wrote: refused with a sentence of its own.
+    "checkpoint": (dict, str, _OR_NOTHING),
     "lora": (dict, _OR_NOTHING),
 }
 _LORA = {"alpha": float, "rank": int, "dropout": float}
@@ -45,13 +47,22 @@ def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     _write(directory, cfg, **_thoughts(tokenizer))
 
 
-def save_imported(directory: Path, cfg: DecoderConfig, checkpoint: Path, tokenizer: Any) -> None:
+def save_imported(
+    directory: Path, cfg: DecoderConfig, checkpoint: Path, sha256: str, tokenizer: Any
+) -> None:
     """Writes a policy whose weights stay in their Hugging Face directory.
 
-    Only the path is kept, and whether conversations in its tokenizer's template ask for thoughts.
+    Args:
+      directory: of the policy.
+      cfg: its geometry.
+      checkpoint: where the weights lie now.
+      sha256: the digest of the checkpoint's files, by which it is known when it lies elsewhere.
+      tokenizer: the checkpoint's, of which only is kept whether conversations in its template ask
+        for thoughts.
     """
     # Resolved, as the next command may run in another folder.
-    _write(directory, cfg, checkpoint=str(checkpoint.resolve()), **_thoughts(tokenizer))
+    where = {"directory": str(checkpoint.resolve()), "sha256": sha256}
+    _write(directory, cfg, checkpoint=where, **_thoughts(tokenizer))
 
 
 def _thoughts(tokenizer: Any) -> dict[str, str]:
@@ -73,8 +84,12 @@ def save_tuned(
 
 
 def _write(directory: Path, cfg: DecoderConfig, **more: Any) -> None:
+    model = dataclasses.asdict(cfg)
+    # Most models have none.
+    if not cfg.unused:
+        del model["unused"]
     value = {
-        "model": dataclasses.asdict(cfg),
+        "model": model,
         "base": None,
         "checkpoint": None,
         "lora": None,
@@ -89,6 +104,7 @@ def load_policy(
     *,
     dtype: str = "float32",
     resident: MutableMapping[Path, Policy] | None = None,
+    checkpoint: str | Path | None = None,
 ) -> Policy:
     """Loads a policy from a folder of a run, a Hugging Face directory or a PEFT adapter's.
 
@@ -98,24 +114,27 @@ def load_policy(
       dtype: of computation, "float32" or "bfloat16" (a run's folder has its own).
       resident: policies that are loaded already, by folder; bases are taken from it and added to
         it, so that adapters of one base share one copy.
+      checkpoint: where the Hugging Face directory lies now that a run's policy was tuned from; None
+        is where it lay. Its files are compared with the digest that the run recorded.
 
     Raises:
-      UserError: the directory is none of these, or a file of it is missing or damaged.
+      UserError: the directory is none of these, a file of it is missing or damaged, or the
+        checkpoint is another one.
     """
     directory = Path(directory)
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     resident = {} if resident is None else resident
     # A run's folder first: it may hold files of the other kinds too.
     if (directory / META).is_file():
-        return _load_artifact(directory, mesh, resident)
+        lies = None if checkpoint is None else Path(checkpoint)
+        return _load_artifact(directory, mesh, resident, lies)
     if (directory / "adapter_config.json").is_file():
         return _load_adapter(directory, mesh, dtype, resident)
     if (directory / "config.json").is_file():
         folder = directory.resolve()
         # By the resolved path: two ways of writing it are one model.
         if folder not in resident:
-            cfg = families.read_config(directory, dtype)
-            tokenizer = hf_load.load_tokenizer(directory, cfg)
+            cfg, tokenizer = hf_load.load_geometry(directory, dtype)
             params = _checked(hf_load.load_params(directory, cfg, mesh), mesh)
             resident[folder] = Policy(cfg, params, tokenizer, None, str(directory))
         return resident[folder]
@@ -146,7 +165,12 @@ def _load_adapter(
     return _adapted(base, peft_adapter.load_adapter(directory, base.cfg))
 
 
-def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, Policy]) -> Policy:
+def _load_artifact(
+    directory: Path,
+    mesh: Mesh,
+    resident: MutableMapping[Path, Policy],
+    checkpoint: Path | None,
+) -> Policy:
     # Adapters of one base, and the arms that start from it, share one copy.
     if directory in resident:
         return resident[directory]
@@ -154,14 +178,10 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
     meta = _meta(directory)
     cfg = _geometry(directory, meta)
     if meta["checkpoint"] is not None:
-        checkpoint = Path(meta["checkpoint"])
-        if not checkpoint.is_dir():
-            raise UserError(
-                f"The checkpoint {checkpoint} that {directory} stands for is gone: put it back "
-                "there."
-            )
-        params = _checked(hf_load.load_params(checkpoint, cfg, mesh), mesh)
-        policy = Policy(cfg, params, _tokenizer(directory, meta, cfg), None, str(checkpoint))
+        with _checkpoint(directory, meta, checkpoint) as where:
+            params = _checked(hf_load.load_params(where, cfg, mesh), mesh)
+            tokenizer = _tokenizer(where, directory, meta, cfg)
+        policy = Policy(cfg, params, tokenizer, None, str(where))
         resident[directory] = policy
         return policy
     if meta["base"] is not None and not (directory.parent / meta["base"]).is_dir():
@@ -172,12 +192,15 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
         )
     tree = load_params(directory / "params.safetensors")
     if meta["lora"] is not None:
-        base = _load_artifact(directory.parent / meta["base"], mesh, resident)
+        base = _load_artifact(directory.parent / meta["base"], mesh, resident, checkpoint)
         return _adapted(base, lora.Adapter(tree, **meta["lora"]))
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
     params = _checked(distributed.place(tree, shardings), mesh)
     loaded_base = resident.get(directory.parent / meta["base"]) if meta["base"] else None
-    tokenizer = loaded_base.tokenizer if loaded_base else load_policy_tokenizer(directory)
+    if loaded_base is not None:
+        tokenizer = loaded_base.tokenizer
+    else:
+        tokenizer = load_policy_tokenizer(directory, checkpoint)
     policy = Policy(cfg, params, tokenizer, None, str(directory))
     # Fully tuned weights are used by one arm; only bases are worth keeping on the devices.
     if meta["base"] is None:
@@ -185,21 +208,36 @@ def _load_artifact(directory: Path, mesh: Mesh, resident: MutableMapping[Path, P
     return policy
 
 
-def load_policy_tokenizer(directory: Path):
+def load_policy_tokenizer(directory: Path, checkpoint: Path | None = None):
     """Loads the tokenizer of a run's policy folder, without reading weights.
 
     A tuned policy has its base's.
+
+    Args:
+      directory: the policy's folder.
+      checkpoint: as of `load_policy`.
     """
     seals.check(directory, at_most=seals.SMALL)
     meta = _meta(directory)
     if meta["base"] is not None:
-        return load_policy_tokenizer(directory.parent / meta["base"])
-    return _tokenizer(directory, meta, _geometry(directory, meta))
+        return load_policy_tokenizer(directory.parent / meta["base"], checkpoint)
+    cfg = _geometry(directory, meta)
+    if meta["checkpoint"] is None:
+        return _tokenizer(directory / "tokenizer", directory, meta, cfg)
+    with _checkpoint(directory, meta, checkpoint) as where:
+        return _tokenizer(where, directory, meta, cfg)
 
 
-def _tokenizer(directory: Path, meta: dict[str, Any], cfg: DecoderConfig):
-    """The tokenizer of a base, which knows whether its conversations ask for thoughts."""
-    tokenizer = hf_load.load_tokenizer(meta["checkpoint"] or directory / "tokenizer", cfg)
+def _tokenizer(where: Path, directory: Path, meta: dict[str, Any], cfg: DecoderConfig):
+    """The tokenizer of a base, which knows whether its conversations ask for thoughts.
+
+    Args:
+      where: the folder of the tokenizer's files.
+      directory: the policy's folder, named in errors.
+      meta: what its policy.json holds.
+      cfg: its geometry.
+    """
+    tokenizer = hf_load.load_tokenizer(where, cfg)
     thinking = meta.get("thinking", "template")
     if thinking not in chat.THINKING:
         raise UserError(
@@ -216,6 +254,30 @@ def _meta(directory: Path) -> dict[str, Any]:
     if meta["lora"] is not None:
         meta = read_json(directory / META, {**_META, "lora": _LORA}, _REMEDY)
     return meta
+
+
+@contextlib.contextmanager
+def _checkpoint(directory: Path, meta: dict[str, Any], given: Path | None) -> Iterator[Path]:
+    """Where the checkpoint lies that a policy's folder stands for, while it is read.
+
+    Args:
+      directory: the policy's folder.
+      meta: what its policy.json holds.
+      given: where the checkpoint lies now, or None: where it lay.
+
+    Raises:
+      UserError: it is not there, another one is, or its files changed while they were read.
+    """
+    recorded = meta["checkpoint"]
+    if misfit(recorded, {"directory": str, "sha256": str}):
+        raise UserError(
+            f"The policy {directory} is of another version of this package (it has no digest of "
+            "its checkpoint): make it again."
+        )
+    where = given or Path(recorded["directory"])
+    digests.check_checkpoint(where, recorded["sha256"], directory)
+    yield where
+    digests.check_checkpoint(where, recorded["sha256"], directory)
 
 
 def _geometry(directory: Path, meta: dict[str, Any]) -> DecoderConfig:

@@ -12,6 +12,7 @@ def step_flops(
     length: int,
     full: bool,
     teacher: DecoderConfig | None = None,
+    reads_twice: bool = False,
 ) -> float:
     """Counts the operations of a training step, over all devices; recomputed ones do not count.
 
@@ -26,9 +27,10 @@ def step_flops(
       length: of a row, in tokens.
       full: all weights are trained.
       teacher: the geometry of a live teacher, or None.
+      reads_twice: the student's forward is made once more, without dropout.
     """
     # With frozen weights the backward pass makes no gradients of them: half of its products.
-    passes = 3 if full else 2
+    passes = (3 if full else 2) + reads_twice
     flops_a_token = passes * _forward_flops(cfg, length)
     if teacher is not None:
         flops_a_token += _forward_flops(teacher, length)

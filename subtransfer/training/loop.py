@@ -90,8 +90,28 @@ class Loss:
             options={**dict(self.options), **values},
         )
 
+    @property
+    def dropout(self) -> float:
+        """The probability that a feature is dropped."""
+        # Dropout is of adapters' inputs: without adapters there is nothing to drop.
+        return self.tuning.dropout if self.tuning.method == "lora" else 0.0
+
+    @property
+    def reads_twice(self) -> bool:
+        """Whether the student is run once more, without dropout, as its tokens are sampled.
+
+        That is for objectives that weigh tokens by how much likelier they have become since they
+        were sampled: to the network with dropout, a student that has not moved seems to have.
+        """
+        return bool(self.dropout) and "behavior_logprobs" in self.record.needs
+
     def per_token(
-        self, student_logits, teacher_logits, targets: Mapping[str, jax.Array], removed
+        self,
+        student_logits,
+        teacher_logits,
+        targets: Mapping[str, jax.Array],
+        removed,
+        current_logits=None,
     ) -> objectives.PerToken:
         """The objective and its metrics for each token, float32 [B, L].
 
@@ -100,12 +120,19 @@ class Loss:
             one, and for stored targets).
           targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
           removed: bool [V] or None, tokens outside the support of both distributions.
+          current_logits: as of `objectives.TokenInputs`.
 
         Raises:
           UserError: a plugin's objective returns something else.
         """
         inputs = objectives.TokenInputs(
-            student_logits, teacher_logits, targets, removed, self.temperature, dict(self.options)
+            student_logits,
+            teacher_logits,
+            targets,
+            removed,
+            self.temperature,
+            dict(self.options),
+            current_logits,
         )
         with failures_of_record("objective", self.record):
             values = self.record.per_token(inputs)
@@ -213,8 +240,6 @@ def loss_fn(
     chex.assert_equal_shape([tokens, loss_mask])
     chex.assert_equal_shape_prefix([tokens, *targets.values()], 2)
     tuning = loss.tuning
-    # Dropout is of adapters' inputs: without adapters there is nothing to drop.
-    dropout = tuning.dropout if tuning.method == "lora" else 0.0
     weights, theirs = tuned_weights(tuning, trainable, frozen), loss.teacher or cfg
     # The last token has no target; weighing it 0 instead of dropping it keeps the length an even
     # multiple.
@@ -222,15 +247,28 @@ def loss_fn(
     segments = targets.pop("segments", None)
     along = jax.tree.map(_next, {"tokens": tokens, **targets})
     along["student"] = forward(
-        cfg, weights, tokens, segments=segments, lora_dropout=dropout, key=key, hidden=True
+        cfg, weights, tokens, segments=segments, lora_dropout=loss.dropout, key=key, hidden=True
     )
+    if loss.reads_twice:
+        still = forward(cfg, weights, tokens, segments=segments, hidden=True)
+        along["current"] = jax.lax.stop_gradient(still)
     if teacher is not None:
         along["teacher"] = forward(theirs, teacher, tokens, segments=segments, hidden=True)
 
     def per_token(heads, part):
         wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
-        logits = unembed(cfg, heads["student"], part["student"])
-        return loss.per_token(logits, wanted, part, removed)
+        logits, taken = unembed(cfg, heads["student"], part["student"]), removed
+        current = None
+        if "current" in part:
+            current = jax.lax.stop_gradient(unembed(cfg, heads["student"], part["current"]))
+        # Embeddings of one tokenizer may be padded to different sizes. Every token lies in both,
+        # and what lies beyond the smaller one stands for none.
+        if wanted is not None and wanted.shape[-1] != logits.shape[-1]:
+            rows = min(wanted.shape[-1], logits.shape[-1])
+            wanted, logits = wanted[..., :rows], logits[..., :rows]
+            current = None if current is None else current[..., :rows]
+            taken = None if removed is None else removed[:rows]
+        return loss.per_token(logits, wanted, part, taken, current)
 
     # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
     heads = {"student": head(cfg, weights["params"])}
@@ -475,8 +513,17 @@ def run_steps(
       teacher: a live teacher's weights or None, for the count of operations.
 
     Raises:
-      UserError: a single training's loss or gradient is not finite.
+      UserError: a single training's loss or gradient is not finite, or a text holds a token that
+        the model has no row for.
     """
+    for order in orders:
+        # A device would read the last row instead, without a word.
+        if order.examples.tokens.max() >= cfg.vocab_size:
+            raise UserError(
+                f"A training text holds the token {order.examples.tokens.max()}, for which the "
+                f"model's embedding of {cfg.vocab_size} rows has none: copy the model and its "
+                "tokenizer from one checkpoint."
+            )
     laid_out = jax.tree.map(lambda x: x.sharding, state)
     first = orders[0].first
     last = max(order.steps for order in orders)
@@ -531,8 +578,11 @@ def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, flo
     tokens = order.recipe.batch_size * length
     # Without a geometry of its own, a teacher has the student's.
     theirs = None if teacher is None else order.recipe.loss.teacher or cfg
-    full = order.recipe.tuning.method == "full"
-    return tokens, step_flops(cfg, tokens=tokens, length=length, full=full, teacher=theirs)
+    full, twice = order.recipe.tuning.method == "full", order.recipe.loss.reads_twice
+    flops = step_flops(
+        cfg, tokens=tokens, length=length, full=full, teacher=theirs, reads_twice=twice
+    )
+    return tokens, flops
 
 
 def _finite_steps(values: Mapping[str, np.ndarray], count: int) -> int:

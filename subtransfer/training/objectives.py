@@ -151,6 +151,7 @@ def policy_gradient(
     loss_mask: Weights,
     importance_bound: float = 2.0,
     removed: Bool[Array, " V"] | None = None,
+    current_logits: Float[Array, "B L V"] | None = None,
 ) -> Scalar:
     """Reverse KL as a policy gradient on the sampled tokens alone.
 
@@ -171,12 +172,21 @@ def policy_gradient(
     Args:
       behavior_logprobs: log-prob of each token when it was sampled, at temperature 1.
       importance_bound: c, at least 1.
+      current_logits: the student's logits without dropout, where `student_logits` have it. A_t and
+        r_t are of the policy that is sampled from, which has none; only the gradient of log q(y_t)
+        passes through the dropout. None: `student_logits` have none.
 
     Metrics: "loss"; "reverse_kl", the mean of log q(y) - log p(y); "importance", of r
     (untruncated); "truncated", the share of tokens with r > c; "teacher_agreement", of arg-max.
     """
     values = policy_gradient_tokens(
-        student_logits, teacher_logits, tokens, behavior_logprobs, importance_bound, removed
+        student_logits,
+        teacher_logits,
+        tokens,
+        behavior_logprobs,
+        importance_bound,
+        removed,
+        current_logits,
     )
     return weighted_mean(values, loss_mask)
 
@@ -265,16 +275,20 @@ def policy_gradient_tokens(
     behavior_logprobs,
     importance_bound: float = 2.0,
     removed=None,
+    current_logits=None,
 ) -> PerToken:
     """`policy_gradient` of each token."""
     logp, logq = _pair(student_logits, teacher_logits, 1.0, removed)
     own = _of(logq, tokens)
-    fixed = jax.lax.stop_gradient(own)
+    current = (
+        own if current_logits is None else _of(log_probs(current_logits, 1.0, removed), tokens)
+    )
+    fixed = jax.lax.stop_gradient(current)
     gap = fixed - _of(logp, tokens)
     importance = jnp.exp(fixed - behavior_logprobs)
     weighted = jnp.minimum(importance, importance_bound) * gap
     # Its value is `weighted`, its gradient `weighted` times that of log q.
-    loss = weighted * (1 + own - fixed)
+    loss = weighted * (1 + own - jax.lax.stop_gradient(own))
     metrics = {
         "loss": weighted,
         "reverse_kl": gap,
@@ -384,6 +398,9 @@ class TokenInputs:
       removed: bool [V], tokens outside the support of both distributions; None: there are none.
       temperature: of the softmax of soft targets.
       options: the values of the objective's own fields, by name.
+      current_logits: float [B, L, V], not differentiated, for objectives that need
+        "behavior_logprobs": the student's logits without the dropout of its training, as it is
+        sampled from; ratios to the behaviour are of these. None: `student_logits` have no dropout.
     """
 
     student_logits: Any
@@ -392,6 +409,7 @@ class TokenInputs:
     removed: Any
     temperature: Any
     options: Mapping[str, Any]
+    current_logits: Any = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -524,6 +542,7 @@ register(
             x.targets["behavior_logprobs"],
             x.options["importance_bound"],
             x.removed,
+            x.current_logits,
         ),
         learns_from="either",
         needs=("behavior_logprobs",),
