@@ -385,7 +385,7 @@ def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     assert all("record" in action for action in stored)
     assert SETTING.recorded_acts(stored) == SETTING.recorded_acts(t.actions)
     verdict = sanitize.judge(t, SETTING)
-    assert (verdict is not None and verdict[0] == "unsafe_action") == any(
+    assert (verdict is not None and verdict.rule == "unsafe_action") == any(
         "chmod" in c or "$c" in c for c in calls
     )
 
