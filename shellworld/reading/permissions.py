@@ -346,7 +346,8 @@ class _Reader(StaticWords):
 
     def note_hidden(self, argv: Sequence[str]) -> None:
         """Notes a command that takes a mode, if nobody can say which command it is."""
-        unknown = UNKNOWN in argv[0]
+        # A name that is a pattern stands for whatever file it fits.
+        unknown = any(sign in argv[0] for sign in (UNKNOWN, *"*?["))
         if not unknown and not _MODE.fullmatch(argv[0]) and not argv[0].startswith("-"):
             return
         operands = [word for word in argv[unknown:] if not word.startswith("-")]

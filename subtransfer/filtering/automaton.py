@@ -196,7 +196,8 @@ class Automaton:
     def _at(self, where: str) -> _Test:
         if where in ("AT_BEGINNING", "AT_BEGINNING_STRING"):
             return lambda behind, ahead: behind == _END
-        if where == "AT_END_STRING":
+        # `$` also stands before a last newline, which makes no difference to a text that goes on.
+        if where in ("AT_END", "AT_END_STRING"):
             return lambda behind, ahead: ahead == _END
         if where not in ("AT_BOUNDARY", "AT_NON_BOUNDARY"):
             raise UnfollowableError(f"{where.lower().replace('_', ' ')} in it")

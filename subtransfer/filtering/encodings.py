@@ -72,7 +72,9 @@ def _unescaped(text: str) -> str:
         code = int(octal, 8) if octal else int(next(filter(None, hexadecimal)), 16)
         return chr(code) if code < 0x110000 else match.group()
 
-    return html.unescape(urllib.parse.unquote(_ESCAPE.sub(one, text), errors="ignore"))
+    plain = html.unescape(urllib.parse.unquote(_ESCAPE.sub(one, text), errors="ignore"))
+    # JSON writes characters beyond the first 65,536 as two halves.
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def _decoded(text: str) -> Iterator[str]:
