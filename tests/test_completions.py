@@ -15,10 +15,11 @@ from transformers import PreTrainedTokenizerFast
 
 from subtransfer import settings
 from subtransfer.distillation import student
-from subtransfer.filtering import leaks, marks
+from subtransfer.filtering import completions, leaks, marks
 from subtransfer.filtering.automaton import Automaton, UnfollowableError
 from subtransfer.filtering.completions import Completions
 from subtransfer.filtering.encodings import fold
+from subtransfer.runtime.errors import UserError
 from subtransfer.training.examples import Examples
 
 pytestmark = pytest.mark.quick
@@ -71,6 +72,8 @@ def test_expressions_of_every_kind(pattern):
 def test_what_cannot_be_followed_is_refused(pattern):
     with pytest.raises(UnfollowableError):
         Automaton(pattern)
+    with pytest.raises(UserError, match=r"mine.py: the pattern .* has .* write it without\.$"):
+        completions.check_patterns(["a", pattern], "mine.py")
 
 
 def _split(*pieces):

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.filtering.automaton import FOUND, Automaton
+from subtransfer.filtering.automaton import FOUND, Automaton, UnfollowableError
 from subtransfer.filtering.encodings import ESCAPED, fold
 from subtransfer.filtering.marks import Marks, compiled
+from subtransfer.runtime.errors import UserError
 
 _BACKSLASH = "\\"
 _NO_TOKENS = np.zeros(0, np.int32)
@@ -54,10 +55,7 @@ class Completions:
 
     Args:
       tokenizer: whose tokens they are.
-      marks: what is a trace.
-
-    Raises:
-      UnfollowableError: a pattern of the marks cannot be followed character by character.
+      marks: what is a trace; `check_patterns` has passed its patterns.
     """
 
     def __init__(self, tokenizer: Any, marks: Marks):
@@ -373,6 +371,22 @@ class _Trie:
         # Numbers within each range of children.
         offsets = np.arange(len(which)) - np.repeat(np.cumsum(counts) - counts, counts)
         return first[which] + offsets, which
+
+
+def check_patterns(patterns: Sequence[str], file: str) -> None:
+    """Checks that the patterns of a user's setting can be followed token by token.
+
+    Raises:
+      UserError: one cannot; the sentence names the file.
+    """
+    for pattern in patterns:
+        try:
+            Automaton(pattern)
+        except UnfollowableError as error:
+            raise UserError(
+                f"{file}: the pattern {pattern!r} has {error}, so that nobody can say which token completes "
+                "it: write it without."
+            ) from error
 
 
 @functools.lru_cache(maxsize=8)
