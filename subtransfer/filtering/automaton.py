@@ -165,7 +165,8 @@ class Automaton:
                 raise UnfollowableError("flags within it")
             self._sequence(inner, begin, end, last=last)
         elif op in ("MAX_REPEAT", "MIN_REPEAT"):
-            self._repeat(*argument, begin, end)
+            low, high, inner = argument
+            self._repeat(low, high, inner, begin, end)
         elif op == "AT":
             self._jumps[begin].append((self._at(str(argument)), end))
         elif op in ("ASSERT", "ASSERT_NOT"):
@@ -265,7 +266,8 @@ def _tests(op: str, argument: Any) -> tuple | None:
 
 def _passes(tests: tuple, character: str) -> bool:
     """Whether a character passes one of the tests, or none if they are negated."""
-    return any(_one(*test, character) for test in tests) != (tests[0][0] == "NEGATE")
+    passed = any(_one(kind, value, character) for kind, value in tests)
+    return passed != (tests[0][0] == "NEGATE")
 
 
 def _one(kind: str, value: Any, character: str) -> bool:

@@ -384,8 +384,8 @@ def check_patterns(patterns: Sequence[str], file: str) -> None:
             Automaton(pattern)
         except UnfollowableError as error:
             raise UserError(
-                f"{file}: the pattern {pattern!r} has {error}, so that nobody can say which token completes "
-                "it: write it without."
+                f"{file}: the pattern {pattern!r} has {error}, so that nobody can say which token "
+                "completes it: write it without."
             ) from error
 
 
