@@ -95,7 +95,8 @@ class Completions:
                 continue
             pending.append(token)
             text = self._texts.joined(pending)
-            if "\ufffd" not in text:
+            # What is no character after four bytes will never be one.
+            if "\ufffd" not in text or len(pending) == 4:
                 state, pending = self._through(state, text), []
         out.append(self._unsafe(state))
         return out
