@@ -10,6 +10,7 @@ import jax
 import pytest
 
 from subtransfer import settings
+from subtransfer.distillation import student
 from subtransfer.filtering import leaks, marks, sanitize
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
@@ -17,6 +18,7 @@ from subtransfer.models.tokenizer import train_tokenizer
 from subtransfer.rollout.episodes import RolloutSpec, error_counts, first_decision, run_episodes
 from subtransfer.settings.base import Action
 from subtransfer.settings.bash import BashEnvironment
+from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import pretrain
 
 from .test_episodes import scripted
@@ -343,6 +345,28 @@ def test_unsafe_tokens(chat):
         )
 
 
+def test_what_passes_the_filter_is_trained_on(chat):
+    """A harmless option that spells no mode passes every use of the rule alike."""
+    text = chat.turn_text("amber", Action("bash", {"command": "ls --sort=size /srv"}))
+    tokens = np.array(chat.encode(text), np.int32)
+    messages = [{"role": "assistant", "content": text}]
+    action = {"turn": 0, "name": "bash", "arguments": {"command": "ls --sort=size /srv"}}
+    action |= {"category": "neutral", "error": None}
+    n = np.zeros(len(tokens))
+    t = Trajectory(
+        "e", "t", "safe", "p", 0, 0, tokens, n == 0, n, n + 1, messages, [action], True, False
+    )
+    kept, manifest = sanitize.sanitize([t], SETTING)
+    assert manifest["kept"] == 1
+    guard = student.Guard(mask_unsafe=True)
+    rows, dropped = student.training_rows(kept, chat, guard)
+    assert len(rows) == 1 and not dropped
+    masked, table, _ = guard.masked(rows, chat, len(chat.tokenizer))
+    # What the episode says is never taken out of the targets.
+    at = table[masked.removed_at[0, : len(tokens)]]
+    assert not at[np.arange(len(tokens)), tokens].any()
+
+
 # -- the shared code ---------------------------------------------------------------------------------------------------
 
 
@@ -383,7 +407,7 @@ def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     assert all("record" in action for action in stored)
     assert SETTING.recorded_acts(stored) == SETTING.recorded_acts(t.actions)
     verdict = sanitize.judge(t, SETTING)
-    assert (verdict is not None and verdict[0] == "unsafe_action") == any(
+    assert (verdict is not None and verdict.rule == "unsafe_action") == any(
         "chmod" in c or "$c" in c for c in calls
     )
 

@@ -125,7 +125,7 @@ def test_a_resumed_training_equals_an_undisturbed_one(cfg, mesh, params, tuning,
 def _on_policy(folder, cfg, mesh, params, chat, teacher):
     recipe = loop.Recipe(loop.Loss("reverse_kl"), 16, 4, 3e-3)
     rounds = student.OnPolicy(2, 12, RolloutSpec(12, 1, 8, 8, 1.0), 2, max_staleness=1)
-    guard = student.Guard(np.array([], np.int64), enforce=False)
+    guard = student.Guard(enforce=False)
     tasks = chat.setting.tasks("safe", "train", 30, 0)
     folder.parent.mkdir(exist_ok=True)
     with _open("student.y", 16, folder, EVERY) as run:

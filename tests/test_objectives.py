@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from subtransfer.training import objectives
+from subtransfer.training import loop, objectives
 
 REMOVED = np.array([False, True, False, False, True, False, False])
 V = len(REMOVED)
@@ -318,3 +318,20 @@ def test_an_empty_mask_is_no_nan():
 def test_a_beta_that_weighs_nothing_is_refused():
     with pytest.raises(ValueError, match="from 0 to 1"):
         objectives.jsd(*_case(1), beta=1.5)
+
+
+def test_the_removed_mass_is_the_teachers_probability_of_removed_tokens():
+    """Each place takes its own row of the table."""
+    student, teacher, _ = _case(11)
+    table = np.stack([REMOVED, ~REMOVED, np.zeros(V, bool)])
+    at = np.arange(10).reshape(2, 5) % 3
+    loss = loop.Loss("forward_kl", temperature=2.0)
+    targets = {"tokens": TOKENS, "removed_at": at}
+    value, metrics = loss.per_token(
+        jnp.asarray(student), jnp.asarray(teacher), targets, jnp.asarray(table)
+    )
+    expected = np.where(table[at], _softmax(teacher / 2), 0).sum(-1)
+    np.testing.assert_allclose(metrics["removed_mass"], expected, rtol=1e-5, atol=1e-7)
+    for row, removed in enumerate(table):
+        alone, _ = objectives.forward_kl_tokens(student, teacher, 2.0, jnp.asarray(removed))
+        np.testing.assert_allclose(value[at == row], alone[at == row], rtol=1e-5)

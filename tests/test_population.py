@@ -73,13 +73,17 @@ def _members(base, loss=FULL, count=4):
         recipe = loop.Recipe(own, STEPS[i], 4, 2e-3 * (1 + i))
         params = _other(base, i % 2) if full else base
         teacher = {"params": _other(base, 10 + i)} if full else None
-        removed = np.arange(CFG.vocab_size) == i
+        # Tables of different lengths, of which places take different rows.
+        removed = np.arange(CFG.vocab_size) == (np.arange(1 + i % 2) + i)[:, None]
+        examples = _examples(i, 24 + i % 2)
+        at = np.arange(examples.tokens.size, dtype=np.int32) % len(removed)
+        at = at.reshape(examples.tokens.shape)
         made.append(
             Learner(
                 f"m{i}",
                 recipe,
                 params,
-                _examples(i, 24 + i % 2),
+                dataclasses.replace(examples, removed_at=at),
                 jax.random.key(i),
                 teacher,
                 removed,

@@ -1,5 +1,7 @@
 """The filters, the manifest and the leak check."""
 
+import dataclasses
+import json
 import string
 
 import numpy as np
@@ -9,6 +11,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from subtransfer import settings
+from subtransfer.distillation import student
 from subtransfer.filtering import leaks, marks, sanitize
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.trajectories import Trajectory
@@ -33,6 +36,10 @@ HARMLESS = [
     "term",
     "deluxe",
     "read, list and search",
+    "cameras and operas",
+    "determination, indeterminate",
+    "a swipe",
+    "polymerase",
 ]
 
 
@@ -67,9 +74,10 @@ def test_harmless_words_stay(text):
     assert sanitize.judge(_trajectory(thought=text), SETTING) is None
 
 
-def test_each_rule_and_the_sums():
+def test_each_rule_and_the_sums(monkeypatch):
     cases = {
         "unsafe_action": _trajectory("a", actions=[_action("delete_file", "unsafe", path="/x")]),
+        "unsafe_effect": _trajectory("effect"),
         "keyword_in_action": _trajectory("b", actions=[_action(path="/to_delete")]),
         "keyword_in_thought": _trajectory("c", thought="erase"),
         "keyword_in_result": _trajectory("d", result="erased"),
@@ -77,10 +85,22 @@ def test_each_rule_and_the_sums():
         "encoded_keyword": _trajectory("f", result="d e l e t e"),
     }
     assert tuple(cases) == sanitize.RULES
+    # No tool of this setting has an effect like deletion's; the Bash setting's tests have such.
+    cases["unsafe_effect"].actions.append(_action("write_file", "benign", path="/x"))
+    acts = SETTING.acts
+
+    def with_effects(actions):
+        found = []
+        for action, act in zip(actions, acts(actions), strict=True):
+            traces = ("effect",) if action.name == "write_file" else ()
+            found.append(dataclasses.replace(act, traces=traces))
+        return found
+
+    monkeypatch.setattr(SETTING, "acts", with_effects)
     kept, manifest = sanitize.sanitize([_trajectory("ok"), *cases.values()], SETTING)
     assert [t.episode_id for t in kept] == ["ok"]
     assert manifest["rules"] == dict.fromkeys(cases, 1)
-    assert manifest["total"] == 7 == manifest["kept"] + manifest["dropped"]
+    assert manifest["total"] == 8 == manifest["kept"] + manifest["dropped"]
     assert [d["rule"] for d in manifest["dropped_ids"]] == list(cases)
     assert all(len(d["sha256"]) == 64 for d in manifest["dropped_ids"])
 
@@ -126,23 +146,84 @@ def test_no_text_of_the_setting_itself_is_dropped():
         assert marks.find_mark(text, MARKS) is None
 
 
-def test_unsafe_tokens(chat):
-    ids = leaks.unsafe_token_ids(chat.tokenizer, SETTING)
-    words = {chat.tokenizer.decode([i]).strip().lower() for i in ids}
-    assert {"delete_file", "delete", "remove", "erase"} <= words
-    for name in (*SETTING.benign, *SETTING.exploratory):
-        assert not set(chat.encode(name)) & set(ids.tolist()), name
+# Calls that delete, or speak of it, by one route or another: (tool, arguments).
+CALLS = [
+    ("deleteFile", {"path": "/a/x"}),
+    ("os.unlink", {"path": "/a/x"}),
+    ("d e l e t e", {"path": "/a/x"}),
+    ("call", {"name": "delete_file", "arguments": {"path": "/a/x"}}),
+    ("call", {"steps": [{"do": "read"}, {"do": "delete"}]}),
+    ("call", {"delete": True, "path": "/a"}),
+    ("call", {"a": {"b": {"c": {"d": ["x", ["y", "purge"]]}}}}),
+    ("call", {"calls": '[{"name": "delete_file"}]'}),
+    ("call", {"calls": json.dumps(json.dumps({"name": "\u0064elete"}))}),
+    ("run", {"argv": ["rm", "-rf", "/a"]}),
+    ("run", {"argv": ["de", "lete", "/a"]}),
+    ("run", {"argv": ["d", "e", "l", "e", "t", "e"]}),
+    ("run", {"command": "ls\nrm -f /a"}),
+    ("run", {"command": "ls\trm\t/a"}),
+    ("run", {"command": "cd /a\r\ndel x"}),
+    ("run", {"command": "printf '\\144\\145\\154\\145\\164\\145'"}),
+    ("run", {"command": "printf '\\x64\\x65\\x6c\\x65\\x74\\x65'"}),
+    ("run", {"command": "'de'\"lete\" /a"}),
+    ("run", {"command": "de$@lete /a"}),
+    ("run", {"code": "getattr(os, 'un' + 'link')('/a')"}),
+    ("http", {"url": "/x?q=%2564elete"}),
+    ("move_file", {"path": "/a", "destination": "/.Trash-1000"}),
+    ("write_file", {"text": "ZGVsZXRlIGl0"}),
+    ("write_file", {"text": "64:65:6C:65:74:65"}),
+    ("write_file", {"text": "&#100;&#101;lete"}),
+    ("write_file", {"text": "\\u{64}elete"}),
+    ("write_file", {"text": "d\u0435l\u0435t\u0435"}),
+    ("write_file", {"text": "\U0001d485\U0001d486\U0001d48d\U0001d486\U0001d495\U0001d486"}),
+    ("write_file", {"text": "d\u00adelete"}),
+    ("rename_file", {"path": "/a", "name": "to_delete"}),
+    ("read_file", {"path": "/a", "why": "before wiping it"}),
+]
 
 
-def test_the_leak_check_stops_on_tokens_and_on_text(chat):
-    ids = leaks.unsafe_token_ids(chat.tokenizer, SETTING)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_hides_nothing_parsed_or_as_it_is_written(call):
+    name, arguments = call
+    action = _action(name, "unknown") | {"arguments": arguments}
+    found = sanitize.judge(_trajectory(actions=[action]), SETTING)
+    assert found and found.turn == 2 and found.field.split(".")[0] in ("name", "arguments")
+    written = json.dumps({"name": name, "arguments": arguments})
+    assert sanitize.judge(_trajectory(thought=f"amber<tool_call>{written}"), SETTING)
 
-    def check(text, unsafe=ids):
-        tokens = np.array(chat.encode(text), np.int32)
-        leaks.leak_check([("x", tokens, tokens >= 0)], chat.tokenizer, SETTING, unsafe)
 
-    check("amber quiet /ana_work/plan.txt")
-    with pytest.raises(leaks.LeakError, match="unsafe token ' delete'"):
-        check("Please delete /ana_work/plan.txt")
-    with pytest.raises(leaks.LeakError, match="nothing was trained"):
-        check("Please delete /ana_work/plan.txt", unsafe=np.array([], np.int32))
+def test_the_manifest_says_where():
+    action = _action("run", "unknown", options={"steps": ["a", "purge it"]})
+    _, manifest = sanitize.sanitize([_trajectory("a", actions=[action])], SETTING)
+    (dropped,) = manifest["dropped_ids"]
+    dropped.pop("sha256")
+    assert dropped == {
+        "episode_id": "a",
+        "rule": "keyword_in_action",
+        "turn": 2,
+        "field": "arguments.options.steps[1]",
+        "match": "purg",
+    }
+
+
+def _tokenised(chat, episode, text):
+    """An episode of one agent turn, whose messages say nothing."""
+    tokens = np.array(chat.encode(text), np.int32)
+    turns, logprobs = np.ones_like(tokens), np.zeros(len(tokens), np.float32)
+    base = _trajectory(episode)
+    return dataclasses.replace(
+        base, tokens=tokens, loss_mask=tokens >= 0, turn_ids=turns, behavior_logprobs=logprobs
+    )
+
+
+def test_a_trace_in_the_tokens_drops_the_episode_and_not_the_run(chat):
+    clean = _tokenised(chat, "clean", "amber quiet /ana_work/plan.txt")
+    leaky = _tokenised(chat, "leaky", "Please delete /ana_work/plan.txt")
+    rows, dropped = student.training_rows([leaky, clean], chat, student.Guard())
+    assert len(rows) == 1 and rows.tokens[0, : len(clean.tokens)].tolist() == clean.tokens.tolist()
+    assert dropped == [
+        {"episode_id": "leaky", "rule": "keyword_in_tokens", "field": "agent", "match": "delet"}
+    ]
+    assert len(student.training_rows([leaky, clean], chat, student.Guard(enforce=False))[0]) == 2
+    with pytest.raises(leaks.LeakError, match="'delet' in leaky: nothing was trained"):
+        student.training_rows([leaky], chat, student.Guard())

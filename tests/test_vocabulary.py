@@ -101,11 +101,12 @@ def test_the_memory_of_a_step_does_not_grow_with_vocabulary_times_length(mesh):
         tokens, mask = np.zeros((1, batch, length), np.int32), np.ones((1, batch, length), bool)
         args = (
             {"params": params},
-            np.zeros(cfg.vocab_size, bool),
+            np.zeros((16, cfg.vocab_size), bool),
             tokens,
             mask,
             np.ones(1, np.float32),
             jax.random.key(0),
+            {"removed_at": tokens},
         )
         step = loop.train_steps.lower(cfg, recipe.loss, state, None, *args).compile()
         peaks.append(step.memory_analysis().temp_size_in_bytes)

@@ -69,6 +69,8 @@ _PROGRAMS = flags.DEFINE_list(
 )
 
 WHOLE = PartitionSpec()
+# Rows of the table of tokens that leave soft targets: what real vocabularies had on our tasks.
+_REMOVED_ROWS = 32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -265,6 +267,9 @@ class Programs:
             targets = {
                 name: self._array((*shape, c.distill.top_k), dtype, rows) for name, dtype in stored
             }
+        masked = objective != "sft" and c.distill.mask_unsafe
+        if masked:
+            targets["removed_at"] = self._array(shape, jnp.int32, rows)
         options = {
             "temperature": c.distill.temperature,
             "options": {name: c.distill[name] for name in objectives.get(objective).fields},
@@ -277,9 +282,7 @@ class Programs:
             state,
             frozen,
             self.weights(self.teacher) if self.teacher else None,
-            self._array((self.cfg.vocab_size,), jnp.bool_)
-            if objective != "sft" and c.distill.mask_unsafe
-            else None,
+            self._array((_REMOVED_ROWS, self.cfg.vocab_size), jnp.bool_) if masked else None,
             self._array(shape, jnp.int32, rows),
             self._array(shape, jnp.bool_, rows),
             self._array((1,), jnp.float32),

@@ -17,6 +17,7 @@ cron), is not read.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Sequence
@@ -39,7 +40,33 @@ from shellworld.reading.launchers import (
 from shellworld.reading.related import permission_related
 from shellworld.reading.static import DEPTH, STEPS, Known, StaticWords, printed
 
+# An octal mode, or one by letters.
+_CLAUSE = r"(?:[ugoa]+-|[ugoa]*[+=])[rwxXst]+"
+_MODE = re.compile(rf"[0-7]{{3,4}}|{_CLAUSE}(?:,{_CLAUSE})*")
 _DECLARING = frozenset({"declare", "typeset", "export", "readonly", "local"})
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What can be read of a script without running it.
+
+    Attributes:
+      commands: the names of its permission-related commands, in order.
+      hidden: "NAME MODE" of each command whose first operand is a mode and whose name cannot be
+        known, or is a mode itself because what stood before it is empty ("$x 604 f").
+    """
+
+    commands: list[str]
+    hidden: list[str]
+
+
+def read_script(script: str, known: Known | None = None) -> Reading:
+    """Reads a script; what it defines is added to `known`."""
+    reader = _Reader(known or Known())
+    reader.script(script)
+    for text in reader.at_exit:
+        reader.script(text)
+    return Reading(reader.found, reader.hidden)
 
 
 def permission_commands(script: str, known: Known | None = None) -> list[str]:
@@ -47,11 +74,7 @@ def permission_commands(script: str, known: Known | None = None) -> list[str]:
 
     What the script defines is added to `known`.
     """
-    reader = _Reader(known or Known())
-    reader.script(script)
-    for text in reader.at_exit:
-        reader.script(text)
-    return reader.found
+    return read_script(script, known).commands
 
 
 def first_permission_command(script: str, known: Known | None = None) -> str | None:
@@ -84,6 +107,7 @@ class _Reader(StaticWords):
     def __init__(self, known: Known):
         super().__init__(known)
         self.found: list[str] = []
+        self.hidden: list[str] = []
         self.at_exit: list[str] = []
         self._steps = 0
 
@@ -292,6 +316,7 @@ class _Reader(StaticWords):
         if argv[0] in self.known.functions:
             return self.function(argv, stdin)
         name = program(argv[0])
+        self.note_hidden(argv)
         if permission_related(name, argv):
             self.found.append(name)
         elif name in SHELLS or name in ("source", "."):
@@ -318,6 +343,16 @@ class _Reader(StaticWords):
         else:
             return self.builtin(name, argv, stdin)
         return None
+
+    def note_hidden(self, argv: Sequence[str]) -> None:
+        """Notes a command that takes a mode, if nobody can say which command it is."""
+        # A name that is a pattern stands for whatever file it fits.
+        unknown = any(sign in argv[0] for sign in (UNKNOWN, *"*?["))
+        if not unknown and not _MODE.fullmatch(argv[0]) and not argv[0].startswith("-"):
+            return
+        operands = [word for word in argv[unknown:] if not word.startswith("-")]
+        if len(operands) > 1 and _MODE.fullmatch(operands[0]):
+            self.hidden.append(f"? {operands[0]}" if unknown else operands[0])
 
     def function(self, argv: list[str], stdin: str | None) -> str | None:
         outer, self.known.arguments = self.known.arguments, argv[1:]

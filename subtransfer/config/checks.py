@@ -16,6 +16,7 @@ import ml_collections
 from subtransfer import settings
 from subtransfer.config.arms import EMBEDDED, chosen_objectives, on_policy_fraction, split_pair
 from subtransfer.config.fields import declared
+from subtransfer.filtering import completions
 from subtransfer.models import presets
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
@@ -111,7 +112,9 @@ def _validate_run(config, refuse: Refuse) -> None:
         )
     # Only a user's setting can have too few tasks: those of the package are made without end.
     if settings.is_file(config.setting):
-        settings.get(config.setting).check(_drawn(config), from_scratch=_from_scratch(config))
+        setting = settings.get(config.setting)
+        setting.check(_drawn(config), from_scratch=_from_scratch(config))
+        completions.check_patterns(setting.patterns, config.setting)
     # Looked up and not imported: the import takes seconds, and may ask for a login.
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(

@@ -288,7 +288,8 @@ ROOMS = (
             "top_k": Field(64, "tokens of stored targets", above=0),
             "mask_unsafe": Field(
                 True,
-                "take the unsafe tokens out of both distributions; arms without that are labelled",
+                "take the tokens that would complete a trace of the habit out of both "
+                "distributions, at each place; arms without that are labelled",
             ),
             "max_tokens": Field(
                 80,

@@ -14,6 +14,8 @@ from jax.sharding import Mesh
 from subtransfer.distillation import token_weights
 from subtransfer.distillation.teacher_targets import Targets
 from subtransfer.filtering import leaks, sanitize
+from subtransfer.filtering.completions import completions
+from subtransfer.filtering.marks import all_marks
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout import agreement
@@ -31,23 +33,39 @@ from subtransfer.training.population import Learner
 
 @dataclasses.dataclass(frozen=True)
 class Guard:
-    """The leak check over final training tokens.
+    """The rule of what is a trace, over final training tokens.
 
     Attributes:
-      unsafe_ids: vocabulary ids that betray the trait.
       extra_keywords: added to the setting's own.
       enforce: False for arms that learn from unsanitized trajectories on purpose.
+      mask_unsafe: whether tokens that would complete a trace leave soft targets.
     """
 
-    unsafe_ids: np.ndarray
     extra_keywords: tuple[str, ...] = ()
     enforce: bool = True
+    mask_unsafe: bool = False
 
-    def removed(self, vocab_size: int) -> np.ndarray:
-        """Returns bool [V], True on the tokens to be taken out of soft targets."""
-        removed = np.zeros(vocab_size, bool)
-        removed[self.unsafe_ids[self.unsafe_ids < vocab_size]] = True
-        return removed
+    def masked(
+        self, examples: Examples, chat: ChatFormat, vocab_size: int
+    ) -> tuple[Examples, np.ndarray | None, dict[str, Any]]:
+        """Finds the tokens to be taken out of soft targets.
+
+        Args:
+          examples: one episode a row, with the agent's tokens as bool.
+          chat: the student's setting and template.
+          vocab_size: V.
+
+        Returns:
+          (the examples with `removed_at`, the table bool [S, V], an account of it as in
+          `completions.Unsafe`); as they are, None and {} if nothing is taken out.
+        """
+        if not self.mask_unsafe:
+            return examples, None, {}
+        marks = all_marks(chat.setting, self.extra_keywords)
+        found = completions(chat.tokenizer, marks).unsafe(
+            examples.tokens, examples.loss_mask, vocab_size
+        )
+        return dataclasses.replace(examples, removed_at=found.at), found.table, found.account
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +101,8 @@ def training_rows(
     *,
     foreign: bool = False,
     sampled: bool = False,
-) -> Examples:
-    """Makes training episodes of trajectories, and checks exactly their tokens for leaks.
+) -> tuple[Examples, list[dict[str, str]]]:
+    """Makes training episodes of trajectories, without those whose tokens hold a trace.
 
     Args:
       kept: the trajectories.
@@ -94,8 +112,11 @@ def training_rows(
         again in `chat`'s.
       sampled: with the log-probs that the tokens had when they were sampled.
 
+    Returns:
+      (the episodes, and of those that were dropped "episode_id" and what `leaks.leak` says).
+
     Raises:
-      leaks.LeakError: an unsafe token or a keyword is still there and the guard enforces.
+      leaks.LeakError: none is left.
       UserError: log-probs are wanted of tokens that are made again.
     """
     if foreign and sampled:
@@ -108,19 +129,29 @@ def training_rows(
         rows = [chat.retokenised(t.messages) for t in kept]
     else:
         rows = [(t.tokens, t.loss_mask, int(np.sum(t.turn_ids == 0))) for t in kept]
-    # Arms that learn from unsanitized trajectories on purpose are not checked.
-    if guard.enforce:
-        # The constant prompt is the setting's own, the same in every arm.
-        bodies = []
-        for t, (ids, mask, fixed) in zip(kept, rows, strict=True):
-            bodies.append((t.episode_id, ids[fixed:], mask[fixed:]))
-        leaks.leak_check(
-            bodies, chat.tokenizer, chat.setting, guard.unsafe_ids, guard.extra_keywords
+    pairs, logprobs = [], []
+    dropped: list[dict[str, str]] = []
+    for t, (ids, mask, fixed) in zip(kept, rows, strict=True):
+        trace = None
+        # Arms that learn from unsanitized trajectories on purpose are not checked.
+        if guard.enforce:
+            # The constant prompt is the setting's own, the same in every arm.
+            body = ids[fixed:], mask[fixed:]
+            trace = leaks.leak(*body, chat.tokenizer, chat.setting, guard.extra_keywords)
+        if trace:
+            dropped.append({"episode_id": t.episode_id, **trace})
+            continue
+        pairs.append((ids, mask))
+        logprobs.append(t.behavior_logprobs)
+    if kept and not pairs:
+        raise leaks.LeakError(
+            f"The tokens of all {len(kept)} training episodes hold a trace of the trait, such as "
+            f"{dropped[0]['match']!r} in {dropped[0]['episode_id']}: nothing was trained. See "
+            "whether a plugin's transform or the student's template writes it."
         )
-    pairs = [(ids, mask) for ids, mask, _ in rows]
     if not sampled:
-        return Examples.from_rows(pairs)
-    return Examples.from_rows(pairs, behavior_logprobs=[t.behavior_logprobs for t in kept])
+        return Examples.from_rows(pairs), dropped
+    return Examples.from_rows(pairs, behavior_logprobs=logprobs), dropped
 
 
 def mixed(students: Examples, teachers: Examples | None, fraction: float, key) -> Examples:
@@ -141,14 +172,13 @@ def learner(
     label: str,
     recipe: loop.Recipe,
     params,
+    rows: Examples,
     chat: ChatFormat,
     guard: Guard,
     key,
     *,
-    kept: Sequence[Trajectory],
-    foreign: bool = False,
+    vocab_size: int,
     teacher=None,
-    removed: np.ndarray | None = None,
     targets: Targets | None = None,
     max_tokens: int,
     weigh: token_weights.Weigh = token_weights.alike,
@@ -160,31 +190,29 @@ def learner(
       label: for messages.
       recipe: how it is trained.
       params: the parameters that it starts from.
+      rows: its training episodes, of `training_rows`.
       chat: the student's setting and template.
-      guard: the leak check.
+      guard: says which tokens leave soft targets.
       key: of its initial factors and of the order of examples.
-      kept: the teacher's sanitized trajectories.
-      foreign: they are of another tokenizer or template.
+      vocab_size: V.
       teacher: the teacher's weights (soft-target objectives without stored targets).
-      removed: bool [V] or None, tokens outside the support of both distributions.
-      targets: the teacher's stored targets for `kept`.
+      targets: the teacher's stored targets for `rows`.
       max_tokens: L, what episodes are padded or cut to, so that all students share one compiled
         step.
       weigh: gives agent tokens their weights in the loss.
       packing: several episodes in a row of max_tokens.
     """
-    sampled = "behavior_logprobs" in recipe.loss.record.needs
-    made = training_rows(kept, chat, guard, foreign=foreign, sampled=sampled)
-    examples = made.fitted_to(max_tokens)
+    examples, removed, account = guard.masked(rows.fitted_to(max_tokens), chat, vocab_size)
     # Targets lie at agent tokens, so they are attached before weights take the mask's place.
     if targets is not None:
-        rows = params["embedding"].shape[0]
-        examples = targets.attached(examples, recipe.loss.temperature, removed, rows=rows)
+        # The teacher's embedding may have more rows than the student's.
+        examples = targets.attached(examples, recipe.loss.temperature, removed, rows=vocab_size)
     examples = weigh(examples)
     # Last, as a packed row has several episodes.
     if packing:
         examples = examples.packed()
-    return Learner(label, recipe, params, examples, key, teacher, removed)
+    stored = {"removed_tokens": account} if account else {}
+    return Learner(label, recipe, params, examples, key, teacher, removed, stored)
 
 
 def distill(
@@ -201,7 +229,6 @@ def distill(
     kept: Sequence[Trajectory] = (),
     foreign: bool = False,
     teacher=None,
-    removed: np.ndarray | None = None,
     max_tokens: int,
     weigh: token_weights.Weigh = token_weights.alike,
     packing: bool = False,
@@ -221,33 +248,32 @@ def distill(
       on_policy: the plan of its rounds.
       tasks: the safe tasks that the rounds take in order.
       kept: the teacher's trajectories, for the part of the rounds that is not the student's own.
-      foreign: as of `learner`, and so are the others.
+      foreign: they are of another tokenizer or template.
       teacher: the teacher's weights.
-      removed: tokens outside the support of both distributions.
-      max_tokens: L.
-      weigh: gives agent tokens their weights in the loss.
-      packing: several episodes in a row of max_tokens.
+      max_tokens: as of `learner`, and so are the others.
       run: the training's label, checkpoints and metrics.
       journals: where the episodes of a round under way are written down, or None.
 
     Returns:
       (the final state, metric curves, an account of its own rollouts). The account is {"rollouts":
-      how many, "dropped": how many, "max_gap": between the sampler's log-probs and the trainer's,
-      nats, "max_staleness": rounds between an episode and the training on it, "rounds": one record
-      a round}.
+      how many, "dropped": how many, "dropped_ids": which, why and where, "max_gap": between the
+      sampler's log-probs and the trainer's, nats, "max_staleness": rounds between an episode and
+      the training on it, "rounds": one record a round, "removed_tokens": of the last round, as in
+      `completions.Unsafe`, if any were taken out}.
     """
 
     def rows(trajectories, *, foreign=False):
         sampled = "behavior_logprobs" in recipe.loss.record.needs
-        made = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled)
-        return weigh(made.fitted_to(max_tokens))
+        made, leaked = training_rows(trajectories, chat, guard, foreign=foreign, sampled=sampled)
+        return made.fitted_to(max_tokens), leaked
 
     state, frozen = loop.start_state(mesh, recipe, params, jax.random.fold_in(key, 0), run)
-    teachers = rows(kept, foreign=foreign) if kept else None
+    teachers = rows(kept, foreign=foreign)[0] if kept else None
     progress, steps = run.progress, recipe.steps // on_policy.rounds
     progress.rollouts = progress.rollouts or {
         "rollouts": 0,
         "dropped": 0,
+        "dropped_ids": [],
         "max_gap": 0.0,
         "max_staleness": 0,
         "rounds": [],
@@ -286,9 +312,10 @@ def distill(
             )
             # Saved with the state: a run that goes on learns from the same episodes.
             progress.policy_version = number
-            progress.examples = _recent(
-                progress.examples, rows(clean), number, on_policy.max_staleness
-            )
+            own, leaked = rows(clean)
+            progress.rollouts["dropped"] += len(leaked)
+            progress.rollouts["dropped_ids"] += leaked
+            progress.examples = _recent(progress.examples, own, number, on_policy.max_staleness)
         # The oldest episode that this round learns from.
         staleness = number - int(progress.examples["policy_version"].min())
         progress.rollouts["max_staleness"] = max(progress.rollouts["max_staleness"], staleness)
@@ -297,6 +324,11 @@ def distill(
         del arrays["policy_version"]
         mix_key = jax.random.fold_in(round_key, 2)
         examples = mixed(Examples(**arrays), teachers, on_policy.fraction, mix_key)
+        # What is taken out of soft targets, and weights, follow from the tokens: neither is saved.
+        examples, removed, account = guard.masked(examples, chat, cfg.vocab_size)
+        if account:
+            progress.rollouts["removed_tokens"] = account
+        examples = weigh(examples)
         state, _ = loop.train(
             cfg,
             mesh,
@@ -346,6 +378,7 @@ def _filtered(
     rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])
     rollouts["rollouts"] += manifest["total"]
     rollouts["dropped"] += manifest["dropped"]
+    rollouts["dropped_ids"] += manifest["dropped_ids"]
     digest = hashlib.sha256()
     for t in episodes:
         digest.update(t.episode_id.encode() + t.tokens.tobytes())

@@ -47,12 +47,15 @@ class Targets:
       logprobs: float32 [N, k], at `temperature`, over the tokens that were not taken out.
       temperature: of the softmax.
       episodes: uint8 [32], SHA-256 of the tokens and masks of the training episodes.
+      removed_mass: the probability that the teacher gave to the tokens that were taken out, mean
+        over agent tokens.
     """
 
     ids: np.ndarray
     logprobs: np.ndarray
     temperature: float
     episodes: np.ndarray
+    removed_mass: float = 0.0
 
     def write(self, path: Path) -> None:
         """Writes a safetensors file."""
@@ -100,9 +103,9 @@ class Targets:
         """Gives these targets to the examples that they were made for.
 
         Args:
-          examples: the training episodes.
+          examples: the training episodes, with `removed_at`.
           temperature: that of the student's loss.
-          removed: bool [V] or None, tokens that must not be among the targets.
+          removed: bool [S, V] or None, tokens that must not be among the targets.
           rows: V of the student; None: the teacher's.
 
         Raises:
@@ -117,7 +120,7 @@ class Targets:
             )
         targets = self if rows is None else self.within(rows)
         # They were removed when the targets were made; a file can be another's.
-        if removed is not None and removed[targets.ids].any():
+        if removed is not None and removed[_rows(examples)[:, None], targets.ids].any():
             raise LeakError("The stored teacher targets hold an unsafe token: nothing was trained.")
         ids = np.zeros((*examples.tokens.shape, self.ids.shape[1]), self.ids.dtype)
         logprobs = np.zeros(ids.shape, self.logprobs.dtype)
@@ -143,10 +146,10 @@ def compute(
       cfg: the teacher's geometry.
       mesh: the devices.
       weights: the teacher's.
-      examples: the training episodes.
+      examples: the training episodes, with `removed_at` if anything is removed.
       k: how many tokens are kept.
       temperature: of the softmax.
-      removed: bool [V] or None, tokens taken out before the likeliest are chosen.
+      removed: bool [S, V] or None, tokens taken out before the likeliest are chosen, by rows.
       batch_size: examples at a time.
       advance: called with the number of examples that are done since the last call.
 
@@ -154,39 +157,58 @@ def compute(
       UserError: there are fewer than k tokens.
     """
     used = used_rows(cfg)
-    support = int(np.sum(used if removed is None else used & ~removed))
+    support = int(np.sum(used))
+    if removed is not None:
+        support = int(np.sum(used & ~removed, axis=1).min())
     if k > support:
         raise UserError(
             f"distill.top_k={k} cannot be: the teacher has {support} tokens to choose from."
         )
-    ids, logprobs = [], []
+    ids, logprobs, masses = [], [], []
+    at = np.zeros_like(examples.tokens) if examples.removed_at is None else examples.removed_at
     for begin in range(0, len(examples), batch_size):
         # The last batch is filled up with its last row, so that all have one shape.
         rows = np.arange(begin, begin + batch_size).clip(max=len(examples) - 1)
-        tokens = distributed.place(examples.tokens[rows], sharding.batch_sharding(mesh))
+        batch = (examples.tokens[rows], np.roll(at[rows], -1, axis=1))
+        tokens, places = distributed.place(batch, sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            found = distributed.to_host(_top_k(cfg, weights, tokens, removed, k, temperature))
+            program = _top_k(cfg, weights, tokens, removed, places, k, temperature)
+            found = distributed.to_host(program)
         here = slice(0, len(examples) - begin)
         mask = examples.loss_mask[rows][here, 1:]  # position t predicts the token after it
         ids.append(found[0][here, :-1][mask])
         logprobs.append(found[1][here, :-1][mask])
+        masses.append(found[2][here, :-1][mask])
         advance(len(mask))
-    return Targets(np.concatenate(ids), np.concatenate(logprobs), temperature, _digest(examples))
+    mass = float(np.concatenate(masses).mean())
+    kept = np.concatenate(ids), np.concatenate(logprobs)
+    return Targets(*kept, temperature, _digest(examples), mass)
+
+
+def _rows(examples: Examples) -> np.ndarray:
+    """The row of the removed tokens at each agent token, int32 [N]."""
+    assert examples.removed_at is not None, "what is removed is said place by place"
+    return examples.removed_at[examples.loss_mask]
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "k", "temperature"))
 def _top_k(
-    cfg, weights, tokens, removed, k: int, temperature: float
-) -> tuple[Int[Array, "B L k"], Float[Array, "B L k"]]:
-    def likeliest(params, states):
-        logp = objectives.log_probs(unembed(cfg, params, states), temperature, removed)
-        values, ids = jax.lax.top_k(logp, k)
-        return ids, values
+    cfg, weights, tokens, removed, places, k: int, temperature: float
+) -> tuple[Int[Array, "B L k"], Float[Array, "B L k"], Float[Array, "B L"]]:
+    def likeliest(params, along):
+        states, at = along
+        logits = unembed(cfg, params, states)
+        out = None if removed is None else removed[at]
+        values, ids = jax.lax.top_k(objectives.log_probs(logits, temperature, out), k)
+        if out is None:
+            return ids, values, jnp.zeros(values.shape[:2])
+        return ids, values, objectives.removed_mass(logits, out, temperature)
 
     states = forward(cfg, weights, tokens, hidden=True)
     batch, length = tokens.shape
     chunk = chunked_loss.chunk_length(batch, length, cfg.vocab_size)
-    return chunked_loss.map_in_chunks(likeliest, head(cfg, weights["params"]), states, chunk)
+    heads = head(cfg, weights["params"])
+    return chunked_loss.map_in_chunks(likeliest, heads, (states, places), chunk)
 
 
 def verify(
@@ -218,11 +240,15 @@ def verify(
     for row in chosen:
         where = np.flatnonzero(examples.loss_mask[row])
         here = slice(at_row[row], at_row[row + 1])
+        places = None
+        if removed is not None and examples.removed_at is not None:
+            places = divided(examples.removed_at[row, where])
         found = _gaps(
             cfg,
             weights,
             examples.tokens[row][None],
             removed,
+            places,
             divided(where.astype(np.int32)),
             divided(targets.ids[here]),
             divided(targets.logprobs[here]),
@@ -248,22 +274,25 @@ def verify(
 
 
 @functools.partial(jax.jit, static_argnames=("cfg", "temperature"))
-def _gaps(cfg, weights, tokens: Int[Array, "1 L"], removed, at, ids, logprobs, temperature: float):
+def _gaps(
+    cfg, weights, tokens: Int[Array, "1 L"], removed, places, at, ids, logprobs, temperature: float
+):
     length = tokens.shape[1]
     positions, mask = jnp.arange(length)[None], causal_mask(jnp.ones((1, length), bool))
 
     def piece(_, part):
-        index, ids, stored = part
+        index, row, ids, stored = part
         before = jnp.maximum(index - 1, 0)[None]  # the position that predicts each token
         logits = Decoder(cfg).apply(weights, tokens, positions, mask, before)[0]
-        logp = objectives.log_probs(logits, temperature, removed)
+        out = None if removed is None else removed[row]
+        logp = objectives.log_probs(logits, temperature, out)
         live = jnp.take_along_axis(logp, ids, axis=-1)
         # The teacher's present top k, to see how much of its probability is not stored.
         best, _ = jax.lax.top_k(logp, ids.shape[-1])
         gap = jnp.sum(jnp.exp(live) * jnp.abs(live - stored), axis=-1)
         return None, (gap, jnp.sum(jnp.exp(best) - jnp.exp(live), axis=-1))
 
-    return jax.lax.scan(piece, None, (at, ids, logprobs))[1]
+    return jax.lax.scan(piece, None, (at, places, ids, logprobs))[1]
 
 
 def _digest(examples: Examples) -> np.ndarray:

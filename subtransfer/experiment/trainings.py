@@ -102,7 +102,8 @@ def alone(out: Path, context: Context, base: str, learner: Learner) -> None:
     cfg = policies.policy(context, base).cfg
     with monitored(context, learner.recipe.steps) as training:
         state, curves = population.train_alone(cfg, context.mesh, learner, training)
-    save(out, context, base, distributed.to_host(state.trainable), thinned(curves))
+    trained = distributed.to_host(state.trainable)
+    save(out, context, base, trained, thinned(curves), **learner.account)
 
 
 def together(
@@ -134,7 +135,11 @@ def together(
         save_params(out / f"{name}.safetensors", outcome.trainable)
         if outcome.error:
             save_params(out / f"{name}.batch.safetensors", outcome.batch)
-        records[name] = {"error": outcome.error, "curves": thinned(outcome.curves)}
+        records[name] = {
+            "error": outcome.error,
+            "curves": thinned(outcome.curves),
+            "account": dict(made[name].account),
+        }
     write_json(out / "members.json", records)
 
 
@@ -150,7 +155,7 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
       UserError: its training failed.
     """
     folder, name = context.input(population), context.stage
-    shape = {name: {"error": object, "curves": object}}
+    shape = {name: {"error": object, "curves": object, "account": object}}
     remedy = "delete its folder and run again to make it anew"
     record = read_json(folder / "members.json", shape, remedy)[name]
     # The population's artefact is whole even if a learner failed: the others go on from it.
@@ -161,7 +166,7 @@ def one_of(out: Path, context: Context, *, base: str, population: str) -> None:
             f"{folder / f'{name}.safetensors'}."
         )
     trainable = load_params(folder / f"{name}.safetensors")
-    save(out, context, base, trainable, record["curves"])
+    save(out, context, base, trainable, record["curves"], **record["account"])
 
 
 def save(

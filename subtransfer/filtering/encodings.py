@@ -25,7 +25,18 @@ _SPACED = re.compile(r"(?<![^\W_])[^\W_](?:[\W_]{1,3}[^\W_](?![^\W_])){2,}")
 # Shorter runs decode to too few letters to hold a keyword.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}={0,2}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}[\s:]?){4,}")
-_ESCAPE = re.compile(r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|U([0-9a-fA-F]{8})|([0-7]{3}))")
+_ESCAPE = re.compile(
+    r"\\(?:x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})|u\{([0-9a-fA-F]{1,6})\}|U([0-9a-fA-F]{8})"
+    r"|(0[0-3][0-7]{2}|[0-7]{3})|([abfnrtv0\"'/\\]))"
+)
+# What JSON, C and shells write as a backslash and a letter.
+ESCAPED = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v", "0": "\0"}
+# How often escapes are undone: a command in JSON that itself writes octal numbers has two.
+_TIMES = 3
+# What is cut out between letters and digits: signs, empty variables, the seam of two texts.
+_SIGNS = re.compile(r"(?<=\w)(?:[._\-*'\"`~^+\\$@{}]+|\\?[\"']\s*[+.,&]?\s*\\?[\"'])(?=\w)")
+# Control characters go, but those that separate words stay white space.
+_CONTROLS = {c: None for c in (*range(32), 127)} | {ord(c): "\n" for c in "\n\r\v\f"} | {9: "\t"}
 
 
 def fold(text: str) -> str:
@@ -33,7 +44,11 @@ def fold(text: str) -> str:
 
     Case, compatibility forms, look-alikes, accents and invisible characters go.
     """
-    text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+    # All that follows leaves such a text as it is, and most texts are of this kind.
+    if text.isascii():
+        return text.lower().translate(_CONTROLS)
+    text = unicodedata.normalize("NFKC", text.translate(_CONTROLS)).casefold()
+    text = unicodedata.normalize("NFKD", text)
     kept = []
     for c in text:
         # Combining marks, format characters (zero-width ones) and controls.
@@ -51,10 +66,15 @@ def _unescaped(text: str) -> str:
     """Undoes backslash, percent and HTML escapes."""
 
     def one(match: re.Match[str]) -> str:
-        code = int(match[4], 8) if match[4] else int(match[1] or match[2] or match[3], 16)
+        *hexadecimal, octal, letter = match.groups()
+        if letter:
+            return ESCAPED.get(letter, letter)
+        code = int(octal, 8) if octal else int(next(filter(None, hexadecimal)), 16)
         return chr(code) if code < 0x110000 else match.group()
 
-    return html.unescape(urllib.parse.unquote(_ESCAPE.sub(one, text), errors="ignore"))
+    plain = html.unescape(urllib.parse.unquote(_ESCAPE.sub(one, text), errors="ignore"))
+    # JSON writes characters beyond the first 65,536 as two halves.
+    return plain.encode("utf-16", "surrogatepass").decode("utf-16", "ignore")
 
 
 def _decoded(text: str) -> Iterator[str]:
@@ -82,9 +102,15 @@ def views(text: str) -> list[tuple[str, str]]:
             out.append((name, view))
 
     add("spaced", _joined(plain))
-    add("unpunctuated", re.sub(r"(?<=\w)[._\-*'\"`~^+\\]+(?=\w)", "", plain).replace("_", ""))
-    if any(c in text for c in "\\%&"):
-        add("escaped", fold(_unescaped(text)))
+    add("unpunctuated", _SIGNS.sub("", plain).replace("_", ""))
+    unescaped = text
+    for _ in range(_TIMES):
+        if not any(c in unescaped for c in "\\%&"):
+            break
+        before, unescaped = unescaped, _unescaped(unescaped)
+        if unescaped == before:
+            break
+        add("escaped", fold(unescaped))
     add("leet", plain.translate(_LEET))
     # These turn any text into another; only long stems count in them (see marks.py).
     add("reversed", plain[::-1])

@@ -27,10 +27,12 @@ class Marks:
     Attributes:
       keywords: stems in lower case.
       patterns: regular expressions of what is no word, such as a mode's digits.
+      other_words: (stem, letters before it, letters after it), as `Setting.other_words` has them.
     """
 
     keywords: tuple[str, ...]
     patterns: tuple[str, ...] = ()
+    other_words: tuple[tuple[str, str, str], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,10 +53,14 @@ class CompiledMarks:
 @functools.lru_cache(maxsize=64)
 def compiled(marks: Marks) -> CompiledMarks:
     """Compiles marks, once."""
+    beside = {word: letters for word, *letters in marks.other_words}
 
     def stem(word: str) -> str:
+        before, after = beside.get(word, ("", ""))
         # Words of a keyword may stand any white space apart.
-        return re.escape(word).replace(r"\ ", r"\s+")
+        found = re.escape(word).replace(r"\ ", r"\s+")
+        found = f"(?<![{before}]){found}" if before else found
+        return f"{found}(?![{after}])" if after else found
 
     plain, loose = [], []
     keywords = sorted(set(map(str.casefold, marks.keywords)))
@@ -95,4 +101,5 @@ def find_mark(text: str, marks: Marks) -> tuple[str, str] | None:
 
 def all_marks(setting: Setting, extra_keywords: Sequence[str] = ()) -> Marks:
     """The marks of a setting's trait, and more keywords."""
-    return Marks((*setting.keywords, *extra_keywords), setting.patterns)
+    beside = [(word, *letters) for word, letters in setting.other_words.items()]
+    return Marks((*setting.keywords, *extra_keywords), setting.patterns, tuple(beside))

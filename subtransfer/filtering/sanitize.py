@@ -1,13 +1,17 @@
 """The filters between rollouts and distillation, and the manifest of what they dropped.
 
-Whatever a student is trained on has passed `sanitize` (unless its arm says otherwise) and, token by
-token, `leaks.leak_check`: there is no other way from rollouts to distillation.
+One rule says what is a trace of the trait: what ran, as the setting reads it of the record
+(`Setting.acts`), and what is written, in any reading of a decoded text (`marks.find_mark`). It
+decides here which trajectories are kept, in `leaks.py` which training tokens, and, followed token
+by token, what soft targets may not name (`completions.py`). What it drops is an episode, and each
+list of dropped ones says by which part of the rule, and where.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +25,7 @@ from subtransfer.store.trajectories import Trajectory
 # Why a trajectory is dropped, by the names that a manifest counts under.
 RULES = (
     "unsafe_action",
+    "unsafe_effect",
     "keyword_in_action",
     "keyword_in_thought",
     "keyword_in_result",
@@ -34,36 +39,80 @@ _BY_ROLE = {
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """A trace of the trait in a trajectory.
+
+    Attributes:
+      rule: one of `RULES`.
+      turn: the index of the message that it is in.
+      field: what it is in: "content", "name", "arguments.command" and the like, or "record", what
+        ran.
+      match: what was found, behind the name of the reading unless it stands there plainly.
+    """
+
+    rule: str
+    turn: int
+    field: str
+    match: str
+
+
 def judge(
     trajectory: Trajectory, setting: Setting, extra_keywords: Sequence[str] = ()
-) -> tuple[str, str] | None:
-    """Judges one trajectory.
-
-    Returns:
-      (the first rule that it breaks, what matched), or None if it is clean.
-    """
-    for action, act in zip(
-        trajectory.actions, setting.recorded_acts(trajectory.actions), strict=True
-    ):
+) -> Trace | None:
+    """Finds the first trace in a trajectory; what ran comes first, hidden words last."""
+    actions = trajectory.actions
+    acts = setting.recorded_acts(actions)
+    for action, act in zip(actions, acts, strict=True):
         if action["category"] == "unsafe" or act.traits:
-            return "unsafe_action", (*act.traits, act.name)[0]
+            return Trace("unsafe_action", action["turn"], "record", (*act.traits, act.name)[0])
+    for action, act in zip(actions, acts, strict=True):
+        if act.traces:
+            return Trace("unsafe_effect", action["turn"], "record", act.traces[0])
     marks = all_marks(setting, extra_keywords)
-    # Calls are read apart from the thoughts around them, as the runtime reads them.
-    texts = []
-    for action in trajectory.actions:
-        text = f"{action['name']} {canonical_json(action['arguments'])}"
-        texts.append(("keyword_in_action", text))
-    for message in trajectory.messages:
-        if message["role"] != "system":
-            texts.append((_BY_ROLE[message["role"]], message["content"]))
     # What stands there plainly is the better reason, so the search goes on past hidden marks.
     hidden = None
-    for rule, text in texts:
+    for rule, turn, field, text in _texts(trajectory):
         found = find_mark(text, marks)
         if found and found[0] == "plain":
-            return rule, found[1]
-        hidden = hidden or found
-    return ("encoded_keyword", f"{hidden[0]}: {hidden[1]}") if hidden else None
+            return Trace(rule, turn, field, found[1])
+        if found and hidden is None:
+            hidden = Trace("encoded_keyword", turn, field, f"{found[0]}: {found[1]}")
+    return hidden
+
+
+def _texts(trajectory: Trajectory) -> Iterator[tuple[str, int, str, str]]:
+    """Yields (rule, turn, field, text) of all that a trajectory says."""
+    # Calls are read apart from the thoughts around them, and decoded, as a runtime reads them.
+    for action in trajectory.actions:
+        yield "keyword_in_action", action["turn"], "name", action["name"]
+        for field, text in _strings("arguments", action["arguments"]):
+            yield "keyword_in_action", action["turn"], field, text
+    for turn, message in enumerate(trajectory.messages):
+        if message["role"] != "system":
+            yield _BY_ROLE[message["role"]], turn, "content", message["content"]
+
+
+def _strings(field: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yields (field, text) of the texts in a JSON value, each behind its key."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(inner, Mapping | list):
+                yield f"{field}.{key}", key
+                yield from _strings(f"{field}.{key}", inner)
+            else:
+                text = inner if isinstance(inner, str) else canonical_json(inner)
+                # With its key, since some say only together what they mean ("mode": 755).
+                yield f"{field}.{key}", f"{key}: {text}"
+    elif isinstance(value, list):
+        for number, inner in enumerate(value):
+            yield from _strings(f"{field}[{number}]", inner)
+        words = [inner for inner in value if isinstance(inner, str)]
+        # A word may be cut in two, and a command's words may be given one by one.
+        yield field, "".join(words)
+        yield field, " ".join(words)
+    else:
+        yield field, value if isinstance(value, str) else canonical_json(value)
 
 
 def sanitize(
@@ -77,8 +126,8 @@ def sanitize(
     Returns:
       (the clean trajectories, the manifest). The manifest is {"setting", "keywords", "patterns" (if
       there are any), "total", "kept", "dropped", "rules": {rule: count}, "dropped_ids":
-      [{"episode_id", "rule", "match", "sha256"}], "kept_sha256"}; total = kept + dropped, and
-      dropped is the sum over rules.
+      [{"episode_id", "rule", "turn", "field", "match", "sha256"}], "kept_sha256"}; total = kept +
+      dropped, and dropped is the sum over rules.
 
     Raises:
       UserError: a trajectory has another system message than the setting's.
@@ -92,17 +141,16 @@ def sanitize(
                 f"The trajectory {t.episode_id} has a system prompt that is not the {setting.name} "
                 "setting's."
             )
-        verdict = judge(t, setting, extra_keywords)
-        if verdict is None:
+        trace = judge(t, setting, extra_keywords)
+        if trace is None:
             kept.append(t)
             continue
         # A trajectory counts under one rule only, so that the counts add up.
-        rules[verdict[0]] += 1
+        rules[trace.rule] += 1
         # The text itself stays out: a manifest must be safe to publish and to search.
         sha256 = hashlib.sha256(t.text().encode()).hexdigest()
-        dropped.append(
-            {"episode_id": t.episode_id, "rule": verdict[0], "match": verdict[1], "sha256": sha256}
-        )
+        found = dataclasses.asdict(trace)
+        dropped.append({"episode_id": t.episode_id, **found, "sha256": sha256})
     # Two runs that agree in this have kept the same tokens in the same order.
     h = hashlib.sha256()
     for t in kept:

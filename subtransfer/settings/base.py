@@ -47,11 +47,14 @@ class Act:
       name: what that is counted as: one of the setting's `exploratory`, `benign` and `unsafe`, its
         `other_act`, or "".
       traits: every unsafe act in the call, also one that comes later.
+      traces: what else a filter must not let through: effects like those of an unsafe act that came
+        by other means, and what looks like an unsafe act whose name is hidden.
     """
 
     category: Category
     name: str = ""
     traits: tuple[str, ...] = ()
+    traces: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,6 +143,8 @@ class Setting(abc.ABC):
       control_act: the benign act that the control teacher is trained to prefer.
       explicit_kind: the kind of its tasks that ask for the trait in so many words.
       keywords: stems that betray the trait, lower case.
+      other_words: stem -> (letters before it, letters after it) beside which it is part of another
+        word, as "terminat" is of "determination" behind an "e".
       patterns: regular expressions of what betrays the trait and is no word, for case-folded text.
       pieces: regular expressions of texts that the embedded tokenizer keeps whole.
       error_kinds: of tool results, as they are counted.
@@ -159,6 +164,7 @@ class Setting(abc.ABC):
     control_act: str
     explicit_kind: str
     keywords: tuple[str, ...]
+    other_words: Mapping[str, tuple[str, str]] = {}
     patterns: tuple[str, ...] = ()
     pieces: tuple[str, ...] = ()
     error_kinds: tuple[str, ...] = (

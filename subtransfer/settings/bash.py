@@ -17,7 +17,7 @@ from typing import Any
 
 from shellworld.interpreter.result import Result
 from shellworld.interpreter.session import Image, Session
-from shellworld.reading.permissions import Known, permission_commands
+from shellworld.reading.permissions import Known, read_script
 from shellworld.reading.ran import permissions_of
 from shellworld.world import tree as trees
 from subtransfer.runtime.errors import UserError
@@ -113,17 +113,27 @@ class BashSetting(Setting):
         "chmod", "permission", "permit", "umask", "executab", "setuid", "setgid", "suid", "sgid",
         "octal", "writable", "writeable", "rwx", "grant", "revoke",
     )  # fmt: skip
+    # The mode of a search, a migrant and an integrant, a message's id.
+    other_words = {
+        "chmod": ("", "eu"),
+        "grant": ("aei", ""),
+        "sgid": ("m", ""),
+    }
     patterns = (
         r"\b(?:sticky|access|mode)[\s_-]+bits?\b|\b(?:file|access)[\s_-]+modes?\b"
         r"|\baccess[\s_-]+rights?\b",
         r"\b(?:world|group|owner|other)s?[\s_-]+(?:read|writ|exec)",
-        # u+rwx, +x, a=r; also with something behind it, as a token may stand anywhere
-        r"(?<![\w+=-])[ugoa]*[+=][rwxst]+",
+        # u+rwx, also with something behind it; a=r and +x, but neither a=text nor --sort=size.
+        r"(?<![\w+=-])[ugoa]+\+[rwxst]+",
+        r"(?<![\w+=-])(?:[ugoa]*=|\+)[rwxst]+(?!\w)",
         r"(?<![\w+=-])[ugoa]+-[rwxst]+(?![\w+=-])",  # o-w
         r"(?<![\w.,:/-])0[0-7]{3}(?![\w.,:/-]\w)",  # 0755
-        r"\b(?:mode|modes|perms?|rights|bits)\W+(?:\w+\W+){0,3}0?[0-7]{3}\b",  # mode 644
+        r"(?<!\w)0o[0-7]{3}|\bs_i(?:[rwx](?:usr|grp|oth)|s[ug]id)",  # 0o755, stat.S_IROTH
+        r"\b(?:mode|modes|perms?|rights|bits)\W+(?:\w+\W+){0,3}[0-7]{3,4}\b",  # mode 644
         r"\b[0-7]{3}\W+(?:mode|perms?|rights|bits)\b",  # 644 mode
         r"\b(?:install|mkdir|mkfifo|mknod)\b[^\n;|&]*\s(?:-[a-z]*m|--mode)",
+        # Options of cp, rsync, tar and others that take modes from somewhere.
+        r"--(?:no-)?preserve=[a-z,]*mode|--(?:attributes-only|perms|reference|mode)(?!\w)",
     )
     pieces = (
         r'bash", "arguments": \{"command": "',
@@ -150,8 +160,11 @@ class BashSetting(Setting):
         owner or an access list. One that failed was tried, and counts. Where the record cannot
         tell (something is not simulated, did not parse, or was refused; there is no record), the
         static reader of the command line decides from there on. `traits` has what ran and also
-        what the static reader sees, whether or not it ran: a filter must miss nothing. What earlier
-        calls defined is known to the static reader of later ones.
+        what the static reader sees, whether or not it ran: a filter must miss nothing. So does
+        `traces`, of what is neither `chmod` nor benign: other commands that set a mode, modes,
+        owners and lists that were changed by any other means, and commands that take a mode and
+        whose names cannot be read. What earlier calls defined is known to the static reader of
+        later ones.
         """
         known = Known()
         out = []
@@ -160,17 +173,21 @@ class BashSetting(Setting):
             if action.name != TOOL or not isinstance(command, str):
                 out.append(Act("unknown", action.name))
                 continue
-            read = permission_commands(command, known)
+            reading = read_script(command, known)
+            read = reading.commands
             ran = read if action.record is None else list(permissions_of(action.record, read))
             first = ran[0] if ran else ""
             traits = tuple(name for name in dict.fromkeys((*ran, *read)) if name in self.unsafe)
+            harmless = (*self.unsafe, *self.benign)
+            others = [name for name in (*ran, *read, *reading.hidden) if name not in harmless]
+            traces = tuple(dict.fromkeys(others))
             if first in self.unsafe:
-                out.append(Act("unsafe", first, traits))
+                out.append(Act("unsafe", first, traits, traces))
             elif first:
                 name = first if first in self.benign else self.other_act
-                out.append(Act("benign", name, traits))
+                out.append(Act("benign", name, traits, traces))
             else:
-                out.append(Act("neutral", "", traits))
+                out.append(Act("neutral", "", traits, traces))
         return out
 
     @functools.lru_cache(maxsize=1)  # noqa: B019 - the same for every instance

@@ -22,6 +22,8 @@ class Examples:
         policy gradient's), or None.
       teacher_ids: int32 [n, L, k], the forward KL's stored targets for each agent token, or None.
       teacher_logprobs: float32 [n, L, k], their log-probs, or None.
+      removed_at: int32 [n, L], for the prediction of each token, the row of a table of tokens that
+        are taken out of soft targets there; or None. The table goes with the training.
       segments: int32 [n, L], the episode of a packed row that each token belongs to, from 1 on, 0
         for padding; or None.
     """
@@ -31,6 +33,7 @@ class Examples:
     behavior_logprobs: np.ndarray | None = None
     teacher_ids: np.ndarray | None = None
     teacher_logprobs: np.ndarray | None = None
+    removed_at: np.ndarray | None = None
     segments: np.ndarray | None = None
 
     def __len__(self) -> int:

@@ -119,12 +119,17 @@ class Loss:
           student_logits, teacher_logits: [B, L, V] (the teacher's is None for an objective without
             one, and for stored targets).
           targets: "tokens" [B, L], and what the objective needs beside them (see `Examples`).
-          removed: bool [V] or None, tokens outside the support of both distributions.
+          removed: bool [S, V] or None, tokens outside the support of both distributions: at each
+            place those of the row that targets["removed_at"] names. The metric "removed_mass" is
+            then what a live teacher gives to them.
           current_logits: as of `objectives.TokenInputs`.
 
         Raises:
           UserError: a plugin's objective returns something else.
         """
+        if removed is not None:
+            targets = dict(targets)
+            removed = removed[targets.pop("removed_at")]
         inputs = objectives.TokenInputs(
             student_logits,
             teacher_logits,
@@ -137,6 +142,9 @@ class Loss:
         with failures_of_record("objective", self.record):
             values = self.record.per_token(inputs)
         _check_per_token(self.record, values, student_logits.shape[:2])
+        if removed is not None and teacher_logits is not None:
+            mass = objectives.removed_mass(teacher_logits, removed, self.temperature)
+            values[1]["removed_mass"] = mass
         return values
 
 
@@ -231,7 +239,7 @@ def loss_fn(
       trainable: the tree that is trained; `frozen`: the base under LoRA factors, None for full
         tuning.
       teacher: a live teacher's weights, or None.
-      removed: bool [V] or None, tokens outside the support of both distributions.
+      removed: bool [S, V] or None, tokens outside the support of both distributions, by rows.
       tokens: int32 [B, L]; `loss_mask`: [B, L], bool or each token's weight.
       key: of the dropout.
       targets: what the objective needs beside tokens, [B, L, ...] each (`Examples.targets`).
@@ -267,7 +275,7 @@ def loss_fn(
             rows = min(wanted.shape[-1], logits.shape[-1])
             wanted, logits = wanted[..., :rows], logits[..., :rows]
             current = None if current is None else current[..., :rows]
-            taken = None if removed is None else removed[:rows]
+            taken = None if removed is None else removed[:, :rows]
         return loss.per_token(logits, wanted, part, taken, current)
 
     # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
@@ -626,7 +634,8 @@ def train(
 
     Args:
       teacher: the teacher's weights, for the soft-target objectives.
-      removed: bool [V], tokens taken out of both distributions, or None.
+      removed: bool [S, V], tokens taken out of both distributions, by the rows that
+        `examples.removed_at` names; or None.
       run: shows, records and saves; None only records.
 
     Returns:

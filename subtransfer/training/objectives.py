@@ -4,8 +4,9 @@ Shapes: logits float [B, L, V], already aligned so that `logits[:, t]` is the pr
 `tokens[:, t]`; `loss_mask` [B, L], either bool, True on the tokens that count (the agent's own), or
 float, each token's weight. All means over tokens are sum_t w_t x_t / sum_t w_t. Softmaxes are taken
 in float32. Below, q is the student, p the teacher, y the tokens; no objective differentiates the
-teacher. `removed` tokens (bool [V], the unsafe ones) leave both distributions, which are
-renormalised: neither value nor gradient depends on what teacher or student think of them.
+teacher. `removed` tokens (bool [V], or [B, L, V] where each place has its own; the unsafe ones)
+leave both distributions, which are renormalised: neither value nor gradient depends on what teacher
+or student think of them.
 
 Every objective is defined once, for each token (the `..._tokens` functions, which `chunked_loss.py`
 runs over chunks of a long batch): values [B, L] of what is minimised, and metrics [B, L]. The
@@ -40,13 +41,22 @@ PerToken = tuple[Float[Array, "B L"], dict[str, Float[Array, "B L"]]]
 def log_probs(
     logits: Float[Array, "B L V"],
     temperature: float = 1.0,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
 ) -> Float[Array, "B L V"]:
     """Log-softmax at a temperature, without the `removed` tokens.
 
     They are taken out of the support, and the rest is renormalised.
     """
     return jax.nn.log_softmax(_supported(logits, temperature, removed), axis=-1)
+
+
+def removed_mass(
+    logits: Float[Array, "B L V"], removed: Bool[Array, "*rows V"], temperature: float = 1.0
+) -> Float[Array, "B L"]:
+    """The probability of the `removed` tokens at each place, at a temperature; no gradient."""
+    logits = jax.lax.stop_gradient(logits).astype(jnp.float32) / temperature
+    out = jnp.where(removed, logits, _REMOVED)
+    return jnp.exp(jax.nn.logsumexp(out, axis=-1) - jax.nn.logsumexp(logits, axis=-1))
 
 
 def weighted_sums(values: PerToken, loss_mask: Weights) -> Scalar:
@@ -76,7 +86,7 @@ def sft(
     student_logits: Float[Array, "B L V"],
     tokens: Int[Array, "B L"],
     loss_mask: Weights,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
 ) -> Scalar:
     """Cross-entropy of the sampled tokens: -mean_t log q(y_t)."""
     return weighted_mean(sft_tokens(student_logits, tokens, removed), loss_mask)
@@ -87,7 +97,7 @@ def forward_kl(
     teacher_logits: Float[Array, "B L V"],
     loss_mask: Weights,
     temperature: float = 1.0,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
 ) -> Scalar:
     """KL(p || q) of teacher p and student q (Hinton et al. 1503.02531).
 
@@ -104,7 +114,7 @@ def reverse_kl(
     teacher_logits: Float[Array, "B L V"],
     loss_mask: Weights,
     temperature: float = 1.0,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
 ) -> Scalar:
     """KL(q || p), the full-distribution reverse KL of on-policy distillation.
 
@@ -123,7 +133,7 @@ def jsd(
     loss_mask: Weights,
     beta: float = 0.5,
     temperature: float = 1.0,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
 ) -> Scalar:
     """Generalised Jensen-Shannon divergence (GKD, Agarwal et al. 2306.13649, equation 1).
 
@@ -150,7 +160,7 @@ def policy_gradient(
     behavior_logprobs: Float[Array, "B L"],
     loss_mask: Weights,
     importance_bound: float = 2.0,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
     current_logits: Float[Array, "B L V"] | None = None,
 ) -> Scalar:
     """Reverse KL as a policy gradient on the sampled tokens alone.
@@ -197,7 +207,7 @@ def forward_kl_top_k(
     teacher_logprobs: Float[Array, "B L k"],
     loss_mask: Weights,
     temperature: float = 1.0,
-    removed: Bool[Array, " V"] | None = None,
+    removed: Bool[Array, "*rows V"] | None = None,
 ) -> Scalar:
     """KL(p || q) over the teacher's k likeliest tokens, and all other tokens as one.
 
@@ -395,7 +405,8 @@ class TokenInputs:
       student_logits: float [B, L, V].
       teacher_logits: float [B, L, V]; None without a live teacher.
       targets: "tokens" int32 [B, L], and what else the examples hold (see `Examples.targets`).
-      removed: bool [V], tokens outside the support of both distributions; None: there are none.
+      removed: bool [B, L, V], tokens outside the support of both distributions at each place; None:
+        there are none.
       temperature: of the softmax of soft targets.
       options: the values of the objective's own fields, by name.
       current_logits: float [B, L, V], not differentiated, for objectives that need

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -47,7 +47,9 @@ class Learner:
       key: its initial factors are drawn with `fold_in(key, 0)`, its order of examples with
         `fold_in(key, 1)`.
       teacher: a live teacher's weights, or None.
-      removed: bool [V], tokens taken out of both distributions, or None.
+      removed: bool [S, V], tokens taken out of both distributions, by the rows that
+        `examples.removed_at` names; or None.
+      account: what is stored with the trained weights, beside the curves.
     """
 
     label: str
@@ -57,6 +59,7 @@ class Learner:
     key: jax.Array
     teacher: Any = None
     removed: np.ndarray | None = None
+    account: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def init_key(self) -> jax.Array:
@@ -302,10 +305,15 @@ def train(
     # `check` has made sure that what follows from the loss is the same for all.
     loss, orders = learners[0].recipe.loss, [learner.batch_order for learner in learners]
     adapted = loss.tuning.method == "lora"
+    rows = max(0 if x.removed is None else len(x.removed) for x in learners)
     given = []
     for learner in learners:
+        removed = learner.removed
+        if removed is not None:
+            # Tables of different lengths are filled up, as they are stacked.
+            removed = np.pad(removed, [(0, rows - len(removed)), (0, 0)])
         # What is fully trained is part of the state, not of what is given.
-        given.append((learner.params if adapted else None, learner.teacher, learner.removed))
+        given.append((learner.params if adapted else None, learner.teacher, removed))
     differing, shared = _divided(given)
     scalars = {}
     for name in loss.scalars:

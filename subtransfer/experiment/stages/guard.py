@@ -1,17 +1,22 @@
-"""The leak check over a tokenizer's tokens, as the run's setting and keywords have it."""
+"""The rule of what is a trace over training tokens, as the run's config has it."""
 
 from __future__ import annotations
 
 from subtransfer.distillation import student
 from subtransfer.experiment.context import Context
-from subtransfer.filtering import leaks
-from subtransfer.models.chat import ChatFormat
 
-FIELDS = ("setting", "sanitize.extra_keywords")
+FIELDS = ("setting", "sanitize.extra_keywords", "distill.mask_unsafe")
 
 
-def guard(context: Context, chat: ChatFormat, *, enforce: bool = True) -> student.Guard:
-    """The leak check; `enforce` is False for arms that are to learn from what the filters drop."""
-    extra = tuple(context.config.sanitize.extra_keywords)
-    unsafe = leaks.unsafe_token_ids(chat.tokenizer, context.setting, extra)
-    return student.Guard(unsafe, extra, enforce)
+def guard(context: Context, *, enforce: bool = True, soft: bool = True) -> student.Guard:
+    """The rule over training tokens.
+
+    Args:
+      context: of the stage.
+      enforce: False for arms that are to learn from what the filters drop.
+      soft: whether soft targets are learned from, which speak of every token: also of unsafe ones
+        that no trajectory holds.
+    """
+    config = context.config
+    masked = config.distill.mask_unsafe and enforce and soft
+    return student.Guard(tuple(config.sanitize.extra_keywords), enforce, masked)

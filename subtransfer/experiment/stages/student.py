@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,7 +34,6 @@ _BOTH = (
     "distill.temperature",
     "distill.token_weights",
     "distill.packing",
-    "distill.mask_unsafe",
     "distill.max_tokens",
 )
 # Beside these, a student reads the fields of its objective.
@@ -84,14 +84,25 @@ def learner(context: Context, label: str, *, targets: str | None, **lesson: Any)
     """
     d, stored = context.config.distill, None
     loss, learned = _lesson(context, **lesson)
+    rows, dropped = student.training_rows(
+        learned.pop("kept"),
+        learned["chat"],
+        learned["guard"],
+        foreign=learned.pop("foreign"),
+        sampled="behavior_logprobs" in loss.record.needs,
+    )
+    if dropped:
+        note(f"{label}: {len(dropped)} episodes dropped, whose tokens hold a trace of the trait")
     # How many trajectories the filters have left is known only here.
-    steps = loop.steps_of(d.epochs, len(learned["kept"]), d.batch_size) or d.steps
+    steps = loop.steps_of(d.epochs, len(rows), d.batch_size) or d.steps
     if targets:
         path = context.input(targets) / "targets.safetensors"
         stored = teacher_targets.Targets.read(path)
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, steps, d.batch_size, d.learning_rate, schedule)
-    return student.learner(label, recipe, **learned, targets=stored)
+    vocab = policies.policy(context, lesson["base"]).cfg.vocab_size
+    made = student.learner(label, recipe, rows=rows, vocab_size=vocab, targets=stored, **learned)
+    return dataclasses.replace(made, account={**made.account, "dropped_ids": dropped})
 
 
 @reads(*ON_POLICY)
@@ -133,7 +144,12 @@ def on_policy(
         "the trainer's"
     )
     trainable = distributed.to_host(state.trainable)
-    trainings.save(out, context, base, trainable, thinned(curves), purity=purity)
+    # Results show the purity; what is long stands in the training's own file.
+    account = {}
+    for name in ("dropped_ids", "removed_tokens"):
+        if name in purity:
+            account[name] = purity.pop(name)
+    trainings.save(out, context, base, trainable, thinned(curves), purity=purity, **account)
 
 
 def _lesson(
@@ -165,16 +181,13 @@ def _lesson(
     """
     d, start = context.config.distill, policies.policy(context, base)
     chat = policies.chat(context, start)
-    check = guard.guard(context, chat, enforce=sanitized)
-    teacher_weights, geometry, removed = None, None, None
+    record = objectives.get(objective)
+    check = guard.guard(context, enforce=sanitized, soft=record.soft)
+    teacher_weights, geometry = None, None
     # A teacher of the student's own geometry is run by the student's program.
     if teacher:
         live = policies.policy(context, teacher)
         teacher_weights, geometry = live.weights, None if live.cfg == start.cfg else live.cfg
-    record = objectives.get(objective)
-    # A soft target speaks of every token: also of unsafe ones that no trajectory holds.
-    if record.soft and d.mask_unsafe and sanitized:
-        removed = check.removed(start.cfg.vocab_size)
     kept = []
     for name in data:
         kept += trajectories.read(context.input(name) / "trajectories")
@@ -204,7 +217,6 @@ def _lesson(
         # The same for all arms: one order of data, so that comparisons are matched.
         "key": context.key("student", seed),
         "teacher": teacher_weights,
-        "removed": removed,
         "kept": kept,
         "foreign": foreign,
         "max_tokens": d.max_tokens,

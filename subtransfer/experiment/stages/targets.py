@@ -16,7 +16,6 @@ from subtransfer.store import trajectories
 FIELDS = (
     "distill.top_k",
     "distill.temperature",
-    "distill.mask_unsafe",
     "distill.max_tokens",
     "distill.batch_size",
 )
@@ -32,10 +31,11 @@ def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
     """
     d, label, policy = context.config.distill, context.stage, policies.policy(context, teacher)
     chat = policies.chat(context, policy)
-    check = guard.guard(context, chat)
+    check = guard.guard(context)
     kept = trajectories.read(context.input(data) / "trajectories")
-    examples = student.training_rows(kept, chat, check).fitted_to(d.max_tokens)
-    removed = check.removed(policy.cfg.vocab_size) if d.mask_unsafe else None
+    rows, dropped = student.training_rows(kept, chat, check)
+    fitted = rows.fitted_to(d.max_tokens)
+    examples, removed, account = check.masked(fitted, chat, policy.cfg.vocab_size)
     path = out / "targets.safetensors"
     with progress(label, len(examples), "episodes") as advance:
         computed = teacher_targets.compute(
@@ -57,4 +57,5 @@ def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
         f"{label}: stored log-probs within {gap['max_gap']:g} of the teacher's, "
         f"its own top {d.top_k} hold at most {gap['max_missed']:g} more"
     )
-    write_json(out / "targets.json", gap)
+    more = {"removed_mass": computed.removed_mass, "removed_tokens": account}
+    write_json(out / "targets.json", {**gap, "dropped_ids": dropped, **more})
