@@ -126,7 +126,13 @@ def _number(ctx: Context, text: str) -> int | None:
     return None
 
 
-@builtin("exit", "logout")
+@builtin("logout")
+def logout(ctx: Context, argv: list[str]) -> int:
+    """Ends login shells only, and no shell here is one."""
+    return ctx.fail("not login shell: use `exit'")
+
+
+@builtin("exit")
 def exit_(ctx: Context, argv: list[str]) -> int:
     """Ends the shell, with the last status or the one given."""
     status: int | None = ctx.shell.status

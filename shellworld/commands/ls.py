@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.modes import format_mode
-from shellworld.commands.options import Options, quote, tool
+from shellworld.commands.options import Options, quote, tool, usage
 from shellworld.commands.times import HALF_YEAR, strftime
 from shellworld.commands.walking import join, scan
 from shellworld.language import pattern
@@ -24,6 +24,21 @@ _LONG = (
     "quoting-style=quoting-style: "
     "hyperlink=hyperlink:: dired=D"
 )
+
+
+# Option -> the values that it has; the beginning of one is enough.
+_CHOICES = {
+    "time": "atime access use ctime status birth creation",
+    "sort": "none time size extension version width",
+    "indicator-style": "none slash file-type classify",
+    "F": "always yes force never no none auto tty if-tty",
+    "color": "always yes force never no none auto tty if-tty",
+    "format": "verbose long commas horizontal across vertical single-column",
+    "quoting-style": (
+        "literal shell shell-always shell-escape shell-escape-always c c-maybe escape locale "
+        "clocale"
+    ),
+}
 
 
 def human(size: int) -> str:
@@ -386,4 +401,20 @@ def ls(ctx: Context, options: Options, operands: list[str]) -> int:
     """Lists files and directories."""
     if ctx.name in ("dir", "vdir"):
         raise Unsupported(ctx.name)
-    return _Listing(ctx, options).run(operands)
+    chosen: Options = []
+    for key, value in options:
+        names = _CHOICES.get(key, "").split()
+        if value and names and value not in names:
+            meant = [name for name in names if name.startswith(value)]
+            if len(meant) > 1:
+                raise Unsupported(f"ls with the shortened value {value}")
+            if not meant:
+                option = "classify" if key == "F" else key
+                # Not 2 as for other mistakes.
+                return usage(ctx, f"invalid argument {quote(value)} for '--{option}'", 1)
+            value = meant[0]
+        if key == "w" and not value.isdigit():
+            ctx.error(f"ls: invalid line width: {quote(value)}\n")
+            return 2
+        chosen.append((key, value))
+    return _Listing(ctx, chosen).run(operands)

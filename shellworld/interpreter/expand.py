@@ -87,7 +87,7 @@ class Expander:
             value = self.parameter(part, True)
             return value if isinstance(value, str) else " ".join(value or ())
         if isinstance(part, ast.CommandSubstitution):
-            return self.shell.substitute(part.body)
+            return self.shell.substitute(part)
         if isinstance(part, ast.Arithmetic):
             return str(self.shell.scope.evaluate(self.text(part.text)))
         raise Unsupported("process substitution here")

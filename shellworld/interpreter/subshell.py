@@ -8,6 +8,7 @@ from shellworld.commands import Context
 from shellworld.interpreter.conditions import OPTION_NAMES
 from shellworld.interpreter.redirect import Files
 from shellworld.interpreter.result import LimitExceeded, Unsupported
+from shellworld.language import ast
 from shellworld.language.syntax import parse
 from shellworld.world.filesystem import FsError
 
@@ -62,6 +63,15 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
         try:
             text = ctx.fs.read_text(path, ctx.who)
         except FsError as error:
+            # What is not here is looked for along PATH, where the programs are no scripts.
+            if error.code == "ENOENT" and "/" not in arg0 and name == "bash":
+                kind, place = parent.find_program(arg0, ctx.env.get("PATH", ""), ctx.who, ctx.cwd)
+                if kind == "program":
+                    place = parent.located(kind, place)
+                    ctx.error(f"{place}: {place}: cannot execute binary file\n")
+                    return 126
+                if kind:
+                    raise Unsupported("bash with a script along PATH") from error
             if error.code == "EISDIR":
                 ctx.error(f"{name}: {arg0}: Is a directory\n")
                 return 126
@@ -87,4 +97,17 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
         if script.error:
             ctx.error(f"{name}: {script.error}\n")
         return 2 if script.error else 0
+    if command:
+        shell.final = final_command(script)
     return shell.finish(lambda: shell.run_script(script))
+
+
+def final_command(script: ast.Script) -> ast.Simple | None:
+    """The simple command that ends a text of `bash -c` whatever happens before, or None."""
+    if not script.lines or script.error:
+        return None
+    item = script.lines[-1].items[-1]
+    pipeline = item.rest[-1][1] if item.rest else item.first
+    command = pipeline.commands[-1]
+    alone = len(pipeline.commands) == 1 and not (pipeline.negated or pipeline.timed)
+    return command if alone and not item.background and isinstance(command, ast.Simple) else None
