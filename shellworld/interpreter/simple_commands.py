@@ -38,6 +38,7 @@ _STREAMING = frozenset(
     ["awk", "cat", "cut", "egrep", "expand", "fgrep", "fold", "grep", "mawk", "nl", "paste", "rev"]
     + ["sed", "tee", "tr"]
 )
+_LONGEST_ARGUMENT = 131072  # bytes, as Linux has it
 EMPTY_PLACES = frozenset(["/usr/local/sbin", "/usr/sbin", "/sbin"])  # nothing in them is simulated
 
 
@@ -337,6 +338,9 @@ class Launcher:
     def start(self: Shell, argv: list[str], files: Files, env: Mapping[str, str]) -> int:
         """Starts a program found by name, with bash's complaints if it cannot be."""
         name = argv[0]
+        if max(map(len, argv)) >= _LONGEST_ARGUMENT:
+            self.complain(f"{name}: Argument list too long")
+            return 126
         ctx = self.context(argv, files, env, name)
         kind, place = self.find_program(
             name, env.get("PATH", self.scope.get("PATH") or ""), self.who, self.cwd

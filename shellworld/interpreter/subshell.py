@@ -23,7 +23,7 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
     from shellworld.interpreter.shell import Shell
 
     options: set[str] = set()
-    command = False
+    command = standard = False
     at = 1
     while at < len(argv) and len(argv[at]) > 1 and argv[at][0] in "-+":
         word = argv[at]
@@ -46,7 +46,9 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
                 options.add(letter) if word[0] == "-" else options.discard(letter)
             elif letter == "n":
                 options.add("n")
-            elif letter in "ls":
+            elif letter == "s":
+                standard = True
+            elif letter == "l":
                 pass
             else:
                 raise Unsupported(f"{argv[0]} -{letter}")
@@ -57,7 +59,7 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
             ctx.error(f"{name}: -c: option requires an argument\n")
             return 2
         text, arg0, positional = rest[0], rest[1] if len(rest) > 1 else name, rest[2:]
-    elif rest:
+    elif rest and not standard:
         arg0, positional = rest[0], rest[1:]
         path = ctx.path(arg0)
         try:
@@ -79,14 +81,14 @@ def run_shell(parent: Shell, argv: list[str], ctx: Context) -> int:
             return 126 if error.code == "EACCES" else 127
         name = arg0
     else:
-        text, arg0, positional = ctx.stdin, name, []
+        text, arg0, positional = ctx.stdin, name, rest
     files: Files = {1: ctx.out, 2: ctx.err}
     if ctx.source is not None:
         files[0] = ctx.source
     posix = argv[0] in ("sh", "dash")
     shell = Shell(parent.world, ctx.who, ctx.cwd, ctx.env, files, arg0, positional, name, posix)
     shell.options = options
-    shell.source = arg0 if rest and not command else ""
+    shell.source = arg0 if rest and not command and not standard else ""
     shell.depth = parent.depth + 2
     if shell.depth > shell.limits.depth:
         raise LimitExceeded("recursion")

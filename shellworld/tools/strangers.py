@@ -1,6 +1,6 @@
-"""Lines that strangers wrote, each with a world to run it in, as `tools/agreement.py` takes them.
+r"""Lines that strangers wrote, each with a world to run it in, as `tools/agreement.py` takes them.
 
-    python -m shellworld.tools.strangers --nl2bash=all.cm --tldr=pages --intercode=DIR \\
+    python -m shellworld.tools.strangers --nl2bash=all.cm --tldr=pages --intercode=DIR \
         --take=1000 --skip=0 > lines.jsonl
 
 Reads local copies of public collections; none of their lines is in this repository:
