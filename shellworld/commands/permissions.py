@@ -23,7 +23,8 @@ _CHMOD_LONG = (
     "recursive=R verbose=v changes=c silent=f quiet=f reference=reference: "
     "preserve-root=preserve-root no-preserve-root=no-preserve-root"
 )
-_MODE_WORD = re.compile(r"-[rwxXstugo,=+\-0-7]*[rwxXstugo0-7]")
+# A word that begins as one of these is a mode to chmod, whatever comes behind.
+_MODE_WORD = re.compile(r"-[rwxXstugoa,=+0-7].*", re.DOTALL)
 
 
 def _mode_first(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -33,7 +34,7 @@ def _mode_first(argv: list[str]) -> tuple[list[str], list[str]]:
         if word == "--":
             rest += argv[i:]
             break
-        if _MODE_WORD.fullmatch(word) and not word.startswith("--") and word.strip("-"):
+        if _MODE_WORD.fullmatch(word):
             modes.append(word)
         else:
             rest.append(word)
