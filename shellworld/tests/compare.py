@@ -181,13 +181,12 @@ def _in_bash(
     return _Outcome(result.stdout, result.exit_code, changed, _seen(result.record)), clock
 
 
-def _here(tree: Mapping[str, Any], line: str, clock: int) -> tuple[_Outcome, tuple[str, ...]]:
-    """A line in a simulator that begins at a time of day, and what it does not support of it."""
+def _here(tree: Mapping[str, Any], line: str, clock: int) -> _Outcome:
+    """A line in a simulator that begins at a time of day."""
     session = Session(Image(tree, clock))
     result = session.run(line)
     changed = _compared(tree, session.tree())
-    outcome = _Outcome(result.stdout, result.exit_code, changed, _seen(result.record))
-    return outcome, result.unsupported
+    return _Outcome(result.stdout, result.exit_code, changed, _seen(result.record))
 
 
 def _lacking(pool: Pool) -> frozenset[str]:
@@ -209,8 +208,8 @@ def judged(
     verdicts: list[Verdict] = []
     first: dict[int, tuple[_Outcome, int]] = {}
     lacking = _lacking(pool)
-    for number, (line, tree) in enumerate(lines):
-        result = Session(Image(tree)).run(line)
+    for number, (line, world) in enumerate(lines):
+        result = Session(Image(world)).run(line)
         ran = (e.name for e in result.record.executions if e.kind == "program")
         absent = [name for name in ran if name in lacking]
         if result.unsupported:
@@ -219,11 +218,11 @@ def judged(
             verdicts.append(Verdict(line, "unstable", f"no {absent[0]} on this machine"))
         else:
             verdicts.append(Verdict(line, "equal", ""))
-            first[number] = _in_bash(pool, tree, line, limits)
+            first[number] = _in_bash(pool, world, line, limits)
     for number, (outcome, _) in first.items():
-        line, tree = lines[number]
-        again, clock = _in_bash(pool, tree, line, limits)
-        found, _ = _here(tree, line, clock - 1)  # its first command is a second later
+        line, world = lines[number]
+        again, clock = _in_bash(pool, world, line, limits)
+        found = _here(world, line, clock - 1)  # its first command is a second later
         if outcome != again or again.exit_code in _OVER:
             apart = [f for f in _Outcome._fields if getattr(outcome, f) != getattr(again, f)]
             verdicts[number] = Verdict(line, "unstable", ", ".join(apart) or "limit")

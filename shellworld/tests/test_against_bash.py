@@ -6,13 +6,9 @@ Each was once answered otherwise by the simulator. Where there is a sandbox, bas
 import pytest
 
 from shellworld.interpreter.session import Session
-from shellworld.sandbox import pool as sandboxes
-from shellworld.sandbox.pool import Pool, SandboxLimits
+from shellworld.sandbox.pool import SandboxLimits
+from shellworld.tests.sandboxed import needs_sandbox
 from shellworld.tests.trees import TREES
-
-needs_sandbox = pytest.mark.skipif(
-    sandboxes.unavailable() is not None, reason=f"no sandbox here: {sandboxes.unavailable()}"
-)
 
 TWO = "mkdir d1 d2 o; echo 1 > d1/a; echo 2 > d2/a; "
 
@@ -148,12 +144,6 @@ LINES = [  # line, stdout, exit code
 def test_the_simulator_answers_as_bash_did(line, stdout, code):
     result = Session(TREES["project"]).run(line)
     assert (result.stdout, result.exit_code, result.unsupported) == (stdout, code, ())
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with Pool() as warm:
-        yield warm
 
 
 @needs_sandbox

@@ -21,22 +21,14 @@ from shellworld.sandbox import supervisor
 from shellworld.sandbox import users as sandbox_users
 from shellworld.sandbox.pool import Pool, SandboxLimits, SandboxSession
 from shellworld.tests.attempts import ATTEMPTS
+from shellworld.tests.sandboxed import needs_sandbox
 from shellworld.tests.trees import TREES
 from shellworld.world import tree
 
-needs_sandbox = pytest.mark.skipif(
-    sandboxes.unavailable() is not None, reason=f"no sandbox here: {sandboxes.unavailable()}"
-)
 LIMITS = SandboxLimits(wall=0.7, cpu=1)
 WORLD = tree.normalise(
     {"users": {"agent": {"sudo": True}, "bob": {}}, "paths": {"/srv/x": {"content": "x\n"}}}
 )
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with Pool() as warm:
-        yield warm
 
 
 class Outside:

@@ -23,7 +23,7 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -202,19 +202,27 @@ def _usable(line: str) -> bool:
     return bool(line) and len(line) <= 2000 and not re.search(r"[\0-\x08\x0b-\x1f\ufffd]", line)
 
 
-def rows(skip: int, take: int) -> Iterator[dict[str, Any]]:
-    """The rows of a sample: `line`, `tree` and the collection it is `from`."""
-    given: dict[str, dict[str, dict[str, Any] | None]] = {}
-    if _NL2BASH.value:
-        given["nl2bash"] = dict.fromkeys(_nl2bash(Path(_NL2BASH.value)))
-    if _TLDR.value:
-        given["tldr"] = dict.fromkeys(_tldr(Path(_TLDR.value)))
-    if _INTERCODE.value:
-        given["intercode"] = dict(_intercode(Path(_INTERCODE.value)))
-    if _ACTIONS.value:
-        given["actions"] = dict.fromkeys(_actions(Path(_ACTIONS.value)))
+# Collection -> its lines, each with the tree that it comes with, if any.
+_READERS: dict[str, Callable[[Path], Mapping[str, dict[str, Any] | None]]] = {
+    "nl2bash": lambda path: dict.fromkeys(_nl2bash(path)),
+    "tldr": lambda path: dict.fromkeys(_tldr(path)),
+    "intercode": _intercode,
+    "actions": lambda path: dict.fromkeys(_actions(path)),
+}
+
+
+def rows(places: Mapping[str, str | None], skip: int, take: int) -> Iterator[dict[str, Any]]:
+    """The rows of a sample: `line`, `tree` and the collection it is `from`.
+
+    Args:
+      places: where each collection lies; those without a place have no lines.
+      skip: how many lines earlier samples took.
+      take: how many lines this one has, of all collections together.
+    """
+    given = {name: place for name, place in places.items() if place}
     whole = sum(_SHARES[name] for name in given)
-    for name, lines in given.items():
+    for name, place in given.items():
+        lines = _READERS[name](Path(place))
         share = _SHARES[name] / whole
         ordered = sorted(filter(_usable, lines), key=_rank)
         for line in ordered[round(skip * share) : round((skip + take) * share)]:
@@ -225,8 +233,14 @@ def main(argv: Sequence[str]) -> None:
     """Prints the sample, a JSON object a line."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected argument {argv[1]!r}")
+    places = {
+        "nl2bash": _NL2BASH.value,
+        "tldr": _TLDR.value,
+        "intercode": _INTERCODE.value,
+        "actions": _ACTIONS.value,
+    }
     try:
-        for row in rows(_SKIP.value, _TAKE.value):
+        for row in rows(places, _SKIP.value, _TAKE.value):
             print(json.dumps(row))
     except (UserError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
