@@ -78,5 +78,6 @@ UNSIMULATED = {
             ignore-case info infofile inodes matchdirs metafirst nolinks prune si sort timefmt A
             H I J N P Q R S T U X c l o q r t v x
         """,
+        "xxd": "t",
     }.items()
 }

@@ -13,7 +13,7 @@ from shellworld.interpreter.expand import Expander
 from shellworld.interpreter.pipelines import Joiner
 from shellworld.interpreter.redirect import Files, apply_redirects
 from shellworld.interpreter.result import Unsupported
-from shellworld.interpreter.variables import Scope, ShellError
+from shellworld.interpreter.variables import DECLARED, Scope, ShellError
 from shellworld.language import ast, pattern
 from shellworld.language.quoting import trace_word
 from shellworld.world.filesystem import FsError
@@ -76,7 +76,7 @@ class Shell(Joiner):
         if not env.get("OLDPWD"):
             self.scope.names.pop("OLDPWD", None)
             if not posix:
-                self.scope.declare("OLDPWD", exported=True)  # bash has it without a value
+                self.scope.names["OLDPWD"] = DECLARED  # bash has it without a value
         self.scope.set("IFS", " \t\n")
         self.posix = posix
         self.begin_level(env.get("SHLVL", ""), files)

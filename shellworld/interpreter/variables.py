@@ -61,6 +61,9 @@ class Variable:
         return [] if self.value is None else [0]
 
 
+DECLARED = Variable(exported=True)  # one that is handed on as soon as it has a value
+
+
 @functools.lru_cache(1024)
 def _exported(value: str) -> Variable:
     return Variable(value, exported=True)

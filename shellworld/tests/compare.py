@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import functools
 import gzip
 import json
 import re
@@ -55,9 +56,14 @@ def real(pool: Pool, world: str, line: str) -> Recording:
     return Recording(world, line, result.stdout, result.exit_code, _compared(TREES[world], after))
 
 
+@functools.cache
+def _image(world: str) -> Image:
+    return Image(TREES[world])
+
+
 def simulated(world: str, line: str) -> tuple[Recording, tuple[str, ...]]:
     """By the simulator, with what it does not support of the line."""
-    session = Session(TREES[world])
+    session = Session(_image(world))
     result = session.run(line)
     changed = _compared(TREES[world], session.tree())
     return Recording(world, line, result.stdout, result.exit_code, changed), result.unsupported

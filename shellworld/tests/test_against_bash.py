@@ -136,6 +136,8 @@ LINES = [  # line, stdout, exit code
     ("chmod a+rw nosuch -rw-r--r-- . notes.txt; echo $?; stat -c %a notes.txt .", "1\n0\n111\n", 0),
     ("chmod -rwxr-xr-x -rw-r--r-- notes.txt; stat -c %a notes.txt; chmod -a+r src; echo $?", "0\n1\n", 0),
     ("umask 077; chmod -w notes.txt; echo $?; chmod -rw-r--r-- words.txt; stat -c %a words.txt notes.txt", "0\n44\n444\n", 0),
+    ("cp data.csv a.gz; gzip a.gz; echo $?; gzip -f a.gz; ls a*", "0\na.gz.gz\n", 0),
+    ("join -o 1.1 2.1 words.txt words.txt | head -2; tar -C nodir -cf t.tar x; echo $?; wc -c t.tar", "pear pear\napple apple\n2\n0 t.tar\n", 0),
 ]
 # fmt: on
 
@@ -177,6 +179,7 @@ def test_some_builtins_have_no_help_in_bash(line, code):
         ("od -F notes.txt", "od -F"),
         ("sh -c 'export -p'", "export -p in sh"),
         ("mvn package", "mvn"),
+        ("xxd -revert words.txt", "xxd -t"),
     ],
 )
 def test_what_would_come_out_otherwise_is_unsupported(line, what):
