@@ -175,8 +175,8 @@ class Joiner(Launcher):
 
     def open_ahead(self: Shell) -> None:
         """Makes the output files of the later commands of this pipeline, if that was not done."""
-        pending = self.ahead
-        self.ahead = []
+        pending = list(self.ahead)
+        self.ahead.clear()  # shared with the subshells, so that it is done once for all of them
         for redirect in pending:
             if redirect.operator in _OUTPUTS and redirect.target.plain is not None:
                 # A complaint comes when the command itself opens the file.
