@@ -105,6 +105,7 @@ class _Setter:
         masked = {"access": False, "default": False}
         refused = False
         for step in self.steps:
+            # -b leaves what a mode says, and nothing else.
             if step.kind == "b":
                 access = {key: bits for key, bits in access.items() if key in _BASE}
                 default = {}
@@ -114,6 +115,7 @@ class _Setter:
                 access = {}  # the entries of the owner, the group and others, too: they are to come
             for entry in step.entries:
                 which = "default" if entry.default else "access"
+                # With -R default entries are meant for the directories on the way.
                 if entry.default and node.kind != "directory":
                     refused = refused or (step.kind == "m" and "R" not in self.flags)
                     continue
@@ -126,6 +128,7 @@ class _Setter:
                     continue
                 bits = entry.bits
                 if entry.conditional and (
+                    # As X of chmod.
                     node.kind == "directory" or any(b & 1 for b in target.values())
                 ):
                     bits |= 1
@@ -141,6 +144,7 @@ class _Setter:
         ):
             raise _malformed(ctx, access)
         if default:
+            # A default list needs the base entries, and takes missing ones from the access list.
             default = {key: access[key] for key in _BASE} | default
         kinds = {step.kind for step in self.steps}
         changed = (
@@ -156,6 +160,7 @@ class _Setter:
             assert acl.mask is not None
             middle = acl.mask
         else:
+            # Three entries are no more than a mode says, so nothing is stored.
             acl, middle = None, access["group", None]
         mode = node.mode & 0o7000 | access["user", None] << 6 | middle << 3 | access["other", None]
         if "test" in self.flags:
@@ -163,6 +168,7 @@ class _Setter:
         same = (mode, acl, new_default) == (node.mode, self.current(node), node.default)
         if changed and not same:  # what changes nothing is not tried, on another's file neither
             ctx.fs.set_acl(ctx.path(name), mode, acl, node.default, ctx.who)
+            # setfacl makes two calls, and the second may fail alone.
             if new_default != node.default:
                 ctx.fs.set_acl(ctx.path(name), mode, acl, new_default, ctx.who)
         if refused:

@@ -397,7 +397,7 @@ class Compiler:
             if rules or end:
                 self.loop(rules)
         except _Exit:
-            pass
+            runtime.ctx.endless = False  # it has not asked for more
         try:
             for body in end:
                 body()

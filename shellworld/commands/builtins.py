@@ -88,6 +88,7 @@ def cd(ctx: Context, argv: list[str]) -> int:
             and target not in (".", "..")
             and (path := shell.scope.get("CDPATH"))
         ):
+            # A directory found along CDPATH is printed, as one cannot know which it was.
             for place in path.split(":"):
                 if place and ctx.fs.is_dir(ctx.path(posixpath.join(place, target)), ctx.who):
                     target, shown = posixpath.join(place, target), True
@@ -107,6 +108,7 @@ def cd(ctx: Context, argv: list[str]) -> int:
         return ctx.fail(f"{target}: {error.message}")
     old = shell.cwd
     shell.cwd = ctx.fs.path_of(node) if physical or not ctx.fs.exists(logical, ctx.who) else logical
+    # OLDPWD becomes the name by which the directory was known, links and all.
     shell.scope.set("OLDPWD", old)
     shell.scope.set("PWD", shell.cwd)
     shell.scope.declare("OLDPWD", exported=True)
@@ -126,12 +128,19 @@ def _number(ctx: Context, text: str) -> int | None:
     return None
 
 
-@builtin("exit", "logout")
+@builtin("logout")
+def logout(ctx: Context, argv: list[str]) -> int:
+    """Ends login shells only, and no shell here is one."""
+    return ctx.fail("not login shell: use `exit'")
+
+
+@builtin("exit")
 def exit_(ctx: Context, argv: list[str]) -> int:
     """Ends the shell, with the last status or the one given."""
     status: int | None = ctx.shell.status
     if len(argv) > 1:
         status = _number(ctx, argv[1])
+        # A word that is no number ends the shell all the same; too many words do not.
         if status is None:
             status = 2
         elif len(argv) > 2:
@@ -157,6 +166,7 @@ def break_(ctx: Context, argv: list[str]) -> int:
     levels: int | None = 1
     if len(argv) > 1:
         levels = _number(ctx, argv[1])
+        # Not only the loop ends, but the shell.
         if levels is None:
             raise Exit(128)
         if levels < 1:

@@ -104,8 +104,10 @@ def cut(ctx: Context, options: Options, operands: list[str]) -> int:
     if complement:
         ranges = _complement(ranges)
     if delimiter == end:
+        # The whole input is one line then.
         raise Unsupported("cut with line ends as delimiter")
     delimiter = delimiter or "\t"
+    # One slice for each range: what is asked for comes out in the order of the line.
     slices = [slice(first - 1, last) for first, last in ranges]
     single = slices[0] if len(slices) == 1 else None
     join = delimiter if output is None else output
@@ -118,6 +120,7 @@ def cut(ctx: Context, options: Options, operands: list[str]) -> int:
                 out.append(
                     (output or "").join(part for s in slices if (part := line[s]) or s.start == 0)
                 )
+            # A line without delimiters is one field, and printed whole unless -s is given.
             elif delimiter not in line:
                 if not only:
                     out.append(line)
@@ -155,6 +158,7 @@ def paste(ctx: Context, options: Options, operands: list[str]) -> int:
             delimiters = [
                 escapes.get(c, c[-1]) for c in re.findall(r"\\.|.", value, re.DOTALL)
             ] or [""]
+            # paste goes by bytes, and would tear the character apart.
             if not value.isascii():
                 raise Unsupported("paste -d with such a character")
         elif key == "s":
@@ -168,6 +172,7 @@ def paste(ctx: Context, options: Options, operands: list[str]) -> int:
     seen = 0
     for name in names:
         if name == "-":
+            # Several dashes share standard input: each takes the next line in turn.
             taken = (standard if seen == 0 else []) if serial else standard[seen::dashes]
             files.append(taken)
             seen += 1
@@ -176,6 +181,7 @@ def paste(ctx: Context, options: Options, operands: list[str]) -> int:
             files.append(lines_of(read(ctx, name), end))
         except FsError as error:
             status = ctx.fail(f"{name}: {error.message}")
+            # All files are opened before anything is printed; a directory can be opened.
             if not serial and error.code != "EISDIR":
                 return status
             if not serial:

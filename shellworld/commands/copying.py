@@ -95,6 +95,7 @@ class Copier:
             None  # the first directory made for the running operand: it is not copied into itself
         )
         self.first = self.goal = ""
+        # With -r what is in a tree is copied as it is, symlinks as symlinks.
         self.follow = "L" in flags or ("r" not in flags and "P" not in flags)
         self.follow_operands = self.follow or "H" in flags
 
@@ -127,6 +128,7 @@ class Copier:
             return self.copy_tree(source, node, target)
         if operand:
             name = posixpath.normpath(source)
+            # The same file under the same name: a slip of whoever typed it, and no failure to cp.
             if (node.ino, name) in self.seen:
                 ctx.fail(f"warning: source file {quote(source)} specified more than once")
                 return True
@@ -149,6 +151,8 @@ class Copier:
         if old is not None and self.skips(source, node, target, old):
             return False
         verbose = "v" in self.flags
+        # These cannot be written through: a file of several names would change under all of
+        # them, and a symlink would lead the copy elsewhere.
         replaced = (
             "links" in self.keep
             and old is not None
@@ -190,11 +194,13 @@ class Copier:
         if "n" in self.flags:
             return True
         if resolved is node:
+            # A symlink onto the file that it leads to takes its place.
             if node.kind == "symlink" and old is not node:
                 return False
             if not ("l" in self.flags and old is node):
                 self.fail(f"{quote(source)} and {quote(target)} are the same file")
             return True
+        # A directory as the goal would have had the name put below it before.
         if resolved.kind == "directory":
             self.fail(f"cannot overwrite directory {quote(target)} with non-directory")
             return True
@@ -220,6 +226,7 @@ class Copier:
         if "l" in self.flags:
             fs.link(self.ctx.path(source), self.ctx.path(target), who)
         else:
+            # The text of the link would be read from the other directory, and lead nowhere.
             if not source.startswith("/") and "/" in target.strip("/"):
                 raise FsError(
                     "EINVAL",
@@ -247,6 +254,7 @@ class Copier:
         ctx = self.ctx
         fs, who = ctx.fs, ctx.who
         path = ctx.path(target)
+        # Names that were one file are to be one file again.
         if "links" in self.keep and node.nlink > 1 and node.ino in self.made:
             fs.link(self.made[node.ino], path, who)
             return
@@ -265,6 +273,7 @@ class Copier:
             if existing is not None:
                 self.overwrite(path, target, content, wanted)
             else:
+                # Until it has its owner nobody else may look into it.
                 if "owner" in self.keep:
                     wanted &= 0o700
                 fs.write_text(path, content, who, mode=wanted)
@@ -275,6 +284,7 @@ class Copier:
                 raise FsError(
                     "EINVAL", f"not writing through dangling symlink {quote(target)}"
                 ) from error
+            # A name with a slash behind it asks for a directory, and that is what cp misses.
             code = "ENOTDIR" if error.code == "EISDIR" and target.endswith("/") else error.code
             raise FsError(
                 code, f"cannot create regular file {quote(target)}: {FsError(code).message}"
@@ -296,6 +306,7 @@ class Copier:
         try:
             fs.write_text(path, content, who)
         except FsError as error:
+            # -f is for files that may not be written, where the directory lets them be removed.
             if "f" not in self.flags or error.code != "EACCES":
                 raise
             try:
@@ -318,6 +329,7 @@ class Copier:
                 if node.gid in who.groups:
                     new.gid = node.gid
         if "mode" in self.keep:
+            # Setting an access list leaves the special bits alone that the new file had.
             special = new.mode & 0o7000 if node.acl is not None and not node.mode & 0o7000 else 0
             new.mode = (
                 node.mode if owned or "owner" not in self.keep else node.mode & ~0o6000

@@ -155,6 +155,8 @@ def _print(ctx: Context, names: list[str], on: set[str]) -> int:
 
 
 def _print_exported(ctx: Context) -> int:
+    if ctx.shell.posix:
+        raise Unsupported("export -p in sh")  # dash has a form of its own
     for name, variable in sorted(ctx.shell.scope.names.items()):
         if variable.exported:
             ctx.write(_describe(name, variable) + "\n")

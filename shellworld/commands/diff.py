@@ -29,8 +29,30 @@ expand-tabs=t initial-tab=T recursive=r no-dereference=nodereference new-file=N 
 exclude-from=X: ignore-case=i ignore-tab-expansion=E ignore-trailing-space=Z
 ignore-space-change=b ignore-all-space=w ignore-blank-lines=B ignore-matching-lines=I: text=a
 strip-trailing-cr=cr minimal=d color=color:: suppress-common-lines=common left-column=left
-paginate=l unidirectional-new-file=P to-file=to: from-file=from: horizon-lines=h:
+paginate=l old-line-format=old: new-line-format=new: unchanged-line-format=same:
+line-format=line: unidirectional-new-file=P to-file=to: from-file=from: horizon-lines=h:
 speed-large-files=H"""
+
+
+# A line in a format of one's own: its text with or without its end, its number, a sign.
+_DIRECTIVE = re.compile(r"%(?:([lL%])|c'(.)'|(-?)(0?)(\d*)([doxX])n)")
+
+
+def _formatted(form: str, line: str, end: str, number: int) -> str:
+    """A line of a file as --old-line-format and its like have it."""
+
+    def one(match: re.Match[str]) -> str:
+        letter, sign, left, zero, width, base = match.groups()
+        if letter:
+            return {"l": line, "L": line + end, "%": "%"}[letter]
+        if sign is not None:
+            return sign
+        text = format(number, base)
+        if left:
+            return text.ljust(int(width or 0))
+        return text.rjust(int(width or 0), "0" if zero else " ")
+
+    return _DIRECTIVE.sub(one, form)
 
 
 class _Diff:
@@ -44,6 +66,7 @@ class _Diff:
         self.labels: list[str] = []
         self.excluded: list[str] = []
         self.around = -1  # lines of context; -1 for the normal format
+        self.formats: dict[str, str] = {}  # of lines: "old", "new" and "same", if any is given
         for key, value in options:
             match key:
                 case "u" | "unified" | "U":
@@ -54,6 +77,9 @@ class _Diff:
                     self.labels.append(value)
                 case "x":
                     self.excluded.append(value)
+                case "old" | "new" | "same" | "line":
+                    for side in ("old", "new", "same") if key == "line" else (key,):
+                        self.formats[side] = value
                 case "q" | "s" | "r" | "N" | "i" | "b" | "w" | "Z" | "normal" | "a" | "d":
                     pass
                 case "color" if value in ("never", "auto", ""):
@@ -75,7 +101,7 @@ class _Diff:
     def files(self, names: tuple[str, str], texts: tuple[str, str], heading: str = "") -> int:
         """Compares two texts and prints how they differ."""
         ctx, flags = self.ctx, self.flags
-        if texts[0] == texts[1]:
+        if texts[0] == texts[1] and not self.formats:
             if "s" in flags:
                 ctx.write(f"Files {names[0]} and {names[1]} are identical\n")
             return 0
@@ -89,6 +115,8 @@ class _Diff:
                     keys[side][-1] += "\0"  # a line without end is another line
         ctx.tick((len(lines[0]) + len(lines[1])) >> 3)
         if not binary and keys[0] == keys[1]:
+            if self.formats:
+                ctx.write(self.own(lines, whole, []))
             if "s" in flags:
                 ctx.write(f"Files {names[0]} and {names[1]} are identical\n")
             return 0
@@ -98,19 +126,20 @@ class _Diff:
         if binary:
             ctx.write(f"Binary files {names[0]} and {names[1]} differ\n")
             return 2 if "\0" in texts[0] + texts[1] else 1
-        first, behind = self.shared(lines, whole)
+        first, behind = self.shared(lines, whole) if not self.formats else (0, 0)
         left, right = (side[first : len(side) - behind] for side in keys)
         hunks = []
         for a, b, c, d in _hunks(*changed_lines(left, right, ctx.tick, "d" in flags)):
             hunks.append((a + first, b + first, c + first, d + first))
-        ctx.write(
-            heading
-            + (
-                self.normal(lines, whole, hunks)
-                if self.around < 0
-                else self.unified(names, lines, whole, hunks)
-            )
-        )
+        if self.formats and self.around >= 0:
+            raise UsageError("conflicting output style options")
+        if self.formats:
+            shown = self.own(lines, whole, hunks)
+        elif self.around < 0:
+            shown = self.normal(lines, whole, hunks)
+        else:
+            shown = self.unified(names, lines, whole, hunks)
+        ctx.write(heading + shown)
         return 1
 
     def shared(self, lines: list[list[str]], whole: list[bool]) -> tuple[int, int]:
@@ -154,6 +183,27 @@ class _Diff:
                 f"{_range(a, b)}{kind}{_range(c, d)}\n" + self.rows("< ", lines[0], a, b, whole[0])
             )
             out.append(("---\n" if kind == "c" else "") + self.rows("> ", lines[1], c, d, whole[1]))
+        return "".join(out)
+
+    def own(
+        self, lines: list[list[str]], whole: list[bool], hunks: list[tuple[int, int, int, int]]
+    ) -> str:
+        """All lines of both files, each in the format of its kind."""
+        out: list[str] = []
+
+        def some(kind: str, side: int, first: int, last: int) -> None:
+            for at in range(first, last):
+                end = "\n" if whole[side] or at + 1 < len(lines[side]) else ""
+                form = self.formats.get(kind, "%L")
+                out.append(_formatted(form, lines[side][at], end, at + 1))
+
+        place = 0
+        for a, b, c, d in hunks:
+            some("same", 0, place, a)
+            some("old", 0, a, b)
+            some("new", 1, c, d)
+            place = b
+        some("same", 0, place, len(lines[0]))
         return "".join(out)
 
     def unified(

@@ -25,6 +25,7 @@ class _Du:
             excluded,
         )
         self.seen: set[int] = set()
+        self.several = False  # operands
         self.status = 0
 
     def size(self, node: Inode) -> int:
@@ -46,7 +47,8 @@ class _Du:
         except FsError as error:
             self.status = ctx.fail(f"cannot access '{name}': {error.message}")
             return None
-        if node.entries is None or node.nlink > 2:
+        # With one operand only files of several names can be met twice.
+        if self.several or node.entries is None:
             if node.ino in self.seen and "l" not in flags:
                 return None
             self.seen.add(node.ino)
@@ -111,6 +113,7 @@ def du(ctx: Context, options: Options, operands: list[str]) -> int:
             raise UsageError(f"warning: summarizing conflicts with --max-depth={depth}")
         depth = 0
     run = _Du(ctx, flags, depth, unit, excluded)
+    run.several = len(operands) > 1
     total = sum(run.visit(name, ctx.path(name), 0) or 0 for name in operands or ["."])
     if "c" in flags:
         run.show(total, "total")

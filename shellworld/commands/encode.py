@@ -10,7 +10,16 @@ import zlib
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.gzip import raw, text_of_bytes
-from shellworld.commands.options import Options, UsageError, quoted, read, to_bytes, tool, unknown
+from shellworld.commands.options import (
+    Options,
+    UsageError,
+    quoted,
+    read,
+    to_bytes,
+    tool,
+    unknown,
+    usage,
+)
 
 
 @tool("base64", "base32", short="diw:", long="decode=d ignore-garbage=i wrap=w:")
@@ -76,6 +85,11 @@ def checksums(ctx: Context, options: Options, operands: list[str]) -> int:
     flags = {key for key, _ in options}
     kind = _SUMS[ctx.name.rpartition("/")[2]]
     if "c" in flags:
+        if flags & {"b", "t"}:
+            return usage(
+                ctx,
+                "the --binary and --text options are meaningless when verifying checksums",
+            )
         return max(_check(ctx, flags, kind, name) for name in operands or ["-"])
     if "z" in flags or any("\n" in name or "\\" in name for name in operands):
         raise Unsupported(f"{ctx.name} of such names")
@@ -235,6 +249,8 @@ def od(ctx: Context, options: Options, operands: list[str]) -> int:
             opened = True
     if not opened:
         return status
+    if skip > len(data):
+        return ctx.fail("cannot skip past end of combined input")
     data = data[skip:][:most]
     address = {"o": "{:07o}", "d": "{:07d}", "x": "{:06x}", "n": ""}[radix]
     out, before, starred = [], None, False

@@ -17,6 +17,8 @@ _ACTIONS = set(
     "-print -print0 -printf -ls -exec -execdir -ok -okdir -delete -prune -quit -fprint -fprint0 "
     "-fprintf -fls".split()
 )
+# find takes its operators with a dash in front, too.
+_OPERATORS = {f"-{sign}": sign for sign in "()!,"}
 _SILENT = {"-prune", "-quit"}  # actions after which -print is still implied
 
 
@@ -58,7 +60,7 @@ class _Parser:
         self.pruned: set[str] = set()
 
     def peek(self) -> str | None:
-        return self.words[self.at] if self.at < len(self.words) else None
+        return _OPERATORS.get(w := self.words[self.at], w) if self.at < len(self.words) else None
 
     def argument(self, name: str) -> str:
         if self.at >= len(self.words):
@@ -131,6 +133,7 @@ class _Parser:
 
     def unary(self) -> Test:
         word = self.words[self.at]
+        word = _OPERATORS.get(word, word)
         self.at += 1
         if word in ("!", "-not"):
             if self.peek() is None:
@@ -367,6 +370,11 @@ def find(ctx: Context, argv: list[str]) -> int:
         len(words),
     )
     starts = words[:count] or ["."]
+    if {"-delete", "-prune"} <= set(words) and not {"-depth", "-d"} & set(words):
+        return ctx.fail(
+            "The -delete action automatically turns on -depth, but -prune does nothing when -depth "
+            "is in effect.  If you want to carry on anyway, just explicitly use the -depth option."
+        )
     parser = _Parser(ctx, words[count:], plan)
     try:
         test = parser.parse()

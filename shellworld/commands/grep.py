@@ -269,6 +269,8 @@ def _search(ctx: Context, job: _Job, names: list[str]) -> int:
         if binary and "I" in flags:
             continue
         count = printer.file(to_bytes(shown) if titled else None, shown, to_bytes(text), binary)
+        if count and ("q" in flags or count == job.most):
+            ctx.endless = False  # it has not asked for more
         if count and "q" in flags:
             return 0
         if "L" in flags and not count or "l" in flags and count and "L" not in flags:

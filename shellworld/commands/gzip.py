@@ -158,7 +158,7 @@ class _Gzip:
             return self.complain(f"{name}: {error.message}", 1)
         target = self.target(name, unpack)
         if target is None:
-            return 2
+            return 2 if unpack else 0
         if not flags & {"c", "f", "t"} and node.nlink > 1:
             others = node.nlink - 1
             return self.complain(
@@ -183,10 +183,11 @@ class _Gzip:
     def target(self, name: str, unpack: bool) -> str | None:
         flags = self.flags
         if not unpack:
-            if name.endswith((".gz", ".tgz", ".taz", ".z", "-gz", "-z")) and "c" not in flags:
-                self.complain(
-                    f"{name} already has .{name.rpartition('.')[2]} suffix -- unchanged", 2
-                )
+            compressed = name.endswith((".gz", ".tgz", ".taz", ".z", "-gz", "-z"))
+            if compressed and not flags & {"c", "f"}:
+                # A remark: the status stays.
+                suffix = name.rpartition(".")[2]
+                self.ctx.error(f"gzip: {name} already has .{suffix} suffix -- unchanged\n")
                 return None
             return name + ".gz"
         for suffix, plain in (

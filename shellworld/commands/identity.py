@@ -251,6 +251,7 @@ def sudo(ctx: Context, argv: list[str]) -> int:
     while operands and re.match(r"[A-Za-z_]\w*=", operands[0]):
         name, _, value = operands.pop(0).partition("=")
         assigned[name] = value
+    # There is no terminal, so a password cannot be asked for.
     if not (me is not None and me.sudo) and ctx.who.uid != 0:
         name = ctx.users.user_name(ctx.who.uid)
         if "n" in flags:
@@ -279,6 +280,7 @@ def sudo(ctx: Context, argv: list[str]) -> int:
 def _as_user(
     ctx: Context, user: User, flags: dict[str, str], argv: list[str], assigned: dict[str, str]
 ) -> int:
+    # sudo only ever adds bits to the umask.
     who = ctx.users.credentials(user.name, ctx.who.umask | 0o022)
     if "g" in flags:
         gid = ctx.users.gid(flags["g"].removeprefix("#"))
@@ -292,6 +294,7 @@ def _as_user(
         env = {**ctx.env, "PATH": secure}
     else:
         kept = {name: ctx.env[name] for name in flags.get("E", "").split(",") if name in ctx.env}
+        # The few that its default rules let through.
         kept |= {name: ctx.env[name] for name in ("TERM", "LANG", "DISPLAY") if name in ctx.env}
         env = {
             **kept,

@@ -70,9 +70,18 @@ def nice(ctx: Context, argv: list[str]) -> int:
     if not operands:
         if options:
             return usage(ctx, "a command must be given with an adjustment", 125)
-        ctx.write("0\n")
+        ctx.write(f"{ctx.shell.world.niceness}\n")
         return 0
-    return _run(ctx, operands, 0)
+    world = ctx.shell.world
+    before = world.niceness
+    after = min(before + int(options[-1][1] if options else 10), 19)
+    if after < before:
+        ctx.error(f"{ctx.name}: cannot set niceness: Permission denied\n")
+    world.niceness = max(before, after)
+    try:
+        return _run(ctx, operands, 0)
+    finally:
+        world.niceness = before
 
 
 @command("nohup")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from shellworld.commands import Context, FsError, Unsupported
 from shellworld.commands.modes import format_mode
-from shellworld.commands.options import Options, quote, tool
+from shellworld.commands.options import Options, quote, tool, usage
 from shellworld.commands.times import HALF_YEAR, strftime
 from shellworld.commands.walking import join, scan
 from shellworld.language import pattern
@@ -24,6 +24,21 @@ _LONG = (
     "quoting-style=quoting-style: "
     "hyperlink=hyperlink:: dired=D"
 )
+
+
+# Option -> the values that it has; the beginning of one is enough.
+_CHOICES = {
+    "time": "atime access use ctime status birth creation",
+    "sort": "none time size extension version width",
+    "indicator-style": "none slash file-type classify",
+    "F": "always yes force never no none auto tty if-tty",
+    "color": "always yes force never no none auto tty if-tty",
+    "format": "verbose long commas horizontal across vertical single-column",
+    "quoting-style": (
+        "literal shell shell-always shell-escape shell-escape-always c c-maybe escape locale "
+        "clocale"
+    ),
+}
 
 
 def human(size: int) -> str:
@@ -136,12 +151,15 @@ class _Listing:
         self, items: list[tuple[str, Inode | None]], directory: str | None = None
     ) -> list[tuple[str, Inode | None]]:
         if self.sort != "none":
+            # Without a locale names are ordered by their bytes; the sorts below are stable, so that
+            # names decide where they leave a choice.
             items = sorted(items, key=lambda item: item[0].encode("utf-8", "surrogateescape"))
         if self.sort == "time":
             items.sort(key=lambda item: -self.seconds(item[1]) if item[1] else 0)
         elif self.sort == "size":
             items.sort(key=lambda item: -self.ctx.fs.stat_node(item[1]).size if item[1] else 0)
         elif self.sort == "extension":
+            # The dot counts: names without an extension come before all others.
             items.sort(key=lambda item: item[0][item[0].rfind(".") :] if "." in item[0] else "")
         if "r" in self.flags and self.sort != "none":
             items.reverse()
@@ -157,6 +175,7 @@ class _Listing:
         if self.indicator == "slash":
             return ""
         if node.kind == "symlink":
+            # A long listing shows where it leads, and the sign stands behind that.
             return "@" if not self.long else ""
         return (
             "*"
@@ -196,10 +215,12 @@ class _Listing:
                 label += " -> " + node.content + self.target_suffix(name, node, directory)
             cells.append(label)
             rows.append(cells)
+        # Operands have no total.
         if directory is not None and (self.long or "s" in self.flags):
             ctx.write(f"total {human(total) if 'h' in self.flags else total // 1024}\n")
         if not rows:
             return
+        # Each column is as wide as its widest cell; the name, the last one, is not filled up.
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         left = self._left_columns()
         for row in rows:
@@ -216,6 +237,7 @@ class _Listing:
             if not self.long
             else ("g" not in self.flags) + ("o" not in self.flags and "G" not in self.flags)
         )
+        # Numbers of users and groups stand at the right, as numbers do.
         if "n" in self.flags:
             return {first}
         return {first, *range(first + 2, first + 2 + names)}
@@ -250,6 +272,7 @@ class _Listing:
         if group:
             cells.append(str(stat.gid) if numeric else ctx.users.group_name(stat.gid))
         if stat.type == "device":
+            # The only device in a world is /dev/null.
             cells.append("1, 3")
         else:
             cells.append(human(stat.size) if "h" in self.flags else str(stat.size))
@@ -257,6 +280,7 @@ class _Listing:
 
     def when(self, seconds: int) -> str:
         style = self.style.removeprefix("posix-")
+        # What lies in the future counts as old.
         recent = 0 <= self.ctx.fs.clock - seconds < HALF_YEAR
         if style.startswith("+"):
             old, _, new = style[1:].partition("\n")
@@ -297,6 +321,7 @@ class _Listing:
             names = [".", "..", *names]
         items: list[tuple[str, Inode | None]] = []
         above = ctx.fs.node(ctx.path(path), ctx.who)
+        # With search permission nothing can fail, and no path has to be followed.
         if "L" not in self.flags and above.entries is not None and allows(above, 1, ctx.who):
             here = {".": above, "..": above.parent}
             return self.ordered(
@@ -308,12 +333,14 @@ class _Listing:
             or self.sort in ("time", "size")
             or self.indicator
         )
+        # Complaints come in the order in which the kernel gives the names, before any sorting.
         kernels = [".", "..", *scan(ctx, ctx.path(path))]
         for name in sorted(names, key=kernels.index):
             place = ctx.path(join(path, name))
             try:
                 items.append((name, ctx.fs.node(place, ctx.who, follow="L" in self.flags)))
             except FsError as error:
+                # A plain listing asks for nothing but names, which the directory itself has.
                 if not needed:
                     items.append((name, above.entries.get(name) if above.entries else None))
                     continue
@@ -326,6 +353,7 @@ class _Listing:
         ctx = self.ctx
         files: list[tuple[str, Inode | None]] = []
         directories: list[tuple[str, Inode | None]] = []
+        # A link to a directory is listed as one, but not where details of operands are shown.
         follow = not (self.long or "d" in self.flags or self.indicator == "classify") or bool(
             self.flags & {"L", "H"}
         )
@@ -339,6 +367,7 @@ class _Listing:
                     if error.code in ("ENOENT", "ELOOP", "EACCES")
                     else None
                 )
+                # A dangling link is shown as itself, unless it was to be followed.
                 if found is None or "L" in self.flags:
                     self.status = 2
                     ctx.fail(f"cannot access {quote(name)}: {error.message}")
@@ -360,6 +389,7 @@ class _Listing:
             try:
                 items = self.directory(path, top)
             except FsError:
+                # With one directory alone there is nothing to go on with.
                 if "R" in self.flags or len(operands) > 1:
                     continue
                 break
@@ -375,6 +405,7 @@ class _Listing:
                     for n, node in items
                     if node is not None and node.kind == "directory" and n not in (".", "..")
                 ]
+                # Depth first: what is below comes before the next one beside.
                 pending = [(p, False) for p in below] + pending
         return self.status
 
@@ -386,4 +417,20 @@ def ls(ctx: Context, options: Options, operands: list[str]) -> int:
     """Lists files and directories."""
     if ctx.name in ("dir", "vdir"):
         raise Unsupported(ctx.name)
-    return _Listing(ctx, options).run(operands)
+    chosen: Options = []
+    for key, value in options:
+        names = _CHOICES.get(key, "").split()
+        if value and names and value not in names:
+            meant = [name for name in names if name.startswith(value)]
+            if len(meant) > 1:
+                raise Unsupported(f"ls with the shortened value {value}")
+            if not meant:
+                option = "classify" if key == "F" else key
+                # Not 2 as for other mistakes.
+                return usage(ctx, f"invalid argument {quote(value)} for '--{option}'", 1)
+            value = meant[0]
+        if key == "w" and not value.isdigit():
+            ctx.error(f"ls: invalid line width: {quote(value)}\n")
+            return 2
+        chosen.append((key, value))
+    return _Listing(ctx, chosen).run(operands)

@@ -126,6 +126,7 @@ def comm(ctx: Context, options: Options, operands: list[str]) -> int:
     return order.status()
 
 
+_COLUMN = re.compile(r"0|([12])\.([1-9]\d*)")
 _JOIN_LONG = "ignore-case=i check-order=yes nocheck-order=no zero-terminated=z header=header"
 
 
@@ -159,8 +160,12 @@ def join(ctx: Context, options: Options, operands: list[str]) -> int:
                 if value == "auto":
                     raise Unsupported("join -o auto")
                 columns = output or []
-                for item in re.split("[, \t]", value):
-                    m = re.fullmatch(r"0|([12])\.([1-9]\d*)", item)
+                items = re.split("[, \t]", value)
+                # The old form: more of them, as words of their own before the files.
+                while len(operands) > 2 and _COLUMN.fullmatch(operands[0]):
+                    items.append(operands.pop(0))
+                for item in items:
+                    m = _COLUMN.fullmatch(item)
                     if m is None:
                         return ctx.fail(f"invalid field specifier: {quoted(value)}")
                     columns.append((int(m[1]) - 1, int(m[2]) - 1) if m[1] else (2, 0))

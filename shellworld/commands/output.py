@@ -85,6 +85,7 @@ def _echo(ctx: Context, args: list[str], always: bool) -> int:
         and not args[at][1:].strip("n" if always else "neE")
     ):
         for letter in args[at][1:]:
+            # The last of -e and -E counts.
             newline = newline and letter != "n"
             escapes = letter == "e" if letter in "eE" else escapes
         at += 1
@@ -126,6 +127,7 @@ class _Formatter:
     def number(self, text: str | None) -> int:
         if not text:
             return 0
+        # A quote in front asks for the number of the character behind it.
         if text[0] in "'\"":
             return ord(text[1]) if len(text) > 1 else 0
         m = re.match(r"\s*([+-]?)(0[xX][0-9a-fA-F]+|\d+)", text)
@@ -136,6 +138,7 @@ class _Formatter:
         if m.end() < len(text):
             self.status = self.ctx.fail(f"{text}: invalid number")
         try:
+            # A leading zero makes it octal, as in C.
             if digits[0] == "0" and len(digits) > 1 and digits[1] not in "xX":
                 octal = re.match(r"[0-7]*", digits)
                 if octal and octal.end() < len(digits):
@@ -148,6 +151,7 @@ class _Formatter:
         value = -value if m[1] == "-" else value
         if not -(1 << 63) <= value < 1 << 63:
             self.status = self.ctx.fail(f"warning: {text}: Numerical result out of range")
+            # Bash goes on with the nearest number that it has.
             value = max(min(value, (1 << 63) - 1), -(1 << 63))
         return value
 

@@ -23,7 +23,8 @@ _CHMOD_LONG = (
     "recursive=R verbose=v changes=c silent=f quiet=f reference=reference: "
     "preserve-root=preserve-root no-preserve-root=no-preserve-root"
 )
-_MODE_WORD = re.compile(r"-[rwxXstugo,=+\-0-7]*[rwxXstugo0-7]")
+# A word that begins as one of these is a mode to chmod, whatever comes behind.
+_MODE_WORD = re.compile(r"-[rwxXstugoa,=+0-7].*", re.DOTALL)
 
 
 def _mode_first(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -33,7 +34,7 @@ def _mode_first(argv: list[str]) -> tuple[list[str], list[str]]:
         if word == "--":
             rest += argv[i:]
             break
-        if _MODE_WORD.fullmatch(word) and not word.startswith("--") and word.strip("-"):
+        if _MODE_WORD.fullmatch(word):
             modes.append(word)
         else:
             rest.append(word)
@@ -104,6 +105,7 @@ class _Chmod:
                 ):
                     self.fail("it is dangerous to operate recursively on '/'")
                     continue
+                # A symlink as an operand stands for its file; one met on the way down does not.
                 link = ctx.fs.node(ctx.path(name), ctx.who, follow=False)
                 if link.kind == "symlink":
                     node = ctx.fs.find(ctx.path(name), ctx.who)
@@ -140,6 +142,7 @@ class _Chmod:
             except FsError as error:
                 self.fail(f"cannot access {quote(path)}: {error.message}")
                 continue
+            # Their modes mean nothing, and what they lead to may lie outside of the tree.
             if inner.kind == "symlink":
                 if "v" in self.flags:
                     ctx.write(
@@ -169,6 +172,8 @@ class _Chmod:
             else:
                 ctx.write(f"mode of {quote(name)} changed from {_both(old)} to {_both(new)}\n")
         if self.surprising:
+            # Without "u", "g", "o" or "a" the umask holds bits back. Who typed -w may not have
+            # meant that, so chmod says where the outcome is another one than without a umask.
             naive = apply_mode(self.mode, old, node.kind == "directory", 0)
             if node.mode & ~naive & 0o7777:
                 new_words = format_mode(node.mode, "file")[1:]
@@ -220,6 +225,7 @@ class _Owner:
     def visit(self, name: str, top: bool) -> None:
         ctx = self.ctx
         ctx.tick()
+        # A recursive chown changes symlinks themselves, unless -H or -L says otherwise.
         follow_it = "h" not in self.flags and (
             "R" not in self.flags or bool(self.flags.keys() & {"H", "L"})
         )
@@ -244,6 +250,7 @@ class _Owner:
             and (node is link or top or "L" in self.flags)
         ):
             try:
+                # What is in it comes first: afterwards it may belong to somebody who locks one out.
                 for child in scan(ctx, ctx.path(name)):
                     self.visit(join(name, child), False)
             except FsError as error:

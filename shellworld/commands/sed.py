@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from shellworld.commands import Context, FsError
+from shellworld.commands import Context, FsError, LimitExceeded
 from shellworld.commands.options import Options, from_bytes, read, to_bytes, tool, unknown
-from shellworld.commands.sed_machine import File, Machine, Output, Quit
+from shellworld.commands.sed_machine import File, Machine, Output, Panic, Quit
 from shellworld.commands.sed_parser import Parser, SedError
 
 _LONG = """quiet=n silent=n debug=debug expression=e: file=f: follow-symlinks=follow
@@ -69,6 +69,9 @@ def sed(ctx: Context, options: Options, operands: list[str]) -> int:
 
 def _process(ctx: Context, machine: Machine, names: list[str], flags: dict[str, str]) -> int:
     """Runs the script over the files as one stream, or one by one with -s and -i."""
+    if "i" in flags and not names:
+        ctx.error("sed: no input files\n")
+        return 4
     names = names or ["-"]
     apart = "s" in flags or "i" in flags
     groups = [[name] for name in names] if apart else [names]
@@ -80,16 +83,31 @@ def _process(ctx: Context, machine: Machine, names: list[str], flags: dict[str, 
                 machine.forget()
             try:
                 machine.run([File(name) for name in group])
-            finally:
-                if "i" in flags:
-                    _replace(ctx, group[0], from_bytes("".join(machine.out.parts)), flags["i"])
-                    machine.out = Output()
+            except Panic:
+                machine.out = Output() if "i" in flags else machine.out
+                raise
+            except Quit:
+                _edited(ctx, machine, group[0], flags)
+                raise
+            _edited(ctx, machine, group[0], flags)
+    except LimitExceeded:
+        # Who reads may have enough with what there is so far.
+        ctx.write(from_bytes("".join(machine.out.parts)))
+        raise
     except Quit as quit_:
+        ctx.endless = False  # it has not asked for more
         machine.status = quit_.status or machine.status
     except FsError as error:
         return ctx.fail(f"couldn't open temporary file {error}", 4)
     ctx.write(from_bytes("".join(machine.out.parts)))
     return machine.status
+
+
+def _edited(ctx: Context, machine: Machine, name: str, flags: dict[str, str]) -> None:
+    """With -i, puts what came out in the file's place."""
+    if "i" in flags:
+        _replace(ctx, name, from_bytes("".join(machine.out.parts)), flags["i"])
+        machine.out = Output()
 
 
 def _editable(ctx: Context, machine: Machine, name: str) -> bool:

@@ -37,6 +37,10 @@ class Quit(Exception):
         self.status = status
 
 
+class Panic(Quit):
+    """Ends sed for a mistake; what it was to edit in place stays as it was."""
+
+
 @dataclasses.dataclass
 class File:
     """An input file, read when its turn comes. `whole`: the last line has its end."""
@@ -167,7 +171,7 @@ class Machine:
         if regex is None:
             if self.last_regex is None:
                 self.ctx.error("sed: -e expression #1, char 0: no previous regular expression\n")
-                raise Quit(1)
+                raise Panic(1)
             return self.last_regex
         self.last_regex = regex
         return regex

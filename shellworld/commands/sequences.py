@@ -100,6 +100,7 @@ def yes(ctx: Context, argv: list[str]) -> int:
     if any(word.startswith("-") and len(word) > 1 for word in words):
         raise Unsupported("yes with options")
     line = " ".join(words or ["y"]) + "\n"
+    # Many lines at a time: one by one they would cost a step each.
     block = line * max(1, 4096 // len(line))
     while True:
         ctx.tick()
@@ -160,6 +161,7 @@ def split(ctx: Context, options: Options, operands: list[str]) -> int:
     except FsError as error:
         return ctx.fail(f"cannot open '{name}' for reading: {error.message}")
     if kind == "l":
+        # The last line may have no end, and is one all the same.
         lines = re.findall(r"[^\n]*\n|[^\n]+", text)
         parts = ["".join(lines[i : i + size]) for i in range(0, len(lines), size)]
     else:
@@ -167,6 +169,7 @@ def split(ctx: Context, options: Options, operands: list[str]) -> int:
     letters = "0123456789" if digits else "abcdefghijklmnopqrstuvwxyz"
     if len(parts) > (len(letters) - (not length)) * len(letters) ** ((length or 2) - 1):
         raise Unsupported("split into so many files")
+    # In the order of the alphabet, so that `cat x*` puts the parts together again.
     names = itertools.product(letters, repeat=length or 2)
     for part, letters_used in zip(parts, names, strict=False):
         ctx.tick()
@@ -220,6 +223,7 @@ def truncate(ctx: Context, options: Options, operands: list[str]) -> int:
             size = sizes.get(sign, number)
             if size > fs.limits.file:
                 return ctx.fail(f"failed to truncate '{name}' at {size} bytes: File too large")
+            # Opened first: who may not write has the file left as it was.
             fs.open_write(path, ctx.who, append=True)
             if size != len(old) or node is None:
                 fs.write_text(path, from_bytes(old[:size].ljust(size, "\0")), ctx.who)
@@ -267,6 +271,7 @@ def dd(ctx: Context, argv: list[str]) -> int:
         if values["if"] in ("/dev/zero", "/dev/urandom", "/dev/random", "/dev/full"):
             if values["if"] != "/dev/zero":
                 raise Unsupported("dd of random bytes")
+            # These have no end, so that only a count makes them finite.
             if limit is None or limit > ctx.fs.limits.file:
                 return ctx.fail("writing: No space left on device")
             raw = "\0" * limit
@@ -284,6 +289,7 @@ def dd(ctx: Context, argv: list[str]) -> int:
                 node = ctx.fs.find(path, ctx.who)
                 old = to_bytes(node.content) if node is not None and node.kind == "file" else ""
                 offset = sizes["seek"] * block
+                # Without notrunc the file ends where the copy does.
                 kept = old[offset + len(raw) :] if "notrunc" in values["conv"] else ""
                 ctx.fs.open_write(path, ctx.who, append=True)
                 ctx.fs.write_text(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Iterator
@@ -177,6 +178,10 @@ class _Tar:
                 2,
             )
         if not self.ctx.fs.is_dir(self.base, self.ctx.who):
+            if "c" in self.flags and self.archive != "-":
+                # The archive has been opened by then.
+                with contextlib.suppress(FsError):
+                    self.ctx.fs.write_text(self.ctx.path(self.archive), "", self.ctx.who)
             self.complain(f"{self.base}: Cannot open: No such file or directory")
             self.ctx.error("tar: Error is not recoverable: exiting now\n")
             return 2

@@ -18,8 +18,9 @@ UNSIMULATED = {
         "cp": "context copy-contents Z",
         "date": "debug resolution",
         "diff": """
-            ifdef ignore-file-name-case line-format no-ignore-file-name-case palette
-            starting-file suppress-blank-empty tabsize v
+            changed-group-format ifdef ignore-file-name-case new-group-format
+            no-ignore-file-name-case old-group-format palette starting-file
+            suppress-blank-empty tabsize unchanged-group-format v
         """,
         "env": "block-signal default-signal ignore-signal list-signal-handling",
         "file": """
@@ -40,7 +41,7 @@ UNSIMULATED = {
         """,
         "ls": "dereference-command-line-symlink-to-dir",
         "mv": "context Z",
-        "od": "endian strings traditional",
+        "od": "endian strings traditional B D F H I L O X e",
         "setfacl": "h v",
         "setsid": "V h",
         "strings": "data include-all-whitespace output-separator target unicode T U V d h s v w",
@@ -77,5 +78,6 @@ UNSIMULATED = {
             ignore-case info infofile inodes matchdirs metafirst nolinks prune si sort timefmt A
             H I J N P Q R S T U X c l o q r t v x
         """,
+        "xxd": "t",
     }.items()
 }

@@ -49,6 +49,7 @@ class World:
       missing: what was needed and is not simulated, in order; added to by `lack`.
       recorder: notes what runs.
       pid: the last process number given away.
+      niceness: of the process that runs; nothing depends on it but what `nice` prints.
     """
 
     def __init__(self, fs: FileSystem, users: Users, meter: Meter):
@@ -58,6 +59,7 @@ class World:
         self.missing: list[str] = []
         self.recorder = Recorder(fs, users)
         self.pid = 4200
+        self.niceness = 0
 
     def lack(self, what: str) -> None:
         """Notes something that is needed and not simulated."""

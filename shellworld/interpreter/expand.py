@@ -87,7 +87,7 @@ class Expander:
             value = self.parameter(part, True)
             return value if isinstance(value, str) else " ".join(value or ())
         if isinstance(part, ast.CommandSubstitution):
-            return self.shell.substitute(part.body)
+            return self.shell.substitute(part)
         if isinstance(part, ast.Arithmetic):
             return str(self.shell.scope.evaluate(self.text(part.text)))
         raise Unsupported("process substitution here")
@@ -208,6 +208,7 @@ class Expander:
         ifs = self.shell.scope.get("IFS")
         if ifs is None:
             ifs = " \t\n"
+        # By far the most common case: nothing to split at.
         if not any(c in text for c in ifs):
             (current := [] if current is None else current).append((text, False))
             return current
@@ -220,6 +221,8 @@ class Expander:
                 if piece:
                     (current := [] if current is None else current).append((piece, False))
             return current
+        # Blanks of IFS join to one delimiter, also around another sign; each other sign is one of
+        # its own, so that two in a row have an empty field between them.
         white = "".join(c for c in ifs if c in " \t\n")
         other = "".join(c for c in ifs if c not in " \t\n")
         blank = f"[{re.escape(white)}]" if white else "(?!)"
@@ -265,10 +268,12 @@ class Expander:
             return shell.scope.get(name) if name not in KEPT else self.kept(name).text()
         variable = self.kept(name) if name in KEPT else shell.scope.names.get(name)
         if p.index.plain in ("@", "*"):
+            # Variables that are computed, as RANDOM, are arrays of one element.
             if variable is None and shell.scope.computed(name) is not None:
                 return [shell.scope.get(name) or ""]
             return [] if variable is None else variable.elements()
         if variable is None:
+            # Any scalar is an array of one element, too.
             return shell.scope.get(name) if self.text(p.index) == "0" else None
         key = shell.scope.index(name, self.text(p.index))
         if isinstance(key, int) and key < 0 and isinstance(variable.value, dict):

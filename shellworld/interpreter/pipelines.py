@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from shellworld.interpreter.control import Discard, Exit, LoopJump, Return
 from shellworld.interpreter.redirect import apply_redirects
-from shellworld.interpreter.result import LimitExceeded
+from shellworld.interpreter.result import LimitExceeded, Unsupported
 from shellworld.interpreter.simple_commands import Launcher
 from shellworld.interpreter.variables import ShellError
 from shellworld.language import ast
@@ -20,6 +21,9 @@ from shellworld.world.streams import PipeSink, TextSource
 
 if TYPE_CHECKING:
     from shellworld.interpreter.shell import Shell
+
+
+_OUTPUTS = frozenset([">", ">|", ">>", "&>", "&>>"])
 
 
 class Joiner(Launcher):
@@ -132,8 +136,13 @@ class Joiner(Launcher):
         source = self.files.get(0)
         last = len(pipeline.commands) - 1
         meter = self.meter
+        outer = self.ahead
         for i, command in enumerate(pipeline.commands):
             sub = self.fork()
+            # In bash all of them begin at once, and a redirection is sooner done than a program is
+            # loaded: `ls | cat > f` lists f, and `sort f | uniq > f` empties it.
+            later = pipeline.commands[i + 1 :] if "C" not in self.options else ()
+            sub.ahead = [*outer, *(r for one in later for r in getattr(one, "redirects", ()))]
             if source is None:
                 sub.files.pop(0, None)
             else:
@@ -158,11 +167,21 @@ class Joiner(Launcher):
                 endless = True
                 statuses.append(141)
             meter.steps = max(meter.steps, 0) + reserve
-            source = TextSource(sink.text(), endless)
+            source = TextSource(sink.text(), endless or sink.endless)
         self.pipestatus = statuses
         self.status = statuses[-1]
         if "pipefail" in self.options:
             self.status = next((s for s in reversed(statuses) if s), 0)
+
+    def open_ahead(self: Shell) -> None:
+        """Makes the output files of the later commands of this pipeline, if that was not done."""
+        pending = list(self.ahead)
+        self.ahead.clear()  # shared with the subshells, so that it is done once for all of them
+        for redirect in pending:
+            if redirect.operator in _OUTPUTS and redirect.target.plain is not None:
+                # A complaint comes when the command itself opens the file.
+                with contextlib.suppress(ShellError, FsError, Unsupported):
+                    apply_redirects(self, (redirect,))
 
     def finish(self: Shell, action: Callable[[], object]) -> int:
         """Runs an action as the whole life of this subshell, with its EXIT trap.
@@ -198,8 +217,13 @@ class Joiner(Launcher):
         """Runs a text in this shell, as eval does."""
         return self.run_script(parse(text))
 
-    def substitute(self: Shell, body: ast.List) -> str:
+    def substitute(self: Shell, part: ast.CommandSubstitution) -> str:
         """Output of a command substitution, without trailing newlines."""
+        body = part.body
+        if not body.items and not part.error:
+            # Nothing runs, and the status of an earlier one in the same command stays.
+            self.substituted = self.substituted or 0
+            return ""
         sub = self.fork()
         sub.options.discard("e")
         sink = PipeSink(self.limits.output)
@@ -208,6 +232,10 @@ class Joiner(Launcher):
         if text is None:
             self.substituted = sub.finish(lambda: sub.run_list(body))
             text = sink.text()
+        if part.error:
+            self.files[2].write(f"{self.name}: {part.error}\n")
+            self.world.recorder.blind()
+            self.substituted = 2
         if "\0" in text:
             text = text.replace("\0", "")
         self.meter.word(len(text))

@@ -9,6 +9,7 @@ from shellworld.interpreter import programs
 from shellworld.interpreter.control import Discard, Exit, LoopJump, Return, World
 from shellworld.interpreter.result import LimitExceeded, Limits, Meter, Result, Unsupported
 from shellworld.interpreter.shell import Shell
+from shellworld.interpreter.subshell import final_command
 from shellworld.language.syntax import parse
 from shellworld.world.filesystem import FsError
 from shellworld.world.image import Image, export
@@ -59,6 +60,7 @@ class Session:
             if len(line) > self._limits.line:
                 raise LimitExceeded("line length")
             script = parse(line)
+            shell.final = final_command(script)
             status = shell.run_script(script)
             if script.error:
                 recorder.blind()

@@ -13,7 +13,7 @@ from shellworld.interpreter.expand import Expander
 from shellworld.interpreter.pipelines import Joiner
 from shellworld.interpreter.redirect import Files, apply_redirects
 from shellworld.interpreter.result import Unsupported
-from shellworld.interpreter.variables import Scope, ShellError
+from shellworld.interpreter.variables import DECLARED, Scope, ShellError
 from shellworld.language import ast, pattern
 from shellworld.language.quoting import trace_word
 from shellworld.world.filesystem import FsError
@@ -33,10 +33,13 @@ class Shell(Joiner):
     """
 
     # Declared here, as the parts of this class use them before they are assigned.
+    ahead: list[ast.Redirect]
     depth: int
     files: Files
+    final: ast.Simple | None
     guard: int
     in_function: int
+    last_word: str
     level: int
     line: int
     loops: int
@@ -65,8 +68,15 @@ class Shell(Joiner):
         self.limits = world.meter.limits
         self.who = who
         self.cwd = cwd
-        self.scope = Scope(env, self._computed)
-        self.scope.names.pop("OLDPWD", None) if not env.get("OLDPWD") else None
+        self.scope = Scope(env, self._computed, posix)
+        # $_, the last word of the command before; to dash it is a variable like any other.
+        self.last_word = env.get("_", name)
+        if not posix:
+            self.scope.names.pop("_", None)
+        if not env.get("OLDPWD"):
+            self.scope.names.pop("OLDPWD", None)
+            if not posix:
+                self.scope.names["OLDPWD"] = DECLARED  # bash has it without a value
         self.scope.set("IFS", " \t\n")
         self.posix = posix
         self.begin_level(env.get("SHLVL", ""), files)
@@ -86,6 +96,8 @@ class Shell(Joiner):
         # Status of the last command substitution of the running command.
         self.substituted = None
         self.line = 1
+        self.ahead = []  # redirections of later commands of the pipeline that this shell is in
+        self.final: ast.Simple | None = None  # the command that this shell ends with
         self.level = 0
         self.depth = 0
         self.guard = 0  # above 0, failures do not end the shell under set -e
@@ -364,6 +376,7 @@ class Shell(Joiner):
 
 
 COMPUTED: Mapping[str, str | Callable[[Shell], str]] = {
+    "_": lambda shell: shell.last_word,
     "RANDOM": Shell.random,
     "LINENO": lambda shell: str(shell.line),
     "EPOCHSECONDS": lambda shell: str(shell.fs.clock),

@@ -18,6 +18,7 @@ from shellworld.interpreter.variables import ShellError, Variable
 from shellworld.language import ast
 from shellworld.language.quoting import trace_word
 from shellworld.world.filesystem import FsError, allows
+from shellworld.world.streams import PipeSink
 from shellworld.world.users import Credentials
 
 if TYPE_CHECKING:
@@ -29,6 +30,15 @@ BASH_ONLY = frozenset(
     "pushd popd dirs disown".split()
 )
 _WITHOUT_HELP = frozenset([":", "true", "false", "echo", "test", "["])  # take it as any word
+# Programs that show or read times of day, and the zones in which they are as here.
+_OF_TIMES = frozenset(["date", "diff", "du", "find", "ls", "stat", "tar", "touch"])
+_UTC = frozenset(["", "UTC", "UTC0", "Etc/UTC"])
+# Programs whose output for the beginning of an input is the beginning of their output.
+_STREAMING = frozenset(
+    ["awk", "cat", "cut", "egrep", "expand", "fgrep", "fold", "grep", "mawk", "nl", "paste", "rev"]
+    + ["sed", "tee", "tr"]
+)
+_LONGEST_ARGUMENT = 131072  # bytes, as Linux has it
 EMPTY_PLACES = frozenset(["/usr/local/sbin", "/usr/sbin", "/sbin"])  # nothing in them is simulated
 
 
@@ -64,6 +74,7 @@ class Launcher:
                 self.files[2].write(f"+ {shown}\n")
         if command.redirects:
             apply_redirects(self, command.redirects)
+        self.last_word = ""
         self.status = self.substituted or 0
 
     def _run_words(self: Shell, command: ast.Simple) -> None:
@@ -99,10 +110,14 @@ class Launcher:
             else:
                 self.status = self.run_builtin(argv, files)
         else:
-            env: Mapping[str, str] = self.scope.exported()
+            # Bash does not fork for the last command of its text, but becomes it.
+            last = command is self.final and not self.traps and not command.redirects
+            env: Mapping[str, str] = self.exported_to_successor() if last else self.scope.exported()
             if command.assignments:
-                env = {**env, **self._temporary(command.assignments)}
+                env = {**self._temporary(command.assignments), **env}
+                env |= self._temporary(command.assignments)
             self.status = self.start(argv, files, env)
+        self.last_word = argv[-1]
 
     def _arguments(self: Shell, command: ast.Simple) -> list[str]:
         argv: list[str] = []
@@ -275,6 +290,8 @@ class Launcher:
             if argv[1:2] == ["--help"] and name not in _WITHOUT_HELP:
                 raise Unsupported(f"{name} --help")
             status = BUILTINS[name](ctx, argv)
+            if ctx.endless:
+                raise LimitExceeded("output", 137)
         except FsError as error:
             status = self._write_error(ctx, error)
         except (Exit, Return) as leave:
@@ -321,11 +338,19 @@ class Launcher:
     def start(self: Shell, argv: list[str], files: Files, env: Mapping[str, str]) -> int:
         """Starts a program found by name, with bash's complaints if it cannot be."""
         name = argv[0]
+        if max(map(len, argv)) >= _LONGEST_ARGUMENT:
+            self.complain(f"{name}: Argument list too long")
+            return 126
         ctx = self.context(argv, files, env, name)
         kind, place = self.find_program(
             name, env.get("PATH", self.scope.get("PATH") or ""), self.who, self.cwd
         )
         if kind == "program" or kind == "script":
+            if self.ahead:
+                self.open_ahead()
+            if not self.posix:
+                path = name if "/" in name else self.located(kind, place)
+                ctx.env = self.scope.handed_on(env, path)
             return self.execute(argv, ctx, (kind, place))
         saved = self.files
         self.files = files
@@ -348,6 +373,11 @@ class Launcher:
         finally:
             self.files = saved
         return 127
+
+    @staticmethod
+    def located(kind: str, place: str) -> str:
+        """The path of what `find_program` found by a name."""
+        return f"/usr/bin/{place}" if kind == "program" else place
 
     def find_program(
         self: Shell, name: str, search: str, who: Credentials, cwd: str
@@ -406,9 +436,9 @@ class Launcher:
         kind, place = self.find_program(name, search, who, cwd)
         if kind == "known":
             raise Unsupported(name)
-        if kind == "program":
-            return name if "/" in name else f"/usr/bin/{place}"
-        return place if kind == "script" else None
+        if kind not in ("program", "script"):
+            return None
+        return name if kind == "program" and "/" in name else self.located(kind, place)
 
     def execute(
         self: Shell, argv: list[str], ctx: Context, found: tuple[str, str] | None = None
@@ -434,7 +464,16 @@ class Launcher:
         if kind == "script":
             return self.run_file(place, argv, ctx)
         try:
-            return PROGRAMS[place](ctx, argv)
+            if place in _OF_TIMES and ctx.env.get("TZ", "") not in _UTC:
+                raise Unsupported("time zones")
+            status = PROGRAMS[place](ctx, argv)
+            if ctx.endless:
+                # It has read to the end of what has none. What it wrote so far is only the
+                # beginning of its own output, which may be enough for who reads that.
+                if place not in _STREAMING or not isinstance(ctx.out, PipeSink):
+                    raise LimitExceeded("output", 137)
+                ctx.out.endless = True
+            return status
         except FsError as error:
             return self._write_error(ctx, error)
         except Unsupported as error:

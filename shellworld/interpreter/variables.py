@@ -61,9 +61,28 @@ class Variable:
         return [] if self.value is None else [0]
 
 
+DECLARED = Variable(exported=True)  # one that is handed on as soon as it has a value
+
+
 @functools.lru_cache(1024)
 def _exported(value: str) -> Variable:
     return Variable(value, exported=True)
+
+
+@functools.lru_cache(4096)
+def _bucket(name: str) -> int:
+    """Where a name stands in bash's table of variables, from which it makes environments."""
+    number = 2166136261  # FNV-1 of 32 bits, in 1024 buckets
+    for byte in name.encode("utf-8", "surrogateescape"):
+        number = (number * 16777619 & 0xFFFFFFFF) ^ byte
+    return number & 1023
+
+
+@functools.lru_cache(4096)
+def _dash_bucket(name: str) -> int:
+    """Where a name stands in dash's table of variables."""
+    data = name.encode("utf-8", "surrogateescape")
+    return ((data[0] << 4) + sum(data)) % 39
 
 
 class Scope:
@@ -74,9 +93,17 @@ class Scope:
       frames: for each running function, what its local variables hide.
       computed: gives the value of a variable that is made when it is read, such as RANDOM; None for
         other names.
+      dash: whether the shell is dash, which hands variables on in another order.
     """
 
-    def __init__(self, exported: Mapping[str, str], computed: Callable[[str], str | None]):
+    def __init__(
+        self,
+        exported: Mapping[str, str],
+        computed: Callable[[str], str | None],
+        dash: bool = False,
+    ):
+        self.dash = dash
+        self.inherited = "_" in exported and not dash
         self.names: dict[str, Variable] = {
             name: _exported(value) for name, value in exported.items()
         }
@@ -90,6 +117,8 @@ class Scope:
         copy.names = self.names.copy()
         copy.frames = [frame.copy() for frame in self.frames]
         copy.computed = computed
+        copy.dash = self.dash
+        copy.inherited = self.inherited
         copy._env = self._env
         return copy
 
@@ -162,6 +191,19 @@ class Scope:
         self._env = None
         self.names[name] = dataclasses.replace(self.names.get(name) or Variable(), **attributes)
 
+    def handed_on(self, env: Mapping[str, str], path: str) -> dict[str, str]:
+        """Returns a program's environment with `_`, the path that it is started by.
+
+        Bash appends it, or has it where it stands among the variables if it was given one itself.
+        """
+        if not self.inherited:
+            return {**env, "_": path}
+        items = list(env.items())
+        at = len(items)
+        while at and _bucket(items[at - 1][0]) > _bucket("_"):
+            at -= 1
+        return dict([*items[:at], ("_", path), *items[at:]])
+
     def unset(self, name: str) -> None:
         """Removes a variable; ShellError if it is read-only."""
         variable = self.names.get(name)
@@ -204,9 +246,11 @@ class Scope:
                 self.names[name] = old
 
     def exported(self) -> dict[str, str]:
-        """The environment of a program; not to be changed."""
+        """The environment of a program, in the shell's own order; not to be changed."""
         if self._env is None:
-            found = ((name, v) for name, v in self.names.items() if v.exported)
+            names = [name for name, v in self.names.items() if v.exported]
+            names.sort(key=_dash_bucket if self.dash else _bucket)
+            found = ((name, self.names[name]) for name in names)
             self._env = {name: v.value for name, v in found if isinstance(v.value, str)}
         return self._env
 

@@ -55,9 +55,16 @@ class Parameter:
 
 @dataclass(slots=True, eq=False)
 class CommandSubstitution:
-    """$(...) or `...`."""
+    """$(...) or `...`.
+
+    Attributes:
+      body: the commands.
+      error: of backquotes: what bash says behind the commands, if it cannot read the rest. It reads
+        them when it comes to run them, and the line goes on.
+    """
 
     body: List
+    error: str = ""
 
 
 @dataclass(slots=True, eq=False)

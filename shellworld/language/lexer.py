@@ -55,6 +55,8 @@ class Lexer(abc.ABC):
         self.n = len(text)
         self.depth = depth
         self.bashisms: list[str] = []  # what sh would read otherwise
+        # Pieces of this text and what else could stand there for a plain reader.
+        self.masks: list[tuple[int, int, str]] = []
 
     # Commands are the subclass's; substitutions contain them.
     @abc.abstractmethod
@@ -79,14 +81,19 @@ class Lexer(abc.ABC):
 
     # -- words -------------------------------------------------------------------------
 
-    def read_word(self) -> ast.Word:
-        """The word at the cursor, up to an unquoted metacharacter; parts may be empty at one."""
+    def read_word(self, parts: list[ast.Part] | None = None) -> ast.Word:
+        """The word at the cursor, up to an unquoted metacharacter; parts may be empty at one.
+
+        Args:
+          parts: what of the word has been read already.
+        """
         start = self.i
         s, n = self.s, self.n
-        if m := WHOLE.match(s, start):
-            self.i = m.end()
-            return ast.Word((ast.Literal(m[0]),), m[0], start)
-        parts: list[ast.Part] = []
+        if parts is None:
+            if m := WHOLE.match(s, start):
+                self.i = m.end()
+                return ast.Word((ast.Literal(m[0]),), m[0], start)
+            parts = []
         while self.i < n:
             m = PLAIN.match(s, self.i)
             if m:
@@ -231,8 +238,12 @@ class Lexer(abc.ABC):
                 text = s[self.i + 3 : end]
                 self.i = end + 2
                 return ast.Arithmetic(self.sub(text).expression())
+            start = self.i
             self.i += 2
-            return ast.CommandSubstitution(self.parse_until_paren())
+            body = self.parse_until_paren()
+            if not body.items:  # the grammar does not know $()
+                self.masks.append((start, self.i, "w" * (self.i - start)))
+            return ast.CommandSubstitution(body)
         if c == "[":
             raise Unsupported("$[...]")
         m = NAME.match(s, self.i + 1)
@@ -307,13 +318,16 @@ class Lexer(abc.ABC):
         if at >= self.n:
             raise self.fail_eof("`", start)
         self.i = at + 1
+        # The grammar cannot read all backquotes that bash can (none of an empty pair, for one), so
+        # it gets what is inside alone, and here a word in its place.
+        self.masks.append((start, self.i, "w" * (self.i - start)))
         inner = self.sub(text)
         inner.enter()
-        return ast.CommandSubstitution(inner.parse_all())
+        return inner.substitution()
 
     @abc.abstractmethod
-    def parse_all(self) -> ast.List:
-        """The commands of the whole text."""
+    def substitution(self) -> ast.CommandSubstitution:
+        """The whole text as what stood in backquotes."""
 
     def parameter(self, quoted: bool) -> ast.Parameter:
         """${...} at the cursor."""

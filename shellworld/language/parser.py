@@ -7,6 +7,7 @@ import re
 from shellworld.interpreter.result import Unsupported
 from shellworld.language import ast
 from shellworld.language.braces import expand_braces
+from shellworld.language.grammar import command_places
 from shellworld.language.lexer import META, NAME, ShellSyntaxError
 from shellworld.language.simple_parser import SimpleParser
 
@@ -21,12 +22,36 @@ class Parser(SimpleParser):
 
     # -- lists -------------------------------------------------------------------------
 
-    def parse_all(self) -> ast.List:
-        """The whole text."""
+    def substitution(self) -> ast.CommandSubstitution:
+        """The whole text as what stood in backquotes: its complete lines, and what is wrong."""
         items: list[ast.AndOr] = []
-        while self.complete_line(items):
-            pass
-        return ast.List(tuple(items))
+        kept = 0
+        try:
+            while self.complete_line(items):
+                kept = len(items)
+        except ShellSyntaxError as problem:
+            error = str(problem).replace("-c: line", "command substitution: line")
+            return ast.CommandSubstitution(ast.List(tuple(items[:kept])), error)
+        self.agree()
+        return ast.CommandSubstitution(ast.List(tuple(items)))
+
+    def agree(self) -> None:
+        """Asks the grammar about this text.
+
+        Raises:
+          Unsupported: it does not see the same commands in the same places.
+        """
+        text = self.s
+        # What it is known to misread is replaced by something as long that it reads well: [ is an
+        # ordinary command to bash; here-documents become input from a file, and words with signs
+        # in them plain ones.
+        for start, end, instead in self.masks:
+            text = text[:start] + instead + text[end:]
+        places = command_places(text)
+        if places is None:
+            raise Unsupported("syntax that the grammar of bash does not know")
+        if not places.issuperset(self.places):
+            raise Unsupported("syntax that can be read in two ways")
 
     def complete_line(self, items: list[ast.AndOr]) -> bool:
         """Appends the commands of the next line, or of all lines of a compound command.

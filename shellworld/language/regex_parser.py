@@ -158,7 +158,9 @@ class _Parser:
         if kind == "(":
             self.groups += 1
             number = self.groups
-            body = self.alternatives()
+            # mawk takes an empty pair of parentheses behind something else, and only there.
+            empty = self.dialect == "awk" and items and self.token()[0] == ")"
+            body = ("empty",) if empty else self.alternatives()
             if self.take()[0] != ")":
                 raise RegexError("missing ')'" if self.dialect == "awk" else "Unmatched ( or \\(")
             self.closed.add(number)
@@ -166,6 +168,8 @@ class _Parser:
         if kind == "^":
             return ("at", "bol") if self.extended or not items else literal("^")
         if kind == "$":
+            if self.dialect == "awk" and not items and self.token()[0] == "(":
+                raise Unsupported("awk: a group behind $")  # mawk panics
             return (
                 ("at", "eol")
                 if self.extended or self.token()[0] in ("end", ")", "|")

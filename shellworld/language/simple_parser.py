@@ -53,7 +53,8 @@ class SimpleParser(Tokens):
             if (not words or declaring) and (assignment := self.assignment()) is not None:
                 (words if words else assignments).append(assignment)
                 continue
-            word = self.read_word()
+            word = self.with_subscript() if not words else None
+            word = word or self.read_word()
             if not word.parts:
                 raise self.unexpected_here()
             raw = self.s[word.position : self.i]
@@ -109,15 +110,20 @@ class SimpleParser(Tokens):
                 return None
             start = self.i
             self.i = m.end()
+            places = len(self.places)
             try:
                 index = self.subscript()
             except ShellSyntaxError:
                 self.i = start
                 return None
+            inside = (m.end() + 1, self.i - 1)
             operator = re.compile(r"\+?=").match(self.s, self.i)
             if not operator:
                 self.i = start
+                del self.places[places:]
                 return None
+            if re.search(r"\s", self.s[slice(*inside)]) and len(self.places) == places:
+                self.masks.append((*inside, "1" * (inside[1] - inside[0])))
             self.bashisms.append("array")
             name, append = m[0], operator[0] == "+="
             self.i = operator.end()
@@ -128,6 +134,24 @@ class SimpleParser(Tokens):
             self.bashisms.append("array")
             return ast.Assignment(name, self.array(), append)
         return ast.Assignment(name, self.read_word(), append, index)
+
+    def with_subscript(self) -> ast.Word | None:
+        """A command's name that begins as an element of an array does, or None.
+
+        Bash reads the brackets to the end before it knows that nothing is assigned, with the blanks
+        and operators in them: `a[b | c] d` is one command.
+        """
+        m = NAME.match(self.s, self.i)
+        if not m or not self.s.startswith("[", m.end()):
+            return None
+        start, places = self.i, len(self.places)
+        self.i = m.end()
+        index = self.subscript()
+        inside = (ast.Literal(f"{m[0]}["), *index.parts, ast.Literal("]"))
+        if len(self.places) == places:  # no commands in it, which the grammar is to see
+            self.masks.append((start, self.i, "w" * (self.i - start)))
+        rest = self.read_word(list(inside))
+        return ast.Word(rest.parts, rest.plain, start)
 
     def array(self) -> ast.ArrayValue:
         """Reads the elements of an array up to its closing parenthesis."""

@@ -12,7 +12,6 @@ import functools
 
 from shellworld.interpreter.result import Unsupported
 from shellworld.language import ast
-from shellworld.language.grammar import command_places
 from shellworld.language.lexer import ShellSyntaxError
 from shellworld.language.parser import Parser
 
@@ -35,16 +34,11 @@ def parse(text: str) -> ast.Script:
         while parser.complete_line(items):
             lines.append(ast.List(tuple(items[kept:])))
             kept = len(items)
+        parser.agree()
     except ShellSyntaxError as problem:
         error = str(problem)
     except Unsupported as problem:
         return _unsupported(str(problem))
-    if not error:
-        places = command_places(_plainer(text, parser.masks))
-        if places is None:
-            return _unsupported("syntax that the grammar of bash does not know")
-        if not places.issuperset(parser.places):
-            return _unsupported("syntax that can be read in two ways")
     body = ast.List(tuple(items[:kept]))
     return ast.Script(
         body,
@@ -53,17 +47,6 @@ def parse(text: str) -> ast.Script:
         tuple(parser.warnings),
         bashisms=tuple(dict.fromkeys(parser.bashisms)),
     )
-
-
-def _plainer(text: str, masks: list[tuple[int, int, str]]) -> str:
-    """Replaces what the grammar is known to misread by something as long that it reads well.
-
-    The reader finds these: [ becomes an ordinary command, which it is to bash; here-documents
-    become input from a file, and words with signs in them plain ones.
-    """
-    for start, end, instead in masks:
-        text = text[:start] + instead + text[end:]
-    return text
 
 
 def _unsupported(what: str) -> ast.Script:

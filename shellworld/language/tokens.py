@@ -29,8 +29,6 @@ class Tokens(Lexer):
         self.pending: list[tuple[ast.Redirect, str, bool, bool, int]] = []
         self.warnings: list[str] = []
         self.places: list[int] = []  # where the simple commands of this very text begin
-        # Pieces of this text and what else could stand there for a plain reader.
-        self.masks: list[tuple[int, int, str]] = []
 
     # -- tokens ------------------------------------------------------------------------
 

@@ -73,8 +73,12 @@ def _become(
       words: the command, or nothing for the line's own shell.
       search: where its name is looked for.
     """
-    for ignored_by_python in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT):
-        signal.signal(ignored_by_python, signal.SIG_DFL)
+    # Python ignores some signals, and whoever started it may ignore others (nohup, a shell's &): a
+    # line would see that in `trap`, and could not catch them.
+    for number in signal.valid_signals():
+        if signal.getsignal(number) is not signal.SIG_DFL:
+            with contextlib.suppress(OSError):  # KILL and STOP
+                signal.signal(number, signal.SIG_DFL)
     kernel.bound(kernel.CAPABILITIES_OF_ROOT if uid == 0 else ())
     os.setgroups(groups)
     os.setresgid(gid, gid, gid)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import collections
+import functools
 import gzip
 import json
 import re
+import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from shellworld.interpreter.session import Session
+from shellworld.commands import PROGRAMS
+from shellworld.interpreter.record import Record
+from shellworld.interpreter.session import Image, Session
 from shellworld.sandbox.pool import Pool, SandboxLimits
 from shellworld.tests.trees import TREES
 from shellworld.world import tree
@@ -52,9 +56,14 @@ def real(pool: Pool, world: str, line: str) -> Recording:
     return Recording(world, line, result.stdout, result.exit_code, _compared(TREES[world], after))
 
 
+@functools.cache
+def _image(world: str) -> Image:
+    return Image(TREES[world])
+
+
 def simulated(world: str, line: str) -> tuple[Recording, tuple[str, ...]]:
     """By the simulator, with what it does not support of the line."""
-    session = Session(TREES[world])
+    session = Session(_image(world))
     result = session.run(line)
     changed = _compared(TREES[world], session.tree())
     return Recording(world, line, result.stdout, result.exit_code, changed), result.unsupported
@@ -124,6 +133,113 @@ class Comparison:
         for name, group in sorted(groups.items()):
             rows += [f"{name}: {len(group)}", *group]
         return "\n".join(rows)
+
+
+# What may be found about a line, and what it is called in a table.
+KINDS = {
+    "equal": "equal",
+    "unsupported": "called unsupported",
+    "unstable": "no answer: bash does not do the same twice, is over a limit or has no such program",
+    "stdout": "other output",
+    "exit_code": "other exit status",
+    "changed": "other tree",
+    "record": "other record",
+}
+
+
+# Statuses of a line that went over a limit of time, memory or output, or of the size of a file.
+_OVER = (124, 137, 153)
+
+
+class Verdict(NamedTuple):
+    """What was found about a line: one of KINDS, and why; if it differs, where it does first."""
+
+    line: str
+    kind: str
+    reason: str
+
+
+class _Outcome(NamedTuple):
+    """What can be compared of a run."""
+
+    stdout: str
+    exit_code: int
+    changed: dict[str, Any]
+    record: tuple[Any, ...]
+
+
+def _seen(record: Record) -> tuple[Any, ...]:
+    """What both backends see of a line.
+
+    Builtins are not seen by the kernel; the parts of a pipeline begin in any order.
+    """
+    ran = [(e.name, e.arguments, e.user) for e in record.executions if e.permission]
+    return sorted(one for one in ran if one[0] != "umask"), record.changes
+
+
+def _in_bash(
+    pool: Pool, tree: Mapping[str, Any], line: str, limits: SandboxLimits
+) -> tuple[_Outcome, int]:
+    """A line in the sandbox, and the time of day when it began."""
+    clock = int(time.time())
+    result, after = pool.run(tree, line, limits)
+    changed = _compared(tree, after)
+    return _Outcome(result.stdout, result.exit_code, changed, _seen(result.record)), clock
+
+
+def _here(tree: Mapping[str, Any], line: str, clock: int) -> _Outcome:
+    """A line in a simulator that begins at a time of day."""
+    session = Session(Image(tree, clock))
+    result = session.run(line)
+    changed = _compared(tree, session.tree())
+    return _Outcome(result.stdout, result.exit_code, changed, _seen(result.record))
+
+
+def _lacking(pool: Pool) -> frozenset[str]:
+    """The simulated programs that this machine does not have."""
+    line = f"for name in {' '.join(PROGRAMS)}; do type -P $name > /dev/null || echo $name; done"
+    return frozenset(pool.run(TREES["project"], line, _LIMITS)[0].stdout.split())
+
+
+def judged(
+    pool: Pool,
+    lines: Sequence[tuple[str, Mapping[str, Any]]],
+    limits: SandboxLimits = SandboxLimits(wall=5.0),  # noqa: B008 (immutable)
+) -> list[Verdict]:
+    """Compares lines with the sandbox, each in a fresh copy of its normal tree.
+
+    The second run of each in the sandbox comes after the first of all: by then the time of day and
+    the processes' numbers are others, and what depends on them is told from what does not.
+    """
+    verdicts: list[Verdict] = []
+    first: dict[int, tuple[_Outcome, int]] = {}
+    lacking = _lacking(pool)
+    for number, (line, world) in enumerate(lines):
+        result = Session(Image(world)).run(line)
+        ran = (e.name for e in result.record.executions if e.kind == "program")
+        absent = [name for name in ran if name in lacking]
+        if result.unsupported:
+            verdicts.append(Verdict(line, "unsupported", result.unsupported[0]))
+        elif absent:
+            verdicts.append(Verdict(line, "unstable", f"no {absent[0]} on this machine"))
+        else:
+            verdicts.append(Verdict(line, "equal", ""))
+            first[number] = _in_bash(pool, world, line, limits)
+    for number, (outcome, _) in first.items():
+        line, world = lines[number]
+        again, clock = _in_bash(pool, world, line, limits)
+        found = _here(world, line, clock - 1)  # its first command is a second later
+        if outcome != again or again.exit_code in _OVER:
+            apart = [f for f in _Outcome._fields if getattr(outcome, f) != getattr(again, f)]
+            verdicts[number] = Verdict(line, "unstable", ", ".join(apart) or "limit")
+        elif found != again:
+            apart = [f for f in _Outcome._fields if getattr(found, f) != getattr(again, f)]
+            told = [
+                f"  {f}\n    bash {getattr(again, f)!r}\n    here {getattr(found, f)!r}"
+                for f in apart
+            ]
+            verdicts[number] = Verdict(line, apart[0], "\n".join(told))
+    return verdicts
 
 
 def read() -> list[Recording]:

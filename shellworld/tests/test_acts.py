@@ -9,11 +9,9 @@ from shellworld.interpreter.session import Image, Session
 from shellworld.reading.permissions import permission_commands
 from shellworld.reading.ran import permissions_of
 from shellworld.sandbox import pool as sandboxes
+from shellworld.tests.sandboxed import needs_sandbox
 from shellworld.world import tree
 
-needs_sandbox = pytest.mark.skipif(
-    sandboxes.unavailable() is not None, reason=f"no sandbox here: {sandboxes.unavailable()}"
-)
 AGENT = {"owner": "agent", "group": "agent"}
 WORLD = tree.normalise(
     {
@@ -280,12 +278,6 @@ def _ran(record):
         for e in record.executions
         if e.permission and e.name != "umask"
     ]
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with sandboxes.Pool() as warm:
-        yield warm
 
 
 def test_there_are_enough_lines():

@@ -6,11 +6,10 @@ import random
 import pytest
 
 from shellworld.reading import permissions as trait
-from shellworld.sandbox import pool as sandbox
-from shellworld.sandbox.pool import Pool
 from shellworld.tests import compare
 from shellworld.tests.corpus import corpus, expand
 from shellworld.tests.grammar import generated
+from shellworld.tests.sandboxed import needs_sandbox
 
 EQUAL = 0.995  # share of the supported lines
 UNSUPPORTED = 0.05  # share of all lines that may be called unsupported
@@ -87,34 +86,26 @@ def test_templates_of_the_list():
     assert expand("x␤y") == ["x\ny"]
 
 
-needs_sandbox = pytest.mark.skipif(
-    sandbox.unavailable() is not None, reason=f"no sandbox here: {sandbox.unavailable()}"
-)
-
-
 @needs_sandbox
-def test_recordings_are_what_bash_does():
-    sample = random.Random(0).sample(compare.read(), 120)
-    with Pool() as pool:
-        different = [r for r in sample if compare.real(pool, r.world, r.line) != r]
+def test_recordings_are_what_bash_does(pool, recorded):
+    sample = random.Random(0).sample(recorded.recordings, 60)
+    different = [r for r in sample if compare.real(pool, r.world, r.line) != r]
     assert not different
 
 
-def live(count, seed):
-    with Pool() as pool:
-        comparison = compare.Comparison(
-            [compare.real(pool, "project", line) for line in generated(count, seed)]
-        )
+def live(pool, count, seed):
+    lines = generated(count, seed)
+    comparison = compare.Comparison([compare.real(pool, "project", line) for line in lines])
     assert comparison.equal >= EQUAL - 0.005, f"seed {seed}: {comparison.report()}"
     assert len(comparison.unsupported) <= UNSUPPORTED * count
 
 
 @needs_sandbox
-def test_new_lines_do_the_same_in_bash():
-    live(200, 1)
+def test_new_lines_do_the_same_in_bash(pool):
+    live(pool, 60, 1)
 
 
 @pytest.mark.slow
 @needs_sandbox
-def test_many_new_lines_do_the_same_in_bash():
-    live(3000, random.SystemRandom().randrange(2**32))
+def test_many_new_lines_do_the_same_in_bash(pool):
+    live(pool, 3000, random.SystemRandom().randrange(2**32))

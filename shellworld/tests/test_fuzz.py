@@ -8,8 +8,8 @@ from shellworld.tests.fuzz import survive
 
 
 def test_broken_lines_end():
-    survived = survive(800)
-    assert survived.count >= 400
+    survived = survive(300)
+    assert survived.count >= 150
     assert survived.unsupported < survived.count / 2
     assert survived.slowest < 10, survived.line
 

@@ -7,6 +7,7 @@ import contextlib
 import os
 import platform
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -21,22 +22,14 @@ from shellworld.sandbox import supervisor
 from shellworld.sandbox import users as sandbox_users
 from shellworld.sandbox.pool import Pool, SandboxLimits, SandboxSession
 from shellworld.tests.attempts import ATTEMPTS
+from shellworld.tests.sandboxed import needs_sandbox
 from shellworld.tests.trees import TREES
 from shellworld.world import tree
 
-needs_sandbox = pytest.mark.skipif(
-    sandboxes.unavailable() is not None, reason=f"no sandbox here: {sandboxes.unavailable()}"
-)
 LIMITS = SandboxLimits(wall=0.7, cpu=1)
 WORLD = tree.normalise(
     {"users": {"agent": {"sudo": True}, "bob": {}}, "paths": {"/srv/x": {"content": "x\n"}}}
 )
-
-
-@pytest.fixture(scope="module")
-def pool():
-    with Pool() as warm:
-        yield warm
 
 
 class Outside:
@@ -443,3 +436,20 @@ def test_variables_that_are_too_large_stay_as_they_were():
         assert session.run("echo $x").stdout == "before\n"
     finally:
         session.close()
+
+
+@needs_sandbox
+def test_a_line_begins_with_no_signal_ignored():
+    """Whatever ignored signals the process that started the sandbox has, as below nohup."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGQUIT, signal.SIGUSR2)}
+    for number in before:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        with Pool() as own:
+            result, _ = own.run(
+                WORLD, "trap; trap 'echo caught' QUIT; kill -QUIT $$; kill -USR2 $$"
+            )
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert (result.stdout, result.exit_code) == ("caught\n", 128 + signal.SIGUSR2)

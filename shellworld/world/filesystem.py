@@ -24,19 +24,26 @@ class FileSystem:
       clock: the time that changes are stamped with, in seconds since the epoch.
     """
 
-    def __init__(self, limits: Limits | None = None, root: Inode | None = None, count: int = 1):
+    def __init__(
+        self,
+        limits: Limits | None = None,
+        root: Inode | None = None,
+        count: int = 1,
+        clock: int = EPOCH,
+    ):
         """Begins with a tree that is there already, or with an empty root directory.
 
         Args:
           limits: how large files and the whole may become.
           root: a tree of `count` inodes; None makes an empty one.
+          clock: the time at first.
         """
         self.limits = limits or Limits()
-        self.clock = EPOCH
+        self.clock = clock
         self.journal = Journal()
         self._count = count
-        self._number = 11 + count  # the last that an inode got; none is given twice
-        self.root = root or Inode("directory", 0o755, 0, 0, "", EPOCH, 2)
+        self._number = count  # the last that an inode got; none is given twice
+        self.root = root or Inode("directory", 0o755, 0, 0, "", clock, 2)
 
     # -- looking up --------------------------------------------------------------------
 

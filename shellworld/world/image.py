@@ -19,39 +19,60 @@ class Image:
 
     How that is done: see Original and Entries.
 
+    Args:
+      tree: a normal tree (see tree.normalise).
+      clock: the time at which each world begins, in seconds since 1970. Only with the time of the
+        sandbox's machine does what depends on today (`ls -l`, `find -mtime`, `date`) come out as it
+        does there.
+
     Attributes:
-      tree: the normal tree (see tree.normalise); neither changed here, nor may it be.
+      tree: the normal tree; neither changed here, nor may it be.
       users, environment: its user database and the variables that its user's shell starts with;
         both are never changed.
       who: the user's credentials.
     """
 
-    def __init__(self, tree: Mapping[str, Any]):
+    def __init__(self, tree: Mapping[str, Any], clock: int = EPOCH):
         self.tree = tree
+        self.clock = clock
         self.users = Users(tree)
         self.environment = environment(tree)
         self.who = self.users.credentials(tree["user"], int(tree["umask"], 8))
-        self._root, self._count = _read(tree, self.users)
+        self._root, self._count = _read(tree, self.users, clock)
 
     def file_system(self, limits: Limits) -> FileSystem:
         """Makes one as the tree describes it, with the system's directories and /dev/null."""
-        return FileSystem(limits, self._root.copy(None, {}), self._count)
+        return FileSystem(limits, self._root.copy(None, {}), self._count, self.clock)
 
 
-def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:
+def _system_numbers() -> dict[str, int]:
+    """The inode numbers of what every world has, as the sandbox's file system gives them."""
+    found = {"/": 1}
+    for path in SYSTEM:
+        above = posixpath.dirname(path)
+        for one in (above, path):
+            found.setdefault(one, len(found) + 1)
+    return found
+
+
+_NUMBERS = _system_numbers()
+
+
+def _read(tree: Mapping[str, Any], users: Users, clock: int) -> tuple[Original, int]:
     """The root of a normal tree, and the number of inodes below it."""
     nodes: dict[str, Original] = {}
-    number = 11
+    number = len(_NUMBERS)
     for path, entry in tree["paths"].items():
         kind = entry["type"]
         if kind == "hardlink":
             continue
-        number += path != "/"
+        if path not in _NUMBERS:
+            number += 1
         content = entry.get("content" if kind == "file" else "target", "")
         mode = 0o777 if kind == "symlink" else int(entry["mode"], 8)
         uid, gid = users.uid(entry["owner"]) or 0, users.gid(entry["group"]) or 0
-        node = Original(kind, mode, uid, gid, content, entry["mtime"], number if path != "/" else 2)
-        node.ctime = EPOCH  # a world's files are made when it begins, whatever their mtime says
+        node = Original(kind, mode, uid, gid, content, entry["mtime"], _NUMBERS.get(path, number))
+        node.ctime = clock  # a world's files are made when it begins, whatever their mtime says
         if entry.get("acl"):
             node.mode, node.acl, node.default = parse_entries(entry["acl"], node.mode, users)
         _add(nodes, path, node)
@@ -64,9 +85,10 @@ def _read(tree: Mapping[str, Any], users: Users) -> tuple[Original, int]:
     for path, target in SYSTEM.items():
         system_kind: Kind = "directory" if target is None else "symlink"
         mode = 0o555 if path == "/proc" else 0o755 if target is None else 0o777
-        _add(nodes, path, Original(system_kind, mode, 0, 0, target or "", EPOCH, 3))
-    _add(nodes, "/dev/null", Original("device", 0o666, 0, 0, "", EPOCH, 4))
-    _add(nodes, "/dev/fd", Original("directory", 0o555, 0, 0, "", EPOCH, 5))
+        number_of_it = 1 if path in ("/dev", "/proc") else _NUMBERS[path]  # roots of their own
+        _add(nodes, path, Original(system_kind, mode, 0, 0, target or "", clock, number_of_it))
+    _add(nodes, "/dev/null", Original("device", 0o666, 0, 0, "", clock, 0))
+    _add(nodes, "/dev/fd", Original("directory", 0o555, 0, 0, "", clock, 0))
     return nodes["/"], number
 
 

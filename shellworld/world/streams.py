@@ -101,9 +101,10 @@ class TextSink:
 class PipeSink(TextSink):
     """A pipe between commands: bounded by itself, not counted as output of the line."""
 
-    __slots__ = ("left",)
+    __slots__ = ("endless", "left")
 
     def __init__(self, limit: int):
+        self.endless = False  # the writer would have gone on
         self.parts: list[str] = []
         self.left = limit
 
