@@ -114,6 +114,7 @@ def _size(text: str) -> Test:
             if not text
             else f"invalid -size type `{text[-1]}'"
         )
+    # Sizes are rounded up before they are compared: -size -1M is true of empty files only.
     unit = _UNITS[match[2] or "b"]
     return _compare(match[1], "-size", lambda entry: -(-entry.size // unit))
 
@@ -129,11 +130,13 @@ def _perm(text: str) -> Test:
         raise FindError(f"invalid mode '{text}'") from error
 
     def test(entry: Entry) -> bool:
+        # X means another thing for directories.
         wanted = directory_bits if entry.node.entries is not None else bits
         mode = entry.node.mode & 0o7777
         if how == "-":
             return mode & wanted == wanted
         if how == "/":
+            # No bits at all match everything.
             return bool(mode & wanted) or not wanted
         return mode == wanted
 

@@ -429,6 +429,7 @@ class Parser:
                 raise self.fail("unexpected `}'")
             if command.start is not None:
                 raise self.fail("} doesn't want any addresses")
+            # A block that is not entered is jumped over.
             self.commands[self._open.pop()].target = len(self.commands)
             self.finish()
             return
@@ -450,6 +451,7 @@ class Parser:
             if name != "l" and command.end is not None:
                 raise self.fail("command only uses one address")
             self.skip(" \t")
+            # q and Q: the status to end with. l: where to fold; -1 is as the option -l says.
             command.number = self.number() if self.peek().isdigit() else -1 if name == "l" else 0
             self.finish()
         elif name in "btT":

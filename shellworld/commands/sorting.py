@@ -108,6 +108,7 @@ def _version_compare(a: str, b: str) -> int:
             at, other = at + 1, other + 1
         left_digits, right_digits = _digits(a, at), _digits(b, other)
         at, other = at + len(left_digits), other + len(right_digits)
+        # Digits count as numbers, so that 9 comes before 10; leading zeros count for nothing.
         difference = int(left_digits or 0) - int(right_digits or 0)
         if difference:
             return difference
@@ -136,11 +137,13 @@ def compare_versions(a: str, b: str) -> int:
     for special in ("", ".", ".."):
         if a == special or b == special:
             return (a != special) - (b != special)
+    # Hidden names come first.
     if (a[0] == ".") != (b[0] == "."):
         return -1 if a[0] == "." else 1
     short_a, short_b = _without_suffix(a), _without_suffix(b)
     if short_a == short_b:
         short_a, short_b = a, b
+    # Suffixes decide only where names without them are equal.
     return _version_compare(short_a, short_b) or _version_compare(a, b)
 
 
