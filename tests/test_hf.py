@@ -26,6 +26,7 @@ from subtransfer.models.kv_cache import Cache
 from subtransfer.rollout import saved_policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
+from subtransfer.store import digests
 
 from .families import GEOMETRIES, reference
 
@@ -411,7 +412,8 @@ def test_what_a_runs_policies_keep_of_a_checkpoints_tokenizer(checkpoint, tmp_pa
     chat_format.set_thinking(tokenizer, "false")
     for name in ("imported", "twin"):
         (tmp_path / name).mkdir()
-    saved_policy.save_imported(tmp_path / "imported", cfg, checkpoint, tokenizer)
+    sha256 = digests.of_checkpoint(checkpoint, tmp_path)
+    saved_policy.save_imported(tmp_path / "imported", cfg, checkpoint, sha256, tokenizer)
     saved_policy.save_base(tmp_path / "twin", cfg, hf_load.load_params(checkpoint, cfg), tokenizer)
     for name in ("imported", "twin"):
         read = saved_policy.load_policy_tokenizer(tmp_path / name)

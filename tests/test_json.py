@@ -15,13 +15,13 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from subtransfer.experiment import models, policies, trainings
+from subtransfer.experiment import policies, trainings
 from subtransfer.experiment.stages import results
 from subtransfer.models import families, hf_load, peft_adapter, stop_tokens
 from subtransfer.report import files
 from subtransfer.rollout import saved_policy
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import buckets, history, provenance, seals, trajectories
+from subtransfer.store import buckets, digests, history, provenance, seals, trajectories
 from subtransfer.studies import runs
 from subtransfer.training import metrics
 from tests import studies
@@ -43,6 +43,7 @@ APART = {
     "subtransfer/studies/sql.py: _serialised": "duckdb's own answer",
     "subtransfer/models/calls.py": "what models write, of which nothing can be expected",
     "subtransfer/store/claims.py: _read": "one that is no claim is left to its lease",
+    "subtransfer/store/journal.py: _read": "what has a checksum beside it: test_journal",
     "subtransfer/store/messages.py: _objects": "people's files, with their lines: test_messages",
     "subtransfer/store/messages.py: _call": "people's files, with their lines: test_messages",
     "subtransfer/store/messages.py: _tool_names": "people's files, with their lines: test_messages",
@@ -140,7 +141,7 @@ def _published(reader):
 
 def _of_checkpoint(folder):
     (folder / "model").mkdir(exist_ok=True)
-    return models.checkpoint_digest(folder / "model", folder)
+    return digests.of_checkpoint(folder / "model", folder)
 
 
 def _mirror(folder):
@@ -172,7 +173,7 @@ CASES = {
         None, "choices.json", lambda f: results._read(_context(f), "choice", "choices.json"), ()),
     "subtransfer/experiment/policies.py: _base_of": (
         None, "policy.json", policies._base_of, ()),
-    "subtransfer/experiment/models.py: checkpoint_digest": (
+    "subtransfer/store/digests.py: of_checkpoint": (
         None, ".digests.json", _of_checkpoint, ("{}",)),
     "subtransfer/experiment/models.py: _geometry": (
         None, "config.json", lambda f: families.read_json(f / "config.json"), ("{}",)),
@@ -194,7 +195,7 @@ CASES = {
     "subtransfer/models/hf_load.py: __init__": (
         None, hf_load.INDEX, hf_load.Checkpoint, ()),
     "subtransfer/models/stop_tokens.py: remember": (
-        None, stop_tokens.FILE, lambda f: stop_tokens.remember(types.SimpleNamespace(), f), ("{}",)),
+        None, stop_tokens.FILES[0], lambda f: stop_tokens.remember(types.SimpleNamespace(), f), ("{}",)),
     "subtransfer/rollout/saved_policy.py: _meta": (
         _policy, "policy.json", saved_policy.load_policy, ()),
 }  # fmt: skip

@@ -276,10 +276,14 @@ LLAMA = {
 }  # fmt: skip
 
 
-def test_no_stage_of_two_settings_is_shared(tmp_path, monkeypatch):
-    """Also with an imported base, whose own trajectories and students read the setting, too."""
-    # A directory without a tokenizer, which is no matter of keys.
+@pytest.fixture
+def no_tokenizer(monkeypatch):
+    """Lets a plan take a directory without a tokenizer, which is no matter of keys."""
     monkeypatch.setattr(refusals, "check_prompt", lambda *_: None)
+
+
+def test_no_stage_of_two_settings_is_shared(tmp_path, no_tokenizer):
+    """Also with an imported base, whose own trajectories and students read the setting, too."""
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     plans = [
         _digests(_config(f"base.checkpoint={tmp_path}", f"setting={setting}"))
@@ -289,7 +293,7 @@ def test_no_stage_of_two_settings_is_shared(tmp_path, monkeypatch):
     assert not set(plans[0].values()) & set(plans[1].values())
 
 
-def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path):
+def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path, no_tokenizer):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     given = f"base.checkpoint={tmp_path}"
     by_itself = _digests(_config(given))
@@ -335,7 +339,7 @@ def test_the_fields_of_adapters_are_read_where_there_are_some():
     assert _changed(before, _digests(_config())) == tuned
 
 
-def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path):
+def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_tokenizer):
     """Of all objectives, on both policies, with stored targets, adapters, populations, own data."""
     objectives = "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"
     (tmp_path / "own.jsonl").write_text('{"messages": []}\n')

@@ -12,7 +12,6 @@ import transformers
 
 from subtransfer.distillation import teacher_targets
 from subtransfer.distillation.student import Guard
-from subtransfer.filtering.leaks import unsafe_token_ids
 from subtransfer.models import hf_load
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.forward import forward
@@ -136,8 +135,11 @@ def test_a_grammar_and_the_unsafe_tokens_know_no_row_beyond(chat):
     assert moves.shape[1] == rows and (moves >= 0).any()
     moves = table("[a-z ]*", tokenizer, rows + 9, [tokenizer.eos_token_id])
     assert (moves[:, rows + 1 :] < 0).all()
-    unsafe = unsafe_token_ids(tokenizer, chat.setting)
-    assert Guard(np.append(unsafe, rows)).removed(rows).sum() == len(unsafe)
+    text = np.array(chat.encode("pur"), np.int32)
+    examples = Examples.from_rows([(text, np.ones(len(text), bool))])
+    guard = Guard(("image_soft_token",), mask_unsafe=True)
+    _, removed, _ = guard.masked(examples, ChatFormat(tokenizer, chat.setting), rows)
+    assert removed.shape[1] == rows and removed.any()
 
 
 # -- another number of rows ------------------------------------------------------------------------
@@ -174,14 +176,15 @@ def test_soft_targets_are_over_the_tokens_of_both(padded, chat, objective, stude
     options = {"jsd_beta": 0.3} if objective == "jsd" else {}
     geometry = None if one.cfg == two.cfg else two.cfg
     loss = loop.Loss(objective, temperature=2.0, options=options, teacher=geometry)
-    unsafe = np.zeros(one.cfg.vocab_size, bool)
-    unsafe[[4, 17]] = True
+    unsafe = np.zeros((2, one.cfg.vocab_size), bool)
+    unsafe[1, [4, 17]] = True
     mask = np.ones(tokens.shape, bool)
     of = jax.jit(jax.value_and_grad(loop.loss_fn, 2, has_aux=True), static_argnums=(0, 1))
     for removed in (None, unsafe):
+        targets = {} if removed is None else {"removed_at": np.ones(tokens.shape, np.int32)}
         (value, _), gradient = of(
             one.cfg, loss, one.params, None, two.weights, removed, tokens, mask,
-            jax.random.key(0), {},
+            jax.random.key(0), targets,
         )  # fmt: skip
         kept = np.setdiff1d(np.arange(count), [] if removed is None else [4, 17])
         p, q = (
@@ -312,7 +315,7 @@ def test_a_saved_policy_keeps_its_unused_rows(tmp_path, padded, chat):
     cfg, _ = hf_load.load_geometry(directory)
     (tmp_path / "base").mkdir()
     sha256 = digests.of_checkpoint(directory, tmp_path)
-    save_imported(tmp_path / "base", cfg, directory, sha256)
+    save_imported(tmp_path / "base", cfg, directory, sha256, chat.tokenizer)
     assert load_policy(tmp_path / "base").cfg == cfg
     assert cfg.unused == ((len(chat.tokenizer), len(chat.tokenizer) + 37),)
     assert len(load_policy_tokenizer(tmp_path / "base")) == len(chat.tokenizer)

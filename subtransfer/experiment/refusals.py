@@ -15,7 +15,7 @@ from subtransfer.config.arms import Arm
 from subtransfer.experiment import lengths, memory
 from subtransfer.experiment.models import Models
 from subtransfer.models import attention_kernels, families, hf_load
-from subtransfer.models.chat import ChatFormat
+from subtransfer.models.chat import ChatFormat, set_thinking
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
 
@@ -86,7 +86,9 @@ def check_prompt(size: memory.Sizes, checkpoint: str, digest: str) -> None:
     # Trajectories of one's own are cut to what fits; their instructions are not known yet.
     episodes = 0 if r.trajectories else r.episodes
     identity = canonical_json(settings.identity(config.setting))
-    prompt, result = _prompt_tokens(checkpoint, digest, config.setting, identity, episodes)
+    prompt, result = _prompt_tokens(
+        checkpoint, digest, config.setting, identity, config.chat.enable_thinking, episodes
+    )
     length = prompt + r.max_turns * (r.max_new_tokens + r.max_tool_tokens + result)
     if prompt >= most:
         raise UserError(
@@ -105,7 +107,7 @@ def check_prompt(size: memory.Sizes, checkpoint: str, digest: str) -> None:
 # Kept, as every member of a sweep asks, and reading a tokenizer takes a second.
 @functools.cache
 def _prompt_tokens(
-    checkpoint: str, digest: str, setting: str, identity: str, episodes: int
+    checkpoint: str, digest: str, setting: str, identity: str, thinking: str, episodes: int
 ) -> tuple[int, int]:
     """Tokens of the longest prompt, and of a tool result without its text.
 
@@ -113,11 +115,14 @@ def _prompt_tokens(
       checkpoint: its directory.
       digest, identity: of the checkpoint and of the setting, which may change in a process's life.
       setting: its name.
+      thinking: `chat.enable_thinking`, which may lengthen prompts.
       episodes: safe training tasks of a seed.
     """
     cfg = families.read_config(checkpoint)
     found = settings.get(setting)
-    chat = ChatFormat(hf_load.load_tokenizer(checkpoint, cfg), found)
+    tokenizer = hf_load.load_tokenizer(checkpoint, cfg)
+    set_thinking(tokenizer, thinking)
+    chat = ChatFormat(tokenizer, found)
     return lengths.prompt_tokens(chat, found, episodes, 0), len(chat.tool_ids(""))
 
 

@@ -8,13 +8,14 @@ one character, or of several at the end of an alternative.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 # The reader of `re` itself, so that both mean the same. It has no public name.
-_parser: Any = importlib.import_module("re._parser")
+from re import _parser as re_parser  # type: ignore[attr-defined]
+from typing import Any
+
+_parser: Any = re_parser
 _CATEGORIES = {
     "CATEGORY_WORD": re.compile(r"\w"),
     "CATEGORY_DIGIT": re.compile(r"\d"),
