@@ -326,3 +326,71 @@ def test_a_process_waits_for_the_others_as_long_as_it_is_told(tmp_path):
     assert time.monotonic() - begin < 60
     assert done.returncode == 2 and "did not find each other" in done.stderr, done
     assert not (tmp_path / "w").exists()
+
+
+# The second process dies when it has written down so many calls.
+EPISODES = """
+import hashlib, os, sys
+from pathlib import Path
+from subtransfer.runtime import processes
+port, number, folder, calls = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+processes.join(f"localhost:{port}", 2, number, peer_timeout=5)
+import jax
+from subtransfer import settings
+from subtransfer.models.chat import ChatFormat
+from subtransfer.models.decoder import DecoderConfig
+from subtransfer.models.tokenizer import train_tokenizer
+from subtransfer.rollout import lanes
+from subtransfer.rollout.episodes import RolloutSpec, run_episodes
+from subtransfer.runtime import sharding
+from subtransfer.store.journal import Journals
+from subtransfer.training import pretrain
+
+setting = settings.get("api")
+demos = list(pretrain.demonstrations(setting, 500, 0.05, 0))
+texts = pretrain.corpus_texts(demos, setting)
+chat = ChatFormat(train_tokenizer(texts, setting, 512), setting)
+cfg = DecoderConfig(len(chat.tokenizer), 32, 48, 2, 2, 1, 16)
+params = pretrain.init_params(cfg, sharding.make_mesh(1, 2, 1), jax.random.key(0))
+pack, left = lanes._packed, [calls]
+
+def packed(out):
+    left[0] -= 1
+    if left[0] < 0 and number == 1:
+        os._exit(9)
+    return pack(out)
+
+lanes._packed = packed
+tasks, spec = setting.tasks("safe", "train", 40, 0), RolloutSpec(8, 3, 12, 13, 1.0)
+made, stats = run_episodes(
+    cfg, {"params": params}, chat, tasks, spec, jax.random.key(1),
+    journals=Journals(folder / "rollouts-0", "rollouts", 120.0),
+)
+digest = hashlib.sha256()
+for t in made:
+    digest.update(t.tokens.tobytes() + t.behavior_logprobs.tobytes())
+print("MADE", digest.hexdigest(), stats.tokens, flush=True)
+processes.leave(0, "")
+"""
+
+
+@pytest.mark.slow
+def test_episodes_of_two_processes_go_on_with_the_same_bits(tmp_path):
+    """A process may die one call before the other: both go on from what both have written down."""
+
+    def made(folder, calls):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        return _two(EPISODES, tmp_path / folder, str(calls))
+
+    def result(ended):
+        lines = [line.split() for _, out in ended for line in out.splitlines() if "MADE" in line]
+        assert [code for code, _ in ended] == [0, 0] and len(lines) == 2, ended
+        assert lines[0][1] == lines[1][1]
+        return lines[0][1], int(lines[0][2])
+
+    digest, tokens = result(made("undisturbed", 10**9))
+    for calls in (4, 3):
+        (code, _), (died, _) = made("killed", calls)
+        assert died == 9 and code != 0
+    again, rest = result(made("killed", 10**9))
+    assert again == digest and 0 < rest < tokens
