@@ -7,6 +7,7 @@ import posixpath
 from dataclasses import replace
 
 import jax
+import numpy as np
 import pytest
 
 from subtransfer import settings

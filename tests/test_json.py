@@ -17,7 +17,7 @@ import pytest
 
 from subtransfer.experiment import policies, trainings
 from subtransfer.experiment.stages import results
-from subtransfer.models import families, hf_load, peft_adapter, stop_tokens
+from subtransfer.models import families, hf_export, hf_load, peft_adapter, stop_tokens
 from subtransfer.report import files
 from subtransfer.rollout import saved_policy
 from subtransfer.runtime.errors import UserError
@@ -47,6 +47,8 @@ APART = {
     "subtransfer/store/messages.py: _objects": "people's files, with their lines: test_messages",
     "subtransfer/store/messages.py: _call": "people's files, with their lines: test_messages",
     "subtransfer/store/messages.py: _tool_names": "people's files, with their lines: test_messages",
+    "subtransfer/runtime/processes.py: agree": "what this program's own first process tells",
+    "tools/check_export.py: read": "what this program's own script has written",
     "launch/inside/slurm_jobs.py: read": "in an environment without this package: tested below",
     "tools/peers/environment.py: _read": "what this program's own peers tell",
     "tools/peers/serve.py: serve": "what this program's own benchmark asks of a peer",
@@ -139,8 +141,15 @@ def _published(reader):
     return read
 
 
+def _checkpoint(folder):
+    (folder / "model").mkdir()
+    (folder / "model" / "config.json").write_text("{}")
+
+
 def _of_checkpoint(folder):
-    (folder / "model").mkdir(exist_ok=True)
+    # Whose digest this process does not know: a known one asks for no file of digests.
+    path = folder / "model" / "config.json"
+    path.write_text("{}")
     return digests.of_checkpoint(folder / "model", folder)
 
 
@@ -174,7 +183,7 @@ CASES = {
     "subtransfer/experiment/policies.py: _base_of": (
         None, "policy.json", policies._base_of, ()),
     "subtransfer/store/digests.py: of_checkpoint": (
-        None, ".digests.json", _of_checkpoint, ("{}",)),
+        _checkpoint, ".digests.json", _of_checkpoint, ("{}",)),
     "subtransfer/experiment/models.py: _geometry": (
         None, "config.json", lambda f: families.read_json(f / "config.json"), ("{}",)),
     "subtransfer/studies/runs.py: members": (None, "sweep.json", runs.members, ()),
@@ -192,6 +201,15 @@ CASES = {
         None, "config.json", families.read_config, ()),
     "subtransfer/models/peft_adapter.py: read_adapter_config": (
         None, "adapter_config.json", peft_adapter.read_adapter_config, ()),
+    "subtransfer/models/peft_adapter.py: _is_multimodal": (
+        None, "config.json", peft_adapter._is_multimodal, ("{}",)),
+    "subtransfer/models/hf_export.py: _write_for_older_readers": (
+        None, "tokenizer_config.json",
+        lambda f: hf_export._write_for_older_readers(f / "tokenizer_config.json"), ("{}",)),
+    "subtransfer/models/hf_export.py: _write_stop_tokens": (
+        None, "generation_config.json",
+        lambda f: hf_export._write_stop_tokens(
+            f / "generation_config.json", types.SimpleNamespace(eos_token_id=None)), ("{}",)),
     "subtransfer/models/hf_load.py: __init__": (
         None, hf_load.INDEX, hf_load.Checkpoint, ()),
     "subtransfer/models/stop_tokens.py: remember": (
@@ -201,6 +219,7 @@ CASES = {
 }  # fmt: skip
 # With a helper, but to no user's eyes.
 ELSEWHERE = {
+    "subtransfer/models/families.py: source_fields": "read_config has just found it right",
     "subtransfer/store/bucket_claims.py: _read": "one that is no claim is left to its lease, as in "
     "test_remote",
 }

@@ -599,19 +599,31 @@ sys.exit(preemption.status())
 STATUS = {"SIGINT": 130}  # 75 for all others
 
 
+def _with_signals(how, numbers, command):
+    """The command, begun with these signals at SIG_DFL or SIG_IGN, whoever runs the tests.
+
+    A program in between sets them: this process has threads and must not fork by itself.
+    """
+    code = (
+        "import os, signal, sys\n"
+        f"for number in {tuple(map(int, numbers))}:\n"
+        f"    signal.signal(number, signal.{how})\n"
+        "os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+    )
+    return [sys.executable, "-S", "-c", code, *command]
+
+
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU"])
 def test_every_notice_saves_says_so_and_has_its_status(name):
     """A second SIGTERM or Ctrl-C does not wait; the others come again and again."""
     number = getattr(signal, name)
     for second in (False, True):
         with subprocess.Popen(
-            [sys.executable, "-c", NOTICED],
+            _with_signals("SIG_DFL", (signal.SIGHUP, signal.SIGINT), ["-c", NOTICED]),
             cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            # Whoever runs the tests may have these ignored.
-            preexec_fn=lambda: [signal.signal(n, signal.SIG_DFL) for n in (1, 2)],
         ) as process:
             assert process.stdout.readline() == "ready\n"
             process.send_signal(number)
@@ -633,12 +645,11 @@ def test_every_notice_saves_says_so_and_has_its_status(name):
 def test_what_nohup_or_a_background_job_ignores_stays_ignored(name):
     number = getattr(signal, name)
     with subprocess.Popen(
-        [sys.executable, "-c", NOTICED],
+        _with_signals("SIG_IGN", (number,), ["-c", NOTICED]),
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        preexec_fn=lambda: signal.signal(number, signal.SIG_IGN),
     ) as process:
         process.stdout.readline()
         process.send_signal(number)
@@ -654,13 +665,13 @@ def test_a_notice_while_modules_are_imported_asks_for_a_restart(tmp_path, moment
     """Python itself takes a moment to start, within which nobody listens yet."""
     for number, moment in enumerate(moments):
         name = ("SIGTERM", "SIGUSR2", "SIGXCPU", "SIGHUP")[number % 4]
+        command = ["-X", "importtime", "-m", "subtransfer.launch", *_where(tmp_path)]
         process = subprocess.Popen(
-            [sys.executable, "-X", "importtime", "-m", "subtransfer.launch", *_where(tmp_path)],
+            _with_signals("SIG_DFL", (signal.SIGHUP,), command),
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         while "subtransfer.runtime.errors" not in process.stderr.readline():
             pass

@@ -321,11 +321,11 @@ def test_a_student_that_has_not_moved_has_the_ratio_one_under_dropout(cfg, param
         params, jax.tree.map(lambda x: 0.5 * x, adapter.factors), alpha=8.0, rank=4
     )
     weights = lora.attach(params, adapter.factors, alpha=8.0, rank=4)
-    gone = np.zeros(cfg.vocab_size, bool)
-    gone[[3, 7]] = True
+    gone = np.zeros((1, cfg.vocab_size), bool)
+    gone[0, [3, 7]] = True
 
     def log_of_tokens(logits):
-        kept = torch.tensor(np.array(logits, np.float64)).masked_fill(torch.tensor(gone), -1e9)
+        kept = torch.tensor(np.array(logits, np.float64)).masked_fill(torch.tensor(gone[0]), -1e9)
         logp = torch.log_softmax(kept[:, :-1], -1)
         return logp.gather(-1, torch.tensor(tokens[:, 1:], dtype=torch.long)[..., None])[
             ..., 0
@@ -340,8 +340,8 @@ def test_a_student_that_has_not_moved_has_the_ratio_one_under_dropout(cfg, param
         tuning = loop.Tuning("lora", 4, 8.0, dropout, ("q", "down"))
         loss = loop.Loss("policy_gradient", tuning=tuning)
         return loop.loss_fn(
-            cfg, loss, factors, frozen, teacher, gone, tokens, mask, key,
-            {"behavior_logprobs": behavior},
+            cfg, loss, factors, frozen, teacher, jax.numpy.asarray(gone), tokens, mask, key,
+            {"behavior_logprobs": behavior, "removed_at": np.zeros(tokens.shape, np.int32)},
         )  # fmt: skip
 
     (value, metrics), gradient = jax.jit(jax.value_and_grad(ours, has_aux=True), static_argnums=1)(

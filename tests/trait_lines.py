@@ -215,7 +215,6 @@ DECOYS = r"""
         """
 # Of these, what the simulator lacks, so that only the text says what they are.
 UNSIMULATED = r"""
-        ch$()mod 604 f
         declare -n r=v; v=chmod; $r 604 f
         /bin/ch?od 604 f
         /usr/bin/chmo* 604 f
