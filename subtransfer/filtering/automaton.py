@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 
 # The reader of `re` itself, so that both mean the same. It has no public name.
-from re import _parser as re_parser  # type: ignore[attr-defined]
+from re import _parser as re_parser
 from typing import Any
 
 _parser: Any = re_parser
