@@ -235,6 +235,7 @@ def test_another_version_of_a_library_makes_anew_what_it_computes(monkeypatch, l
         ("jax_default_matmul_precision", "highest"),
         ("jax_enable_x64", True),
         ("jax_disable_jit", True),
+        ("jax_disable_most_optimizations", True),
         ("jax_default_prng_impl", "rbg"),
         ("jax_numpy_dtype_promotion", "strict"),
     ],

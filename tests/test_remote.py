@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from subtransfer.runtime import progress
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts, buckets, history
 from subtransfer.store.bucket_claims import BucketClaim
@@ -443,6 +444,40 @@ def test_a_store_without_conditions_lets_one_have_it():
     assert sum(isinstance(error, UserError) for error in errors) == 1
     one.release()
     two.release()
+
+
+def test_a_run_that_hangs_falls_silent_until_it_goes_on():
+    """Then another run may take over after the lease; one that goes on in time keeps its claim."""
+    files = fsspec.filesystem("memory")
+    claim = BucketClaim(files, "/hanging", "memory://hanging", 0.2, stall=0.3)
+    claim.take(lambda line: None)
+    try:
+        first = claim._look().beat
+        silent = _beats_until_silence(claim)
+        assert silent != first
+        progress.moved()
+        deadline = time.monotonic() + 10
+        while claim._look().beat == silent and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert claim._look().beat != silent
+        _beats_until_silence(claim)
+        other = BucketClaim(files, "/hanging", "memory://hanging", 0.2)
+        other.take(lambda line: None)
+        with pytest.raises(UserError, match="was taken over by another run"):
+            claim.check()
+        other.release()
+    finally:
+        claim.release()
+
+
+def _beats_until_silence(claim):
+    """The beat that none follows for many intervals."""
+    last, since = claim._look().beat, time.monotonic()
+    while time.monotonic() - since < 0.5:
+        time.sleep(0.05)
+        if claim._look().beat != last:
+            last, since = claim._look().beat, time.monotonic()
+    return last
 
 
 @pytest.mark.parametrize("text", ["[]", "{", '{"owner": {}, "beat": 1, "lease": 1, "free": false}'])

@@ -105,6 +105,7 @@ JAX_FLAGS = (
     "jax_default_matmul_precision",
     "jax_default_prng_impl",
     "jax_disable_jit",
+    "jax_disable_most_optimizations",
     "jax_enable_x64",
     "jax_numpy_dtype_promotion",
     "jax_threefry_partitionable",

@@ -100,7 +100,7 @@ class Store:
         with os_errors(self.workdir):
             (self.workdir / CLAIMS).mkdir(parents=True, exist_ok=True)
             # Before any work: who may not write there is told now, too.
-            buckets.claim(self.workdir, self._lease, print)
+            buckets.claim(self.workdir, self._lease, self._stall, print)
             buckets.fetch_files(self.workdir)
             buckets.tidy(self.workdir / STEPS)
             self._claims_of_leader = Claims(self.workdir / CLAIMS, self._lease, stall=self._stall)

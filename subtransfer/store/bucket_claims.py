@@ -26,7 +26,7 @@ from typing import Any
 from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import parse_json
-from subtransfer.store.claims import POLL, Claim, Owner, Patience
+from subtransfer.store.claims import POLL, STALL, Claim, Owner, Patience, Stillness
 
 _FOLDER, _NAME = ".claims", "run"
 _SHAPE = {"owner": dict, "beat": int, "lease": float, "free": bool}
@@ -40,11 +40,12 @@ class BucketClaim:
       root: the address in it.
       address: as the user gave it.
       lease: seconds of silence after which another run may take over.
+      stall: seconds without progress after which this one falls silent; 0 is never.
     """
 
-    def __init__(self, files: Any, root: str, address: str, lease: float):
+    def __init__(self, files: Any, root: str, address: str, lease: float, stall: float = STALL):
         self._files, self._folder = files, f"{root}/{_FOLDER}"
-        self._address, self._lease = address, lease
+        self._address, self._lease, self._stall = address, lease, stall
         self._owner = Owner.this()
         self._number: int | None = None  # of the object that is ours
         self._beat = 0
@@ -137,7 +138,11 @@ class BucketClaim:
 
     def _beating(self) -> None:
         # Four beats within a lease: one that comes late costs nothing.
-        while not self._over.wait(min(15.0, self._lease / 4)):
+        interval = min(15.0, self._lease / 4)
+        stillness = Stillness(self._stall, interval)
+        while not self._over.wait(interval):
+            if stillness.stalled():
+                continue  # whoever waits may take over; `check` tells this run, should it wake up
             # A store that does not answer: the lease goes on running.
             with self._lock, contextlib.suppress(Exception):
                 if max(self._numbers(), default=-1) > (self._number or 0):

@@ -80,19 +80,20 @@ def detach(local: Path) -> None:
     _attached.pop(local, None)
 
 
-def claim(workdir: Path, lease: float, log: Callable[[str], None]) -> None:
+def claim(workdir: Path, lease: float, stall: float, log: Callable[[str], None]) -> None:
     """Takes the address for this run alone, until `release`.
 
     Args:
       workdir: the folder here.
       lease: seconds of silence after which another run may take over.
+      stall: seconds without progress after which this run falls silent; 0 is never.
       log: takes lines for people.
 
     Raises:
       UserError: another run uses the address.
     """
     if mirror := _mirror_of(workdir):
-        mirror.claim(lease, log)
+        mirror.claim(lease, stall, log)
 
 
 def release(workdir: Path) -> None:
@@ -195,10 +196,10 @@ class Mirror:
             self._files, self._root = fsspec.core.url_to_fs(address)
             self.listed(local)
 
-    def claim(self, lease: float, log: Callable[[str], None]) -> None:
+    def claim(self, lease: float, stall: float, log: Callable[[str], None]) -> None:
         """See the function of this name."""
         with self._errors():
-            self._claim = BucketClaim(self._files, self._root, self.address, lease)
+            self._claim = BucketClaim(self._files, self._root, self.address, lease, stall)
             self._claim.take(log)
             self.listed(self.local)  # what another run has finished while this one waited
 

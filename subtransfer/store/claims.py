@@ -372,19 +372,9 @@ class Claims:
     def _beating(self) -> None:
         # Four beats within a lease: one that comes late costs nothing.
         interval = min(5.0, self.lease / 4)
-        seen, still, last = movements(), 0.0, time.monotonic()
+        stillness = Stillness(self.stall, interval)
         while not self._over.wait(interval):
-            before, seen, now = seen, movements(), time.monotonic()
-            # While the process itself was stopped, nothing could go on.
-            stands = still + min(now - last, 2 * interval)
-            was_stalled = bool(self.stall) and still >= self.stall
-            still, last = (stands if seen == before and self._held else 0.0), now
-            stalled = bool(self.stall) and still >= self.stall
-            if stalled and not was_stalled:
-                _say(
-                    f"no progress for {still:.0f} s (checkpoint.stall_seconds): another run may "
-                    "take over what this one is making."
-                )
+            stalled = stillness.stalled(busy=bool(self._held))
             for held in tuple(self._held):
                 try:
                     kept = held.beat(silently=stalled)
@@ -406,6 +396,39 @@ class Claims:
         self._over.set()
         if self._thread:
             self._thread.join()
+
+
+class Stillness:
+    """For how long nothing has gone on in this process, for a thread that beats.
+
+    Args:
+      limit: seconds after which the process counts as stalled; 0: it never does.
+      interval: seconds between two beats.
+    """
+
+    def __init__(self, limit: float, interval: float):
+        self._limit, self._interval = limit, interval
+        self._seen, self._last = movements(), time.monotonic()
+        self._still = 0.0
+
+    def stalled(self, *, busy: bool = True) -> bool:
+        """Returns whether the process is stalled; says so on stderr when it has become it.
+
+        Args:
+          busy: whether there is anything that should go on.
+        """
+        before, self._seen, now = self._seen, movements(), time.monotonic()
+        was = bool(self._limit) and self._still >= self._limit
+        # While the process itself was stopped, nothing could go on.
+        stands = self._still + min(now - self._last, 2 * self._interval)
+        self._still, self._last = (stands if self._seen == before and busy else 0.0), now
+        found = bool(self._limit) and self._still >= self._limit
+        if found and not was:
+            _say(
+                f"no progress for {self._still:.0f} s (checkpoint.stall_seconds): another run may "
+                "take over what this one is making."
+            )
+        return found
 
 
 def _end(sentence: str) -> NoReturn:
