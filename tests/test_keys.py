@@ -241,7 +241,7 @@ def test_another_version_of_a_library_makes_anew_what_it_computes(monkeypatch, l
     ],
 )
 def test_flags_that_change_numbers_are_in_keys(flag, value):
-    before, old = _digests(_config(), keys.Sources()), getattr(jax.config, flag)
+    before, old = _digests(_config(), keys.Sources()), keys.flag_of_jax(flag)
     jax.config.update(flag, value)
     try:
         code = keys.Sources().code(["subtransfer.training.loop"])

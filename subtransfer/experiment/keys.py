@@ -321,11 +321,17 @@ def _version(library: str) -> str:
         return "none"
 
 
+def flag_of_jax(name: str) -> Any:
+    """The value of one of JAX's own flags."""
+    # Flags that no context manager sets can only be read by name, all others only as attributes.
+    return getattr(jax.config, name) if hasattr(jax.config, name) else jax.config.read(name)
+
+
 def flags() -> dict[str, Any]:
     """The flags of JAX and its compiler that change numbers, as JSON types."""
     values: dict[str, Any] = {}
     for name in JAX_FLAGS:
-        value = getattr(jax.config, name)
+        value = flag_of_jax(name)
         values[name] = value if isinstance(value, bool) else str(value)
     for variable in COMPILER_VARIABLES:
         text = os.environ.get(variable, "").strip()
