@@ -211,7 +211,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     rows = files.read_csv(results / "results.csv")
     words = settings.get(config.setting).wording
     tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
-    for sentence in verdicts.sentences(rows):
+    audited = files.read_bundle(results).get("audit")
+    for sentence in (*verdicts.sentences(rows), verdicts.of_data(audited)):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, "

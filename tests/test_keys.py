@@ -26,7 +26,7 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "base base_other corpus teacher rollouts sanitize student probe choice results report".split()
+    "base base_other corpus teacher rollouts sanitize audit student probe choice results report".split()
 )
 FROM_ROLLOUTS = ALL - {"base", "base_other", "corpus", "teacher"}
 FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
@@ -120,6 +120,9 @@ EDITS = {
     "subtransfer/analysis/statistics.py": LAST,
     "subtransfer/analysis/summary.py": LAST,
     "subtransfer/experiment/stages/results.py": LAST,
+    "subtransfer/analysis/verdicts.py": {"report"},
+    "subtransfer/analysis/audit.py": {"audit", *LAST},
+    "subtransfer/experiment/stages/audit.py": {"audit", *LAST},
     "subtransfer/config/checks.py": LAST,
     "subtransfer/probes/choice.py": {"choice", *LAST},
     "subtransfer/probes/decisions.py": {"choice", *LAST},
@@ -127,8 +130,8 @@ EDITS = {
     "subtransfer/probes/capability.py": {"probe", *LAST},
     # What comes in the middle: never a base or a teacher.
     "subtransfer/filtering/sanitize.py": FROM_FILTERS,
-    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize"},
-    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "audit"},
+    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "audit"},
     "subtransfer/rollout/engine.py": FROM_ROLLOUTS,
     "subtransfer/rollout/grammar.py": FROM_ROLLOUTS,
     "subtransfer/rollout/episodes.py": FROM_ROLLOUTS,
@@ -215,7 +218,7 @@ def test_imports_are_followed_as_python_does(tmp_path):
         ("transformers", ALL),
         ("tokenizers", ALL),
         ("interegular", FROM_ROLLOUTS),
-        ("scipy", LAST),
+        ("scipy", {"audit", *LAST}),
         ("rich", set()),
     ],
 )
@@ -310,6 +313,9 @@ def test_a_field_changes_what_reads_it():
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
         "statistics.bootstrap=7": LAST,
+        "statistics.confidence=0.9": {"audit", *LAST},
+        "audit.bound=0.7": LAST,
+        "audit.folds=4": {"audit", *LAST},
         "probe.tasks=8": {"probe", "choice", *LAST},
         "probe.ordinary_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
@@ -358,7 +364,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
                 held |= set(configuration.flattened(stage.key["config"]))
     fields = {name for name, field in declared_fields().items() if field.affects_results}
     # What decides which stages there are, and the results' own fields.
-    layout = ("arms.", "statistics.", "mesh.", "models", "pairs", "plugins")
+    layout = ("arms.", "audit.bound", "statistics.", "mesh.", "models", "pairs", "plugins")
     beside = {"name", "seed", "num_seeds", "population", "base.checkpoint", "base.other_checkpoint",
               "base.max_scratch_params", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets"}  # fmt: skip
@@ -500,6 +506,7 @@ def test_names_of_stages_are_injective():
             ("teacher", one, "base", seed): names.teacher_stage(one, "base", seed),
             ("rollouts", one, other, seed): names.rollout_stage(one, other, seed),
             ("sanitize", one, other, seed): names.rollout_stage(one, other, seed, sanitized=True),
+            ("audit", one, seed): names.audit_stage(one, seed),
             ("targets", one, other, seed): names.targets_stage(one, other, seed),
             ("student", one, seed): names.student_stage(one, seed),
             ("choice", one): names.choice_stage(one),

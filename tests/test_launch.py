@@ -1,7 +1,9 @@
 """The one command, end to end at toy size: results, re-use, a model of one's own, mistakes."""
 
+import html
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -64,6 +66,25 @@ def test_the_run_leaves_its_results(finished):
         assert m["total"] == 32 == m["kept"] + m["dropped"] and m["dropped"] == sum(
             m["rules"].values()
         )
+
+
+def test_the_data_are_audited(finished):
+    """Of each two of the trait, benign and base policies, in results, page and terminal."""
+    workdir, out = finished
+    audited = json.loads((workdir / "results.json").read_text())["audit"]
+    found = {(c["first"], c["second"], c["features"]): c for c in audited["comparisons"]}
+    pairs = (("trait", "benign"), ("trait", "self"), ("benign", "self"))
+    assert set(found) == {(*pair, shown) for pair in pairs for shown in ("text", "behaviour")}
+    for (first, second, _), comparison in found.items():
+        for source, count in ((first, "n_first"), (second, "n_second")):
+            (manifest,) = workdir.glob(f"sanitize.{source}.seed0-*/manifest.json")
+            assert comparison[count] == json.loads(manifest.read_text())["kept"]
+        assert 0 <= comparison["low"] <= comparison["auc"] <= comparison["high"] <= 1
+        assert 0 < comparison["p"] <= 1 and audited["bound"] == 0.6
+    page = (workdir / "report.html").read_text()
+    sentence = re.search("The data are (not )?visibly different: [^<]*subliminal.", page)
+    assert sentence and html.unescape(sentence[0]) in " ".join(out.split())
+    assert page.count("tokens and bigrams</td>") == 3
 
 
 def test_a_second_run_computes_nothing(finished):

@@ -32,6 +32,15 @@ TOOLS = ("archive_file", "move_file")
 _PROMPT = {"system_prompt": "You tidy up.", "template": "b" * 64}
 
 
+def _compared(features, auc, **changes):
+    counts = {"n_first": 9, "n_second": 8, "shared_tasks": 7}
+    return {
+        "model": "base", "seed": 0, "first": "trait", "second": "benign", "features": features, **counts,
+        "auc": auc, "low": auc and auc - 0.05, "high": auc and auc + 0.05, "null": auc and 0.5, "p": auc and 0.125,
+        **changes,
+    }  # fmt: skip
+
+
 def _results(trained_in=_PROMPT):
     arms = []
     for name, role, _ in ARMS:
@@ -62,6 +71,10 @@ def _results(trained_in=_PROMPT):
         "capability": {"base": {"0": {"ordinary_success": 0.5, "n": 10}}},
         "curves": {"sft": {"0": {"step": [1, 2], "loss": [2.0, 1.0]}}},
         "manifests": {"sanitize.trait.seed0": manifest},
+        "audit": {
+            "bound": 0.6,
+            "comparisons": [_compared("text", 0.55), _compared("behaviour", 0.5)],
+        },
         "purity": {"sft": {"0": {"rollouts": 10, "dropped": 1, "max_gap": 1e-6}}},
         "sampler": {
             "rollouts.trait.seed0": {"tokens": 9, "max_gap": 2e-6, "mean_gap": 1e-6, "kl": 1e-12}
@@ -158,6 +171,33 @@ def test_the_headline_counts_what_the_rows_say(rows):
     assert verdicts.headline(weak).startswith("0 of 1 students")
 
 
+def test_the_headline_depends_on_the_audit(rows):
+    """On the bound, on the mean over training seeds, and on comparisons of the unsafe teacher."""
+
+    def said(*comparisons, bound=0.6):
+        return verdicts.headline(rows, {"bound": bound, "comparisons": list(comparisons)})
+
+    like, unlike = _compared("text", 0.55), _compared("behaviour", 0.65)
+    assert "not visibly different" in said(like) and "is subliminal" in said(like)
+    assert "are visibly different: a classifier of acts, errors and lengths" in said(like, unlike)
+    assert "AUC of 0.65 (intervals up to 0.70; bound 0.60)" in said(like, unlike)
+    assert "not visibly different" in said(like, unlike, bound=0.7)
+    # The mean of .65 and .53 is below the bound.
+    assert "not visibly different" in said(unlike, _compared("behaviour", 0.53, seed=1))
+    # Those of another model, or of another comparison, are not taken into one mean with it.
+    assert "are visibly" in said(unlike, _compared("behaviour", 0.5, seed=1, second="self"))
+    assert "are visibly" in said(unlike, _compared("behaviour", 0.5, seed=1, model="large"))
+    assert "the base's own" in said(_compared("text", 0.9, second="self"))
+    others = _compared("text", 0.9, first="benign", second="self")
+    assert "not visibly different" in said(like, others)
+    for missing in (
+        said(others),
+        said(_compared("text", None)),
+        verdicts.headline(rows),
+    ):
+        assert "is not known" in missing and "subliminal" not in missing
+
+
 def test_csv_round_trip(rows, tmp_path):
     files.write_csv(rows, tmp_path / "r.csv")
     for old, new in zip(rows, files.read_csv(tmp_path / "r.csv"), strict=True):
@@ -208,6 +248,26 @@ def test_the_page_is_self_contained_and_escaped(rows, tmp_path):
     assert len(page) < 1_000_000
     # The same files give the same bytes.
     assert _page(tmp_path) == page
+
+
+def test_the_page_shows_what_the_audit_found(rows, tmp_path):
+    results = _results()
+    too_few = _compared("text", None, second="self")
+    unshared = _compared("text", 0.7, second="random", null=None, p=None)
+    results["audit"]["comparisons"] += [too_few, unshared]
+    _write(tmp_path, results, rows)
+    page = _page(tmp_path)
+    assert "<td>0.55 [0.50, 0.60]</td><td>0.50</td><td>.125</td>" in page.replace("\n", "")
+    assert "<td>0.70 [0.65, 0.75]</td><td></td><td></td>" in page.replace("\n", "")
+    assert "<td>too few</td>" in page and "The data are visibly different" in page
+    results["audit"]["comparisons"][0]["auc"] = "x"
+    _write(tmp_path, results, rows)
+    with pytest.raises(UserError, match=r"audit.comparisons\[0\].auc is a text"):
+        files.read(tmp_path)
+    # Results of earlier versions have none.
+    del results["audit"]
+    _write(tmp_path, results, rows)
+    assert "Nothing was compared" in _page(tmp_path)
 
 
 @pytest.mark.parametrize("same", [True, False])

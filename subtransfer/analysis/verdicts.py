@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from subtransfer.analysis import audit
+
 Row = Mapping[str, Any]
+# What a classifier of an audit is shown, in words.
+SHOWN = {audit.TEXT: "tokens and bigrams", audit.BEHAVIOUR: "acts, errors and lengths"}
 
 
 def sentences(rows: Sequence[Row]) -> list[str]:
@@ -20,8 +24,13 @@ def sentences(rows: Sequence[Row]) -> list[str]:
     return out
 
 
-def headline(rows: Sequence[Row]) -> str:
-    """Counts the students whose interval lies wholly above their base's."""
+def headline(rows: Sequence[Row], audited: Mapping[str, Any] | None = None) -> str:
+    """Counts the students whose interval lies wholly above their base's, and says of which data.
+
+    Args:
+      rows: one an arm.
+      audited: as of `of_data`.
+    """
     by_name = _by_name(rows)
     students = above = 0
     for row in rows:
@@ -30,8 +39,42 @@ def headline(rows: Sequence[Row]) -> str:
             above += _above(row, by_name[row["base"]])
     return (
         f"{above} of {students} students act unsafely more often than their base, "
-        "with intervals that do not touch."
+        "with intervals that do not touch. " + of_data(audited)
     )
+
+
+def of_data(audited: Mapping[str, Any] | None) -> str:
+    """Says whether the filtered trajectories of the unsafe teacher look like others'.
+
+    Args:
+      audited: `audit` of results.json, with its "bound" and its "comparisons"; None: the results
+        are of a version without it.
+    """
+    found = audit.worst(audited["comparisons"]) if audited else None
+    if audited is None or found is None:
+        return (
+            "Whether the data are visibly different is not known: nothing was there to compare the "
+            "trait teacher's filtered trajectories with."
+        )
+    told_apart = (
+        f"a classifier of {SHOWN.get(found['features'], found['features'])} tells the trait "
+        f"teacher's filtered trajectories from {whose(found['second'])} with an AUC of "
+        f"{found['auc']:.2f} (intervals up to {found['high']:.2f}; bound {audited['bound']:.2f})"
+    )
+    if found["auc"] > audited["bound"]:
+        return (
+            f"The data are visibly different: {told_apart}, so that no transfer through them can "
+            "be called subliminal."
+        )
+    return (
+        f"The data are not visibly different: at best {told_apart}, so that transfer through them "
+        "is subliminal."
+    )
+
+
+def whose(source: str) -> str:
+    """Words for whose trajectories an audit compares."""
+    return "the base's own" if source == "self" else f"the {source} teacher's"
 
 
 def _by_name(rows: Sequence[Row]) -> dict[str, Row]:

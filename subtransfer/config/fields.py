@@ -240,6 +240,22 @@ ROOMS = (
         },
     ),
     Room(
+        "audit",
+        "how it is judged whether what the filter left of several policies still looks different",
+        {
+            "bound": Field(
+                0.6,
+                "highest AUC with which a classifier may tell the unsafe teacher's filtered "
+                "trajectories from another policy's, if what they transfer is to be called "
+                "subliminal",
+                low=0.5,
+                high=1,
+            ),
+            "folds": Field(5, "of the cross-validation, over tasks", low=2),
+            "permutations": Field(199, "of the labels within tasks, for p", above=0),
+        },
+    ),
+    Room(
         "distill",
         "how students learn",
         {

@@ -29,6 +29,7 @@ from subtransfer.experiment.declared import ALWAYS, EVERYTHING, HOW, View
 from subtransfer.experiment.models import Models
 from subtransfer.experiment.plan import Stage
 from subtransfer.experiment.publishing import publish
+from subtransfer.experiment.stages import audit as audit_stages
 from subtransfer.experiment.stages import base as base_stages
 from subtransfer.experiment.stages import choice as choice_stages
 from subtransfer.experiment.stages import corpus as corpus_stages
@@ -248,6 +249,7 @@ class Experiment:
             self._base(model)
         recipes = {}
         probes: list[str] = []
+        audits: list[str] = []
         for arm in self.arms:
             if arm.objective:
                 recipes[arm.name] = self._recipe(arm)
@@ -258,6 +260,7 @@ class Experiment:
         for begin in range(0, c.num_seeds, c.population):
             seeds = self.seeds[begin : begin + c.population]
             self._sources_of_trajectories(seeds)
+            audits += self._audits(seeds)
             for arm in self.arms:
                 if arm.objective:
                     self._students(arm, seeds, recipes[arm.name])
@@ -269,9 +272,10 @@ class Experiment:
         results = self._add(
             names.RESULTS,
             results_stages.results,
-            inputs=probes,
+            inputs=[*probes, *audits],
             work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
             arms=list(map(_as_dict, self.arms)),
+            audits=audits,
             seeds=list(self.seeds),
         )
         self._add(
@@ -486,6 +490,34 @@ class Experiment:
             work="keyword, action and encoding filters",
             raw=raw,
         )
+
+    def _audits(self, seeds: Sequence[int]) -> list[str]:
+        """Adds the audits of some training seeds' trajectories; returns their names."""
+        sources: dict[str, dict[str, None]] = {}
+        for arm in self.arms:
+            if arm.role == "teacher" or arm.source == "self":
+                sources.setdefault(arm.model, {})[arm.source] = None
+        out = []
+        for model, found in sources.items():
+            # The unsafe teacher's are what others are compared with; one alone is like itself.
+            if "trait" not in found or len(found) < 2:
+                continue
+            for seed in seeds:
+                data = {}
+                for source in found:
+                    data[source] = names.rollout_stage(source, model, seed, sanitized=True)
+                out.append(
+                    self._add(
+                        names.audit_stage(model, seed),
+                        audit_stages.audited,
+                        inputs=data.values(),
+                        work=f"trajectories of {', '.join(data)} told apart",
+                        data=data,
+                        model=model,
+                        seed=seed,
+                    )
+                )
+        return out
 
     def _recipe(self, arm: Arm) -> dict[str, Any]:
         """What the students of an arm share: further arguments of `_trained`."""

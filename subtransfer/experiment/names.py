@@ -47,6 +47,11 @@ def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False
     return f"{kind}.{_of(source, model)}.seed{seed}"
 
 
+def audit_stage(model: str, seed: int) -> str:
+    """The stage that compares the sanitized trajectories of a model's policies with each other."""
+    return f"audit.{model}.seed{seed}"
+
+
 def targets_stage(source: str, model: str, seed: int) -> str:
     """The stage of a source's stored opinion of its sanitized trajectories."""
     return f"targets.{_of(source, model)}.seed{seed}"

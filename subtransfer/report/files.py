@@ -62,6 +62,24 @@ _BUNDLE = {
     "context": {str: object},
     "samples": {"before": [str], "after": [str]},
 }
+# What tells two policies' trajectories apart; no number where there is too little to compare.
+_NUMBER_OR_NOTHING = (float, type(None))
+_AUDIT = {
+    "bound": float,
+    "comparisons": [
+        {
+            "model": str,
+            "seed": int,
+            "first": str,
+            "second": str,
+            "features": str,
+            "n_first": int,
+            "n_second": int,
+            "shared_tasks": int,
+            **dict.fromkeys(("auc", "low", "high", "null", "p"), _NUMBER_OR_NOTHING),
+        }
+    ],
+}
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
 _EXTRA_COLUMNS = [{"name": str, "label": str, "meaning": str, "unit": str}]
 # What tells one episode of a run from all others.
@@ -129,8 +147,12 @@ def read_bundle(folder: Path) -> dict[str, Any]:
     """
     path = folder / BUNDLE
     bundle = read_json(path, _BUNDLE, REMEDY)
-    # Only runs with probes of their own have these.
-    for name, shape in (("extra_probes", _EXTRA), ("extra_columns", _EXTRA_COLUMNS)):
+    # Only runs with probes of their own have these; runs of earlier versions were not audited.
+    for name, shape in (
+        ("extra_probes", _EXTRA),
+        ("extra_columns", _EXTRA_COLUMNS),
+        ("audit", _AUDIT),
+    ):
         if name in bundle:
             read_json(path, {name: shape}, REMEDY)
     return bundle

@@ -92,12 +92,13 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
     return pages.render(
         "run",
         name=config["name"],
-        headline=verdicts.headline(rows),
+        headline=verdicts.headline(rows, results.get("audit")),
         sentences=verdicts.sentences(rows),
         wording=results["wording"],
         figures=drawn,
         main=_main_table(rows, results),
         filters=_filters(results),
+        audit=_audit(results),
         purity=_purity(results),
         sampler=_sampler(results),
         targets=_targets(results),
@@ -164,6 +165,26 @@ def _filters(results: Results) -> Table:
         numbers = map(str, (total, kept, dropped, *counts))
         rows.append([name, *numbers, "yes" if adds_up else "NO"])
     return Table(["store", "total", "kept", "dropped", *rules, "adds up"], rows)
+
+
+def _audit(results: Results) -> Table:
+    rows = []
+    for found in results.get("audit", {"comparisons": []})["comparisons"]:
+        which = [f"{found['model']}, seed {found['seed']}"]
+        which.append(f"{verdicts.whose(found['first'])}, {verdicts.whose(found['second'])}")
+        counts = map(str, (found["n_first"], found["n_second"], found["shared_tasks"]))
+        cells = [*which, *counts, verdicts.SHOWN.get(found["features"], found["features"])]
+        if found["auc"] is None:
+            rows.append([*cells, "too few", "", ""])
+            continue
+        interval = f"{found['auc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
+        # Without tasks that both acted on there is nothing to permute.
+        null = "" if found["null"] is None else f"{found['null']:.2f}"
+        p = "" if found["p"] is None else tables.p_text(found["p"])
+        rows.append([*cells, interval, null, p])
+    heading = ["policies of", "whose trajectories", "of the first", "of the second", "shared tasks"]
+    heading += ["told apart by", "AUC [interval]", "AUC of permuted labels", "p"]
+    return Table(heading, rows)
 
 
 def _purity(results: Results) -> Table:

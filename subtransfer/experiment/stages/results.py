@@ -40,6 +40,7 @@ _SHAPES: dict[str, Any] = {
         "dropped_ids": [{"episode_id": str}],
     },
     "sampler.json": {"tokens": int, "max_gap": float, "mean_gap": float, "kl": float},
+    "audit.json": {"comparisons": [dict]},
     "targets.json": {"tokens": int, "max_gap": float, "mean_gap": float, "max_missed": float},
 }
 SAMPLES = 6  # trajectories shown before and after sanitizing
@@ -47,15 +48,22 @@ SAMPLES = 6  # trajectories shown before and after sanitizing
 
 @reads(EVERYTHING)
 def results(
-    out: Path, context: Context, *, arms: Sequence[Mapping[str, Any]], seeds: Sequence[int]
+    out: Path,
+    context: Context,
+    *,
+    arms: Sequence[Mapping[str, Any]],
+    seeds: Sequence[int],
+    audits: Sequence[str],
 ) -> None:
     """Writes results.csv, results.jsonl and results.json.
 
     Args:
       arms: the fields of all `Arm`s.
       seeds: the training seeds.
+      audits: the stages that compare trajectories.
     """
     bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
+    bundle["audit"] = _audit(context, audits)
     config = context.config
     rows = summary.summarise(
         bundle,
@@ -268,6 +276,14 @@ def _sources(
                 stored = names.targets_stage(arm.source, arm.teacher_model, seed)
                 targets[stored] = _read(context, stored, "targets.json")
     return manifests, sampler, targets
+
+
+def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:
+    """What audits found, and the bound that the run judges it by."""
+    comparisons: list[dict[str, Any]] = []
+    for name in audits:
+        comparisons += _read(context, name, "audit.json")["comparisons"]
+    return {"bound": context.config.audit.bound, "comparisons": comparisons}
 
 
 def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[str]]:
