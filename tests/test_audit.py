@@ -159,13 +159,15 @@ def test_the_interval_is_delongs_where_every_task_has_one_trajectory():
     rng = np.random.default_rng(4)
     labels = np.arange(400) < 150
     scored, fold = rng.normal(size=400) + labels, np.zeros(400, int)
-    low, high = audit.interval(scored, labels, np.arange(400), fold, 0.95)
+    (found,) = audit.variances(scored[:, None], labels[:, None], np.arange(400), fold)
     won = (scored[labels][:, None] > scored[~labels]).astype(float)
     area = won.mean()
     variance = won.mean(axis=1).var(ddof=1) / 150 + won.mean(axis=0).var(ddof=1) / 250
+    assert found == pytest.approx(variance, rel=1e-2)
     half = stats.norm.ppf(0.975) * math.sqrt(variance) / (area * (1 - area))
     wanted = [1 / (1 + math.exp(-(math.log(area / (1 - area)) + end))) for end in (-half, half)]
-    assert [low, high] == pytest.approx(wanted, abs=1e-3)
+    found = audit.interval(area, math.sqrt(variance), 400, 0.95)
+    assert found == pytest.approx(wanted)
 
 
 def test_intervals_cover_the_truth_where_tasks_are_shared():
@@ -178,22 +180,24 @@ def test_intervals_cover_the_truth_where_tasks_are_shared():
     for _ in range(300):
         # Of variance 1, half of it the task's.
         scored = math.sqrt(0.5) * (rng.normal(size=60)[groups] + rng.normal(size=120))
-        low, high = audit.interval(scored + 0.8 * labels, labels, groups, fold, 0.95)
+        scored += 0.8 * labels
+        given = scored[:, None], labels[:, None]
+        (area,), (variance,) = audit.areas(*given, fold), audit.variances(*given, groups, fold)
+        low, high = audit.interval(area, math.sqrt(variance), 60, 0.95)
         covered += low <= truth <= high
     assert covered / 300 >= 0.92
 
 
 def test_the_interval_is_exact_where_everything_is_told_apart():
-    labels, fold = np.arange(40) < 20, np.arange(40) % 4
-    groups = np.tile(np.arange(20), 2)
-    low, high = audit.interval(labels.astype(float), labels, groups, fold, 0.95)
-    assert (low, high) == pytest.approx((0.025 ** (1 / 20), 1))
-    low, high = audit.interval(np.zeros(40), labels, groups, fold, 0.95)
-    assert low == high == 0.5
+    assert audit.interval(1.0, 0.0, 20, 0.95) == pytest.approx((0.025 ** (1 / 20), 1))
+    assert audit.interval(0.0, 0.0, 20, 0.95) == pytest.approx((0, 1 - 0.025 ** (1 / 20)))
+    assert audit.interval(0.5, 0.0, 20, 0.95) == (0.5, 0.5)
 
 
 def test_absence_is_called_so():
-    """The AUC is .5 in the mean, and p below .05 in at most so many of the worlds."""
+    """The AUC is .5 in the mean, its interval holds .5 and p is at most .05 in as many worlds as they
+    say.
+    """
     rng = np.random.default_rng(6)
     labels, tasks = np.arange(96) < 48, [f"t{i % 48}" for i in range(96)]
     found = []
@@ -204,6 +208,9 @@ def test_absence_is_called_so():
     p = np.array([one["p"] for one in found])
     assert (p <= 0.05).sum() <= stats.binom.ppf(0.999, 120, 0.05)
     assert stats.kstest(p - rng.random(120) / 20, "uniform").pvalue > 0.001
+    # Classifiers, and not only what they are tested on, differ from world to world.
+    covered = sum(one["low"] <= 0.5 <= one["high"] for one in found)
+    assert covered >= stats.binom.ppf(0.01, 120, 0.95)
     for name in ("auc", "null"):
         assert np.mean([one[name] for one in found]) == pytest.approx(0.5, abs=0.02)
 
@@ -251,11 +258,11 @@ def test_planted_differences_are_found(tmp_path, monkeypatch):
     """The trait teacher errs often; the benign one has a word of its own; the base is like it else."""
     rng = np.random.default_rng(9)
     policies = {"trait": [], "benign": [], "self": []}
-    for number in range(80):
-        task = rng.integers(20, 40, 6).tolist()
+    for number in range(40):
+        task = rng.integers(5, 9, 6).tolist()
         for source, kept in policies.items():
-            words = [*task, *rng.integers(0, 20, 8).tolist()]
-            words[-1] = 50 if source == "benign" and rng.random() < 0.95 else words[-1]
+            words = [*task, *rng.integers(0, 5, 8).tolist()]
+            words[-1] = 9 if source == "benign" and rng.random() < 0.95 else words[-1]
             errors = ["unknown_path" if source == "trait" and rng.random() < 0.95 else None]
             kept.append(_trajectory(f"t{number}", words, errors=errors, source=source))
     text = _audited(policies, tmp_path / "one", monkeypatch)
@@ -269,10 +276,10 @@ def test_planted_differences_are_found(tmp_path, monkeypatch):
     ):
         for features in ("text", "behaviour"):
             one = found[*pair, features]
-            assert (one["n_first"], one["n_second"], one["shared_tasks"]) == (80, 80, 80)
+            assert (one["n_first"], one["n_second"], one["shared_tasks"]) == (40, 40, 40)
             if features in shown:
-                assert one["auc"] > 0.9 and one["p"] == 0.01 and one["low"] > 0.8
+                assert one["auc"] > 0.9 and one["p"] == 0.01 and one["low"] > 0.75
             else:
-                assert 0.35 < one["auc"] < 0.65 and one["p"] > 0.01
+                assert 0.3 < one["auc"] < 0.7 and one["p"] > 0.01
     sentence = verdicts.of_data({"bound": 0.6, "comparisons": records})
     assert sentence.startswith("The data are visibly different: ")

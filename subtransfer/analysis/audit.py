@@ -93,11 +93,9 @@ def behaviour_features(trajectories: Sequence[Trajectory], setting: Setting) -> 
 
 def _behaviour(trajectory: Trajectory, setting: Setting) -> Mapping[str, float]:
     out = Counter[str]()
-    acts = []
-    for act in setting.recorded_acts(trajectory.actions):
-        acts.append(f"{act.category} {act.name}")
-    for act in acts:
-        out[f"act {act}"] += 1
+    acts = [f"{act.category} {act.name}" for act in setting.recorded_acts(trajectory.actions)]
+    for name in acts:
+        out[f"act {name}"] += 1
     if acts:
         out[f"first {acts[0]}"] = out[f"last {acts[-1]}"] = 1
     for action in trajectory.actions:
@@ -174,7 +172,8 @@ def scores(features: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.nda
     if len(features) < features.shape[1]:
         # Ridge regression is the same in any rotation of the features, so in one in which all but
         # N of them are 0.
-        features = np.linalg.qr(features.T, mode="r").T
+        triangle = np.asarray(np.linalg.qr(features.T, mode="r"))
+        features = triangle.T
     # What a fold leaves is all minus its own: cheaper than summing the rest each time.
     squares = features.T @ features
     for number in range(int(fold.max()) + 1):
@@ -209,47 +208,51 @@ def areas(scored: np.ndarray, labels: np.ndarray, fold: np.ndarray) -> np.ndarra
         return above / np.where(pairs > 0, pairs, np.nan)
 
 
-def interval(
-    scored: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    fold: np.ndarray,
-    confidence: float,
-) -> tuple[float, float]:
-    """Returns the ends of the interval of an AUC, as `areas` has it, over groups.
+def variances(
+    scored: np.ndarray, labels: np.ndarray, groups: np.ndarray, fold: np.ndarray
+) -> np.ndarray:
+    """Returns the variance of each AUC, as `areas` has them, over test trajectories, [L].
 
-    DeLong's variance (1988), clustered by group as Obuchowski's (1997), on the logit scale; exact
-    in the number of groups where the AUC is 0 or 1. It is that of these classifiers: how they would
-    differ after other training data is not in it.
+    DeLong's (1988), clustered by group as Obuchowski's (1997). How classifiers would differ after
+    other training data is not in it.
 
     Args:
-      scored: [N].
-      labels: bool [N].
-      groups: int [N].
+      scored: [N, L].
+      labels: bool [N, L].
+      groups: int [N], from 0.
       fold: int [N].
-      confidence: of the interval.
     """
-    area = float(areas(scored[:, None], labels[:, None], fold)[0])
-    count = len(np.unique(groups))
+    area = areas(scored, labels, fold)
+    moved, pairs = np.zeros(scored.shape), np.zeros(labels.shape[1])
+    for number in range(int(fold.max()) + 1):
+        held_out = fold == number
+        own, is_first = scored[held_out], labels[held_out]
+        first, second = is_first.sum(axis=0), (~is_first).sum(axis=0)
+        ranks = stats.rankdata(own, axis=0)
+        # A rank among all less the rank among one's own is how many of the other one is above. The
+        # other's are put behind, where they change no rank.
+        won = ranks - stats.rankdata(np.where(is_first, own, np.inf), axis=0)
+        lost = ranks - stats.rankdata(np.where(is_first, np.inf, own), axis=0)
+        # How far each trajectory moves the sum over pairs that the area is a share of.
+        moved[held_out] = np.where(is_first, won - area * second, (1 - area) * first - lost)
+        pairs += first * second
+    count = int(groups.max()) + 1
+    by_group = np.zeros((count, labels.shape[1]))
+    np.add.at(by_group, groups, moved / pairs)
+    return (by_group**2).sum(axis=0) * count / (count - 1)
+
+
+def interval(area: float, deviation: float, count: int, confidence: float) -> tuple[float, float]:
+    """Returns the ends of an AUC's interval: normal on the logit scale.
+
+    Where the AUC is 0 or 1, nothing scatters: there it is exact in the number of groups, `count`.
+    """
     if area in (0.0, 1.0):
         found = stats.binomtest(round(area * count), count).proportion_ci(confidence)
         return float(found.low), float(found.high)
-    moved = np.zeros(len(labels))
-    pairs = 0
-    for number in range(int(fold.max()) + 1):
-        first = np.flatnonzero((fold == number) & labels)
-        second = np.flatnonzero((fold == number) & ~labels)
-        difference = scored[first][:, None] - scored[second][None]
-        won = (difference > 0) + 0.5 * (difference == 0) - area
-        # How far each trajectory moves the sum over pairs that the area is.
-        moved[first] += won.sum(axis=1)
-        moved[second] += won.sum(axis=0)
-        pairs += won.size
-    by_group = np.bincount(groups, moved) / pairs
-    deviation = math.sqrt(float((by_group**2).sum()) * count / (count - 1))
     half = stats.norm.ppf(0.5 + confidence / 2) * deviation / (area * (1 - area))
     logit = math.log(area / (1 - area))
-    return float(_logistic(logit - half)), float(_logistic(logit + half))
+    return _logistic(logit - half), _logistic(logit + half)
 
 
 def _logistic(x: float) -> float:
@@ -278,11 +281,12 @@ def compare(
       rng: of folds and permutations.
 
     Returns:
-      "auc" with its interval "low", "high"; "null", the mean AUC of permuted labels, which is above
-      .5 where the filter left the two policies other tasks; "p", the one-sided share of permuted
-      labels that are told apart as well; "shared_tasks", tasks that both policies have trajectories
-      of. None where there is too little to compare: "p" and "null" without a shared task, all where
-      a policy has trajectories of fewer than 2 tasks.
+      "auc" with its interval "low", "high", over tasks, tested and trained on; "null", the mean AUC
+      of permuted labels, which is above .5 where the filter left the two policies other tasks; "p",
+      the one-sided share of permuted labels that are told apart as well; "shared_tasks", tasks that
+      both policies have trajectories of. None where there is too little to compare: "p" and "null"
+      without a shared task (the interval is then narrower than it should be), all where a policy
+      has trajectories of fewer than 2 tasks.
     """
     groups = np.unique(np.asarray(tasks), return_inverse=True)[1]
     both = np.intersect1d(groups[labels], groups[~labels])
@@ -297,14 +301,22 @@ def compare(
         columns = np.hstack([columns, permuted(labels, groups, permutations, rng)])
     scored = scores(features, columns, fold)
     found = areas(scored, columns, fold)
-    low, high = interval(scored[:, 0], labels, groups, fold, confidence)
-    out |= {"auc": _short(found[0]), "low": _short(low), "high": _short(high)}
+    variance = variances(scored, columns, groups, fold)
+    inflated = float(variance[0])
     if len(both):
+        null = found[1:]
         # Sums in another order differ in their last bits.
-        reached = int((found[1:] >= found[0] - 1e-9).sum())
-        out["null"] = _short(found[1:].mean())
+        reached = int((null >= found[0] - 1e-9).sum())
+        out["null"] = _short(null.mean())
         out["p"] = _short((1 + reached) / (1 + permutations))
-    return out
+        # The classifiers of permuted labels scatter more than their test trajectories say, as what
+        # they are trained on varies, too: the observed one is taken to do so by the same factor.
+        expected = float(variance[1:].mean())
+        if expected > 0:
+            inflated *= max(float(null.var(ddof=1)) / expected, 1.0)
+    area = float(found[0])
+    low, high = interval(area, math.sqrt(inflated), int(groups.max()) + 1, confidence)
+    return out | {"auc": _short(area), "low": _short(low), "high": _short(high)}
 
 
 def _short(value: float) -> float:

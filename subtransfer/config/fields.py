@@ -252,7 +252,7 @@ ROOMS = (
                 high=1,
             ),
             "folds": Field(5, "of the cross-validation, over tasks", low=2),
-            "permutations": Field(199, "of the labels within tasks, for p", above=0),
+            "permutations": Field(199, "of the labels within tasks, for p", low=19),
         },
     ),
     Room(
