@@ -284,6 +284,7 @@ LLAMA = {
 def no_tokenizer(monkeypatch):
     """Lets a plan take a directory without a tokenizer, which is no matter of keys."""
     monkeypatch.setattr(refusals, "check_prompt", lambda *_: None)
+    monkeypatch.setattr(refusals, "check_acts", lambda *_: None)
 
 
 def test_no_stage_of_two_settings_is_shared(tmp_path, no_tokenizer):

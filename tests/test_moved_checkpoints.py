@@ -26,7 +26,7 @@ def checkpoints(tmp_path_factory, chat):
     """Two directories of one geometry, and with it of files of equal sizes."""
     folder = tmp_path_factory.mktemp("checkpoints")
     for name, seed in (("right", 0), ("wrong", 1)):
-        reference("qwen2 gqa tied", vocab=len(chat.tokenizer), seed=seed).save_pretrained(
+        reference("llama mha tied", vocab=len(chat.tokenizer), seed=seed).save_pretrained(
             folder / name
         )
         chat.tokenizer.save_pretrained(folder / name)

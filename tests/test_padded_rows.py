@@ -10,8 +10,10 @@ import pytest
 import torch
 import transformers
 
+from subtransfer.config import reading as configuration
 from subtransfer.distillation import teacher_targets
 from subtransfer.distillation.student import Guard
+from subtransfer.experiment.graph import Experiment
 from subtransfer.models import hf_load
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.forward import forward
@@ -19,6 +21,7 @@ from subtransfer.rollout import sampling
 from subtransfer.rollout.grammar import table
 from subtransfer.rollout.sampling import Sampling
 from subtransfer.rollout.saved_policy import load_policy, load_policy_tokenizer, save_imported
+from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import digests
 from subtransfer.training import loop
@@ -30,8 +33,11 @@ from .test_launch import _launch
 PROMPTS = [[5, 9, 11, 30], [7, 8], [40, 3, 21]]
 
 
-def _written(directory, tokenizer, rows, seed=0, geometry="qwen2 gqa tied"):
-    """A model whose padded rows are likelier than any token."""
+def _written(directory, tokenizer, rows, seed=0, geometry="llama mha tied"):
+    """A model whose padded rows are likelier than any token.
+
+    No Qwen2: transformers reads a tokenizer beside one by Qwen2's own rules, whatever its file says.
+    """
     model = reference(geometry, vocab=rows, layers=1, seed=seed)
     count = len(tokenizer)
     with torch.no_grad():
@@ -319,6 +325,19 @@ def test_a_saved_policy_keeps_its_unused_rows(tmp_path, padded, chat):
     assert load_policy(tmp_path / "base").cfg == cfg
     assert cfg.unused == ((len(chat.tokenizer), len(chat.tokenizer) + 37),)
     assert len(load_policy_tokenizer(tmp_path / "base")) == len(chat.tokenizer)
+
+
+def test_acts_that_a_tokenizer_cannot_write_are_refused_in_the_plan(tmp_path, chat):
+    """A tokenizer beside a Qwen2 is read by Qwen2's rules: of words this one leaves nothing."""
+    _written(tmp_path / "model", chat.tokenizer, len(chat.tokenizer), geometry="qwen2 gqa tied")
+    changes = {
+        "base.checkpoint": str(tmp_path / "model"),
+        "arms.other_init": "false",
+        "distill.max_tokens": "1024",
+    }
+    config = configuration.load("configs/quickstart.py", changes)
+    with pytest.raises(UserError, match="cannot tell the two acts apart"):
+        Experiment(config, tmp_path / "w", sharding.plan_mesh())
 
 
 @pytest.mark.slow  # a whole run, a minute

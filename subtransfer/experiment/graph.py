@@ -312,6 +312,7 @@ class Experiment:
         if not checkpoint.startswith(checks.PRESET):
             digest = digests.of_checkpoint(Path(checkpoint), self.workdir)
             refusals.check_prompt(size, checkpoint, digest)
+            refusals.check_acts(size, checkpoint, digest)
         name = self._add(
             names.base_stage(model),
             imported_stages.imported,

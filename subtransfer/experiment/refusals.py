@@ -16,6 +16,7 @@ from subtransfer.experiment import lengths, memory
 from subtransfer.experiment.models import Models
 from subtransfer.models import attention_kernels, families, hf_load
 from subtransfer.models.chat import ChatFormat, set_thinking
+from subtransfer.probes import decisions
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
 
@@ -118,12 +119,35 @@ def _prompt_tokens(
       thinking: `chat.enable_thinking`, which may lengthen prompts.
       episodes: safe training tasks of a seed.
     """
-    cfg = families.read_config(checkpoint)
-    found = settings.get(setting)
-    tokenizer = hf_load.load_tokenizer(checkpoint, cfg)
+    chat = _chat(checkpoint, digest, setting, identity, thinking)
+    return lengths.prompt_tokens(chat, chat.setting, episodes, 0), len(chat.tool_ids(""))
+
+
+def check_acts(size: memory.Sizes, checkpoint: str, digest: str) -> None:
+    """Refuses tokenizers in which the choice probe could not tell acts apart.
+
+    Args:
+      size: of the model.
+      checkpoint: its directory.
+      digest: of the directory's files.
+
+    Raises:
+      UserError: it says which acts.
+    """
+    config = size.config
+    identity = canonical_json(settings.identity(config.setting))
+    chat = _chat(checkpoint, digest, config.setting, identity, config.chat.enable_thinking)
+    tasks = chat.setting.tasks("ambiguous", "probe", config.probe.tasks, config.seed)
+    # What a few tasks' calls share, all share: encoding those of every task would take seconds.
+    decisions.decisions(tasks[:8], chat)
+
+
+@functools.cache
+def _chat(checkpoint: str, digest: str, setting: str, identity: str, thinking: str) -> ChatFormat:
+    """A checkpoint's tokenizer and template; for the arguments see `_prompt_tokens`."""
+    tokenizer = hf_load.load_tokenizer(checkpoint, families.read_config(checkpoint))
     set_thinking(tokenizer, thinking)
-    chat = ChatFormat(tokenizer, found)
-    return lengths.prompt_tokens(chat, found, episodes, 0), len(chat.tool_ids(""))
+    return ChatFormat(tokenizer, settings.get(setting))
 
 
 def check_scratch(config: Any, model: str, params: int, *, twin: bool) -> None:
