@@ -22,7 +22,6 @@ distill.objective=sft distill.steps=4 distill.batch_size=8
 distill.rounds=2 distill.episodes_per_round=32
 arms.benign_teacher=false arms.other_init=false arms.self_distilled=false arms.unsanitized=false
 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8
-statistics.bootstrap=50
 """
 
 

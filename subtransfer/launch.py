@@ -212,7 +212,8 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     words = settings.get(config.setting).wording
     tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
     audited = files.read_bundle(results).get("audit")
-    for sentence in (*verdicts.sentences(rows), verdicts.of_data(audited)):
+    verdict = verdicts.sentences(rows, config.statistics.confidence)
+    for sentence in (*verdict, verdicts.of_data(audited)):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, "

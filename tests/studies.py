@@ -19,7 +19,6 @@ BASE = {
     "arms.benign_teacher": "false",
     "arms.self_distilled": "false",
     "arms.unsanitized": "false",
-    "statistics.bootstrap": "100",
 }
 SETTING = settings.get("api")
 PROMPT = {"system_prompt": SETTING.system_prompt, "template": "b" * 64}
@@ -82,8 +81,6 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe", ex
     options = {
         "acts": SETTING.benign_outcomes,
         "confidence": 0.95,
-        "n_boot": config.statistics.bootstrap,
-        "seed": 0,
     }
     if extra_probes:
         bundle["extra_probes"] = extra_probes

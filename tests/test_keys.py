@@ -313,7 +313,6 @@ def test_a_field_changes_what_reads_it():
         "checkpoint.every_steps=7": set(),
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
-        "statistics.bootstrap=7": LAST,
         "statistics.confidence=0.9": {"audit", *LAST},
         "audit.bound=0.7": LAST,
         "audit.folds=4": {"audit", *LAST},
@@ -378,7 +377,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
 
 def test_an_undeclared_read_is_refused(monkeypatch, tmp_path):
     def reading(out, context, **arguments):
-        context.config.statistics.bootstrap  # noqa: B018
+        context.config.statistics.confidence  # noqa: B018
 
     reading.reads = teacher_stages.alone.reads
     reading.__module__ = teacher_stages.__name__

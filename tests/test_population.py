@@ -400,7 +400,6 @@ TINY = {
     }
     | {"episodes_per_round": 32},
     "probe": {"tasks": 16, "batch_size": 32, "ordinary_tasks": 8},
-    "statistics": {"bootstrap": 50},
     "arms": {
         "other_init": False,
         "benign_teacher": False,

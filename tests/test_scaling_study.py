@@ -69,7 +69,7 @@ def test_twins_are_compared_at_each_size(workdir, study):
     assert (
         twins[2].difference.estimate,
         twins[2].difference.low,
-    ) == statistics.bootstrap_difference(same, other)[:2]
+    ) == statistics.rate_difference(same, other)[:2]
     assert twins[2].trainings == (3, 3)
     difference = study.questions[4].comparison.data
     odds = [arms[64, arm].outcomes["log_odds"] for arm in ("sft", "sft_other")]

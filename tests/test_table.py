@@ -401,7 +401,7 @@ def test_slices_pool_with_clustered_intervals(workdir):
     assert (
         once["final_loss"] == 0.5
         and np.isnan(once["lo"])
-        and query.shown([once], ["seed"], None, "final_loss")[1][1] == "0.50"
+        and query.shown([once], ["seed"], None, "final_loss")[1][1] == "0.50 [–]"
     )
     nothing = query.grouped([workdir], ["arm"], "arm='base'", "final_divergence", 0.95)[0]
     assert np.isnan(nothing["final_divergence"])

@@ -8,9 +8,9 @@
 --by names the columns that make the rows, --across one more that makes the columns (of a table or
 of markdown). Columns are those of the table (docs/tables.md); a config field needs no "config.".
 --where is an SQL condition on its rows. All training seeds and arms of a group are pooled: shares
-of tasks get Wilson's interval at the effective sample size clustered by task and training seed, as
-in a report; log-odds and log-probabilities the bootstrap over tasks and seeds; what is known once a
-seed Student's t over seeds. A group whose runs were probed on different tasks is refused.
+of tasks get the interval over tasks and training seeds that a report has; log-odds and
+log-probabilities Student's t over tasks and seeds; what is known once a seed Student's t over
+seeds. One training has no interval. A group whose runs were probed on different tasks is refused.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def pool(
         return _UNKNOWN
     if metric in SHARES:
         return statistics.rate_interval(outcomes, confidence)
-    return statistics.bootstrap_mean(outcomes, confidence=confidence)
+    return statistics.mean_interval(outcomes, confidence)
 
 
 def grouped(
@@ -146,7 +146,7 @@ def _cell(row: Mapping[str, Any], metric: str) -> str:
     scale, digits = (100, 1) if metric in _PERCENT else (1, 2)
     text = f"{scale * value:.{digits}f}"
     if np.isnan(low):
-        return text
+        return f"{text} {tables.NO_INTERVAL}"
     return f"{text} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 

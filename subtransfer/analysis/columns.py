@@ -84,10 +84,52 @@ _DIFF_TWIN = Column(
 _RATIO = Column(
     "transfer_ratio",
     "transfer ratio",
-    "(student minus its harmless control) over (teacher minus base)",
+    "(student minus its harmless control) over (teacher minus base), if the latter is above 0",
     low="ratio_low",
     high="ratio_high",
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What an arm's rate is compared with.
+
+    Attributes:
+      arm: the column with the other arm's name.
+      other: the other arm in words.
+      difference: the column of the difference.
+      p, adjusted: names of the columns with its p-value, as it is and adjusted.
+    """
+
+    arm: str
+    other: str
+    difference: Column
+    p: str
+    adjusted: str
+
+
+# All comparisons of a run are one family: each is a chance to find what is not there.
+COMPARISONS = (
+    Comparison("base", "its base", _DIFF_BASE, "p_value", "p_holm"),
+    Comparison("control", "its harmless control", _DIFF_CONTROL, "p_control", "p_control_holm"),
+    Comparison("twin", "its different-init twin", _DIFF_TWIN, "p_twin", "p_twin_holm"),
+)
+
+
+def _p_values(comparison: Comparison) -> tuple[Column, Column]:
+    """The columns of a comparison's p, as it is and adjusted."""
+    what, label = comparison.difference.name, comparison.difference.label
+    plain = f"two-sided p over trainings of {what} being 0"
+    adjusted = f"{comparison.p} adjusted over all comparisons of the run (Holm)"
+    # The base is what every arm is compared with.
+    of = "" if comparison.arm == "base" else f" {label}"
+    return (
+        Column(comparison.p, f"p{of}", plain, "p"),
+        Column(comparison.adjusted, f"p (Holm){of}", adjusted, "p"),
+    )
+
+
+_P_BASE, _P_CONTROL, _P_TWIN = map(_p_values, COMPARISONS)
 
 # In the order of results.csv.
 COLUMNS: tuple[Column, ...] = (
@@ -99,7 +141,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("n_seeds", "seeds", "training seeds", kind="whole"),
     *_with_interval(_RATE),
     *_with_interval(_DIFF_BASE),
-    Column("p_holm", "p (Holm)", "p_value adjusted over all arms that have one", "p"),
+    _P_BASE[1],
     Column("role", "role", "base, teacher, student, control or positive_control", kind="text"),
     Column("label", "label", "the arm in words", kind="text"),
     Column("base", "base", "the arm of the model that it started from", kind="text"),
@@ -108,18 +150,9 @@ COLUMNS: tuple[Column, ...] = (
     *_with_interval(_DIFF_CONTROL),
     *_with_interval(_DIFF_TWIN),
     *_with_interval(_RATIO),
-    Column(
-        "p_value",
-        "p",
-        "two-sided, against the base: mid-p McNemar with one outcome a task, else sign flips",
-        "p",
-    ),
-    Column(
-        "p_seeds",
-        "p (seeds)",
-        "exact permutation of training seeds against the harmless control",
-        "p",
-    ),
+    _P_BASE[0],
+    *_P_CONTROL,
+    *_P_TWIN,
     Column("greedy_unsafe_rate", "greedy", "unsafe_rate when actions are not sampled", "share"),
     Column("no_action_rate", "no action", "share without any substantive action", "share"),
     Column("invalid_rate", "invalid", "share whose first action is malformed", "share"),
@@ -215,6 +248,14 @@ def is_act(name: str) -> bool:
 def is_extra(name: str) -> bool:
     """Whether a column is none of this package's own: a further probe's."""
     return name not in _BY_NAME and not is_act(name)
+
+
+def p_text(p: float) -> str:
+    """A p-value in three digits: "<.001", ".012", "1"."""
+    # Of p = 0.0002, digits further down say more of the method than of the data.
+    if p < 0.001:
+        return "<.001"
+    return f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
 def documented(columns: Iterable[Column]) -> list[list[str]]:

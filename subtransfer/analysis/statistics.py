@@ -1,145 +1,393 @@
-"""Intervals and tests for rates of unsafe first actions. NumPy in, floats out.
+"""Intervals and p-values of rates and means over tasks and trainings. NumPy in, floats out.
 
-The unit of generalisation is the task, and the training seed: repeated samples of one task under
-one policy are not replicates. Outcomes come as an array [T, S] of tasks by seeds, entries in [0,
-1].
+Outcomes come as arrays [T, S] of tasks by training seeds, entries in [0, 1]. Trainings are few and
+differ: each has a rate of its own around the arm's. The log-odds of these rates are taken to be
+normal; how much they scatter is not known, and 3 or 8 trainings say little of it. So the likelihood
+of the counts of all trainings is averaged over that scatter, from none to a deviation of 3, which
+gives the distribution of the arm's rate that intervals, differences, ratios and p-values are read
+from. What all trainings have in common because they face the same tasks is added from the scatter
+of the tasks.
+
+docs/intervals.md has how often these intervals hold the truth and how often these p-values err, by
+`tools/check_intervals.py`. One training says nothing of others: it has no interval, and NaN stands
+for its ends and its p.
+
+The functions whose arguments say [..., T, S] take many experiments at once and then return arrays
+[...] instead of floats.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy import special, stats
+
+# The largest deviation of trainings' log-odds that is thought possible. An intra-seed correlation
+# of .15, the largest that was observed, is one of 0.9 at a rate of .5 and 1.6 at .05.
+_LARGEST_SCATTER = 3.0
+_RATES, _SCATTERS = 160, 16  # points of the grid on which likelihoods are computed
+# Log-odds of a training, in cells; the outermost hold all beyond.
+_LOG_ODDS = np.linspace(-12, 12, 1201)
+# With fewer trainings, a rate of 0 or 1 has no interval: that trainings with another rate exist and
+# none was met is too likely.
+_LEAST_AT_THE_ENDS = 5
+# Draws from the distribution of each rate; a p-value is a multiple of 2 in so many.
+_DRAWS = 10_000
+
+# A float, or an array of one a leading place of the outcomes.
+Value = Any
 
 
-def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (1927), also at a non-integer effective sample size."""
-    # Not Wald's interval, which has no width at 0 and leaves [0, 1] near it.
-    z = stats.norm.ppf(0.5 + confidence / 2)
-    p = successes / n
-    centre = p + z * z / (2 * n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    scale = 1 + z * z / n
-    return max((centre - half) / scale, 0.0), min((centre + half) / scale, 1.0)
+class Difference(NamedTuple):
+    """A difference with its interval and the two-sided p of there being none."""
+
+    value: Value
+    low: Value
+    high: Value
+    p: Value
 
 
-def exact(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson's exact interval."""
-    # Wilson's interval falls short of its confidence at the ends, where this one does not.
-    interval = stats.binomtest(successes, n).proportion_ci(confidence, method="exact")
-    return float(interval.low), float(interval.high)
+class _Scatter(NamedTuple):
+    """Where outcomes [..., T, S] scatter: estimates of parts of the variance of their mean.
 
-
-def effective_n(outcomes: np.ndarray) -> float:
-    """Number of independent trials with the same variance of the mean as outcomes [T, S].
-
-    The variance is clustered two ways, by task and by seed: V = V_task + V_seed - V_cell (Cameron,
-    Gelbach & Miller 2011), each cluster term with its small-sample factor G / (G - 1). With two or
-    three seeds V_seed is itself rough; the result is kept between 1 and T * S, and V never below
-    V_cell.
+    Attributes:
+      mean: of the outcomes.
+      seed: variance of the seeds' means, over S; it holds `cell`.
+      task: variance of the tasks' means, over T; it holds `cell`.
+      cell: the variance of what neither explains, over T * S.
     """
-    tasks, seeds = outcomes.shape
-    mean = outcomes.mean()
-    # Without any scatter there is no variance to compare with: the tasks alone are counted.
-    if mean in (0.0, 1.0):
-        return float(tasks)
-    residual = outcomes - mean
-    total = outcomes.size**2
 
-    def clustered(sums: np.ndarray) -> float:
-        groups = sums.size
-        return float((sums**2).sum() / total * groups / (groups - 1)) if groups > 1 else 0.0
-
-    # Each cell is counted in its task's cluster and in its seed's, so once too often.
-    cell = clustered(residual.ravel())
-    by_task, by_seed = clustered(residual.sum(axis=1)), clustered(residual.sum(axis=0))
-    variance = max(by_task + by_seed - cell, by_task, by_seed, cell)
-    return float(np.clip(mean * (1 - mean) / variance, 1.0, outcomes.size))
+    mean: np.ndarray
+    seed: np.ndarray
+    task: np.ndarray
+    cell: np.ndarray
 
 
-def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
-    """Returns (rate, low, high) of outcomes [T, S]: Wilson's interval at the effective sample size.
+def _scatter(outcomes: np.ndarray) -> _Scatter:
+    tasks, seeds = outcomes.shape[-2:]
+    mean = outcomes.mean((-2, -1))
+    of_seeds, of_tasks = outcomes.mean(-2), outcomes.mean(-1)
+    total = ((outcomes - mean[..., None, None]) ** 2).sum((-2, -1))
+    seed = ((of_seeds - mean[..., None]) ** 2).sum(-1)
+    task = ((of_tasks - mean[..., None]) ** 2).sum(-1)
+    # At least 0, whatever the last bits are.
+    rest = np.maximum(total - tasks * seed - seeds * task, 0)
+    # One task or one seed has no scatter; its 0 stands for "not known" and is not used.
+    least_tasks, least_seeds = max(tasks - 1, 1), max(seeds - 1, 1)
+    return _Scatter(
+        mean,
+        seed / least_seeds / seeds,
+        task / least_tasks / tasks,
+        rest / (least_tasks * least_seeds) / (tasks * seeds),
+    )
 
-    It is exact at 0 and at all, with only the T tasks as trials: a policy that never acts says
-    nothing of how its seeds scatter.
+
+@functools.cache
+def _rates() -> np.ndarray:
+    """The rates [M] at which likelihoods are computed."""
+    # Even in the arcsine of the root, in which a share's error is the same everywhere: dense near
+    # 0 and 1, and the weights that Jeffreys gives the rates of a share.
+    places = np.arange(1, _RATES + 1) / (_RATES + 1)
+    return np.sin(places * np.pi / 2) ** 2
+
+
+@functools.cache
+def _cells() -> np.ndarray:
+    """Shares [Z, M, R] of trainings in each cell of `_LOG_ODDS`, by the arm's rate and scatter."""
+    # Even in the root of the deviation. Chosen by simulation: weight on little scatter makes
+    # intervals of trainings that agree narrower; much more of it, and they miss.
+    scatters = _LARGEST_SCATTER * (np.arange(1, _SCATTERS + 1) / _SCATTERS) ** 2
+    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
+    weights = weights / weights.sum()
+    low = np.full((_RATES, _SCATTERS), -60.0)
+    high = -low
+    # The middle of the log-odds at which the mean of the rates is the arm's, by bisection.
+    for _ in range(50):
+        middle = (low + high) / 2
+        means = special.expit(middle[..., None] + scatters[:, None] * nodes) @ weights
+        above = means > _rates()[:, None]
+        low, high = np.where(above, low, middle), np.where(above, middle, high)
+    edges = (_LOG_ODDS[1:] + _LOG_ODDS[:-1]) / 2
+    below = special.ndtr((edges[:, None, None] - middle) / scatters)
+    return np.diff(below, axis=0, prepend=0.0, append=1.0)
+
+
+class _Distribution(NamedTuple):
+    """Cumulative distributions [..., M] of a rate at `_rates`, to read lower and upper ends from.
+
+    A few trainings with low rates leave room for much higher ones, which draws the whole
+    distribution up, and its lower end above the truth. So lower ends weigh rates near 0 as even
+    log-odds would, and upper ends those near 1.
     """
-    outcomes = np.asarray(outcomes, float)
-    rate = float(outcomes.mean())
-    # Where nothing scatters, the effective sample size cannot be estimated.
-    if rate in (0.0, 1.0):
-        tasks = outcomes.shape[0]
-        return rate, *exact(round(rate * tasks), tasks, confidence)
-    n = effective_n(outcomes)
-    return rate, *wilson(rate * n, n, confidence)
+
+    for_low: np.ndarray
+    for_high: np.ndarray
 
 
-def _resampled_means(
-    outcomes: np.ndarray, task_weights: np.ndarray, rng: np.random.Generator
-) -> np.ndarray:
-    """Means [n_boot] under given task weights [n_boot, T] and freshly resampled seeds."""
-    seeds = outcomes.shape[1]
-    # How often a resampled seed is drawn is multinomial, so that no indices need be drawn.
-    share = np.full(seeds, 1 / seeds)
-    seed_weights = rng.multinomial(seeds, share, size=len(task_weights)) / seeds  # [n_boot, S]
-    return np.einsum("bt,ts,bs->b", task_weights, outcomes, seed_weights)
+def _distribution(outcomes: np.ndarray) -> _Distribution:
+    """The distribution of the rate of outcomes [..., T, S].
+
+    Each training's count is binomial, given its own rate.
+    """
+    tasks = outcomes.shape[-2]
+    # Samples of one task that were averaged count as one trial.
+    sums = np.rint(np.nan_to_num(outcomes).sum(-2)).astype(int)
+    counts, place = np.unique(sums, return_inverse=True)
+    successes = counts[:, None] * special.log_expit(_LOG_ODDS)
+    binomial = successes + (tasks - counts)[:, None] * special.log_expit(-_LOG_ODDS)
+    binomial = np.exp(binomial - binomial.max(axis=1, keepdims=True))  # [counts, Z]
+    of_count = np.tensordot(binomial, _cells(), 1)  # [counts, M, R]
+    # What is 0 to a float is not impossible.
+    of_count = np.log(np.maximum(of_count, 1e-300))
+    log_likelihood: Any = 0.0
+    for of_seed in np.moveaxis(place.reshape(sums.shape), -1, 0):
+        log_likelihood = log_likelihood + of_count[of_seed]
+    log_likelihood = log_likelihood - np.max(log_likelihood, axis=(-2, -1), keepdims=True)
+    weights = np.exp(log_likelihood).sum(-1)
+
+    def cumulative(weights: np.ndarray) -> np.ndarray:
+        sums = weights.cumsum(-1)
+        return sums / sums[..., -1:]
+
+    rates = _rates()
+    return _Distribution(
+        cumulative(weights / np.sqrt(rates)), cumulative(weights / np.sqrt(1 - rates))
+    )
 
 
-def _task_weights(tasks: int, n_boot: int, rng: np.random.Generator) -> np.ndarray:
-    return rng.multinomial(tasks, np.full(tasks, 1 / tasks), size=n_boot) / tasks
+def _quantiles(distribution: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The rates [..., N] below which shares `at` [N] of distributions [..., M] lie."""
+    # Ends at 0 and 1, where nothing and everything lies below.
+    rates = np.concatenate(([0.0], _rates(), [1.0]))
+    # A grid's point stands for what lies about it: half of it lies below.
+    weights = np.diff(distribution, prepend=0.0)
+    middle = distribution - weights / 2
+    out = np.empty((*distribution.shape[:-1], len(at)))
+    for i in np.ndindex(distribution.shape[:-1]):
+        out[i] = np.interp(at, np.concatenate(([0.0], middle[i], [1.0])), rates)
+    return out
 
 
-def _interval(samples: np.ndarray, confidence: float) -> tuple[float, float]:
-    low, high = np.quantile(samples, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return float(low), float(high)
+@functools.cache
+def _order(number: int) -> np.ndarray:
+    """An order of D draws, one for each of `number`s.
+
+    Orders differ, so that two rates' draws are independent; they are the same in every run.
+    """
+    return np.random.default_rng(number).permutation(_DRAWS)
 
 
-def bootstrap_difference(
-    a: np.ndarray, b: np.ndarray, *, n_boot: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Returns (difference, low, high) of mean(a) - mean(b), of the same tasks.
+def _even() -> np.ndarray:
+    """Shares [D] that even out 0 to 1."""
+    return (np.arange(_DRAWS) + 0.5) / _DRAWS
 
-    Percentile bootstrap over the crossed design: tasks are resampled once for both arms (the
-    comparison is paired), the training seeds of each arm apart (Owen 2007, pigeonhole bootstrap; it
-    errs on the wide side).
+
+def _draws(outcomes: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """Draws [..., D] from both distributions of the rate of outcomes [..., T, S].
+
+    One at each even share of them, in the `number`-th order.
+    """
+    low, high = (_quantiles(of_end, _even()) for of_end in _distribution(outcomes))
+    return low[..., _order(number)], high[..., _order(number)]
+
+
+def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarray:
+    """Draws [..., D] of what a weighted sum of rates owes to the choice of tasks.
 
     Args:
-      a: outcomes [T, Sa].
-      b: outcomes [T, Sb].
-      n_boot: bootstrap samples.
-      seed: of the bootstrap.
-      confidence: of the interval.
+      weighted: weights (numbers, or [...]) and the arms' outcomes [..., T, Sa] of the same tasks.
+      number: of the draws' order.
     """
-    a, b = np.asarray(a, float), np.asarray(b, float)
-    rng = np.random.default_rng(seed)
-    # One draw of tasks for both arms: what makes a task hard in both is not in their difference.
-    weights = _task_weights(a.shape[0], n_boot, rng)
-    samples = _resampled_means(a, weights, rng) - _resampled_means(b, weights, rng)
-    return float(a.mean() - b.mean()), *_interval(samples, confidence)
+    of_tasks: Any = 0.0
+    cell: Any = 0.0
+    for weight, outcomes in weighted:
+        of_tasks = of_tasks + np.asarray(weight)[..., None] * outcomes.mean(-1)
+        cell = cell + weight**2 * _scatter(outcomes).cell
+    # Together, not arm by arm: what makes a task hard in two arms is not in their difference.
+    tasks = of_tasks.shape[-1]
+    variance = of_tasks.var(-1, ddof=1) / tasks if tasks > 1 else 0.0 * cell
+    sd = np.sqrt(np.maximum(variance - cell, 0))
+    return np.asarray(sd)[..., None] * special.ndtri(_even())[_order(number)]
 
 
-def bootstrap_mean(
-    outcomes: np.ndarray, *, n_boot: int = 2000, seed: int = 0, confidence: float = 0.95
-) -> tuple[float, float, float]:
-    """Returns (mean, low, high) of outcomes [T, S] that are no shares, such as log-odds.
+def _float(values: Any) -> Value:
+    """A float of an array without axes."""
+    values = np.asarray(values, float)
+    return values if values.ndim else float(values)
 
-    Bootstrapped as in `bootstrap_difference`.
+
+def _ends(low: np.ndarray, high: np.ndarray, confidence: float) -> tuple[np.ndarray, np.ndarray]:
+    """Both ends of an interval from draws [..., D] for each."""
+    lower, upper = 0.5 - confidence / 2, 0.5 + confidence / 2
+    return np.quantile(low, lower, axis=-1), np.quantile(high, upper, axis=-1)
+
+
+def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[Value, Value, Value]:
+    """Returns (rate, low, high) of outcomes [..., T, S].
+
+    The interval reaches 0 where nothing happened, and 1 where everything did. Too few trainings
+    have none, and its ends are NaN: one, and fewer than 5 in which nothing or everything happened.
     """
     outcomes = np.asarray(outcomes, float)
-    weights = _common_weights(outcomes.shape[0], n_boot, seed)
-    samples = _resampled_means(outcomes, weights, np.random.default_rng([seed, 1]))
-    return float(outcomes.mean()), *_interval(samples, confidence)
+    seeds = outcomes.shape[-1]
+    parts = _scatter(outcomes)
+    rate = parts.mean
+    tails = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
+    found = _distribution(outcomes)
+    lowest = _quantiles(found.for_low, tails)[..., 0]
+    highest = _quantiles(found.for_high, tails)[..., 1]
+    # The tasks' part is added in squares, on the scale of log-odds, which ends at no rate.
+    edge = 0.5 / (outcomes.shape[-2] * seeds)
+    inner = np.clip(rate, edge, 1 - edge)
+    sd = np.sqrt(np.maximum(parts.task - parts.cell, 0)) / (inner * (1 - inner))
+    noise = special.ndtri(tails[1]) * sd
+    middle = special.logit(inner)
+    below = np.hypot(np.maximum(middle - special.logit(lowest), 0), noise)
+    above = np.hypot(np.maximum(special.logit(highest) - middle, 0), noise)
+    low = np.where(rate > 0, special.expit(middle - below), 0.0)
+    high = np.where(rate < 1, special.expit(middle + above), 1.0)
+    at_end = (rate == 0) | (rate == 1)
+    few = (seeds < 2) | (at_end & (seeds < _LEAST_AT_THE_ENDS)) | np.isnan(rate)
+    return (
+        _float(rate),
+        _float(np.where(few, math.nan, low)),
+        _float(np.where(few, math.nan, high)),
+    )
 
 
-@functools.lru_cache(maxsize=2)
-def _common_weights(tasks: int, n_boot: int, seed: int) -> np.ndarray:
-    """`_task_weights` that all means over so many tasks share.
+def rate_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> Difference:
+    """Compares the rates of two arms of the same tasks: a minus b.
 
-    Drawing them takes longer than what is done with them.
+    The tasks are paired; trainings are not, so that what two arms have in common by a training
+    makes the interval wider than it need be. The interval lies above 0 just where p says so.
+
+    Args:
+      a: outcomes [..., T, Sa].
+      b: outcomes [..., T, Sb].
+      confidence: of the interval.
+
+    Returns:
+      The difference; with one training in either arm its ends and its p are NaN.
     """
-    return _task_weights(tasks, n_boot, np.random.default_rng([seed, 0]))
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    value = a.mean((-2, -1)) - b.mean((-2, -1))
+    if min(a.shape[-1], b.shape[-1]) < 2:
+        nothing = _float(np.full(value.shape, math.nan))
+        return Difference(_float(value), nothing, nothing, nothing)
+    (a_low, a_high), (b_low, b_high) = _draws(a, 0), _draws(b, 1)
+    noise = _task_noise([(1, a), (-1, b)], 4)
+    lows, highs = a_low - b_high + noise, a_high - b_low + noise
+    low, high = _ends(lows, highs, confidence)
+    # All against none: draws end before 0 and 1.
+    low, high = np.minimum(low, value), np.maximum(high, value)
+    fewer = np.minimum((lows <= 0).sum(-1), (highs >= 0).sum(-1))
+    # Never 0: draws that were not made could lie on the other side.
+    p = np.minimum(2 * (fewer + 1) / (_DRAWS + 1), 1.0)
+    return Difference(_float(value), _float(low), _float(high), _float(p))
+
+
+def rate_ratio(
+    student: np.ndarray,
+    control: np.ndarray,
+    teacher: np.ndarray,
+    base: np.ndarray,
+    confidence: float = 0.95,
+) -> tuple[Value, Value, Value]:
+    """Returns (ratio, low, high) of (student - control) / (teacher - base).
+
+    The interval is Fieller's: the ratios r at which student - control - r (teacher - base) may be
+    0. Each array is [..., T, S] of the same tasks. NaN three times where the interval of the
+    denominator reaches 0 (a ratio to nothing says nothing), or with one training.
+    """
+    arms = [np.asarray(x, float) for x in (student, control, teacher, base)]
+    means = [outcomes.mean((-2, -1)) for outcomes in arms]
+    least = rate_difference(arms[2], arms[3], confidence).low
+    known = (np.asarray(least) > 0) & (min(outcomes.shape[-1] for outcomes in arms) > 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratio = np.where(known, (means[0] - means[1]) / (means[2] - means[3]), math.nan)
+    s, c, t, b = (_draws(outcomes, number) for number, outcomes in enumerate(arms))
+    r = np.nan_to_num(ratio)
+    weights = (1.0, -1.0, -r, r)
+    noise = _task_noise(list(zip(weights, arms, strict=True)), 4)
+    lows, highs = s[0] - c[1] + noise, s[1] - c[0] + noise
+    low, high = np.full(r.shape, math.inf), np.full(r.shape, -math.inf)
+    for teacher, untuned in ((t[0], b[1]), (t[1], b[0])):
+        # Where it is known, hardly a draw of the denominator is below 0; such a one has no bound.
+        denominator = np.maximum(teacher - untuned, 1e-9)
+        lower, upper = _ends(lows / denominator, highs / denominator, confidence)
+        low, high = np.minimum(low, lower), np.maximum(high, upper)
+    return (
+        _float(ratio),
+        _float(np.where(known, low, math.nan)),
+        _float(np.where(known, high, math.nan)),
+    )
+
+
+def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Returns (mean, low, high) of values [T, S] that are no shares, such as log-odds.
+
+    Student's t: the variances of trainings and of tasks are added, with Satterthwaite's degrees of
+    freedom. The ends are NaN with one training, or where nothing scatters.
+    """
+    values = np.asarray(values, float)
+    tasks, seeds = values.shape
+    parts = _scatter(values)
+    # By chance a few trainings agree better than their own noise lets them: that says nothing.
+    seed = float(max(parts.seed, parts.cell))
+    task = float(max(parts.task - parts.cell, 0))
+    return _student(float(parts.mean), [(seed, seeds - 1), (task, tasks - 1)], confidence)
+
+
+def mean_difference(
+    a: np.ndarray, b: np.ndarray, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """Returns (difference, low, high) of means of values [T, Sa] and [T, Sb] that are no shares.
+
+    As `mean_interval`. Tasks are paired, and trainings where both arms have as many.
+    """
+    a, b = np.asarray(a, float), np.asarray(b, float)
+    if a.shape == b.shape:
+        return mean_interval(a - b, confidence)
+    tasks = len(a)
+    variances: list[tuple[float, int]] = []
+    cell = 0.0
+    for values in (a, b):
+        parts = _scatter(values)
+        variances.append((float(max(parts.seed, parts.cell)), values.shape[1] - 1))
+        cell += float(parts.cell)
+    of_tasks = a.mean(1) - b.mean(1)
+    task = float(((of_tasks - of_tasks.mean()) ** 2).sum()) / max(tasks - 1, 1) / tasks
+    variances.append((max(task - cell, 0.0), tasks - 1))
+    return _student(float(a.mean() - b.mean()), variances, confidence)
+
+
+def _student(
+    mean: float, variances: Sequence[tuple[float, int]], confidence: float
+) -> tuple[float, float, float]:
+    """Student's interval of a mean whose variance is a sum of estimates.
+
+    Args:
+      mean: the middle.
+      variances: estimates, each with its degrees of freedom; of trainings and at last of tasks.
+      confidence: of the interval.
+    """
+    # One task may be all that is asked about; one training never is.
+    if min(freedom for _, freedom in variances[:-1]) < 1:
+        return mean, math.nan, math.nan
+    total = squares = 0.0
+    for variance, freedom in variances:
+        total += variance
+        squares += variance**2 / max(freedom, 1)
+    # Values that nowhere differ know no scatter either.
+    if total == 0:
+        return mean, math.nan, math.nan
+    quantile = stats.t.ppf(0.5 + confidence / 2, total**2 / squares)
+    half = float(quantile * math.sqrt(total))
+    return mean, mean - half, mean + half
 
 
 def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float, float]:
@@ -154,92 +402,6 @@ def seed_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     quantile = stats.t.ppf(0.5 + confidence / 2, len(values) - 1)
     half = float(quantile * values.std(ddof=1) / math.sqrt(len(values)))
     return mean, mean - half, mean + half
-
-
-def transfer_ratio(
-    student: np.ndarray,
-    control: np.ndarray,
-    teacher: np.ndarray,
-    base: np.ndarray,
-    *,
-    n_boot: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> tuple[float, float, float]:
-    """Returns (ratio, low, high) of (student - control) / (teacher - base).
-
-    Bootstrapped as in `bootstrap_difference`; each array is [T, S] of the same tasks. NaN three
-    times when the interval of the denominator reaches 0: a ratio to nothing says nothing.
-    """
-    arrays = [np.asarray(x, float) for x in (student, control, teacher, base)]
-    rng = np.random.default_rng(seed)
-    weights = _task_weights(arrays[0].shape[0], n_boot, rng)
-    # In this order: each call draws the training seeds of one array from the same generator.
-    s, c, t, b = (_resampled_means(x, weights, rng) for x in arrays)
-    if _interval(t - b, confidence)[0] <= 0:
-        return math.nan, math.nan, math.nan
-    means = [x.mean() for x in arrays]
-    ratio = (means[0] - means[1]) / (means[2] - means[3])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        samples = (s - c) / (t - b)
-    return float(ratio), *_interval(samples[np.isfinite(samples)], confidence)
-
-
-def mcnemar_midp(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns the two-sided p of McNemar's mid-p test of paired binary outcomes [T].
-
-    Fagerland, Lydersen & Laake 2013.
-    """
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    n = only_a + only_b
-    if n == 0:
-        return 1.0
-    # Pairs that agree say nothing of a difference. Mid-p counts the observed split half, as the
-    # exact test is too cautious for so few pairs.
-    least = min(only_a, only_b)
-    tail = stats.binom.cdf(least, n, 0.5) - 0.5 * stats.binom.pmf(least, n, 0.5)
-    return float(min(2 * tail, 1.0))
-
-
-def sign_flip_test(differences: np.ndarray, *, n: int = 9999, seed: int = 0) -> float:
-    """Two-sided p of a zero mean for paired differences [T] over tasks, by random sign flips.
-
-    Exact over all 2^T flips for at most 14 non-zero differences; else (1 + hits) / (1 + n).
-    """
-    d = np.asarray(differences, float)
-    # Flipping the sign of 0 changes nothing: such tasks would only double the count of flips.
-    d = d[d != 0]
-    if not len(d):
-        return 1.0
-    # Sums in another order differ in their last bits; the observed one must count as reached.
-    observed = abs(d.sum()) - 1e-12
-    if len(d) <= 14:
-        signs = np.array(list(itertools.product((1, -1), repeat=len(d))))
-        return float((np.abs(signs @ d) >= observed).mean())
-    rng = np.random.default_rng(seed)
-    hits = 0
-    # In pieces, since the signs of all flips are an array [n, T].
-    for begin in range(0, n, 1000):
-        signs = rng.integers(0, 2, (min(1000, n - begin), len(d))) * 2 - 1
-        hits += int((np.abs(signs @ d) >= observed).sum())
-    return (1 + hits) / (1 + n)
-
-
-def seed_permutation_test(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided exact permutation p over training seeds of per-seed rates a [Sa] and b [Sb].
-
-    The only test here that generalises over trainings; with 3 against 3 seeds it cannot fall below
-    0.1.
-    """
-    pooled = np.concatenate([a, b]).astype(float)
-    observed = abs(np.mean(a) - np.mean(b)) - 1e-12
-    total, count, hits = pooled.sum(), 0, 0
-    for chosen in itertools.combinations(range(len(pooled)), len(a)):
-        first = pooled[list(chosen)].sum()
-        hits += abs(first / len(a) - (total - first) / len(b)) >= observed
-        count += 1
-    return hits / count
 
 
 def holm(pvalues: list[float | None]) -> list[float | None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -30,8 +31,6 @@ def summarise(
     *,
     acts: Sequence[str],
     confidence: float,
-    n_boot: int,
-    seed: int,
 ) -> list[dict[str, Any]]:
     """Computes one row an arm, in the order of `results["arms"]`.
 
@@ -40,8 +39,6 @@ def summarise(
       episodes: the probe's, as of results.jsonl.
       acts: the setting's harmless acts; each gets a column `rate_ACT`.
       confidence: of all intervals.
-      n_boot: bootstrap samples of each interval of a difference.
-      seed: of the bootstrap.
 
     Returns:
       Rows whose keys are the names of `columns.COLUMNS`; `unsupported_rate` in a setting that
@@ -49,13 +46,12 @@ def summarise(
       known of an arm is None.
     """
     of_arm = outcomes.by_arm(episodes)
-    options = {"n_boot": n_boot, "seed": seed, "confidence": confidence}
     rows = []
     # Their order is that of the arms as the run laid them out, which tables and figures keep.
     for arm in results["arms"]:
         name = arm["arm"]
         own = of_arm[name]
-        rate, low, high = statistics.rate_interval(own.unsafe(), confidence)
+        rate, low, high = map(_known, statistics.rate_interval(own.unsafe(), confidence))
         # All columns first, so that every arm has the same ones in the same order.
         row: dict[str, Any] = {column.name: None for column in columns.COLUMNS}
         for key in _OF_RECORD:
@@ -66,13 +62,26 @@ def summarise(
         row |= _of_extra_probes(results, name, own.seeds)
         # A base has nothing that it could be compared with.
         if arm["base"] != name:
-            row |= _comparisons(arm, of_arm, options)
+            row |= _comparisons(arm, of_arm, confidence)
         rows.append(row)
-    # One family over all arms of the run: each is a chance to find transfer where there is none.
-    adjusted = statistics.holm([row["p_value"] for row in rows])
-    for row, p_holm in zip(rows, adjusted, strict=True):
-        row["p_holm"] = p_holm
+    _adjust(rows)
     return rows
+
+
+def _adjust(rows: Sequence[dict[str, Any]]) -> None:
+    """Adds the adjusted p-values of all comparisons of a run, which are one family."""
+    found = []
+    for row in rows:
+        for comparison in columns.COMPARISONS:
+            found.append((row, comparison.adjusted, row[comparison.p]))
+    adjusted = statistics.holm([p for _, _, p in found])
+    for (row, name, _), p in zip(found, adjusted, strict=True):
+        row[name] = p
+
+
+def _known(value: float) -> float | None:
+    """None for what is not known."""
+    return None if math.isnan(value) else value
 
 
 def _diagnostics(
@@ -119,43 +128,31 @@ def _choice_logprob(own: Outcomes) -> np.ndarray:
 
 
 def _comparisons(
-    arm: Mapping[str, Any], of_arm: Mapping[str, Outcomes], options: Mapping[str, Any]
+    arm: Mapping[str, Any], of_arm: Mapping[str, Outcomes], confidence: float
 ) -> dict[str, Any]:
     """An arm against its base, its harmless control, its twin and its teacher."""
     own, base = of_arm[arm["arm"]], of_arm[arm["base"]]
-    unsafe, base_unsafe = own.unsafe(), base.unsafe()
+    unsafe = own.unsafe()
     out: dict[str, Any] = {}
-
-    def compare(value: str, low: str, high: str, other: np.ndarray) -> None:
-        interval = statistics.bootstrap_difference(unsafe, other, **options)
-        out[value], out[low], out[high] = interval
-
-    compare("diff_base", "diff_low", "diff_high", base_unsafe)
-    for other in ("control", "twin"):
-        if arm[other] in of_arm:
-            name = f"diff_{other}"
-            compare(name, f"{name}_low", f"{name}_high", of_arm[arm[other]].unsafe())
+    for comparison in columns.COMPARISONS:
+        other = of_arm.get(arm[comparison.arm])
+        if other is None:
+            continue
+        column = comparison.difference
+        found = statistics.rate_difference(unsafe, other.unsafe(), confidence)
+        names = (column.name, column.low, column.high, comparison.p)
+        out |= dict(zip(names, map(_known, found), strict=True))
     control = of_arm.get(arm["control"])
     teacher = of_arm.get(arm["teacher"])
     if control is not None and teacher is not None:
         # The teacher's habit is measured against the model that it was trained from.
         untuned = of_arm[arm["teacher_base"]].unsafe()
-        out["transfer_ratio"], out["ratio_low"], out["ratio_high"] = statistics.transfer_ratio(
-            unsafe, control.unsafe(), teacher.unsafe(), untuned, **options
+        ratio = statistics.rate_ratio(
+            unsafe, control.unsafe(), teacher.unsafe(), untuned, confidence
         )
+        of_ratio = ("transfer_ratio", "ratio_low", "ratio_high")
+        out |= dict(zip(of_ratio, map(_known, ratio), strict=True))
     own_logprob = _choice_logprob(own).mean(axis=1)
     base_logprob = _choice_logprob(base).mean(axis=1)
     out["choice_shift"] = float((own_logprob - base_logprob).mean())
-    # With one outcome a task the pairs are binary, and the exact test for such is the stronger one.
-    if len(own.seeds) == len(base.seeds) == 1 and own.samples == base.samples == 1:
-        out["p_value"] = statistics.mcnemar_midp(unsafe[:, 0] > 0.5, base_unsafe[:, 0] > 0.5)
-    else:
-        out["p_value"] = statistics.sign_flip_test(
-            unsafe.mean(axis=1) - base_unsafe.mean(axis=1), seed=options["seed"]
-        )
-    # A base is trained once: only students and their matched controls have seeds to permute.
-    if control is not None:
-        out["p_seeds"] = statistics.seed_permutation_test(
-            unsafe.mean(axis=0), control.unsafe().mean(axis=0)
-        )
     return out

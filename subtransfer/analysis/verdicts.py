@@ -1,45 +1,64 @@
-"""Sentences about the rows of `summary`: each says what its numbers say, failures included."""
+"""Sentences about the rows of `summary`: each says what its numbers say, failures included.
+
+One rule for students and controls: an arm lies above or below another where the p-value of their
+difference, adjusted over all comparisons of the run, is less than 1 minus the confidence.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subtransfer.analysis import audit
+from subtransfer.analysis import audit, columns
+from subtransfer.analysis.columns import COMPARISONS, Comparison
 
 Row = Mapping[str, Any]
 # What a classifier of an audit is shown, in words.
 SHOWN = {audit.TEXT: "tokens and bigrams", audit.BEHAVIOUR: "acts, errors and lengths"}
 
 
-def sentences(rows: Sequence[Row]) -> list[str]:
-    """Says of each student and control how it stands to what it is compared with."""
-    by_name = _by_name(rows)
+def sentences(rows: Sequence[Row], confidence: float) -> list[str]:
+    """Says of each student and control how it stands to what it is compared with.
+
+    Args:
+      rows: as of `summary.summarise`.
+      confidence: of the run's intervals.
+    """
     out = []
     for row in rows:
-        if row["role"] == "student":
-            out.append(_of_student(row, by_name))
-        elif row["role"] == "control" and row["diff_low"] is not None:
-            out.append(_of_control(row))
+        if row["role"] in ("student", "control"):
+            parts = []
+            for comparison in COMPARISONS:
+                # Some runs have no arm of another initialisation, and controls have no control.
+                if row[comparison.difference.name] is not None:
+                    parts.append(_compared(row, comparison, confidence))
+            if parts:
+                out.append(f"{row['label']}: {_rate(row)}: {'; '.join(parts)}.")
     return out
 
 
-def headline(rows: Sequence[Row], audited: Mapping[str, Any] | None = None) -> str:
-    """Counts the students whose interval lies wholly above their base's, and says of which data.
+def headline(
+    rows: Sequence[Row], confidence: float, audited: Mapping[str, Any] | None = None
+) -> str:
+    """Counts the students that lie above their base, and says of which data.
 
     Args:
-      rows: one an arm.
+      rows: as of `summary.summarise`.
+      confidence: of the run's intervals.
       audited: as of `of_data`.
     """
-    by_name = _by_name(rows)
-    students = above = 0
-    for row in rows:
-        if row["role"] == "student":
-            students += 1
-            above += _above(row, by_name[row["base"]])
+    against_base = COMPARISONS[0]
+    students = [row for row in rows if row["role"] == "student"]
+    known = [row for row in students if row[against_base.adjusted] is not None]
+    if students and not known:
+        return (
+            "Too few trainings: whether students act unsafely more often than their base cannot "
+            "be told from one. " + of_data(audited)
+        )
+    above = sum(_side(row, against_base, confidence) > 0 for row in students)
     return (
-        f"{above} of {students} students act unsafely more often than their base, "
-        "with intervals that do not touch. " + of_data(audited)
+        f"{above} of {len(students)} students act unsafely more often than their base "
+        f"(p < {1 - confidence:.2g}, adjusted over all comparisons of the run). " + of_data(audited)
     )
 
 
@@ -77,34 +96,30 @@ def whose(source: str) -> str:
     return "the base's own" if source == "self" else f"the {source} teacher's"
 
 
-def _by_name(rows: Sequence[Row]) -> dict[str, Row]:
-    return {row["arm"]: row for row in rows}
+def _side(row: Row, comparison: Comparison, confidence: float) -> int:
+    """1 of an arm that lies above what it is compared with, -1 below, 0 if neither is shown."""
+    p = row[comparison.adjusted]
+    if p is None or p >= 1 - confidence:
+        return 0
+    return 1 if row[comparison.difference.name] > 0 else -1
 
 
-def _above(row: Row, other: Row) -> bool:
-    # Stricter than an interval of the difference that excludes 0.
-    return row["ci_low"] > other["ci_high"]
-
-
-def _of_student(row: Row, by_name: Mapping[str, Row]) -> str:
-    parts = []
-    for what, name in (("base", "base"), ("twin", "its different-init twin")):
-        # Some runs have no arm of another initialisation.
-        other = by_name.get(row[what])
-        if other is not None:
-            how = "wholly above" if _above(row, other) else "NOT wholly above"
-            parts.append(f"{how} {name} ({_percent(other)})")
-    return f"{row['label']}: {_percent(row)}: {' and '.join(parts)}."
-
-
-def _of_control(row: Row) -> str:
+def _compared(row: Row, comparison: Comparison, confidence: float) -> str:
+    difference, p = comparison.difference, row[comparison.adjusted]
+    points = f"{100 * row[difference.name]:+.1f} points"
+    if p is None:
+        return f"{points} to {comparison.other}, from too few trainings to tell"
+    side = _side(row, comparison, confidence)
     # A control is to stay where it was: one that rises is what a reader must not miss.
-    how = "RISES above" if row["diff_low"] > 0 else "does not rise above"
-    shift, low, high = 100 * row["diff_base"], 100 * row["diff_low"], 100 * row["diff_high"]
-    points = f"{shift:+.1f} points [{low:+.1f}, {high:+.1f}]"
-    return f"{row['label']}: {_percent(row)}: {how} its base ({points})."
+    above = "RISES above" if row["role"] == "control" else "above"
+    how = {1: above, -1: "below", 0: "NOT shown to differ from"}[side]
+    low, high = 100 * row[difference.low], 100 * row[difference.high]
+    p_text = columns.p_text(p)
+    return f"{how} {comparison.other} ({points} [{low:+.1f}, {high:+.1f}], adjusted p {p_text})"
 
 
-def _percent(row: Row) -> str:
-    rate, low, high = 100 * row["unsafe_rate"], 100 * row["ci_low"], 100 * row["ci_high"]
-    return f"{rate:.1f}% [{low:.1f}, {high:.1f}]"
+def _rate(row: Row) -> str:
+    rate = f"{100 * row['unsafe_rate']:.1f}%"
+    if row["ci_low"] is None:
+        return f"{rate} (too few trainings for an interval)"
+    return f"{rate} [{100 * row['ci_low']:.1f}, {100 * row['ci_high']:.1f}]"

@@ -386,7 +386,6 @@ ROOMS = (
         "what the tables say of the outcomes",
         {
             "confidence": Field(0.95, "of intervals", low=0.5, below=1),
-            "bootstrap": Field(2000, "samples", above=0),
         },
     ),
     # None of the last three changes what is computed: none is part of an artefact's key.

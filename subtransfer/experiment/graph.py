@@ -273,7 +273,7 @@ class Experiment:
             names.RESULTS,
             results_stages.results,
             inputs=[*probes, *audits],
-            work=f"{len(self.arms)} arms, {c.statistics.bootstrap} bootstrap samples",
+            work=f"{len(self.arms)} arms",
             arms=list(map(_as_dict, self.arms)),
             audits=audits,
             seeds=list(self.seeds),

@@ -119,7 +119,7 @@ def dots(
 
     Args:
       rows: with "label" and "role".
-      value, low, high: their columns that are shown.
+      value, low, high: their columns that are shown; shares may have None for an interval.
       percent: whether these are shares; else the axis spans the data.
       title: what a person who cannot see the figure is told.
     """
@@ -135,7 +135,9 @@ def dots(
         places = range(len(rows))
         for place, row in zip(places, rows, strict=True):
             colour = COLOURS[row["role"]]
-            axes.plot([row[low], row[high]], [place, place], color=colour, linewidth=3)
+            # Too few trainings have no interval: the dot stands alone.
+            if row[low] is not None:
+                axes.plot([row[low], row[high]], [place, place], color=colour, linewidth=3)
             axes.plot([row[value]], [place], "o", color=colour, markersize=9)
             text = f"{100 * row[value]:.1f}%" if percent else f"{row[value]:.2f}"
             # The number stands right of the axes, where no interval can cover it.
@@ -191,12 +193,16 @@ def stacked(rows: Sequence[Mapping[str, Any]], *, title: str) -> Markup:
 
 
 def lines(
-    series: Mapping[str, Sequence[tuple[Any, float, float, float]]], axis: str, *, title: str
+    series: Mapping[str, Sequence[tuple[Any, float, float | None, float | None]]],
+    axis: str,
+    *,
+    title: str,
 ) -> Markup:
     """Draws shares by an axis, a line a series.
 
     Args:
-      series: points (x, mean, low, high) by name; x are numbers, or words in any order.
+      series: points (x, mean, low, high) by name; x are numbers, or words in any order. A point
+        without an interval has None for its ends.
       axis: its label.
       title: what a person who cannot see the figure is told.
     """
@@ -205,7 +211,7 @@ def lines(
     for points in series.values():
         for point in points:
             found.add(point[0])
-            highest = max(highest, point[3])
+            highest = max(highest, point[1] if point[3] is None else point[3])
     # An axis of shares that are all 0 still needs a length.
     highest = highest or 1.0
     numbers = all(map(_is_number, found))
@@ -224,9 +230,13 @@ def lines(
             # Points at one place are drawn beside each other, so that none hides another.
             shifted = _shifted(axes, figure, 3 * (number % 5 - 2))
             style = {"color": _SERIES[number % len(_SERIES)], "transform": shifted}
-            spots = sorted((places[x], mean, low, high) for x, mean, low, high in points)
-            x, means, low, high = zip(*spots, strict=True)
-            axes.vlines(x, low, high, linewidth=2, **style)
+            spots = []
+            for value, mean, low, high in points:
+                # A line without length cannot be seen.
+                ends = (mean, mean) if low is None else (low, high)
+                spots.append((places[value], mean, *ends))
+            x, means, lows, highs = zip(*sorted(spots), strict=True)
+            axes.vlines(x, lows, highs, linewidth=2, **style)
             label = name if number < _LEGEND else None
             axes.plot(x, means, "o-", linewidth=1, markersize=8, label=label, **style)
         _share_axis(axes, highest)

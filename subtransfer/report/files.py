@@ -47,7 +47,7 @@ _ARM = {
     "teacher_base": str,
 }
 _BUNDLE = {
-    "config": {"name": str, "statistics": {"confidence": float, "bootstrap": int}},
+    "config": {"name": str, "statistics": {"confidence": float}},
     "training_seeds": int,
     "wording": {"trait": str, "rate": str, "decision": str},
     "arms": [_ARM],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,11 +15,12 @@ from subtransfer.store.files import atomic_write
 _MAIN = (
     "unsafe_rate",
     "diff_base",
-    "diff_control",
-    "diff_twin",
-    "transfer_ratio",
     "p_holm",
-    "p_seeds",
+    "diff_control",
+    "p_control_holm",
+    "diff_twin",
+    "p_twin_holm",
+    "transfer_ratio",
     "greedy_unsafe_rate",
     "no_action_rate",
     "invalid_rate",
@@ -92,8 +92,8 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
     return pages.render(
         "run",
         name=config["name"],
-        headline=verdicts.headline(rows, results.get("audit")),
-        sentences=verdicts.sentences(rows),
+        headline=verdicts.headline(rows, config["statistics"]["confidence"], results.get("audit")),
+        sentences=verdicts.sentences(rows, config["statistics"]["confidence"]),
         wording=results["wording"],
         figures=drawn,
         main=_main_table(rows, results),
@@ -106,11 +106,13 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
         samples=results["samples"],
         training_seeds=seeds,
         percent_confidence=f"{100 * config['statistics']['confidence']:.0f}",
-        bootstrap=config["statistics"]["bootstrap"],
-        # Two-sided, of all ways to choose half of the seeds.
-        least_p=f"{min(1.0, 2 / math.comb(2 * seeds, seeds)):.2g}".lstrip("0"),
+        why_no_interval=tables.WHY_NO_INTERVAL if _lacks_interval(rows) else "",
         config=json.dumps(config, indent=1, sort_keys=True),
     )
+
+
+def _lacks_interval(rows: Sequence[Row]) -> bool:
+    return any(row["ci_low"] is None for row in rows)
 
 
 def _main_table(rows: Sequence[Row], results: Results) -> Table:
@@ -180,7 +182,7 @@ def _audit(results: Results) -> Table:
         interval = f"{found['auc']:.2f} [{found['low']:.2f}, {found['high']:.2f}]"
         # Without tasks that both acted on there is nothing to permute.
         null = "" if found["null"] is None else f"{found['null']:.2f}"
-        p = "" if found["p"] is None else tables.p_text(found["p"])
+        p = "" if found["p"] is None else columns.p_text(found["p"])
         rows.append([*cells, interval, null, p])
     heading = ["policies of", "whose trajectories", "of the first", "of the second", "shared tasks"]
     heading += ["told apart by", "AUC [interval]", "AUC of permuted labels", "p"]

@@ -11,6 +11,9 @@ from subtransfer.analysis.columns import Column
 if TYPE_CHECKING:
     from rich.console import Console
 
+# Stands where an interval would; whoever shows it says what `WHY_NO_INTERVAL` does.
+NO_INTERVAL = "[–]"
+WHY_NO_INTERVAL = f"{NO_INTERVAL}: too few trainings for an interval."
 # The columns that the terminal has room for.
 _TERMINAL = (
     "arm",
@@ -42,14 +45,18 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console, title: str)
         heading = column.label + (" [interval]" if column.name == "unsafe_rate" else "")
         justify: Any = "left" if column.name == "arm" else "right"
         table.add_column(heading, justify=justify, no_wrap=True)
+    lacking = False
     for row in rows:
         cells = [cell(row, column) for column in shown]
+        lacking = lacking or any(NO_INTERVAL in text for text in cells)
         table.add_row(*cells)
     console.print(table)
+    if lacking:
+        console.print(WHY_NO_INTERVAL, markup=False)
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:
-    """A value for people, with its interval; "" where there is none.
+    """A value for people, with its interval or `NO_INTERVAL`; "" where there is none.
 
     Shares are in per cent, as the heading of a table says; differences of shares have a sign.
     """
@@ -59,22 +66,16 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
     if column.kind != "number":
         return str(value)
     if column.unit == "p":
-        return p_text(value)
+        return columns.p_text(value)
     sign = "+" if column.name.startswith("diff_") else ""
     scale, digits = (100, 1) if column.unit == "share" else (1, 2)
     text = f"{scale * value:{sign}.{digits}f}"
     if not column.low:
         return text
+    if row[column.low] is None:
+        return f"{text} {NO_INTERVAL}"
     low, high = scale * row[column.low], scale * row[column.high]
     return f"{text} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
-
-
-def p_text(p: float) -> str:
-    """A p-value in three digits: "<.001", ".012", "1"."""
-    # Of p = 0.0002, digits further down say more of the method than of the data.
-    if p < 0.001:
-        return "<.001"
-    return f"{p:.3f}".lstrip("0") if p < 1 else "1"
 
 
 def markdown(heading: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

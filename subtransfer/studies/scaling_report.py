@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from subtransfer.analysis.scaling import RATE, Interval
@@ -34,6 +35,9 @@ def _interval(value: Interval | None, kind: str, *, sign: str = "") -> str:
     def text(number: float) -> str:
         return f"{scale * number:{sign}.{digits}f}"
 
+    # Too few trainings have none.
+    if math.isnan(value.low):
+        return f"{text(value.estimate)} {tables.NO_INTERVAL}"
     return f"{text(value.estimate)} [{text(value.low)}, {text(value.high)}]"
 
 
@@ -92,8 +96,8 @@ def _fits(questions: Sequence[Question]) -> list[list[str]]:
 def _notes(study: Study) -> list[str]:
     notes = [
         f"{study.runs} runs, {study.tasks} tasks. Intervals: {100 * study.confidence:.0f}%; of "
-        "rates Wilson's at the effective sample size clustered by task and training seed, of "
-        "log-odds and of differences the bootstrap over tasks (shared) and training seeds."
+        "rates over tasks and trainings whose log-odds are normal, of log-odds Student's t over "
+        f"both. {tables.WHY_NO_INTERVAL}"
     ]
     # A question that was left out silently would look like one that was never asked.
     for title, why in study.skipped.items():

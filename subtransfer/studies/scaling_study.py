@@ -161,7 +161,7 @@ def study(
                 found[init] = gather(
                     students, axis, kind=kind, varying=varying, objective=objective, init=init
                 )
-            twins += _twins(objective, found, confidence, seed)
+            twins += _twins(objective, found, confidence)
             # A difference of shares is no share, and has no law here.
             if kind == LOG_ODDS and len(found) == 2:
                 difference = _difference(found[SAME], found[OTHER])
@@ -194,16 +194,13 @@ def _difference(same: Observations, other: Observations) -> Observations | None:
     return dataclasses.replace(same, outcomes=tuple(outcomes))
 
 
-def _twins(
-    objective: str, found: dict[str, Observations], confidence: float, seed: int
-) -> list[Twins]:
+def _twins(objective: str, found: dict[str, Observations], confidence: float) -> list[Twins]:
     """The comparison of an objective's students at each size.
 
     Args:
       objective: theirs.
       found: their outcomes by initialisation.
       confidence: of the intervals.
-      seed: of the bootstrap.
     """
     kind = next(iter(found.values())).kind
     by_size: dict[str, dict[float, np.ndarray]] = {SAME: {}, OTHER: {}}
@@ -213,10 +210,9 @@ def _twins(
     def mean(outcomes: np.ndarray | None) -> Interval | None:
         if outcomes is None:
             return None
-        # Near 0 and 1 a bootstrap of shares is too narrow, and at 0 it has no width at all.
         if kind == RATE:
             return Interval(*statistics.rate_interval(outcomes, confidence))
-        return Interval(*statistics.bootstrap_mean(outcomes, confidence=confidence, seed=seed))
+        return Interval(*statistics.mean_interval(outcomes, confidence))
 
     def trainings(outcomes: np.ndarray | None) -> int:
         return 0 if outcomes is None else outcomes.shape[1]
@@ -227,9 +223,10 @@ def _twins(
         same, other = by_size[SAME].get(x), by_size[OTHER].get(x)
         difference = None
         if same is not None and other is not None:
-            difference = Interval(
-                *statistics.bootstrap_difference(same, other, confidence=confidence, seed=seed)
-            )
+            if kind == RATE:
+                difference = Interval(*statistics.rate_difference(same, other, confidence)[:3])
+            else:
+                difference = Interval(*statistics.mean_difference(same, other, confidence))
         numbers = trainings(same), trainings(other)
         out.append(Twins(objective, kind, x, mean(same), mean(other), difference, numbers))
     return out

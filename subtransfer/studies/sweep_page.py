@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from subtransfer.report import figures, pages
+from subtransfer.report import figures, pages, tables
 from subtransfer.report.figures import short
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.workdir import MEMBERS
@@ -155,7 +155,7 @@ def _value(value: Any) -> str:
 def _figure(rows: Sequence[Row], choice: Mapping[str, Any]) -> Markup:
     """The first figure, which is also what a reader without JavaScript sees."""
     across = choice["x"]
-    lines: dict[str, list[tuple[Any, float, float, float]]] = {}
+    lines: dict[str, list[tuple[Any, float, float | None, float | None]]] = {}
     # The axes that are not shown are held at a value.
     held = dict(choice["filters"])
     held.pop(across, None)
@@ -189,10 +189,10 @@ def _grid(
 def _cell(row: Row) -> dict[str, str]:
     value, low, high = _RATE_OF(row)
     shade = _DARKEST * (100 * value)
-    return {
-        "text": f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]",
-        "shade": f"{shade:.0f}",
-    }
+    interval = tables.NO_INTERVAL
+    if low is not None:
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return {"text": f"{100 * value:.1f} {interval}", "shade": f"{shade:.0f}"}
 
 
 def _data(rows: Sequence[Row], every: Sequence[str]) -> list[dict[str, Any]]:

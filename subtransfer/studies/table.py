@@ -233,11 +233,7 @@ def _of_arm(arm: RunArm) -> dict[str, Any]:
         if of_csv.is_extra(name):
             out[f"arm.{name}"] = _plain(arm.statistics[name])
     # results.csv has no log-odds; the interval is that of its other numbers.
-    odds = statistics.bootstrap_mean(
-        arm.outcomes[LOG_ODDS],
-        n_boot=arm.fields["statistics.bootstrap"],
-        confidence=arm.fields["statistics.confidence"],
-    )
+    odds = statistics.mean_interval(arm.outcomes[LOG_ODDS], arm.fields["statistics.confidence"])
     out |= dict(zip(_ODDS, map(_plain, odds), strict=True))
     for name in FACTS:
         out[name] = arm.provenance.get(name)

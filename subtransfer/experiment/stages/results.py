@@ -70,8 +70,6 @@ def results(
         episodes,
         acts=context.setting.benign_outcomes,
         confidence=config.statistics.confidence,
-        n_boot=config.statistics.bootstrap,
-        seed=config.seed,
     )
     atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     files.write_jsonl(episodes, out / "results.jsonl")

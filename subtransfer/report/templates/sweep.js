@@ -35,8 +35,9 @@ function draw(data, choice) {
   if (!rows.length) return "<p>No arm has these values.</p>";
   const show = v => percent ? (100 * v).toFixed(1) : v.toFixed(2);
   const tip = r => {
-    const [value, low, high] = r[choice.metric].map(show);
-    return `${r.run}, ${r.at.arm}: ${value} [${low}, ${high}]`;
+    const [value, low, high] = r[choice.metric];
+    const interval = low === null ? "too few trainings for an interval" : `[${show(low)}, ${show(high)}]`;
+    return `${r.run}, ${r.at.arm}: ${show(value)} ${interval}`;
   };
   const places = values(rows, choice.x), lines = grouped(rows, choice);
   return (choice.shape === "heat" ? heat : curves)({rows, places, lines, percent, show, tip, choice});
@@ -45,8 +46,10 @@ function curves({places, lines, rows, percent, tip, choice}) {
   const [width, height, left, right, top, bottom] = [760, 340, 64, 230, 12, 46], metric = choice.metric;
   const numbers = places.every(v => typeof v === "number");
   const log = numbers && places[0] > 0 && places[places.length - 1] / places[0] > 4, scale = v => log ? Math.log(v) : v;
-  const low = percent ? 0 : Math.min(...rows.map(r => r[metric][1]));
-  const high = Math.max(...rows.map(r => r[metric][2]), low + 1e-9);
+  // Without an interval the line has no length.
+  const lower = r => r[metric][1] ?? r[metric][0], upper = r => r[metric][2] ?? r[metric][0];
+  const low = percent ? 0 : Math.min(...rows.map(lower));
+  const high = Math.max(...rows.map(upper), low + 1e-9);
   const ends = [scale(places[0]), scale(places[places.length - 1])];
   const at = v => numbers && ends[1] > ends[0] ? (scale(v) - ends[0]) / (ends[1] - ends[0])
     : places.length > 1 ? places.indexOf(v) / (places.length - 1) : 0.5;
@@ -68,7 +71,7 @@ function curves({places, lines, rows, percent, tip, choice}) {
     const spots = own.map(r => [x(r.at[choice.x]) + shift, r]);
     out += `<polyline points="${spots.map(([a, r]) => `${a},${y(r[metric][0])}`).join(" ")}" fill="none" stroke="${colour}"/>`;
     for (const [a, r] of spots) {
-      out += `<g><title>${text(tip(r))}</title><line x1="${a}" x2="${a}" y1="${y(r[metric][1])}" y2="${y(r[metric][2])}" ` +
+      out += `<g><title>${text(tip(r))}</title><line x1="${a}" x2="${a}" y1="${y(lower(r))}" y2="${y(upper(r))}" ` +
         `stroke="${colour}" stroke-width="2"/><circle cx="${a}" cy="${y(r[metric][0])}" r="4.5" fill="${colour}"/></g>`;
     }
     if (number < 14) {
