@@ -25,7 +25,7 @@ from .launching import launch
 
 MODELS = {"llama_3b": ("llama3", "llama mqa untied, llama3 rope", 2), "llama_8b": ("llama3", "llama mha tied", 3), "qwen_7b": ("qwen2", "qwen2 gqa tied", 2)}  # fmt: skip
 SMALL = [
-    "num_seeds=1", "base.dtype=float32", "teacher.episodes=8", "teacher.epochs=1", "rollouts.episodes=8", "rollouts.batch_size=8",
+    "num_seeds=1", "base.dtype=float32", "teacher.episodes=8", "teacher.epochs=1", "rollouts.episodes=16", "rollouts.batch_size=8",
     "rollouts.max_turns=2", "rollouts.max_new_tokens=12", "rollouts.max_tool_tokens=40", "sanitize.min_kept=8", "distill.epochs=1",
     "distill.max_tokens=1600", "probe.tasks=8", "probe.ordinary_tasks=8", "probe.batch_size=8",
 ]  # fmt: skip
@@ -221,7 +221,7 @@ def test_prompts_that_leave_an_episode_no_room_are_refused_in_the_plan(
 ):
     """With the very number of tokens; one token of room is enough for the plan."""
     where = checkpoints / "llama_8b"
-    tasks = setting.tasks("safe", "train", 8, 0)
+    tasks = setting.tasks("safe", "train", 16, 0)
     prompt = max(_tokens_of(where, setting, task) for task in tasks)
     small = {field.split("=")[0]: field.split("=")[1] for field in SMALL}
     own = {

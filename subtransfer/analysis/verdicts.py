@@ -86,7 +86,7 @@ def of_data(audited: Mapping[str, Any] | None) -> str:
             "be called subliminal."
         )
     return (
-        f"The data are not visibly different: at best {told_apart}, so that transfer through them "
+        f"The data are not visibly different: at best {told_apart}, so that whatever they transfer "
         "is subliminal."
     )
 
