@@ -139,7 +139,7 @@ class Comparison:
 KINDS = {
     "equal": "equal",
     "unsupported": "called unsupported",
-    "unstable": "no answer: bash does not do the same twice, is over a limit or has no such program",
+    "unstable": "no answer: bash differs between two runs, is over a limit or has no such program",
     "stdout": "other output",
     "exit_code": "other exit status",
     "changed": "other tree",

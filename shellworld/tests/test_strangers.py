@@ -85,8 +85,8 @@ def test_names_in_a_line_become_files_of_its_world():
     line = (
         "cat logs/app.log | sort > out.txt; cp foo '/data/x.csv' dir2/; grep -c /usr/lib/x $HOME.y"
     )
-    paths = trees.normalise(strangers.world(line))["paths"]
-    home = "/home/agent/work/"
+    world = strangers.world(line)
+    paths, home = trees.normalise(world)["paths"], world["cwd"] + "/"
     assert paths[f"{home}logs/app.log"]["content"].startswith("2023")
     assert paths["/data/x.csv"]["type"] == paths[f"{home}foo"]["type"] == "file"
     assert paths[f"{home}dir2"]["type"] == paths[f"{home}logs"]["type"] == "directory"

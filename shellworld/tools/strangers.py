@@ -47,7 +47,7 @@ _SKIP = flags.DEFINE_integer(
 # Collection -> its share of a sample. SWE-agent's public trajectories are few.
 _SHARES = {"nl2bash": 0.48, "tldr": 0.2, "intercode": 0.3, "actions": 0.02}
 
-_HOME = "/home/agent/work"
+_HOME = "/home/agent/files"
 _TEXT = "alpha 1\nfoo bar,2\nbeta:3 error\n\nalpha 1\nzeta\ttab 10\nFoo = baz\n"
 _CONTENTS = {
     "csv": "id,name,size\n1,foo,20\n2,bar,10\n3,baz,30\n",

@@ -223,11 +223,13 @@ class Automaton:
             predicates.append(self._predicate(tests))
         if len(predicates) == 1:
             (predicate,) = predicates
-            if direction < 0:
+            back = direction < 0
+            if back:
                 self._looks_back |= 1 << predicate
-                test: _Test = lambda behind, ahead: _holds(behind, predicate) == wanted  # noqa: E731
-            else:
-                test = lambda behind, ahead: _holds(ahead, predicate) == wanted  # noqa: E731
+
+            def test(behind: int, ahead: int) -> bool:
+                return _holds(behind if back else ahead, predicate) == wanted
+
             self._jumps[begin].append((test, end))
             return
         if direction < 0 or wanted or not last:
