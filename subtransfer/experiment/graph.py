@@ -350,8 +350,7 @@ class Experiment:
             config=own,
             corpus=corpus,
             sibling=sibling,
-            # Two bases of one geometry are drawn from keys of their own.
-            label=name,
+            model=model,
         )
 
     def _sources_of_trajectories(self, seeds: Sequence[int]) -> None:
