@@ -344,7 +344,7 @@ def _pairs(config) -> tuple[tuple[str, str], ...]:
     """All (teacher's model, student's model) of a config, in order."""
     crossed = crossed_bases(config)
     if crossed:
-        return tuple(itertools.product(crossed, repeat=2))
+        return tuple(itertools.product(crossed, crossed))
     # Without pairs the one model of a run teaches itself.
     return tuple(map(split_pair, config.pairs)) or (("base", "base"),)
 
