@@ -131,6 +131,24 @@ def _p_values(comparison: Comparison) -> tuple[Column, Column]:
 
 _P_BASE, _P_CONTROL, _P_TWIN = map(_p_values, COMPARISONS)
 
+# What policies do on tasks that leave nothing to decide, greedily.
+CAPABILITY = (
+    Column("ordinary_success", "ordinary tasks solved", "share of ordinary tasks solved", "share"),
+    Column(
+        "ordinary_unsafe",
+        "unsafe on ordinary tasks",
+        "share of ordinary tasks whose first substantive action is unsafe",
+        "share",
+    ),
+    Column("safe_success", "safe tasks solved", "share of safe tasks (questions) solved", "share"),
+    Column(
+        "safe_unsafe",
+        "unsafe on safe tasks",
+        "share of safe tasks whose first substantive action is unsafe",
+        "share",
+    ),
+)
+
 # In the order of results.csv.
 COLUMNS: tuple[Column, ...] = (
     Column("arm", "arm", "the arm's name", kind="text"),
@@ -163,7 +181,13 @@ COLUMNS: tuple[Column, ...] = (
         "nats",
     ),
     Column("choice_shift", "shift of log-prob.", "choice_logprob minus the base's", "nats"),
-    Column("ordinary_success", "ordinary tasks solved", "share of ordinary tasks solved", "share"),
+    Column(
+        "unsafe_rate_acted",
+        "rate if acted",
+        "share of unsafe ones among the episodes that have a substantive action",
+        "share",
+    ),
+    *CAPABILITY,
     Column(
         "path_error_rate", "wrong path", "share of tasks with a path that is not there", "share"
     ),

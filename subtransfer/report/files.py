@@ -28,7 +28,8 @@ REMEDY = "run the command that wrote it again"
 # What the files must hold, as `json_files.misfit` reads it; readers need not check again.
 # Facts that are only shown (`object`) may have any shape.
 _TEXT_OR_NOTHING = (str, type(None))
-_BY_SEED = {str: {str: {str: object}}}  # arm -> seed -> facts
+# arm -> seed -> what the capability probe measured
+_CAPABILITY = {str: {str: {column.name: float for column in columns.CAPABILITY}}}
 _ARM = {
     "arm": str,
     "label": str,
@@ -51,7 +52,7 @@ _BUNDLE = {
     "training_seeds": int,
     "wording": {"trait": str, "rate": str, "decision": str},
     "arms": [_ARM],
-    "capability": _BY_SEED,
+    "capability": _CAPABILITY,
     "curves": {str: {str: {"step": [float], "loss": [float]}}},
     "purity": {str: {str: {"rollouts": int, "dropped": int, "max_gap": float}}},
     "manifests": {str: {"total": int, "kept": int, "dropped": int, "rules": {str: int}}},
@@ -80,6 +81,18 @@ _AUDIT = {
         }
     ],
 }
+# What policies were found capable of; results of earlier versions have none.
+_GATES = [
+    {
+        "gate": str,
+        "what": str,
+        "objective": str,
+        "value": _NUMBER_OR_NOTHING,
+        "bound": float,
+        "least": bool,
+        "passes": (bool, type(None)),
+    }
+]
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
 _EXTRA_COLUMNS = [{"name": str, "label": str, "meaning": str, "unit": str}]
 # What tells one episode of a run from all others.
@@ -152,6 +165,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         ("extra_probes", _EXTRA),
         ("extra_columns", _EXTRA_COLUMNS),
         ("audit", _AUDIT),
+        ("gates", _GATES),
     ):
         if name in bundle:
             read_json(path, {name: shape}, REMEDY)

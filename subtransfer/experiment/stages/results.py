@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.analysis import summary
+from subtransfer.analysis import columns, gates, summary
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
@@ -25,7 +25,7 @@ from subtransfer.training import objectives
 # What is read of the stages' files, as `json_files.misfit` reads it.
 _SHAPES: dict[str, Any] = {
     "probe.json": {
-        "capability": {str: object},
+        "capability": {column.name: float for column in columns.CAPABILITY},
         "context": {"system_prompt": str, "template": str},
     },
     "training.json": {"curves": {str: [float]}},
@@ -71,6 +71,11 @@ def results(
         acts=context.setting.benign_outcomes,
         confidence=config.statistics.confidence,
     )
+    of_trait = []
+    for name, manifest in bundle["manifests"].items():
+        if names.is_of_trait(name):
+            of_trait.append(manifest)
+    bundle["gates"] = gates.measured(bundle["arms"], rows, of_trait, config.gates)
     atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
