@@ -92,6 +92,8 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_optimizer(config, refuse)
     _validate_batches(config, refuse)
     _validate_objectives(config, values, refuse)
+    if config.num_bases > 1:
+        _validate_crossing(config)
     if config.pairs:
         _validate_pairs(config)
     elif config.models:
@@ -308,6 +310,18 @@ def _from_scratch(config) -> bool:
     # The twin of a given checkpoint is pretrained unless it is given, too.
     twin = config.arms.other_init and not config.base.other_checkpoint
     return not config.base.checkpoint or twin
+
+
+def _validate_crossing(config) -> None:
+    """Crossed bases are the embedded model's: what else there is has pairs of its own."""
+    given = {"pairs": config.pairs, "base.checkpoint": config.base.checkpoint}
+    for field, value in given.items():
+        if value:
+            raise UserError(
+                f"num_bases={config.num_bases} and {field} cannot both be given: only the embedded "
+                "model can be drawn several times. To cross models of your own, leave num_bases at "
+                "1 and list every two of them in pairs."
+            )
 
 
 def _validate_pairs(config) -> None:

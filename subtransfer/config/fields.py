@@ -82,6 +82,12 @@ ROOMS = (
                 "accelerator. Each lies whole on one device. The last bits of numbers depend on it",
                 above=0,
             ),
+            "num_bases": Field(
+                1,
+                "above 1: so many bases of one geometry, base0, base1, ..., which differ in their "
+                "initialisation alone, crossed: every one teaches every one",
+                above=0,
+            ),
             "pairs": Field(
                 (),
                 "for a table of pairs of models instead of one base: 'TEACHER>STUDENT', with the "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -102,7 +103,13 @@ def init_params(cfg: DecoderConfig, mesh, key):
 
 
 def train_base(
-    cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor
+    cfg: DecoderConfig,
+    mesh,
+    recipe: loop.Recipe,
+    examples: Examples,
+    draw: Callable[[], Any],
+    order,
+    run: TrainingMonitor,
 ):
     """Trains a decoder from scratch on the agent's turns of the corpus.
 
@@ -111,16 +118,16 @@ def train_base(
       mesh: the devices.
       recipe: how it is trained.
       examples: the corpus.
-      key: of initial parameters and of the order of examples.
+      draw: makes the initial parameters.
+      order: the key of the order of examples.
       run: shows, records and saves.
 
     Returns:
       (the trained parameters, each metric's values over the steps).
     """
-    params = init_params(cfg, mesh, jax.random.fold_in(key, 0))
-    state, frozen = loop.start_state(mesh, recipe, params, key, run)
+    params = draw()
+    state, frozen = loop.start_state(mesh, recipe, params, order, run)
     del params  # the state has its own copy; two would not fit for large models
-    order = jax.random.fold_in(key, 1)
     state, curves = loop.train(
         cfg, mesh, recipe, state, frozen, examples, recipe.steps, order, run=run
     )
