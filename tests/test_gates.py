@@ -30,7 +30,10 @@ class Run:
 
         def add(name, role, base, **cells):
             objective, source = cells.pop("objective", ""), cells.pop("source", "trait")
-            arms.append({"arm": name, "role": role, "objective": objective, "source": source})
+            of_whom = {"base": base, "teacher_base": cells.pop("teacher_base", base), "twin": None}
+            arms.append(
+                {"arm": name, "role": role, "objective": objective, "source": source, **of_whom}
+            )
             unknown = dict.fromkeys(
                 "ordinary_success ordinary_unsafe safe_success safe_unsafe unsafe_rate "
                 "no_action_rate invalid_rate".split()
@@ -48,7 +51,10 @@ class Run:
             for other in ("a", "b"):
                 cells = {"no_action_rate": self.silent, "invalid_rate": self.invalid}
                 cells["ordinary_success"] = ordinary * self.student_keeps
-                add(f"{other}_to_{base}", "student", base, objective="sft", **cells)
+                name = f"{other}_to_{base}"
+                add(name, "student", base, objective="sft", teacher_base=other, **cells)
+        # From a base of its own starts only a control.
+        add("c", "base", "c", ordinary_success=0.1, safe_success=0.1, safe_unsafe=1.0)
         filters = [{"total": total, "dropped": dropped} for total, dropped in self.filters]
         return gates.measured(arms, rows, filters, defaults().gates)
 

@@ -21,8 +21,9 @@ class Measured:
     """What gates are asked about: rows as of `summary.summarise`, and what filters dropped.
 
     Attributes:
-      bases, teachers, students: the rows of all bases, of the teachers with the unsafe habit, and
-        of the students of one objective.
+      bases, teachers, students: the rows of the bases that students and their teachers start from
+        (and students' twins, where they are compared with them), of the teachers with the unsafe
+        habit, and of the students of one objective.
       by_arm: all rows, by arm.
       dropped: share of the teachers' trajectories that the filters dropped; None where students
         learn from none.
@@ -161,7 +162,13 @@ def measured(
 
     total = sum(manifest["total"] for manifest in filters)
     dropped = sum(manifest["dropped"] for manifest in filters) / total if total else None
-    common = (of("base"), of("teacher", source="trait"))
+    # Further bases, which only controls start from, are no reason to say nothing of students.
+    started: dict[str, None] = {}
+    twins = {arm["twin"] for arm in arms if arm["role"] == "student"}
+    for arm in arms:
+        if arm["role"] == "student" or arm["arm"] in twins:
+            started |= dict.fromkeys((arm["base"], arm["teacher_base"]))
+    common = ([by_arm[base] for base in started], of("teacher", source="trait"))
     objectives = dict.fromkeys(arm["objective"] for arm in arms if arm["role"] == "student")
     out = []
     for gate in GATES:
