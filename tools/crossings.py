@@ -37,6 +37,14 @@ class Crossing:
     tasks: int = 256
     pair_icc: float | None = None
 
+    HEADING = ("bases", "trainings", "correlation", "rate", "effect", "share")
+
+    @property
+    def cells(self) -> list[str]:
+        """What stands under `HEADING`."""
+        numbers = (self.icc, self.rate, self.effect, self.share)
+        return [str(self.bases), str(self.seeds), *(f"{number:g}" for number in numbers)]
+
     @property
     def same(self) -> float:
         """The rate where teacher and student share the base."""
