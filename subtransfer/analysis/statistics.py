@@ -68,6 +68,7 @@ class Scatter(NamedTuple):
 
 
 def scatter(outcomes: np.ndarray) -> Scatter:
+    """Estimates where outcomes [..., T, S] scatter: by seed, by task, or in cells alone."""
     tasks, seeds = outcomes.shape[-2:]
     mean = outcomes.mean((-2, -1))
     of_seeds, of_tasks = outcomes.mean(-2), outcomes.mean(-1)
@@ -215,7 +216,7 @@ def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarr
 
 
 def as_value(values: Any) -> Value:
-    """A float of an array without axes."""
+    """Returns values as floats: one float of an array without axes."""
     values = np.asarray(values, float)
     return values if values.ndim else float(values)
 
