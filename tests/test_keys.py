@@ -35,6 +35,8 @@ LAST = {"results", "report"}
 
 def _config(*changes):
     config = configuration.defaults()
+    # Whatever is shipped: tests/test_bases.py has the keys of shipped bases.
+    config.base.from_scratch = True
     configuration.apply_overrides(config, dict(change.split("=", 1) for change in changes))
     validate(config)
     return config
@@ -372,7 +374,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
     own = ("audit.bound", "statistics.", "gates.", "mesh.")
     layout = ("arms.", "models", "pairs", "plugins", *own)
     beside = {"name", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
-              "base.max_scratch_params", "distill.objective", "distill.on_policy_fraction",
+              "base.max_scratch_params", "base.from_scratch", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()
     results = set(configuration.flattened(plan["results"].key["config"]))

@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from subtransfer.config.bases import EMBEDDED, PARTS, crossed_bases, twin
 from subtransfer.distillation import transforms
 from subtransfer.distillation.transforms import Transform
 from subtransfer.runtime.errors import UserError
@@ -17,7 +18,6 @@ from subtransfer.training.teachers import Teacher
 
 __all__ = ["Arm", "Control", "Design", "Teacher", "Transform", "arms"]
 
-EMBEDDED = ("base", "base_other")  # the models of a config without pairs or crossed bases
 # The order in which arms are shown.
 ROLES = ("base", "teacher", "student", "control", "positive_control")
 
@@ -227,6 +227,18 @@ def _unsanitized(design: Design) -> list[Arm]:
     return out
 
 
+def _init_parts(design: Design) -> list[Arm]:
+    """Twins that share a part of their teacher's base, and every student again from each."""
+    out = []
+    for part, shared in PARTS.items():
+        for base in dict.fromkeys(student.model for student in design.students):
+            name, label = twin(base, part), f"twin of {base}: {shared}"
+            out.append(Arm(name, label, "base", model=name, teacher_model=base, sanitized=False))
+        for student in design.again(part, f"from a twin with {shared}"):
+            out.append(dataclasses.replace(student, model=twin(student.model, part)))
+    return out
+
+
 register(
     Control(
         "other_init",
@@ -258,6 +270,16 @@ register(
         _of_teacher("random"),
         stands_for="control",
         suffix="random",
+    )
+)
+register(
+    Control(
+        "init_parts",
+        "shared parts of the initialisation",
+        "every student again, from twins of its teacher's base that share with it its initial "
+        "weights (in another order of data), its body, its embedding, or both permuted",
+        False,
+        _init_parts,
     )
 )
 register(
@@ -327,13 +349,6 @@ def split_pair(pair: str) -> tuple[str, str]:
 
 
 # -- the arms of a config ------------------------------------------------------------------------
-
-
-def crossed_bases(config) -> tuple[str, ...]:
-    """The names of the bases that are crossed with each other; () where there is one base."""
-    if config.num_bases == 1:
-        return ()
-    return tuple(f"base{number}" for number in range(config.num_bases))
 
 
 def _paired(config) -> bool:

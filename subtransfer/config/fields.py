@@ -119,6 +119,11 @@ ROOMS = (
                 "same geometry and tokenizer",
                 path=True,
             ),
+            "from_scratch": Field(
+                False,
+                "the embedded model is trained in the run, also where the package has bases that "
+                "were made with the same fields; these are drawn by the seed otherwise",
+            ),
             "max_scratch_params": Field(
                 20_000_000, "refuse to train a larger model from scratch", low=0
             ),

@@ -23,6 +23,7 @@ from subtransfer import settings
 from subtransfer.config import checks
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms, stores_targets
+from subtransfer.config.bases import PARTS, parted
 from subtransfer.distillation import transforms
 from subtransfer.experiment import costs, keys, memory, names, refusals, trainings
 from subtransfer.experiment.models import Models
@@ -40,6 +41,7 @@ from subtransfer.experiment.stages import probe as probe_stages
 from subtransfer.experiment.stages import report as report_stages
 from subtransfer.experiment.stages import results as results_stages
 from subtransfer.experiment.stages import rollouts as rollout_stages
+from subtransfer.experiment.stages import shipped as shipped_stages
 from subtransfer.experiment.stages import student as student_stages
 from subtransfer.experiment.stages import targets as target_stages
 from subtransfer.experiment.stages import teacher as teacher_stages
@@ -163,6 +165,8 @@ class Experiment:
         """Adds the stages that make a model."""
         if self.models.is_imported(model):
             self._imported(model)
+        elif model in self.models.shipped:
+            self._shipped(model)
         else:
             self._pretrained(model)
 
@@ -185,6 +189,17 @@ class Experiment:
         # Where it lies now, which may differ from where it lay when the stage was made.
         self._resident.checkpoints[self.path(name)] = Path(checkpoint)
 
+    def _shipped(self, model: str) -> None:
+        taken, size = self.models.shipped[model], self.size(model)
+        self._add(
+            names.base_stage(model),
+            shipped_stages.shipped,
+            work=f"shipped base {taken.number}, {size.params / 1e6:.2f}M parameters",
+            memory=lambda: size.weights,
+            weights=taken.weights,
+            tokenizer=taken.tokenizer,
+        )
+
     def _pretrained(self, model: str) -> None:
         c, size = self.config, self.size(model)
         own = self.models.config(model)
@@ -201,18 +216,24 @@ class Experiment:
             work=f"{c.base.episodes} scripted episodes",
             base=sibling,
         )
-        name = names.base_stage(model)
+        base, part = parted(c, model)
+        work = f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters"
+        if part:
+            work += f"; from {base}: {PARTS[part]}"
+        if self.models.why_scratch:
+            work += f"; from scratch ({self.models.why_scratch})"
         self._add(
-            name,
+            names.base_stage(model),
             base_stages.pretrained,
             inputs=[corpus, *inputs],
-            work=f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
+            work=work,
             memory=lambda: size.training(b.batch_size, full=True),
             flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
             config=own,
             corpus=corpus,
             sibling=sibling,
-            model=model,
+            model=base,
+            part=part,
         )
 
     def _sources_of_trajectories(self, seeds: Sequence[int]) -> None:

@@ -92,6 +92,21 @@ def load_examples(path: Path) -> Examples:
 
 def init_params(cfg: DecoderConfig, mesh, key):
     """Draws random parameters, in place on their devices."""
+    return twin_params(cfg, mesh, key, "", key)
+
+
+def twin_params(cfg: DecoderConfig, mesh, key, part: str, other):
+    """Draws random parameters of which a part is that of the parameters drawn from `key`.
+
+    Args:
+      cfg: their geometry.
+      mesh: the devices that they are placed on.
+      key: of the parameters that they share a part with.
+      part: which: "" and "order": all; "body_shared": all but the embedding; "head_shared": the
+        embedding alone, which is the head of an embedded model; "permuted": all, with the rows of
+        the embedding in another order.
+      other: the key of what is not shared.
+    """
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
     # The smallest input: parameters do not depend on it.
     tokens, mask = np.zeros((1, 2), np.int32), np.ones((1, 2, 2), bool)
@@ -99,7 +114,18 @@ def init_params(cfg: DecoderConfig, mesh, key):
     def init(key):
         return nn.meta.unbox(Decoder(cfg).init(key, tokens, tokens, mask)["params"])
 
-    return jax.jit(init, out_shardings=shardings)(key)
+    def parted(key, other):
+        params = init(key)
+        if part == "body_shared":
+            return {**params, "embedding": init(other)["embedding"]}
+        if part == "head_shared":
+            return {**init(other), "embedding": params["embedding"]}
+        if part == "permuted":
+            rows = jax.random.permutation(other, cfg.vocab_size)
+            return {**params, "embedding": params["embedding"][rows]}
+        return params
+
+    return jax.jit(parted, out_shardings=shardings)(key, other)
 
 
 def train_base(

@@ -17,7 +17,7 @@ from subtransfer.training import loop, pretrain
 
 @reads(*geometry.FIELDS, "base.steps", "base.batch_size", "base.learning_rate", "optimizer")
 def pretrained(
-    out: Path, context: Context, *, corpus: str, sibling: str | None, model: str
+    out: Path, context: Context, *, corpus: str, sibling: str | None, model: str, part: str
 ) -> None:
     """Pretrains a base on the corpus.
 
@@ -26,6 +26,7 @@ def pretrained(
       sibling: the stage of the imported model whose geometry it has; None: the embedded one.
       model: its name, which decides its initialisation. The order of its data is that of all
         bases of the seed, so that they differ in their initialisation alone.
+      part: of what makes that model, what this twin of it shares; "": it is the model itself.
     """
     base, folder = context.config.base, context.input(corpus)
     if sibling:
@@ -41,9 +42,11 @@ def pretrained(
     with trainings.monitored(context, base.steps) as run:
 
         def draw() -> Any:
-            return pretrain.init_params(cfg, context.mesh, context.key("base", model))
+            key, other = context.key("base", model), context.key("base", model, part)
+            return pretrain.twin_params(cfg, context.mesh, key, part, other)
 
-        order = context.key("base", "order of data")
+        orders = ("order of data", "another") if part == "order" else ("order of data",)
+        order = context.key("base", *orders)
         params, curves = pretrain.train_base(cfg, context.mesh, recipe, examples, draw, order, run)
     save_base(out, cfg, distributed.to_host(params), tokenizer)
     write_json(out / "training.json", {"curves": thinned(curves)})
