@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.analysis import columns, conclusions, effects
+from subtransfer.analysis import columns, conclusions, effects, summary
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
@@ -68,10 +68,9 @@ def results(
     for name, manifest in bundle["manifests"].items():
         if names.is_of_trait(name):
             of_trait.append(manifest)
-    rows, concluded = conclusions.conclude(
-        bundle, episodes, acts=context.setting.benign_outcomes, filters=of_trait
-    )
-    bundle |= concluded
+    acts, confidence = context.setting.benign_outcomes, context.config.statistics.confidence
+    rows = summary.summarise(bundle, episodes, acts=acts, confidence=confidence)
+    bundle |= conclusions.conclude(bundle, episodes, acts=acts, filters=of_trait)
     atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
