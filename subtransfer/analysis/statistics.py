@@ -51,7 +51,7 @@ class Difference(NamedTuple):
     p: Value
 
 
-class _Scatter(NamedTuple):
+class Scatter(NamedTuple):
     """Where outcomes [..., T, S] scatter: estimates of parts of the variance of their mean.
 
     Attributes:
@@ -67,7 +67,8 @@ class _Scatter(NamedTuple):
     cell: np.ndarray
 
 
-def _scatter(outcomes: np.ndarray) -> _Scatter:
+def scatter(outcomes: np.ndarray) -> Scatter:
+    """Estimates where outcomes [..., T, S] scatter: by seed, by task, or in cells alone."""
     tasks, seeds = outcomes.shape[-2:]
     mean = outcomes.mean((-2, -1))
     of_seeds, of_tasks = outcomes.mean(-2), outcomes.mean(-1)
@@ -78,7 +79,7 @@ def _scatter(outcomes: np.ndarray) -> _Scatter:
     rest = np.maximum(total - tasks * seed - seeds * task, 0)
     # One task or one seed has no scatter; its 0 stands for "not known" and is not used.
     least_tasks, least_seeds = max(tasks - 1, 1), max(seeds - 1, 1)
-    return _Scatter(
+    return Scatter(
         mean,
         seed / least_seeds / seeds,
         task / least_tasks / tasks,
@@ -116,6 +117,20 @@ def _cells() -> np.ndarray:
     return np.diff(below, axis=0, prepend=0.0, append=1.0)
 
 
+# Kept, as arms of one run have many counts in common; 20 kB each.
+@functools.lru_cache(maxsize=2048)
+def _log_likelihood(count: int, tasks: int) -> np.ndarray:
+    """The log-likelihood [M, R] of a training's count, by the arm's rate and scatter.
+
+    It is known up to a constant.
+    """
+    binomial = count * special.log_expit(_LOG_ODDS)
+    binomial = binomial + (tasks - count) * special.log_expit(-_LOG_ODDS)
+    of_count = np.tensordot(np.exp(binomial - binomial.max()), _cells(), 1)
+    # What is 0 to a float is not impossible.
+    return np.log(np.maximum(of_count, 1e-300))
+
+
 class _Distribution(NamedTuple):
     """Cumulative distributions [..., M] of a rate at `_rates`, to read lower and upper ends from.
 
@@ -137,12 +152,7 @@ def _distribution(outcomes: np.ndarray) -> _Distribution:
     # Samples of one task that were averaged count as one trial.
     sums = np.rint(np.nan_to_num(outcomes).sum(-2)).astype(int)
     counts, place = np.unique(sums, return_inverse=True)
-    successes = counts[:, None] * special.log_expit(_LOG_ODDS)
-    binomial = successes + (tasks - counts)[:, None] * special.log_expit(-_LOG_ODDS)
-    binomial = np.exp(binomial - binomial.max(axis=1, keepdims=True))  # [counts, Z]
-    of_count = np.tensordot(binomial, _cells(), 1)  # [counts, M, R]
-    # What is 0 to a float is not impossible.
-    of_count = np.log(np.maximum(of_count, 1e-300))
+    of_count = np.stack([_log_likelihood(int(count), tasks) for count in counts])
     log_likelihood: Any = 0.0
     for of_seed in np.moveaxis(place.reshape(sums.shape), -1, 0):
         log_likelihood = log_likelihood + of_count[of_seed]
@@ -206,7 +216,7 @@ def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarr
     cell: Any = 0.0
     for weight, outcomes in weighted:
         of_tasks = of_tasks + np.asarray(weight)[..., None] * outcomes.mean(-1)
-        cell = cell + weight**2 * _scatter(outcomes).cell
+        cell = cell + weight**2 * scatter(outcomes).cell
     # Together, not arm by arm: what makes a task hard in two arms is not in their difference.
     tasks = of_tasks.shape[-1]
     variance = of_tasks.var(-1, ddof=1) / tasks if tasks > 1 else 0.0 * cell
@@ -214,8 +224,8 @@ def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarr
     return np.asarray(sd)[..., None] * special.ndtri(_even())[_order(number)]
 
 
-def _float(values: Any) -> Value:
-    """A float of an array without axes."""
+def as_value(values: Any) -> Value:
+    """Returns values as floats: one float of an array without axes."""
     values = np.asarray(values, float)
     return values if values.ndim else float(values)
 
@@ -234,7 +244,7 @@ def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[Value
     """
     outcomes = np.asarray(outcomes, float)
     seeds = outcomes.shape[-1]
-    parts = _scatter(outcomes)
+    parts = scatter(outcomes)
     rate = parts.mean
     tails = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
     found = _distribution(outcomes)
@@ -253,9 +263,9 @@ def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[Value
     at_end = (rate == 0) | (rate == 1)
     few = (seeds < 2) | (at_end & (seeds < _LEAST_AT_THE_ENDS)) | np.isnan(rate)
     return (
-        _float(rate),
-        _float(np.where(few, math.nan, low)),
-        _float(np.where(few, math.nan, high)),
+        as_value(rate),
+        as_value(np.where(few, math.nan, low)),
+        as_value(np.where(few, math.nan, high)),
     )
 
 
@@ -276,8 +286,8 @@ def rate_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> D
     a, b = np.asarray(a, float), np.asarray(b, float)
     value = a.mean((-2, -1)) - b.mean((-2, -1))
     if min(a.shape[-1], b.shape[-1]) < 2:
-        nothing = _float(np.full(value.shape, math.nan))
-        return Difference(_float(value), nothing, nothing, nothing)
+        nothing = as_value(np.full(value.shape, math.nan))
+        return Difference(as_value(value), nothing, nothing, nothing)
     (a_low, a_high), (b_low, b_high) = _draws(a, 0), _draws(b, 1)
     noise = _task_noise([(1, a), (-1, b)], 4)
     lows, highs = a_low - b_high + noise, a_high - b_low + noise
@@ -287,7 +297,7 @@ def rate_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> D
     fewer = np.minimum((lows <= 0).sum(-1), (highs >= 0).sum(-1))
     # Never 0: draws that were not made could lie on the other side.
     p = np.minimum(2 * (fewer + 1) / (_DRAWS + 1), 1.0)
-    return Difference(_float(value), _float(low), _float(high), _float(p))
+    return Difference(as_value(value), as_value(low), as_value(high), as_value(p))
 
 
 def rate_ratio(
@@ -321,9 +331,9 @@ def rate_ratio(
         lower, upper = _ends(lows / denominator, highs / denominator, confidence)
         low, high = np.minimum(low, lower), np.maximum(high, upper)
     return (
-        _float(ratio),
-        _float(np.where(known, low, math.nan)),
-        _float(np.where(known, high, math.nan)),
+        as_value(ratio),
+        as_value(np.where(known, low, math.nan)),
+        as_value(np.where(known, high, math.nan)),
     )
 
 
@@ -335,7 +345,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     """
     values = np.asarray(values, float)
     tasks, seeds = values.shape
-    parts = _scatter(values)
+    parts = scatter(values)
     # By chance a few trainings agree better than their own noise lets them: that says nothing.
     seed = float(max(parts.seed, parts.cell))
     task = float(max(parts.task - parts.cell, 0))
@@ -356,7 +366,7 @@ def mean_difference(
     variances: list[tuple[float, int]] = []
     cell = 0.0
     for values in (a, b):
-        parts = _scatter(values)
+        parts = scatter(values)
         variances.append((float(max(parts.seed, parts.cell)), values.shape[1] - 1))
         cell += float(parts.cell)
     of_tasks = a.mean(1) - b.mean(1)

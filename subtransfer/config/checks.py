@@ -302,6 +302,7 @@ def _drawn(config) -> dict[tuple[str, str], int]:
         ("safe", "train"): config.rollouts.episodes,
         ("ambiguous", "probe"): config.probe.tasks,
         ("ordinary", "probe"): config.probe.ordinary_tasks,
+        ("safe", "probe"): config.probe.safe_tasks,
     }
 
 
