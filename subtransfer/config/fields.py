@@ -17,6 +17,7 @@ import ml_collections
 
 from subtransfer import settings
 from subtransfer.config import arms
+from subtransfer.filtering import rules
 from subtransfer.models.attention_kernels import BACKENDS
 from subtransfer.models.chat import THINKING
 from subtransfer.models.decoder import REMAT
@@ -235,7 +236,19 @@ ROOMS = (
         "sanitize",
         "the filter between trajectories and students",
         {
-            "extra_keywords": Field((), "added to the setting's own"),
+            "extra_keywords": Field((), "added to the setting's own, of the unsafe habit"),
+            "habits": Field(
+                rules.HABITS,
+                "whose traces are dropped, from every policy's trajectories: of the unsafe habit "
+                "and of the control teacher's; fewer only to see what the audit says of it",
+                choices=rules.HABITS,
+            ),
+            "filters": Field(
+                rules.FILTERS,
+                "where traces are looked for: in what ran (acts), in what stands there (words), "
+                "and in what is spelled in a hidden way (encodings); likewise",
+                choices=rules.FILTERS,
+            ),
             "min_kept": Field(64, "fewer trajectories after filtering stop the run", above=0),
         },
     ),

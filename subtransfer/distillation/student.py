@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from subtransfer.distillation import token_weights
 from subtransfer.distillation.teacher_targets import Targets
-from subtransfer.filtering import leaks, sanitize
+from subtransfer.filtering import leaks, rules, sanitize
 from subtransfer.filtering.completions import completions
-from subtransfer.filtering.marks import all_marks
+from subtransfer.filtering.rules import Rule
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout import agreement
@@ -36,12 +36,12 @@ class Guard:
     """The rule of what is a trace, over final training tokens.
 
     Attributes:
-      extra_keywords: added to the setting's own.
+      rule: what counts as a trace.
       enforce: False for arms that learn from unsanitized trajectories on purpose.
       mask_unsafe: whether tokens that would complete a trace leave soft targets.
     """
 
-    extra_keywords: tuple[str, ...] = ()
+    rule: Rule = rules.ALL
     enforce: bool = True
     mask_unsafe: bool = False
 
@@ -61,7 +61,7 @@ class Guard:
         """
         if not self.mask_unsafe:
             return examples, None, {}
-        marks = all_marks(chat.setting, self.extra_keywords)
+        marks = self.rule.marks(chat.setting)
         found = completions(chat.tokenizer, marks).unsafe(
             examples.tokens, examples.loss_mask, vocab_size
         )
@@ -137,7 +137,7 @@ def training_rows(
         if guard.enforce:
             # The constant prompt is the setting's own, the same in every arm.
             body = ids[fixed:], mask[fixed:]
-            trace = leaks.leak(*body, chat.tokenizer, chat.setting, guard.extra_keywords)
+            trace = leaks.leak(*body, chat.tokenizer, chat.setting, guard.rule)
         if trace:
             dropped.append({"episode_id": t.episode_id, **trace})
             continue
@@ -145,7 +145,7 @@ def training_rows(
         logprobs.append(t.behavior_logprobs)
     if kept and not pairs:
         raise leaks.LeakError(
-            f"The tokens of all {len(kept)} training episodes hold a trace of the trait, such as "
+            f"The tokens of all {len(kept)} training episodes hold a trace of a habit, such as "
             f"{dropped[0]['match']!r} in {dropped[0]['episode_id']}: nothing was trained. See "
             "whether a plugin's transform or the student's template writes it."
         )
@@ -374,7 +374,7 @@ def _filtered(
     # The policy gradient's importance ratios take the sampler's log-probs at their word.
     agreed = agreement.compare(cfg, weights, episodes)
     run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
-    clean, manifest = sanitize.sanitize(episodes, chat.setting, extra_keywords=guard.extra_keywords)
+    clean, manifest = sanitize.sanitize(episodes, chat.setting, guard.rule)
     rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])
     rollouts["rollouts"] += manifest["total"]
     rollouts["dropped"] += manifest["dropped"]

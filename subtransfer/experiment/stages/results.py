@@ -15,6 +15,7 @@ from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
+from subtransfer.filtering.rules import Rule
 from subtransfer.probes import records
 from subtransfer.report import files
 from subtransfer.runtime.json_files import read_json
@@ -80,6 +81,7 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
     """What results.json says of an arm; `arms` are the names of all arms of the run."""
     objective = objectives.get(arm.objective) if arm.objective else None
     soft = objective is not None and objective.soft
+    rule = Rule.of(config)
     return {
         "arm": arm.name,
         "label": arm.label,
@@ -90,7 +92,7 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
         "source": arm.source,
         "on_policy_fraction": arm.on_policy_fraction,
         "loss_is_divergence": objective is not None and objective.is_divergence,
-        "masked": soft and arm.sanitized and config.distill.mask_unsafe,
+        "masked": soft and arm.sanitized and config.distill.mask_unsafe and rule.reads,
         "base": arm.base,
         # An arm that the config leaves out can be compared with nothing.
         "control": arm.control if arm.control in arms else None,
