@@ -26,7 +26,7 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "base base_other corpus teacher rollouts sanitize audit student probe choice results report".split()
+    "base base_other corpus teacher rollouts sanitize match audit student probe choice results report".split()
 )
 FROM_ROLLOUTS = ALL - {"base", "base_other", "corpus", "teacher"}
 FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
@@ -131,8 +131,11 @@ EDITS = {
     "subtransfer/probes/capability.py": {"probe", *LAST},
     # What comes in the middle: never a base or a teacher.
     "subtransfer/filtering/sanitize.py": FROM_FILTERS,
-    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "audit"},
-    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "audit"},
+    "subtransfer/distillation/matching.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/experiment/stages/match.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/experiment/lessons.py": set(),
+    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "match", "audit"},
+    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "match", "audit"},
     "subtransfer/rollout/engine.py": FROM_ROLLOUTS,
     "subtransfer/rollout/grammar.py": FROM_ROLLOUTS,
     "subtransfer/rollout/episodes.py": FROM_ROLLOUTS,
@@ -508,6 +511,9 @@ def test_names_of_stages_are_injective():
             ("rollouts", one, other, seed): names.rollout_stage(one, other, seed),
             ("sanitize", one, other, seed): names.rollout_stage(one, other, seed, sanitized=True),
             ("audit", one, seed): names.audit_stage(one, seed),
+            ("match", seed): names.match_stage(seed),
+            ("structure", one, seed): names.structure_stage(one, seed),
+            ("targets", one, other, seed, "some"): names.targets_stage(one, other, seed, "some"),
             ("targets", one, other, seed): names.targets_stage(one, other, seed),
             ("student", one, seed): names.student_stage(one, seed),
             ("choice", one): names.choice_stage(one),

@@ -261,6 +261,12 @@ ROOMS = (
                 choices=rules.FILTERS,
             ),
             "min_kept": Field(64, "fewer trajectories after filtering stop the run", above=0),
+            "matched": Field(
+                True,
+                "off-policy students of all sources learn from equally many trajectories, and from "
+                "as equally many agent tokens as these allow: as many as the source with fewest "
+                "has; false: from all that the filter left of their own",
+            ),
         },
     ),
     Room(

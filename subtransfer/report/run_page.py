@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from subtransfer.analysis import columns, verdicts
-from subtransfer.report import figures, files, pages, tables
+from subtransfer.report import data, figures, files, pages, tables
+from subtransfer.report.data import Table
 from subtransfer.store.files import atomic_write
 
 # The columns of the main table; those that a setting or a run does not have are left out.
@@ -31,13 +32,6 @@ _MAIN = (
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
-
-
-class Table(NamedTuple):
-    """A table of a page: a heading, and rows of cells."""
-
-    heading: list[str]
-    rows: list[list[str]]
 
 
 def write_report(results: Path, out: Path) -> None:
@@ -98,6 +92,8 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
         figures=drawn,
         main=_main_table(rows, results),
         filters=_filters(results),
+        matched=data.matched(results),
+        matching=data.matching(results),
         audit=_audit(results),
         purity=_purity(results),
         sampler=_sampler(results),

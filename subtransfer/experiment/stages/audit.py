@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,20 @@ from subtransfer.analysis import audit
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
+from subtransfer.experiment.stages import match
 from subtransfer.runtime.progress import progress
-from subtransfer.store import trajectories
 
 
 @reads("setting", "audit.folds", "audit.permutations", "statistics.confidence")
-def audited(out: Path, context: Context, *, data: Mapping[str, str], model: str, seed: int) -> None:
+def audited(
+    out: Path,
+    context: Context,
+    *,
+    data: Mapping[str, str],
+    choices: Mapping[str, Sequence[str] | None],
+    model: str,
+    seed: int,
+) -> None:
     """Compares the trajectories of each two policies of one model and training seed.
 
     Writes audit.json: a record for each two and for what a classifier is shown of them.
@@ -27,13 +35,14 @@ def audited(out: Path, context: Context, *, data: Mapping[str, str], model: str,
     Args:
       data: the stages of the sanitized trajectories, by whose they are: "trait", "benign" and
         other teachers' names, or "self", the base's own.
+      choices: which of them are learned from, as of `match.chosen`.
       model: that the policies started from.
       seed: the training seed.
     """
     config = context.config
     kept = {}
     for source, stage in data.items():
-        kept[source] = trajectories.read(context.input(stage) / "trajectories")
+        kept[source] = match.chosen(context, stage, choices[source])
     pairs = list(itertools.combinations(data, 2))
     records: list[dict[str, Any]] = []
     with progress(context.stage, len(pairs), "comparisons") as advance:

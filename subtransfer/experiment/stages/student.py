@@ -16,12 +16,11 @@ from subtransfer.experiment import policies, specs, trainings
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import thinned
-from subtransfer.experiment.stages import guard
+from subtransfer.experiment.stages import guard, match
 from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import note
 from subtransfer.runtime.user_code import failures_of_record
-from subtransfer.store import trajectories
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
 from subtransfer.training.population import Learner
@@ -157,7 +156,8 @@ def _lesson(
     *,
     base: str,
     teacher_base: str,
-    data: Sequence[str],
+    data: str | None,
+    choice: Sequence[str] | None,
     teacher: str | None,
     objective: str,
     sanitized: bool,
@@ -169,7 +169,8 @@ def _lesson(
     Args:
       base: the stage of the model that it starts from.
       teacher_base: the stage of the model that its teacher started from.
-      data: the stages of the trajectories.
+      data: the stage of its teacher's trajectories; None: it learns from its own rollouts alone.
+      choice: which of them, as of `match.chosen`.
       teacher: the stage of the teacher that runs beside it, or None.
       objective: its name.
       sanitized: whether the trajectories have passed the filters.
@@ -188,10 +189,7 @@ def _lesson(
     if teacher:
         live = policies.policy(context, teacher)
         teacher_weights, geometry = live.weights, None if live.cfg == start.cfg else live.cfg
-    kept = []
-    for name in data:
-        kept += trajectories.read(context.input(name) / "trajectories")
-    # One that learns from its own rollouts alone has no trajectories of a teacher.
+    kept = match.chosen(context, data, choice) if data else []
     if transform and kept:
         kept = _transformed(context, transform, kept, seed)
     # Trajectories are token ids of the teacher's tokenizer: those of another family are tokenised
