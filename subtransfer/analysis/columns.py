@@ -165,6 +165,13 @@ COLUMNS: tuple[Column, ...] = (
     Column("choice_shift", "shift of log-prob.", "choice_logprob minus the base's", "nats"),
     Column("ordinary_success", "ordinary tasks solved", "share of ordinary tasks solved", "share"),
     Column(
+        "own_traces",
+        "own dropped",
+        "share of an on-policy student's own episodes that the filter drops (an unfiltered one "
+        "learns from them all the same)",
+        "share",
+    ),
+    Column(
         "path_error_rate", "wrong path", "share of tasks with a path that is not there", "share"
     ),
 )

@@ -59,6 +59,7 @@ def summarise(
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
         row |= {"unsafe_rate": rate, "ci_low": low, "ci_high": high}
         row |= _diagnostics(own, acts, results["capability"].get(name, {}))
+        row["own_traces"] = own_traces(results["purity"].get(name, {}))
         row |= _of_extra_probes(results, name, own.seeds)
         # A base has nothing that it could be compared with.
         if arm["base"] != name:
@@ -109,6 +110,20 @@ def _diagnostics(
     for act in acts:
         out[columns.of_act(act).name] = own.rate(act)
     return out
+
+
+def own_traces(purity: Mapping[str, Any]) -> float | None:
+    """Share of an arm's own episodes that show a trace of a habit; None of one that has none.
+
+    Args:
+      purity: by training seed, as of results.json.
+    """
+    total = traces = 0
+    for of_seed in purity.values():
+        total += of_seed["rollouts"]
+        # Versions that had no students of unfiltered episodes counted those that they dropped.
+        traces += of_seed.get("traces", of_seed["dropped"])
+    return traces / total if total else None
 
 
 def _of_extra_probes(results: Mapping[str, Any], arm: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -363,6 +363,12 @@ ROOMS = (
                 "rounds that the student's own episodes may be old when they are learned from",
                 low=0,
             ),
+            "stored_episodes": Field(
+                1024,
+                "at most so many of its own episodes, the first ones of each round, are stored "
+                "with an on-policy student, and audited; 0: none",
+                low=0,
+            ),
         },
     ),
     Room(

@@ -132,6 +132,8 @@ class Experiment:
                     self._students(arm, seeds, recipes[arm.name])
                 if arm.role != "base":
                     probes += self._probes(arm, seeds)
+            for seed in seeds:
+                audits += self._own_audits(seed)
         # Last, as one stage scores all policies of a model side by side.
         for model in self._probed_models():
             probes.append(self._choices(model))
@@ -403,16 +405,16 @@ class Experiment:
             )
             out.append(matched)
         for model in dict.fromkeys(arm.teacher_model for arm in self.arms if arm.selection):
-            teachers_of = {}
-            for source in ("trait", "benign"):
-                teachers_of[source] = names.rollout_stage(source, model, seed, sanitized=True)
+            trait = names.rollout_stage("trait", model, seed, sanitized=True)
+            benign = names.rollout_stage("benign", model, seed, sanitized=True)
             structured = self._add(
                 names.structure_stage(model, seed),
                 match_stages.structured,
-                inputs=teachers_of.values(),
+                inputs=[trait, benign],
                 work="trajectories that are built like the benign teacher's chosen",
+                trait=trait,
+                benign=benign,
                 seed=seed,
-                **teachers_of,
             )
             out.append(structured)
         return out
@@ -444,6 +446,27 @@ class Experiment:
                         seed=seed,
                     )
                 )
+        return out
+
+    def _own_audits(self, seed: int) -> list[str]:
+        """Adds the audits of a training seed's on-policy students; returns their names."""
+        out: list[str] = []
+        # Nothing is stored to be compared.
+        if not self.config.distill.stored_episodes:
+            return out
+        for arm, students in lessons.own_audited(self.arms, seed).items():
+            out.append(
+                self._add(
+                    names.own_audit_stage(arm.name, seed),
+                    audit_stages.own_audited,
+                    inputs=students.values(),
+                    work=f"own episodes of students of {', '.join(students)} told apart",
+                    students=students,
+                    arm=arm.name,
+                    model=arm.model,
+                    seed=seed,
+                )
+            )
         return out
 
     def _recipe(self, arm: Arm) -> dict[str, Any]:
@@ -494,7 +517,8 @@ class Experiment:
                 if stored:
                     targets = self._targets(arm, seed, data, choice, teacher)
             live = teacher if soft and not targets else None
-            given = [base, data, choice and choice[0], targets, live, teacher_base]
+            chosen_by = choice[0] if choice else None
+            given = [base, data, chosen_by, targets, live, teacher_base]
             # Student and teacher often have one base, which is read once.
             inputs[seed] = dict.fromkeys(filter(None, given))
             stages[seed] = names.student_stage(arm.name, seed)

@@ -60,6 +60,22 @@ def matched(arms: Sequence[Arm], seed: int, *, first: bool) -> tuple[list[str], 
     return list(learned), [stage for stage in compared if stage not in learned]
 
 
+def own_audited(arms: Iterable[Arm], seed: int) -> dict[Arm, dict[str, str]]:
+    """Finds the on-policy students whose own episodes are compared with their harmless control's.
+
+    Returns:
+      student -> source of the teacher -> the stage of the student that it taught; "trait" first.
+    """
+    by_name = {arm.name: arm for arm in arms}
+    out = {}
+    for arm in by_name.values():
+        control = by_name.get(arm.control or "")
+        if arm.on_policy and control:
+            of_two = (arm, control)
+            out[arm] = {one.source: names.student_stage(one.name, seed) for one in of_two}
+    return out
+
+
 def data(arm: Arm, seed: int) -> str:
     """Returns the stage of the trajectories that an off-policy student learns from."""
     return names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=arm.sanitized)

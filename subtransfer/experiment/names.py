@@ -63,6 +63,11 @@ def structure_stage(model: str, seed: int) -> str:
     return f"structure.{model}.seed{seed}"
 
 
+def own_audit_stage(arm: str, seed: int) -> str:
+    """The stage that compares an on-policy student's own episodes with its harmless control's."""
+    return f"audit_own.{arm}.seed{seed}"
+
+
 def targets_stage(source: str, model: str, seed: int, selection: str = "") -> str:
     """The stage of a source's stored opinion of its sanitized trajectories, or of some of them."""
     kind = f"targets_{selection}" if selection else "targets"

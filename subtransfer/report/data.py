@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
+
+from subtransfer.analysis import summary
 
 
 class Table(NamedTuple):
@@ -63,3 +65,29 @@ def matching(results: Mapping[str, Any]) -> Table:
             rows.append(cells)
     heading = ["chosen by", "of", "trajectories", "agent tokens", "kinds of tasks"]
     return Table([*heading, "solved, %", "turns", "errors"], rows)
+
+
+def purity(results: Mapping[str, Any]) -> Table:
+    """A row for each on-policy arm: how many of its own episodes the filter drops, by round."""
+    sanitized = {arm["arm"]: arm["sanitized"] for arm in results["arms"]}
+    rows = []
+    for arm, of_seeds in results["purity"].items():
+        traces = summary.own_traces(of_seeds) or 0.0
+        total = sum(of_seed["rollouts"] for of_seed in of_seeds.values())
+        cells = [arm, f"{total:,}", f"{100 * traces:.1f}", _by_round(of_seeds.values())]
+        rows.append([*cells, "the others" if sanitized[arm] else "all of them"])
+    heading = ["on-policy arm", "own episodes", "with a trace, %", "by round, %", "learns from"]
+    return Table(heading, rows)
+
+
+def _by_round(of_seeds: Collection[Mapping[str, Any]]) -> str:
+    """Shares of episodes with a trace, a number a round over all training seeds, in per cent."""
+    # Versions that did not count by round have none to show.
+    rounds = [of_seed.get("rounds", []) for of_seed in of_seeds]
+    out = []
+    for of_round in zip(*rounds, strict=True):
+        if not all("traces" in record for record in of_round):
+            return ""
+        traces = sum(record["traces"] for record in of_round)
+        out.append(f"{100 * traces / sum(record['trajectories'] for record in of_round):.0f}")
+    return ", ".join(out)

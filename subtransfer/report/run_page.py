@@ -28,6 +28,7 @@ _MAIN = (
     "path_error_rate",
     columns.UNSUPPORTED.name,
     "ordinary_success",
+    "own_traces",
 )
 
 Results = Mapping[str, Any]
@@ -95,7 +96,7 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
         matched=data.matched(results),
         matching=data.matching(results),
         audit=_audit(results),
-        purity=_purity(results),
+        purity=data.purity(results),
         sampler=_sampler(results),
         targets=_targets(results),
         context=results["context"],
@@ -169,7 +170,9 @@ def _audit(results: Results) -> Table:
     rows = []
     for found in results.get("audit", {"comparisons": []})["comparisons"]:
         which = [f"{found['model']}, seed {found['seed']}"]
-        which.append(f"{verdicts.whose(found['first'])}, {verdicts.whose(found['second'])}")
+        whose = f"{verdicts.whose(found['first'])}, {verdicts.whose(found['second'])}"
+        # Episodes of students themselves, which learn on-policy of these two teachers.
+        which.append(f"own of {found['own']} and its control" if found.get("own") else whose)
         counts = map(str, (found["n_first"], found["n_second"], found["shared_tasks"]))
         cells = [*which, *counts, verdicts.SHOWN.get(found["features"], found["features"])]
         if found["auc"] is None:
@@ -182,18 +185,6 @@ def _audit(results: Results) -> Table:
         rows.append([*cells, interval, null, p])
     heading = ["policies of", "whose trajectories", "of the first", "of the second", "shared tasks"]
     heading += ["told apart by", "AUC [interval]", "AUC of permuted labels", "p"]
-    return Table(heading, rows)
-
-
-def _purity(results: Results) -> Table:
-    rows = []
-    for arm, of_seeds in results["purity"].items():
-        total = dropped = 0
-        for of_seed in of_seeds.values():
-            total += of_seed["rollouts"]
-            dropped += of_seed["dropped"]
-        rows.append([arm, str(total), str(dropped), f"{100 * (1 - dropped / total):.1f}"])
-    heading = ["on-policy arm", "own rollouts", "dropped before training", "purity, %"]
     return Table(heading, rows)
 
 

@@ -21,6 +21,7 @@ from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import note
 from subtransfer.runtime.user_code import failures_of_record
+from subtransfer.store import trajectories
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop, objectives
 from subtransfer.training.population import Learner
@@ -46,6 +47,7 @@ ON_POLICY = (
     "distill.rounds",
     "distill.episodes_per_round",
     "distill.max_staleness",
+    "distill.stored_episodes",
     "distill.on_policy_learning_rate",
 )
 
@@ -119,7 +121,13 @@ def on_policy(
     d, r, label = context.config.distill, context.config.rollouts, context.stage
     spec = specs.to_learn_from(context, min(r.batch_size, d.episodes_per_round))
     rounds = student.OnPolicy(
-        d.rounds, d.episodes_per_round, spec, d.batch_size, fraction, d.max_staleness
+        d.rounds,
+        d.episodes_per_round,
+        spec,
+        d.batch_size,
+        fraction,
+        d.max_staleness,
+        d.stored_episodes,
     )
     tasks = specs.tasks_to_learn_from(context, seed)
     loss, learned = _lesson(context, base=base, seed=seed, **lesson)
@@ -137,8 +145,10 @@ def on_policy(
             run=run,
             journals=context.journals,
         )
+    episodes = list(map(trajectories.of_text, purity.pop("episodes")))
     note(
-        f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at "
+        f"{label}: {purity['rollouts']} own episodes, {purity['traces']} with a trace of a habit, "
+        f"{purity['dropped']} dropped, learned from at "
         f"most {purity['max_staleness']} rounds later; log-probs within {purity['max_gap']:g} of "
         "the trainer's"
     )
@@ -149,6 +159,9 @@ def on_policy(
         if name in purity:
             account[name] = purity.pop(name)
     trainings.save(out, context, base, trainable, thinned(curves), purity=purity, **account)
+    if episodes:
+        said = f"Own episodes of {label}, before the filter; policy_version is the round, from 0."
+        trajectories.write(out / "trajectories", episodes, said)
 
 
 def _lesson(
