@@ -26,7 +26,8 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "base base_other corpus teacher rollouts sanitize match audit student probe choice results report".split()
+    "base base_other corpus teacher rollouts sanitize match audit audit_own student probe choice results "
+    "report".split()
 )
 FROM_ROLLOUTS = ALL - {"base", "base_other", "corpus", "teacher"}
 FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
@@ -122,8 +123,8 @@ EDITS = {
     "subtransfer/analysis/summary.py": LAST,
     "subtransfer/experiment/stages/results.py": LAST,
     "subtransfer/analysis/verdicts.py": {"report"},
-    "subtransfer/analysis/audit.py": {"audit", *LAST},
-    "subtransfer/experiment/stages/audit.py": {"audit", *LAST},
+    "subtransfer/analysis/audit.py": {"audit", "audit_own", *LAST},
+    "subtransfer/experiment/stages/audit.py": {"audit", "audit_own", *LAST},
     "subtransfer/config/checks.py": LAST,
     "subtransfer/probes/choice.py": {"choice", *LAST},
     "subtransfer/probes/decisions.py": {"choice", *LAST},
@@ -222,7 +223,7 @@ def test_imports_are_followed_as_python_does(tmp_path):
         ("transformers", ALL),
         ("tokenizers", ALL),
         ("interegular", FROM_ROLLOUTS),
-        ("scipy", {"audit", *LAST}),
+        ("scipy", {"audit", "audit_own", *LAST}),
         ("rich", set()),
     ],
 )
@@ -317,13 +318,15 @@ def test_a_field_changes_what_reads_it():
         "checkpoint.every_steps=7": set(),
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
-        "statistics.confidence=0.9": {"audit", *LAST},
+        "statistics.confidence=0.9": {"audit", "audit_own", *LAST},
         "audit.bound=0.7": LAST,
-        "audit.folds=4": {"audit", *LAST},
+        "audit.folds=4": {"audit", "audit_own", *LAST},
         "probe.tasks=8": {"probe", "choice", *LAST},
         "probe.ordinary_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
         "sanitize.min_kept=65": FROM_FILTERS,
+        "sanitize.filters=acts,words": FROM_FILTERS,
+        "distill.stored_episodes=9": {"student", "probe", "choice", "audit_own", *LAST},
         "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
         "optimizer.b2=0.9": ALL - {"corpus"},
         "base.unsafe_rate=0.1": ALL,
