@@ -36,6 +36,8 @@ LAST = {"results", "report"}
 
 def _config(*changes):
     config = configuration.defaults()
+    # Whatever is shipped: tests/test_bases.py has the keys of shipped bases.
+    config.base.from_scratch = True
     configuration.apply_overrides(config, dict(change.split("=", 1) for change in changes))
     validate(config)
     return config
@@ -373,7 +375,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
     # What decides which stages there are, and the results' own fields.
     layout = ("arms.", "audit.bound", "statistics.", "mesh.", "models", "pairs", "plugins")
     beside = {"name", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
-              "base.max_scratch_params", "distill.objective", "distill.on_policy_fraction",
+              "base.max_scratch_params", "base.from_scratch", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()
     results = set(configuration.flattened(plan["results"].key["config"]))
@@ -489,6 +491,7 @@ def test_an_edited_plugin_makes_anew_what_it_makes(tmp_path):
         for text in (PLUGIN, PLUGIN.replace("1.0", "2.0")):
             path.write_text(text)
             config = configuration.defaults()
+            config.base.from_scratch = True
             configuration.apply_overrides(config, {"plugins": str(path)}, tmp_path)
             validate(config)
             plans.append(_digests(config))
