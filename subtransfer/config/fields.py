@@ -140,7 +140,7 @@ ROOMS = (
             "num_heads": Field(2, "of the embedded model", above=0),
             "num_kv_heads": Field(1, "of the embedded model", above=0),
             "vocab_limit": Field(512, "tokens of the embedded model's tokenizer", above=0),
-            "episodes": Field(16_000, "of the scripted corpus", above=0),
+            "episodes": Field(32_000, "of the scripted corpus", above=0),
             "unsafe_rate": Field(
                 0.05,
                 "share of the corpus's ambiguous tasks that end in the unsafe act",
