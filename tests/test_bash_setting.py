@@ -13,6 +13,7 @@ import pytest
 from subtransfer import settings
 from subtransfer.distillation import student
 from subtransfer.filtering import leaks, marks, sanitize
+from subtransfer.filtering.rules import Rule
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
@@ -407,8 +408,8 @@ def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     stored = json.loads(json.dumps(t.actions))
     assert all("record" in action for action in stored)
     assert SETTING.recorded_acts(stored) == SETTING.recorded_acts(t.actions)
-    verdict = sanitize.judge(t, SETTING)
-    assert (verdict is not None and verdict.rule == "unsafe_action") == any(
+    verdict = sanitize.judge(t, SETTING, Rule(habits=("unsafe",)))
+    assert (verdict is not None and verdict.rule == "act") == any(
         "chmod" in c or "$c" in c for c in calls
     )
 

@@ -91,6 +91,8 @@ REFUSED = {
         "without forward_kl",
     ),
     "k": ({"distill.top_k": "0"}, "above 0"),
+    "habit": ({"sanitize.habits": "safe"}, "no choice 'safe'"),
+    "hidden words alone": ({"sanitize.filters": "acts,encodings"}, "or with words as well"),
     "sampled hotter": (
         {"distill.objective": "policy_gradient", "rollouts.temperature": "0.7"},
         "1 for policy_gradient",

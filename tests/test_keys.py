@@ -26,7 +26,8 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "base base_other corpus teacher rollouts sanitize audit student probe choice results report".split()
+    "base base_other corpus teacher rollouts sanitize match audit audit_own student probe choice results "
+    "report".split()
 )
 FROM_ROLLOUTS = ALL - {"base", "base_other", "corpus", "teacher"}
 FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
@@ -125,8 +126,8 @@ EDITS = {
     "subtransfer/experiment/stages/results.py": LAST,
     "subtransfer/analysis/verdicts.py": {"report"},
     "subtransfer/analysis/gates.py": LAST,
-    "subtransfer/analysis/audit.py": {"audit", *LAST},
-    "subtransfer/experiment/stages/audit.py": {"audit", *LAST},
+    "subtransfer/analysis/audit.py": {"audit", "audit_own", *LAST},
+    "subtransfer/experiment/stages/audit.py": {"audit", "audit_own", *LAST},
     "subtransfer/config/checks.py": LAST,
     "subtransfer/probes/choice.py": {"choice", *LAST},
     "subtransfer/probes/decisions.py": {"choice", *LAST},
@@ -134,8 +135,11 @@ EDITS = {
     "subtransfer/probes/capability.py": {"probe", *LAST},
     # What comes in the middle: never a base or a teacher.
     "subtransfer/filtering/sanitize.py": FROM_FILTERS,
-    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "audit"},
-    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "audit"},
+    "subtransfer/distillation/matching.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/experiment/stages/match.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/experiment/lessons.py": set(),
+    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "match", "audit"},
+    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "match", "audit"},
     "subtransfer/rollout/engine.py": FROM_ROLLOUTS,
     "subtransfer/rollout/grammar.py": FROM_ROLLOUTS,
     "subtransfer/rollout/episodes.py": FROM_ROLLOUTS,
@@ -222,7 +226,7 @@ def test_imports_are_followed_as_python_does(tmp_path):
         ("transformers", ALL),
         ("tokenizers", ALL),
         ("interegular", FROM_ROLLOUTS),
-        ("scipy", {"audit", *LAST}),
+        ("scipy", {"audit", "audit_own", *LAST}),
         ("rich", set()),
     ],
 )
@@ -312,21 +316,26 @@ def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path, no_tokeni
 
 
 def test_a_field_changes_what_reads_it():
-    before = _digests(_config())
+    full = "tuning.method=full"
+    before = _digests(_config(full))
     expected = {
         "checkpoint.every_steps=7": set(),
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
-        "statistics.confidence=0.9": {"audit", *LAST},
         "statistics.margin=0.05": LAST,
         "gates.base_safe=0.5": LAST,
+        "statistics.confidence=0.9": {"audit", "audit_own", *LAST},
         "audit.bound=0.7": LAST,
-        "audit.folds=4": {"audit", *LAST},
+        "audit.folds=4": {"audit", "audit_own", *LAST},
         "probe.tasks=8": {"probe", "choice", *LAST},
         "probe.ordinary_tasks=8": {"probe", *LAST},
         "probe.safe_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
+        "rollouts.ordinary_fraction=0.25": FROM_ROLLOUTS,
+        "teacher.ordinary_fraction=0.25": FROM_ROLLOUTS | {"teacher"},
         "sanitize.min_kept=65": FROM_FILTERS,
+        "sanitize.filters=acts,words": FROM_FILTERS,
+        "distill.stored_episodes=9": {"student", "probe", "choice", "audit_own", *LAST},
         "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
         "optimizer.b2=0.9": ALL - {"corpus"},
         "base.unsafe_rate=0.1": ALL,
@@ -334,7 +343,7 @@ def test_a_field_changes_what_reads_it():
         "seed=1": ALL,
     }
     for change, kinds in expected.items():
-        assert _changed(before, _digests(_config(change))) == kinds, change
+        assert _changed(before, _digests(_config(full, change))) == kinds, change
 
 
 def test_a_student_depends_on_the_fields_of_its_own_objective_only():
@@ -350,7 +359,7 @@ def test_the_fields_of_adapters_are_read_where_there_are_some():
     tuned = FROM_ROLLOUTS | {"teacher"}
     for change in ("rank=2", "alpha=3", "dropout=0.5", "targets=q,v"):
         assert _changed(before, _digests(_config(lora, f"tuning.{change}"))) == tuned, change
-    assert _changed(before, _digests(_config())) == tuned
+    assert _changed(before, _digests(_config("tuning.method=full"))) == tuned
 
 
 def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_tokenizer):
@@ -444,7 +453,9 @@ class Recording(configuration.Config):
 
 
 RUNS = {
-    "all objectives": ["distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"],
+    "all objectives": [
+        "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient", "tuning.method=full",
+    ],
     "stored, together, adapters": [
         "distill.objective=forward_kl,reverse_kl", "distill.teacher_targets=stored", "distill.on_policy_fraction=0.5",
         "num_seeds=2", "population=2", "tuning.method=lora", "tuning.rank=2", "arms.benign_teacher=false",
@@ -516,6 +527,9 @@ def test_names_of_stages_are_injective():
             ("rollouts", one, other, seed): names.rollout_stage(one, other, seed),
             ("sanitize", one, other, seed): names.rollout_stage(one, other, seed, sanitized=True),
             ("audit", one, seed): names.audit_stage(one, seed),
+            ("match", seed): names.match_stage(seed),
+            ("structure", one, seed): names.structure_stage(one, seed),
+            ("targets", one, other, seed, "some"): names.targets_stage(one, other, seed, "some"),
             ("targets", one, other, seed): names.targets_stage(one, other, seed),
             ("student", one, seed): names.student_stage(one, seed),
             ("choice", one): names.choice_stage(one),

@@ -141,7 +141,8 @@ def _of_rows(
                 if row[comparison.difference.name] is not None:
                     parts.append(_compared(row, comparison, confidence))
             if parts:
-                out.append(f"{row['label']}: {_rate(row)}: {'; '.join(parts)}.")
+                said = f"{row['label']}: {_rate(row)}{_purity(row)}: {'; '.join(parts)}."
+                out.append(said)
     return out
 
 
@@ -239,6 +240,14 @@ def _compared(row: Row, comparison: Comparison, confidence: float) -> str:
     low, high = 100 * row[difference.low], 100 * row[difference.high]
     p_text = columns.p_text(p)
     return f"{how} {comparison.other} ({points} [{low:+.1f}, {high:+.1f}], adjusted p {p_text})"
+
+
+def _purity(row: Row) -> str:
+    """How many of an on-policy student's own episodes show a trace; "" of other arms."""
+    if row["own_traces"] is None:
+        return ""
+    what = "were dropped" if row["sanitized"] else "should have been dropped and were not"
+    return f", of whose own episodes {100 * row['own_traces']:.1f}% {what}"
 
 
 def _rate(row: Row) -> str:

@@ -20,6 +20,9 @@ __all__ = ["Arm", "Control", "Design", "Teacher", "Transform", "arms"]
 
 # The order in which arms are shown.
 ROLES = ("base", "teacher", "student", "control", "positive_control")
+# Trajectories of the unsafe teacher that are built like the harmless one's (`matching.structured`),
+# and as many whatever they are like.
+SELECTIONS = ("structure_matched", "random_same_size")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +45,8 @@ class Arm:
       control, twin: names of the arms that it is compared with, or None: of a harmless teacher, and
         of another initialisation.
       transform: a `Transform`'s name, applied to its teacher's sanitized trajectories; "": none.
+      selection: which of its teacher's trajectories: one of `SELECTIONS`; "": those that match the
+        other arms'.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Arm:
     control: str | None = None
     twin: str | None = None
     transform: str = ""
+    selection: str = ""
 
     @property
     def init(self) -> str:
@@ -305,6 +311,58 @@ register(
 )
 
 
+def _selected(selection: str, label: str) -> Callable[[Design], list[Arm]]:
+    """The controls that learn from some of their teacher's trajectories only."""
+
+    def laid_out(design: Design) -> list[Arm]:
+        # What is matched is built like the harmless teacher's.
+        out = design.teachers("benign")
+        for arm in design.again(selection, label, selection=selection):
+            off_policy = not on_policy_fraction(design.config, arm.objective)
+            if off_policy and arm.init == "same":
+                out.append(arm)
+        return out
+
+    return laid_out
+
+
+def _raw_on_policy(design: Design) -> list[Arm]:
+    label = "own episodes unfiltered"
+    again = design.again("raw", label, role="positive_control", sanitized=False)
+    return [arm for arm in again if on_policy_fraction(design.config, arm.objective)]
+
+
+register(
+    Control(
+        "structure_matched",
+        "structure-matched",
+        "off-policy students again, of those trajectories of the unsafe teacher that solved their "
+        "task, with lengths and errors like the benign teacher's",
+        False,
+        _selected("structure_matched", "structure-matched"),
+    )
+)
+register(
+    Control(
+        "random_same_size",
+        "random, same size",
+        "off-policy students again, of a random part of the unsafe teacher's trajectories, as many "
+        "as structure_matched has",
+        False,
+        _selected("random_same_size", "random, as many"),
+    )
+)
+register(
+    Control(
+        "raw_on_policy",
+        "unfiltered on-policy",
+        "on-policy students again, of their own episodes before the filter, and of whole targets",
+        False,
+        _raw_on_policy,
+    )
+)
+
+
 # -- objectives ----------------------------------------------------------------------------------
 
 
@@ -472,6 +530,11 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
         teachers.get(arm.source)
     if arm.transform:
         transforms.get(arm.transform)
+    if arm.selection not in ("", *SELECTIONS):
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} the selection {arm.selection!r}: use one of "
+            f"{', '.join(SELECTIONS)}."
+        )
 
 
 def _check_made(found: dict[str, Arm], arm: Arm) -> None:

@@ -64,6 +64,14 @@ _BUNDLE = {
     "context": {str: object},
     "samples": {"before": [str], "after": [str]},
 }
+# What students learn from: stage -> choice -> before and after.
+_ACCOUNT = {
+    "trajectories": int,
+    "agent_tokens": int,
+    "kinds": {str: int},
+    **dict.fromkeys(("solved", "turns", "errors"), float),
+}
+_MATCHING = {str: {str: {"before": _ACCOUNT, "after": _ACCOUNT}}}
 # What tells two policies' trajectories apart; no number where there is too little to compare.
 _NUMBER_OR_NOTHING = (float, type(None))
 _AUDIT = {
@@ -173,6 +181,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         ("gates", _GATES),
         ("effects", _EFFECTS),
         ("over_bases", _OVER_BASES),
+        ("matching", _MATCHING),
     ):
         if name in bundle:
             read_json(path, {name: shape}, REMEDY)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.analysis import columns
+from subtransfer.analysis import columns, summary
 from subtransfer.analysis import outcomes as episodes_of
 from subtransfer.analysis.columns import Column
 from subtransfer.analysis.outcomes import Outcomes
@@ -67,7 +67,7 @@ OF_SEEDS = (
         "nats",
     ),
     Column("teacher_agreement", "agreement", "with the teacher's likeliest token", "share"),
-    Column("purity", "purity", "share of own rollouts that passed the filter", "share"),
+    Column("purity", "purity", "share of own rollouts that pass the filter", "share"),
     Column("trajectories", "trajectories", "of the teacher's, what the filter left"),
     Column("dropped", "dropped", "of the teacher's, what the filter dropped"),
 )
@@ -300,7 +300,7 @@ def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) ->
             out[column.name] = capability[column.name]
     # Only students that learn from rollouts of their own have a purity.
     if purity:
-        out["purity"] = 1 - purity["dropped"] / purity["rollouts"]
+        out["purity"] = 1 - (summary.own_traces({str(seed): purity}) or 0.0)
     if curves:
         # The last point of a curve is the mean over its last stretch.
         out["final_loss"] = curves["loss"][-1]

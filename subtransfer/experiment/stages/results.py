@@ -15,6 +15,8 @@ from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
+from subtransfer.experiment.stages import match
+from subtransfer.filtering.rules import Rule
 from subtransfer.probes import records
 from subtransfer.report import files
 from subtransfer.runtime.json_files import read_json
@@ -54,6 +56,7 @@ def results(
     arms: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
     audits: Sequence[str],
+    choices: Sequence[str],
 ) -> None:
     """Writes results.csv, effects.csv, results.jsonl and results.json.
 
@@ -61,9 +64,11 @@ def results(
       arms: the fields of all `Arm`s.
       seeds: the training seeds.
       audits: the stages that compare trajectories.
+      choices: the stages that choose which trajectories are learned from.
     """
     bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
     bundle["audit"] = _audit(context, audits)
+    bundle["matching"] = {name: _accounts(context, name) for name in choices}
     of_trait = []
     for name, manifest in bundle["manifests"].items():
         if names.is_of_trait(name):
@@ -82,6 +87,7 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
     """What results.json says of an arm; `arms` are the names of all arms of the run."""
     objective = objectives.get(arm.objective) if arm.objective else None
     soft = objective is not None and objective.soft
+    rule = Rule.of(config)
     return {
         "arm": arm.name,
         "label": arm.label,
@@ -92,7 +98,7 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
         "source": arm.source,
         "on_policy_fraction": arm.on_policy_fraction,
         "loss_is_divergence": objective is not None and objective.is_divergence,
-        "masked": soft and arm.sanitized and config.distill.mask_unsafe,
+        "masked": soft and arm.sanitized and config.distill.mask_unsafe and rule.reads,
         "base": arm.base,
         # An arm that the config leaves out can be compared with nothing.
         "control": arm.control if arm.control in arms else None,
@@ -273,9 +279,16 @@ def _sources(
                 if (context.input(raw) / "sampler.json").is_file():
                     sampler[raw] = _read(context, raw, "sampler.json")
             if stores_targets(context.config, arm.objective) and not arm.on_policy:
-                stored = names.targets_stage(arm.source, arm.teacher_model, seed)
+                where = (arm.source, arm.teacher_model, seed, arm.selection)
+                stored = names.targets_stage(*where)
                 targets[stored] = _read(context, stored, "targets.json")
     return manifests, sampler, targets
+
+
+def _accounts(context: Context, stage: str) -> dict[str, Any]:
+    """What a stage chose, by the name of each choice: how many and which sort, before and after."""
+    found = match.read(context.input(stage))
+    return {name: choice["account"] for name, choice in found.items()}
 
 
 def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:
