@@ -1,19 +1,21 @@
 """Scaling laws of transfer: fits with intervals, a comparison of laws, and a verdict.
 
-A fit is weighted least squares of the means of each size, by the covariance that tasks and seeds
+A fit is weighted least squares of the means of each size, by the covariance that tasks and bases
 give them (`scaling_noise`). Intervals of parameters invert the profile of that sum of squares, at
 the hierarchical bootstrap's quantile of the same statistic: the parameters of these laws are far
 from linear, and a profile does not depend on the scale that they are written in. The quantile is
-never taken below that of F with the seeds' degrees of freedom, which a linear law would give: an
+never taken below that of F with the bases' degrees of freedom, which a linear law would give: an
 estimate at a bound makes the bootstrap's too small. Bands of the curve are percentiles of bootstrap
-curves. docs/scaling.md has the coverage, as measured by tools/check_scaling.py.
+curves. A comparison says with which power it could have ruled out a constant. docs/scaling.md has
+the coverage and the sizes of the verdicts, as measured by tools/check_scaling.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -21,6 +23,7 @@ from scipy import stats
 from subtransfer.analysis.scaling_laws import (
     BROKEN,
     CONSTANT,
+    DIFFERENCE,
     EVERY,
     LAWS,
     LEVELS,
@@ -35,12 +38,20 @@ from subtransfer.analysis.scaling_noise import Draws, Noise, Observations, compo
 from subtransfer.runtime.errors import UserError
 
 __all__ = [
-    "BROKEN", "CONSTANT", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE", "RULED_OUT",
-    "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "compare", "fit", "observe",
+    "BROKEN", "CONSTANT", "DIFFERENCE", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE", "RULED_OUT",
+    "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "Power", "Ranking",
+    "compare", "fit", "observe", "rank",
 ]  # fmt: skip
 
 # A law falls below this p: that only one stands is a strong claim, and several laws are tried.
 RULED_OUT = 0.01
+# The power to rule out a constant is told for this change from the first size to the last, and the
+# change is told that is found in so many of studies.
+CHANGES = {RATE: 0.2, DIFFERENCE: 0.2, LOG_ODDS: 2.0}
+_WANTED_POWER = 0.8
+# Changes that are tried for that, in standard errors of a size's mean, and with how many samples.
+_TRIED = np.array([2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0])
+_POWER_SAMPLES = 200
 # Passes of fitting and weighing anew, as rates' variances depend on the fitted curve.
 _PASSES = 3
 # Places between an estimate and a bound at which a profile is looked at, before it is halved down.
@@ -98,7 +109,9 @@ class Fit:
 
     def whiskers(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (low, high) of the mean at each size, [G] each, without any law: Student's t."""
-        quantile = stats.t.ppf(0.5 + self.confidence / 2, self.data.seed_freedom)
+        # The same bases at every size are met so many times, and are no more bases by that.
+        freedom = self.data.num_bases[0] - 1 if self.data.paired else self.data.base_freedom
+        quantile = stats.t.ppf(0.5 + self.confidence / 2, freedom)
         half = quantile * np.sqrt(np.diag(self.noise.covariance()))
         bounds = LEVELS[self.data.kind]
         return np.clip(self.data.means - half, *bounds), np.clip(self.data.means + half, *bounds)
@@ -126,8 +139,8 @@ def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
     level = data.means
     for _ in range(_PASSES):
         noise = components(data, level)
-        # The noise of log-odds does not depend on their level: one pass is enough.
-        if data.kind == LOG_ODDS:
+        # Only a rate's noise is taken to depend on its level.
+        if data.kind != RATE:
             break
         whiten = noise.whiten()[None]
         scores, curves = [], []
@@ -145,7 +158,7 @@ def aicc(chi2: Any, law: Law, data: Observations) -> Any:
     """Akaike's criterion with the small-sample correction (Hurvich & Tsai 1989).
 
     The covariance is common to all laws, so that chi2 is -2 log likelihood up to a constant. n is
-    the number of training runs; k that of the law's parameters and the variance over seeds.
+    the number of bases; k that of the law's parameters and the variance over bases.
 
     Args:
       chi2: weighted squares of residuals, a number or an array of them.
@@ -155,7 +168,7 @@ def aicc(chi2: Any, law: Law, data: Observations) -> Any:
     Returns:
       The criterion, of the shape of `chi2`.
     """
-    n, k = int(data.seeds.sum()), len(law.parameters) + 1
+    n, k = int(data.num_bases.sum()), len(law.parameters) + 1
     return chi2 + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
 
 
@@ -179,21 +192,19 @@ def fit(
       noise: of the means, if it is not to be estimated around this law's own curve.
 
     Raises:
-      UserError: fewer sizes than the law's parameters + 1.
+      UserError: fewer sizes than the law's parameters + 1, or one base at a size.
     """
     _enough(data, law)
     problem = _problem(data, law)
     noise = noise or _weighted(data, [law])
     whiten = noise.whiten()[None]
-    # One fit decides about all that follows, so it alone is polished from every start.
-    thetas, losses = problem.minimise(data.means[None], whiten, polished=EVERY)
-    theta, chi2 = thetas[0], losses[0]
+    theta, chi2 = _best(problem, data.means, whiten[0])
     boot = draw(data, noise, n_boot, seed)
     curve = law.values(problem.z, theta)
     # Samples are drawn around the fitted curve, so that their fits begin at its parameters.
     near = np.broadcast_to(theta, (n_boot, len(theta)))
     free, least = problem.minimise(curve + boot.errors, boot.whiten, near=near)
-    least_limit = stats.f.ppf(confidence, 1, data.seed_freedom)
+    least_limit = stats.f.ppf(confidence, 1, data.base_freedom)
     # The limit of each parameter's profile: how far chi2 rises in bootstrap samples when it is held
     # at the value that they were drawn around.
     limits = []
@@ -231,6 +242,13 @@ def fit(
         # The data count as one more sample, so that p is never 0.
         lack_of_fit=float((1 + (least >= chi2 - 1e-9).sum()) / (1 + n_boot)),
     )
+
+
+def _best(problem: Problem, means: np.ndarray, whiten: np.ndarray) -> tuple[np.ndarray, float]:
+    """The best internal parameters [P] for means [G], and their chi squared."""
+    # This fit decides about all that follows, so it alone is polished from every start.
+    thetas, losses = problem.minimise(means[None], whiten[None], polished=EVERY)
+    return thetas[0], float(losses[0])
 
 
 def _profile_ends(
@@ -332,27 +350,39 @@ class Extrapolation:
         return self.predicted.low <= self.observed <= self.predicted.high
 
 
+class Power(NamedTuple):
+    """How well a study with this design and this noise tells a change from none.
+
+    The change is straight in the logarithm of x, from the first size to the last.
+
+    Attributes:
+      change: of the outcome, from `CHANGES`.
+      share: of studies with that change in which a constant would be ruled out.
+      least: the change that rules it out in 80% of studies; infinite if the outcome's range has none.
+    """
+
+    change: float
+    share: float
+    least: float
+
+
 @dataclasses.dataclass(frozen=True)
-class Comparison:
-    """Laws compared on the same data.
+class Ranking:
+    """Which laws could have made the data.
 
     Attributes:
       data: what they were fitted to.
-      confidence: of intervals and bands.
-      fits: by law, all weighed alike.
-      refused: by law, why it was not fitted.
+      noise: of the means, by which all laws are weighed.
       delta: by law, AICc above the best law's.
       p: by law, how often data from it would give as large a delta (the best law's is 1).
-      extrapolations: of the laws that the smaller sizes suffice for.
+      power: to rule out a constant; None where that was not compared with another law.
     """
 
     data: Observations
-    confidence: float
-    fits: dict[str, Fit]
-    refused: dict[str, str]
+    noise: Noise
     delta: dict[str, float]
     p: dict[str, float]
-    extrapolations: dict[str, Extrapolation]
+    power: Power | None
 
     @property
     def ranked(self) -> list[str]:
@@ -369,8 +399,25 @@ class Comparison:
         """Whether one law alone stands."""
         return len(self.standing) == 1
 
+
+@dataclasses.dataclass(frozen=True)
+class Comparison(Ranking):
+    """Laws compared on the same data.
+
+    Attributes:
+      confidence: of intervals and bands.
+      fits: by law, all weighed alike.
+      refused: by law, why it was not fitted.
+      extrapolations: of the laws that the smaller sizes suffice for.
+    """
+
+    confidence: float
+    fits: dict[str, Fit]
+    refused: dict[str, str]
+    extrapolations: dict[str, Extrapolation]
+
     def verdict(self) -> str:
-        """Says in one sentence which laws the data leave standing."""
+        """Says which laws the data leave standing, and how well they could have ruled one out."""
         standing, axis = self.standing, self.data.axis
         best = self.fits[standing[0]]
         ruled_out = [name for name in self.fits if name not in standing]
@@ -398,12 +445,76 @@ class Comparison:
             text += f"; fitted to the smaller sizes, {_listed(missed)} missed the largest"
         if self.refused:
             text += f"; too few sizes to try {_listed(list(self.refused))}"
-        return text + "."
+        return " ".join(filter(None, (f"{text}.", self._power_in_words())))
+
+    def _power_in_words(self) -> str:
+        if self.power is None:
+            return ""
+        in_words = {
+            RATE: lambda change: f"{100 * change:.0f} points",
+            DIFFERENCE: lambda change: f"{100 * change:.0f} points",
+            LOG_ODDS: lambda change: f"{change:.1f} nats",
+        }[self.data.kind]
+        change, share, least = self.power
+        text = (
+            f"Power: a change of {in_words(change)} from the first value to the last rules out a "
+            f"constant in {100 * share:.0f}% of such studies; "
+        )
+        wanted = f"{100 * _WANTED_POWER:.0f}%"
+        if math.isinf(least):
+            return f"{text}no possible change does in {wanted}."
+        return f"{text}{wanted} take {in_words(least)}."
 
 
 def _listed(names: Sequence[str]) -> str:
     """Names as in a sentence: "a", "a and b", "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def rank(
+    data: Observations, laws: Sequence[Law], *, n_boot: int = 400, seed: int = 0, power: bool = True
+) -> Ranking:
+    """Ranks laws on the same data, and rules out those that could not have made it.
+
+    They are ranked by AICc. A law is ruled out if its AICc stands as far above the best law's in
+    fewer than `RULED_OUT` of the bootstrap samples drawn around the law's own curve, all laws
+    fitted to each. So neither the penalty for a parameter nor luck decides alone: two laws with the
+    same curve over these sizes stand or fall together, however many parameters they have.
+
+    Args:
+      data: the outcomes by size.
+      laws: the candidates, which there are enough sizes for.
+      n_boot: bootstrap samples.
+      seed: of the bootstrap.
+      power: whether that is computed, too.
+
+    Raises:
+      UserError: a size has one base, or there are too few samples to rule out a law.
+    """
+    if n_boot * RULED_OUT < 1:
+        enough = f"{1 / RULED_OUT:.0f}"
+        raise UserError(
+            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use "
+            f"n_boot={enough} or more."
+        )
+    # All laws are weighed alike: sums of squares with different weights could not be compared.
+    noise = _weighted(data, laws)
+    found = []
+    for law in laws:
+        theta, chi2 = _best(_problem(data, law), data.means, noise.whiten())
+        found.append(_Candidate(_problem(data, law), theta, float(aicc(chi2, law, data))))
+    least = min(candidate.score for candidate in found)
+    boot = draw(data, noise, n_boot, seed)
+    delta = {}
+    p = {}
+    for candidate in found:
+        name = candidate.problem.law.name
+        delta[name] = candidate.score - least
+        p[name] = _as_far(data, found, candidate, boot, delta[name])
+    told = None
+    if power and CONSTANT.name in delta and len(found) > 1:
+        told = _power(data, found, noise, boot)
+    return Ranking(data, noise, delta, p, told)
 
 
 def compare(
@@ -414,12 +525,9 @@ def compare(
     n_boot: int = 400,
     seed: int = 0,
 ) -> Comparison:
-    """Fits laws to the same data, ranks them, and rules out those that could not have made it.
+    """Fits laws to the same data, ranks them (`rank`), and extrapolates to the largest size.
 
-    They are ranked by AICc. A law is ruled out if its AICc stands as far above the best law's in
-    fewer than `RULED_OUT` of the bootstrap samples drawn around the law's own curve, all laws
-    fitted to each. So neither the penalty for a parameter nor luck decides alone: two laws with the
-    same curve over these sizes stand or fall together, however many parameters they have.
+    Every size needs several bases: with one, a law would take what a base brings for the size.
 
     Args:
       data: the outcomes by size.
@@ -429,14 +537,10 @@ def compare(
       seed: of the bootstrap.
 
     Raises:
-      UserError: there are too few sizes for all of the laws, or too few samples to rule one out.
+      UserError: a size has one base; there are too few sizes for all of the laws, or too few
+        samples to rule one out.
     """
-    if n_boot * RULED_OUT < 1:
-        enough = f"{1 / RULED_OUT:.0f}"
-        raise UserError(
-            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use "
-            f"n_boot={enough} or more."
-        )
+    data.require_bases()
     able = []
     refused = {}
     for law in laws:
@@ -446,42 +550,94 @@ def compare(
             refused[law.name] = f"it needs {law.least_sizes} sizes"
     if not able:
         _enough(data, min(laws, key=lambda law: law.least_sizes))
-    # All laws are weighed alike: sums of squares with different weights could not be compared.
-    noise = _weighted(data, able)
+    ranking = rank(data, able, n_boot=n_boot, seed=seed)
     options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
     fits = {}
-    scores = {}
     extrapolations = {}
     for law in able:
-        fits[law.name] = fit(data, law, noise=noise, **options)
-        scores[law.name] = aicc(fits[law.name].chi2, law, data)
+        fits[law.name] = fit(data, law, noise=ranking.noise, **options)
         # The largest size is left out of what it is predicted from.
         if len(data.x) > law.least_sizes:
             extrapolations[law.name] = extrapolate(data, law, **options)
-    best = min(scores.values())
-    boot = draw(data, noise, n_boot, seed)
-    delta = {}
-    p = {}
-    for name, score in scores.items():
-        delta[name] = float(score - best)
-        p[name] = _as_far(fits, name, boot, delta[name])
-    return Comparison(data, confidence, fits, refused, delta, p, extrapolations)
+    return Comparison(
+        data=data,
+        noise=ranking.noise,
+        delta=ranking.delta,
+        p=ranking.p,
+        power=ranking.power,
+        confidence=confidence,
+        fits=fits,
+        refused=refused,
+        extrapolations=extrapolations,
+    )
 
 
-def _as_far(fits: dict[str, Fit], name: str, boot: Draws, delta: float) -> float:
+class _Candidate(NamedTuple):
+    """A law over the sizes, its best internal parameters [P] and their AICc."""
+
+    problem: Problem
+    theta: np.ndarray
+    score: float
+
+
+def _gaps(
+    data: Observations,
+    found: Sequence[_Candidate],
+    law: Law,
+    means: np.ndarray,
+    whiten: np.ndarray,
+) -> np.ndarray:
+    """AICc of a law above the best one's, [N], when all candidates are fitted to means [N, G]."""
+    scores = {}
+    for candidate in found:
+        problem = candidate.problem
+        near = np.broadcast_to(candidate.theta, (len(means), len(candidate.theta)))
+        _, chi2 = problem.minimise(means, whiten, near=near)
+        scores[problem.law.name] = aicc(chi2, problem.law, data)
+    return scores[law.name] - np.min(list(scores.values()), axis=0)
+
+
+def _as_far(
+    data: Observations,
+    found: Sequence[_Candidate],
+    candidate: _Candidate,
+    boot: Draws,
+    delta: float,
+) -> float:
     """Share of samples around a law's curve whose AICc is at least `delta` above the best law's."""
     # The best law itself cannot be ruled out by being behind.
     if delta == 0:
         return 1.0
-    law_fit = fits[name]
-    means = law_fit.curve(law_fit.data.x) + boot.errors
-    scores: dict[str, np.ndarray] = {}
-    for other, f in fits.items():
-        near = np.broadcast_to(f.theta, (len(means), len(f.theta)))
-        _, chi2 = _problem(f.data, f.law).minimise(means, boot.whiten, near=near)
-        scores[other] = aicc(chi2, f.law, f.data)
-    gaps = scores[name] - np.min(list(scores.values()), axis=0)
+    problem = candidate.problem
+    means = problem.law.values(problem.z, candidate.theta) + boot.errors
+    gaps = _gaps(data, found, problem.law, means, boot.whiten)
     return float((1 + (gaps >= delta - 1e-9).sum()) / (1 + len(gaps)))
+
+
+def _power(data: Observations, found: Sequence[_Candidate], noise: Noise, boot: Draws) -> Power:
+    """The power to rule out a constant, by samples of the noise around straight changes."""
+    errors, whiten = boot.errors[:_POWER_SAMPLES], boot.whiten[:_POWER_SAMPLES]
+    low, high = LEVELS[data.kind]
+    places = np.log(data.x / data.x[0]) / np.log(data.x[-1] / data.x[0])
+    error = float(np.sqrt(np.diag(noise.covariance()).mean()))
+    changes = np.array([0.0, CHANGES[data.kind], *(error * _TRIED)])
+    changes = changes[changes <= high - low]
+    # Around the mean that was found, but as far inside as the change needs.
+    middles = np.clip(data.means.mean(), low + changes / 2, high - changes / 2)
+    curves = middles[:, None] + changes[:, None] * (places - 0.5)  # [C, G]
+    samples = (curves[:, None] + errors).reshape(-1, len(data.x))
+    repeated = np.broadcast_to(whiten, (len(changes), *whiten.shape)).reshape(-1, *whiten.shape[1:])
+    gaps = _gaps(data, found, CONSTANT, samples, repeated).reshape(len(changes), -1)
+    # As for a verdict, with the samples around no change as the bootstrap's.
+    beyond = (gaps[0] >= gaps[..., None] - 1e-9).sum(-1)
+    shares = ((1 + beyond) / (1 + len(errors)) < RULED_OUT).mean(axis=1)
+    # More is found of a larger change; of so few samples not always.
+    order = np.argsort(changes)
+    rising = np.maximum.accumulate(shares[order])
+    least = math.inf
+    if rising[-1] >= _WANTED_POWER:
+        least = float(np.interp(_WANTED_POWER, rising, changes[order]))
+    return Power(CHANGES[data.kind], float(shares[1]), least)
 
 
 def extrapolate(
@@ -528,7 +684,7 @@ def extrapolate(
         return every - without
 
     limit = np.quantile(rise(curve + boot.errors, boot.whiten, near), confidence)
-    limit = max(limit, stats.f.ppf(confidence, 1, data.seed_freedom))
+    limit = max(limit, stats.f.ppf(confidence, 1, data.base_freedom))
     low, high = LEVELS[data.kind]
     # Tasks that all sizes share move all means together: the smaller sizes' residuals say how far.
     row = whiten[-1]
