@@ -51,7 +51,7 @@ class Difference(NamedTuple):
     p: Value
 
 
-class _Scatter(NamedTuple):
+class Scatter(NamedTuple):
     """Where outcomes [..., T, S] scatter: estimates of parts of the variance of their mean.
 
     Attributes:
@@ -67,7 +67,7 @@ class _Scatter(NamedTuple):
     cell: np.ndarray
 
 
-def _scatter(outcomes: np.ndarray) -> _Scatter:
+def scatter(outcomes: np.ndarray) -> Scatter:
     tasks, seeds = outcomes.shape[-2:]
     mean = outcomes.mean((-2, -1))
     of_seeds, of_tasks = outcomes.mean(-2), outcomes.mean(-1)
@@ -78,7 +78,7 @@ def _scatter(outcomes: np.ndarray) -> _Scatter:
     rest = np.maximum(total - tasks * seed - seeds * task, 0)
     # One task or one seed has no scatter; its 0 stands for "not known" and is not used.
     least_tasks, least_seeds = max(tasks - 1, 1), max(seeds - 1, 1)
-    return _Scatter(
+    return Scatter(
         mean,
         seed / least_seeds / seeds,
         task / least_tasks / tasks,
@@ -206,7 +206,7 @@ def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarr
     cell: Any = 0.0
     for weight, outcomes in weighted:
         of_tasks = of_tasks + np.asarray(weight)[..., None] * outcomes.mean(-1)
-        cell = cell + weight**2 * _scatter(outcomes).cell
+        cell = cell + weight**2 * scatter(outcomes).cell
     # Together, not arm by arm: what makes a task hard in two arms is not in their difference.
     tasks = of_tasks.shape[-1]
     variance = of_tasks.var(-1, ddof=1) / tasks if tasks > 1 else 0.0 * cell
@@ -214,7 +214,7 @@ def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarr
     return np.asarray(sd)[..., None] * special.ndtri(_even())[_order(number)]
 
 
-def _float(values: Any) -> Value:
+def as_value(values: Any) -> Value:
     """A float of an array without axes."""
     values = np.asarray(values, float)
     return values if values.ndim else float(values)
@@ -234,7 +234,7 @@ def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[Value
     """
     outcomes = np.asarray(outcomes, float)
     seeds = outcomes.shape[-1]
-    parts = _scatter(outcomes)
+    parts = scatter(outcomes)
     rate = parts.mean
     tails = np.array([0.5 - confidence / 2, 0.5 + confidence / 2])
     found = _distribution(outcomes)
@@ -253,9 +253,9 @@ def rate_interval(outcomes: np.ndarray, confidence: float = 0.95) -> tuple[Value
     at_end = (rate == 0) | (rate == 1)
     few = (seeds < 2) | (at_end & (seeds < _LEAST_AT_THE_ENDS)) | np.isnan(rate)
     return (
-        _float(rate),
-        _float(np.where(few, math.nan, low)),
-        _float(np.where(few, math.nan, high)),
+        as_value(rate),
+        as_value(np.where(few, math.nan, low)),
+        as_value(np.where(few, math.nan, high)),
     )
 
 
@@ -276,8 +276,8 @@ def rate_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> D
     a, b = np.asarray(a, float), np.asarray(b, float)
     value = a.mean((-2, -1)) - b.mean((-2, -1))
     if min(a.shape[-1], b.shape[-1]) < 2:
-        nothing = _float(np.full(value.shape, math.nan))
-        return Difference(_float(value), nothing, nothing, nothing)
+        nothing = as_value(np.full(value.shape, math.nan))
+        return Difference(as_value(value), nothing, nothing, nothing)
     (a_low, a_high), (b_low, b_high) = _draws(a, 0), _draws(b, 1)
     noise = _task_noise([(1, a), (-1, b)], 4)
     lows, highs = a_low - b_high + noise, a_high - b_low + noise
@@ -287,7 +287,7 @@ def rate_difference(a: np.ndarray, b: np.ndarray, confidence: float = 0.95) -> D
     fewer = np.minimum((lows <= 0).sum(-1), (highs >= 0).sum(-1))
     # Never 0: draws that were not made could lie on the other side.
     p = np.minimum(2 * (fewer + 1) / (_DRAWS + 1), 1.0)
-    return Difference(_float(value), _float(low), _float(high), _float(p))
+    return Difference(as_value(value), as_value(low), as_value(high), as_value(p))
 
 
 def rate_ratio(
@@ -321,9 +321,9 @@ def rate_ratio(
         lower, upper = _ends(lows / denominator, highs / denominator, confidence)
         low, high = np.minimum(low, lower), np.maximum(high, upper)
     return (
-        _float(ratio),
-        _float(np.where(known, low, math.nan)),
-        _float(np.where(known, high, math.nan)),
+        as_value(ratio),
+        as_value(np.where(known, low, math.nan)),
+        as_value(np.where(known, high, math.nan)),
     )
 
 
@@ -335,7 +335,7 @@ def mean_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, 
     """
     values = np.asarray(values, float)
     tasks, seeds = values.shape
-    parts = _scatter(values)
+    parts = scatter(values)
     # By chance a few trainings agree better than their own noise lets them: that says nothing.
     seed = float(max(parts.seed, parts.cell))
     task = float(max(parts.task - parts.cell, 0))
@@ -356,7 +356,7 @@ def mean_difference(
     variances: list[tuple[float, int]] = []
     cell = 0.0
     for values in (a, b):
-        parts = _scatter(values)
+        parts = scatter(values)
         variances.append((float(max(parts.seed, parts.cell)), values.shape[1] - 1))
         cell += float(parts.cell)
     of_tasks = a.mean(1) - b.mean(1)
