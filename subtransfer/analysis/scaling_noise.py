@@ -29,7 +29,6 @@ import numpy as np
 from subtransfer.analysis.scaling_laws import LEVELS, LOG_ODDS, RATE
 from subtransfer.runtime.errors import UserError
 
-
 # With fewer bases at a size nothing tells what a base brings from what the size does.
 _LEAST_BASES = 2
 
@@ -133,10 +132,10 @@ class Observations:
         )
 
     def require_bases(self) -> None:
-        """Refuses a size with one base.
+        """Refuses bases that no scatter can be told from.
 
         Raises:
-          UserError: there is one, so that nothing can be said of the axis.
+          UserError: a size has one base, or some sizes share some of their bases.
         """
         few = self.x[self.num_bases < _LEAST_BASES]
         if len(few):
@@ -144,6 +143,12 @@ class Observations:
                 f"No law and no constant is claimed over {self.axis}: {len(few)} of {len(self.x)} "
                 "sizes have one base pair, and what a pair brings cannot be told from what the "
                 "size does. Run several at each (num_bases=3)."
+            )
+        distinct = {base for bases in self.bases for base in bases}
+        if not self.paired and len(distinct) < self.num_bases.sum():
+            raise UserError(
+                f"Some bases are at several values of {self.axis} and others are not, so that "
+                "their scatter cannot be told: choose runs with the same bases everywhere."
             )
 
 
