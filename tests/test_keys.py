@@ -109,6 +109,7 @@ EDITS = {
     "subtransfer/experiment/refusals.py": set(),
     "subtransfer/experiment/graph.py": set(),
     "subtransfer/experiment/plan.py": set(),
+    "subtransfer/experiment/planner.py": set(),
     "subtransfer/analysis/scaling*.py": set(),
     # The other setting, and the shell.
     "subtransfer/settings/bash*.py": set(),
@@ -365,7 +366,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
     fields = {name for name, field in declared_fields().items() if field.affects_results}
     # What decides which stages there are, and the results' own fields.
     layout = ("arms.", "audit.bound", "statistics.", "mesh.", "models", "pairs", "plugins")
-    beside = {"name", "seed", "num_seeds", "population", "base.checkpoint", "base.other_checkpoint",
+    beside = {"name", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
               "base.max_scratch_params", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()

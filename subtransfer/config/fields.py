@@ -82,6 +82,12 @@ ROOMS = (
                 "accelerator. Each lies whole on one device. The last bits of numbers depend on it",
                 above=0,
             ),
+            "num_bases": Field(
+                1,
+                "above 1: so many bases of one geometry, base0, base1, ..., which differ in their "
+                "initialisation alone, crossed: every one teaches every one",
+                above=0,
+            ),
             "pairs": Field(
                 (),
                 "for a table of pairs of models instead of one base: 'TEACHER>STUDENT', with the "
@@ -112,6 +118,11 @@ ROOMS = (
                 "the model of another initialisation, likewise; empty: from scratch, with the "
                 "same geometry and tokenizer",
                 path=True,
+            ),
+            "from_scratch": Field(
+                False,
+                "the embedded model is trained in the run, also where the package has bases that "
+                "were made with the same fields; these are drawn by the seed otherwise",
             ),
             "max_scratch_params": Field(
                 20_000_000, "refuse to train a larger model from scratch", low=0

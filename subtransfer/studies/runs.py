@@ -349,7 +349,7 @@ def parameters(config: Mapping[str, Any], model: str) -> int:
     elif model == "base_other":
         checkpoint = base["other_checkpoint"] or base["checkpoint"]
     else:
-        checkpoint = config["models"][model]
+        checkpoint = config["models"].get(model, "")  # crossed bases are embedded
     # A preset's own file says its size, so that a plan needs no weights.
     if checkpoint.startswith(checks.PRESET):
         return PRESETS[checkpoint.removeprefix(checks.PRESET)].num_params
