@@ -67,6 +67,7 @@ class World:
       drift: the largest size's base_share over the smallest's; the fits take it to be 1.
       common: share of the bases' variance that is the same at all sizes, as the bases are.
       either_or: each base transfers or does not, instead of a beta distribution of rates.
+      mistaken: trainings are taken for bases, which is wrong.
       compared: laws to be compared; empty: the law is fitted and its intervals are counted.
     """
 
@@ -83,6 +84,7 @@ class World:
     drift: float = 1.0
     common: float = 0.0
     either_or: bool = False
+    mistaken: bool = False
     compared: tuple[str, ...] = ()
 
     @property
@@ -109,9 +111,13 @@ class World:
             if self.kind == scaling.DIFFERENCE:
                 outcomes.append(self._crossed(rng, task, mean, share))
             else:
-                outcomes.append(self._trained(rng, task, mean, share, place))
+                trained = self._trained(rng, task, mean, share, place)
+                # Seeds in the bases' place: each of them a column.
+                outcomes.append(
+                    trained.reshape(self.tasks, -1) if self.mistaken else trained.mean(-1)
+                )
             of_size = 0 if self.common else size
-            names.append(tuple((of_size, base) for base in range(self.bases)))
+            names.append(tuple((of_size, column) for column in range(outcomes[-1].shape[1])))
         trainings = np.full(self.sizes, self.bases * self.seeds)
         return scaling.Observations(
             "size", self.kind, self.x, tuple(outcomes), tuple(names), trainings
@@ -126,10 +132,11 @@ class World:
         parts = (teacher[:, None], student, cell)
         place = sum(np.sqrt(part) * of for part, of in zip(_CROSSED, parts, strict=True))
         same = np.eye(self.bases, dtype=bool)
-        other_rates = self._trained(rng, task, _OTHER_RATE, share, place[~same])
+        other_rates = self._trained(rng, task, _OTHER_RATE, share, place[~same]).mean(-1)
         cells = np.zeros((self.bases, self.bases, self.tasks))
         cells[~same] = other_rates.T
-        diagonal = self._trained(rng, task, _OTHER_RATE + difference, share, place[same])
+        same_rate = _OTHER_RATE + difference
+        diagonal = self._trained(rng, task, same_rate, share, place[same]).mean(-1)
         return diagonal - jackknifed(cells).T
 
     def _trained(
@@ -140,13 +147,13 @@ class World:
         share: float,
         place: np.ndarray,
     ) -> np.ndarray:
-        """Outcomes [T, K], means over seeds, of bases at standard normal places [K]."""
+        """Outcomes [T, K, S] of bases at standard normal places [K]."""
         shape = self.tasks, len(place), self.seeds
         noise = np.sqrt(self.task_share) * task[..., None]
         noise = noise + np.sqrt(1 - self.task_share) * rng.standard_normal(shape)
         if self.kind == scaling.LOG_ODDS:
             seeds = rng.standard_normal(shape[1:]) * _deviation(self.seed_share)
-            return (mean + noise + seeds + _deviation(share) * place[:, None]).mean(-1)
+            return mean + noise + seeds + _deviation(share) * place[:, None]
         if self.either_or:
             low, high = _EITHER_OR
             rates = np.where(stats.norm.cdf(place) < (mean - low) / (high - low), high, low)
@@ -156,7 +163,7 @@ class World:
         rates = np.clip(rates, _EDGE, 1 - _EDGE)[:, None]
         total = 1 / self.seed_share - 1
         trained = rng.beta(rates * total, (1 - rates) * total, shape[1:])
-        return (noise < stats.norm.ppf(trained)).mean(-1)
+        return (noise < stats.norm.ppf(trained)).astype(float)
 
 
 def _deviation(share: float) -> float:
@@ -180,6 +187,7 @@ WORLDS = {
         scaling.BROKEN, (0.4, 0.1, 0.1, 1.0, 2e5), sizes=8, bases=5
     ),
     "flat": _FLAT,
+    "flat with seeds for bases": dataclasses.replace(_FLAT, bases=1, seeds=3, mistaken=True),
     "flat with two bases": dataclasses.replace(_FLAT, bases=2),
     "flat with five bases": dataclasses.replace(_FLAT, bases=5),
     "flat with one seed": dataclasses.replace(_FLAT, seeds=1),

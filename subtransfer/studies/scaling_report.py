@@ -112,8 +112,8 @@ def _verdicts(study: Study) -> list[str]:
         verdict = question.comparison.verdict()
         out.append(f"{question.title}, {NAMES[question.kind]}: {verdict}")
     # A question that was left out silently would look like one that was never asked.
-    for title, why in study.skipped.items():
-        out.append(f"{title}: no verdict. {why}")
+    for (title, kind), why in study.skipped.items():
+        out.append(f"{title}, {NAMES[kind]}: no verdict. {why}")
     return out
 
 

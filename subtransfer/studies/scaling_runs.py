@@ -117,10 +117,11 @@ def trainings(cells: Cells) -> int:
 def crossing(cells: Cells) -> np.ndarray | None:
     """Returns the outcomes [K, K, 1, T], means over trainings, of a complete crossing.
 
-    The order of the bases is that of their names. None if these are not all pairs of K bases.
+    The order of the bases is that of their names. None if these are not all pairs of two bases or
+    more.
     """
     bases = sorted({base for pair in cells for base in pair})
-    if len(cells) < len(bases) ** 2:
+    if len(bases) < 2 or len(cells) < len(bases) ** 2:
         return None
     rows = []
     for teacher in bases:

@@ -60,9 +60,7 @@ class Question:
     @property
     def title(self) -> str:
         """The question in words, without its outcome."""
-        inits = {SAME: "same initialisation", OTHER: "other initialisation"}
-        init = inits.get(self.init, "same minus other initialisation")
-        return f"{in_words(self.objective)}, {init}"
+        return _title(self.objective, self.init)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +95,7 @@ class Study:
       axis: its name.
       questions: in the order of objectives, rates before log-odds.
       twins: by objective, outcome and size.
-      skipped: title -> why a question has no answer.
+      skipped: (title, kind) -> why a question has no answer.
       runs, tasks: how many there were.
       confidence: of all intervals.
     """
@@ -105,7 +103,7 @@ class Study:
     axis: str
     questions: list[Question]
     twins: list[Twins]
-    skipped: dict[str, str]
+    skipped: dict[tuple[str, str], str]
     runs: int
     tasks: int
     confidence: float
@@ -115,6 +113,11 @@ def in_words(objective: str) -> str:
     """Writes an objective's name in words: "SFT", "forward KL"."""
     capitals = {"sft": "SFT", "kl": "KL", "jsd": "JSD"}
     return " ".join(capitals.get(word, word) for word in objective.split("_"))
+
+
+def _title(objective: str, init: str) -> str:
+    inits = {SAME: "same initialisation", OTHER: "other initialisation"}
+    return f"{in_words(objective)}, {inits.get(init, 'same minus other initialisation')}"
 
 
 def study(
@@ -162,7 +165,7 @@ def study(
     options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
     questions: list[Question] = []
     twins: list[Twins] = []
-    skipped: dict[str, str] = {}
+    skipped: dict[tuple[str, str], str] = {}
     for objective, there in kinds.items():
         inits = [init for init in (SAME, OTHER) if init in there]
         for kind in (RATE, LOG_ODDS):
@@ -182,7 +185,7 @@ def study(
                 try:
                     question = Question(objective, init, scaling.compare(data, laws, **options))
                 except UserError as error:
-                    skipped[f"{in_words(objective)}, {init} init, {kind}"] = str(error)
+                    skipped[_title(objective, init), data.kind] = str(error)
                     continue
                 questions.append(question)
                 log(question)
