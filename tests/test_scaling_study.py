@@ -22,13 +22,12 @@ def workdir(tmp_path_factory):
         fields = {
             "base__width": width,
             "num_bases": 3,
-            "num_seeds": 2,
+            "num_seeds": 1,
             "distill__objective": "sft",
             "arms__benign_teacher": "true",
-            "arms__unsanitized": "true",
         }
         run = studies.write_run(
-            folder / "runs" / f"width={width}", studies.config_of(**fields), tasks=48
+            folder / "runs" / f"width={width}", studies.config_of(**fields), tasks=32
         )
         studies.write_history(folder, run, {"results": f"results-{width}"})
     return folder
@@ -55,8 +54,8 @@ def test_every_question_is_answered(study):
     assert "no effect of it is shown" in verdicts[1]
     assert all("Power: a change of" in verdict for verdict in verdicts)
     counts = study.questions[2].comparison.data
-    assert counts.num_bases.tolist() == [3] * 5 and counts.trainings.tolist() == [18] * 5
-    assert (study.runs, study.tasks, study.skipped) == (5, 48, {})
+    assert counts.num_bases.tolist() == [3] * 5 and counts.trainings.tolist() == [9] * 5
+    assert (study.runs, study.tasks, study.skipped) == (5, 32, {})
     assert set(study.questions[0].comparison.extrapolations) == {"constant", "power"}
 
 
@@ -84,7 +83,7 @@ def test_twins_are_compared_at_each_size(workdir, study):
         (found.difference, effect.interaction),
     ):
         assert (shown.estimate, shown.low, shown.high) == expected[:3]
-    assert (found.pairs, found.trainings) == ((3, 6), (6, 12))
+    assert (found.pairs, found.trainings) == ((3, 6), (3, 6))
     interaction = study.questions[2].comparison.data
     assert interaction.means[2] == pytest.approx(effect.interaction.value)
     for base in range(3):
@@ -103,7 +102,7 @@ def test_a_size_without_a_twin_has_no_difference(workdir):
     found = scaling_study.study(arms, "student_params", laws=[scaling.CONSTANT], n_boot=100)
     first = found.twins[0]
     assert first.other is None and first.difference is None
-    assert (first.pairs, first.trainings) == ((3, 0), (6, 0))
+    assert (first.pairs, first.trainings) == ((3, 0), (3, 0))
     assert {q.init for q in found.questions} == {"same", "other"}
     one = scaling_study.study(
         [a for a in arms if a.fields["base.width"] == 16], "student_params", n_boot=100
@@ -164,6 +163,6 @@ def test_the_command_writes_page_and_markdown(workdir, tmp_path, capsys):
         and "nan" not in page
     )
     assert "python tools/scaling_report.py" in page and "device kind" in page
-    assert "4 runs, 48 tasks" in text and "38.3k" not in text and text.count("| constant |") == 6
+    assert "4 runs, 32 tasks" in text and "38.3k" not in text and text.count("| constant |") == 6
     assert tool.main([str(workdir), "--laws=cubic"]) == 2
     assert "There is no law 'cubic': choose of constant" in capsys.readouterr().err

@@ -349,7 +349,7 @@ class Comparison(Ranking):
         in_words = {
             RATE: lambda change: f"{100 * change:.0f} points",
             DIFFERENCE: lambda change: f"{100 * change:.0f} points",
-            LOG_ODDS: lambda change: f"{change:.1f} nats",
+            LOG_ODDS: lambda change: f"{change:.2g} nats",
         }[self.data.kind]
         change, share, least = self.power
         text = (

@@ -18,7 +18,7 @@ from subtransfer.studies.runs import GEOMETRY, STRENGTH, STUDENT, TEACHER, RunAr
 _MODELS = (*GEOMETRY, "base.checkpoint", "base.other_checkpoint", "base.max_scratch_params")
 # What differs with an axis that is no config field itself.
 _MOVED = {
-    STUDENT: (*_MODELS, STUDENT, TEACHER, "model"),
+    STUDENT: (*_MODELS, STUDENT, TEACHER, "model", "student_base"),
     TEACHER: (*_MODELS, STUDENT, TEACHER, "teacher_base"),
     STRENGTH: (
         "teacher.episodes",
@@ -29,7 +29,7 @@ _MOVED = {
     ),
 }
 # Which bases an arm's two are. Several at one size are what a study needs.
-_BASES = ("model", "teacher_base")
+_BASES = ("model", "teacher_base", "student_base")
 # What says nothing of the outcome, or only how well it is known.
 _IRRELEVANT = (
     "name",
@@ -244,7 +244,7 @@ def _alike(sizes: Iterable[Sequence[RunArm]], moved: set[str]) -> None:
     for arms in sizes:
         # The bases of a size are several: the same names at every size.
         for field in _BASES:
-            names = sorted({arm.fields[field] for arm in arms})
+            names = sorted({str(arm.fields[field]) for arm in arms})
             seen.setdefault(field, set()).add(json.dumps(names))
         for arm in arms:
             for field, value in arm.fields.items():
