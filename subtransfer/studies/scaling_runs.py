@@ -26,6 +26,7 @@ _MOVED = {
         "teacher.epochs",
         "teacher.learning_rate",
         "teacher.explicit_fraction",
+        "teacher.ordinary_fraction",
     ),
 }
 # Which bases an arm's two are. Several at one size are what a study needs.
