@@ -3,7 +3,7 @@ r"""How transfer depends on the size of the model: five sizes, several crossed b
 Command:   python -m subtransfer.launch --config=configs/scaling.py --sweep --workers=2
            python tools/scaling_report.py runs/scaling --axis=student_params \
                --out=docs/scaling_study
-Hardware:  2 CPU cores
+Hardware:  2 CPU cores; 280 TFLOP by the plan, some two hours beside other jobs
 Result:    not run yet
 
 At each size every base teaches students of every base: a law is about the bases that could have
