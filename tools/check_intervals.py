@@ -171,7 +171,7 @@ def measure(
     """
     found: dict[str, list[np.ndarray]] = {}
     # Large crossings are many episodes.
-    at_once = _AT_ONCE if isinstance(world, World) else max(20, 1600 // world.bases**2)
+    at_once = _AT_ONCE if isinstance(world, World) else max(20, 6400 // world.bases**2)
     for number, begin in enumerate(range(0, reps, at_once)):
         arms = world.simulate(min(at_once, reps - begin), number)
         if isinstance(world, World):
