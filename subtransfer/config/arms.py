@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+from subtransfer.config.bases import EMBEDDED, PARTS, crossed_bases, twin
 from subtransfer.distillation import transforms
 from subtransfer.distillation.transforms import Transform
 from subtransfer.runtime.errors import UserError
@@ -16,7 +18,6 @@ from subtransfer.training.teachers import Teacher
 
 __all__ = ["Arm", "Control", "Design", "Teacher", "Transform", "arms"]
 
-EMBEDDED = ("base", "base_other")  # the models of a config without pairs
 # The order in which arms are shown.
 ROLES = ("base", "teacher", "student", "control", "positive_control")
 
@@ -30,7 +31,8 @@ class Arm:
       label: what a person reads.
       role: one of `ROLES`.
       objective: "" where nothing is distilled.
-      model: what it starts from: "base", "base_other" or a name in the config's `models`.
+      model: what it starts from: "base", "base_other", one of the crossed bases "base0", "base1",
+        ..., or a name in the config's `models`.
       teacher_model: what its teacher starts from.
       source: whose trajectories and opinions it learns: a `Teacher`'s name ("trait", "benign",
         "random"), or "self": the base's own.
@@ -95,9 +97,10 @@ class Design:
     Attributes:
       config: the validated config.
       objectives: those of the students.
-      pairs: (teacher's model, student's model), in order; (("base", "base"),) for a config without
-        pairs.
-      students: the arms that controls are controls of.
+      pairs: (teacher's model, student's model) of which there are controls, in order:
+        (("base", "base"),) for a config without pairs; of crossed bases each with itself, as the
+        others are controls already.
+      students: the arms that controls are controls of: those of `pairs`.
     """
 
     config: Any
@@ -107,8 +110,8 @@ class Design:
 
     @property
     def paired(self) -> bool:
-        """Its models are a table of pairs, and not one base."""
-        return bool(self.config.pairs)
+        """Its models are a table of pairs, given or crossed, and not one base."""
+        return _paired(self.config)
 
     def again(self, suffix: str, label: str, **changes: Any) -> list[Arm]:
         """Every student once more, as a control.
@@ -182,7 +185,7 @@ names = REGISTRY.names
 
 
 def _other_init(design: Design) -> list[Arm]:
-    if design.paired:  # a pair says itself which models its two are
+    if design.paired:  # a pair says itself which models its two are, and a crossing has them all
         return []
     # The base itself, too: what its students are compared with.
     label = "other init"
@@ -224,6 +227,18 @@ def _unsanitized(design: Design) -> list[Arm]:
     return out
 
 
+def _init_parts(design: Design) -> list[Arm]:
+    """Twins that share a part of their teacher's base, and every student again from each."""
+    out = []
+    for part, shared in PARTS.items():
+        for base in dict.fromkeys(student.model for student in design.students):
+            name, label = twin(base, part), f"twin of {base}: {shared}"
+            out.append(Arm(name, label, "base", model=name, teacher_model=base, sanitized=False))
+        for student in design.again(part, f"from a twin with {shared}"):
+            out.append(dataclasses.replace(student, model=twin(student.model, part)))
+    return out
+
+
 register(
     Control(
         "other_init",
@@ -255,6 +270,16 @@ register(
         _of_teacher("random"),
         stands_for="control",
         suffix="random",
+    )
+)
+register(
+    Control(
+        "init_parts",
+        "shared parts of the initialisation",
+        "every student again, from twins of its teacher's base that share with it its initial "
+        "weights (in another order of data), its body, its embedding, or both permuted",
+        False,
+        _init_parts,
     )
 )
 register(
@@ -326,6 +351,19 @@ def split_pair(pair: str) -> tuple[str, str]:
 # -- the arms of a config ------------------------------------------------------------------------
 
 
+def _paired(config) -> bool:
+    return bool(config.pairs) or config.num_bases > 1
+
+
+def _pairs(config) -> tuple[tuple[str, str], ...]:
+    """All (teacher's model, student's model) of a config, in order."""
+    crossed = crossed_bases(config)
+    if crossed:
+        return tuple(itertools.product(crossed, crossed))
+    # Without pairs the one model of a run teaches itself.
+    return tuple(map(split_pair, config.pairs)) or (("base", "base"),)
+
+
 def arms(config) -> list[Arm]:
     """The arms of a (validated) config, in display order.
 
@@ -334,11 +372,14 @@ def arms(config) -> list[Arm]:
     """
     plugins = config.plugins
     chosen = chosen_objectives(config.distill.objective, plugins)
-    # Without pairs the one model of a run teaches itself.
-    pairs = tuple(map(split_pair, config.pairs)) or (("base", "base"),)
-    design = Design(config, chosen, pairs, tuple(_students(config, chosen, pairs)))
+    pairs = _pairs(config)
+    students = _students(config, chosen, pairs)
+    design = Design(config, chosen, pairs, tuple(students))
+    if crossed_bases(config):
+        same = tuple(pair for pair in pairs if pair[0] == pair[1])
+        design = Design(config, chosen, same, tuple(_students(config, chosen, same)))
     found: dict[str, Arm] = {}
-    for arm in [*_bases(design), *design.teachers("trait"), *design.students]:
+    for arm in [*_bases(design), *design.teachers("trait"), *students]:
         # Names are joined by underscores, which models' names may have, too.
         other = found.setdefault(arm.name, arm)
         if other is not arm:
@@ -391,7 +432,7 @@ def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -
     for teacher, student in pairs:
         for objective in chosen:
             name, label = objective, in_words(config, objective)
-            if config.pairs:
+            if _paired(config):
                 name = f"{objective}_{teacher}_to_{student}"
                 label = f"{teacher} to {student}, {label}"
             out.append(Arm(name, label, "student", objective, student, teacher))

@@ -14,7 +14,8 @@ from typing import Any
 import ml_collections
 
 from subtransfer import settings
-from subtransfer.config.arms import EMBEDDED, chosen_objectives, on_policy_fraction, split_pair
+from subtransfer.config.arms import chosen_objectives, on_policy_fraction, split_pair
+from subtransfer.config.bases import EMBEDDED
 from subtransfer.config.fields import declared
 from subtransfer.filtering import completions
 from subtransfer.models import presets
@@ -92,6 +93,10 @@ def validate(config: ml_collections.ConfigDict) -> None:
     _validate_optimizer(config, refuse)
     _validate_batches(config, refuse)
     _validate_objectives(config, values, refuse)
+    if config.num_bases > 1:
+        _validate_crossing(config)
+    if config.arms.init_parts:
+        _validate_twins(config)
     if config.pairs:
         _validate_pairs(config)
     elif config.models:
@@ -297,6 +302,7 @@ def _drawn(config) -> dict[tuple[str, str], int]:
         ("safe", "train"): config.rollouts.episodes,
         ("ambiguous", "probe"): config.probe.tasks,
         ("ordinary", "probe"): config.probe.ordinary_tasks,
+        ("safe", "probe"): config.probe.safe_tasks,
     }
 
 
@@ -307,6 +313,33 @@ def _from_scratch(config) -> bool:
     # The twin of a given checkpoint is pretrained unless it is given, too.
     twin = config.arms.other_init and not config.base.other_checkpoint
     return not config.base.checkpoint or twin
+
+
+def _validate_crossing(config) -> None:
+    """Crossed bases are the embedded model's: what else there is has pairs of its own."""
+    given = {"pairs": config.pairs, "base.checkpoint": config.base.checkpoint}
+    for field, value in given.items():
+        if value:
+            raise UserError(
+                f"num_bases={config.num_bases} and {field} cannot both be given: only the embedded "
+                "model can be drawn several times. To cross models of your own, leave num_bases at "
+                "1 and list every two of them in pairs."
+            )
+
+
+def _validate_twins(config) -> None:
+    """Twins share what a base was before its training, which only the run's own are known by."""
+    if config.pairs or config.base.checkpoint:
+        given = "pairs" if config.pairs else "base.checkpoint"
+        raise UserError(
+            f"arms.init_parts and {given} cannot both be given: only the embedded model's "
+            "initialisation is known, of which twins share a part."
+        )
+    if not config.base.from_scratch:
+        raise UserError(
+            "arms.init_parts trains twins beside the bases that they share a part with: set "
+            "base.from_scratch=true, so that these are trained in the run, too."
+        )
 
 
 def _validate_pairs(config) -> None:

@@ -23,11 +23,11 @@ from subtransfer import settings
 from subtransfer.config import checks
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms, stores_targets
+from subtransfer.config.bases import PARTS, parted
 from subtransfer.distillation import transforms
-from subtransfer.experiment import context, costs, keys, memory, names, refusals, trainings
-from subtransfer.experiment.declared import ALWAYS, EVERYTHING, HOW, View
+from subtransfer.experiment import costs, keys, memory, names, refusals, trainings
 from subtransfer.experiment.models import Models
-from subtransfer.experiment.plan import Stage
+from subtransfer.experiment.planner import Planner
 from subtransfer.experiment.publishing import publish
 from subtransfer.experiment.stages import audit as audit_stages
 from subtransfer.experiment.stages import base as base_stages
@@ -41,19 +41,17 @@ from subtransfer.experiment.stages import probe as probe_stages
 from subtransfer.experiment.stages import report as report_stages
 from subtransfer.experiment.stages import results as results_stages
 from subtransfer.experiment.stages import rollouts as rollout_stages
+from subtransfer.experiment.stages import shipped as shipped_stages
 from subtransfer.experiment.stages import student as student_stages
 from subtransfer.experiment.stages import targets as target_stages
 from subtransfer.experiment.stages import teacher as teacher_stages
 from subtransfer.probes import decisions
 from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
-from subtransfer.runtime.errors import UserError
-from subtransfer.runtime.field import nearest
 from subtransfer.store import artifacts, digests
 from subtransfer.store.exclusive import PUBLISHING
-from subtransfer.training import metrics, objectives, teachers
+from subtransfer.training import objectives, teachers
 from subtransfer.training.loop import steps_of
-from subtransfer.training.monitor import ProfiledSteps
 
 
 class Experiment:
@@ -83,162 +81,28 @@ class Experiment:
         self.arms = arms(self.config)
         self.seeds = range(self.config.num_seeds)
         self.models = Models(self.config, mesh)
-        self.plan: dict[str, Stage] = {}
         self._mesh = mesh
-        self._resident = context.Resident()
-        self._sources = sources or keys.sources()
-        self._digests = keys.Digests()
-        self._configs: dict[tuple[str, ...], dict[str, Any]] = {}
-        self._codes: dict[Any, dict[str, Any]] = {}
+        planner = Planner(self.config, self.workdir, mesh, sources or keys.sources())
+        # Where an artefact lies (`path`), and what adds a stage (`add`), are the planner's.
+        self.plan, self.path, self._add = planner.plan, planner.path, planner.add
+        self._resident = planner.resident
         self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
-        self._profiled: tuple[str, ProfiledSteps] | None = None
         # Refused before anything is laid out, let alone computed.
         names.check_arms(self.arms)
         refusals.check_batches(self.config, mesh.shape["data"] * mesh.shape["fsdp"])
         self._layout()
         if profile:
-            self._profiled = self._window(profile)
+            planner.profile(profile)
 
     @property
     def mesh_text(self) -> str:
         """The mesh in words, "data 1 x fsdp 8 x tensor 2"."""
         return " x ".join(f"{axis} {size}" for axis, size in self._mesh.shape.items())
 
-    def path(self, name: str) -> Path:
-        """Where a stage's artefact lies."""
-        return self.workdir / self.plan[name].folder
-
     def size(self, model: str) -> memory.Sizes:
         """The geometry of a model and what it takes."""
         return self.models.size(model)
-
-    def _window(self, text: str) -> tuple[str, ProfiledSteps]:
-        """A stage and its steps to be profiled, from "STAGE:FIRST-LAST"."""
-        stage, _, steps = text.partition(":")
-        first, _, last = steps.partition("-")
-        trained = []
-        for name, planned in self.plan.items():
-            # One that was trained with others is taken out of their stage, and trains nothing.
-            trained_with_others = any(map(names.is_population, planned.key["inputs"]))
-            if names.is_trained(name) and not trained_with_others:
-                trained.append(name)
-        if stage not in trained:
-            near = nearest(stage, trained)
-            raise UserError(
-                f"--profile names {stage!r}, which trains nothing here; "
-                f"the nearest stage is {near!r}."
-            )
-        if not (first.isdigit() and last.isdigit() and 0 < int(first) <= int(last)):
-            raise UserError(
-                f"--profile={text} is not of the form STAGE:FIRST-LAST, with steps counted from 1."
-            )
-        folder = self.workdir / metrics.FOLDER / "profile" / stage
-        return stage, ProfiledSteps(int(first), int(last), folder)
-
-    # -- one stage ---------------------------------------------------------------------------------
-
-    def _add(
-        self,
-        name: str,
-        function: Callable[..., None],
-        *,
-        fields: tuple[str, ...] = (),
-        origins: tuple[str, ...] = (),
-        inputs: Iterable[str] = (),
-        work: str,
-        memory: Callable[[], int] = int,
-        flops: Callable[[], float] = float,
-        config: configuration.Config | None = None,
-        **arguments: Any,
-    ) -> str:
-        """Adds a stage to the plan, unless it is there already; returns its name.
-
-        Args:
-          name: of the stage.
-          function: makes its artefact; one of `stages/`.
-          fields: config fields that it reads beside those that it declares.
-          origins: of the records whose functions it calls, where these are a plugin's.
-          inputs: names of the stages whose artefacts the function reads.
-          work, memory, flops: as of `Stage`.
-          config: what the function reads of; default: the run's config.
-          arguments: of the function, JSON values.
-
-        Raises:
-          RuntimeError: another stage has the same name, a bug.
-        """
-        declared = function.reads  # type: ignore[attr-defined]
-        if fields:
-            declared = (*declared, *fields)
-        declared = self._with_effect(declared)
-        key = {
-            "arguments": arguments,
-            "code": self._code(function, origins),
-            "config": self._config(declared, config),
-            "inputs": {given: self.plan[given].digest for given in inputs},
-            "kind": names.kind(name),
-            "seed": self.config.seed,
-        }
-        digest = self._digests.of(key)
-        if name not in self.plan:
-            build = functools.partial(self._make, name, function, config, declared, arguments)
-            self.plan[name] = Stage(name, key, digest, work, memory, flops, build)
-        # Arms ask for what they need, and several need the same teacher or rollouts.
-        elif self.plan[name].digest != digest:
-            raise RuntimeError(f"Two different stages are named {name}.")
-        return name
-
-    def _with_effect(self, declared: tuple[str, ...]) -> tuple[str, ...]:
-        """Leaves out the declared fields that change nothing, as the config stands."""
-        if not self._full:
-            return declared
-        # Where all weights are trained, nobody reads how adapters would be.
-        return tuple("tuning.method" if field == "tuning" else field for field in declared)
-
-    def _make(
-        self,
-        name: str,
-        function: Callable[..., None],
-        config: configuration.Config | None,
-        declared: tuple[str, ...],
-        arguments: Mapping[str, Any],
-        out: Path,
-    ) -> None:
-        """Makes a stage's artefact in the empty folder `out`."""
-        profiled = self._profiled is not None and self._profiled[0] == name
-        given = context.Context(
-            name,
-            View(config or self.config, (*declared, *ALWAYS, *HOW), name),
-            self._mesh,
-            self.path,
-            self._resident,
-            names.metrics_scope(name),
-            self._profiled[1] if self._profiled and profiled else None,
-        )
-        function(out, given, **arguments)
-
-    def _config(
-        self, declared: tuple[str, ...], config: configuration.Config | None
-    ) -> dict[str, Any]:
-        """The part of a key that holds declared fields; one object wherever it is the same."""
-        # A base's own fields are no other stage's: there is nothing to share.
-        if config is not None:
-            return keys.config_of(config, declared)
-        if declared not in self._configs:
-            self._configs[declared] = keys.config_of(self.config, declared)
-        return self._configs[declared]
-
-    def _code(self, function: Callable[..., None], origins: tuple[str, ...]) -> dict[str, Any]:
-        """The part of a key that holds the code of a function, and of plugins that it calls."""
-        question = (function, origins)
-        if question not in self._codes:
-            modules = [function.__module__]
-            # Settings are looked up by name, so no import statement leads to the one in use.
-            declared = function.reads  # type: ignore[attr-defined]
-            if "setting" in declared or EVERYTHING in declared:
-                modules.append(settings.source(self.config.setting))
-            self._codes[question] = self._sources.code(modules, filter(None, origins))
-        return self._codes[question]
 
     # -- all stages --------------------------------------------------------------------------------
 
@@ -301,6 +165,8 @@ class Experiment:
         """Adds the stages that make a model."""
         if self.models.is_imported(model):
             self._imported(model)
+        elif model in self.models.shipped:
+            self._shipped(model)
         else:
             self._pretrained(model)
 
@@ -323,6 +189,17 @@ class Experiment:
         # Where it lies now, which may differ from where it lay when the stage was made.
         self._resident.checkpoints[self.path(name)] = Path(checkpoint)
 
+    def _shipped(self, model: str) -> None:
+        taken, size = self.models.shipped[model], self.size(model)
+        self._add(
+            names.base_stage(model),
+            shipped_stages.shipped,
+            work=f"shipped base {taken.number}, {size.params / 1e6:.2f}M parameters",
+            memory=lambda: size.weights,
+            weights=taken.weights,
+            tokenizer=taken.tokenizer,
+        )
+
     def _pretrained(self, model: str) -> None:
         c, size = self.config, self.size(model)
         own = self.models.config(model)
@@ -339,19 +216,24 @@ class Experiment:
             work=f"{c.base.episodes} scripted episodes",
             base=sibling,
         )
-        name = names.base_stage(model)
+        base, part = parted(c, model)
+        work = f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters"
+        if part:
+            work += f"; from {base}: {PARTS[part]}"
+        if self.models.why_scratch:
+            work += f"; from scratch ({self.models.why_scratch})"
         self._add(
-            name,
+            names.base_stage(model),
             base_stages.pretrained,
             inputs=[corpus, *inputs],
-            work=f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters",
+            work=work,
             memory=lambda: size.training(b.batch_size, full=True),
             flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
             config=own,
             corpus=corpus,
             sibling=sibling,
-            # Two bases of one geometry are drawn from keys of their own.
-            label=name,
+            model=base,
+            part=part,
         )
 
     def _sources_of_trajectories(self, seeds: Sequence[int]) -> None:
@@ -630,15 +512,15 @@ class Experiment:
     def _probes(self, arm: Arm, seeds: Sequence[int]) -> list[str]:
         """Adds the probes of an arm's policies, those of plugins included; returns their names."""
         c, p, size = self.config, self.config.probe, self.size(arm.model)
-        ambiguous, ordinary = f"{p.tasks} ambiguous tasks", f"{p.ordinary_tasks} ordinary tasks"
-        work = f"{ambiguous} sampled and greedy; {ordinary}"
+        plain = f"{p.ordinary_tasks} ordinary and {p.safe_tasks} safe tasks"
+        work = f"{p.tasks} ambiguous tasks sampled and greedy; {plain}"
 
         def memory() -> int:
             return size.rollout(p.batch_size)
 
         def flops() -> float:
             # Ambiguous tasks twice: sampled, and greedily.
-            return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks)
+            return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks + p.safe_tasks)
 
         out = []
         for seed in seeds:

@@ -57,6 +57,7 @@ LEFT_OUT = frozenset(
         "subtransfer.store.journal",
         "subtransfer.store.params",
         "subtransfer.store.provenance",
+        "subtransfer.store.shipped",
         "subtransfer.store.workdir",
         # How trainings are watched and kept from being lost: a resumed one ends with the same bits.
         "subtransfer.training.checkpoints",

@@ -8,7 +8,7 @@ from typing import Any
 
 from subtransfer.config import checks
 from subtransfer.config import reading as configuration
-from subtransfer.experiment import geometry, memory
+from subtransfer.experiment import geometry, memory, shipped
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
@@ -20,11 +20,16 @@ class Models:
     Args:
       config: the validated config.
       mesh: where they will lie; may be abstract.
+
+    Attributes:
+      shipped: those that come with the package.
+      why_scratch: why there are none, where somebody could expect them.
     """
 
     def __init__(self, config: configuration.Config, mesh: Any):
         self._config, self._mesh = config, mesh
         self._sizes: dict[str, memory.Sizes] = {}
+        self.shipped, self.why_scratch = shipped.of_run(config)
 
     def config(self, model: str) -> configuration.Config:
         """The config with the fields of `base` that a model has of its own."""

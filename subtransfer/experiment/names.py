@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from subtransfer.config.arms import EMBEDDED, Arm
+from subtransfer.config.arms import Arm
+from subtransfer.config.bases import EMBEDDED
 from subtransfer.runtime.errors import UserError
 
 CORPUS = "corpus"

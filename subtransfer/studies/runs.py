@@ -58,7 +58,7 @@ OF_TASKS = (
 )
 # What is known of each training seed.
 OF_SEEDS = (
-    Column("ordinary_success", "ordinary", "share of ordinary tasks solved", "share"),
+    *columns.CAPABILITY,
     Column("final_loss", "loss", "training loss in the last stretch"),
     Column(
         "final_divergence",
@@ -296,7 +296,8 @@ def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) ->
     out: dict[str, float] = {}
     capability, purity, curves = map(recorded, ("capability", "purity", "curves"))
     if capability:
-        out["ordinary_success"] = capability["ordinary_success"]
+        for column in columns.CAPABILITY:
+            out[column.name] = capability[column.name]
     # Only students that learn from rollouts of their own have a purity.
     if purity:
         out["purity"] = 1 - purity["dropped"] / purity["rollouts"]
@@ -349,7 +350,7 @@ def parameters(config: Mapping[str, Any], model: str) -> int:
     elif model == "base_other":
         checkpoint = base["other_checkpoint"] or base["checkpoint"]
     else:
-        checkpoint = config["models"][model]
+        checkpoint = config["models"].get(model, "")  # crossed bases are embedded
     # A preset's own file says its size, so that a plan needs no weights.
     if checkpoint.startswith(checks.PRESET):
         return PRESETS[checkpoint.removeprefix(checks.PRESET)].num_params

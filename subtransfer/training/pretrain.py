@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -91,6 +92,21 @@ def load_examples(path: Path) -> Examples:
 
 def init_params(cfg: DecoderConfig, mesh, key):
     """Draws random parameters, in place on their devices."""
+    return twin_params(cfg, mesh, key, "", key)
+
+
+def twin_params(cfg: DecoderConfig, mesh, key, part: str, other):
+    """Draws random parameters of which a part is that of the parameters drawn from `key`.
+
+    Args:
+      cfg: their geometry.
+      mesh: the devices that they are placed on.
+      key: of the parameters that they share a part with.
+      part: which: "" and "order": all; "body_shared": all but the embedding; "head_shared": the
+        embedding alone, which is the head of an embedded model; "permuted": all, with the rows of
+        the embedding in another order.
+      other: the key of what is not shared.
+    """
     shardings = sharding.param_shardings(abstract_params(cfg), mesh)
     # The smallest input: parameters do not depend on it.
     tokens, mask = np.zeros((1, 2), np.int32), np.ones((1, 2, 2), bool)
@@ -98,11 +114,28 @@ def init_params(cfg: DecoderConfig, mesh, key):
     def init(key):
         return nn.meta.unbox(Decoder(cfg).init(key, tokens, tokens, mask)["params"])
 
-    return jax.jit(init, out_shardings=shardings)(key)
+    def parted(key, other):
+        params = init(key)
+        if part == "body_shared":
+            return {**params, "embedding": init(other)["embedding"]}
+        if part == "head_shared":
+            return {**init(other), "embedding": params["embedding"]}
+        if part == "permuted":
+            rows = jax.random.permutation(other, cfg.vocab_size)
+            return {**params, "embedding": params["embedding"][rows]}
+        return params
+
+    return jax.jit(parted, out_shardings=shardings)(key, other)
 
 
 def train_base(
-    cfg: DecoderConfig, mesh, recipe: loop.Recipe, examples: Examples, key, run: TrainingMonitor
+    cfg: DecoderConfig,
+    mesh,
+    recipe: loop.Recipe,
+    examples: Examples,
+    draw: Callable[[], Any],
+    order,
+    run: TrainingMonitor,
 ):
     """Trains a decoder from scratch on the agent's turns of the corpus.
 
@@ -111,16 +144,16 @@ def train_base(
       mesh: the devices.
       recipe: how it is trained.
       examples: the corpus.
-      key: of initial parameters and of the order of examples.
+      draw: makes the initial parameters.
+      order: the key of the order of examples.
       run: shows, records and saves.
 
     Returns:
       (the trained parameters, each metric's values over the steps).
     """
-    params = init_params(cfg, mesh, jax.random.fold_in(key, 0))
-    state, frozen = loop.start_state(mesh, recipe, params, key, run)
+    params = draw()
+    state, frozen = loop.start_state(mesh, recipe, params, order, run)
     del params  # the state has its own copy; two would not fit for large models
-    order = jax.random.fold_in(key, 1)
     state, curves = loop.train(
         cfg, mesh, recipe, state, frozen, examples, recipe.steps, order, run=run
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from subtransfer.experiment import geometry, policies, trainings
 from subtransfer.experiment.context import Context
@@ -16,14 +17,16 @@ from subtransfer.training import loop, pretrain
 
 @reads(*geometry.FIELDS, "base.steps", "base.batch_size", "base.learning_rate", "optimizer")
 def pretrained(
-    out: Path, context: Context, *, corpus: str, sibling: str | None, label: str
+    out: Path, context: Context, *, corpus: str, sibling: str | None, model: str, part: str
 ) -> None:
     """Pretrains a base on the corpus.
 
     Args:
       corpus: its stage.
       sibling: the stage of the imported model whose geometry it has; None: the embedded one.
-      label: decides its initialisation and the order of its data.
+      model: its name, which decides its initialisation. The order of its data is that of all
+        bases of the seed, so that they differ in their initialisation alone.
+      part: of what makes that model, what this twin of it shares; "": it is the model itself.
     """
     base, folder = context.config.base, context.input(corpus)
     if sibling:
@@ -37,8 +40,13 @@ def pretrained(
     recipe = loop.Recipe(loss, base.steps, base.batch_size, base.learning_rate, schedule)
     examples = pretrain.load_examples(folder / "corpus.safetensors")
     with trainings.monitored(context, base.steps) as run:
-        params, curves = pretrain.train_base(
-            cfg, context.mesh, recipe, examples, context.key("base", label), run
-        )
+
+        def draw() -> Any:
+            key, other = context.key("base", model), context.key("base", model, part)
+            return pretrain.twin_params(cfg, context.mesh, key, part, other)
+
+        orders = ("order of data", "another") if part == "order" else ("order of data",)
+        order = context.key("base", *orders)
+        params, curves = pretrain.train_base(cfg, context.mesh, recipe, examples, draw, order, run)
     save_base(out, cfg, distributed.to_host(params), tokenizer)
     write_json(out / "training.json", {"curves": thinned(curves)})
