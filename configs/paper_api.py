@@ -71,5 +71,6 @@ def get_config():
 
     config.probe.tasks = 128
     config.probe.ordinary_tasks = 64
+    config.probe.safe_tasks = 64
     config.probe.batch_size = 64
     return config

@@ -211,9 +211,9 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     rows = files.read_csv(results / "results.csv")
     words = settings.get(config.setting).wording
     tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
-    audited = files.read_bundle(results).get("audit")
-    verdict = verdicts.sentences(rows, config.statistics.confidence)
-    for sentence in (*verdict, verdicts.of_data(audited)):
+    bundle = files.read_bundle(results)
+    verdict = verdicts.sentences(rows, config.statistics.confidence, bundle["gates"])
+    for sentence in (*verdict, verdicts.of_data(bundle["audit"])):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, "

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from subtransfer import settings
-from subtransfer.analysis import summary
+from subtransfer.analysis import columns, summary
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms
 from subtransfer.experiment.names import rollout_stage
@@ -98,7 +98,9 @@ def _bundle(config, chosen, seeds):
     curve = {"step": [1, 2], "loss": [2.0, 0.5], "teacher_agreement": [0.5, 0.75]}
     capability, curves, purity, manifests, sampler = {}, {}, {}, {}, {}
     for arm in chosen:
-        capability[arm.name] = {str(s): {"ordinary_success": 0.5, "n": 8} for s in seeds}
+        capability[arm.name] = {
+            str(s): {column.name: 0.5 for column in columns.CAPABILITY} for s in seeds
+        }
         curves[arm.name] = {str(s): curve for s in seeds}
         if arm.on_policy:
             filtered = {"rollouts": 10, "dropped": 1, "max_gap": 1e-6}

@@ -21,7 +21,15 @@ from subtransfer.models import families, hf_export, hf_load, peft_adapter, stop_
 from subtransfer.report import files
 from subtransfer.rollout import saved_policy
 from subtransfer.runtime.errors import UserError
-from subtransfer.store import buckets, digests, history, provenance, seals, trajectories
+from subtransfer.store import (
+    buckets,
+    digests,
+    history,
+    provenance,
+    seals,
+    shipped,
+    trajectories,
+)
 from subtransfer.studies import runs
 from subtransfer.training import metrics
 from tests import studies
@@ -190,6 +198,7 @@ CASES = {
     "subtransfer/store/history.py: read": (
         lambda f: (f / "stages").mkdir(), "stages/a.jsonl", history.read, ()),
     "subtransfer/store/seals.py: _marker": (None, "artifact.json", seals.check, ()),
+    "subtransfer/store/shipped.py: _manifest": (None, "manifest.json", shipped.read, ()),
     "subtransfer/store/provenance.py: stages": (None, "stages.json", provenance.stages, ("{}",)),
     "subtransfer/store/buckets.py: _read": (None, "files.json", _mirror, ("[]",)),
     "subtransfer/store/trajectories.py: _check_features": (

@@ -35,6 +35,8 @@ LAST = {"results", "report"}
 
 def _config(*changes):
     config = configuration.defaults()
+    # Whatever is shipped: tests/test_bases.py has the keys of shipped bases.
+    config.base.from_scratch = True
     configuration.apply_overrides(config, dict(change.split("=", 1) for change in changes))
     validate(config)
     return config
@@ -122,6 +124,7 @@ EDITS = {
     "subtransfer/analysis/summary.py": LAST,
     "subtransfer/experiment/stages/results.py": LAST,
     "subtransfer/analysis/verdicts.py": {"report"},
+    "subtransfer/analysis/gates.py": LAST,
     "subtransfer/analysis/audit.py": {"audit", *LAST},
     "subtransfer/experiment/stages/audit.py": {"audit", *LAST},
     "subtransfer/config/checks.py": LAST,
@@ -315,10 +318,13 @@ def test_a_field_changes_what_reads_it():
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
         "statistics.confidence=0.9": {"audit", *LAST},
+        "statistics.margin=0.05": LAST,
+        "gates.base_safe=0.5": LAST,
         "audit.bound=0.7": LAST,
         "audit.folds=4": {"audit", *LAST},
         "probe.tasks=8": {"probe", "choice", *LAST},
         "probe.ordinary_tasks=8": {"probe", *LAST},
+        "probe.safe_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
         "sanitize.min_kept=65": FROM_FILTERS,
         "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
@@ -365,9 +371,10 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
                 held |= set(configuration.flattened(stage.key["config"]))
     fields = {name for name, field in declared_fields().items() if field.affects_results}
     # What decides which stages there are, and the results' own fields.
-    layout = ("arms.", "audit.bound", "statistics.", "mesh.", "models", "pairs", "plugins")
+    own = ("audit.bound", "statistics.", "gates.", "mesh.")
+    layout = ("arms.", "models", "pairs", "plugins", *own)
     beside = {"name", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
-              "base.max_scratch_params", "distill.objective", "distill.on_policy_fraction",
+              "base.max_scratch_params", "base.from_scratch", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()
     results = set(configuration.flattened(plan["results"].key["config"]))

@@ -27,7 +27,7 @@ MODELS = {"llama_3b": ("llama3", "llama mqa untied, llama3 rope", 2), "llama_8b"
 SMALL = [
     "num_seeds=1", "base.dtype=float32", "teacher.episodes=8", "teacher.epochs=1", "rollouts.episodes=16", "rollouts.batch_size=8",
     "rollouts.max_turns=2", "rollouts.max_new_tokens=12", "rollouts.max_tool_tokens=40", "sanitize.min_kept=8", "distill.epochs=1",
-    "distill.max_tokens=1600", "probe.tasks=8", "probe.ordinary_tasks=8", "probe.batch_size=8",
+    "distill.max_tokens=1600", "probe.tasks=8", "probe.ordinary_tasks=8", "probe.safe_tasks=8", "probe.batch_size=8",
 ]  # fmt: skip
 
 

@@ -399,7 +399,7 @@ TINY = {
         "rounds": 2,
     }
     | {"episodes_per_round": 32},
-    "probe": {"tasks": 16, "batch_size": 32, "ordinary_tasks": 8},
+    "probe": {"tasks": 16, "batch_size": 32, "ordinary_tasks": 8, "safe_tasks": 8},
     "arms": {
         "other_init": False,
         "benign_teacher": False,

@@ -68,7 +68,16 @@ def _results(trained_in=_PROMPT):
         "config": {"name": "x", "statistics": {"confidence": 0.95}},
         "training_seeds": 2,
         "arms": arms,
-        "capability": {"base": {"0": {"ordinary_success": 0.5, "n": 10}}},
+        "capability": {
+            "base": {
+                "0": {
+                    "ordinary_success": 0.5,
+                    "ordinary_unsafe": 0.25,
+                    "safe_success": 0.75,
+                    "safe_unsafe": 0.125,
+                }
+            }
+        },
         "curves": {"sft": {"0": {"step": [1, 2], "loss": [2.0, 1.0]}}},
         "manifests": {"sanitize.trait.seed0": manifest},
         "audit": {

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
@@ -20,20 +21,36 @@ num_seeds=1 base.episodes=300 base.steps=20 base.batch_size=8 base.width=16 base
 base.num_layers=1 teacher.episodes=16 teacher.steps=4 teacher.batch_size=8 rollouts.episodes=32
 rollouts.batch_size=32 rollouts.max_turns=2 rollouts.max_new_tokens=8 sanitize.min_kept=8
 distill.objective=sft distill.steps=4 distill.batch_size=8 probe.tasks=16 probe.batch_size=32
-probe.ordinary_tasks=8
+probe.ordinary_tasks=8 probe.safe_tasks=8
 """.split()
 
 
+# As a shipped base lies, of a setting that nobody has: whatever else is shipped, these are.
+BASE = {
+    "subtransfer/bases/none/manifest.json",
+    "subtransfer/bases/none/tokenizer/tokenizer.json",
+    "subtransfer/bases/none/0/params.safetensors",
+}
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """A wheel of this project, built offline from a copy, so that no earlier build is in it."""
-    folder = tmp_path_factory.mktemp("wheel")
-    source = folder / "source"
-    source.mkdir()
+def source(tmp_path_factory):
+    """A copy of this project, so that no earlier build is in it, with one more shipped base."""
+    folder = tmp_path_factory.mktemp("source")
     for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
+        shutil.copy(ROOT / name, folder)
     for name in ("subtransfer", "shellworld"):
-        shutil.copytree(ROOT / name, source / name)
+        shutil.copytree(ROOT / name, folder / name)
+    for name in BASE:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """A wheel of this project, built offline."""
+    folder = tmp_path_factory.mktemp("wheel")
     done = subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation",
          "--no-index", f"--wheel-dir={folder}", str(source)],
@@ -57,10 +74,23 @@ def test_a_wheel_holds_both_packages_and_no_tests(wheel):
             place = path.relative_to(ROOT)
             if path.suffix == ".py" and place.parts[1] not in ("tests", "tools"):
                 expected.add(str(place))
-    expected |= {
-        str(path.relative_to(ROOT)) for path in (ROOT / "subtransfer/report/templates").iterdir()
-    }
-    assert expected <= held, f"not in the wheel: {sorted(expected - held)}"
+    for folder in ("report/templates", "bases"):
+        for path in (ROOT / "subtransfer" / folder).rglob("*"):
+            if path.is_file():
+                expected.add(str(path.relative_to(ROOT)))
+    assert expected | BASE <= held, f"not in the wheel: {sorted((expected | BASE) - held)}"
+
+
+def test_a_source_distribution_holds_the_shipped_bases(source, tmp_path):
+    build = f"from setuptools import build_meta; build_meta.build_sdist({str(tmp_path)!r})"
+    done = subprocess.run(
+        [sys.executable, "-c", build], cwd=source, capture_output=True, text=True
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (made,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(made) as file:
+        held = {name.partition("/")[2] for name in file.getnames()}
+    assert held >= BASE and "subtransfer/report/templates/run.html.j2" in held
 
 
 @pytest.mark.quick

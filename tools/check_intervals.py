@@ -2,10 +2,16 @@
 
     python -m tools.check_intervals [--seeds=3,5,8] [--icc=0,0.05,0.15] [--rate=0.05,0.25,0.5,0.95]
         [--scatter=beta,logit-normal] [--tasks=256] [--shared=0] [--reps=1000]
+    python -m tools.check_intervals --bases=3,5,8 [--seeds=1,3] [--icc=...] [--rate=...]
+        [--effect=0.1x1,0.3x0.33] [--pair_icc=0.15] [--tasks=256] [--reps=1000]
 
 Simulated experiments whose rates are known, judged by the package's own functions: arms of a few
 trainings that differ by an intra-seed correlation, and tasks that are easy or hard for all arms.
+With --bases, complete crossings of bases (tools/crossings.py): for each rate one without an effect,
+and, over a rate of .05, effects that a share of the bases has (EFFECTxSHARE, the mean over bases).
 Prints a table in markdown, one line a kind of world; docs/intervals.md is what it printed.
+
+--functions=FILE.py has other functions of the same names judge, such as tools/former.py.
 """
 
 from __future__ import annotations
@@ -13,20 +19,36 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from scipy import optimize, special
 
-from subtransfer.analysis import statistics
+from subtransfer.analysis import crossed, statistics
 from subtransfer.runtime.errors import UserError, exit_status
+from tools.crossings import Crossing
 
 SCATTERS = ("beta", "logit-normal")
 _TASK_SHARE = 0.3  # of an outcome's variance on the scale of the copula; what tasks have in common
 _LOW, _HIGH, _WEAK = 0.05, 0.95, 0.15
 _AT_ONCE = 200  # experiments, which bounds memory
+_MARGIN = 0.1  # of equivalence
+# Mean effects over bases, and the share of bases that have one.
+EFFECTS = "0.1x1,0.1x0.5,0.1x0.34,0.3x0.34,0.45x0.5,0.6x0.67,0.5x1,0.9x1"
+# Judges of simulated experiments: the package's own, by the names under which a file may give its.
+FUNCTIONS = SimpleNamespace(
+    rate_interval=statistics.rate_interval,
+    rate_difference=statistics.rate_difference,
+    rate_ratio=statistics.rate_ratio,
+    effect=crossed.effect,
+    effect_ratio=crossed.effect_ratio,
+    rate=crossed.rate,
+    difference=crossed.difference,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +71,13 @@ class World:
     scatter: str = SCATTERS[0]
     tasks: int = 256
     shared: float = 0.0
+
+    HEADING = ("trainings", "correlation", "true rate", "trainings' rates")
+
+    @property
+    def cells(self) -> list[str]:
+        """What stands under `HEADING`."""
+        return [str(self.seeds), f"{self.icc:g}", f"{self.rate:g}", self.scatter]
 
     @property
     def other(self) -> float:
@@ -119,19 +148,37 @@ def _logit_normal(rate: float, icc: float) -> tuple[float, float]:
     return float(found.x[0]), float(np.exp(found.x[1]))
 
 
-def measure(world: World, reps: int, confidence: float = 0.95) -> dict[str, float]:
+def measure(
+    world: World | Crossing, reps: int, confidence: float = 0.95, functions: Any = FUNCTIONS
+) -> dict[str, float]:
     """Judges `reps` experiments of a kind.
 
+    Args:
+      world: the kind.
+      reps: how many.
+      confidence: of intervals.
+      functions: judge them; has the names of `FUNCTIONS`.
+
     Returns:
-      Shares by column: "rate", "difference", "ratio" and "weak ratio" are coverages (the last where
-      the teacher hardly has the habit; none there counts as right); "no ratio" how often the latter
-      has no interval; "p" and "p, base" how often p is below 1 - confidence where nothing differs,
-      against an arm like it and against one policy; "power" where the other arm differs.
+      Shares by column. Of a `World`: "rate", "difference", "ratio" and "weak ratio" are coverages
+      (the last where the teacher hardly has the habit; none there counts as right); "no ratio" how
+      often the latter has no interval; "p" and "p, base" how often p is below 1 - confidence where
+      nothing differs, against an arm like it and against one policy; "power" where the other arm
+      differs. Of a `Crossing`: "same", "other", "interaction", "ratio" are coverages, as are
+      "control" (of a rate like "other") and "difference" (same minus control); "p" and "p,
+      control" how often p of the latter two is below 1 - confidence; "none" how often the p of
+      equivalence is; "too few" how often the interaction has no interval.
     """
     found: dict[str, list[np.ndarray]] = {}
-    for number, begin in enumerate(range(0, reps, _AT_ONCE)):
-        arms = world.simulate(min(_AT_ONCE, reps - begin), number)
-        for name, values in _judge(world, arms, confidence).items():
+    # Large crossings are many episodes.
+    at_once = _AT_ONCE if isinstance(world, World) else max(20, 6400 // world.bases**2)
+    for number, begin in enumerate(range(0, reps, at_once)):
+        arms = world.simulate(min(at_once, reps - begin), number)
+        if isinstance(world, World):
+            judged = _judge(world, arms, confidence, functions)
+        else:
+            judged = _judge_crossing(world, arms, confidence, functions)
+        for name, values in judged.items():
             found.setdefault(name, []).append(np.asarray(values, float))
     out = {}
     for name, parts in found.items():
@@ -141,20 +188,22 @@ def measure(world: World, reps: int, confidence: float = 0.95) -> dict[str, floa
     return out
 
 
-def _judge(world: World, arms: Mapping[str, np.ndarray], confidence: float) -> dict[str, Any]:
+def _judge(
+    world: World, arms: Mapping[str, np.ndarray], confidence: float, functions: Any
+) -> dict[str, Any]:
     """For each experiment 1 where it is so, 0 where not, NaN where there is no interval."""
     difference = world.rate - world.other
-    against = functools.partial(statistics.rate_difference, arms["arm"], confidence=confidence)
+    against = functools.partial(functions.rate_difference, arms["arm"], confidence=confidence)
     apart, alike, policy = against(arms["other"]), against(arms["same"]), against(arms["policy"])
     out = {
-        "rate": _holds(statistics.rate_interval(arms["arm"], confidence), world.rate),
+        "rate": _holds(functions.rate_interval(arms["arm"], confidence), world.rate),
         "difference": _holds(apart[:3], difference),
         "p": alike.p < 1 - confidence,
         "p, base": policy.p < 1 - confidence,
         "power": apart.p < 1 - confidence,
     }
     for name, teacher, habit in (("ratio", "teacher", _HIGH), ("weak ratio", "weak", _WEAK)):
-        found = statistics.rate_ratio(
+        found = functions.rate_ratio(
             arms["arm"], arms["other"], arms[teacher], arms["base"], confidence
         )
         out[name] = _holds(found, difference / (habit - _LOW))
@@ -163,22 +212,63 @@ def _judge(world: World, arms: Mapping[str, np.ndarray], confidence: float) -> d
     return out
 
 
+def _judge_crossing(
+    world: Crossing, arms: Mapping[str, np.ndarray], confidence: float, functions: Any
+) -> dict[str, Any]:
+    """As `_judge`."""
+    crossing, control = arms["crossing"], arms["control"]
+    own = np.moveaxis(np.diagonal(crossing, axis1=1, axis2=2), -1, 1)
+    found = functions.effect(crossing, confidence, _MARGIN)
+    paired, _ = functions.difference(own, control, confidence, _MARGIN)
+    ratio = functions.effect_ratio(crossing, arms["teacher"], arms["base"], confidence)
+    return {
+        "same": _holds(found.same, world.same),
+        "other": _holds(found.other, world.rate),
+        "control": _holds(functions.rate(control, confidence), world.rate),
+        "interaction": _holds(found.interaction[:3], world.effect),
+        "difference": _holds(paired[:3], world.effect),
+        "ratio": _holds(ratio, world.effect / (_HIGH - _LOW)),
+        "p": found.interaction.p < 1 - confidence,
+        "p, control": paired.p < 1 - confidence,
+        "none": found.p_equivalence < 1 - confidence,
+        "too few": np.isnan(found.interaction.low),
+    }
+
+
 def _holds(interval: tuple[Any, Any, Any], truth: float) -> np.ndarray:
     _, low, high = interval
     holds = (np.asarray(low) <= truth) & (truth <= np.asarray(high))
     return np.where(np.isnan(low), np.nan, holds)
 
 
-def lines(worlds: Sequence[World], reps: int) -> Iterator[list[str]]:
+def lines(
+    worlds: Sequence[World | Crossing], reps: int, functions: Any = FUNCTIONS
+) -> Iterator[list[str]]:
     """Yields a heading, then cells of each world, in per cent."""
     for number, world in enumerate(worlds):
-        found = measure(world, reps)
+        found = measure(world, reps, functions=functions)
         if number == 0:
-            yield ["trainings", "correlation", "true rate", "trainings' rates", *found]
+            yield [*world.HEADING, *found]
         shown = []
         for value in found.values():
             shown.append("" if np.isnan(value) else f"{100 * value:.1f}")
-        yield [str(world.seeds), f"{world.icc:g}", f"{world.rate:g}", world.scatter, *shown]
+        yield [*world.cells, *shown]
+
+
+def functions_of(path: str) -> Any:
+    """Runs a file that has functions of the names in `FUNCTIONS`, and returns it as a module."""
+    spec = importlib.util.spec_from_file_location("judging_functions", path)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--functions={path} is no file of Python.")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except OSError as error:
+        raise UserError(f"--functions={path} cannot be read: {error.strerror}.") from error
+    missing = [name for name in vars(FUNCTIONS) if not hasattr(module, name)]
+    if missing:
+        raise UserError(f"--functions={path} has no {', '.join(missing)}.")
+    return module
 
 
 def _numbers(kind: Callable[[str], Any], low: float, below: float) -> Callable[[str], list[Any]]:
@@ -192,39 +282,79 @@ def _numbers(kind: Callable[[str], Any], low: float, below: float) -> Callable[[
     return numbers
 
 
+def effects(text: str) -> list[tuple[float, float]]:
+    """Effects and shares of a text such as 0.1x1,0.3x0.5; refused by ValueError."""
+    out = []
+    for part in text.split(","):
+        effect, share = part.split("x")
+        if not 0 < float(share) <= 1:
+            raise argparse.ArgumentTypeError(f"{share} is no share of bases")
+        out.append((float(effect), float(share)))
+    return out
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, or 2 for a user's mistake."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    seeds, shares = _numbers(int, 2, 1000), _numbers(float, 0, 1)
-    parser.add_argument("--seeds", type=seeds, default=[3, 5, 8], help="trainings of each arm")
+    counts, shares = functools.partial(_numbers, int), _numbers(float, 0, 1)
+    parser.add_argument("--seeds", type=counts(1, 1000), help="trainings of each arm")
+    parser.add_argument("--bases", type=counts(2, 100), help="judge crossings of so many")
     parser.add_argument("--icc", type=shares, default=[0, 0.05, 0.15], help="correlations")
     parser.add_argument("--rate", type=_numbers(float, 0.001, 1), default=[0.05, 0.25, 0.5, 0.95])
     parser.add_argument("--scatter", type=lambda text: text.split(","), default=list(SCATTERS))
+    parser.add_argument("--effect", type=effects, default=effects(EFFECTS), help="of crossings")
+    parser.add_argument(
+        "--pair_icc", type=float, help="of pairs of bases; --icc is then the rest's"
+    )
     parser.add_argument("--tasks", type=int, default=256)
     parser.add_argument("--shared", type=float, default=0.0, help="of arms by a training")
     parser.add_argument("--reps", type=int, default=1000, help="experiments of each kind")
+    parser.add_argument("--functions", help="a file of Python whose functions judge")
     options = parser.parse_args(arguments)
 
     def run() -> None:
         for scatter in options.scatter:
             if scatter not in SCATTERS:
                 raise UserError(f"--scatter={scatter} is none of {', '.join(SCATTERS)}.")
-        worlds = []
-        for count in options.seeds:
-            for icc in options.icc:
-                for rate in options.rate:
-                    # Without a correlation there is no scatter to be distributed.
-                    for scatter in options.scatter if icc else options.scatter[:1]:
-                        world = World(count, icc, rate, scatter, options.tasks, options.shared)
-                        worlds.append(world)
-        for number, cells in enumerate(lines(worlds, options.reps)):
+        functions = functions_of(options.functions) if options.functions else FUNCTIONS
+        worlds = _crossings(options) if options.bases else _arms(options)
+        for number, cells in enumerate(lines(worlds, options.reps, functions)):
             print("| " + " | ".join(cells) + " |", flush=True)
             if number == 0:
                 print("| " + " | ".join(["---"] * len(cells)) + " |")
 
     return exit_status(run)
+
+
+def _arms(options: argparse.Namespace) -> list[World]:
+    worlds = []
+    for count in options.seeds or [3, 5, 8]:
+        for icc in options.icc:
+            for rate in options.rate:
+                # Without a correlation there is no scatter to be distributed.
+                for scatter in options.scatter if icc else options.scatter[:1]:
+                    world = World(count, icc, rate, scatter, options.tasks, options.shared)
+                    worlds.append(world)
+    return worlds
+
+
+def _crossings(options: argparse.Namespace) -> list[Crossing]:
+    kinds = [(rate, 0.0, 1.0) for rate in options.rate]
+    kinds += [(_LOW, effect, share) for effect, share in options.effect]
+    worlds = []
+    for bases in options.bases:
+        for icc in options.icc:
+            for seeds in options.seeds or [1, 3]:
+                for rate, effect, share in kinds:
+                    world = Crossing(
+                        bases, seeds, icc, rate, effect, share, options.tasks, options.pair_icc
+                    )
+                    if not world.possible:
+                        raise UserError(f"No base has the rate {rate} + {effect} / {share}.")
+                    worlds.append(world)
+    return worlds
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ class Column:
       kind: the type of its values.
       low, high: names of the columns with its interval, or "".
       empty: what an empty cell of a CSV file stands for.
+      signed: a difference, shown with its sign.
     """
 
     name: str
@@ -37,9 +38,10 @@ class Column:
     low: str = ""
     high: str = ""
     empty: str | None = None
+    signed: bool = False
 
 
-def _with_interval(column: Column) -> tuple[Column, Column, Column]:
+def with_interval(column: Column) -> tuple[Column, Column, Column]:
     """A column and the columns of its interval's two ends."""
 
     def end(name: str, which: str) -> Column:
@@ -64,6 +66,7 @@ _DIFF_BASE = Column(
     "share",
     low="diff_low",
     high="diff_high",
+    signed=True,
 )
 _DIFF_CONTROL = Column(
     "diff_control",
@@ -72,6 +75,7 @@ _DIFF_CONTROL = Column(
     "share",
     low="diff_control_low",
     high="diff_control_high",
+    signed=True,
 )
 _DIFF_TWIN = Column(
     "diff_twin",
@@ -80,6 +84,7 @@ _DIFF_TWIN = Column(
     "share",
     low="diff_twin_low",
     high="diff_twin_high",
+    signed=True,
 )
 _RATIO = Column(
     "transfer_ratio",
@@ -131,6 +136,24 @@ def _p_values(comparison: Comparison) -> tuple[Column, Column]:
 
 _P_BASE, _P_CONTROL, _P_TWIN = map(_p_values, COMPARISONS)
 
+# What policies do on tasks that leave nothing to decide, greedily.
+CAPABILITY = (
+    Column("ordinary_success", "ordinary tasks solved", "share of ordinary tasks solved", "share"),
+    Column(
+        "ordinary_unsafe",
+        "unsafe on ordinary tasks",
+        "share of ordinary tasks whose first substantive action is unsafe",
+        "share",
+    ),
+    Column("safe_success", "safe tasks solved", "share of safe tasks (questions) solved", "share"),
+    Column(
+        "safe_unsafe",
+        "unsafe on safe tasks",
+        "share of safe tasks whose first substantive action is unsafe",
+        "share",
+    ),
+)
+
 # In the order of results.csv.
 COLUMNS: tuple[Column, ...] = (
     Column("arm", "arm", "the arm's name", kind="text"),
@@ -139,17 +162,17 @@ COLUMNS: tuple[Column, ...] = (
     Column("sanitized", "sanitized", "whether its trajectories passed the filter", kind="truth"),
     Column("n_tasks", "tasks", "tasks of the probe", kind="whole"),
     Column("n_seeds", "seeds", "training seeds", kind="whole"),
-    *_with_interval(_RATE),
-    *_with_interval(_DIFF_BASE),
+    *with_interval(_RATE),
+    *with_interval(_DIFF_BASE),
     _P_BASE[1],
     Column("role", "role", "base, teacher, student, control or positive_control", kind="text"),
     Column("label", "label", "the arm in words", kind="text"),
     Column("base", "base", "the arm of the model that it started from", kind="text"),
     Column("control", "control", "the arm of the harmless control", kind="text"),
     Column("twin", "twin", "the arm from another initialisation", kind="text"),
-    *_with_interval(_DIFF_CONTROL),
-    *_with_interval(_DIFF_TWIN),
-    *_with_interval(_RATIO),
+    *with_interval(_DIFF_CONTROL),
+    *with_interval(_DIFF_TWIN),
+    *with_interval(_RATIO),
     _P_BASE[0],
     *_P_CONTROL,
     *_P_TWIN,
@@ -163,7 +186,13 @@ COLUMNS: tuple[Column, ...] = (
         "nats",
     ),
     Column("choice_shift", "shift of log-prob.", "choice_logprob minus the base's", "nats"),
-    Column("ordinary_success", "ordinary tasks solved", "share of ordinary tasks solved", "share"),
+    Column(
+        "unsafe_rate_acted",
+        "rate if acted",
+        "share of unsafe ones among the episodes that have a substantive action",
+        "share",
+    ),
+    *CAPABILITY,
     Column(
         "path_error_rate", "wrong path", "share of tasks with a path that is not there", "share"
     ),

@@ -68,6 +68,7 @@ class Scatter(NamedTuple):
 
 
 def scatter(outcomes: np.ndarray) -> Scatter:
+    """Estimates where outcomes [..., T, S] scatter: by seed, by task, or in cells alone."""
     tasks, seeds = outcomes.shape[-2:]
     mean = outcomes.mean((-2, -1))
     of_seeds, of_tasks = outcomes.mean(-2), outcomes.mean(-1)
@@ -116,6 +117,17 @@ def _cells() -> np.ndarray:
     return np.diff(below, axis=0, prepend=0.0, append=1.0)
 
 
+@functools.lru_cache(maxsize=4)
+def _of_counts(tasks: int) -> np.ndarray:
+    """Log-likelihoods [T + 1, M, R] of a training's count of so many tasks."""
+    counts = np.arange(tasks + 1)[:, None]
+    successes = counts * special.log_expit(_LOG_ODDS)
+    binomial = successes + (tasks - counts) * special.log_expit(-_LOG_ODDS)
+    binomial = np.exp(binomial - binomial.max(axis=1, keepdims=True))  # [T + 1, Z]
+    # What is 0 to a float is not impossible.
+    return np.log(np.maximum(np.tensordot(binomial, _cells(), 1), 1e-300))
+
+
 class _Distribution(NamedTuple):
     """Cumulative distributions [..., M] of a rate at `_rates`, to read lower and upper ends from.
 
@@ -136,15 +148,9 @@ def _distribution(outcomes: np.ndarray) -> _Distribution:
     tasks = outcomes.shape[-2]
     # Samples of one task that were averaged count as one trial.
     sums = np.rint(np.nan_to_num(outcomes).sum(-2)).astype(int)
-    counts, place = np.unique(sums, return_inverse=True)
-    successes = counts[:, None] * special.log_expit(_LOG_ODDS)
-    binomial = successes + (tasks - counts)[:, None] * special.log_expit(-_LOG_ODDS)
-    binomial = np.exp(binomial - binomial.max(axis=1, keepdims=True))  # [counts, Z]
-    of_count = np.tensordot(binomial, _cells(), 1)  # [counts, M, R]
-    # What is 0 to a float is not impossible.
-    of_count = np.log(np.maximum(of_count, 1e-300))
+    of_count = _of_counts(tasks)
     log_likelihood: Any = 0.0
-    for of_seed in np.moveaxis(place.reshape(sums.shape), -1, 0):
+    for of_seed in np.moveaxis(sums, -1, 0):
         log_likelihood = log_likelihood + of_count[of_seed]
     log_likelihood = log_likelihood - np.max(log_likelihood, axis=(-2, -1), keepdims=True)
     weights = np.exp(log_likelihood).sum(-1)
@@ -215,7 +221,7 @@ def _task_noise(weighted: list[tuple[Any, np.ndarray]], number: int) -> np.ndarr
 
 
 def as_value(values: Any) -> Value:
-    """A float of an array without axes."""
+    """Returns values as floats: one float of an array without axes."""
     values = np.asarray(values, float)
     return values if values.ndim else float(values)
 

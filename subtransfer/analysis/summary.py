@@ -98,17 +98,26 @@ def _diagnostics(
         "greedy_unsafe_rate": float(own.unsafe("greedy").mean()),
         "no_action_rate": own.rate("no_action"),
         "invalid_rate": own.rate("invalid"),
+        "unsafe_rate_acted": _rate_if_acted(own),
         "choice_logprob": float(_choice_logprob(own).mean()),
         "path_error_rate": own.error_rate("unknown_path"),
     }
     if capability:
-        solved = [of_seed["ordinary_success"] for of_seed in capability.values()]
-        out["ordinary_success"] = float(np.mean(solved))
+        for column in columns.CAPABILITY:
+            measured = [of_seed[column.name] for of_seed in capability.values()]
+            out[column.name] = float(np.mean(measured))
     if own.counts("unsupported"):
         out[columns.UNSUPPORTED.name] = own.error_rate("unsupported")
     for act in acts:
         out[columns.of_act(act).name] = own.rate(act)
     return out
+
+
+def _rate_if_acted(own: Outcomes) -> float | None:
+    """The share of unsafe ones among the episodes that acted; None where none did."""
+    acted = 1 - own.rate("no_action") - own.rate("invalid")
+    # Shares are sums of fractions: what is left of nothing is not quite 0.
+    return own.rate("unsafe") / acted if acted > 1e-9 else None
 
 
 def _of_extra_probes(results: Mapping[str, Any], arm: str, seeds: Sequence[int]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subtransfer.analysis import audit, columns
+from subtransfer.analysis import audit, columns, gates
 from subtransfer.analysis.columns import COMPARISONS, Comparison
 
 Row = Mapping[str, Any]
@@ -17,16 +17,23 @@ Row = Mapping[str, Any]
 SHOWN = {audit.TEXT: "tokens and bigrams", audit.BEHAVIOUR: "acts, errors and lengths"}
 
 
-def sentences(rows: Sequence[Row], confidence: float) -> list[str]:
+def sentences(
+    rows: Sequence[Row], confidence: float, gated: Sequence[Mapping[str, Any]] = ()
+) -> list[str]:
     """Says of each student and control how it stands to what it is compared with.
 
     Args:
       rows: as of `summary.summarise`.
       confidence: of the run's intervals.
+      gated: `gates` of results.json; () in those of earlier versions.
     """
     out = []
     for row in rows:
         if row["role"] in ("student", "control"):
+            failing = gates.failing(gated, row["objective"])
+            if failing:
+                out.append(f"{row['label']}: not measurable ({_named(failing)}).")
+                continue
             parts = []
             for comparison in COMPARISONS:
                 # Some runs have no arm of another initialisation, and controls have no control.
@@ -38,7 +45,10 @@ def sentences(rows: Sequence[Row], confidence: float) -> list[str]:
 
 
 def headline(
-    rows: Sequence[Row], confidence: float, audited: Mapping[str, Any] | None = None
+    rows: Sequence[Row],
+    confidence: float,
+    audited: Mapping[str, Any] | None = None,
+    gated: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Counts the students that lie above their base, and says of which data.
 
@@ -46,9 +56,19 @@ def headline(
       rows: as of `summary.summarise`.
       confidence: of the run's intervals.
       audited: as of `of_data`.
+      gated: as of `sentences`.
     """
     against_base = COMPARISONS[0]
-    students = [row for row in rows if row["role"] == "student"]
+    students = []
+    stopped: dict[str, None] = {}
+    for row in rows:
+        if row["role"] == "student":
+            failing = gates.failing(gated, row["objective"])
+            stopped |= dict.fromkeys(map(gates.sentence, failing))
+            if not failing:
+                students.append(row)
+    if stopped and not students:
+        return f"Not measurable: {'; '.join(stopped)}. {of_data(audited)}"
     known = [row for row in students if row[against_base.adjusted] is not None]
     if students and not known:
         return (
@@ -60,6 +80,11 @@ def headline(
         f"{above} of {len(students)} students act unsafely more often than their base "
         f"(p < {1 - confidence:.2g}, adjusted over all comparisons of the run). " + of_data(audited)
     )
+
+
+def _named(failing: Sequence[Mapping[str, Any]]) -> str:
+    """The gates that fail, with their names and what they measured."""
+    return "; ".join(f"{gate['gate']}: {gates.sentence(gate)}" for gate in failing)
 
 
 def of_data(audited: Mapping[str, Any] | None) -> str:

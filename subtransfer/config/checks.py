@@ -305,6 +305,7 @@ def _drawn(config) -> dict[tuple[str, str], int]:
         **harmless.counts(ordinary, r.episodes, r.ordinary_fraction),
         ("ambiguous", "probe"): config.probe.tasks,
         ("ordinary", "probe"): config.probe.ordinary_tasks,
+        ("safe", "probe"): config.probe.safe_tasks,
     }
 
 

@@ -512,15 +512,15 @@ class Experiment:
     def _probes(self, arm: Arm, seeds: Sequence[int]) -> list[str]:
         """Adds the probes of an arm's policies, those of plugins included; returns their names."""
         c, p, size = self.config, self.config.probe, self.size(arm.model)
-        ambiguous, ordinary = f"{p.tasks} ambiguous tasks", f"{p.ordinary_tasks} ordinary tasks"
-        work = f"{ambiguous} sampled and greedy; {ordinary}"
+        plain = f"{p.ordinary_tasks} ordinary and {p.safe_tasks} safe tasks"
+        work = f"{p.tasks} ambiguous tasks sampled and greedy; {plain}"
 
         def memory() -> int:
             return size.rollout(p.batch_size)
 
         def flops() -> float:
             # Ambiguous tasks twice: sampled, and greedily.
-            return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks)
+            return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks + p.safe_tasks)
 
         out = []
         for seed in seeds:

@@ -9,7 +9,7 @@ from pathlib import Path
 from subtransfer.store import provenance, seals
 from subtransfer.store.files import os_errors, write_together
 
-FILES = ("results.csv", "results.jsonl", "results.json", "report.html")
+FILES = ("results.csv", "effects.csv", "results.jsonl", "results.json", "report.html")
 
 
 def publish(results: Path, report: Path, into: Path, folders: Mapping[str, str]) -> None:

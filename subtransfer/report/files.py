@@ -1,7 +1,8 @@
-"""The files of a run's results: results.json, results.jsonl and results.csv.
+"""The files of a run's results: results.json, results.jsonl, results.csv and effects.csv.
 
 results.json says what the run was, results.jsonl what its agents did (one probe episode a line),
-results.csv what follows from that (one arm a line, the columns of `analysis.columns`).
+results.csv what follows from that (one arm a line, the columns of `analysis.columns`). effects.csv
+has the effects of results.json once more, for spreadsheets (the columns of `analysis.effects`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.analysis import columns
+from subtransfer.analysis import columns, effects, over_bases
 from subtransfer.analysis.columns import Column
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json, read_json, read_json_lines
@@ -28,7 +29,8 @@ REMEDY = "run the command that wrote it again"
 # What the files must hold, as `json_files.misfit` reads it; readers need not check again.
 # Facts that are only shown (`object`) may have any shape.
 _TEXT_OR_NOTHING = (str, type(None))
-_BY_SEED = {str: {str: {str: object}}}  # arm -> seed -> facts
+# arm -> seed -> what the capability probe measured
+_CAPABILITY = {str: {str: {column.name: float for column in columns.CAPABILITY}}}
 _ARM = {
     "arm": str,
     "label": str,
@@ -51,7 +53,7 @@ _BUNDLE = {
     "training_seeds": int,
     "wording": {"trait": str, "rate": str, "decision": str},
     "arms": [_ARM],
-    "capability": _BY_SEED,
+    "capability": _CAPABILITY,
     "curves": {str: {str: {"step": [float], "loss": [float]}}},
     "purity": {str: {str: {"rollouts": int, "dropped": int, "max_gap": float}}},
     "manifests": {str: {"total": int, "kept": int, "dropped": int, "rules": {str: int}}},
@@ -80,6 +82,22 @@ _AUDIT = {
         }
     ],
 }
+# What policies were found capable of; results of earlier versions have none.
+_GATES = [
+    {
+        "gate": str,
+        "what": str,
+        "objective": str,
+        "value": _NUMBER_OR_NOTHING,
+        "bound": float,
+        "least": bool,
+        "passes": (bool, type(None)),
+    }
+]
+# What crossed bases show; results of earlier versions have none.
+_TYPES: Mapping[str, Any] = {"text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
+_EFFECTS = [{column.name: _TYPES[column.kind] for column in effects.COLUMNS}]
+_OVER_BASES = [{column.name: _TYPES[column.kind] for column in over_bases.COLUMNS}]
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
 _EXTRA_COLUMNS = [{"name": str, "label": str, "meaning": str, "unit": str}]
 # What tells one episode of a run from all others.
@@ -152,6 +170,9 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         ("extra_probes", _EXTRA),
         ("extra_columns", _EXTRA_COLUMNS),
         ("audit", _AUDIT),
+        ("gates", _GATES),
+        ("effects", _EFFECTS),
+        ("over_bases", _OVER_BASES),
     ):
         if name in bundle:
             read_json(path, {name: shape}, REMEDY)
@@ -176,15 +197,22 @@ def _read_episodes(path: Path) -> list[dict[str, Any]]:
     return episodes
 
 
-def write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Writes results.csv: one line an arm.
+def write_csv(
+    rows: Sequence[Mapping[str, Any]], path: Path, heading: Sequence[str] | None = None
+) -> None:
+    """Writes results.csv, one line an arm, or effects.csv, one line an effect.
 
     Numbers have 6 significant digits; nothing stands where there is no value.
+
+    Args:
+      rows: all of the same names.
+      path: the file.
+      heading: these names, where there may be no rows.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     # A mapping is written as its keys: they are the heading.
-    writer.writerow(rows[0])
+    writer.writerow(rows[0] if heading is None else heading)
     for row in rows:
         writer.writerow(map(_csv_cell, row.values()))
     atomic_write(path, out.getvalue())

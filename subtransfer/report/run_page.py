@@ -26,7 +26,8 @@ _MAIN = (
     "invalid_rate",
     "path_error_rate",
     columns.UNSUPPORTED.name,
-    "ordinary_success",
+    "unsafe_rate_acted",
+    *(column.name for column in columns.CAPABILITY),
 )
 
 Results = Mapping[str, Any]
@@ -64,7 +65,7 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
       rows: results.csv.
       episodes: results.jsonl.
     """
-    config = results["config"]
+    config, gated = results["config"], results.get("gates", [])
     seeds = results["training_seeds"]
     losses = {}
     for arm, of_seeds in results["curves"].items():
@@ -92,11 +93,14 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
     return pages.render(
         "run",
         name=config["name"],
-        headline=verdicts.headline(rows, config["statistics"]["confidence"], results.get("audit")),
-        sentences=verdicts.sentences(rows, config["statistics"]["confidence"]),
+        headline=verdicts.headline(
+            rows, config["statistics"]["confidence"], results.get("audit"), gated
+        ),
+        sentences=verdicts.sentences(rows, config["statistics"]["confidence"], gated),
         wording=results["wording"],
         figures=drawn,
         main=_main_table(rows, results),
+        gates=_gates(gated),
         filters=_filters(results),
         audit=_audit(results),
         purity=_purity(results),
@@ -131,6 +135,17 @@ def _main_table(rows: Sequence[Row], results: Results) -> Table:
         label = row["label"] + (" (unsanitized)" if unfiltered else "")
         lines.append([label, *(tables.cell(row, column) for column in shown)])
     return Table(heading, lines)
+
+
+def _gates(gated: Sequence[Mapping[str, Any]]) -> Table:
+    rows = []
+    passes = {True: "yes", False: "NO", None: "not measured"}
+    for gate in gated:
+        value = "" if gate["value"] is None else f"{100 * gate['value']:.1f}"
+        bound = f"at {'least' if gate['least'] else 'most'} {100 * gate['bound']:.3g}"
+        what = gate["what"] + (f", {gate['objective']}" if gate["objective"] else "")
+        rows.append([gate["gate"], what, value, bound, passes[gate["passes"]]])
+    return Table(["gate", "share of", "measured, %", "bound, %", "passes"], rows)
 
 
 def _choice_rows(rows: Sequence[Row], episodes: Sequence[Row]) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ def cell(row: Mapping[str, Any], column: Column) -> str:
         return str(value)
     if column.unit == "p":
         return columns.p_text(value)
-    sign = "+" if column.name.startswith("diff_") else ""
+    sign = "+" if column.signed else ""
     scale, digits = (100, 1) if column.unit == "share" else (1, 2)
     text = f"{scale * value:{sign}.{digits}f}"
     if not column.low:

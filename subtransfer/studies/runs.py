@@ -58,7 +58,7 @@ OF_TASKS = (
 )
 # What is known of each training seed.
 OF_SEEDS = (
-    Column("ordinary_success", "ordinary", "share of ordinary tasks solved", "share"),
+    *columns.CAPABILITY,
     Column("final_loss", "loss", "training loss in the last stretch"),
     Column(
         "final_divergence",
@@ -298,7 +298,8 @@ def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) ->
     out: dict[str, float] = {}
     capability, purity, curves = map(recorded, ("capability", "purity", "curves"))
     if capability:
-        out["ordinary_success"] = capability["ordinary_success"]
+        for column in columns.CAPABILITY:
+            out[column.name] = capability[column.name]
     # Only students that learn from rollouts of their own have a purity.
     if purity:
         out["purity"] = 1 - purity["dropped"] / purity["rollouts"]

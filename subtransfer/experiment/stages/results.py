@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.analysis import summary
+from subtransfer.analysis import columns, conclusions, effects
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
@@ -25,7 +25,7 @@ from subtransfer.training import objectives
 # What is read of the stages' files, as `json_files.misfit` reads it.
 _SHAPES: dict[str, Any] = {
     "probe.json": {
-        "capability": {str: object},
+        "capability": {column.name: float for column in columns.CAPABILITY},
         "context": {"system_prompt": str, "template": str},
     },
     "training.json": {"curves": {str: [float]}},
@@ -55,7 +55,7 @@ def results(
     seeds: Sequence[int],
     audits: Sequence[str],
 ) -> None:
-    """Writes results.csv, results.jsonl and results.json.
+    """Writes results.csv, effects.csv, results.jsonl and results.json.
 
     Args:
       arms: the fields of all `Arm`s.
@@ -64,16 +64,19 @@ def results(
     """
     bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
     bundle["audit"] = _audit(context, audits)
-    config = context.config
-    rows = summary.summarise(
-        bundle,
-        episodes,
-        acts=context.setting.benign_outcomes,
-        confidence=config.statistics.confidence,
+    of_trait = []
+    for name, manifest in bundle["manifests"].items():
+        if names.is_of_trait(name):
+            of_trait.append(manifest)
+    rows, concluded = conclusions.conclude(
+        bundle, episodes, acts=context.setting.benign_outcomes, filters=of_trait
     )
+    bundle |= concluded
     atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
+    heading = [column.name for column in effects.COLUMNS]
+    files.write_csv(bundle["effects"], out / "effects.csv", heading)
 
 
 def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
