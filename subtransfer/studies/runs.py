@@ -98,9 +98,9 @@ class RunArm:
       run: the folder of its results.
       name: the sweep member's, or the config's.
       fields: the config's by dotted name; the arm's ("arm", "label", "role", "objective", "init",
-        "source", "sanitized", "masked", "model", "teacher_base"); and "student_params",
-        "teacher_params" (parameters of the models; of an embedded one with a full vocabulary, as in
-        a plan) and "teacher_rate" (how often the teacher itself acts unsafely).
+        "source", "sanitized", "masked", "model", "teacher_base", "student_base"); and
+        "student_params", "teacher_params" (parameters of the models; of an embedded one with a full
+        vocabulary, as in a plan) and "teacher_rate" (how often the teacher itself acts unsafely).
       design: the arm as the config laid it out.
       tasks: T task ids.
       seeds: S training seeds.
@@ -243,6 +243,8 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
         for key in _OF_RECORD:
             fields[key] = record[key]
         fields |= sizes | {"source": arm.source, "model": record["base"]}
+        # With the teacher's base a pair, which only students are of.
+        fields["student_base"] = record["base"] if arm.objective else None
         # The base itself has no teacher.
         fields[STRENGTH] = float(teacher.unsafe().mean()) if teacher else None
         yield RunArm(
