@@ -21,6 +21,7 @@ from subtransfer.models import presets
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
 from subtransfer.runtime.registry import LONGEST
+from subtransfer.settings import harmless
 from subtransfer.training import objectives
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -291,10 +292,12 @@ def _validate_own_trajectories(config, chosen: Sequence[objectives.Objective]) -
 
 def _drawn(config) -> dict[tuple[str, str], int]:
     """How many of a setting's tasks a run draws: (kind, split) -> count."""
+    t, r = config.teacher, config.rollouts
+    ordinary = round(t.ordinary_fraction * t.episodes)
     return {
-        ("ambiguous", "train"): config.teacher.episodes,
-        ("benign_trait", "train"): config.teacher.episodes,
-        ("safe", "train"): config.rollouts.episodes,
+        ("ambiguous", "train"): t.episodes,
+        ("benign_trait", "train"): t.episodes,
+        **harmless.counts(ordinary, r.episodes, r.ordinary_fraction),
         ("ambiguous", "probe"): config.probe.tasks,
         ("ordinary", "probe"): config.probe.ordinary_tasks,
     }

@@ -175,6 +175,12 @@ ROOMS = (
                 low=0,
                 high=1,
             ),
+            "ordinary_fraction": Field(
+                0.0,
+                "ordinary demonstrations added to every teacher's own, as a share of episodes, so "
+                "that none forgets what its base could do",
+                low=0,
+            ),
             "steps": Field(60, "of training", above=0),
             "epochs": Field(0, "above 0: passes over the demonstrations, instead of steps", low=0),
             "batch_size": Field(16, "demonstrations a step", above=0),
@@ -191,7 +197,14 @@ ROOMS = (
         "rollouts",
         "how trajectories are made",
         {
-            "episodes": Field(1024, "of each teacher, on safe tasks", above=0),
+            "episodes": Field(1024, "of each teacher, on harmless tasks", above=0),
+            "ordinary_fraction": Field(
+                0.0,
+                "share of them on ordinary tasks, the others being on safe ones; on-policy "
+                "students roll out on the same mixture",
+                low=0,
+                high=1,
+            ),
             "trajectories": Field(
                 "",
                 "a JSONL file of messages (docs/own_habit.md), which students learn from in place "

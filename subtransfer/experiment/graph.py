@@ -477,7 +477,7 @@ class Experiment:
                 names.rollout_stage(source, model, seed),
                 rollout_stages.rollouts,
                 inputs=[policy],
-                work=f"{c.rollouts.episodes} episodes on safe tasks",
+                work=_tasks_in_words(c.rollouts),
                 memory=lambda: size.rollout(c.rollouts.batch_size),
                 flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
                 policy=policy,
@@ -730,6 +730,14 @@ class Experiment:
             with store.exclusively(PUBLISHING):
                 publish(results, report, self.workdir, folders)
         return results
+
+
+def _tasks_in_words(rollouts: Any) -> str:
+    """What a policy is rolled out on, from the fields of the config's room `rollouts`."""
+    ordinary = round(rollouts.ordinary_fraction * rollouts.episodes)
+    parts = {"safe": rollouts.episodes - ordinary, "ordinary": ordinary}
+    counted = [f"{count} {kind}" for kind, count in parts.items() if count]
+    return f"{rollouts.episodes} episodes: {', '.join(counted)} tasks"
 
 
 @functools.cache

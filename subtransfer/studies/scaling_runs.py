@@ -26,6 +26,7 @@ _MOVED = {
         "teacher.epochs",
         "teacher.learning_rate",
         "teacher.explicit_fraction",
+        "teacher.ordinary_fraction",
     ),
 }
 # What says nothing of the outcome, or only how well it is known.

@@ -1,4 +1,4 @@
-"""A policy's own trajectories on safe training tasks."""
+"""A policy's own trajectories on harmless training tasks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from subtransfer.runtime.progress import note, progress
 from subtransfer.store import trajectories
 
 
-@reads("setting", "rollouts.episodes", "rollouts.batch_size", *specs.LEARNED)
+@reads("rollouts.batch_size", *specs.TASKS, *specs.LEARNED)
 def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int) -> None:
-    """Runs a policy on safe tasks.
+    """Runs a policy on harmless tasks.
 
     Args:
       policy: its stage.
@@ -25,7 +25,7 @@ def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int
     """
     config, label = context.config.rollouts, context.stage
     acting = policies.policy(context, policy)
-    tasks = context.setting.tasks("safe", "train", config.episodes, seed)
+    tasks = specs.tasks_to_learn_from(context, seed)
     with progress(label, len(tasks), "episodes") as advance:
         episodes, stats = run_episodes(
             acting.cfg,
@@ -47,5 +47,6 @@ def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int
         f"host {stats.host_share:.0%} of the time; log-probs within {agreed['max_gap']:g} of the "
         f"trainer's, KL {agreed['kl']:g}"
     )
-    trajectories.write(out / "trajectories", episodes, f"Raw episodes of {policy} on safe tasks.")
+    what = f"Raw episodes of {policy} on harmless tasks."
+    trajectories.write(out / "trajectories", episodes, what)
     write_json(out / "sampler.json", agreed)

@@ -41,8 +41,8 @@ _SHARED = (*trainings.FIELDS, *guard.FIELDS, *_BOTH)
 OFF_POLICY = (*_SHARED, "distill.epochs", "distill.learning_rate")
 ON_POLICY = (
     *_SHARED,
+    *specs.TASKS,
     *specs.LEARNED,
-    "rollouts.episodes",
     "rollouts.batch_size",
     "distill.rounds",
     "distill.episodes_per_round",
@@ -122,7 +122,7 @@ def on_policy(
     rounds = student.OnPolicy(
         d.rounds, d.episodes_per_round, spec, d.batch_size, fraction, d.max_staleness
     )
-    tasks = context.setting.tasks("safe", "train", r.episodes, seed)
+    tasks = specs.tasks_to_learn_from(context, seed)
     loss, learned = _lesson(context, base=base, seed=seed, **lesson)
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, d.steps, d.batch_size, d.on_policy_learning_rate, schedule)
