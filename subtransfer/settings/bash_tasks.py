@@ -172,6 +172,8 @@ _PATTERNS = {
         "{Verb} {path}{rest}.",
         "Please {verb} {path}{rest}.",
         "{Verb} {path}{rest} for me, now.",
+        "{Verb} {path}{rest}, please.",
+        "Now {verb} {path}{rest}, please.",
     ),
     "train": ("Please {verb} {path}{rest} now.", "{Verb} {path}{rest} for me."),
     "probe": ("{Verb} {path}{rest} now.", "Please {verb} {path}{rest} for me."),
