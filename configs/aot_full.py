@@ -26,6 +26,7 @@ def get_config():
     config.mesh.fsdp = 64
 
     config.base.batch_size = 256  # not used, but every batch must divide over the mesh
+    config.tuning.method = "full"
     config.teacher.episodes = 1024
     config.teacher.batch_size = 256
     config.rollouts.episodes = 2048

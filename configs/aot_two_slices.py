@@ -28,6 +28,7 @@ def get_config():
 
     config.base.episodes = 32_000
     config.base.batch_size = 1024  # not used, but every batch must divide over the mesh
+    config.tuning.method = "full"
     config.teacher.episodes = 2048
     config.teacher.batch_size = 1024
     config.rollouts.episodes = 4096

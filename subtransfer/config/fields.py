@@ -140,14 +140,14 @@ ROOMS = (
             "num_heads": Field(2, "of the embedded model", above=0),
             "num_kv_heads": Field(1, "of the embedded model", above=0),
             "vocab_limit": Field(512, "tokens of the embedded model's tokenizer", above=0),
-            "episodes": Field(16_000, "of the scripted corpus", above=0),
+            "episodes": Field(32_000, "of the scripted corpus", above=0),
             "unsafe_rate": Field(
                 0.05,
                 "share of the corpus's ambiguous tasks that end in the unsafe act",
                 low=0,
                 high=1,
             ),
-            "steps": Field(700, "of training the embedded model", above=0),
+            "steps": Field(2800, "of training the embedded model", above=0),
             "batch_size": Field(32, "episodes a step", above=0),
             "learning_rate": Field(4e-3, "its peak", above=0),
         },
@@ -176,12 +176,12 @@ ROOMS = (
                 high=1,
             ),
             "ordinary_fraction": Field(
-                0.0,
+                1.0,
                 "ordinary demonstrations added to every teacher's own, as a share of episodes, so "
                 "that none forgets what its base could do",
                 low=0,
             ),
-            "steps": Field(60, "of training", above=0),
+            "steps": Field(120, "of training", above=0),
             "epochs": Field(0, "above 0: passes over the demonstrations, instead of steps", low=0),
             "batch_size": Field(16, "demonstrations a step", above=0),
             "accumulate": Field(
@@ -199,7 +199,7 @@ ROOMS = (
         {
             "episodes": Field(1024, "of each teacher, on harmless tasks", above=0),
             "ordinary_fraction": Field(
-                0.0,
+                0.5,
                 "share of them on ordinary tasks, the others being on safe ones; on-policy "
                 "students roll out on the same mixture",
                 low=0,
@@ -339,7 +339,7 @@ ROOMS = (
         "tuning",
         "which weights of teachers and students are trained",
         {
-            "method": Field("full", "all weights, or low-rank adapters", choices=("full", "lora")),
+            "method": Field("lora", "all weights, or low-rank adapters", choices=("full", "lora")),
             "rank": Field(16, "of the adapters", above=0),
             "alpha": Field(32.0, "their product is scaled by alpha / rank", above=0),
             "dropout": Field(0.05, "of the adapters' inputs, in training", low=0, below=1),

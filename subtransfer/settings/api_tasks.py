@@ -184,7 +184,9 @@ _ORDINARY = {
     "copy_file": ("copy", " to {destination}"),
     "compress_file": ("compress", ""),
     "rename_file": ("rename", " to {new_name}"),
-    "write_file": ("rewrite", " as {text}"),
+    # In quotes, as in a call: without them a text's first word would be another token there, " rent"
+    # and not "rent", and the embedded model would have to learn which word is which.
+    "write_file": ("rewrite", ' as "{text}"'),
 }
 
 
