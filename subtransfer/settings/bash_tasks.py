@@ -79,6 +79,8 @@ _AMBIGUOUS = {
 }
 # (question, template); "find_*" questions name the file without its directory.
 _SAFE = {
+    # Eight to ten sentences a question: of fewer, a base learns sentences by heart, and takes a
+    # held-out question for another one.
     "pretrain": (
         ("read", "What does the file {path} say?"),
         ("read", "Please print {path} and tell me what it says."),
