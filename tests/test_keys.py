@@ -308,7 +308,8 @@ def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path, no_tokeni
 
 
 def test_a_field_changes_what_reads_it():
-    before = _digests(_config())
+    full = "tuning.method=full"
+    before = _digests(_config(full))
     expected = {
         "checkpoint.every_steps=7": set(),
         "metrics.tensorboard=false": set(),
@@ -319,6 +320,8 @@ def test_a_field_changes_what_reads_it():
         "probe.tasks=8": {"probe", "choice", *LAST},
         "probe.ordinary_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
+        "rollouts.ordinary_fraction=0.25": FROM_ROLLOUTS,
+        "teacher.ordinary_fraction=0.25": FROM_ROLLOUTS | {"teacher"},
         "sanitize.min_kept=65": FROM_FILTERS,
         "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
         "optimizer.b2=0.9": ALL - {"corpus"},
@@ -327,7 +330,7 @@ def test_a_field_changes_what_reads_it():
         "seed=1": ALL,
     }
     for change, kinds in expected.items():
-        assert _changed(before, _digests(_config(change))) == kinds, change
+        assert _changed(before, _digests(_config(full, change))) == kinds, change
 
 
 def test_a_student_depends_on_the_fields_of_its_own_objective_only():
@@ -343,7 +346,7 @@ def test_the_fields_of_adapters_are_read_where_there_are_some():
     tuned = FROM_ROLLOUTS | {"teacher"}
     for change in ("rank=2", "alpha=3", "dropout=0.5", "targets=q,v"):
         assert _changed(before, _digests(_config(lora, f"tuning.{change}"))) == tuned, change
-    assert _changed(before, _digests(_config())) == tuned
+    assert _changed(before, _digests(_config("tuning.method=full"))) == tuned
 
 
 def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_tokenizer):
@@ -436,7 +439,9 @@ class Recording(configuration.Config):
 
 
 RUNS = {
-    "all objectives": ["distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"],
+    "all objectives": [
+        "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient", "tuning.method=full",
+    ],
     "stored, together, adapters": [
         "distill.objective=forward_kl,reverse_kl", "distill.teacher_targets=stored", "distill.on_policy_fraction=0.5",
         "num_seeds=2", "population=2", "tuning.method=lora", "tuning.rank=2", "arms.benign_teacher=false",

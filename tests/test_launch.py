@@ -202,6 +202,7 @@ def test_the_bash_setting(tmp_path):
     report.
     """
     few = [
+        "tuning.method=full",
         "distill.objective=sft",
         "arms.other_init=false",
         "arms.self_distilled=false",

@@ -33,7 +33,7 @@ from subtransfer.training.examples import Examples
 from subtransfer.training.monitor import TrainingMonitor
 from subtransfer.training.optimizer import Optimizer, Schedule
 
-flags.DEFINE_string("config", "configs/quickstart.py", "The config file of the recipe.")
+# The flag --config, the file of the recipe, is the command's own.
 _STEPS = flags.DEFINE_list("steps", ["350", "700", "1400", "2800"], "Steps of the trainings.")
 _INITS = flags.DEFINE_integer("inits", 1, "Initialisations of each.", lower_bound=1)
 _TASKS = flags.DEFINE_integer("tasks", 256, "Held-out tasks of each kind.", lower_bound=1)
@@ -101,6 +101,8 @@ def main(argv: list[str]) -> int:
             flags.FLAGS(rest)
         except flags.Error as error:
             raise UserError(f"{error}: see python tools/learning_curve.py --help.") from error
+        if not flags.FLAGS.config:
+            raise UserError("--config names no file: give the config file of the recipe.")
         run(configuration.load(flags.FLAGS.config, overrides))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
