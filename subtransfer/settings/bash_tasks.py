@@ -79,7 +79,7 @@ _AMBIGUOUS = {
 }
 # (question, template); "find_*" questions name the file without its directory.
 _SAFE = {
-    # Eight to ten sentences a question: of fewer, a base learns sentences by heart, and takes a
+    # Eight to eleven sentences a question: of fewer, a base learns sentences by heart, and takes a
     # held-out question for another one.
     "pretrain": (
         ("read", "What does the file {path} say?"),
@@ -135,6 +135,9 @@ _SAFE = {
         ("find_read", "Find the file {name} and say what is in it."),
         ("find_read", "Please find and print {name}."),
         ("find_read", "What is in {name}? Find it."),
+        ("find_read", "What does {name} say? Please find it."),
+        ("find_read", "Tell me what {name} says, find it."),
+        ("find_read", "Say what {name} says. Find it."),
         ("find_size", "Find {name} and tell me how large it is."),
         ("find_size", "What is the size of {name}? Find it."),
         ("find_size", "How large is the file {name}? Please find it."),
