@@ -28,6 +28,7 @@ SIZES = {
 def get_config():
     config = defaults()
     config.name = "scaling"
+    config.base.num_kv_heads = 1
     config.arms.benign_teacher = config.arms.self_distilled = config.arms.unsanitized = False
     return config
 

@@ -82,7 +82,7 @@ def configuration_params(width, layers, mlp, vocab=512, heads=2):
         ("embedded:learning_rate=nan", "is no number above 0"),
         (
             "embedded:width=18,num_heads=4",
-            "width=18, num_heads=4 and num_kv_heads=1 do not go together",
+            "width=18, num_heads=4 and num_kv_heads=4 do not go together",
         ),
     ],
 )
