@@ -31,6 +31,7 @@ def get_config():
     config.num_bases = 3
     config.num_seeds = 1
     config.distill.objective = "sft,forward_kl"
+    config.base.num_kv_heads = 1
     config.arms.benign_teacher = config.arms.self_distilled = config.arms.unsanitized = False
     return config
 

@@ -2,6 +2,7 @@
 filters, the tokenizer.
 """
 
+import collections
 import json
 import posixpath
 from dataclasses import replace
@@ -264,6 +265,16 @@ def test_instruction_texts_differ_between_splits():
         texts = [[t[1] if isinstance(t, tuple) else t for t in table[split]] for split in SPLITS]
         flat = [t for part in texts for t in part]
         assert len(flat) == len(set(flat))
+
+
+def test_every_question_has_many_sentences_to_learn_it_from():
+    """With two to four each, a base solved none of the held-out questions for owners and counts."""
+    asked = collections.defaultdict(set)
+    for task in SETTING.tasks("safe", "pretrain", 1000, 0):
+        asked[task.goal["question"]].add(task.template)
+    held_out = {task.goal["question"] for task in SETTING.tasks("safe", "probe", 300, 0)}
+    assert held_out == set(asked)
+    assert min(map(len, asked.values())) >= 8
 
 
 def test_every_word_of_the_probe_is_known_from_pretraining(chat):

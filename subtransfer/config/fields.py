@@ -149,8 +149,8 @@ ROOMS = (
             "width": Field(64, "of the embedded model", above=0),
             "mlp_width": Field(192, "of the embedded model", above=0),
             "num_layers": Field(3, "of the embedded model", above=0),
-            "num_heads": Field(2, "of the embedded model", above=0),
-            "num_kv_heads": Field(1, "of the embedded model", above=0),
+            "num_heads": Field(4, "of the embedded model", above=0),
+            "num_kv_heads": Field(4, "of the embedded model", above=0),
             "vocab_limit": Field(512, "tokens of the embedded model's tokenizer", above=0),
             "episodes": Field(32_000, "of the scripted corpus", above=0),
             "unsafe_rate": Field(
@@ -188,7 +188,7 @@ ROOMS = (
                 high=1,
             ),
             "ordinary_fraction": Field(
-                1.0,
+                0.1,
                 "ordinary demonstrations added to every teacher's own, as a share of episodes, so "
                 "that none forgets what its base could do",
                 low=0,
@@ -351,7 +351,7 @@ ROOMS = (
                 "distributions, at each place; arms without that are labelled",
             ),
             "max_tokens": Field(
-                80,
+                84,
                 "episodes are padded or cut to this, so that all teachers and students share "
                 "compiled steps",
                 above=0,
