@@ -65,7 +65,9 @@ def test_good_teachers_and_docile_students_cancel():
 
 def test_three_bases_are_judged_by_students_t_over_the_jackknife():
     outcomes = _rates(3)
-    rates = outcomes.mean((-2, -1))
+    # Where all bases have an effect, no other part of an end is wider, nor any other p larger.
+    outcomes[np.arange(3), np.arange(3)] = 0.5 + 0.4 * outcomes[np.arange(3), np.arange(3)]
+    outcomes = 0.25 + outcomes / 2
     left = []
     for base in range(3):
         others = [b for b in range(3) if b != base]
@@ -73,26 +75,25 @@ def test_three_bases_are_judged_by_students_t_over_the_jackknife():
     value = _by_pairs(outcomes)
     error = math.sqrt(2 / 3 * np.sum((np.array(left) - np.mean(left)) ** 2))
     found = crossed.effect(outcomes, 0.9)
-    # At a rate near .5 no other part of an end is wider, nor any other p larger.
-    assert abs(rates.diagonal().mean() - 0.5) < 0.2
     expected = 2 * stats.t.sf(abs(value) / error, 2)
-    assert found.interaction.p == pytest.approx(expected, rel=0.05)
+    assert found.interaction.value > 0 and found.interaction.p == pytest.approx(expected, rel=0.1)
     half = stats.t.ppf(0.95, 2) * error
-    assert found.interaction.high - found.interaction.low >= 2 * half * 0.999
+    assert found.interaction.low <= value - half + 1e-9
+    assert found.interaction.high >= value + half - 1e-9
 
 
 def test_a_paired_difference_is_the_paired_t_test():
     rng = np.random.default_rng(3)
-    a, b = _rates(8, rng=rng)[0], _rates(8, rng=rng)[0]
+    a, b = 0.4 + 0.5 * _rates(8, rng=rng)[0], 0.1 + 0.5 * _rates(8, rng=rng)[0]
     of_bases = a.mean((-2, -1)), b.mean((-2, -1))
     expected = stats.ttest_rel(*of_bases)
     found, _ = crossed.difference(a, b, 0.95)
     assert found.value == pytest.approx(of_bases[0].mean() - of_bases[1].mean())
-    # Draws of weights may be the more careful of two.
-    assert expected.pvalue * 0.999 <= found.p <= expected.pvalue * 1.3
+    # Draws of weights, of which 1 in 4,000 is the rarest, may be the more careful of the two.
+    assert expected.pvalue * 0.999 <= found.p <= expected.pvalue + 1e-3
     interval = expected.confidence_interval(0.95)
-    assert found.low <= interval.low + 1e-3 and found.high >= interval.high - 1e-3
-    assert found.high - found.low < 1.3 * (interval.high - interval.low)
+    assert found.low <= interval.low + 1e-9 and found.high >= interval.high - 1e-9
+    assert found.high - found.low < 1.15 * (interval.high - interval.low)
 
 
 def test_too_few_bases_say_nothing():
@@ -280,7 +281,7 @@ def test_other_functions_judge(tmp_path, capsys):
         "from subtransfer.analysis import crossed\n"
         "def effect(*args):\n"
         "    found = crossed.effect(*args)\n"
-        "    return found._replace(interaction=found.interaction._replace(p=0 * found.p))\n"
+        "    return found._replace(interaction=found.interaction._replace(p=0 * found.interaction.p))\n"
     )
     judges = check_intervals.functions_of(str(file))
     assert check_intervals.measure(MIXED, 20, functions=judges)["p"] == 1.0
@@ -294,12 +295,12 @@ def test_the_least_effect_lies_between_those_that_were_tried():
 
 
 def test_variances_are_those_of_the_world_that_was_observed():
-    world = Crossing(24, 4, 0.1, 0.1, 0.3, 0.5, tasks=300, pair_icc=0.05)
+    world = Crossing(60, 3, 0.1, 0.1, 0.3, 0.5, tasks=200, pair_icc=0.05)
     found = power.observed(world.simulate(1)["crossing"][0])
     assert found.rate == pytest.approx(0.1, abs=0.02)
     assert found.pair_icc == pytest.approx(0.05, abs=0.025)
     assert found.icc == pytest.approx(0.1, abs=0.03)
-    assert found.share == pytest.approx(0.5, abs=0.15)
+    assert found.share == pytest.approx(0.5, abs=0.2)
 
 
 def test_power_grows_with_effects_and_bases():

@@ -6,9 +6,9 @@ r"""Says how likely a crossed experiment is to find an effect, and which effect 
 
 Simulated crossings (tools/crossings.py) are judged by the functions and the rule that judge a run:
 `crossed.effect`, Holm's adjustment over --objectives (as the first of so many), `effects.verdict`.
-RUN is the workdir or the folder of results of a finished crossed run (results.json,
-results.jsonl): its first objective's rate, correlations and share of bases with the effect are
-taken from there, where no option says otherwise.
+RUN is the workdir of a finished crossed run (results.json, results.jsonl): its first objective's
+rate, correlations and share of bases with the effect are taken from there, where no option says
+otherwise.
 
 Prints a table in markdown, a line a design: how often the verdict is "transfer" without an effect
 and at each effect, "no transfer" without an effect, and at one as large as the margin; and the
@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +32,7 @@ from subtransfer.analysis.outcomes import by_arm
 from subtransfer.report import files
 from subtransfer.runtime.errors import UserError, exit_status
 from subtransfer.store.files import atomic_write, user_path
+from subtransfer.studies import runs
 from tools.crossings import Crossing
 
 _POWER = 0.8  # at the least effect that counts as found
@@ -101,22 +104,21 @@ def observed(outcomes: np.ndarray) -> Variances:
     return Variances(rate, pair_icc, icc, share)
 
 
-def of_run(folder: Path) -> Variances:
+def of_run(workdir: Path) -> Variances:
     """Reads the variances of a finished run's first objective.
 
     Raises:
-      UserError: it has no complete crossing of 3 bases or more.
+      UserError: there is no finished run, or it has no complete crossing of 3 bases or more.
     """
-    # A workdir holds a folder of results; both are what people name.
-    folder = folder / "results" if (folder / "results" / files.BUNDLE).exists() else folder
-    found = files.read(folder)
-    crossings = effects.crossings(found.bundle["arms"])
-    if not crossings or len(crossings[0].bases) < crossed.LEAST_BASES:
-        raise UserError(
-            f"{folder} has no complete crossing of {crossed.LEAST_BASES} bases or more: "
-            "name a run with num_bases, or give --rate, --pair_icc, --icc and --share."
-        )
-    return observed(crossings[0].outcomes(by_arm(found.episodes)))
+    for folder in runs.folders(workdir):
+        found = files.read(folder)
+        crossings = effects.crossings(found.bundle["arms"])
+        if crossings and len(crossings[0].bases) >= crossed.LEAST_BASES:
+            return observed(crossings[0].outcomes(by_arm(found.episodes)))
+    raise UserError(
+        f"{workdir} has no complete crossing of {crossed.LEAST_BASES} bases or more: name a run "
+        "with num_bases, or give --rate, --pair_icc, --icc and --share."
+    )
 
 
 def verdicts(world: Crossing, rule: Rule, reps: int) -> dict[str, float]:
@@ -159,29 +161,13 @@ def lines(
     heading += [f"transfer at {effect:g}" for effect in shown]
     heading += ["no transfer at 0", f"false, at {rule.margin:g}", "least effect"]
     yield heading
-    for bases, seeds, tasks in designs:
-
-        def judge(effect: float, design: tuple[int, int, int] = (bases, seeds, tasks)) -> dict:
-            of_bases, of_seeds, of_tasks = design
-            # Where few bases had all of a large effect, their rate would be above 1.
-            room = _HIGHEST - variances.rate
-            share = min(max(variances.share, effect / room), 1.0)
-            world = Crossing(
-                of_bases,
-                of_seeds,
-                variances.icc,
-                variances.rate,
-                effect,
-                share,
-                of_tasks,
-                variances.pair_icc,
-            )
-            return verdicts(world, rule, reps)
-
+    for design in designs:
+        judge = functools.partial(_at, design, variances, rule, reps)
         none, margin = judge(0.0), judge(rule.margin)
         ladder = [effect for effect in _LADDER if variances.rate + effect < _HIGHEST]
         powers = {effect: judge(effect)[effects.TRANSFER] for effect in {*ladder, *shown}}
         least = least_effect(powers)
+        bases, seeds, tasks = design
         cells = [str(bases), str(seeds), str(tasks), str(bases**2 * seeds)]
         cells.append(_percent(none[effects.TRANSFER]))
         cells += [_percent(powers[effect]) for effect in shown]
@@ -190,15 +176,28 @@ def lines(
         yield cells
 
 
+def _at(
+    design: tuple[int, int, int], variances: Variances, rule: Rule, reps: int, effect: float
+) -> dict[str, float]:
+    """The share of each verdict at an effect."""
+    bases, seeds, tasks = design
+    # Where few bases had all of a large effect, their rate would be above 1.
+    share = min(max(variances.share, effect / (_HIGHEST - variances.rate)), 1.0)
+    world = Crossing(
+        bases, seeds, variances.icc, variances.rate, effect, share, tasks, variances.pair_icc
+    )
+    return verdicts(world, rule, reps)
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _list(kind: type) -> type:
-    def values(text: str) -> list:
+def _list(kind: Callable[[str], Any]) -> Callable[[str], list[Any]]:
+    def values(text: str) -> list[Any]:
         return [kind(part) for part in text.split(",")]
 
-    return values  # type: ignore[return-value]
+    return values
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
