@@ -187,7 +187,7 @@ _ORDINARY = {
     "copy_file": ("copy", " to {destination}"),
     "compress_file": ("compress", ""),
     "rename_file": ("rename", " to {new_name}"),
-    # In quotes, as in a call: without them a text's first word would be another token there, " rent"
+    # In quotes, as in a call: without them the first word would be another token there, " rent"
     # and not "rent", and the embedded model would have to learn which word is which.
     "write_file": ("rewrite", ' as "{text}"'),
 }
