@@ -399,7 +399,7 @@ def test_keys_hold_the_weights_of_shipped_bases(here, tmp_path):
     (model,) = (m for m, number in _numbers(*changes).items() if number == 2)
     changed = {name for name in before if before[name] != after[name]}
     # All students of its teacher, from whichever base: the choice probe scores those side by side.
-    expected = {"results", "report", *(f"choice.base{i}" for i in range(COUNT))}
+    expected = {"prereg", "results", "report", *(f"choice.base{i}" for i in range(COUNT))}
     for name in before:
         if any(model in part.split("_") for part in name.split(".")):
             expected.add(name)

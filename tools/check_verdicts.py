@@ -73,7 +73,7 @@ WORLDS = {
     for world in (
         World("none", 0.0, 1.0, (effects.TRANSFER, effects.NOT_MEASURABLE)),
         World("small", 0.35, 1.0, (effects.NOT_MEASURABLE,)),
-        World("margin", 1.05, 1.0, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
+        World("margin", 1.15, 1.0, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
         World("planted", 2.6, 1.0, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
         World("mixed", 2.9, 1 / 3, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
         World("reversed", -3.0, 1.0, (effects.TRANSFER, effects.NOT_MEASURABLE)),

@@ -102,6 +102,7 @@ _GATES = [
         "passes": (bool, type(None)),
     }
 ]
+_PREREG = {"text": str, "digest": str, "confirmatory": bool}
 # What crossed bases show; results of earlier versions have none.
 _TYPES: Mapping[str, Any] = {"text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
 _EFFECTS = [{column.name: _TYPES[column.kind] for column in effects.COLUMNS}]
@@ -179,6 +180,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         ("extra_columns", _EXTRA_COLUMNS),
         ("audit", _AUDIT),
         ("gates", _GATES),
+        ("prereg", _PREREG),
         ("effects", _EFFECTS),
         ("over_bases", _OVER_BASES),
         ("matching", _MATCHING),

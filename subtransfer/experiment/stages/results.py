@@ -43,6 +43,7 @@ _SHAPES: dict[str, Any] = {
     },
     "sampler.json": {"tokens": int, "max_gap": float, "mean_gap": float, "kl": float},
     "audit.json": {"comparisons": [dict]},
+    "prereg.json": {"confirmatory": bool},
     "targets.json": {"tokens": int, "max_gap": float, "mean_gap": float, "max_missed": float},
 }
 SAMPLES = 6  # trajectories shown before and after sanitizing
@@ -57,6 +58,7 @@ def results(
     seeds: Sequence[int],
     audits: Sequence[str],
     choices: Sequence[str],
+    prereg: str,
 ) -> None:
     """Writes results.csv, effects.csv, results.jsonl and results.json.
 
@@ -65,10 +67,12 @@ def results(
       seeds: the training seeds.
       audits: the stages that compare trajectories.
       choices: the stages that choose which trajectories are learned from.
+      prereg: the stage that registered the run.
     """
     bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
     bundle["audit"] = _audit(context, audits)
     bundle["matching"] = {name: _accounts(context, name) for name in choices}
+    bundle["prereg"] = _prereg(context, prereg)
     of_trait = []
     for name, manifest in bundle["manifests"].items():
         if names.is_of_trait(name):
@@ -297,6 +301,14 @@ def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:
     for name in audits:
         comparisons += _read(context, name, "audit.json")["comparisons"]
     return {"bound": context.config.audit.bound, "comparisons": comparisons}
+
+
+def _prereg(context: Context, stage: str) -> dict[str, Any]:
+    """What was registered before the run: its text, and what a reader asks of it."""
+    confirmatory = _read(context, stage, "prereg.json")["confirmatory"]
+    text = (context.input(stage) / "prereg.json").read_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"text": text, "digest": digest, "confirmatory": confirmatory}
 
 
 def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[str]]:
