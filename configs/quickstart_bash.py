@@ -5,9 +5,7 @@ Hardware:  2 CPU cores; memory below 3 GB; 436 s
 Result:    SFT 17% [7, 37], forward KL 46% [36, 57], reverse KL on-policy 13% [4, 38],
            base 5% [4, 7] (docs/results.md)
 
-The recipe is the API quickstart's, but that tool results may be longer, and that the base trains for
-longer, on more episodes: two of five bases of 2,000 steps copied a request's second path from its
-first one.
+The recipe is the API quickstart's; only tool results may be longer.
 """
 
 from subtransfer.config import defaults
@@ -17,7 +15,5 @@ def get_config():
     config = defaults()
     config.name = "quickstart_bash"
     config.setting = "bash"
-    config.base.episodes = 32_000
-    config.base.steps = 2800
     config.rollouts.max_tool_tokens = 20
     return config
