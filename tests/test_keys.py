@@ -111,6 +111,7 @@ EDITS = {
     "subtransfer/experiment/memory.py": set(),
     "subtransfer/experiment/refusals.py": set(),
     "subtransfer/experiment/graph.py": set(),
+    "subtransfer/experiment/bases.py": set(),
     "subtransfer/experiment/plan.py": set(),
     "subtransfer/experiment/planner.py": set(),
     "subtransfer/analysis/scaling*.py": set(),

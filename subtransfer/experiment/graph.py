@@ -20,10 +20,8 @@ from typing import Any
 from jax.sharding import Mesh
 
 from subtransfer import settings
-from subtransfer.config import checks
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms, stores_targets
-from subtransfer.config.bases import PARTS, parted
 from subtransfer.distillation import transforms
 from subtransfer.experiment import (
     costs,
@@ -35,16 +33,14 @@ from subtransfer.experiment import (
     registration,
     trainings,
 )
+from subtransfer.experiment.bases import Bases
 from subtransfer.experiment.models import Models
 from subtransfer.experiment.planner import Planner
 from subtransfer.experiment.publishing import publish
 from subtransfer.experiment.stages import audit as audit_stages
-from subtransfer.experiment.stages import base as base_stages
 from subtransfer.experiment.stages import choice as choice_stages
-from subtransfer.experiment.stages import corpus as corpus_stages
 from subtransfer.experiment.stages import extra_probe as extra_probe_stages
 from subtransfer.experiment.stages import filter as filter_stages
-from subtransfer.experiment.stages import imported as imported_stages
 from subtransfer.experiment.stages import match as match_stages
 from subtransfer.experiment.stages import own_trajectories as own_trajectory_stages
 from subtransfer.experiment.stages import prereg as prereg_stages
@@ -52,14 +48,13 @@ from subtransfer.experiment.stages import probe as probe_stages
 from subtransfer.experiment.stages import report as report_stages
 from subtransfer.experiment.stages import results as results_stages
 from subtransfer.experiment.stages import rollouts as rollout_stages
-from subtransfer.experiment.stages import shipped as shipped_stages
 from subtransfer.experiment.stages import student as student_stages
 from subtransfer.experiment.stages import targets as target_stages
 from subtransfer.experiment.stages import teacher as teacher_stages
 from subtransfer.probes import decisions
 from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
-from subtransfer.store import artifacts, digests
+from subtransfer.store import artifacts
 from subtransfer.store.exclusive import PUBLISHING
 from subtransfer.training import objectives, teachers
 from subtransfer.training.loop import steps_of
@@ -97,7 +92,7 @@ class Experiment:
         # Where an artefact lies (`path`), and what adds a stage (`add`), are the planner's.
         self.plan, self.path, self._add = planner.plan, planner.path, planner.add
         self._put_first = planner.put_first
-        self._resident = planner.resident
+        self._bases = Bases(self.config, self.workdir, self.models, planner)
         self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
         # Refused before anything is laid out, let alone computed.
@@ -122,7 +117,7 @@ class Experiment:
         """Adds all stages, in the order in which they are made."""
         c = self.config
         for model in self._models():
-            self._base(model)
+            self._bases.add(model)
         prereg = self._prereg()
         recipes = {}
         probes: list[str] = []
@@ -194,81 +189,6 @@ class Experiment:
     def _base_digests(self) -> dict[str, str]:
         """The digests of the stages that make the bases, by model."""
         return {model: self.plan[names.base_stage(model)].digest for model in self._models()}
-
-    def _base(self, model: str) -> None:
-        """Adds the stages that make a model."""
-        if self.models.is_imported(model):
-            self._imported(model)
-        elif model in self.models.shipped:
-            self._shipped(model)
-        else:
-            self._pretrained(model)
-
-    def _imported(self, model: str) -> None:
-        c, checkpoint, size = self.config, self.models.checkpoint(model), self.size(model)
-        refusals.check_context(size, checkpoint, c.distill.batch_size // c.distill.accumulate)
-        # A preset has no files: its name says all of it.
-        digest = checkpoint
-        if not checkpoint.startswith(checks.PRESET):
-            digest = digests.of_checkpoint(Path(checkpoint), self.workdir)
-            refusals.check_prompt(size, checkpoint, digest)
-            refusals.check_acts(size, checkpoint, digest)
-        name = self._add(
-            names.base_stage(model),
-            imported_stages.imported,
-            work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
-            memory=lambda: size.weights,
-            checkpoint=digest,
-        )
-        # Where it lies now, which may differ from where it lay when the stage was made.
-        self._resident.checkpoints[self.path(name)] = Path(checkpoint)
-
-    def _shipped(self, model: str) -> None:
-        taken, size = self.models.shipped[model], self.size(model)
-        self._add(
-            names.base_stage(model),
-            shipped_stages.shipped,
-            work=f"shipped base {taken.number}, {size.params / 1e6:.2f}M parameters",
-            memory=lambda: size.weights,
-            weights=taken.weights,
-            tokenizer=taken.tokenizer,
-        )
-
-    def _pretrained(self, model: str) -> None:
-        c, size = self.config, self.size(model)
-        own = self.models.config(model)
-        b = own.base
-        # A twin of a given checkpoint shares its tokenizer and geometry.
-        sibling = "base" if c.base.checkpoint else None
-        if sibling or self.models.checkpoint(model):
-            refusals.check_scratch(own, model, size.params, twin=sibling is not None)
-        inputs = [sibling] if sibling else []
-        corpus = self._add(
-            names.CORPUS,
-            corpus_stages.corpus,
-            inputs=inputs,
-            work=f"{c.base.episodes} scripted episodes",
-            base=sibling,
-        )
-        base, part = parted(c, model)
-        work = f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters"
-        if part:
-            work += f"; from {base}: {PARTS[part]}"
-        if self.models.why_scratch:
-            work += f"; from scratch ({self.models.why_scratch})"
-        self._add(
-            names.base_stage(model),
-            base_stages.pretrained,
-            inputs=[corpus, *inputs],
-            work=work,
-            memory=lambda: size.training(b.batch_size, full=True),
-            flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
-            config=own,
-            corpus=corpus,
-            sibling=sibling,
-            model=base,
-            part=part,
-        )
 
     def _sources_of_trajectories(self, seeds: Sequence[int]) -> list[str]:
         """Adds the teachers of some training seeds, and the trajectories to learn from.
