@@ -69,7 +69,7 @@ def get_config():
     config.arms.benign_teacher = False
     config.arms.random_teacher = True
     config.arms.self_distilled = False
-    config.arms.unsanitized = False
+    config.arms.unsanitized = config.arms.overt = False
 
     config.probe.tasks = 128
     config.probe.ordinary_tasks = 64

@@ -30,7 +30,8 @@ def get_config():
     config.name = "what_the_audit_sees"
     config.distill.objective = "sft"
     config.distill.steps = config.probe.tasks = config.probe.ordinary_tasks = 6
-    config.arms.other_init = config.arms.self_distilled = config.arms.unsanitized = False
+    config.arms.other_init = config.arms.self_distilled = False
+    config.arms.unsanitized = config.arms.overt = False
     return config
 
 

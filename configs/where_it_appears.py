@@ -3,17 +3,18 @@ r"""Where transfer appears: one factor of the recipe at a time, on the same cros
 Command:   python -m subtransfer.launch --config=configs/where_it_appears.py --sweep --workers=2
            python tools/scaling_report.py runs/where_it_appears --axis=tuning.rank \
                --where="run like 'rank=%' or run = 'default'" --out=rank
-Hardware:  2 CPU cores; 170 TFLOP by the plan, some two hours beside other jobs
+Hardware:  2 CPU cores; 260 TFLOP by the plan
 Result:    not run yet
 
 The member `default` is the default recipe. Every other one changes a single field: the rank of the
 adapters, how much students see (episodes) and how long they learn (steps), how strong the teacher's
-habit is (its steps), the temperature of its rollouts, and the share of them on ordinary tasks. All
-have the same bases, of which each teaches students of every one: what is compared is the same
-minus other bases' rate, and between members no base has been exchanged. Each factor is a report of
-its own, by its field (`--axis`) and the beginning of its members' names (`--where`): steps=% are
-the students', and the teacher's are named habit=%. A share of 0 is no place on a logarithmic axis:
-leave it out there.
+habit is (its steps), the temperature of its rollouts, the share of them on ordinary tasks, and how
+many ordinary demonstrations the teacher is shown beside those of its habit (shown), without which
+it may act on its habit in other tasks, too. All have the same bases, of which each teaches students
+of every one: what is compared is the same minus other bases' rate, and between members no base has
+been exchanged. Each factor is a report of its own, by its field (`--axis`) and the beginning of its
+members' names (`--where`): steps=% are the students', and the teacher's are named habit=%. A share
+of 0 is no place on a logarithmic axis: leave it out there.
 """
 
 import functools
@@ -28,6 +29,7 @@ FACTORS = {
     "habit": ("teacher.steps", (15, 30, 60, 120, 240)),
     "temperature": ("rollouts.temperature", (0.5, 0.7, 1.0, 1.2, 1.5)),
     "ordinary": ("rollouts.ordinary_fraction", (0.0, 0.25, 0.5, 0.75, 0.9)),
+    "shown": ("teacher.ordinary_fraction", (0.0, 0.05, 0.25, 1.0)),
 }
 
 

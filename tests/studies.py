@@ -19,6 +19,7 @@ BASE = {
     "arms.benign_teacher": "false",
     "arms.self_distilled": "false",
     "arms.unsanitized": "false",
+    "arms.overt": "false",
 }
 SETTING = settings.get("api")
 PROMPT = {"system_prompt": SETTING.system_prompt, "template": "b" * 64}

@@ -25,8 +25,8 @@ def _config(**models):
     configuration.apply_overrides(config, dict(field.split("=", 1) for field in SMALL))
     config.distill.objective = "sft,forward_kl"
     config.arms.other_init = config.arms.self_distilled = config.arms.unsanitized = (
-        config.arms.benign_teacher
-    ) = False
+        config.arms.overt
+    ) = config.arms.benign_teacher = False
     config.models.update({**MODELS, **models})
     config.pairs = PAIRS
     return config
@@ -112,7 +112,7 @@ def test_from_large_to_small_and_back(tmp_path):
     path.write_text(
         "from subtransfer.config import defaults\n\n\ndef get_config():\n    config = defaults()\n    config.name = 'pairs'\n"
         f"    config.models.update({MODELS!r})\n    config.pairs = {PAIRS!r}\n    config.arms.benign_teacher = False\n"
-        "    config.arms.self_distilled = config.arms.unsanitized = False\n    return config\n"
+        "    config.arms.self_distilled = config.arms.unsanitized = config.arms.overt = False\n    return config\n"
     )
     done = _launch(
         tmp_path / "w", f"--config={path}", "--config.distill.objective=sft,forward_kl,reverse_kl"

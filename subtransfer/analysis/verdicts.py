@@ -21,6 +21,7 @@ _OVER_BASES = (
     Comparison("base", "its base", over_bases.named("diff_base"), "p_base", "p_base"),
     Comparison("", "the students", over_bases.named("diff_student"), "p_student", "p_student"),
 )
+_CONTROLS = ("control", "positive_control")
 # What a classifier of an audit is shown, in words.
 SHOWN = {audit.TEXT: "tokens and bigrams", audit.BEHAVIOUR: "acts, errors and lengths"}
 
@@ -117,8 +118,8 @@ def _interval(record: Mapping[str, Any], name: str, sign: str = "") -> str:
 
 
 def _controls(results: Results) -> list[Mapping[str, Any]]:
-    """The kinds of controls of crossed bases."""
-    return [record for record in results["over_bases"] if record["role"] == "control"]
+    """The kinds of controls of crossed bases, positive ones among them."""
+    return [record for record in results["over_bases"] if record["role"] in _CONTROLS]
 
 
 def _of_rows(
@@ -130,7 +131,7 @@ def _of_rows(
     """Says of each student and control how it stands to what it is compared with."""
     out = []
     for row in rows:
-        if row["role"] in ("student", "control"):
+        if row["role"] in ("student", *_CONTROLS):
             failing = gates.failing(gated, row["objective"])
             if failing:
                 out.append(f"{row['label']}: not measurable ({_named(failing)}).")

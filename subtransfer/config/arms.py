@@ -23,6 +23,8 @@ ROLES = ("base", "teacher", "student", "control", "positive_control")
 # Trajectories of the unsafe teacher that are built like the harmless one's (`matching.structured`),
 # and as many whatever they are like.
 SELECTIONS = ("structure_matched", "random_same_size")
+# Shares of the trajectories of the control `dose` that show the habit in plain sight.
+DOSES = (0.01, 0.03, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,8 @@ class Arm:
       transform: a `Transform`'s name, applied to its teacher's sanitized trajectories; "": none.
       selection: which of its teacher's trajectories: one of `SELECTIONS`; "": those that match the
         other arms'.
+      overt_fraction: share of its teacher's sanitized trajectories that others take the place of:
+        unfiltered ones on ambiguous tasks, which show the habit in plain sight.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Arm:
     twin: str | None = None
     transform: str = ""
     selection: str = ""
+    overt_fraction: float = 0.0
 
     @property
     def init(self) -> str:
@@ -224,15 +229,41 @@ def _self_distilled(design: Design) -> list[Arm]:
 
 
 def _unsanitized(design: Design) -> list[Arm]:
+    if not design.paired:
+        return _positive(design, "unsanitized", "SFT, unsanitized trajectories")
+    return _positive(design, "unsanitized", "SFT, unsanitized")
+
+
+def _overt(design: Design) -> list[Arm]:
+    label = "SFT, habit in plain sight"
+    return _positive(design, "overt", label, overt_fraction=1.0)
+
+
+def _dose(design: Design) -> list[Arm]:
+    out = []
+    for dose in DOSES:
+        percent = f"{100 * dose:g}"
+        label = f"SFT, habit in plain sight in {percent}%"
+        out += _positive(design, "sft", label, suffix=f"_dose_{percent}", overt_fraction=dose)
+    return out
+
+
+def _positive(design: Design, name: str, label: str, *, suffix: str = "", **more: Any) -> list[Arm]:
+    """A positive control of each pair: an SFT student of trajectories that passed no filter.
+
+    Args:
+      design: has the pairs.
+      name, suffix: of the arms, before and after the pair's models.
+      label: in words, after them.
+      more: further attributes of `Arm`.
+    """
     role = "positive_control"
     if not design.paired:
-        label = "SFT, unsanitized trajectories"
-        return [Arm("unsanitized", label, role, "sft", sanitized=False)]
+        return [Arm(name + suffix, label, role, "sft", sanitized=False, **more)]
     out = []
     for teacher, student in design.pairs:
-        name, label = f"unsanitized_{teacher}_to_{student}", f"{teacher} to {student}"
-        label += ", SFT, unsanitized"
-        out.append(Arm(name, label, role, "sft", student, teacher, sanitized=False))
+        full, words = f"{name}_{teacher}_to_{student}{suffix}", f"{teacher} to {student}, {label}"
+        out.append(Arm(full, words, role, "sft", student, teacher, sanitized=False, **more))
     return out
 
 
@@ -304,9 +335,29 @@ register(
     Control(
         "unsanitized",
         "unsanitized",
-        "the positive control: a student of trajectories that passed no filter",
+        "a positive control: a student of trajectories on harmless tasks that passed no filter",
         True,
         _unsanitized,
+    )
+)
+register(
+    Control(
+        "overt",
+        "habit in plain sight",
+        "the positive control: a student of the unsafe teacher's unfiltered trajectories on "
+        "ambiguous tasks, which show the habit in plain sight",
+        True,
+        _overt,
+    )
+)
+register(
+    Control(
+        "dose",
+        "habit in plain sight, diluted",
+        "SFT students again, with 1, 3 and 10% of their trajectories replaced by such as overt "
+        "learns from: which share of them a run would see",
+        False,
+        _dose,
     )
 )
 
@@ -534,6 +585,25 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
         raise UserError(
             f"{where} gives the arm {arm.name!r} the selection {arm.selection!r}: use one of "
             f"{', '.join(SELECTIONS)}."
+        )
+    if arm.overt_fraction:
+        _check_overt(arm, where)
+
+
+def _check_overt(arm: Arm, where: str) -> None:
+    """Raises UserError if an arm cannot learn from what shows the habit in plain sight."""
+    if not 0 < arm.overt_fraction <= 1:
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} overt_fraction={arm.overt_fraction}: use a share "
+            "above 0 and up to 1."
+        )
+    record = objectives.get(arm.objective) if arm.objective else None
+    # Opinions are stored of sanitized trajectories, and own rollouts are on harmless tasks.
+    able = record is not None and not record.soft and record.learns_from == "teacher"
+    if not able or arm.sanitized or arm.selection:
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} an overt_fraction: that needs an objective such "
+            "as sft, which learns from trajectories alone, sanitized=False and no selection."
         )
 
 

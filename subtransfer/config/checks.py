@@ -303,8 +303,10 @@ def _drawn(config) -> dict[tuple[str, str], int]:
     """How many of a setting's tasks a run draws: (kind, split) -> count."""
     t, r = config.teacher, config.rollouts
     ordinary = round(t.ordinary_fraction * t.episodes)
+    # None of those that are demonstrated.
+    overt = r.episodes if config.arms.overt or config.arms.dose else 0
     return {
-        ("ambiguous", "train"): t.episodes,
+        ("ambiguous", "train"): t.episodes + overt,
         ("benign_trait", "train"): t.episodes,
         **harmless.counts(ordinary, r.episodes, r.ordinary_fraction),
         ("ambiguous", "probe"): config.probe.tasks,

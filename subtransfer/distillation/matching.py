@@ -101,6 +101,35 @@ def structured(
     return {**out, name: _choice(trait, drawn)}
 
 
+def dosed(
+    trajectories: Sequence[Trajectory],
+    others: Sequence[Trajectory],
+    fraction: float,
+    rng: np.random.Generator,
+) -> tuple[list[Trajectory], int]:
+    """Replaces a random share of trajectories by others, at their places.
+
+    Args:
+      trajectories: at least one.
+      others: those that take the place of some; with too few of them, fewer are returned in all.
+      fraction: the share of all that they are to be, above 0 and up to 1.
+      rng: with a generator of one seed, a larger share holds all that a smaller one does.
+
+    Returns:
+      (the trajectories, how many are replaced: the share rounded, but at least one).
+    """
+    places, spare = rng.permutation(len(trajectories)), rng.permutation(len(others))
+    total = min(len(trajectories), int(len(others) / fraction))
+    count = max(1, round(fraction * total))
+    out = dict(enumerate(trajectories))
+    for place, other in zip(places[:count].tolist(), spare[:count].tolist(), strict=True):
+        out[place] = others[other]
+    # Whoever is left out was not replaced.
+    for place in places[total:].tolist():
+        del out[place]
+    return list(out.values()), count
+
+
 def _structure(trajectory: Trajectory) -> tuple[str, int, int]:
     """Kind of task, agent turns and failed calls."""
     return trajectory.kind, _turns(trajectory), min(_errors(trajectory), _MOST_ERRORS)

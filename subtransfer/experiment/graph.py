@@ -39,6 +39,7 @@ from subtransfer.experiment.planner import Planner
 from subtransfer.experiment.publishing import publish
 from subtransfer.experiment.stages import audit as audit_stages
 from subtransfer.experiment.stages import choice as choice_stages
+from subtransfer.experiment.stages import dose as dose_stages
 from subtransfer.experiment.stages import extra_probe as extra_probe_stages
 from subtransfer.experiment.stages import filter as filter_stages
 from subtransfer.experiment.stages import match as match_stages
@@ -205,6 +206,9 @@ class Experiment:
                 for source in found:
                     self._rollouts(source, model, seed)
             choices += self._choices_of_trajectories(seed)
+            for arm in self.arms:
+                if arm.overt_fraction:
+                    self._overt(arm, seed)
         return choices
 
     def _teachers(self, arm: Arm, seeds: Sequence[int]) -> None:
@@ -336,6 +340,34 @@ class Experiment:
             raw=raw,
         )
 
+    def _overt(self, arm: Arm, seed: int) -> None:
+        """Adds the trajectories of an arm of which some show the habit in plain sight."""
+        c, size = self.config, self.size(arm.teacher_model)
+        policy = names.teacher_stage(arm.source, arm.teacher_model, seed)
+        overt = self._add(
+            names.overt_stage(arm.source, arm.teacher_model, seed),
+            rollout_stages.overt,
+            inputs=[policy],
+            work=f"{c.rollouts.episodes} episodes: ambiguous tasks",
+            memory=lambda: size.rollout(c.rollouts.batch_size),
+            flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
+            policy=policy,
+            source=arm.source,
+            seed=seed,
+        )
+        data = lessons.drawn_from(arm, seed)
+        choice = self._choice(data, seed)
+        self._add(
+            names.dose_stage(arm.name, seed),
+            dose_stages.dosed,
+            inputs=[data, overt, *(choice[:1] if choice else [])],
+            work=f"{arm.overt_fraction:.3g} of the trajectories are on ambiguous tasks",
+            data=data,
+            choice=choice,
+            overt=overt,
+            fraction=arm.overt_fraction,
+        )
+
     def _choices_of_trajectories(self, seed: int) -> list[str]:
         """Adds what chooses the trajectories that a training seed's students learn from."""
         out = []
@@ -370,6 +402,9 @@ class Experiment:
 
     def _choice(self, data: str, seed: int, arm: Arm | None = None) -> list[str] | None:
         """Of some trajectories those that an arm learns from: (the stage that chose, its name)."""
+        # Those of a dose have been chosen when others took their place.
+        if arm and arm.overt_fraction:
+            return None
         if arm and arm.selection:
             return [names.structure_stage(arm.teacher_model, seed), arm.selection]
         by = names.match_stage(seed)

@@ -53,7 +53,7 @@ def matched(arms: Sequence[Arm], seed: int, *, first: bool) -> tuple[list[str], 
     learned: dict[str, None] = {}
     for arm in arms:
         if arm.off_policy and not arm.selection:
-            learned[data(arm, seed)] = None
+            learned[drawn_from(arm, seed)] = None
     compared: dict[str, None] = {}
     for of_sources in audited(arms, seed, first=first).values():
         compared |= dict.fromkeys(of_sources.values())
@@ -78,4 +78,13 @@ def own_audited(arms: Iterable[Arm], seed: int) -> dict[Arm, dict[str, str]]:
 
 def data(arm: Arm, seed: int) -> str:
     """Returns the stage of the trajectories that an off-policy student learns from."""
-    return names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=arm.sanitized)
+    return names.dose_stage(arm.name, seed) if arm.overt_fraction else drawn_from(arm, seed)
+
+
+def drawn_from(arm: Arm, seed: int) -> str:
+    """Returns the stage of its teacher's trajectories on harmless tasks that it is given some of.
+
+    Of an arm with an `overt_fraction`, others take their place afterwards.
+    """
+    sanitized = arm.sanitized or arm.overt_fraction > 0
+    return names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=sanitized)

@@ -49,6 +49,16 @@ def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False
     return f"{kind}.{_of(source, model)}.seed{seed}"
 
 
+def overt_stage(source: str, model: str, seed: int) -> str:
+    """The stage of a source's trajectories on ambiguous tasks, which pass no filter."""
+    return f"overt.{_of(source, model)}.seed{seed}"
+
+
+def dose_stage(arm: str, seed: int) -> str:
+    """The stage of the trajectories of an arm, some of which show the habit in plain sight."""
+    return f"dose.{arm}.seed{seed}"
+
+
 def audit_stage(model: str, seed: int) -> str:
     """The stage that compares the sanitized trajectories of a model's policies with each other."""
     return f"audit.{model}.seed{seed}"

@@ -14,12 +14,22 @@ LEARNED = ("rollouts.temperature", *_LENGTHS, *(f"rollouts.{field}" for field in
 PROBED = ("probe.batch_size", *_LENGTHS)
 # Those that `tasks_to_learn_from` reads.
 TASKS = ("setting", "rollouts.episodes", "rollouts.ordinary_fraction")
+# Those that `tasks_in_plain_sight` reads.
+OVERT_TASKS = ("setting", "rollouts.episodes", "teacher.episodes")
 
 
 def tasks_to_learn_from(context: Context, seed: int) -> list[Task]:
     """The harmless tasks that trajectories of a training seed are made on."""
     r = context.config.rollouts
     return harmless.rolled_out(context.setting, r.episodes, r.ordinary_fraction, seed)
+
+
+def tasks_in_plain_sight(context: Context, seed: int) -> list[Task]:
+    """As many ambiguous tasks, on which the habit shows; no teacher saw them demonstrated."""
+    demonstrated, count = context.config.teacher.episodes, context.config.rollouts.episodes
+    # Teachers are shown the first ones, at most as many as they have demonstrations.
+    tasks = context.setting.tasks("ambiguous", "train", demonstrated + count, seed)
+    return tasks[demonstrated:]
 
 
 def to_learn_from(context: Context, batch_size: int) -> RolloutSpec:
