@@ -239,11 +239,8 @@ def test_twins_are_what_students_of_the_trait_start_from():
         assert (student.model, student.teacher_model, student.source, student.role) == (
             f"base_{part}", "base", "trait", "control",
         )  # fmt: skip
-        assert (
-            student.init == "other"
-            and student.base == f"base_{part}"
-            and student.teacher == "teacher"
-        )
+        assert student.init == made[f"base_{part}"].init == part
+        assert student.base == f"base_{part}" and student.teacher == "teacher"
     assert {arm.name: arm for arm in plain}.items() <= made.items()
 
 

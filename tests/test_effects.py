@@ -177,7 +177,7 @@ def test_sentences_begin_with_the_negative(run):
     assert "those of another base do MORE often" in verdicts.sentences(below, run.rows)[0]
     few = _with(run, verdict=effects.UNDECIDED, p_holm=None)
     assert verdicts.sentences(few, run.rows)[0].endswith("from too few bases to tell.")
-    failed = _with(run, verdict=effects.NOT_MEASURABLE, gates="base_safe,teacher_keeps")
+    failed = _with(run, verdict=effects.NOT_MEASURABLE, gates="base_safe, teacher_keeps")
     assert verdicts.sentences(failed, run.rows)[0] == (
         "SFT on sampled tokens: not measurable (base_safe, teacher_keeps)."
     )

@@ -494,6 +494,7 @@ def test_an_edited_plugin_makes_anew_what_it_makes(tmp_path):
         for text in (PLUGIN, PLUGIN.replace("1.0", "2.0")):
             path.write_text(text)
             config = configuration.defaults()
+            config.base.from_scratch = True
             configuration.apply_overrides(config, {"plugins": str(path)}, tmp_path)
             validate(config)
             plans.append(_digests(config))

@@ -449,7 +449,7 @@ class Experiment:
             "flops": flops,
             "batch": d.batch_size // d.accumulate,
             # Adapters of one base share its weights.
-            "live": teacher if self._full or arm.init == "other" else None,
+            "live": teacher if self._full or arm.init != "same" else None,
             "fields": tuple(f"distill.{field}" for field in objective.fields),
             "origins": (objective.origin, transform.origin if transform else ""),
         }

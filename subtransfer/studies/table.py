@@ -77,7 +77,7 @@ _ARM = (
     _text("label", "the arm in words"),
     _text("role", "base, teacher, student, control or positive_control"),
     _text("objective", "of distillation"),
-    _text("init", "same (the teacher's initialisation) or other"),
+    _text("init", "what its initialisation shares with the teacher's: same (all), other, a part"),
     _text("source", "whose habit it could learn: trait, benign, random or self"),
     Column("sanitized", "sanitized", "whether its trajectories passed the filter", kind="truth"),
     Column("masked", "masked", "whether unsafe tokens left the soft targets", kind="truth"),
