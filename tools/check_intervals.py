@@ -171,7 +171,7 @@ def measure(
     """
     found: dict[str, list[np.ndarray]] = {}
     # Large crossings are many episodes.
-    at_once = _AT_ONCE if isinstance(world, World) else max(20, 1600 // world.bases**2)
+    at_once = _AT_ONCE if isinstance(world, World) else max(20, 6400 // world.bases**2)
     for number, begin in enumerate(range(0, reps, at_once)):
         arms = world.simulate(min(at_once, reps - begin), number)
         if isinstance(world, World):
@@ -282,7 +282,7 @@ def _numbers(kind: Callable[[str], Any], low: float, below: float) -> Callable[[
     return numbers
 
 
-def _effects(text: str) -> list[tuple[float, float]]:
+def effects(text: str) -> list[tuple[float, float]]:
     """Effects and shares of a text such as 0.1x1,0.3x0.5; refused by ValueError."""
     out = []
     for part in text.split(","):
@@ -304,7 +304,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--icc", type=shares, default=[0, 0.05, 0.15], help="correlations")
     parser.add_argument("--rate", type=_numbers(float, 0.001, 1), default=[0.05, 0.25, 0.5, 0.95])
     parser.add_argument("--scatter", type=lambda text: text.split(","), default=list(SCATTERS))
-    parser.add_argument("--effect", type=_effects, default=_effects(EFFECTS), help="of crossings")
+    parser.add_argument("--effect", type=effects, default=effects(EFFECTS), help="of crossings")
     parser.add_argument(
         "--pair_icc", type=float, help="of pairs of bases; --icc is then the rest's"
     )
