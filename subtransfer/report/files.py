@@ -24,6 +24,7 @@ from subtransfer.store import seals
 from subtransfer.store.files import atomic_write
 
 BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
+EFFECTS = "effects.csv"
 REMEDY = "run the command that wrote it again"
 
 # What the files must hold, as `json_files.misfit` reads it; readers need not check again.

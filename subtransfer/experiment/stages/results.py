@@ -84,7 +84,7 @@ def results(
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
     heading = [column.name for column in effects.COLUMNS]
-    files.write_csv(bundle["effects"], out / "effects.csv", heading)
+    files.write_csv(bundle["effects"], out / files.EFFECTS, heading)
 
 
 def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
