@@ -72,7 +72,7 @@ _ACCOUNT = {
     "kinds": {str: int},
     **dict.fromkeys(("solved", "turns", "errors"), float),
 }
-_MATCHING = {str: {str: {"before": _ACCOUNT, "after": _ACCOUNT}}}
+_MATCHING = {str: {str: {"before": _ACCOUNT, "after": _ACCOUNT, "learned": bool}}}
 # What tells two policies' trajectories apart; no number where there is too little to compare.
 _NUMBER_OR_NOTHING = (float, type(None))
 _AUDIT = {

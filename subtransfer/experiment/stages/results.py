@@ -291,8 +291,10 @@ def _sources(
 
 def _accounts(context: Context, stage: str) -> dict[str, Any]:
     """What a stage chose, by the name of each choice: how many and which sort, before and after."""
-    found = match.read(context.input(stage))
-    return {name: choice["account"] for name, choice in found.items()}
+    out = {}
+    for name, choice in match.read(context.input(stage)).items():
+        out[name] = {**choice["account"], "learned": choice["learned"]}
+    return out
 
 
 def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:
