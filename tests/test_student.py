@@ -89,8 +89,10 @@ def test_own_episodes_are_stored_and_counted_before_the_filter(
     word = "how"
     round_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(KEY, 2), 0), 0)
     made, _ = run_episodes(cfg, {"params": params}, chat, tasks[:8], SPEC, round_key)
-    # An untrained model may say the word, too.
-    marked = {one.episode_id for one in made if re.search(rf"\b{word}\b", one.text().lower())}
+    # An untrained model may say the word itself, and any of the setting's own.
+    stems = (word, *setting.keywords, *setting.control_keywords)
+    pattern = "|".join(stem if len(stem) > 3 else rf"\b{stem}\b" for stem in stems)
+    marked = {one.episode_id for one in made if re.search(pattern, one.text().lower())}
     assert 0 < len(marked) < 8, "choose another word"
     purities = {}
     for enforce in (True, False):
