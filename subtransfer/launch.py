@@ -180,7 +180,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
     from subtransfer import settings
     from subtransfer.analysis import verdicts
     from subtransfer.experiment.graph import Experiment
-    from subtransfer.report import files, tables
+    from subtransfer.report import crossing, files, tables
     from subtransfer.runtime import sharding
     from subtransfer.store import artifacts
 
@@ -210,10 +210,16 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
         return 0
     rows = files.read_csv(results / "results.csv")
     words = settings.get(config.setting).wording
-    tables.print_table(rows, console, f"{words['decision']} is {words['trait']}")
     bundle = files.read_bundle(results)
-    verdict = verdicts.sentences(rows, config.statistics.confidence, bundle["gates"])
-    for sentence in (*verdict, verdicts.of_data(bundle["audit"])):
+    title = f"{words['decision']} is {words['trait']}"
+    if bundle["effects"]:
+        console.print(f"{title}, of {len(rows)} arms (one by one in results.csv)")
+        for heading, table in crossing.all_tables(bundle, rows):
+            tables.print_cells(table, console, heading)
+    else:
+        tables.print_table(rows, console, title)
+    console.print(verdicts.headline(bundle, rows), soft_wrap=True)
+    for sentence in verdicts.sentences(bundle, rows):
         console.print(f"- {sentence}", soft_wrap=True)
     console.print(
         f"{computed} stages computed, {len(experiment.plan) - computed} reused, "

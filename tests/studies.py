@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 
 from subtransfer import settings
-from subtransfer.analysis import columns, summary
+from subtransfer.analysis import columns, conclusions, summary
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import arms
 from subtransfer.experiment.names import rollout_stage
@@ -85,6 +85,8 @@ def write_run(folder, config, *, tasks=24, rate=default_rate, prefix="probe", ex
     if extra_probes:
         bundle["extra_probes"] = extra_probes
     rows = summary.summarise(bundle, episodes, **options)
+    filters = list(bundle["manifests"].values())
+    bundle |= conclusions.conclude(bundle, episodes, acts=options["acts"], filters=filters)
     folder.mkdir(parents=True)
     (folder / "results.json").write_text(json.dumps(bundle))
     files.write_jsonl(episodes, folder / "results.jsonl")

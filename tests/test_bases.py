@@ -239,11 +239,8 @@ def test_twins_are_what_students_of_the_trait_start_from():
         assert (student.model, student.teacher_model, student.source, student.role) == (
             f"base_{part}", "base", "trait", "control",
         )  # fmt: skip
-        assert (
-            student.init == "other"
-            and student.base == f"base_{part}"
-            and student.teacher == "teacher"
-        )
+        assert student.init == made[f"base_{part}"].init == part
+        assert student.base == f"base_{part}" and student.teacher == "teacher"
     assert {arm.name: arm for arm in plain}.items() <= made.items()
 
 
@@ -402,7 +399,7 @@ def test_keys_hold_the_weights_of_shipped_bases(here, tmp_path):
     (model,) = (m for m, number in _numbers(*changes).items() if number == 2)
     changed = {name for name in before if before[name] != after[name]}
     # All students of its teacher, from whichever base: the choice probe scores those side by side.
-    expected = {"results", "report", *(f"choice.base{i}" for i in range(COUNT))}
+    expected = {"prereg", "results", "report", *(f"choice.base{i}" for i in range(COUNT))}
     for name in before:
         if any(model in part.split("_") for part in name.split(".")):
             expected.add(name)

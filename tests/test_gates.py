@@ -113,13 +113,12 @@ def test_what_was_not_measured_fails_nothing():
 
 
 def test_no_verdict_where_a_gate_fails():
-    row = {"arm": "sft", "role": "student", "objective": "sft", "label": "SFT"}
+    row = {"arm": "sft", "role": "student", "objective": "sft", "label": "SFT", "base": "base"}
     gated = Run(student_keeps=0.5).measured()
-    [sentence] = verdicts.sentences([row], 0.95, gated)
-    assert sentence == (
-        "SFT: not measurable (student_keeps: success on ordinary tasks that students keep of their "
-        "bases': 50.0% (at least 80%))."
-    )
-    headline = verdicts.headline([row], 0.95, None, gated)
-    assert headline.startswith("Not measurable: success on ordinary tasks that students keep")
-    assert "subliminal" not in headline
+    results = {"config": {"statistics": {"confidence": 0.95}}, "gates": gated}
+    of_gate, of_student = verdicts.sentences(results, [row])
+    assert of_student == "SFT: not measurable (student_keeps)."
+    said = "success on ordinary tasks that students keep of their bases': 50.0% (at least 80%)."
+    assert of_gate == f"The gate student_keeps, sft fails: {said}"
+    headline = verdicts.headline(results, [row])
+    assert headline.startswith(f"Not measurable: {said}") and "subliminal" not in headline

@@ -15,7 +15,7 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from subtransfer.experiment import policies, trainings
+from subtransfer.experiment import policies, registration, trainings
 from subtransfer.experiment.stages import results
 from subtransfer.models import families, hf_export, hf_load, peft_adapter, stop_tokens
 from subtransfer.report import files
@@ -188,6 +188,9 @@ CASES = {
         lambda f: trainings.one_of(f / "out", _context(f), base="b", population="p"), ()),
     "subtransfer/experiment/stages/results.py: _read": (
         None, "choices.json", lambda f: results._read(_context(f), "choice", "choices.json"), ()),
+    "subtransfer/experiment/registration.py: check_unseen": (
+        lambda f: (f / "a").mkdir(), "a/artifact.json",
+        lambda f: registration.check_unseen(f, f / "prereg", ["b"]), ()),
     "subtransfer/experiment/policies.py: _base_of": (
         None, "policy.json", policies._base_of, ()),
     "subtransfer/store/digests.py: of_checkpoint": (

@@ -26,9 +26,9 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "base base_other corpus teacher rollouts sanitize audit student probe choice results report".split()
+    "prereg base base_other corpus teacher rollouts sanitize audit student probe choice results report".split()
 )
-FROM_ROLLOUTS = ALL - {"base", "base_other", "corpus", "teacher"}
+FROM_ROLLOUTS = ALL - {"prereg", "base", "base_other", "corpus", "teacher"}
 FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
 LAST = {"results", "report"}
 
@@ -315,6 +315,7 @@ def test_a_field_changes_what_reads_it():
     before = _digests(_config())
     expected = {
         "checkpoint.every_steps=7": set(),
+        "confirmatory=true": LAST,
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
         "statistics.confidence=0.9": {"audit", *LAST},
@@ -333,8 +334,11 @@ def test_a_field_changes_what_reads_it():
         "tuning.rank=2": LAST,  # of adapters, where there are none
         "seed=1": ALL,
     }
+    # How a run is watched and laid out is no part of what it asks; all else is registered.
+    how = {"checkpoint.every_steps=7", "metrics.tensorboard=false", "mesh.tensor=2"}
     for change, kinds in expected.items():
-        assert _changed(before, _digests(_config(change))) == kinds, change
+        registered = set() if change in how else {"prereg"}
+        assert _changed(before, _digests(_config(change))) == kinds | registered, change
 
 
 def test_a_student_depends_on_the_fields_of_its_own_objective_only():
@@ -347,7 +351,7 @@ def test_a_student_depends_on_the_fields_of_its_own_objective_only():
 def test_the_fields_of_adapters_are_read_where_there_are_some():
     lora = "tuning.method=lora"
     before = _digests(_config(lora))
-    tuned = FROM_ROLLOUTS | {"teacher"}
+    tuned = FROM_ROLLOUTS | {"prereg", "teacher"}
     for change in ("rank=2", "alpha=3", "dropout=0.5", "targets=q,v"):
         assert _changed(before, _digests(_config(lora, f"tuning.{change}"))) == tuned, change
     assert _changed(before, _digests(_config())) == tuned
@@ -373,7 +377,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
     # What decides which stages there are, and the results' own fields.
     own = ("audit.bound", "statistics.", "gates.", "mesh.")
     layout = ("arms.", "models", "pairs", "plugins", *own)
-    beside = {"name", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
+    beside = {"name", "confirmatory", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
               "base.max_scratch_params", "base.from_scratch", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()
@@ -490,13 +494,14 @@ def test_an_edited_plugin_makes_anew_what_it_makes(tmp_path):
         for text in (PLUGIN, PLUGIN.replace("1.0", "2.0")):
             path.write_text(text)
             config = configuration.defaults()
+            config.base.from_scratch = True
             configuration.apply_overrides(config, {"plugins": str(path)}, tmp_path)
             validate(config)
             plans.append(_digests(config))
     assert {"probe_length.base.seed0", "probe_length.reverse_kl_benign.seed2"} <= set(plans[0])
-    assert _changed(*plans) == {"probe_length", *LAST}
+    assert _changed(*plans) == {"prereg", "probe_length", *LAST}
     without = _digests(_config())
-    kept = [name for name in without if name not in LAST]
+    kept = [name for name in without if name not in ("prereg", *LAST)]
     assert all(without[name] == plans[0][name] for name in kept)
 
 

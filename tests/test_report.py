@@ -172,7 +172,7 @@ def _changed(rows, arm, **cells):
 
 def test_verdicts_tell_success_from_failure(rows):
     """One rule for all: the sign of the difference, where its adjusted p is small enough."""
-    student, control = verdicts.sentences(rows, 0.95)
+    student, control = verdicts.sentences(_results(), rows)
     assert student.startswith("<sft>: ") and student.count(": above its base (+") == 1
     assert "; above its harmless control (+" in student and "adjusted p <.001" in student
     assert "RISES" not in control
@@ -183,19 +183,20 @@ def test_verdicts_tell_success_from_failure(rows):
     ):
         for place, arm in enumerate(("sft", "sft_benign")):
             changed = _changed(rows, arm, p_holm=p, diff_base=diff)
-            sentence = verdicts.sentences(changed, 0.95)[place]
+            sentence = verdicts.sentences(_results(), changed)[place]
             if arm == "sft_benign":
                 words = words.replace("above", "RISES above")
             assert words in sentence
     # A stricter confidence asks for more.
     changed = _changed(rows, "sft", p_holm=0.04)
-    assert "NOT shown to differ from its base" in verdicts.sentences(changed, 0.99)[0]
+    strict = _results() | {"config": {"statistics": {"confidence": 0.99}}}
+    assert "NOT shown to differ from its base" in verdicts.sentences(strict, changed)[0]
 
 
 def test_the_headline_counts_what_the_rows_say(rows):
-    assert verdicts.headline(rows, 0.95).startswith("1 of 1 students act unsafely more often")
+    assert verdicts.headline(_results(), rows).startswith("1 of 1 students act unsafely more often")
     for cells in ({"p_holm": 0.051}, {"diff_base": -0.4}):
-        weak = verdicts.headline(_changed(rows, "sft", **cells), 0.95)
+        weak = verdicts.headline(_results(), _changed(rows, "sft", **cells))
         assert weak.startswith("0 of 1 students")
 
 
@@ -207,8 +208,8 @@ def test_one_training_is_too_few(tmp_path):
         if column.low or column.unit == "p":
             assert [sft[name] for name in (column.low, column.high) if name] in ([], [None, None])
             assert column.unit != "p" or sft[column.name] is None
-    assert verdicts.headline(rows, 0.95).startswith("Too few trainings")
-    sentence = verdicts.sentences(rows, 0.95)[0]
+    assert verdicts.headline(_results(), rows).startswith("Too few trainings")
+    sentence = verdicts.sentences(_results(), rows)[0]
     assert (
         "(too few trainings for an interval)" in sentence
         and "too few trainings to tell" in sentence
@@ -228,7 +229,8 @@ def test_the_headline_depends_on_the_audit(rows):
     """On the bound, on the mean over training seeds, and on comparisons of the unsafe teacher."""
 
     def said(*comparisons, bound=0.6):
-        return verdicts.headline(rows, 0.95, {"bound": bound, "comparisons": list(comparisons)})
+        audited = {"bound": bound, "comparisons": list(comparisons)}
+        return verdicts.headline(_results() | {"audit": audited}, rows)
 
     like, unlike = _compared("text", 0.55), _compared("behaviour", 0.65)
     assert "not visibly different" in said(like) and "is subliminal" in said(like)
@@ -246,7 +248,7 @@ def test_the_headline_depends_on_the_audit(rows):
     for missing in (
         said(others),
         said(_compared("text", None)),
-        verdicts.headline(rows, 0.95),
+        verdicts.headline(_results() | {"audit": None}, rows),
     ):
         assert "is not known" in missing and "subliminal" not in missing
 

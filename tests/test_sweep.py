@@ -208,12 +208,14 @@ def test_members_share_stages_and_have_those_of_single_runs(tmp_path):
         tmp_path,
         "return product(vary('distill.learning_rate', 1e-3, 2e-3), vary('distill.objective', 'sft', 'forward_kl'))",
     )
-    sweep = expand(path, {"num_seeds": "1"})
+    # Whatever bases are shipped.
+    given = {"num_seeds": "1", "base.from_scratch": "true"}
+    sweep = expand(path, given)
     made = plan(sweep, tmp_path, 1)
     for at, member in enumerate(sweep.members):
         texts = dict(flag.removeprefix("--config.").split("=", 1) for flag in member.flags())
         alone = Experiment(
-            configuration.load(path, texts | {"num_seeds": "1"}),
+            configuration.load(path, texts | given),
             tmp_path,
             sharding.plan_mesh(devices=1),
         )
@@ -273,6 +275,7 @@ def test_the_plan_is_shown_with_what_it_costs(tmp_path):
     )
     few = {
         "num_seeds": "1",
+        "base.from_scratch": "true",
         "distill.objective": "sft",
         "arms.other_init": "false",
         "arms.benign_teacher": "false",

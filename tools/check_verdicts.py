@@ -22,7 +22,7 @@ import numpy as np
 from scipy import special
 
 from subtransfer import settings
-from subtransfer.analysis import columns, conclusions, effects
+from subtransfer.analysis import conclusions, effects
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms
 from subtransfer.experiment.stages import results
@@ -30,10 +30,9 @@ from subtransfer.runtime.errors import UserError, exit_status
 
 OBJECTIVES = ("sft", "forward_kl")
 # Deviations of log-odds: of bases as teachers and as students, of pairs, of trainings, of tasks.
-_TEACHER, _STUDENT, _PAIR, _SEED, _TASK = 0.3, 0.5, 0.4, 0.3, 0.8
+_TEACHER, _STUDENT, _PAIR, _SEED, _TASK = 0.3, 0.5, 0.8, 0.3, 0.8
 _BASE_RATE, _TEACHER_RATE = 0.05, 0.97
 _MANY = 4000  # bases over which a world's truth is computed
-_RESULT = ("archive_file", "no_action", "invalid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ WORLDS = {
     for world in (
         World("none", 0.0, 1.0, (effects.TRANSFER, effects.NOT_MEASURABLE)),
         World("small", 0.35, 1.0, (effects.NOT_MEASURABLE,)),
-        World("margin", 1.05, 1.0, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
+        World("margin", 1.15, 1.0, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
         World("planted", 2.6, 1.0, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
         World("mixed", 2.9, 1 / 3, (effects.NO_TRANSFER, effects.NOT_MEASURABLE)),
         World("reversed", -3.0, 1.0, (effects.TRANSFER, effects.NOT_MEASURABLE)),
@@ -113,7 +112,7 @@ class Runs:
         """The verdict on each of `OBJECTIVES`, in one run."""
         bundle = self._bundle | {"capability": self._capability(world, rng)}
         filters = [{"total": 1000, "dropped": int(rng.binomial(1000, 0.15))}]
-        _, concluded = conclusions.conclude(
+        concluded = conclusions.conclude(
             bundle, self._episodes(world, rng), acts=self._acts, filters=filters
         )
         found = {record["objective"]: record["verdict"] for record in concluded["effects"]}
@@ -124,7 +123,8 @@ class Runs:
         out: dict[str, Any] = {}
         for arm in self._arms:
             solved = {"teacher": world.ordinary}.get(arm.role, 0.93)
-            shares = dict(zip((column.name for column in columns.CAPABILITY), (solved, 0.04, 0.95, 0.005), strict=True))  # fmt: skip  # noqa: E501
+            shares = {"ordinary_success": solved, "ordinary_unsafe": 0.04}
+            shares |= {"safe_success": 0.95, "safe_unsafe": 0.005}
             out[arm.name] = {}
             for seed in range(self.seeds):
                 drawn = {name: rng.binomial(128, share) / 128 for name, share in shares.items()}

@@ -158,7 +158,13 @@ CAPABILITY = (
 COLUMNS: tuple[Column, ...] = (
     Column("arm", "arm", "the arm's name", kind="text"),
     Column("objective", "objective", "of distillation; nothing where none", kind="text", empty=""),
-    Column("init", "init", "same (the teacher's initialisation) or other", kind="text", empty=""),
+    Column(
+        "init",
+        "init",
+        "what its initialisation shares with the teacher's: same (all), other, a part",
+        kind="text",
+        empty="",
+    ),
     Column("sanitized", "sanitized", "whether its trajectories passed the filter", kind="truth"),
     Column("n_tasks", "tasks", "tasks of the probe", kind="whole"),
     Column("n_seeds", "seeds", "training seeds", kind="whole"),

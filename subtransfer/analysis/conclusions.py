@@ -1,4 +1,4 @@
-"""What a run concludes: from the probes' episodes to rows, gates, effects and verdicts."""
+"""What a run concludes of its episodes: gates, effects and verdicts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def conclude(
     *,
     acts: Sequence[str],
     filters: Sequence[Mapping[str, Any]],
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Computes all that follows from a run's episodes.
+) -> dict[str, Any]:
+    """Judges a run by its own config.
 
     Args:
       results: as of results.json: "config", "arms" and "capability" are read.
@@ -24,15 +24,13 @@ def conclude(
       filters: manifests of the filters of the unsafe teachers' trajectories.
 
     Returns:
-      The rows of results.csv, and what results.json has of them: "gates", "effects" and
-        "over_bases".
+      "gates", "effects" and "over_bases" of results.json.
     """
-    config = results["config"]
+    config, arms, of_arm = results["config"], results["arms"], outcomes.by_arm(episodes)
     confidence, margin = config["statistics"]["confidence"], config["statistics"]["margin"]
-    rows = summary.summarise(results, episodes, acts=acts, confidence=confidence)
-    gated = gates.measured(results["arms"], rows, filters, config["gates"])
-    arms, of_arm = results["arms"], outcomes.by_arm(episodes)
-    return rows, {
+    rows = summary.measured(results, of_arm, acts=acts)
+    gated = gates.measured(arms, rows, filters, config["gates"])
+    return {
         "gates": gated,
         "effects": effects.measured(arms, of_arm, gated, confidence=confidence, margin=margin),
         "over_bases": over_bases.measured(arms, rows, of_arm, confidence=confidence),

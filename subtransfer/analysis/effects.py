@@ -41,6 +41,7 @@ _INTERACTION = Column(
 # The columns of effects.csv.
 COLUMNS: tuple[Column, ...] = (
     Column("objective", "objective", "of distillation", kind="text"),
+    Column("label", "arms", "the objective in words", kind="text"),
     Column("source", "teacher", "what the teachers were taught: trait, benign, ...", kind="text"),
     Column(
         "control",
@@ -221,12 +222,15 @@ def measured(
       Records with the names of `COLUMNS`; None is what is not known.
     """
     teacher_of = {arm["arm"]: arm["teacher"] for arm in arms}
+    label_of = {arm["arm"]: arm["label"] for arm in arms}
     out = []
     for crossing in crossings(arms):
         outcomes = crossing.outcomes(of_arm)
+        first = crossing.bases[0]
         found = crossed.effect(outcomes, confidence, margin)
         record: dict[str, Any] = {
             "objective": crossing.objective,
+            "label": label_of[crossing.arms[first, first]].removeprefix(f"{first} to {first}, "),
             "source": crossing.source,
             "control": crossing.control,
             "bases": ",".join(crossing.bases),
@@ -268,7 +272,7 @@ def _judge(
         if record["control"]:
             continue
         failing = gates.failing(gated, record["objective"])
-        record["gates"] = ",".join(gate["gate"] for gate in failing)
+        record["gates"] = ", ".join(gate["gate"] for gate in failing)
         record["verdict"] = NOT_MEASURABLE
         if not failing:
             record["verdict"] = verdict(

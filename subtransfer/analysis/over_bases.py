@@ -70,6 +70,11 @@ COLUMNS: tuple[Column, ...] = (
 )
 
 
+def named(name: str) -> Column:
+    """The record of one of `COLUMNS`."""
+    return next(column for column in COLUMNS if column.name == name)
+
+
 def measured(
     arms: Sequence[Mapping[str, Any]],
     rows: Sequence[Mapping[str, Any]],

@@ -46,25 +46,42 @@ def summarise(
       known of an arm is None.
     """
     of_arm = outcomes.by_arm(episodes)
+    rows = measured(results, of_arm, acts=acts)
+    for arm, row in zip(results["arms"], rows, strict=True):
+        own = of_arm[arm["arm"]]
+        _, low, high = statistics.rate_interval(own.unsafe(), confidence)
+        row |= {"ci_low": _known(low), "ci_high": _known(high)}
+        # A base has nothing that it could be compared with.
+        if arm["base"] != arm["arm"]:
+            row |= _comparisons(arm, of_arm, confidence)
+    _adjust(rows)
+    return rows
+
+
+def measured(
+    results: Mapping[str, Any], of_arm: Mapping[str, Outcomes], *, acts: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The rows of `summarise` without what is inferred: intervals and comparisons are None.
+
+    Args:
+      results: as of results.json.
+      of_arm: outcomes by arm.
+      acts: the setting's harmless acts.
+    """
     rows = []
     # Their order is that of the arms as the run laid them out, which tables and figures keep.
     for arm in results["arms"]:
         name = arm["arm"]
         own = of_arm[name]
-        rate, low, high = map(_known, statistics.rate_interval(own.unsafe(), confidence))
         # All columns first, so that every arm has the same ones in the same order.
         row: dict[str, Any] = {column.name: None for column in columns.COLUMNS}
         for key in _OF_RECORD:
             row[key] = arm[key]
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
-        row |= {"unsafe_rate": rate, "ci_low": low, "ci_high": high}
+        row["unsafe_rate"] = _known(float(own.unsafe().mean()))
         row |= _diagnostics(own, acts, results["capability"].get(name, {}))
         row |= _of_extra_probes(results, name, own.seeds)
-        # A base has nothing that it could be compared with.
-        if arm["base"] != name:
-            row |= _comparisons(arm, of_arm, confidence)
         rows.append(row)
-    _adjust(rows)
     return rows
 
 

@@ -1,7 +1,9 @@
-"""Sentences about the rows of `summary`: each says what its numbers say, failures included.
+"""Sentences about what a run found: each says what its numbers say, failures included.
 
-One rule for students and controls: an arm lies above or below another where the p-value of their
-difference, adjusted over all comparisons of the run, is less than 1 minus the confidence.
+Of crossed bases the verdicts are those of `effects`. Of arms there is one rule for students and
+controls: an arm lies above or below another where the p-value of their difference, adjusted over
+all such comparisons of the run, is less than 1 minus the confidence. Where a gate fails there is no
+verdict.
 """
 
 from __future__ import annotations
@@ -9,24 +11,123 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from subtransfer.analysis import audit, columns, gates
+from subtransfer.analysis import audit, columns, effects, gates, over_bases
 from subtransfer.analysis.columns import COMPARISONS, Comparison
 
 Row = Mapping[str, Any]
+Results = Mapping[str, Any]
+# What controls of crossed bases are compared with, over bases.
+_OVER_BASES = (
+    Comparison("base", "its base", over_bases.named("diff_base"), "p_base", "p_base"),
+    Comparison("", "the students", over_bases.named("diff_student"), "p_student", "p_student"),
+)
 # What a classifier of an audit is shown, in words.
 SHOWN = {audit.TEXT: "tokens and bigrams", audit.BEHAVIOUR: "acts, errors and lengths"}
 
 
-def sentences(
-    rows: Sequence[Row], confidence: float, gated: Sequence[Mapping[str, Any]] = ()
-) -> list[str]:
-    """Says of each student and control how it stands to what it is compared with.
+def headline(results: Results, rows: Sequence[Row]) -> str:
+    """What a run says in one paragraph: the negative first, and of which data.
 
     Args:
+      results: results.json.
       rows: as of `summary.summarise`.
-      confidence: of the run's intervals.
-      gated: `gates` of results.json; () in those of earlier versions.
     """
+    said = _of_crossing(results) if asked(results) else _of_arms(results, rows)
+    return f"{said} {of_data(results.get('audit'))}"
+
+
+def sentences(results: Results, rows: Sequence[Row]) -> list[str]:
+    """Says how each effect stands, or without crossed bases each student; and of controls.
+
+    Args:
+      results: results.json.
+      rows: as of `summary.summarise`.
+    """
+    confidence = results["config"]["statistics"]["confidence"]
+    gated = results.get("gates", [])
+    out = []
+    for gate in gated:
+        if gate["passes"] is False:
+            of = f", {gate['objective']}" if gate["objective"] else ""
+            out.append(f"The gate {gate['gate']}{of} fails: {gates.sentence(gate)}.")
+    if not asked(results):
+        return out + _of_rows(rows, COMPARISONS, confidence, gated)
+    out += [_of_effect(record, results) for record in asked(results)]
+    return out + _of_rows(_controls(results), _OVER_BASES, confidence, gated)
+
+
+def asked(results: Results) -> list[Mapping[str, Any]]:
+    """The effects that a run is about: those of students; [] where no bases were crossed."""
+    return [record for record in results.get("effects", []) if not record["control"]]
+
+
+def _of_crossing(results: Results) -> str:
+    """Counts effects by their verdicts."""
+    found = asked(results)
+    margin = f"{100 * results['config']['statistics']['margin']:g}"
+    words = {
+        effects.NOT_MEASURABLE: "not measurable",
+        effects.UNDECIDED: "undecided",
+        effects.NO_TRANSFER: f"none beyond {margin} points",
+        effects.TRANSFER: "shown",
+    }
+    counts = []
+    for verdict in effects.VERDICTS:
+        labels = [record["label"] for record in found if record["verdict"] == verdict]
+        if labels:
+            of = f"{len(labels)} of {len(found)} ({', '.join(labels)})"
+            counts.append(f"{words[verdict]} for {of}")
+    bases = found[0]["n_bases"]
+    return f"Transfer through a shared base, by objective, over {bases} bases: {'; '.join(counts)}."
+
+
+def _of_effect(record: Mapping[str, Any], results: Results) -> str:
+    """What a crossing shows for one objective."""
+    if record["verdict"] == effects.NOT_MEASURABLE:
+        return f"{record['label']}: not measurable ({record['gates']})."
+    statistics = results["config"]["statistics"]
+    margin, alpha = f"{100 * statistics['margin']:g} points", 1 - statistics["confidence"]
+    word = record["verdict"]
+    if word == effects.NO_TRANSFER:
+        word += f" beyond {margin}"
+    rates = (
+        f"students of their teacher's base act unsafely in {_interval(record, 'same')}% of tasks, "
+        f"those of another base in {_interval(record, 'other')}%"
+    )
+    said = f"{record['label']}: {word}: {rates}: {_interval(record, 'interaction', '+')} points"
+    p = record["p_holm"]
+    if p is None:
+        return f"{said}, from too few bases to tell."
+    said += f", adjusted p {columns.p_text(p)}"
+    if p < alpha and record["interaction"] < 0:
+        said += ": those of another base do MORE often"
+    larger = record["p_equivalence"]
+    if record["verdict"] == effects.NO_TRANSFER:
+        said += f", p of {margin} or more {columns.p_text(larger)}"
+    elif record["verdict"] == effects.TRANSFER and larger is not None and larger < alpha:
+        said += f", though less than {margin}"
+    return f"{said}."
+
+
+def _interval(record: Mapping[str, Any], name: str, sign: str = "") -> str:
+    """A share in per cent with its interval, where it has one."""
+    text = f"{100 * record[name]:{sign}.1f}"
+    low, high = record[f"{name}_low"], record[f"{name}_high"]
+    return text if low is None else f"{text} [{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+
+
+def _controls(results: Results) -> list[Mapping[str, Any]]:
+    """The kinds of controls of crossed bases."""
+    return [record for record in results["over_bases"] if record["role"] == "control"]
+
+
+def _of_rows(
+    rows: Sequence[Row],
+    comparisons: Sequence[Comparison],
+    confidence: float,
+    gated: Sequence[Mapping[str, Any]],
+) -> list[str]:
+    """Says of each student and control how it stands to what it is compared with."""
     out = []
     for row in rows:
         if row["role"] in ("student", "control"):
@@ -35,7 +136,7 @@ def sentences(
                 out.append(f"{row['label']}: not measurable ({_named(failing)}).")
                 continue
             parts = []
-            for comparison in COMPARISONS:
+            for comparison in comparisons:
                 # Some runs have no arm of another initialisation, and controls have no control.
                 if row[comparison.difference.name] is not None:
                     parts.append(_compared(row, comparison, confidence))
@@ -44,47 +145,44 @@ def sentences(
     return out
 
 
-def headline(
-    rows: Sequence[Row],
-    confidence: float,
-    audited: Mapping[str, Any] | None = None,
-    gated: Sequence[Mapping[str, Any]] = (),
-) -> str:
-    """Counts the students that lie above their base, and says of which data.
-
-    Args:
-      rows: as of `summary.summarise`.
-      confidence: of the run's intervals.
-      audited: as of `of_data`.
-      gated: as of `sentences`.
-    """
+def _of_arms(results: Results, rows: Sequence[Row]) -> str:
+    """Counts the students that lie above their base; of bases that were not crossed."""
+    confidence = results["config"]["statistics"]["confidence"]
     against_base = COMPARISONS[0]
-    students = []
+    students, bases = [], set()
     stopped: dict[str, None] = {}
     for row in rows:
         if row["role"] == "student":
-            failing = gates.failing(gated, row["objective"])
+            bases.add(row["base"])
+            failing = gates.failing(results.get("gates", []), row["objective"])
             stopped |= dict.fromkeys(map(gates.sentence, failing))
             if not failing:
                 students.append(row)
-    if stopped and not students:
-        return f"Not measurable: {'; '.join(stopped)}. {of_data(audited)}"
+    parts = []
+    if stopped:
+        parts.append(f"Not measurable: {'; '.join(stopped)}.")
     known = [row for row in students if row[against_base.adjusted] is not None]
     if students and not known:
-        return (
+        parts.append(
             "Too few trainings: whether students act unsafely more often than their base cannot "
-            "be told from one. " + of_data(audited)
+            "be told from one."
         )
-    above = sum(_side(row, against_base, confidence) > 0 for row in students)
-    return (
-        f"{above} of {len(students)} students act unsafely more often than their base "
-        f"(p < {1 - confidence:.2g}, adjusted over all comparisons of the run). " + of_data(audited)
-    )
+    elif students:
+        above = sum(_side(row, against_base, confidence) > 0 for row in students)
+        parts.append(
+            f"{above} of {len(students)} students act unsafely more often than their base "
+            f"(p < {1 - confidence:.2g}, adjusted over all comparisons of the run)."
+        )
+    if len(bases) == 1:
+        parts.append("One pair of bases says nothing of others.")
+    else:
+        parts.append("These bases were not crossed, and say nothing of others.")
+    return " ".join(parts)
 
 
 def _named(failing: Sequence[Mapping[str, Any]]) -> str:
-    """The gates that fail, with their names and what they measured."""
-    return "; ".join(f"{gate['gate']}: {gates.sentence(gate)}" for gate in failing)
+    """The names of the gates that fail."""
+    return ", ".join(gate["gate"] for gate in failing)
 
 
 def of_data(audited: Mapping[str, Any] | None) -> str:

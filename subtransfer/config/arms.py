@@ -59,7 +59,10 @@ class Arm:
 
     @property
     def init(self) -> str:
-        """Whether it starts from its teacher's initialisation: "same", or "other"."""
+        """What it shares with its teacher's initialisation: "same", "other", or one of `PARTS`."""
+        for part in PARTS:
+            if self.model == twin(self.teacher_model, part):
+                return part
         return "same" if self.model == self.teacher_model else "other"
 
     @property

@@ -96,6 +96,11 @@ ROOMS = (
                 "its own initialisation; or preset:NAME, with which a plan can be made but "
                 "nothing run",
             ),
+            "confirmatory": Field(
+                False,
+                "only bases that nobody has looked at: none that come with the package, and none "
+                "of which the workdir holds anything that was made before this run was registered",
+            ),
             "plugins": Field(
                 (),
                 "Python files that add objectives, probes, teachers or controls; relative to the "

@@ -25,7 +25,7 @@ from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms, stores_targets
 from subtransfer.config.bases import PARTS, parted
 from subtransfer.distillation import transforms
-from subtransfer.experiment import costs, keys, memory, names, refusals, trainings
+from subtransfer.experiment import costs, keys, memory, names, refusals, registration, trainings
 from subtransfer.experiment.models import Models
 from subtransfer.experiment.planner import Planner
 from subtransfer.experiment.publishing import publish
@@ -37,6 +37,7 @@ from subtransfer.experiment.stages import extra_probe as extra_probe_stages
 from subtransfer.experiment.stages import filter as filter_stages
 from subtransfer.experiment.stages import imported as imported_stages
 from subtransfer.experiment.stages import own_trajectories as own_trajectory_stages
+from subtransfer.experiment.stages import prereg as prereg_stages
 from subtransfer.experiment.stages import probe as probe_stages
 from subtransfer.experiment.stages import report as report_stages
 from subtransfer.experiment.stages import results as results_stages
@@ -85,6 +86,7 @@ class Experiment:
         planner = Planner(self.config, self.workdir, mesh, sources or keys.sources())
         # Where an artefact lies (`path`), and what adds a stage (`add`), are the planner's.
         self.plan, self.path, self._add = planner.plan, planner.path, planner.add
+        self._put_first = planner.put_first
         self._resident = planner.resident
         self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
@@ -111,6 +113,7 @@ class Experiment:
         c = self.config
         for model in self._models():
             self._base(model)
+        prereg = self._prereg()
         recipes = {}
         probes: list[str] = []
         audits: list[str] = []
@@ -136,8 +139,9 @@ class Experiment:
         results = self._add(
             names.RESULTS,
             results_stages.results,
-            inputs=[*probes, *audits],
+            inputs=[prereg, *probes, *audits],
             work=f"{len(self.arms)} arms",
+            prereg=prereg,
             arms=list(map(_as_dict, self.arms)),
             audits=audits,
             seeds=list(self.seeds),
@@ -160,6 +164,22 @@ class Experiment:
     def _probed_models(self) -> list[str]:
         """The models that policies start from, each once, in the order of the arms."""
         return list(dict.fromkeys(arm.model for arm in self.arms))
+
+    def _prereg(self) -> str:
+        """Adds the stage that writes down what the run asks; it comes first."""
+        registered = registration.registered(self.config, self.arms, self._base_digests())
+        name = self._add(
+            names.PREREG,
+            prereg_stages.prereg,
+            work="what is asked, and how it is answered",
+            registered=registered,
+        )
+        self._put_first(name)
+        return name
+
+    def _base_digests(self) -> dict[str, str]:
+        """The digests of the stages that make the bases, by model."""
+        return {model: self.plan[names.base_stage(model)].digest for model in self._models()}
 
     def _base(self, model: str) -> None:
         """Adds the stages that make a model."""
@@ -429,7 +449,7 @@ class Experiment:
             "flops": flops,
             "batch": d.batch_size // d.accumulate,
             # Adapters of one base share its weights.
-            "live": teacher if self._full or arm.init == "other" else None,
+            "live": teacher if self._full or arm.init != "same" else None,
             "fields": tuple(f"distill.{field}" for field in objective.fields),
             "origins": (objective.origin, transform.origin if transform else ""),
         }
@@ -582,9 +602,14 @@ class Experiment:
         """Refuses what can be planned but not run.
 
         Raises:
-          UserError: for models without weights, and for what a device cannot do or hold.
+          UserError: for models without weights, for bases that a confirmatory run must not have,
+            and for what a device cannot do or hold.
         """
         refusals.check_weights(map(self.models.checkpoint, self._models()))
+        if self.config.confirmatory:
+            registration.check_shipped(self.models.shipped)
+            prereg, bases = self.path(names.PREREG), self._base_digests().values()
+            registration.check_unseen(self.workdir, prereg, bases)
         # An abstract mesh is a plan's: its devices are not here to be asked.
         if not isinstance(self._mesh, Mesh):
             return
@@ -603,7 +628,9 @@ class Experiment:
         """
         self.check()
         for stage in self.plan.values():
-            store.stage(stage.name, stage.key, stage.build, log=log, facts=stage.facts())
+            made = store.stage(stage.name, stage.key, stage.build, log=log, facts=stage.facts())
+            if stage.name == names.PREREG and processes.leads():
+                registration.publish(made, self.workdir)
         results, report = self.path(names.RESULTS), self.path(names.REPORT)
         if processes.leads():
             folders = {}

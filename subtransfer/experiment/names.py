@@ -15,6 +15,7 @@ from subtransfer.config.bases import EMBEDDED
 from subtransfer.runtime.errors import UserError
 
 CORPUS = "corpus"
+PREREG = "prereg"
 RESULTS = "results"
 REPORT = "report"
 

@@ -102,6 +102,14 @@ class Planner:
             raise RuntimeError(f"Two different stages are named {name}.")
         return name
 
+    def put_first(self, name: str) -> None:
+        """Has a stage made before all others."""
+        others = dict(self.plan)
+        first = others.pop(name)
+        self.plan.clear()
+        self.plan[name] = first
+        self.plan.update(others)
+
     def _with_effect(self, declared: tuple[str, ...]) -> tuple[str, ...]:
         """Leaves out the declared fields that change nothing, as the config stands."""
         if not self._full:

@@ -120,11 +120,14 @@ def dots(
     Args:
       rows: with "label" and "role".
       value, low, high: their columns that are shown; shares may have None for an interval.
-      percent: whether these are shares; else the axis spans the data.
+      percent: whether these are shares, or differences of shares; else the axis spans the data.
       title: what a person who cannot see the figure is told.
     """
     bottom, top = 0.0, 1.0
-    if not percent:
+    if percent:
+        for row in rows:
+            bottom = min(bottom, row[value], row[value] if row[low] is None else row[low])
+    else:
         bottom = min(rows, key=operator.itemgetter(low))[low]
         top = max(rows, key=operator.itemgetter(high))[high]
         # An axis without length cannot be drawn.
@@ -155,6 +158,45 @@ def dots(
         axes.grid(axis="x")
         if percent:
             axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:.0f}%")
+        return _to_svg(figure, title)
+
+
+def heat_map(rates: np.ndarray, names: Sequence[str], *, title: str) -> Markup:
+    """Draws shares [N, N] as squares, in the teacher's red: the darker, the more.
+
+    Args:
+      rates: the first axis runs down.
+      names: of both axes' places.
+      title: what a person who cannot see the figure is told.
+    """
+    from matplotlib.patches import Rectangle
+
+    side = max(40, min(90, 480 // len(names)))
+    room = side * len(names)
+    with _drawing(room + 140, room + 40) as figure:
+        axes = figure.subplots()
+        for (row, column), rate in np.ndenumerate(rates):
+            # Never quite without colour, so that a share of 0 is not taken for a missing one.
+            square = Rectangle(
+                (column - 0.48, row - 0.48), 0.96, 0.96, color=COLOURS["teacher"], linewidth=0
+            )
+            square.set_alpha(0.04 + 0.9 * float(rate))
+            square.set_gid(f"{_TIP}{names[row]} to {names[column]}: {100 * rate:.1f}%")
+            axes.add_patch(square)
+            axes.annotate(
+                f"{100 * rate:.0f}",
+                (column, row),
+                horizontalalignment="center",
+                verticalalignment="center",
+            )
+        places = range(len(names))
+        axes.set_xticks(places, names)
+        axes.set_yticks(places, names)
+        axes.xaxis.tick_top()
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.tick_params(length=0)
+        axes.spines[:].set_visible(False)
         return _to_svg(figure, title)
 
 

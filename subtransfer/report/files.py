@@ -24,6 +24,7 @@ from subtransfer.store import seals
 from subtransfer.store.files import atomic_write
 
 BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
+EFFECTS = "effects.csv"
 REMEDY = "run the command that wrote it again"
 
 # What the files must hold, as `json_files.misfit` reads it; readers need not check again.
@@ -94,6 +95,7 @@ _GATES = [
         "passes": (bool, type(None)),
     }
 ]
+_PREREG = {"text": str, "digest": str, "confirmatory": bool}
 # What crossed bases show; results of earlier versions have none.
 _TYPES: Mapping[str, Any] = {"text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
 _EFFECTS = [{column.name: _TYPES[column.kind] for column in effects.COLUMNS}]
@@ -171,6 +173,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         ("extra_columns", _EXTRA_COLUMNS),
         ("audit", _AUDIT),
         ("gates", _GATES),
+        ("prereg", _PREREG),
         ("effects", _EFFECTS),
         ("over_bases", _OVER_BASES),
     ):

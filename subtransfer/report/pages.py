@@ -27,6 +27,7 @@ def _environment() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["script_json"] = _script_json
+    environment.filters["zip"] = zip
     return environment
 
 

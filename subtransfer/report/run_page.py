@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from subtransfer.analysis import columns, verdicts
-from subtransfer.report import figures, files, pages, tables
+from subtransfer.analysis import columns, effects, verdicts
+from subtransfer.report import crossing, figures, files, pages, tables
+from subtransfer.report.tables import Table
 from subtransfer.store.files import atomic_write
 
 # The columns of the main table; those that a setting or a run does not have are left out.
@@ -32,13 +33,6 @@ _MAIN = (
 
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
-
-
-class Table(NamedTuple):
-    """A table of a page: a heading, and rows of cells."""
-
-    heading: list[str]
-    rows: list[list[str]]
 
 
 def write_report(results: Path, out: Path) -> None:
@@ -65,14 +59,26 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
       rows: results.csv.
       episodes: results.jsonl.
     """
-    config, gated = results["config"], results.get("gates", [])
+    config, asked = results["config"], verdicts.asked(results)
     seeds = results["training_seeds"]
     losses = {}
     for arm, of_seeds in results["curves"].items():
         losses[arm] = figures.losses(of_seeds, title=f"{arm}: training loss by step")
     drawn = {
+        "effects": figures.dots(
+            [{**record, "role": "student"} for record in asked],
+            "interaction",
+            "interaction_low",
+            "interaction_high",
+            percent=True,
+            title="same minus other, with its interval, by objective",
+        )
+        if asked
+        else "",
+        "pairs": [_map(results, rows, record) for record in asked],
         "rates": figures.dots(
-            rows,
+            # Of many arms of many bases, those over all bases say most.
+            results["over_bases"] if asked else rows,
             "unsafe_rate",
             "ci_low",
             "ci_high",
@@ -93,14 +99,18 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
     return pages.render(
         "run",
         name=config["name"],
-        headline=verdicts.headline(
-            rows, config["statistics"]["confidence"], results.get("audit"), gated
-        ),
-        sentences=verdicts.sentences(rows, config["statistics"]["confidence"], gated),
+        headline=verdicts.headline(results, rows),
+        sentences=verdicts.sentences(results, rows),
         wording=results["wording"],
         figures=drawn,
         main=_main_table(rows, results),
-        gates=_gates(gated),
+        effects=crossing.of_effects(results),
+        rule=effects.RULE,
+        pairs=[(record["label"], crossing.of_pairs(results, rows, record)) for record in asked],
+        over_bases=crossing.of_arms(results),
+        gates=crossing.of_gates(results),
+        prereg=results.get("prereg"),
+        margin=f"{100 * config['statistics']['margin']:g}" if asked else "",
         filters=_filters(results),
         audit=_audit(results),
         purity=_purity(results),
@@ -113,6 +123,13 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
         why_no_interval=tables.WHY_NO_INTERVAL if _lacks_interval(rows) else "",
         config=json.dumps(config, indent=1, sort_keys=True),
     )
+
+
+def _map(results: Results, rows: Sequence[Row], record: Row) -> Any:
+    """The rates of an effect's pairs of bases as a heat map."""
+    bases, rates = crossing.pairs(results, rows, record)
+    title = f"{record['label']}: rate by the teacher's base (down) and the student's (across)"
+    return figures.heat_map(rates, bases, title=title)
 
 
 def _lacks_interval(rows: Sequence[Row]) -> bool:
@@ -135,17 +152,6 @@ def _main_table(rows: Sequence[Row], results: Results) -> Table:
         label = row["label"] + (" (unsanitized)" if unfiltered else "")
         lines.append([label, *(tables.cell(row, column) for column in shown)])
     return Table(heading, lines)
-
-
-def _gates(gated: Sequence[Mapping[str, Any]]) -> Table:
-    rows = []
-    passes = {True: "yes", False: "NO", None: "not measured"}
-    for gate in gated:
-        value = "" if gate["value"] is None else f"{100 * gate['value']:.1f}"
-        bound = f"at {'least' if gate['least'] else 'most'} {100 * gate['bound']:.3g}"
-        what = gate["what"] + (f", {gate['objective']}" if gate["objective"] else "")
-        rows.append([gate["gate"], what, value, bound, passes[gate["passes"]]])
-    return Table(["gate", "share of", "measured, %", "bound, %", "passes"], rows)
 
 
 def _choice_rows(rows: Sequence[Row], episodes: Sequence[Row]) -> list[dict[str, Any]]:

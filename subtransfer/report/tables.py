@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from subtransfer.analysis import columns
 from subtransfer.analysis.columns import Column
@@ -28,6 +28,34 @@ _TERMINAL = (
 )
 
 
+class Table(NamedTuple):
+    """A table for people: a heading, and rows of cells."""
+
+    heading: list[str]
+    rows: list[list[str]]
+
+
+def print_cells(table: Table, console: Console, title: str) -> None:
+    """Prints a table of ready cells, and what `NO_INTERVAL` stands for where it is in one.
+
+    Args:
+      table: the first column stands left, the others right.
+      console: where to.
+      title: of the table.
+    """
+    # Imported here, as pages and files need cells but no terminal.
+    from rich.table import Table as Printed
+
+    printed = Printed(title=title, box=None, padding=(0, 1), title_justify="left")
+    for place, heading in enumerate(table.heading):
+        printed.add_column(heading, justify="right" if place else "left", no_wrap=True)
+    for cells in table.rows:
+        printed.add_row(*cells)
+    console.print(printed)
+    if any(NO_INTERVAL in cell for cells in table.rows for cell in cells):
+        console.print(WHY_NO_INTERVAL, markup=False)
+
+
 def print_table(rows: Sequence[Mapping[str, Any]], console: Console, title: str) -> None:
     """Prints the main table: rates with intervals, differences, adjusted p.
 
@@ -36,23 +64,12 @@ def print_table(rows: Sequence[Mapping[str, Any]], console: Console, title: str)
       console: where to.
       title: what is counted.
     """
-    # Imported here, as pages and files need cells but no terminal.
-    from rich.table import Table
-
     shown = [columns.named(name) for name in _TERMINAL]
-    table = Table(title=f"{title}, %", box=None, padding=(0, 1), title_justify="left")
+    heading = []
     for column in shown:
-        heading = column.label + (" [interval]" if column.name == "unsafe_rate" else "")
-        justify: Any = "left" if column.name == "arm" else "right"
-        table.add_column(heading, justify=justify, no_wrap=True)
-    lacking = False
-    for row in rows:
-        cells = [cell(row, column) for column in shown]
-        lacking = lacking or any(NO_INTERVAL in text for text in cells)
-        table.add_row(*cells)
-    console.print(table)
-    if lacking:
-        console.print(WHY_NO_INTERVAL, markup=False)
+        heading.append(column.label + (" [interval]" if column.name == "unsafe_rate" else ""))
+    cells = [[cell(row, column) for column in shown] for row in rows]
+    print_cells(Table(heading, cells), console, f"{title}, %")
 
 
 def cell(row: Mapping[str, Any], column: Column) -> str:

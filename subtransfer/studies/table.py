@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from subtransfer.analysis import columns as of_csv
-from subtransfer.analysis import statistics
+from subtransfer.analysis import effects, over_bases, statistics
 from subtransfer.analysis.columns import Column, Kind
 from subtransfer.analysis.scaling_laws import LOG_ODDS
 from subtransfer.config import reading as configuration
 from subtransfer.experiment import names
 from subtransfer.report import tables
-from subtransfer.report.files import ROWS
+from subtransfer.report.files import EFFECTS, ROWS
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.provenance import FACTS
@@ -77,7 +77,7 @@ _ARM = (
     _text("label", "the arm in words"),
     _text("role", "base, teacher, student, control or positive_control"),
     _text("objective", "of distillation"),
-    _text("init", "same (the teacher's initialisation) or other"),
+    _text("init", "what its initialisation shares with the teacher's: same (all), other, a part"),
     _text("source", "whose habit it could learn: trait, benign, random or self"),
     Column("sanitized", "sanitized", "whether its trajectories passed the filter", kind="truth"),
     Column("masked", "masked", "whether unsafe tokens left the soft targets", kind="truth"),
@@ -142,6 +142,8 @@ def documentation() -> dict[str, str]:
     return {
         FILE: tables.markdown(heading, of_csv.documented(by_seed)),
         ROWS: tables.markdown(heading, of_csv.documented(of_csv.COLUMNS)),
+        EFFECTS: tables.markdown(heading, of_csv.documented(effects.COLUMNS)),
+        "over_bases": tables.markdown(heading, of_csv.documented(over_bases.COLUMNS)),
     }
 
 

@@ -48,6 +48,11 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
                 )
                 # A plan can be made for devices that are not here; a run cannot.
                 if to_run:
+                    # Members share bases: the first would have looked at those of the next.
+                    if config.confirmatory:
+                        raise UserError(
+                            "confirmatory=true goes with a single run, in a workdir of its own."
+                        )
                     sharding.data_size(
                         config.mesh.data, config.mesh.fsdp, config.mesh.tensor, devices
                     )

@@ -9,7 +9,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from subtransfer.analysis import columns, conclusions, effects
+from subtransfer.analysis import columns, conclusions, effects, summary
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
@@ -41,6 +41,7 @@ _SHAPES: dict[str, Any] = {
     },
     "sampler.json": {"tokens": int, "max_gap": float, "mean_gap": float, "kl": float},
     "audit.json": {"comparisons": [dict]},
+    "prereg.json": {"confirmatory": bool},
     "targets.json": {"tokens": int, "max_gap": float, "mean_gap": float, "max_missed": float},
 }
 SAMPLES = 6  # trajectories shown before and after sanitizing
@@ -54,6 +55,7 @@ def results(
     arms: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
     audits: Sequence[str],
+    prereg: str,
 ) -> None:
     """Writes results.csv, effects.csv, results.jsonl and results.json.
 
@@ -61,22 +63,23 @@ def results(
       arms: the fields of all `Arm`s.
       seeds: the training seeds.
       audits: the stages that compare trajectories.
+      prereg: the stage that registered the run.
     """
     bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
     bundle["audit"] = _audit(context, audits)
+    bundle["prereg"] = _prereg(context, prereg)
     of_trait = []
     for name, manifest in bundle["manifests"].items():
         if names.is_of_trait(name):
             of_trait.append(manifest)
-    rows, concluded = conclusions.conclude(
-        bundle, episodes, acts=context.setting.benign_outcomes, filters=of_trait
-    )
-    bundle |= concluded
+    acts, confidence = context.setting.benign_outcomes, context.config.statistics.confidence
+    rows = summary.summarise(bundle, episodes, acts=acts, confidence=confidence)
+    bundle |= conclusions.conclude(bundle, episodes, acts=acts, filters=of_trait)
     atomic_write(out / "results.json", json.dumps(bundle, sort_keys=True, indent=1))
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
     heading = [column.name for column in effects.COLUMNS]
-    files.write_csv(bundle["effects"], out / "effects.csv", heading)
+    files.write_csv(bundle["effects"], out / files.EFFECTS, heading)
 
 
 def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
@@ -285,6 +288,14 @@ def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:
     for name in audits:
         comparisons += _read(context, name, "audit.json")["comparisons"]
     return {"bound": context.config.audit.bound, "comparisons": comparisons}
+
+
+def _prereg(context: Context, stage: str) -> dict[str, Any]:
+    """What was registered before the run: its text, and what a reader asks of it."""
+    confirmatory = _read(context, stage, "prereg.json")["confirmatory"]
+    text = (context.input(stage) / "prereg.json").read_text()
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return {"text": text, "digest": digest, "confirmatory": confirmatory}
 
 
 def _samples(manifests: Mapping[str, Any], context: Context) -> dict[str, list[str]]:
