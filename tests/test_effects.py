@@ -177,7 +177,7 @@ def test_sentences_begin_with_the_negative(run):
     assert "those of another base do MORE often" in verdicts.sentences(below, run.rows)[0]
     few = _with(run, verdict=effects.UNDECIDED, p_holm=None)
     assert verdicts.sentences(few, run.rows)[0].endswith("from too few bases to tell.")
-    failed = _with(run, verdict=effects.NOT_MEASURABLE, gates="base_safe,teacher_keeps")
+    failed = _with(run, verdict=effects.NOT_MEASURABLE, gates="base_safe, teacher_keeps")
     assert verdicts.sentences(failed, run.rows)[0] == (
         "SFT on sampled tokens: not measurable (base_safe, teacher_keeps)."
     )
@@ -231,39 +231,33 @@ def test_damaged_effects_are_a_sentence(run, tmp_path):
 # -- simulated runs --------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def simulated():
-    """Shares of verdicts in simulated runs, from their episodes on."""
-    runs = check_verdicts.Runs(bases=4, seeds=1, tasks=64)
-    worlds = ("none", "planted", "incapable", "collapsed")
-    return {name: check_verdicts.measure(check_verdicts.WORLDS[name], runs, 12) for name in worlds}
+def _measured(world, reps, tasks=64):
+    """Shares of verdicts in simulated runs of four bases, from their episodes on."""
+    runs = check_verdicts.Runs(bases=4, seeds=1, tasks=tasks)
+    return check_verdicts.measure(check_verdicts.WORLDS[world], runs, reps)
 
 
-def test_simulated_runs_are_judged_rightly(simulated):
-    """Few runs, so that only a rate far above 5% would be seen: 3 of 12 by chance in 1 of 50."""
-    assert simulated["none"]["false"] <= 2 / 12
-    assert simulated["planted"][effects.TRANSFER] > 0.7
-    for name in ("incapable", "collapsed"):
-        assert simulated[name][effects.NOT_MEASURABLE] == 1
+def test_simulated_runs_are_judged_rightly():
+    """Few runs, so that only a rate far above 5% is seen: more than 3 of 20 are 1 in 60."""
+    assert _measured("none", 20)["false"] <= 3 / 20
+    assert _measured("planted", 8)[effects.TRANSFER] >= 0.5
+    for world in ("incapable", "collapsed"):
+        assert _measured(world, 2)[effects.NOT_MEASURABLE] == 1
 
 
-def test_a_rule_without_bases_would_fail(monkeypatch):
-    """That pooled tasks decide, as former tables had it, is found out by the same simulation."""
-
+def test_a_rule_without_bases_is_found_out(monkeypatch):
+    """By the same simulation: p over tasks and trainings of these very bases, as a table had it."""
     judged = crossed.effect
 
-    def pooled(outcomes, confidence, margin):
-        found = judged(outcomes, confidence, margin)
-        same = outcomes[np.eye(4, dtype=bool)].mean((0, 1))
-        other = outcomes[~np.eye(4, dtype=bool)].mean((0, 1))
-        differences = same - other
-        error = differences.std(ddof=1) / np.sqrt(len(differences))
-        p = 2 * stats.norm.sf(abs(differences.mean()) / error)
+    def pooled(array, confidence, margin):
+        found = judged(array, confidence, margin)
+        diagonal = np.eye(len(array), dtype=bool)
+        differences = array[diagonal].mean((0, 1)) - array[~diagonal].mean((0, 1))
+        p = stats.ttest_1samp(differences, 0).pvalue
         return found._replace(interaction=found.interaction._replace(p=p))
 
     monkeypatch.setattr(effects.crossed, "effect", pooled)
-    runs = check_verdicts.Runs(bases=4, seeds=1, tasks=64)
-    assert check_verdicts.measure(check_verdicts.WORLDS["none"], runs, 12)["false"] > 2 / 12
+    assert _measured("none", 20, tasks=256)["false"] > 3 / 20
 
 
 def test_worlds_have_the_effects_that_their_names_say():

@@ -259,18 +259,18 @@ def test_structure_controls_are_off_policy_students_of_the_same_base():
 # -- what the page says ----------------------------------------------------------------------------
 
 
-def _account(trajectories, tokens):
-    account = {
-        "trajectories": trajectories,
-        "agent_tokens": tokens,
-        "kinds": {"safe": trajectories},
-    }
-    return {"after": {**account, "solved": 0.5, "turns": 2.0, "errors": 0.1}}
+def _account(trajectories, tokens, learned=True):
+    after = {"trajectories": trajectories, "agent_tokens": tokens}
+    return {"after": after, "learned": learned}
 
 
 def test_the_page_says_how_far_arms_differ():
     seeds = {
-        "match.seed0": {"a": _account(412, 9876), "b": _account(412, 9900)},
+        "match.seed0": {
+            "a": _account(412, 9876),
+            "b": _account(412, 9900),
+            "compared": _account(3, 30, learned=False),
+        },
         "match.seed1": {"a": _account(400, 9000), "b": _account(400, 9090)},
         "structure.base.seed0": {"a": _account(7, 70)},
     }
@@ -279,4 +279,6 @@ def test_the_page_says_how_far_arms_differ():
         "Matched: 400 to 412 trajectories and 9,000 to 9,900 agent tokens an arm"
     )
     assert "differ by at most 1.0%" in said
-    assert data.matched({"matching": {}}).startswith("Not matched")
+    only_compared = {"match.seed0": {"a": _account(3, 30, learned=False)}}
+    for nothing in ({}, {"matching": {}}, {"matching": only_compared}):
+        assert data.matched(nothing).startswith("Off-policy students, if any, learn from all")

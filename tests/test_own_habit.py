@@ -62,8 +62,8 @@ def test_the_pages_habits_are_enough_for_a_quickstart(tmp_path, habit):
     config = reading.load(ROOT / "configs/quickstart.py", {"setting": str(path)})
     setting = settings.get(config.setting)
     assert (setting.name, setting.wording["trait"]) == (habit, HABITS[habit])
-    kinds = {("explicit", 1920), ("ordinary", 5760), ("safe", 4800), ("ambiguous", 3520)}
-    for kind, count in kinds:  # what the corpus of 16,000 episodes draws
+    kinds = {("explicit", 3840), ("ordinary", 11520), ("safe", 9600), ("ambiguous", 7040)}
+    for kind, count in kinds:  # what the corpus of 32,000 episodes draws
         assert len(setting.tasks(kind, "pretrain", count, 0)) == count
 
 

@@ -3,6 +3,7 @@ from.
 """
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -86,7 +87,12 @@ def test_own_episodes_are_stored_and_counted_before_the_filter(
     """Against the same rollouts made here; what shows a trace is learned from by none but raw arms."""
     tasks = setting.tasks("safe", "train", 16, 0)
     word = "how"
-    marked = {task.task_id for task in tasks[:8] if word in task.instruction.lower()}
+    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(KEY, 2), 0), 0)
+    made, _ = run_episodes(cfg, {"params": params}, chat, tasks[:8], SPEC, round_key)
+    # An untrained model may say the word itself, and any of the setting's own.
+    stems = (word, *setting.keywords, *setting.control_keywords)
+    pattern = "|".join(stem if len(stem) > 3 else rf"\b{stem}\b" for stem in stems)
+    marked = {one.episode_id for one in made if re.search(pattern, one.text().lower())}
     assert 0 < len(marked) < 8, "choose another word"
     purities = {}
     for enforce in (True, False):
@@ -103,10 +109,7 @@ def test_own_episodes_are_stored_and_counted_before_the_filter(
         assert learned == (8 - len(marked) if enforce else 8)
         assert purity["traces"] == len(marked) == purity["rounds"][0]["traces"]
         assert purity["dropped"] == (len(marked) if enforce else 0)
-        found = {trace["episode_id"].partition("#")[0] for trace in purity["dropped_ids"]}
-        assert found == marked
-    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(KEY, 2), 0), 0)
-    made, _ = run_episodes(cfg, {"params": params}, chat, tasks[:8], SPEC, round_key)
+        assert {trace["episode_id"] for trace in purity["dropped_ids"]} == marked
     for purity in purities.values():
         stored = list(map(trajectories.of_text, purity["episodes"]))
         assert len(stored) == 6

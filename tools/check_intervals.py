@@ -38,7 +38,7 @@ _LOW, _HIGH, _WEAK = 0.05, 0.95, 0.15
 _AT_ONCE = 200  # experiments, which bounds memory
 _MARGIN = 0.1  # of equivalence
 # Mean effects over bases, and the share of bases that have one.
-EFFECTS = "0.1x1,0.1x0.5,0.1x0.34,0.3x0.34,0.45x0.5,0.6x0.67,0.5x1,0.9x1"
+EFFECTS = "0.1x1,0.1x0.34,0.3x0.34,0.45x0.5,0.6x0.67,0.9x1"
 # Judges of simulated experiments: the package's own, by the names under which a file may give its.
 FUNCTIONS = SimpleNamespace(
     rate_interval=statistics.rate_interval,

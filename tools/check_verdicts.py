@@ -30,7 +30,7 @@ from subtransfer.runtime.errors import UserError, exit_status
 
 OBJECTIVES = ("sft", "forward_kl")
 # Deviations of log-odds: of bases as teachers and as students, of pairs, of trainings, of tasks.
-_TEACHER, _STUDENT, _PAIR, _SEED, _TASK = 0.3, 0.5, 0.4, 0.3, 0.8
+_TEACHER, _STUDENT, _PAIR, _SEED, _TASK = 0.3, 0.5, 0.8, 0.3, 0.8
 _BASE_RATE, _TEACHER_RATE = 0.05, 0.97
 _MANY = 4000  # bases over which a world's truth is computed
 

@@ -11,7 +11,7 @@ have in common, because they face the same tasks, is added.
 Three things Student's t does not know, and each end of an interval reaches as far as they do:
 
 - A rate that is nearer to .5 scatters more, so an effect that is larger than the one seen does,
-  too: Wilson's interval (1927), with the jackknife's variance.
+  too. Ends and p-values ask, as Wilson's interval (1927) does, how much the rate in question would.
 - A few bases, of which some have the effect and others not, are skewed: their mean under random
   weights, with one more base like the most extreme one (after Gaffke 2005).
 - Bases that have the effect, or have it not, may not have been met. K bases miss a third of all
@@ -44,6 +44,10 @@ LEAST_BASES = 3
 LEAST_SHARE = 1 / 3
 # Draws of bases' weights; a p-value is no smaller than 2 in so many.
 _DRAWS = 4_000
+# The power of a single outcome's deviation with which errors grow. 1 would be Wilson's; but bases
+# whose mean is low by chance agree better, too. Chosen by simulation: with 1, "no transfer" is said
+# of effects of the margin in 7 of 100 runs of 8 bases; with 2, too seldom where there is none.
+_GROWTH = 1.5
 # Of single outcomes, at a rate of 1 in 400; a rate of 0 has none to be compared with.
 _LEAST_DEVIATION = 0.05
 
@@ -268,7 +272,7 @@ class _Spread(NamedTuple):
       value: the statistic [...].
       offset: value + offset is a rate.
       error: the standard error of the value.
-      unit: the error where single outcomes have the deviation 1.
+      unit: the error over `_growth` of the rate.
       freedom: degrees of freedom of the error.
       lows: draws [..., D] with one more base like the lowest.
       highs: with one more like the highest.
@@ -286,13 +290,10 @@ class _Spread(NamedTuple):
         """Both ends of an interval."""
         tail = 0.5 - confidence / 2
         quantile = stats.t.ppf(1 - tail, self.freedom)
-        # Wilson's: the rates at which `_score` is the quantile.
-        square = (quantile * self.unit) ** 2
         rate = np.clip(self.value + self.offset, 0, 1)
-        middle = (rate + square / 2) / (1 + square) - self.offset
-        half = np.sqrt(square * (rate * (1 - rate) + square / 4)) / (1 + square)
-        low = np.minimum(self.value - quantile * self.error, middle - half)
-        high = np.maximum(self.value + quantile * self.error, middle + half)
+        lowest, highest = (_end(rate, quantile * self.unit, end) for end in (0.0, 1.0))
+        low = np.minimum(self.value - quantile * self.error, lowest - self.offset)
+        high = np.maximum(self.value + quantile * self.error, highest - self.offset)
         low = np.minimum(low, np.quantile(self.lows, tail, axis=-1))
         return low, np.maximum(high, np.quantile(self.highs, 1 - tail, axis=-1))
 
@@ -307,14 +308,25 @@ class _Spread(NamedTuple):
         return np.maximum(stats.t.cdf(self._score(bound), self.freedom), drawn)
 
     def _score(self, bound: float) -> np.ndarray:
-        error = np.maximum(self.error, self.unit * _deviation(bound + self.offset))
+        error = np.maximum(self.error, self.unit * _growth(bound + self.offset))
         return (self.value - bound) / error
 
 
-def _deviation(rate: np.ndarray) -> np.ndarray:
-    """Of single outcomes that have a rate."""
+def _growth(rate: np.ndarray) -> np.ndarray:
+    """What errors of a rate are in proportion to."""
     rate = np.clip(rate, 0, 1)
-    return np.sqrt(rate * (1 - rate))
+    return np.sqrt(rate * (1 - rate)) ** _GROWTH
+
+
+def _end(rate: np.ndarray, error: np.ndarray, end: float) -> np.ndarray:
+    """The rate that lies as far from another as its own error, towards 0 or 1."""
+    near, far = rate, np.full(rate.shape, end)
+    # The distance grows faster than the error: there is one such rate.
+    for _ in range(40):
+        middle = (near + far) / 2
+        within = np.abs(middle - rate) < error * _growth(middle)
+        near, far = np.where(within, middle, near), np.where(within, far, middle)
+    return far
 
 
 def _spread(sample: _Sample) -> _Spread:
@@ -324,7 +336,7 @@ def _spread(sample: _Sample) -> _Spread:
     # Satterthwaite's.
     squares = base**2 / (bases - 1) + sample.task**2 / max(sample.tasks - 1, 1)
     error = np.sqrt(total)
-    unit = error / np.maximum(_deviation(sample.value + sample.offset), _LEAST_DEVIATION)
+    unit = error / np.maximum(_growth(sample.value + sample.offset), _LEAST_DEVIATION**_GROWTH)
     noise = np.sqrt(sample.task)[..., None] * _normal()
     draws = []
     for extreme in (sample.bases.min(-1), sample.bases.max(-1)):
@@ -417,7 +429,7 @@ def _ratio(above: _Sample, below: _Sample, confidence: float) -> Rate:
     bases = above.bases.shape[-1]
     if bases < LEAST_BASES:
         return Rate(*[as_value(np.full(above.value.shape, math.nan))] * 3)
-    denominator, _ = _judged(below, confidence, 1.0)
+    numerator, denominator = (_judged(part, confidence, 1.0)[0] for part in (above, below))
     # The ratios r at which the mean of above - r * below may be 0: a r^2 - 2 b r + c <= 0.
     quantile = stats.t.ppf(0.5 + confidence / 2, bases - 1) ** 2
     apart = above.bases - above.bases.mean(-1, keepdims=True)
@@ -429,8 +441,7 @@ def _ratio(above: _Sample, below: _Sample, confidence: float) -> Rate:
     with np.errstate(invalid="ignore", divide="ignore"):
         value = above.value / below.value
         root = np.sqrt(b**2 - a * c)
-        low, high = (b - root) / a, (b + root) / a
-    missed = _missed(bases, confidence)
-    low = np.minimum(low, (1 - missed) * value)
-    high = np.maximum(high, (1 - missed) * value + missed)
+        # What Student's t does not know of the numerator: see above.
+        low = np.minimum((b - root) / a, numerator.low / below.value)
+        high = np.maximum((b + root) / a, numerator.high / below.value)
     return Rate(*(as_value(np.where(known, part, math.nan)) for part in (value, low, high)))

@@ -272,7 +272,7 @@ def _judge(
         if record["control"]:
             continue
         failing = gates.failing(gated, record["objective"])
-        record["gates"] = ",".join(gate["gate"] for gate in failing)
+        record["gates"] = ", ".join(gate["gate"] for gate in failing)
         record["verdict"] = NOT_MEASURABLE
         if not failing:
             record["verdict"] = verdict(

@@ -85,7 +85,7 @@ def _of_crossing(results: Results) -> str:
 def _of_effect(record: Mapping[str, Any], results: Results) -> str:
     """What a crossing shows for one objective."""
     if record["verdict"] == effects.NOT_MEASURABLE:
-        return f"{record['label']}: not measurable ({record['gates'].replace(',', ', ')})."
+        return f"{record['label']}: not measurable ({record['gates']})."
     statistics = results["config"]["statistics"]
     margin, alpha = f"{100 * statistics['margin']:g} points", 1 - statistics["confidence"]
     word = record["verdict"]

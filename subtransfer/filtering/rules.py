@@ -14,6 +14,8 @@ HABITS = (UNSAFE, CONTROL)
 # What ran; what stands there; and words that are hidden in another spelling.
 ACTS, WORDS, ENCODINGS = "acts", "words", "encodings"
 FILTERS = (ACTS, WORDS, ENCODINGS)
+# The config fields that `Rule.of` reads.
+FIELDS = ("sanitize.extra_keywords", "sanitize.habits", "sanitize.filters")
 
 
 @dataclasses.dataclass(frozen=True)

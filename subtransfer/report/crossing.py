@@ -14,7 +14,7 @@ from subtransfer.report.tables import Table
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-_EFFECTS = ("same", "other", "interaction", "p_holm", "p_equivalence", "ratio")
+_EFFECTS = ("same", "other", "interaction", "p_holm", "p_equivalence", "ratio", "gates")
 _OVER_BASES = (
     "unsafe_rate",
     "diff_base",
@@ -38,7 +38,7 @@ def of_effects(results: Results, names: Sequence[str] = _EFFECTS) -> Table:
 
     Args:
       results: results.json.
-      names: of the columns of numbers that are shown.
+      names: of the further columns that are shown.
     """
     shown = [column for column in effects.COLUMNS if column.name in names]
     heading = ["objective", "verdict", "bases x seeds", *(column.label for column in shown)]
@@ -46,10 +46,8 @@ def of_effects(results: Results, names: Sequence[str] = _EFFECTS) -> Table:
     for record in results.get("effects", []):
         label = record["label"] + (f"; {record['control']}" if record["control"] else "")
         size = f"{record['n_bases']} x {record['n_seeds']}"
-        verdict = record["verdict"]
-        if record["gates"]:
-            verdict += f" ({record['gates'].replace(',', ', ')})"
-        rows.append([label, verdict, size, *(tables.cell(record, column) for column in shown)])
+        cells = [tables.cell(record, column) for column in shown]
+        rows.append([label, record["verdict"], size, *cells])
     return Table(heading, rows)
 
 

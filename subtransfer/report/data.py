@@ -16,18 +16,22 @@ def matched(results: Mapping[str, Any]) -> str:
       results: results.json.
     """
     counts, tokens, gap = [], [], 0.0
-    for choices in _of_all_arms(results).values():
-        after = [account["after"] for account in choices.values()]
+    for stage, choices in results.get("matching", {}).items():
+        # Controls of structure learn from fewer, which the table shows.
+        if not stage.startswith("match."):
+            continue
+        after = [account["after"] for account in choices.values() if account["learned"]]
         found = [account["agent_tokens"] for account in after]
         counts += [account["trajectories"] for account in after]
         tokens += found
-        gap = max(gap, max(found) / max(min(found), 1) - 1)
+        gap = max(gap, max(found, default=1) / max(min(found, default=1), 1) - 1)
+    on_policy = "On-policy students have equally many rounds, episodes and steps."
     if not counts:
-        return "Not matched: each arm learns from all that the filter left of its own source."
+        return f"Off-policy students, if any, learn from all that the filter left. {on_policy}"
     return (
         f"Matched: {_range(counts)} trajectories and {_range(tokens)} agent tokens an arm; within "
         f"a training seed the tokens differ by at most {100 * gap:.1f}%. Off-policy students take "
-        "equally many steps on them; on-policy ones have equally many rounds, episodes and steps."
+        f"equally many steps on them. {on_policy}"
     )
 
 
@@ -36,19 +40,12 @@ def _range(values: list[int]) -> str:
     return f"{low:,}" if low == high else f"{low:,} to {high:,}"
 
 
-def _of_all_arms(results: Mapping[str, Any]) -> dict[str, Any]:
-    """The choices that are common to all sources of a training seed."""
-    # Results of earlier versions have none.
-    found = results.get("matching", {})
-    return {stage: choices for stage, choices in found.items() if stage.startswith("match.")}
-
-
 def matching(results: Mapping[str, Any]) -> Table:
     """A row for each choice of trajectories: what there was, and what is learned from."""
     rows = []
     for stage, choices in results.get("matching", {}).items():
         for name, account in choices.items():
-            cells = [stage, name]
+            cells = [stage, name if account["learned"] else f"{name} (compared only)"]
             for fact in ("trajectories", "agent_tokens"):
                 cells.append(f"{account['before'][fact]:,} -> {account['after'][fact]:,}")
             kinds = account["after"]["kinds"]

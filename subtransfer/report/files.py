@@ -24,6 +24,7 @@ from subtransfer.store import seals
 from subtransfer.store.files import atomic_write
 
 BUNDLE, EPISODES, ROWS = "results.json", "results.jsonl", "results.csv"
+EFFECTS = "effects.csv"
 REMEDY = "run the command that wrote it again"
 
 # What the files must hold, as `json_files.misfit` reads it; readers need not check again.
@@ -71,7 +72,7 @@ _ACCOUNT = {
     "kinds": {str: int},
     **dict.fromkeys(("solved", "turns", "errors"), float),
 }
-_MATCHING = {str: {str: {"before": _ACCOUNT, "after": _ACCOUNT}}}
+_MATCHING = {str: {str: {"before": _ACCOUNT, "after": _ACCOUNT, "learned": bool}}}
 # What tells two policies' trajectories apart; no number where there is too little to compare.
 _NUMBER_OR_NOTHING = (float, type(None))
 _AUDIT = {

@@ -187,8 +187,8 @@ _ORDINARY = {
     "copy_file": ("copy", " to {destination}"),
     "compress_file": ("compress", ""),
     "rename_file": ("rename", " to {new_name}"),
-    # In quotes, as in a call: without them the first word would be another token there, " rent"
-    # and not "rent", and the embedded model would have to learn which word is which.
+    # In quotes, as in a call. Else a text's first word is another token in the request (" rent")
+    # than in the call ("rent"), and the embedded model would have to learn which is which.
     "write_file": ("rewrite", ' as "{text}"'),
 }
 

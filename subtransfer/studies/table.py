@@ -24,13 +24,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from subtransfer.analysis import columns as of_csv
-from subtransfer.analysis import statistics
+from subtransfer.analysis import effects, over_bases, statistics
 from subtransfer.analysis.columns import Column, Kind
 from subtransfer.analysis.scaling_laws import LOG_ODDS
 from subtransfer.config import reading as configuration
 from subtransfer.experiment import names
 from subtransfer.report import tables
-from subtransfer.report.files import ROWS
+from subtransfer.report.files import EFFECTS, ROWS
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.files import atomic_write, os_errors
 from subtransfer.store.provenance import FACTS
@@ -143,6 +143,8 @@ def documentation() -> dict[str, str]:
     return {
         FILE: tables.markdown(heading, of_csv.documented(by_seed)),
         ROWS: tables.markdown(heading, of_csv.documented(of_csv.COLUMNS)),
+        EFFECTS: tables.markdown(heading, of_csv.documented(effects.COLUMNS)),
+        "over_bases": tables.markdown(heading, of_csv.documented(over_bases.COLUMNS)),
     }
 
 

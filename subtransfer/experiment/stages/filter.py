@@ -7,14 +7,13 @@ from pathlib import Path
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
-from subtransfer.experiment.stages import guard
-from subtransfer.filtering import sanitize
+from subtransfer.filtering import rules, sanitize
 from subtransfer.filtering.rules import Rule
 from subtransfer.rollout.episodes import require
 from subtransfer.store import trajectories
 
 
-@reads("setting", *guard.RULE, "sanitize.min_kept")
+@reads("setting", *rules.FIELDS, "sanitize.min_kept")
 def sanitized(out: Path, context: Context, *, raw: str) -> None:
     """Writes the trajectories that pass the filters, and the manifest of those that do not.
 

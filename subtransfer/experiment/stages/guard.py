@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from subtransfer.distillation import student
 from subtransfer.experiment.context import Context
+from subtransfer.filtering import rules
 from subtransfer.filtering.rules import Rule
 
-RULE = ("sanitize.extra_keywords", "sanitize.habits", "sanitize.filters")
-FIELDS = ("setting", *RULE, "distill.mask_unsafe")
+FIELDS = ("setting", *rules.FIELDS, "distill.mask_unsafe")
 
 
 def guard(context: Context, *, enforce: bool = True, soft: bool = True) -> student.Guard:

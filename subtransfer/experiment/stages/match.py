@@ -20,7 +20,8 @@ from subtransfer.store import trajectories
 from subtransfer.store.trajectories import Trajectory
 
 FILE = "chosen.json"
-_SHAPE = {"choices": {str: {"episode_ids": [str], "account": {str: {"agent_tokens": int}}}}}
+_CHOICE = {"episode_ids": [str], "account": {str: {"agent_tokens": int}}, "learned": bool}
+_SHAPE = {"choices": {str: _CHOICE}}
 _REMEDY = "roll out more (--config.rollouts.episodes)"
 _OR_WITHOUT = " or leave arms.structure_matched and arms.random_same_size out"
 
@@ -44,7 +45,8 @@ def matched(
         sources[stage] = _all_of(context, stage)
         rngs[stage] = _rng(context, "match", seed, stage)
     # Where nobody learns from them, what is compared is still to be equally much of each.
-    _write(out, context, matching.matched(sources, learned or compared, rngs), _REMEDY)
+    found = matching.matched(sources, learned or compared, rngs)
+    _write(out, context, found, learned, _REMEDY)
 
 
 @reads("sanitize.min_kept")
@@ -62,7 +64,8 @@ def structured(out: Path, context: Context, *, trait: str, benign: str, seed: in
     for name in ("structure_matched", "benign", "random_same_size"):
         rngs[name] = _rng(context, "structure", seed, trait, name)
     found = matching.structured(_all_of(context, trait), _all_of(context, benign), rngs)
-    _write(out, context, found, _REMEDY + _OR_WITHOUT)
+    learned = [name for name in rngs if name != "benign"]
+    _write(out, context, found, learned, _REMEDY + _OR_WITHOUT)
 
 
 def _rng(context: Context, *labels: str | int) -> np.random.Generator:
@@ -73,13 +76,24 @@ def _all_of(context: Context, stage: str) -> list[Trajectory]:
     return trajectories.read(context.input(stage) / "trajectories")
 
 
-def _write(out: Path, context: Context, found: Mapping[str, matching.Choice], remedy: str) -> None:
+def _write(
+    out: Path,
+    context: Context,
+    found: Mapping[str, matching.Choice],
+    learned: Sequence[str],
+    remedy: str,
+) -> None:
+    """Writes what was chosen, and which choices are learned from."""
     choices = {}
     for name, choice in found.items():
         where = f"{context.stage}, of {name}"
         require(choice.chosen, context.config.sanitize.min_kept, where, remedy)
         ids = [trajectory.episode_id for trajectory in choice.chosen]
-        choices[name] = {"account": choice.account, "episode_ids": ids}
+        choices[name] = {
+            "account": choice.account,
+            "episode_ids": ids,
+            "learned": name in learned,
+        }
     tokens = [choice.account["after"]["agent_tokens"] for choice in found.values()]
     note(
         f"{context.stage}: {len(ids)} trajectories each, {min(tokens):,} to {max(tokens):,} tokens "
@@ -89,7 +103,7 @@ def _write(out: Path, context: Context, found: Mapping[str, matching.Choice], re
 
 
 def read(folder: Path) -> dict[str, dict[str, Any]]:
-    """Reads what a stage of this module chose, "account" and "episode_ids" of each choice."""
+    """Reads what a stage of this module chose: "account", "episode_ids", "learned" of each."""
     remedy = "delete its folder and run again to make it anew"
     return read_json(folder / FILE, _SHAPE, remedy)["choices"]
 

@@ -84,7 +84,7 @@ def results(
     files.write_jsonl(episodes, out / "results.jsonl")
     files.write_csv(rows, out / "results.csv")
     heading = [column.name for column in effects.COLUMNS]
-    files.write_csv(bundle["effects"], out / "effects.csv", heading)
+    files.write_csv(bundle["effects"], out / files.EFFECTS, heading)
 
 
 def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
@@ -293,8 +293,10 @@ def _sources(
 
 def _accounts(context: Context, stage: str) -> dict[str, Any]:
     """What a stage chose, by the name of each choice: how many and which sort, before and after."""
-    found = match.read(context.input(stage))
-    return {name: choice["account"] for name, choice in found.items()}
+    out = {}
+    for name, choice in match.read(context.input(stage)).items():
+        out[name] = {**choice["account"], "learned": choice["learned"]}
+    return out
 
 
 def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:
