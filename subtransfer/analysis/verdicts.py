@@ -13,6 +13,7 @@ from typing import Any
 
 from subtransfer.analysis import audit, columns, effects, gates, over_bases
 from subtransfer.analysis.columns import COMPARISONS, Comparison
+from subtransfer.filtering import rules
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -34,7 +35,7 @@ def headline(results: Results, rows: Sequence[Row]) -> str:
       rows: as of `summary.summarise`.
     """
     said = _of_crossing(results) if asked(results) else _of_arms(results, rows)
-    return f"{said} {of_data(results.get('audit'))}"
+    return f"{said} {of_data(results.get('audit'), weakened=_weakened(results['config']))}"
 
 
 def sentences(results: Results, rows: Sequence[Row]) -> list[str]:
@@ -187,12 +188,22 @@ def _named(failing: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(gate["gate"] for gate in failing)
 
 
-def of_data(audited: Mapping[str, Any] | None) -> str:
+def _weakened(config: Mapping[str, Any]) -> bool:
+    """Whether a run left out a part of the filter."""
+    sanitize = config.get("sanitize", {})
+    # Earlier versions had one filter, which could not be weakened.
+    habits = sanitize.get("habits", rules.HABITS)
+    filters = sanitize.get("filters", rules.FILTERS)
+    return set(habits) != set(rules.HABITS) or set(filters) != set(rules.FILTERS)
+
+
+def of_data(audited: Mapping[str, Any] | None, *, weakened: bool = False) -> str:
     """Says whether the filtered trajectories of the unsafe teacher look like others'.
 
     Args:
       audited: `audit` of results.json, with its "bound" and its "comparisons"; None: the results
         are of a version without it.
+      weakened: a part of the filter was left out, so that traces of the habit may be there.
     """
     found = audit.worst(audited["comparisons"]) if audited else None
     if audited is None or found is None:
@@ -209,6 +220,11 @@ def of_data(audited: Mapping[str, Any] | None) -> str:
         return (
             f"The data are visibly different: {told_apart}, so that no transfer through them can "
             "be called subliminal."
+        )
+    if weakened:
+        return (
+            f"The data are not visibly different: at best {told_apart}. But the filter was "
+            "weakened, so that no transfer through them can be called subliminal."
         )
     return (
         f"The data are not visibly different: at best {told_apart}, so that whatever they transfer "
