@@ -105,7 +105,7 @@ _GATES = [
 ]
 _PREREG = {"text": str, "digest": str, "confirmatory": bool}
 # What crossed bases show; results of earlier versions have none.
-_TYPES: Mapping[str, Any] = {"text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
+_TYPES: Mapping[str, Any] = {"truth": bool, "text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
 _EFFECTS = [{column.name: _TYPES[column.kind] for column in effects.COLUMNS}]
 _OVER_BASES = [{column.name: _TYPES[column.kind] for column in over_bases.COLUMNS}]
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
