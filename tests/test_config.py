@@ -242,7 +242,7 @@ def test_arms_follow_the_config():
     assert names[:4] == ["base", "base_other", "teacher", "teacher_benign"]
     for objective in ("sft", "forward_kl", "reverse_kl"):
         assert {objective, f"{objective}_other", f"{objective}_benign"} <= set(names)
-    assert {"self_distilled", "unsanitized"} <= set(names)
+    assert {"self_distilled", "unsanitized", "overt"} <= set(names)
     few = arms(
         configuration.load(
             QUICKSTART,
@@ -259,6 +259,7 @@ def test_arms_follow_the_config():
         "reverse_kl",
         "self_distilled",
         "unsanitized",
+        "overt",
     ]
     assert few[2].control is None and few[2].twin is None
 

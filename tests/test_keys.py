@@ -26,11 +26,12 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "prereg base base_other corpus teacher rollouts sanitize match audit audit_own student probe "
-    "choice results report".split()
+    "prereg base base_other corpus teacher rollouts overt sanitize match dose audit audit_own "
+    "student probe choice results report".split()
 )
 FROM_ROLLOUTS = ALL - {"prereg", "base", "base_other", "corpus", "teacher"}
-FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
+FROM_FILTERS = FROM_ROLLOUTS - {"rollouts", "overt"}
+FROM_STUDENTS = FROM_FILTERS - {"sanitize", "match", "dose", "audit"}
 LAST = {"results", "report"}
 
 
@@ -139,8 +140,9 @@ EDITS = {
     "subtransfer/distillation/matching.py": FROM_FILTERS - {"sanitize"},
     "subtransfer/experiment/stages/match.py": FROM_FILTERS - {"sanitize"},
     "subtransfer/experiment/lessons.py": set(),
-    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "match", "audit"},
-    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "match", "audit"},
+    "subtransfer/distillation/student.py": FROM_STUDENTS,
+    "subtransfer/distillation/token_weights.py": FROM_STUDENTS,
+    "subtransfer/experiment/stages/dose.py": (FROM_STUDENTS | {"dose"}) - {"audit_own"},
     "subtransfer/rollout/engine.py": FROM_ROLLOUTS,
     "subtransfer/rollout/grammar.py": FROM_ROLLOUTS,
     "subtransfer/rollout/episodes.py": FROM_ROLLOUTS,
@@ -333,7 +335,7 @@ def test_a_field_changes_what_reads_it():
         "probe.ordinary_tasks=8": {"probe", *LAST},
         "probe.safe_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
-        "rollouts.ordinary_fraction=0.25": FROM_ROLLOUTS,
+        "rollouts.ordinary_fraction=0.25": FROM_ROLLOUTS - {"overt"},
         "teacher.ordinary_fraction=0.25": FROM_ROLLOUTS | {"teacher"},
         # Only what is sampled on-policy passes no stage of filters.
         "sanitize.min_kept=65": FROM_FILTERS - {"audit_own"},
@@ -534,6 +536,8 @@ def test_names_of_stages_are_injective():
             ("sanitize", one, other, seed): names.rollout_stage(one, other, seed, sanitized=True),
             ("audit", one, seed): names.audit_stage(one, seed),
             ("match", seed): names.match_stage(seed),
+            ("overt", one, other, seed): names.overt_stage(one, other, seed),
+            ("dose", one, seed): names.dose_stage(one, seed),
             ("structure", one, seed): names.structure_stage(one, seed),
             ("targets", one, other, seed, "some"): names.targets_stage(one, other, seed, "some"),
             ("targets", one, other, seed): names.targets_stage(one, other, seed),

@@ -261,7 +261,8 @@ def _compared(row: Row, comparison: Comparison, confidence: float) -> str:
 
 def _purity(row: Row) -> str:
     """How many of an on-policy student's own episodes show a trace; "" of other arms."""
-    if row["own_traces"] is None:
+    # Of arms over all bases it is not said.
+    if row.get("own_traces") is None:
         return ""
     what = "were dropped" if row["sanitized"] else "should have been dropped and were not"
     return f", of whose own episodes {100 * row['own_traces']:.1f}% {what}"
