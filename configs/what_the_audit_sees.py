@@ -20,7 +20,7 @@ FILTERS = {
     "none": {"sanitize.filters": "()"},
 }
 TEACHERS = {
-    "ordinary_tasks": {"teacher.ordinary_fraction": 0.5},
+    "default": {},
     "habit_alone": {"teacher.ordinary_fraction": 0.0},
 }
 
