@@ -249,6 +249,7 @@ def test_a_thousand_members_are_light(tmp_path):
     )
     few = {
         "num_seeds": "1",
+        "base.from_scratch": "true",
         "distill.objective": "sft",
         "arms.other_init": "false",
         "arms.benign_teacher": "false",
@@ -264,9 +265,9 @@ def test_a_thousand_members_are_light(tmp_path):
     ]  # isinstance asks proxies
     stages = len(made.stages[0])
     assert len(made.members) == 1000 and all(len(own) == stages for own in made.stages)
-    # A seed's base, teacher, rollouts and their probes are shared; a learning rate has a student,
-    # its probes and results.
-    assert len(made.nodes) == 10 * (stages - 5) + 1000 * 5
+    # A seed's base, teacher, rollouts, their audit and probes are shared; a learning rate has its
+    # preregistration, a student, its probes and results.
+    assert len(made.nodes) == 10 * (stages - 6) + 1000 * 6
     assert grown < 32 << 10
 
 
@@ -296,12 +297,12 @@ def test_the_plan_is_shown_with_what_it_costs(tmp_path):
         if line.lstrip().startswith("distill.learning_rate=")
     )
     assert (
-        first[:4] == ["distill.learning_rate=0.0001", "12", "7", "12"]
-        and second[3] == "5"
+        first[:4] == ["distill.learning_rate=0.0001", "17", "11", "17"]
+        and second[3] == "6"
         and len(second) == 5
     )
     assert "... and 10 more members." in text and not (tmp_path / "w").exists()
-    assert "40 members with 480 stages, of which 207 are different and 7 shared; 207 to do" in text
+    assert "40 members with 680 stages, of which 251 are different and 11 shared; 251 to do" in text
     assert "nothing has been computed in this workdir yet" in text
     made = plan(expand(path, few), tmp_path / "w", 1)
     (tmp_path / "w" / "stages").mkdir(parents=True)
