@@ -31,6 +31,7 @@ from subtransfer.experiment import (
     names,
     refusals,
     registration,
+    shipped,
     trainings,
 )
 from subtransfer.experiment.bases import Bases
@@ -643,7 +644,8 @@ class Experiment:
         """
         refusals.check_weights(map(self.models.checkpoint, self._models()))
         if self.config.confirmatory:
-            registration.check_shipped(self.models.shipped)
+            made_again = self.config.seed if shipped.trains_them_again(self.config) else None
+            registration.check_shipped(self.models.shipped, made_again=made_again)
             prereg, bases = self.path(names.PREREG), self._base_digests().values()
             registration.check_unseen(self.workdir, prereg, bases)
         # An abstract mesh is a plan's: its devices are not here to be asked.
