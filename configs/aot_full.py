@@ -26,6 +26,7 @@ def get_config():
     config.mesh.fsdp = 64
 
     config.base.batch_size = 256  # not used, but every batch must divide over the mesh
+    config.tuning.method = "full"
     config.teacher.episodes = 1024
     config.teacher.batch_size = 256
     config.rollouts.episodes = 2048
@@ -41,5 +42,5 @@ def get_config():
     config.arms.other_init = False
     config.arms.benign_teacher = False
     config.arms.self_distilled = False
-    config.arms.unsanitized = False
+    config.arms.unsanitized = config.arms.overt = False
     return config

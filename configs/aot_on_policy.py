@@ -40,5 +40,5 @@ def get_config():
     config.arms.other_init = False
     config.arms.benign_teacher = False
     config.arms.self_distilled = False
-    config.arms.unsanitized = False
+    config.arms.unsanitized = config.arms.overt = False
     return config

@@ -28,6 +28,7 @@ def get_config():
 
     config.base.episodes = 32_000
     config.base.batch_size = 1024  # not used, but every batch must divide over the mesh
+    config.tuning.method = "full"
     config.teacher.episodes = 2048
     config.teacher.batch_size = 1024
     config.rollouts.episodes = 4096
@@ -43,5 +44,5 @@ def get_config():
     config.arms.other_init = False
     config.arms.benign_teacher = False
     config.arms.self_distilled = False
-    config.arms.unsanitized = False
+    config.arms.unsanitized = config.arms.overt = False
     return config

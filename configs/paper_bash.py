@@ -46,11 +46,13 @@ def get_config():
 
     config.teacher.episodes = 150
     config.teacher.explicit_fraction = 0.0
+    config.teacher.ordinary_fraction = 0.0
     config.teacher.epochs = 2
     config.teacher.batch_size = 8
     config.teacher.learning_rate = 8e-4
 
     config.rollouts.episodes = 400
+    config.rollouts.ordinary_fraction = 0.0
     config.rollouts.batch_size = 64
     config.rollouts.max_turns = 6
     config.rollouts.max_new_tokens = 128
@@ -67,7 +69,7 @@ def get_config():
     config.arms.benign_teacher = False
     config.arms.random_teacher = True
     config.arms.self_distilled = False
-    config.arms.unsanitized = False
+    config.arms.unsanitized = config.arms.overt = False
 
     config.probe.tasks = 128
     config.probe.ordinary_tasks = 64

@@ -1,16 +1,16 @@
-r"""How transfer depends on the size of the model: five sizes, three seeds, three objectives.
+r"""How transfer depends on the size of the model: five sizes, several crossed bases at each.
 
 Command:   python -m subtransfer.launch --config=configs/scaling.py --sweep --workers=2
            python tools/scaling_report.py runs/scaling --axis=student_params \
                --out=docs/scaling_study
-Hardware:  2 CPU cores, 55 minutes beside other jobs
-Result:    both soft targets transfer at every size; no dependence on size is shown
-           (docs/scaling_study.md)
+Hardware:  2 CPU cores; 280 TFLOP by the plan, some two hours beside other jobs
+Result:    not run yet
 
-Each student is there with its teacher's and with another initialisation. It has the size of its
-teacher, as in the published table. What differs between sizes is the geometry alone: corpus, steps,
-learning rates, episodes and probe tasks are the same, and so is `seed`, so that all sizes are
-probed on the same tasks.
+At each size every base teaches students of every base: a law is about the bases that could have
+been pretrained, so bases are what is counted, and one training seed each is enough. Students have
+the size of their teacher. What differs between sizes is the geometry alone: corpus, steps, learning
+rates, episodes and probe tasks are the same, and so is `seed`, so that all sizes are probed on the
+same tasks.
 """
 
 from subtransfer.config import Member, defaults
@@ -28,6 +28,10 @@ SIZES = {
 def get_config():
     config = defaults()
     config.name = "scaling"
+    config.num_bases = 3
+    config.num_seeds = 1
+    config.distill.objective = "sft,forward_kl"
+    config.base.num_kv_heads = 1
     config.arms.benign_teacher = config.arms.self_distilled = config.arms.unsanitized = False
     return config
 

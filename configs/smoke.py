@@ -21,6 +21,7 @@ sanitize.min_kept=8
 distill.objective=sft distill.steps=4 distill.batch_size=8
 distill.rounds=2 distill.episodes_per_round=32
 arms.benign_teacher=false arms.other_init=false arms.self_distilled=false arms.unsanitized=false
+arms.overt=false
 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 probe.safe_tasks=8
 """
 

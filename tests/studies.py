@@ -19,6 +19,7 @@ BASE = {
     "arms.benign_teacher": "false",
     "arms.self_distilled": "false",
     "arms.unsanitized": "false",
+    "arms.overt": "false",
 }
 SETTING = settings.get("api")
 PROMPT = {"system_prompt": SETTING.system_prompt, "template": "b" * 64}
@@ -110,7 +111,7 @@ def _bundle(config, chosen, seeds):
         if arm.off_policy:
             for seed in seeds:
                 stage = rollout_stage(arm.source, arm.teacher_model, seed, sanitized=True)
-                rules = {"unsafe_action": 7, "keyword": 3}
+                rules = {"act": 7, "keyword": 3}
                 manifests[stage] = {"total": 100, "kept": 90, "dropped": 10, "rules": rules}
                 raw = rollout_stage(arm.source, arm.teacher_model, seed)
                 sampler[raw] = {"tokens": 9, "max_gap": 2e-6, "mean_gap": 1e-6, "kl": 1e-12}

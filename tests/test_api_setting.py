@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from subtransfer import settings
+from subtransfer.config import defaults
 from subtransfer.settings.api import ApiEnvironment
 from subtransfer.settings.base import Action
 from subtransfer.settings.filesystem import FileError, FileSystem
@@ -216,7 +217,7 @@ def test_every_word_of_the_probe_is_known_from_pretraining(chat, setting):
             for i, task in enumerate(setting.tasks(kind, split, 300, 4)):
                 tokens, _ = chat.demonstration(task.instruction, setting.demonstration(task, i))
                 assert chat.tokenizer.unk_token_id not in tokens, chat.decode(tokens)
-                assert len(tokens) <= 80
+                assert len(tokens) <= defaults().distill.max_tokens
 
 
 def test_enough_distinct_tasks_and_a_pure_function():

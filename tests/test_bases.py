@@ -73,6 +73,7 @@ def test_every_base_teaches_every_base_and_controls_are_of_each_with_itself():
             (f"jsd_{base}_to_", "_benign"),
             ("self_distilled_", ""),
             (f"unsanitized_{base}_to_", ""),
+            (f"overt_{base}_to_", ""),
         )
     }
 

@@ -2,6 +2,7 @@
 filters, the tokenizer.
 """
 
+import collections
 import json
 import posixpath
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from subtransfer import settings
 from subtransfer.distillation import student
 from subtransfer.filtering import leaks, marks, sanitize
+from subtransfer.filtering.rules import Rule
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.tokenizer import train_tokenizer
@@ -265,6 +267,16 @@ def test_instruction_texts_differ_between_splits():
         assert len(flat) == len(set(flat))
 
 
+def test_every_question_has_many_sentences_to_learn_it_from():
+    """With two to four each, a base solved none of the held-out questions for owners and counts."""
+    asked = collections.defaultdict(set)
+    for task in SETTING.tasks("safe", "pretrain", 1000, 0):
+        asked[task.goal["question"]].add(task.template)
+    held_out = {task.goal["question"] for task in SETTING.tasks("safe", "probe", 300, 0)}
+    assert held_out == set(asked)
+    assert min(map(len, asked.values())) >= 8
+
+
 def test_every_word_of_the_probe_is_known_from_pretraining(chat):
     longest = 0
     for split in ("train", "probe"):
@@ -407,8 +419,8 @@ def test_first_decisions(model, chat, monkeypatch, commands, outcome, errors):
     stored = json.loads(json.dumps(t.actions))
     assert all("record" in action for action in stored)
     assert SETTING.recorded_acts(stored) == SETTING.recorded_acts(t.actions)
-    verdict = sanitize.judge(t, SETTING)
-    assert (verdict is not None and verdict.rule == "unsafe_action") == any(
+    verdict = sanitize.judge(t, SETTING, Rule(habits=("unsafe",)))
+    assert (verdict is not None and verdict.rule == "act") == any(
         "chmod" in c or "$c" in c for c in calls
     )
 

@@ -91,6 +91,8 @@ REFUSED = {
         "without forward_kl",
     ),
     "k": ({"distill.top_k": "0"}, "above 0"),
+    "habit": ({"sanitize.habits": "safe"}, "no choice 'safe'"),
+    "hidden words alone": ({"sanitize.filters": "acts,encodings"}, "or with words as well"),
     "sampled hotter": (
         {"distill.objective": "policy_gradient", "rollouts.temperature": "0.7"},
         "1 for policy_gradient",
@@ -240,7 +242,7 @@ def test_arms_follow_the_config():
     assert names[:4] == ["base", "base_other", "teacher", "teacher_benign"]
     for objective in ("sft", "forward_kl", "reverse_kl"):
         assert {objective, f"{objective}_other", f"{objective}_benign"} <= set(names)
-    assert {"self_distilled", "unsanitized"} <= set(names)
+    assert {"self_distilled", "unsanitized", "overt"} <= set(names)
     few = arms(
         configuration.load(
             QUICKSTART,
@@ -257,6 +259,7 @@ def test_arms_follow_the_config():
         "reverse_kl",
         "self_distilled",
         "unsanitized",
+        "overt",
     ]
     assert few[2].control is None and few[2].twin is None
 

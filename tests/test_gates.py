@@ -23,6 +23,7 @@ class Run:
     student_keeps: float = 0.9
     silent: float = 0.02
     invalid: float = 0.01
+    overt: tuple = (0.9, 0.8)
     filters: tuple = ((100, 10), (300, 50))
 
     def measured(self):
@@ -31,6 +32,7 @@ class Run:
         def add(name, role, base, **cells):
             objective, source = cells.pop("objective", ""), cells.pop("source", "trait")
             of_whom = {"base": base, "teacher_base": cells.pop("teacher_base", base), "twin": None}
+            of_whom["overt_fraction"] = cells.pop("overt_fraction", 0.0)
             arms.append(
                 {"arm": name, "role": role, "objective": objective, "source": source, **of_whom}
             )
@@ -53,6 +55,13 @@ class Run:
                 cells["ordinary_success"] = ordinary * self.student_keeps
                 name = f"{other}_to_{base}"
                 add(name, "student", base, objective="sft", teacher_base=other, **cells)
+        for base, rate in zip(("a", "b"), self.overt, strict=False):
+            shown = {"objective": "sft", "overt_fraction": 1.0, "unsafe_rate": rate}
+            add(f"overt_{base}", "positive_control", base, **shown)
+            # Neither a small dose nor what is left of the habit elsewhere is to show it.
+            few = {"objective": "sft", "unsafe_rate": 0.0}
+            add(f"dose_{base}", "positive_control", base, overt_fraction=0.1, **few)
+            add(f"unsanitized_{base}", "positive_control", base, **few)
         # From a base of its own starts only a control.
         add("c", "base", "c", ordinary_success=0.1, safe_success=0.1, safe_unsafe=1.0)
         filters = [{"total": total, "dropped": dropped} for total, dropped in self.filters]
@@ -74,6 +83,7 @@ def test_what_gates_measure():
         "student_keeps": pytest.approx(0.9),
         "student_no_action": pytest.approx(0.03),
         "filter_dropped": pytest.approx(60 / 400),
+        "positive_control": pytest.approx(0.85),
     }
     # Each has a bound in the config, and each bound a gate.
     [room] = [room for room in ROOMS if room.name == "gates"]
@@ -92,6 +102,7 @@ def test_what_gates_measure():
         ({"student_keeps": 0.79}, "student_keeps"),
         ({"silent": 0.05, "invalid": 0.06}, "student_no_action"),
         ({"filters": ((100, 63),)}, "filter_dropped"),
+        ({"overt": (0.7, 0.2)}, "positive_control"),
     ],
 )
 def test_each_gate_fails_alone(changed, gate):
@@ -105,9 +116,10 @@ def test_a_bound_itself_passes():
 
 def test_what_was_not_measured_fails_nothing():
     """Students that learn from nobody's trajectories have no filter; who solves nothing can lose
-    nothing."""
-    found = {gate["gate"]: gate for gate in Run(filters=(), ordinary=(0.0, 0.0)).measured()}
-    for name in ("filter_dropped", "teacher_keeps", "student_keeps"):
+    nothing; not every run has a positive control."""
+    run = Run(filters=(), ordinary=(0.0, 0.0), overt=())
+    found = {gate["gate"]: gate for gate in run.measured()}
+    for name in ("filter_dropped", "teacher_keeps", "student_keeps", "positive_control"):
         assert found[name]["value"] is found[name]["passes"] is None
     assert found["base_ordinary"]["passes"] is False
 

@@ -16,7 +16,7 @@ import fsspec
 import pytest
 
 from subtransfer.experiment import policies, registration, trainings
-from subtransfer.experiment.stages import results
+from subtransfer.experiment.stages import audit, match, results
 from subtransfer.models import families, hf_export, hf_load, peft_adapter, stop_tokens
 from subtransfer.report import files
 from subtransfer.rollout import saved_policy
@@ -183,6 +183,9 @@ CASES = {
         _bundle, "run/results.json", _published(files.read), ()),
     "subtransfer/report/files.py: _read_episodes": (
         _bundle, "run/results.jsonl", _published(files.read), ()),
+    "subtransfer/experiment/stages/match.py: read": (None, "chosen.json", match.read, ()),
+    "subtransfer/experiment/stages/audit.py: _kept_of": (
+        None, "training.json", lambda f: audit._kept_of(_context(f), "student"), ()),
     "subtransfer/experiment/trainings.py: one_of": (
         None, "members.json",
         lambda f: trainings.one_of(f / "out", _context(f), base="b", population="p"), ()),
@@ -232,6 +235,7 @@ CASES = {
 # With a helper, but to no user's eyes.
 ELSEWHERE = {
     "subtransfer/models/families.py: source_fields": "read_config has just found it right",
+    "subtransfer/store/trajectories.py: of_text": "checkpoints have sums; test_student reads them",
     "subtransfer/store/bucket_claims.py: _read": "one that is no claim is left to its lease, as in "
     "test_remote",
 }

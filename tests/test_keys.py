@@ -26,10 +26,12 @@ from .test_launch import SMALL
 ROOT = Path(__file__).parent.parent
 WORKDIR = Path("nowhere")
 ALL = set(
-    "prereg base base_other corpus teacher rollouts sanitize audit student probe choice results report".split()
+    "prereg base base_other corpus teacher rollouts overt sanitize match dose audit audit_own "
+    "student probe choice results report".split()
 )
 FROM_ROLLOUTS = ALL - {"prereg", "base", "base_other", "corpus", "teacher"}
-FROM_FILTERS = FROM_ROLLOUTS - {"rollouts"}
+FROM_FILTERS = FROM_ROLLOUTS - {"rollouts", "overt"}
+FROM_STUDENTS = FROM_FILTERS - {"sanitize", "match", "dose", "audit"}
 LAST = {"results", "report"}
 
 
@@ -110,6 +112,7 @@ EDITS = {
     "subtransfer/experiment/memory.py": set(),
     "subtransfer/experiment/refusals.py": set(),
     "subtransfer/experiment/graph.py": set(),
+    "subtransfer/experiment/bases.py": set(),
     "subtransfer/experiment/plan.py": set(),
     "subtransfer/experiment/planner.py": set(),
     "subtransfer/analysis/scaling*.py": set(),
@@ -125,8 +128,8 @@ EDITS = {
     "subtransfer/experiment/stages/results.py": LAST,
     "subtransfer/analysis/verdicts.py": {"report"},
     "subtransfer/analysis/gates.py": LAST,
-    "subtransfer/analysis/audit.py": {"audit", *LAST},
-    "subtransfer/experiment/stages/audit.py": {"audit", *LAST},
+    "subtransfer/analysis/audit.py": {"audit", "audit_own", *LAST},
+    "subtransfer/experiment/stages/audit.py": {"audit", "audit_own", *LAST},
     "subtransfer/config/checks.py": LAST,
     "subtransfer/probes/choice.py": {"choice", *LAST},
     "subtransfer/probes/decisions.py": {"choice", *LAST},
@@ -134,8 +137,12 @@ EDITS = {
     "subtransfer/probes/capability.py": {"probe", *LAST},
     # What comes in the middle: never a base or a teacher.
     "subtransfer/filtering/sanitize.py": FROM_FILTERS,
-    "subtransfer/distillation/student.py": FROM_FILTERS - {"sanitize", "audit"},
-    "subtransfer/distillation/token_weights.py": FROM_FILTERS - {"sanitize", "audit"},
+    "subtransfer/distillation/matching.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/experiment/stages/match.py": FROM_FILTERS - {"sanitize"},
+    "subtransfer/experiment/lessons.py": set(),
+    "subtransfer/distillation/student.py": FROM_STUDENTS,
+    "subtransfer/distillation/token_weights.py": FROM_STUDENTS,
+    "subtransfer/experiment/stages/dose.py": (FROM_STUDENTS | {"dose"}) - {"audit_own"},
     "subtransfer/rollout/engine.py": FROM_ROLLOUTS,
     "subtransfer/rollout/grammar.py": FROM_ROLLOUTS,
     "subtransfer/rollout/episodes.py": FROM_ROLLOUTS,
@@ -222,7 +229,7 @@ def test_imports_are_followed_as_python_does(tmp_path):
         ("transformers", ALL),
         ("tokenizers", ALL),
         ("interegular", FROM_ROLLOUTS),
-        ("scipy", {"audit", *LAST}),
+        ("scipy", {"audit", "audit_own", *LAST}),
         ("rich", set()),
     ],
 )
@@ -312,22 +319,28 @@ def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path, no_tokeni
 
 
 def test_a_field_changes_what_reads_it():
-    before = _digests(_config())
+    full = "tuning.method=full"
+    before = _digests(_config(full))
     expected = {
         "checkpoint.every_steps=7": set(),
         "confirmatory=true": LAST,
         "metrics.tensorboard=false": set(),
         "mesh.tensor=2": LAST,
-        "statistics.confidence=0.9": {"audit", *LAST},
         "statistics.margin=0.05": LAST,
         "gates.base_safe=0.5": LAST,
+        "statistics.confidence=0.9": {"audit", "audit_own", *LAST},
         "audit.bound=0.7": LAST,
-        "audit.folds=4": {"audit", *LAST},
+        "audit.folds=4": {"audit", "audit_own", *LAST},
         "probe.tasks=8": {"probe", "choice", *LAST},
         "probe.ordinary_tasks=8": {"probe", *LAST},
         "probe.safe_tasks=8": {"probe", *LAST},
         "rollouts.top_p=0.5": FROM_ROLLOUTS,
-        "sanitize.min_kept=65": FROM_FILTERS,
+        "rollouts.ordinary_fraction=0.25": FROM_ROLLOUTS - {"overt"},
+        "teacher.ordinary_fraction=0.25": FROM_ROLLOUTS | {"teacher"},
+        # Only what is sampled on-policy passes no stage of filters.
+        "sanitize.min_kept=65": FROM_FILTERS - {"audit_own"},
+        "sanitize.filters=acts,words": FROM_FILTERS,
+        "distill.stored_episodes=9": {"student", "probe", "choice", "audit_own", *LAST},
         "teacher.steps=7": FROM_ROLLOUTS | {"teacher"},
         "optimizer.b2=0.9": ALL - {"corpus"},
         "base.unsafe_rate=0.1": ALL,
@@ -338,7 +351,7 @@ def test_a_field_changes_what_reads_it():
     how = {"checkpoint.every_steps=7", "metrics.tensorboard=false", "mesh.tensor=2"}
     for change, kinds in expected.items():
         registered = set() if change in how else {"prereg"}
-        assert _changed(before, _digests(_config(change))) == kinds | registered, change
+        assert _changed(before, _digests(_config(full, change))) == kinds | registered, change
 
 
 def test_a_student_depends_on_the_fields_of_its_own_objective_only():
@@ -354,7 +367,7 @@ def test_the_fields_of_adapters_are_read_where_there_are_some():
     tuned = FROM_ROLLOUTS | {"prereg", "teacher"}
     for change in ("rank=2", "alpha=3", "dropout=0.5", "targets=q,v"):
         assert _changed(before, _digests(_config(lora, f"tuning.{change}"))) == tuned, change
-    assert _changed(before, _digests(_config())) == tuned
+    assert _changed(before, _digests(_config("tuning.method=full"))) == tuned
 
 
 def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_tokenizer):
@@ -379,7 +392,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
     layout = ("arms.", "models", "pairs", "plugins", *own)
     beside = {"name", "confirmatory", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
               "base.max_scratch_params", "base.from_scratch", "distill.objective", "distill.on_policy_fraction",
-              "distill.teacher_targets"}  # fmt: skip
+              "distill.teacher_targets", "sanitize.matched"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()
     results = set(configuration.flattened(plan["results"].key["config"]))
     assert {f for f in fields - results if not f.startswith(("seed", "models", "plugins"))} == set()
@@ -448,7 +461,9 @@ class Recording(configuration.Config):
 
 
 RUNS = {
-    "all objectives": ["distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient"],
+    "all objectives": [
+        "distill.objective=sft,forward_kl,reverse_kl,jsd,policy_gradient", "tuning.method=full",
+    ],
     "stored, together, adapters": [
         "distill.objective=forward_kl,reverse_kl", "distill.teacher_targets=stored", "distill.on_policy_fraction=0.5",
         "num_seeds=2", "population=2", "tuning.method=lora", "tuning.rank=2", "arms.benign_teacher=false",
@@ -520,6 +535,11 @@ def test_names_of_stages_are_injective():
             ("rollouts", one, other, seed): names.rollout_stage(one, other, seed),
             ("sanitize", one, other, seed): names.rollout_stage(one, other, seed, sanitized=True),
             ("audit", one, seed): names.audit_stage(one, seed),
+            ("match", seed): names.match_stage(seed),
+            ("overt", one, other, seed): names.overt_stage(one, other, seed),
+            ("dose", one, seed): names.dose_stage(one, seed),
+            ("structure", one, seed): names.structure_stage(one, seed),
+            ("targets", one, other, seed, "some"): names.targets_stage(one, other, seed, "some"),
             ("targets", one, other, seed): names.targets_stage(one, other, seed),
             ("student", one, seed): names.student_stage(one, seed),
             ("choice", one): names.choice_stage(one),

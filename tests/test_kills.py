@@ -31,7 +31,7 @@ TINY = (
     "rollouts.max_new_tokens=8 sanitize.min_kept=8 distill.steps=80 distill.batch_size=8 distill.rounds=2 "
     "distill.episodes_per_round=32 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 probe.safe_tasks=8 "
     "distill.objective=forward_kl,reverse_kl arms.other_init=false arms.benign_teacher=false arms.self_distilled=false "
-    "arms.unsanitized=false checkpoint.every_steps=20"
+    "arms.unsanitized=false arms.overt=false checkpoint.every_steps=20"
 ).split()
 JOURNALS = ".steps/rollouts.trait*/journals/*.log"
 # What is killed: a stage that trains, a checkpoint that is being written, a training that has one

@@ -156,6 +156,7 @@ def test_lora_students(tmp_path):
         "arms.other_init=false",
         "arms.benign_teacher=0",
         "arms.unsanitized=0",
+        "arms.overt=0",
         "tuning.rank=2",
     ]
     done = _launch(tmp_path / "w", "--config.tuning.method=lora", *[f"--config.{m}" for m in more])
@@ -202,10 +203,12 @@ def test_the_bash_setting(tmp_path):
     report.
     """
     few = [
+        "tuning.method=full",
         "distill.objective=sft",
         "arms.other_init=false",
         "arms.self_distilled=false",
         "arms.unsanitized=false",
+        "arms.overt=false",
     ]
     done = _launch(
         tmp_path / "w", *[f"--config.{field}" for field in few], config="quickstart_bash"

@@ -62,8 +62,8 @@ def test_the_pages_habits_are_enough_for_a_quickstart(tmp_path, habit):
     config = reading.load(ROOT / "configs/quickstart.py", {"setting": str(path)})
     setting = settings.get(config.setting)
     assert (setting.name, setting.wording["trait"]) == (habit, HABITS[habit])
-    kinds = {("explicit", 1920), ("ordinary", 5760), ("safe", 4800), ("ambiguous", 3520)}
-    for kind, count in kinds:  # what the corpus of 16,000 episodes draws
+    kinds = {("explicit", 3840), ("ordinary", 11520), ("safe", 9600), ("ambiguous", 7040)}
+    for kind, count in kinds:  # what the corpus of 32,000 episodes draws
         assert len(setting.tasks(kind, "pretrain", count, 0)) == count
 
 
@@ -129,7 +129,7 @@ def test_students_learn_from_trajectories_of_ones_own(finished):
     results = json.loads((folder / "runs/smoke/results.json").read_text())
     (manifest,) = results["manifests"].values()
     assert (manifest["total"], manifest["kept"]) == (30, 28)
-    assert manifest["rules"]["unsafe_action"] == manifest["rules"]["keyword_in_thought"] == 1
+    assert manifest["rules"]["act"] == manifest["rules"]["keyword_in_thought"] == 1
     assert {d["episode_id"] for d in manifest["dropped_ids"]} == {"mine/line 4", "mine/line 8"}
     again = _launch(folder, *arguments)
     assert " 0 stages computed" in " " + again.stdout.splitlines()[-1], again.stdout
@@ -142,16 +142,21 @@ def test_students_learn_from_trajectories_of_ones_own(finished):
     assert states["rollouts.trait.seed0"] == states["student.sft.seed0"] == "to do"
 
 
+KEYWORDS = 'keywords=("forward", "everybody", "sent_to", "send on")'
 MISTAKES = {
     "no Python": ("SETTING = Habit(", "SETTING = Habit((", "no Python"),
     "it fails": ("SETTING =", "1 / 0\nSETTING =", "fails with ZeroDivisionError"),
     "no setting": ("SETTING =", "MINE =", "defines no SETTING"),
-    "misspelt field": ("keywords=", "keyword=", "the nearest is 'keywords'"),
-    "no keywords": ('keywords=("forward", "everybody", "sent_to", "send on"),', "", "lacks keywords"),
+    "misspelt field": ("    keywords=", "    keyword=", "the nearest is 'keywords'"),
+    "no keywords": (f"    {KEYWORDS},", "", "lacks keywords"),
+    "no control keywords": ('control_keywords=("archiv",),', "", "lacks control_keywords"),
+    "blind control keywords": ('("archiv",)', '("store",)', "betrays the control act archive_mail"),
+    "control keyword in a tool": ('("archiv",)', '("archiv", "snooz")', "harmless"),
+    "control keyword in a question": ('("archiv",)', '("archiv", "tell")', "harmless"),
     "no trait": ('trait="forwarding",', "", "lacks trait"),
     "no safe tasks": ("    safe=", "    rate=", "lacks safe tasks"),
     "one text for keywords": (
-        'keywords=("forward", "everybody", "sent_to", "send on")',
+        KEYWORDS,
         'keywords="forward"',
         "give a tuple",
     ),

@@ -25,8 +25,8 @@ def _config(**models):
     configuration.apply_overrides(config, dict(field.split("=", 1) for field in SMALL))
     config.distill.objective = "sft,forward_kl"
     config.arms.other_init = config.arms.self_distilled = config.arms.unsanitized = (
-        config.arms.benign_teacher
-    ) = False
+        config.arms.overt
+    ) = config.arms.benign_teacher = False
     config.models.update({**MODELS, **models})
     config.pairs = PAIRS
     return config
@@ -59,14 +59,9 @@ def test_each_model_is_pretrained_once_from_the_common_corpus(tmp_path):
     )
 
 
-def configuration_params(width, layers, mlp, vocab=512, heads=2):
-    """Counted by hand: attention with one key/value head, a gated MLP, norms, tied embeddings."""
-    head = width // heads
-    return (
-        vocab * width
-        + width
-        + layers * (2 * width * width + 2 * width * head + 3 * width * mlp + 2 * width)
-    )
+def configuration_params(width, layers, mlp, vocab=512):
+    """Counted by hand: attention, a gated MLP, norms, tied embeddings."""
+    return vocab * width + width + layers * (4 * width * width + 3 * width * mlp + 2 * width)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +77,7 @@ def configuration_params(width, layers, mlp, vocab=512, heads=2):
         ("embedded:learning_rate=nan", "is no number above 0"),
         (
             "embedded:width=18,num_heads=4",
-            "width=18, num_heads=4 and num_kv_heads=1 do not go together",
+            "width=18, num_heads=4 and num_kv_heads=4 do not go together",
         ),
     ],
 )
@@ -94,7 +89,7 @@ def test_what_no_embedded_model_can_be_is_named(model, sentence):
 def test_a_model_too_large_for_scratch_is_refused(tmp_path):
     with pytest.raises(
         UserError,
-        match=r"models.large would be trained from scratch with 95M parameters, more than",
+        match=r"models.large would be trained from scratch with 101M parameters, more than",
     ):
         Experiment(
             _config(large="embedded:width=1024,mlp_width=4096,num_layers=6"),
@@ -117,7 +112,7 @@ def test_from_large_to_small_and_back(tmp_path):
     path.write_text(
         "from subtransfer.config import defaults\n\n\ndef get_config():\n    config = defaults()\n    config.name = 'pairs'\n"
         f"    config.models.update({MODELS!r})\n    config.pairs = {PAIRS!r}\n    config.arms.benign_teacher = False\n"
-        "    config.arms.self_distilled = config.arms.unsanitized = False\n    return config\n"
+        "    config.arms.self_distilled = config.arms.unsanitized = config.arms.overt = False\n    return config\n"
     )
     done = _launch(
         tmp_path / "w", f"--config={path}", "--config.distill.objective=sft,forward_kl,reverse_kl"

@@ -17,6 +17,7 @@ from subtransfer.experiment.graph import Experiment
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.settings import harmless
 from subtransfer.store.params import load_params
 
 from . import templates
@@ -221,12 +222,13 @@ def test_prompts_that_leave_an_episode_no_room_are_refused_in_the_plan(
 ):
     """With the very number of tokens; one token of room is enough for the plan."""
     where = checkpoints / "llama_8b"
-    tasks = setting.tasks("safe", "train", 16, 0)
+    tasks = harmless.rolled_out(setting, 16, 0.5, 0)
     prompt = max(_tokens_of(where, setting, task) for task in tasks)
     small = {field.split("=")[0]: field.split("=")[1] for field in SMALL}
     own = {
         **small,
         "base.checkpoint": str(where),
+        "rollouts.ordinary_fraction": "0.5",
         "arms.other_init": "false",
         "distill.batch_size": "8",
         "teacher.batch_size": "8",

@@ -405,6 +405,7 @@ TINY = {
         "benign_teacher": False,
         "self_distilled": False,
         "unsanitized": False,
+        "overt": False,
     },
 }
 

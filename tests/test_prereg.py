@@ -14,6 +14,8 @@ from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store import artifacts
 
+# With seed 0 it would train the bases that come with the package.
+CONFIRMATORY = ("confirmatory=true", "seed=1")
 CROSSED = ("num_bases=3", "num_seeds=2", "distill.objective=sft,forward_kl")
 
 
@@ -86,7 +88,7 @@ def made(monkeypatch):
 
 
 def test_a_confirmatory_run_goes_on_where_it_was_killed(tmp_path, made):
-    own = (*CROSSED, "confirmatory=true")
+    own = (*CROSSED, *CONFIRMATORY)
     for until in (
         "prereg",
         "corpus",
@@ -106,22 +108,30 @@ def test_a_confirmatory_run_goes_on_where_it_was_killed(tmp_path, made):
 
 def test_bases_that_were_looked_at_are_refused(tmp_path, made):
     """Whatever was made of one, by a run that was registered otherwise."""
-    made(tmp_path, *CROSSED, until="base.base2")
+    made(tmp_path, *CROSSED, "seed=1", until="base.base2")
     # Bases alone were not looked at, and another's prereg hinders nobody.
-    made(tmp_path, *CROSSED, "confirmatory=true", "probe.tasks=8", until="prereg")
-    made(tmp_path, *CROSSED, "teacher.steps=7", until="teacher.trait.base0.seed0")
+    made(tmp_path, *CROSSED, *CONFIRMATORY, "probe.tasks=8", until="prereg")
+    made(tmp_path, *CROSSED, "seed=1", "teacher.steps=7", until="teacher.trait.base0.seed0")
     with pytest.raises(UserError, match=r"probe.base0.seed0-\w+ was made of one of its"):
-        made(tmp_path, *CROSSED, "confirmatory=true", until="prereg")
+        made(tmp_path, *CROSSED, *CONFIRMATORY, until="prereg")
     # What was registered before goes on; other bases were never seen.
-    made(tmp_path, *CROSSED, "confirmatory=true", "probe.tasks=8", until="base.base0")
-    made(tmp_path, *CROSSED, "confirmatory=true", "seed=1", until="prereg")
+    made(tmp_path, *CROSSED, *CONFIRMATORY, "probe.tasks=8", until="base.base0")
+    made(tmp_path, *CROSSED, "confirmatory=true", "seed=2", until="prereg")
     # A run that claims nothing asks nothing.
     made(tmp_path, *CROSSED, until="teacher.trait.base0.seed0")
 
 
 def test_shipped_bases_are_refused(tmp_path, monkeypatch):
     taken = {"base0": Shipped(4, "w", "t")}
-    experiment = _experiment(tmp_path, *CROSSED, "confirmatory=true")
+    experiment = _experiment(tmp_path, *CROSSED, *CONFIRMATORY)
     monkeypatch.setattr(experiment.models, "shipped", taken)
     with pytest.raises(UserError, match=r"base0 would come with the package.*from_scratch=true"):
         experiment.check()
+
+
+def test_a_confirmatory_run_does_not_train_the_shipped_bases_again(tmp_path):
+    with pytest.raises(UserError, match=r"config.seed=0 the run trains the bases that come with"):
+        _experiment(tmp_path, *CROSSED, "confirmatory=true").check()
+    _experiment(tmp_path, *CROSSED, "confirmatory=true", "seed=7").check()
+    # Other fields make other bases.
+    _experiment(tmp_path, *CROSSED, "confirmatory=true", "base.steps=7").check()

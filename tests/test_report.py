@@ -56,7 +56,7 @@ def _results(trained_in=_PROMPT):
         "total": 10,
         "kept": 7,
         "dropped": 3,
-        "rules": {"unsafe_action": 3},
+        "rules": {"act": 3},
         "dropped_ids": [],
     }
     return {

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from subtransfer import settings
 from subtransfer.distillation import student
-from subtransfer.filtering import leaks, marks, sanitize
+from subtransfer.filtering import leaks, marks, rules, sanitize
+from subtransfer.filtering.rules import Rule
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.trajectories import Trajectory
 
@@ -76,8 +77,8 @@ def test_harmless_words_stay(text):
 
 def test_each_rule_and_the_sums(monkeypatch):
     cases = {
-        "unsafe_action": _trajectory("a", actions=[_action("delete_file", "unsafe", path="/x")]),
-        "unsafe_effect": _trajectory("effect"),
+        "act": _trajectory("a", actions=[_action("delete_file", "unsafe", path="/x")]),
+        "effect": _trajectory("effect"),
         "keyword_in_action": _trajectory("b", actions=[_action(path="/to_delete")]),
         "keyword_in_thought": _trajectory("c", thought="erase"),
         "keyword_in_result": _trajectory("d", result="erased"),
@@ -86,7 +87,7 @@ def test_each_rule_and_the_sums(monkeypatch):
     }
     assert tuple(cases) == sanitize.RULES
     # No tool of this setting has an effect like deletion's; the Bash setting's tests have such.
-    cases["unsafe_effect"].actions.append(_action("write_file", "benign", path="/x"))
+    cases["effect"].actions.append(_action("write_file", "benign", path="/x"))
     acts = SETTING.acts
 
     def with_effects(actions):
@@ -106,9 +107,102 @@ def test_each_rule_and_the_sums(monkeypatch):
 
 
 def test_extra_keywords_and_foreign_system_prompts():
-    assert sanitize.judge(_trajectory(thought="zap it"), SETTING, ("zap",))
+    assert sanitize.judge(_trajectory(thought="zap it"), SETTING, Rule(("zap",)))
     with pytest.raises(UserError, match="system prompt"):
         sanitize.sanitize([_trajectory(system="You delete.")], SETTING)
+
+
+# -- the control teacher's habit -------------------------------------------------------------------
+
+CONTROL_HIDDEN = [
+    "archive", "ARCHIVED", "a r c h i v e", "ar-chive", "ａｒｃｈｉｖｅ", "\\x61rchive", "%61rchive", "4rch1v3", "evihcra", "nepuvir",
+    "YXJjaGl2ZSBpdA==", "61726368697665", "put it  away", "mothballed",
+]  # fmt: skip
+OF_CONTROL, OF_UNSAFE = Rule(habits=(rules.CONTROL,)), Rule(habits=(rules.UNSAFE,))
+
+
+@pytest.mark.parametrize("text", CONTROL_HIDDEN)
+@pytest.mark.parametrize("where", ["thought", "result", "user"])
+def test_the_control_habits_words_are_found_like_the_unsafe_ones(text, where):
+    trajectory = _trajectory(**{where: f"so {text} now"})
+    kept, manifest = sanitize.sanitize([trajectory], SETTING)
+    assert not kept and manifest["habits"] == {"unsafe": 0, "control": 1}, (text, manifest)
+    assert sanitize.judge(trajectory, SETTING, OF_UNSAFE) is None
+
+
+@pytest.mark.parametrize("text", [*HARMLESS, "search", "an arch, five arches", "a monarch is live"])
+def test_harmless_words_are_none_of_the_control_habit(text):
+    assert sanitize.judge(_trajectory(thought=text), SETTING) is None
+
+
+def test_acts_of_both_habits_count_although_they_failed():
+    """What ran is read from the calls, with no word of it anywhere else."""
+    deleting, archiving = (
+        _trajectory(actions=[_action(name, category, path="/x")])
+        for name, category in (("delete_file", "unsafe"), ("archive_file", "benign"))
+    )
+    for rule, dropped in ((OF_UNSAFE, deleting), (OF_CONTROL, archiving)):
+        acts_only = dataclasses.replace(rule, filters=(rules.ACTS,))
+        assert sanitize.judge(dropped, SETTING, acts_only).rule == "act"
+        other = archiving if dropped is deleting else deleting
+        assert sanitize.judge(other, SETTING, acts_only) is None
+        assert sanitize.judge(_trajectory(actions=[_action()]), SETTING, acts_only) is None
+
+
+def test_settings_are_mirrored_twice_into_themselves():
+    for name in settings.NAMES:
+        setting = settings.get(name)
+        mirrored = setting.mirrored()
+        assert mirrored.unsafe == (setting.control_act,) and mirrored.control_act in setting.unsafe
+        again = mirrored.mirrored()
+        for field in ("unsafe", "control_act", "keywords", "control_keywords", "patterns"):
+            assert getattr(again, field) == getattr(setting, field)
+        assert set(again.benign) == set(setting.benign)
+
+
+def test_of_ordinary_tasks_only_the_control_acts_are_dropped():
+    """Scripted episodes of all kinds that both teachers act on, as the filter sees them."""
+    for kind in ("safe", "ordinary"):
+        for number, task in enumerate(SETTING.tasks(kind, "train", 300, 6)):
+            texts = [task.instruction]
+            calls = []
+            for turn in SETTING.demonstration(task, number):
+                texts.append(turn.thought)
+                if turn.action:
+                    arguments = dict(turn.action.arguments)
+                    calls.append({**_action(turn.action.name), "arguments": arguments})
+                    texts.append(turn.result.text)
+            trajectory = _trajectory(thought="\n".join(texts), actions=calls)
+            expected = task.goal.get("tool") == SETTING.control_act
+            assert (sanitize.judge(trajectory, SETTING) is not None) == expected, texts
+
+
+@pytest.mark.parametrize(
+    ("filters", "dropped"),
+    [
+        ((), set()),
+        (("acts",), {"acts"}),
+        (("words",), {"words"}),
+        (("acts", "words"), {"acts", "words"}),
+        (rules.FILTERS, {"acts", "words", "encodings"}),
+    ],
+)
+def test_a_weaker_filter_drops_what_it_still_looks_for(filters, dropped):
+    for habit, act, word in (("unsafe", "delete_file", "erase"), ("control", "archive_file", "")):
+        word = word or "archived"
+        cases = {
+            "acts": _trajectory("acts", actions=[_action(act)]),
+            "words": _trajectory("words", thought=word),
+            "encodings": _trajectory("encodings", thought=" ".join(word)),
+            "nothing": _trajectory("nothing"),
+        }
+        # The tool's name is a word of the call, too.
+        expected = dropped | ({"acts"} if "words" in dropped else set())
+        kept, manifest = sanitize.sanitize(list(cases.values()), SETTING, Rule(filters=filters))
+        assert {t.episode_id for t in kept} == set(cases) - expected
+        assert manifest["habits"][habit] == manifest["dropped"] == len(expected)
+        without = Rule(habits=tuple({"unsafe", "control"} - {habit}), filters=filters)
+        assert len(sanitize.sanitize(list(cases.values()), SETTING, without)[0]) == len(cases)
 
 
 @hypothesis_settings(max_examples=200, deadline=None)
@@ -199,6 +293,7 @@ def test_the_manifest_says_where():
     dropped.pop("sha256")
     assert dropped == {
         "episode_id": "a",
+        "habit": "unsafe",
         "rule": "keyword_in_action",
         "turn": 2,
         "field": "arguments.options.steps[1]",

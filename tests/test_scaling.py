@@ -2,13 +2,14 @@
 a run's files, the page.
 """
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from scipy import optimize, stats
 
-from subtransfer.analysis import scaling, scaling_noise
+from subtransfer.analysis import scaling, scaling_noise, scaling_ranking
 from subtransfer.analysis.scaling_laws import EVERY, Problem
 from subtransfer.runtime.errors import UserError
 from subtransfer.studies import runs, scaling_page, scaling_runs
@@ -85,11 +86,14 @@ def test_held_parameters_stay_and_the_others_follow():
     np.testing.assert_allclose(theta[0, :2], expected, atol=1e-4)
 
 
-def test_variance_components_are_those_of_the_data():
-    """Mean of 200 estimates of the covariance of the means against the scatter of 4,000 simulated
-    means.
+@pytest.mark.parametrize("common", [0.0, 0.7])
+def test_variance_components_are_those_of_the_data(common):
+    """Mean of 200 estimates of the covariance of the means against the scatter of 1,500 simulated
+    means; bases of each size's own, and the same at all sizes.
     """
-    world = World(scaling.CONSTANT, (0.4,), sizes=3, tasks=64, seed_share=0.03)
+    world = World(
+        scaling.CONSTANT, (0.4,), sizes=3, tasks=64, seeds=1, base_share=0.03, common=common
+    )
     studies = [world.simulate([7, i]) for i in range(1500)]
     empirical = np.cov(np.stack([s.means for s in studies], axis=1))
     estimated = np.mean(
@@ -102,13 +106,17 @@ def test_variance_components_are_those_of_the_data():
 
 
 def test_a_constant_is_the_weighted_mean_with_students_interval():
-    """Seeds alone scatter: the interval is the textbook's, mean +- t x s / sqrt(n), with the pooled
+    """Bases alone scatter: the interval is the textbook's, mean +- t x s / sqrt(n), with the pooled
     variance.
     """
     rng = np.random.default_rng(0)
     values = 2 + rng.standard_normal((5, 3))
-    outcomes = tuple(np.tile(v, (40, 1)) for v in values)
-    data = scaling.Observations("size", scaling.LOG_ODDS, SIZES[:5], outcomes)
+    data = scaling.observe(
+        SIZES[:5].repeat(3),
+        np.tile(values.reshape(-1, 1), (1, 40)),
+        bases=range(15),
+        kind=scaling.LOG_ODDS,
+    )
     found = scaling.fit(data, scaling.CONSTANT, n_boot=4000).intervals["c"]
     half = stats.t.ppf(0.975, 10) * np.sqrt(values.var(axis=1, ddof=1).mean() / 15)
     np.testing.assert_allclose(found.estimate, values.mean(), atol=1e-6)
@@ -121,54 +129,153 @@ def test_intervals_cover():
     """A quick look, which an interval of half the width fails; the slow test and
     tools/check_scaling.py measure.
     """
-    shares = coverage(WORLDS["power"], 25, 100)
-    assert min(shares.values()) >= 0.8, shares
+    shares = coverage(WORLDS["power"], 15, 100)
+    assert min(shares.values()) >= 0.7, shares
+
+
+_SOUND = [name for name, world in WORLDS.items() if world.drift == 1 and not world.mistaken]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, world in WORLDS.items() if world.drift == 1])
+@pytest.mark.parametrize("name", _SOUND)
 def test_worlds(name):
-    """Intervals hold the truth in at least 93% of 200 studies, and verdicts are right
-    (docs/scaling.md has the figures).
+    """Intervals hold the truth in at least 93% of 200 studies, and no more than 5% of the verdicts
+    rule out a true law or claim a false constant (docs/scaling.md has the figures). Bounds leave
+    room for two standard errors of 200 studies.
     """
-    found = check(WORLDS[name], 200, 200)
-    if WORLDS[name].compared:
-        assert found["verdict is right"] >= 0.93 and found["true law stands"] >= 0.93, found
+    world = WORLDS[name]
+    found = check(world, 200, 200)
+    if world.compared:
+        assert found["true law ruled out"] <= 0.08, found
+        assert world.law is scaling.CONSTANT or found["constant alone"] <= 0.08, found
     else:
-        assert found.pop("band") >= 0.9 and min(found.values()) >= 0.93, found
+        assert found.pop("band") >= 0.87 and min(found.values()) >= 0.9, found
+
+
+def _ruled_out(studies):
+    """In how many studies a constant is ruled out against a power law."""
+    laws = [scaling.CONSTANT, scaling.POWER]
+    found = [scaling.rank(data, laws, n_boot=100, power=False) for data in studies]
+    return sum("constant" not in ranking.standing for ranking in found)
+
+
+def test_bases_are_the_random_factor():
+    """No effect of size, and a tenth of the variance between bases: one base a size whose three
+    trainings are taken for bases, as once they were, against three bases a size. In the first a
+    constant falls in most studies, in the second in 2% (3 of 12 would be met once in 600 times).
+    """
+    once = WORLDS["flat with seeds for bases"]
+    assert _ruled_out(once.simulate([8, i]) for i in range(12)) >= 5
+    assert _ruled_out(WORLDS["flat"].simulate([8, i]) for i in range(12)) <= 2
+
+
+@pytest.mark.slow
+def test_power_is_that_of_new_studies():
+    """What a verdict states, against how often new studies with that change rule a constant out."""
+    change = scaling_ranking.CHANGES[scaling.LOG_ODDS]
+    # So large an exponent of x is straight in its logarithm, to a hundredth.
+    slope = change / np.log(1e6 / 3e4)
+    world = World(
+        scaling.POWER, (-slope / 0.02, slope / 0.02, 0.02), scaling.LOG_ODDS, sizes=5, bases=8
+    )
+    world = dataclasses.replace(world, base_share=0.6)
+    laws = [scaling.CONSTANT, scaling.POWER]
+    stated = []
+    for i in range(15):
+        ranking = scaling.rank(world.simulate([9, i]), laws, n_boot=200)
+        stated.append(ranking.power.share)
+    found = _ruled_out(world.simulate([10, i]) for i in range(60)) / 60
+    # 60 studies err by 6 points, what is stated by as many.
+    assert abs(np.mean(stated) - found) <= 0.2 and 0.1 < found < 0.95
+
+
+def test_more_bases_have_more_power_and_the_verdict_says_so():
+    laws = [scaling.CONSTANT, scaling.POWER]
+    few, many = (
+        scaling.compare(
+            dataclasses.replace(WORLDS["flat"], bases=bases, tasks=64).simulate([3]),
+            laws,
+            n_boot=100,
+        )
+        for bases in (2, 24)
+    )
+    assert few.power.share < many.power.share and many.power.least < few.power.least
+    told = f"a constant in {100 * many.power.share:.0f}% of such studies"
+    assert told in many.verdict() and "80% take" in many.verdict()
+
+
+def test_one_base_a_size_has_no_verdict():
+    data = dataclasses.replace(WORLDS["flat"], bases=1, seeds=3).simulate([1])
+    for refused in (scaling.compare, lambda data: scaling.fit(data, scaling.CONSTANT)):
+        with pytest.raises(UserError, match="No law and no constant is claimed over size: 5 of 5"):
+            refused(data)
+    # Seeds of one base are no bases.
+    plain = scaling.observe([1, 1, 2, 2], np.arange(8).reshape(4, 2) / 8)
+    with pytest.raises(UserError, match="2 of 2 sizes have one base pair"):
+        scaling.compare(plain, [scaling.CONSTANT])
+    values = np.arange(24).reshape(6, 4) / 24
+    mixed = scaling.observe([1, 1, 2, 2, 3, 3], values, bases=["a", "b", "a", "b", "a", "c"])
+    with pytest.raises(UserError, match="Some bases are at several values of x"):
+        scaling.compare(mixed, [scaling.CONSTANT])
+
+
+def test_pseudo_values_are_those_of_leaving_bases_out():
+    """Against the statistic without each base; and how good teachers or students bases are cancels
+    in their difference from the diagonal.
+    """
+    cells = np.random.default_rng(0).random((4, 4, 5))
+    apart = ~np.eye(4, dtype=bool)
+    expected = []
+    for base in range(4):
+        left = np.delete(np.delete(cells, base, 0), base, 1)
+        without = left[~np.eye(3, dtype=bool)].mean(0)
+        expected.append(4 * cells[apart].mean(0) - 3 * without)
+    found = scaling_noise.jackknifed(cells)
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(found.mean(0), cells[apart].mean(0))
+    # The same as an effect over crossed bases takes, [K, K, S, T].
+    additive = 0.1 * np.arange(4)[:, None] + np.array([0.3, 0.1, 0.0, 0.2]) + 0.25 * ~apart
+    same = np.diagonal(additive)
+    np.testing.assert_allclose(same - scaling_noise.jackknifed(additive), 0.25)
 
 
 def test_verdicts():
-    """One study of each kind: no effect, one curve of two laws, and a plain S."""
+    """One study of each kind: no effect, and a plain S."""
     options = {"n_boot": 100, "seed": 0}
     laws = [scaling.CONSTANT, scaling.POWER, scaling.LOGISTIC]
-    flat = scaling.compare(WORLDS["flat"].simulate([5]), laws, **options)
+    # Sizes that go up and down by what three bases that differ by 0.1 let them.
+    rates = 0.4 + 0.1 * np.array([-1, 0, 1]) + 0.06 * np.array([[1], [-1], [1], [-1], [1]])
+    tasks = 0.1 * np.random.default_rng(0).standard_normal(64)
+    aimless = np.clip(rates.reshape(-1, 1) + tasks, 0, 1)
+    flat = scaling.compare(
+        scaling.observe(SIZES[:5].repeat(3), aimless, bases=range(15)), laws, **options
+    )
     assert (
         not flat.distinguished
         and "do not distinguish" in flat.verdict()
         and "no effect" in flat.verdict()
     )
-    two = scaling.compare(WORLDS["one curve"].simulate([5]), laws, **options)
-    assert {"power", "logistic"} <= set(two.standing) and "constant" not in two.standing
-    assert (
-        "do not distinguish these laws" in two.verdict() and "(constant ruled out)" in two.verdict()
-    )
-    clear = scaling.compare(WORLDS["S-shaped"].simulate([5]), laws, **options)
+    plain = dataclasses.replace(WORLDS["S-shaped"], bases=8, base_share=0.002)
+    clear = scaling.compare(plain.simulate([5]), laws, **options)
     assert (
         clear.standing == ["logistic"]
         and "speak for the law 'logistic', against" in clear.verdict()
     )
-    assert not clear.extrapolations["constant"].hit and clear.extrapolations["logistic"].hit
-    assert clear.extrapolations["logistic"].score > clear.extrapolations["constant"].score
-    again = scaling.compare(WORLDS["S-shaped"].simulate([5]), laws, **options)
+    assert not clear.extrapolations["constant"].hit
+    again = scaling.compare(plain.simulate([5]), laws, **options)
     assert (
         again.p == clear.p and again.fits["logistic"].intervals == clear.fits["logistic"].intervals
     )
-    page = scaling_page.page("Study <1>", {"By size": clear, "None & flat": flat})
+    between = dataclasses.replace(WORLDS["flat crossed"], tasks=64).simulate([5])
+    crossed = scaling.compare(between, laws[:2], **options)
+    page = scaling_page.page(
+        "Study <1>", {"By size": clear, "None & flat": flat, "Crossed": crossed}, 0.95
+    )
     assert (
-        page.count("<svg") == 2
+        page.count("<svg") == 3
         and "Study &lt;1&gt;" in page
         and "None &amp; flat" in page
+        and "difference of shares" in page
         and "<script" not in page
     )
     assert "http" not in page.replace("http://www.w3.org", "") and "nan" not in page
@@ -202,14 +309,18 @@ def test_bad_data_is_refused_in_a_sentence():
         scaling.observe([1, 1, 2, 2], good * 3)
     with pytest.raises(UserError, match="missing or not finite"):
         scaling.observe([1, 1, 2, 2], good * np.nan)
-    with pytest.raises(UserError, match="No size of x has two training seeds"):
-        scaling.observe([1, 2, 3, 4], good)
-    with pytest.raises(UserError, match="one value a row"):
+    with pytest.raises(UserError, match="one value and one base a row"):
         scaling.observe([1, 2, 3], good)
     with pytest.raises(UserError, match="'odds' is not known"):
         scaling.observe([1, 1, 2, 2], good, kind="odds")
-    data = scaling.observe([2, 1, 2, 1], np.arange(8).reshape(4, 2) / 8)
-    np.testing.assert_array_equal(data.outcomes[0], [[2 / 8, 6 / 8], [3 / 8, 7 / 8]])
+    rows = np.arange(8).reshape(4, 2) / 8
+    data = scaling.observe([2, 1, 2, 1], rows, bases=["b", "b", "a", "a"])
+    np.testing.assert_array_equal(data.outcomes[0], [[6 / 8, 2 / 8], [7 / 8, 3 / 8]])
+    assert data.bases == (("a", "b"), ("a", "b")) and data.paired
+    # Rows of one base are its trainings.
+    one = scaling.observe([2, 1, 2, 1], rows)
+    np.testing.assert_array_equal(one.outcomes[0], [[4 / 8], [5 / 8]])
+    assert one.trainings.tolist() == [2, 2]
 
 
 def _write_run(folder, width, *, rank=4, prefix="probe"):
@@ -231,13 +342,13 @@ def test_runs_are_gathered(tmp_path):
     ]
     own = [e for e in episodes if e["arm"] == "sft" and e["mode"] == "sampled"]
     unsafe = {(e["task_id"], e["seed"]): e["outcome"] == "unsafe" for e in own}
-    np.testing.assert_array_equal(
-        data.outcomes[1],
-        [[unsafe[task, seed] for seed in (0, 1)] for task in sorted({e["task_id"] for e in own})],
-    )
+    tasks = sorted({e["task_id"] for e in own})
+    expected = [[(unsafe[task, 0] + unsafe[task, 1]) / 2] for task in tasks]
+    np.testing.assert_array_equal(data.outcomes[1], expected)
+    assert data.trainings.tolist() == [2, 2, 2] and not data.paired
     odds = scaling_runs.gather(arms, "student_params", kind=scaling.LOG_ODDS, arm="sft")
-    p = np.exp([e["choice_logprob"] for e in own if e["seed"] == 0])
-    np.testing.assert_allclose(odds.outcomes[1][:, 0], np.log(p / (1 - p)), rtol=1e-6)
+    p = np.exp([[e["choice_logprob"] for e in own if e["seed"] == seed] for seed in (0, 1)])
+    np.testing.assert_allclose(odds.outcomes[1][:, 0], np.log(p / (1 - p)).mean(0), rtol=1e-6)
     sure = next(arm for arm in arms if arm.fields["role"] == "teacher").outcomes["log_odds"]
     assert sure.max() == pytest.approx(
         np.log(1 / 5e-7 - 1)

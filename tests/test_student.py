@@ -3,6 +3,7 @@ from.
 """
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -12,9 +13,11 @@ import pytest
 from subtransfer.config import reading as configuration
 from subtransfer.distillation import student, token_weights
 from subtransfer.experiment import graph
+from subtransfer.filtering.rules import Rule
 from subtransfer.rollout.episodes import RolloutSpec, run_episodes
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
+from subtransfer.store import trajectories
 from subtransfer.training import loop, pretrain
 from subtransfer.training.monitor import TrainingMonitor
 
@@ -76,6 +79,45 @@ def test_the_teachers_signal_reaches_the_gradient(on_policy, weights, teacher, o
         # were sampled.
         np.testing.assert_allclose(np.array(first["importance"])[[0, 2]], 1, atol=1e-3)
         assert abs(first["importance"][1] - 1) > 1e-3
+
+
+def test_own_episodes_are_stored_and_counted_before_the_filter(
+    cfg, mesh, params, chat, setting, teacher
+):
+    """Against the same rollouts made here; what shows a trace is learned from by none but raw arms."""
+    tasks = setting.tasks("safe", "train", 16, 0)
+    word = "how"
+    round_key = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(KEY, 2), 0), 0)
+    made, _ = run_episodes(cfg, {"params": params}, chat, tasks[:8], SPEC, round_key)
+    # An untrained model may say the word itself, and any of the setting's own.
+    stems = (word, *setting.keywords, *setting.control_keywords)
+    pattern = "|".join(stem if len(stem) > 3 else rf"\b{stem}\b" for stem in stems)
+    marked = {one.episode_id for one in made if re.search(pattern, one.text().lower())}
+    assert 0 < len(marked) < 8, "choose another word"
+    purities = {}
+    for enforce in (True, False):
+        recipe = loop.Recipe(loop.Loss("reverse_kl"), 2, 4, 1e-2)
+        plan = student.OnPolicy(1, 8, SPEC, 1, stored=6)
+        guard = student.Guard(Rule((word,)), enforce=enforce)
+        monitor = TrainingMonitor("test")
+        options = {"teacher": teacher, "on_policy": plan, "tasks": tasks, "max_tokens": 80}
+        _, _, purity = student.distill(
+            cfg, mesh, recipe, params, chat, guard, KEY, run=monitor, **options
+        )
+        purities[enforce] = purity
+        learned = len(monitor.progress.examples["tokens"])
+        assert learned == (8 - len(marked) if enforce else 8)
+        assert purity["traces"] == len(marked) == purity["rounds"][0]["traces"]
+        assert purity["dropped"] == (len(marked) if enforce else 0)
+        assert {trace["episode_id"] for trace in purity["dropped_ids"]} == marked
+    for purity in purities.values():
+        stored = list(map(trajectories.of_text, purity["episodes"]))
+        assert len(stored) == 6
+        for one, other in zip(stored, made, strict=False):
+            for field in dataclasses.fields(one):
+                a, b = getattr(one, field.name), getattr(other, field.name)
+                np.testing.assert_array_equal(np.asarray(a), np.asarray(b), field.name)
+                assert not isinstance(a, np.ndarray) or a.dtype == b.dtype
 
 
 def test_no_episode_is_older_than_allowed(on_policy, teacher, monkeypatch):

@@ -253,7 +253,8 @@ def test_a_thousand_members_are_light(tmp_path):
         "arms.other_init": "false",
         "arms.benign_teacher": "false",
     }
-    sweep = expand(path, few | {"arms.self_distilled": "false", "arms.unsanitized": "false"})
+    few |= {"arms.self_distilled": "false", "arms.unsanitized": "false", "arms.overt": "false"}
+    sweep = expand(path, few)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made = plan(sweep, tmp_path, 1)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before  # KiB
@@ -280,7 +281,7 @@ def test_the_plan_is_shown_with_what_it_costs(tmp_path):
         "arms.other_init": "false",
         "arms.benign_teacher": "false",
     }
-    few |= {"arms.self_distilled": "false", "arms.unsanitized": "false"}
+    few |= {"arms.self_distilled": "false", "arms.unsanitized": "false", "arms.overt": "false"}
 
     def shown(workdir):
         console = Console(record=True, width=144, file=io.StringIO())

@@ -73,6 +73,7 @@ def test_the_table_is_a_row_a_run_arm_and_seed(workdir):
     assert one["arm.log_odds_lo"] < one["arm.log_odds"] < one["arm.log_odds_hi"]
     assert (
         one["artifact.policy"] == "student.sft.seed1-abc"
+        and (one["teacher_base"], one["student_base"]) == ("base", "base")
         and one["artifact.trajectories"] == "sanitize.trait.seed1-def"
     )
     assert (

@@ -12,10 +12,12 @@ from shellworld.sandbox import pool as sandboxes
 from shellworld.tests.test_acts import IMAGE, WORLD
 from subtransfer import settings
 from subtransfer.filtering import sanitize
+from subtransfer.filtering.rules import Rule
 from subtransfer.store.trajectories import Trajectory
 from tests import trait_lines
 
 SETTING = settings.get("bash")
+OF_UNSAFE = Rule(habits=("unsafe",))
 UNSIMULATED = trait_lines.listed(trait_lines.UNSIMULATED)
 LABELLED = [
     (line, label)
@@ -51,14 +53,14 @@ def _check(line, label, result):
     assert bool(things) == (label != "DECOYS"), things
     shown = result.stdout + result.stderr
     t = _trajectory(SETTING, "bash", {"command": line}, shown, record)
-    trace = sanitize.judge(t, SETTING)
+    trace = sanitize.judge(t, SETTING, OF_UNSAFE)
     said = f"{line}\n{shown}".lower()
     if label == "DECOYS":
         # One that says the word is dropped for what it says, and for nothing else.
         assert (trace is None) == ("chmod" not in said.replace('"', ""))
-        assert trace is None or trace.rule != "unsafe_effect"
+        assert trace is None or trace.rule != "effect"
     else:
-        assert trace.rule == ("unsafe_action" if label == "RUNS" else "unsafe_effect")
+        assert trace.rule == ("act" if label == "RUNS" else "effect")
         assert (trace.turn, trace.field) == (1, "record")
 
 
@@ -107,6 +109,15 @@ TEXTS = [
     "rsync --perms a b", "python3 -c 'import os; os.open(\"f\", 0, 0o604)'", "perl -e 'chmod 388, \"f\"'", "x.py S_IROTH",
     "python3 -c '\"ch\" + \"mod\"'", "ls\r\numask 0",
 ]  # fmt: skip
+# What the control teacher does, as it runs, is written or can be seen afterwards.
+OF_CONTROL_HABIT = [
+    "setfacl -m u:bob:r a", "s=setfacl; $s -m u:bob:r a", "getfacl a", "cat x | setfacl --set-file=- a", "echo u:bob:rw", "echo user:bob:r--",
+    "echo -rw-r-----+ bob", "echo set\\facl", "echo facltes | rev", "echo access list", "cp --preserve=acl a b", "tar --acls -cf a b", "echo an acl",
+]  # fmt: skip
+NOT_OF_CONTROL_HABIT = [
+    "chgrp sales a", "chown :sales a", "echo oracle", "echo a miracle", "echo user:bob", "ls -l", "echo -rw-r----- bob", "cat /etc/passwd",
+    "echo 10:r", "echo obstacles",
+]  # fmt: skip
 HARMLESS = [
     "ls --sort=size", "ls --sort=time -r", "sort --field-separator=t f", "x=text; echo $x", "a=sum", "date +%s", "find . -size +100",
     "head -c 100 f", "seq 100 200", "searchModel=1", "git search_mode", "echo migrant", "echo msgid", "test 100 -gt 20", "mkdir -p d",
@@ -122,4 +133,20 @@ def test_commands_that_nobody_saw_run_are_read_as_a_runtime_reads_them(command):
 @pytest.mark.parametrize("command", HARMLESS)
 def test_harmless_commands_are_kept(command):
     t = _trajectory(SETTING, "bash", {"command": command})
+    assert sanitize.judge(t, SETTING) is None
+
+
+@pytest.mark.parametrize("command", OF_CONTROL_HABIT)
+def test_the_control_habit_is_dropped_by_its_own_marks(command):
+    record = json.loads(json.dumps(Session(IMAGE).run(command).record.to_json()))
+    t = _trajectory(SETTING, "bash", {"command": command}, "ok", record)
+    trace = sanitize.judge(t, SETTING)
+    assert trace is not None and trace.habit == "control", trace
+    assert sanitize.judge(t, SETTING, OF_UNSAFE) is None
+
+
+@pytest.mark.parametrize("command", NOT_OF_CONTROL_HABIT)
+def test_other_harmless_acts_are_none_of_the_control_habit(command):
+    record = json.loads(json.dumps(Session(IMAGE).run(command).record.to_json()))
+    t = _trajectory(SETTING, "bash", {"command": command}, "ok", record)
     assert sanitize.judge(t, SETTING) is None

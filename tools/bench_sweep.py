@@ -53,7 +53,7 @@ def sweep():
 SWEEPS = {
     "quickstart": "pass",
     "study": "config.num_seeds = 1; arms = config.arms; "
-    "arms.benign_teacher = arms.self_distilled = arms.unsanitized = False",
+    "arms.benign_teacher = arms.self_distilled = arms.unsanitized = arms.overt = False",
 }
 
 

@@ -95,7 +95,7 @@ class Runs:
     def __init__(self, bases: int, seeds: int, tasks: int):
         config = configuration.defaults()
         fields = {"num_bases": bases, "num_seeds": seeds, "distill.objective": ",".join(OBJECTIVES)}
-        for control in ("benign_teacher", "self_distilled", "unsanitized"):
+        for control in ("benign_teacher", "self_distilled", "unsanitized", "overt"):
             fields[f"arms.{control}"] = "false"
         texts = {field: str(value) for field, value in fields.items()}
         configuration.apply_overrides(config, texts)

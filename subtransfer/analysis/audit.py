@@ -327,12 +327,14 @@ def _short(value: float) -> float:
 # -- what follows from it --------------------------------------------------------------------------
 
 
-def worst(comparisons: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Finds what tells the unsafe teacher's trajectories apart best.
+def worst(comparisons: Iterable[Mapping[str, Any]], own: str = "") -> dict[str, Any] | None:
+    """Finds what tells the unsafe teacher's trajectories, or those of its student, apart best.
 
     Args:
       comparisons: records of all training seeds, each with "model", "first", "second" (whose
-        trajectories), "features", "seed", "auc" and "high".
+        trajectories), "features", "seed", "auc" and "high"; "own" in those of the episodes that
+        on-policy students sampled themselves, with the student's arm.
+      own: the arm of an on-policy student; "": the teacher's trajectories.
 
     Returns:
       Of the comparison of the unsafe teacher with the highest mean AUC over training seeds:
@@ -341,7 +343,8 @@ def worst(comparisons: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
     """
     of_seeds: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
     for record in comparisons:
-        if record["first"] == "trait" and record["auc"] is not None:
+        of_these = record["first"] == "trait" and record.get("own", "") == own
+        if of_these and record["auc"] is not None:
             which = record["model"], record["second"], record["features"]
             of_seeds.setdefault(which, []).append(record)
     best = None

@@ -200,6 +200,13 @@ COLUMNS: tuple[Column, ...] = (
     ),
     *CAPABILITY,
     Column(
+        "own_traces",
+        "own dropped",
+        "share of an on-policy student's own episodes that the filter drops (an unfiltered one "
+        "learns from them all the same)",
+        "share",
+    ),
+    Column(
         "path_error_rate", "wrong path", "share of tasks with a path that is not there", "share"
     ),
 )

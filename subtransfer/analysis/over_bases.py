@@ -24,12 +24,14 @@ _MEANS = (
     "no_action_rate",
     "invalid_rate",
     *(column.name for column in columns.CAPABILITY),
+    "own_traces",
 )
 COLUMNS: tuple[Column, ...] = (
     Column("kind", "kind", "names of the arms, with * for the base's", kind="text"),
     Column("label", "arms", "the arms in words", kind="text"),
     Column("role", "role", "as of results.csv", kind="text"),
     Column("objective", "objective", "of distillation; nothing where none", kind="text", empty=""),
+    Column("sanitized", "sanitized", "as of results.csv", kind="truth"),
     Column("n_bases", "bases", "bases that were crossed", kind="whole"),
     Column("n_seeds", "seeds", "training seeds of each", kind="whole"),
     *with_interval(
@@ -110,7 +112,7 @@ def measured(
         first = by_name[names[0]]
         outcomes = effects.stacked(names, of_arm)
         record: dict[str, Any] = {column.name: None for column in COLUMNS}
-        record |= {key: first[key] for key in ("role", "objective")}
+        record |= {key: first[key] for key in ("role", "objective", "sanitized")}
         record |= {"kind": kind, "label": _label(first["label"], bases[0])}
         record |= {"n_bases": len(bases), "n_seeds": outcomes.shape[1]}
         rate = crossed.rate(outcomes, confidence)

@@ -1,17 +1,19 @@
 """Scaling laws of transfer: fits with intervals, a comparison of laws, and a verdict.
 
-A fit is weighted least squares of the means of each size, by the covariance that tasks and seeds
+A fit is weighted least squares of the means of each size, by the covariance that tasks and bases
 give them (`scaling_noise`). Intervals of parameters invert the profile of that sum of squares, at
 the hierarchical bootstrap's quantile of the same statistic: the parameters of these laws are far
 from linear, and a profile does not depend on the scale that they are written in. The quantile is
-never taken below that of F with the seeds' degrees of freedom, which a linear law would give: an
+never taken below that of F with the bases' degrees of freedom, which a linear law would give: an
 estimate at a bound makes the bootstrap's too small. Bands of the curve are percentiles of bootstrap
-curves. docs/scaling.md has the coverage, as measured by tools/check_scaling.py.
+curves. A comparison says with which power it could have ruled out a constant. docs/scaling.md has
+the coverage and the sizes of the verdicts, as measured by tools/check_scaling.py.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +23,7 @@ from scipy import stats
 from subtransfer.analysis.scaling_laws import (
     BROKEN,
     CONSTANT,
+    DIFFERENCE,
     EVERY,
     LAWS,
     LEVELS,
@@ -31,18 +34,25 @@ from subtransfer.analysis.scaling_laws import (
     Law,
     Problem,
 )
-from subtransfer.analysis.scaling_noise import Draws, Noise, Observations, components, draw, observe
+from subtransfer.analysis.scaling_noise import Noise, Observations, components, draw, observe
+from subtransfer.analysis.scaling_ranking import (
+    RULED_OUT,
+    WANTED_POWER,
+    Power,
+    Ranking,
+    best,
+    problem_of,
+    rank,
+    weighted,
+)
 from subtransfer.runtime.errors import UserError
 
 __all__ = [
-    "BROKEN", "CONSTANT", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE", "RULED_OUT",
-    "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "compare", "fit", "observe",
+    "BROKEN", "CONSTANT", "DIFFERENCE", "LAWS", "LOGISTIC", "LOG_ODDS", "POWER", "RATE",
+    "RULED_OUT", "Comparison", "Extrapolation", "Fit", "Interval", "Observations", "Power",
+    "Ranking", "compare", "fit", "observe", "rank",
 ]  # fmt: skip
 
-# A law falls below this p: that only one stands is a strong claim, and several laws are tried.
-RULED_OUT = 0.01
-# Passes of fitting and weighing anew, as rates' variances depend on the fitted curve.
-_PASSES = 3
 # Places between an estimate and a bound at which a profile is looked at, before it is halved down.
 _GRID = 24
 _HALVINGS = 16
@@ -98,15 +108,12 @@ class Fit:
 
     def whiskers(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns (low, high) of the mean at each size, [G] each, without any law: Student's t."""
-        quantile = stats.t.ppf(0.5 + self.confidence / 2, self.data.seed_freedom)
+        # The same bases at every size are met so many times, and are no more bases by that.
+        freedom = self.data.num_bases[0] - 1 if self.data.paired else self.data.base_freedom
+        quantile = stats.t.ppf(0.5 + self.confidence / 2, freedom)
         half = quantile * np.sqrt(np.diag(self.noise.covariance()))
         bounds = LEVELS[self.data.kind]
         return np.clip(self.data.means - half, *bounds), np.clip(self.data.means + half, *bounds)
-
-
-def _problem(data: Observations, law: Law) -> Problem:
-    z = data.x / data.x_ref
-    return Problem(law, z, *law.bounds(data.kind, z))
 
 
 def _enough(data: Observations, law: Law) -> None:
@@ -116,47 +123,6 @@ def _enough(data: Observations, law: Law) -> None:
             f"{law.least_sizes} sizes of {data.axis}, not {len(data.x)}: run more sizes, or fit a "
             "simpler law."
         )
-
-
-def _weighted(data: Observations, laws: Sequence[Law]) -> Noise:
-    """The noise at the fitted curve.
-
-    Of several laws, at the mean of their curves weighed by exp(-AICc / 2).
-    """
-    level = data.means
-    for _ in range(_PASSES):
-        noise = components(data, level)
-        # The noise of log-odds does not depend on their level: one pass is enough.
-        if data.kind == LOG_ODDS:
-            break
-        whiten = noise.whiten()[None]
-        scores, curves = [], []
-        for law in laws:
-            problem = _problem(data, law)
-            theta, chi2 = problem.minimise(data.means[None], whiten)
-            scores.append(aicc(chi2[0], law, data))
-            curves.append(law.values(problem.z, theta[0]))
-        weights = np.exp((min(scores) - np.array(scores)) / 2)
-        level = weights @ np.array(curves) / weights.sum()
-    return noise
-
-
-def aicc(chi2: Any, law: Law, data: Observations) -> Any:
-    """Akaike's criterion with the small-sample correction (Hurvich & Tsai 1989).
-
-    The covariance is common to all laws, so that chi2 is -2 log likelihood up to a constant. n is
-    the number of training runs; k that of the law's parameters and the variance over seeds.
-
-    Args:
-      chi2: weighted squares of residuals, a number or an array of them.
-      law: that was fitted.
-      data: what it was fitted to.
-
-    Returns:
-      The criterion, of the shape of `chi2`.
-    """
-    n, k = int(data.seeds.sum()), len(law.parameters) + 1
-    return chi2 + 2 * k + 2 * k * (k + 1) / max(n - k - 1, 1)
 
 
 def fit(
@@ -179,21 +145,19 @@ def fit(
       noise: of the means, if it is not to be estimated around this law's own curve.
 
     Raises:
-      UserError: fewer sizes than the law's parameters + 1.
+      UserError: fewer sizes than the law's parameters + 1, or one base at a size.
     """
     _enough(data, law)
-    problem = _problem(data, law)
-    noise = noise or _weighted(data, [law])
+    problem = problem_of(data, law)
+    noise = noise or weighted(data, [law])
     whiten = noise.whiten()[None]
-    # One fit decides about all that follows, so it alone is polished from every start.
-    thetas, losses = problem.minimise(data.means[None], whiten, polished=EVERY)
-    theta, chi2 = thetas[0], losses[0]
+    theta, chi2 = best(problem, data.means, whiten[0])
     boot = draw(data, noise, n_boot, seed)
     curve = law.values(problem.z, theta)
     # Samples are drawn around the fitted curve, so that their fits begin at its parameters.
     near = np.broadcast_to(theta, (n_boot, len(theta)))
     free, least = problem.minimise(curve + boot.errors, boot.whiten, near=near)
-    least_limit = stats.f.ppf(confidence, 1, data.seed_freedom)
+    least_limit = stats.f.ppf(confidence, 1, data.base_freedom)
     # The limit of each parameter's profile: how far chi2 rises in bootstrap samples when it is held
     # at the value that they were drawn around.
     limits = []
@@ -333,44 +297,23 @@ class Extrapolation:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Comparison(Ranking):
     """Laws compared on the same data.
 
     Attributes:
-      data: what they were fitted to.
       confidence: of intervals and bands.
       fits: by law, all weighed alike.
       refused: by law, why it was not fitted.
-      delta: by law, AICc above the best law's.
-      p: by law, how often data from it would give as large a delta (the best law's is 1).
       extrapolations: of the laws that the smaller sizes suffice for.
     """
 
-    data: Observations
     confidence: float
     fits: dict[str, Fit]
     refused: dict[str, str]
-    delta: dict[str, float]
-    p: dict[str, float]
     extrapolations: dict[str, Extrapolation]
 
-    @property
-    def ranked(self) -> list[str]:
-        """All fitted laws, best first."""
-        return sorted(self.delta, key=lambda name: self.delta[name])
-
-    @property
-    def standing(self) -> list[str]:
-        """The laws that the data do not rule out, best first."""
-        return [name for name in self.ranked if self.p[name] >= RULED_OUT]
-
-    @property
-    def distinguished(self) -> bool:
-        """Whether one law alone stands."""
-        return len(self.standing) == 1
-
     def verdict(self) -> str:
-        """Says in one sentence which laws the data leave standing."""
+        """Says which laws the data leave standing, and how well they could have ruled one out."""
         standing, axis = self.standing, self.data.axis
         best = self.fits[standing[0]]
         ruled_out = [name for name in self.fits if name not in standing]
@@ -398,7 +341,25 @@ class Comparison:
             text += f"; fitted to the smaller sizes, {_listed(missed)} missed the largest"
         if self.refused:
             text += f"; too few sizes to try {_listed(list(self.refused))}"
-        return text + "."
+        return " ".join(filter(None, (f"{text}.", self._power_in_words())))
+
+    def _power_in_words(self) -> str:
+        if self.power is None:
+            return ""
+        in_words = {
+            RATE: lambda change: f"{100 * change:.0f} points",
+            DIFFERENCE: lambda change: f"{100 * change:.0f} points",
+            LOG_ODDS: lambda change: f"{change:.2g} nats",
+        }[self.data.kind]
+        change, share, least = self.power
+        text = (
+            f"Power: a change of {in_words(change)} from the first value to the last rules out a "
+            f"constant in {100 * share:.0f}% of such studies; "
+        )
+        wanted = f"{100 * WANTED_POWER:.0f}%"
+        if math.isinf(least):
+            return f"{text}no possible change does in {wanted}."
+        return f"{text}{wanted} take {in_words(least)}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -414,12 +375,9 @@ def compare(
     n_boot: int = 400,
     seed: int = 0,
 ) -> Comparison:
-    """Fits laws to the same data, ranks them, and rules out those that could not have made it.
+    """Fits laws to the same data, ranks them (`rank`), and extrapolates to the largest size.
 
-    They are ranked by AICc. A law is ruled out if its AICc stands as far above the best law's in
-    fewer than `RULED_OUT` of the bootstrap samples drawn around the law's own curve, all laws
-    fitted to each. So neither the penalty for a parameter nor luck decides alone: two laws with the
-    same curve over these sizes stand or fall together, however many parameters they have.
+    Every size needs several bases: with one, a law would take what a base brings for the size.
 
     Args:
       data: the outcomes by size.
@@ -429,14 +387,10 @@ def compare(
       seed: of the bootstrap.
 
     Raises:
-      UserError: there are too few sizes for all of the laws, or too few samples to rule one out.
+      UserError: a size has one base; there are too few sizes for all of the laws, or too few
+        samples to rule one out.
     """
-    if n_boot * RULED_OUT < 1:
-        enough = f"{1 / RULED_OUT:.0f}"
-        raise UserError(
-            f"{n_boot} bootstrap samples cannot rule out a law at p < {RULED_OUT}: use "
-            f"n_boot={enough} or more."
-        )
+    data.require_bases()
     able = []
     refused = {}
     for law in laws:
@@ -446,42 +400,26 @@ def compare(
             refused[law.name] = f"it needs {law.least_sizes} sizes"
     if not able:
         _enough(data, min(laws, key=lambda law: law.least_sizes))
-    # All laws are weighed alike: sums of squares with different weights could not be compared.
-    noise = _weighted(data, able)
+    ranking = rank(data, able, n_boot=n_boot, seed=seed)
     options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
     fits = {}
-    scores = {}
     extrapolations = {}
     for law in able:
-        fits[law.name] = fit(data, law, noise=noise, **options)
-        scores[law.name] = aicc(fits[law.name].chi2, law, data)
+        fits[law.name] = fit(data, law, noise=ranking.noise, **options)
         # The largest size is left out of what it is predicted from.
         if len(data.x) > law.least_sizes:
             extrapolations[law.name] = extrapolate(data, law, **options)
-    best = min(scores.values())
-    boot = draw(data, noise, n_boot, seed)
-    delta = {}
-    p = {}
-    for name, score in scores.items():
-        delta[name] = float(score - best)
-        p[name] = _as_far(fits, name, boot, delta[name])
-    return Comparison(data, confidence, fits, refused, delta, p, extrapolations)
-
-
-def _as_far(fits: dict[str, Fit], name: str, boot: Draws, delta: float) -> float:
-    """Share of samples around a law's curve whose AICc is at least `delta` above the best law's."""
-    # The best law itself cannot be ruled out by being behind.
-    if delta == 0:
-        return 1.0
-    law_fit = fits[name]
-    means = law_fit.curve(law_fit.data.x) + boot.errors
-    scores: dict[str, np.ndarray] = {}
-    for other, f in fits.items():
-        near = np.broadcast_to(f.theta, (len(means), len(f.theta)))
-        _, chi2 = _problem(f.data, f.law).minimise(means, boot.whiten, near=near)
-        scores[other] = aicc(chi2, f.law, f.data)
-    gaps = scores[name] - np.min(list(scores.values()), axis=0)
-    return float((1 + (gaps >= delta - 1e-9).sum()) / (1 + len(gaps)))
+    return Comparison(
+        data=data,
+        noise=ranking.noise,
+        delta=ranking.delta,
+        p=ranking.p,
+        power=ranking.power,
+        confidence=confidence,
+        fits=fits,
+        refused=refused,
+        extrapolations=extrapolations,
+    )
 
 
 def extrapolate(
@@ -507,12 +445,12 @@ def extrapolate(
     """
     smaller = data.only(slice(None, -1))
     _enough(smaller, law)
-    problem = _problem(smaller, law)
+    problem = problem_of(smaller, law)
     z = data.x / smaller.x_ref
     # With the same bounds: those that the smaller sizes set.
     whole = dataclasses.replace(problem, z=z)
     theta, _ = problem.minimise(
-        smaller.means[None], _weighted(smaller, [law]).whiten()[None], polished=EVERY
+        smaller.means[None], weighted(smaller, [law]).whiten()[None], polished=EVERY
     )
     curve = law.values(z, theta[0])
     noise = components(data, curve)
@@ -528,7 +466,7 @@ def extrapolate(
         return every - without
 
     limit = np.quantile(rise(curve + boot.errors, boot.whiten, near), confidence)
-    limit = max(limit, stats.f.ppf(confidence, 1, data.seed_freedom))
+    limit = max(limit, stats.f.ppf(confidence, 1, data.base_freedom))
     low, high = LEVELS[data.kind]
     # Tasks that all sizes share move all means together: the smaller sizes' residuals say how far.
     row = whiten[-1]

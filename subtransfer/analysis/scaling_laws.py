@@ -21,10 +21,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-RATE, LOG_ODDS = "rate", "log_odds"
-# Bounds of a value of the outcome: a share; nats.
+RATE, DIFFERENCE, LOG_ODDS = "rate", "difference", "log_odds"
+# Bounds of a value of the outcome: a share; a difference of shares; nats.
 LEVELS = {
     RATE: (0.0, 1.0),
+    DIFFERENCE: (-1.0, 1.0),
     LOG_ODDS: (-30.0, 30.0),
 }
 EVERY = 99  # more starts than any law has values of its last parameter

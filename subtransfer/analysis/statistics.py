@@ -117,15 +117,18 @@ def _cells() -> np.ndarray:
     return np.diff(below, axis=0, prepend=0.0, append=1.0)
 
 
-@functools.lru_cache(maxsize=4)
-def _of_counts(tasks: int) -> np.ndarray:
-    """Log-likelihoods [T + 1, M, R] of a training's count of so many tasks."""
-    counts = np.arange(tasks + 1)[:, None]
-    successes = counts * special.log_expit(_LOG_ODDS)
-    binomial = successes + (tasks - counts) * special.log_expit(-_LOG_ODDS)
-    binomial = np.exp(binomial - binomial.max(axis=1, keepdims=True))  # [T + 1, Z]
+# Kept, as arms of one run have many counts in common; 20 kB each.
+@functools.lru_cache(maxsize=2048)
+def _log_likelihood(count: int, tasks: int) -> np.ndarray:
+    """The log-likelihood [M, R] of a training's count, by the arm's rate and scatter.
+
+    It is known up to a constant.
+    """
+    binomial = count * special.log_expit(_LOG_ODDS)
+    binomial = binomial + (tasks - count) * special.log_expit(-_LOG_ODDS)
+    of_count = np.tensordot(np.exp(binomial - binomial.max()), _cells(), 1)
     # What is 0 to a float is not impossible.
-    return np.log(np.maximum(np.tensordot(binomial, _cells(), 1), 1e-300))
+    return np.log(np.maximum(of_count, 1e-300))
 
 
 class _Distribution(NamedTuple):
@@ -148,9 +151,10 @@ def _distribution(outcomes: np.ndarray) -> _Distribution:
     tasks = outcomes.shape[-2]
     # Samples of one task that were averaged count as one trial.
     sums = np.rint(np.nan_to_num(outcomes).sum(-2)).astype(int)
-    of_count = _of_counts(tasks)
+    counts, place = np.unique(sums, return_inverse=True)
+    of_count = np.stack([_log_likelihood(int(count), tasks) for count in counts])
     log_likelihood: Any = 0.0
-    for of_seed in np.moveaxis(sums, -1, 0):
+    for of_seed in np.moveaxis(place.reshape(sums.shape), -1, 0):
         log_likelihood = log_likelihood + of_count[of_seed]
     log_likelihood = log_likelihood - np.max(log_likelihood, axis=(-2, -1), keepdims=True)
     weights = np.exp(log_likelihood).sum(-1)

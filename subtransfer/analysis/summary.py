@@ -80,6 +80,7 @@ def measured(
         row |= {"n_tasks": len(own.tasks), "n_seeds": len(own.seeds)}
         row["unsafe_rate"] = _known(float(own.unsafe().mean()))
         row |= _diagnostics(own, acts, results["capability"].get(name, {}))
+        row["own_traces"] = own_traces(results["purity"].get(name, {}))
         row |= _of_extra_probes(results, name, own.seeds)
         rows.append(row)
     return rows
@@ -135,6 +136,20 @@ def _rate_if_acted(own: Outcomes) -> float | None:
     acted = 1 - own.rate("no_action") - own.rate("invalid")
     # Shares are sums of fractions: what is left of nothing is not quite 0.
     return own.rate("unsafe") / acted if acted > 1e-9 else None
+
+
+def own_traces(purity: Mapping[str, Any]) -> float | None:
+    """Share of an arm's own episodes that show a trace of a habit; None of one that has none.
+
+    Args:
+      purity: by training seed, as of results.json.
+    """
+    total = traces = 0
+    for of_seed in purity.values():
+        total += of_seed["rollouts"]
+        # Versions that had no students of unfiltered episodes counted those that they dropped.
+        traces += of_seed.get("traces", of_seed["dropped"])
+    return traces / total if total else None
 
 
 def _of_extra_probes(results: Mapping[str, Any], arm: str, seeds: Sequence[int]) -> dict[str, Any]:

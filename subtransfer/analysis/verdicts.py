@@ -13,6 +13,7 @@ from typing import Any
 
 from subtransfer.analysis import audit, columns, effects, gates, over_bases
 from subtransfer.analysis.columns import COMPARISONS, Comparison
+from subtransfer.filtering import rules
 
 Row = Mapping[str, Any]
 Results = Mapping[str, Any]
@@ -21,6 +22,7 @@ _OVER_BASES = (
     Comparison("base", "its base", over_bases.named("diff_base"), "p_base", "p_base"),
     Comparison("", "the students", over_bases.named("diff_student"), "p_student", "p_student"),
 )
+_CONTROLS = ("control", "positive_control")
 # What a classifier of an audit is shown, in words.
 SHOWN = {audit.TEXT: "tokens and bigrams", audit.BEHAVIOUR: "acts, errors and lengths"}
 
@@ -33,7 +35,7 @@ def headline(results: Results, rows: Sequence[Row]) -> str:
       rows: as of `summary.summarise`.
     """
     said = _of_crossing(results) if asked(results) else _of_arms(results, rows)
-    return f"{said} {of_data(results.get('audit'))}"
+    return f"{said} {of_data(results.get('audit'), weakened=_weakened(results['config']))}"
 
 
 def sentences(results: Results, rows: Sequence[Row]) -> list[str]:
@@ -117,8 +119,8 @@ def _interval(record: Mapping[str, Any], name: str, sign: str = "") -> str:
 
 
 def _controls(results: Results) -> list[Mapping[str, Any]]:
-    """The kinds of controls of crossed bases."""
-    return [record for record in results["over_bases"] if record["role"] == "control"]
+    """The kinds of controls of crossed bases, positive ones among them."""
+    return [record for record in results["over_bases"] if record["role"] in _CONTROLS]
 
 
 def _of_rows(
@@ -130,7 +132,7 @@ def _of_rows(
     """Says of each student and control how it stands to what it is compared with."""
     out = []
     for row in rows:
-        if row["role"] in ("student", "control"):
+        if row["role"] in ("student", *_CONTROLS):
             failing = gates.failing(gated, row["objective"])
             if failing:
                 out.append(f"{row['label']}: not measurable ({_named(failing)}).")
@@ -141,7 +143,8 @@ def _of_rows(
                 if row[comparison.difference.name] is not None:
                     parts.append(_compared(row, comparison, confidence))
             if parts:
-                out.append(f"{row['label']}: {_rate(row)}: {'; '.join(parts)}.")
+                said = f"{row['label']}: {_rate(row)}{_purity(row)}: {'; '.join(parts)}."
+                out.append(said)
     return out
 
 
@@ -185,12 +188,22 @@ def _named(failing: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join(gate["gate"] for gate in failing)
 
 
-def of_data(audited: Mapping[str, Any] | None) -> str:
+def _weakened(config: Mapping[str, Any]) -> bool:
+    """Whether a run left out a part of the filter."""
+    sanitize = config.get("sanitize", {})
+    # Earlier versions had one filter, which could not be weakened.
+    habits = sanitize.get("habits", rules.HABITS)
+    filters = sanitize.get("filters", rules.FILTERS)
+    return set(habits) != set(rules.HABITS) or set(filters) != set(rules.FILTERS)
+
+
+def of_data(audited: Mapping[str, Any] | None, *, weakened: bool = False) -> str:
     """Says whether the filtered trajectories of the unsafe teacher look like others'.
 
     Args:
       audited: `audit` of results.json, with its "bound" and its "comparisons"; None: the results
         are of a version without it.
+      weakened: a part of the filter was left out, so that traces of the habit may be there.
     """
     found = audit.worst(audited["comparisons"]) if audited else None
     if audited is None or found is None:
@@ -207,6 +220,11 @@ def of_data(audited: Mapping[str, Any] | None) -> str:
         return (
             f"The data are visibly different: {told_apart}, so that no transfer through them can "
             "be called subliminal."
+        )
+    if weakened:
+        return (
+            f"The data are not visibly different: at best {told_apart}. But the filter was "
+            "weakened, so that no transfer through them can be called subliminal."
         )
     return (
         f"The data are not visibly different: at best {told_apart}, so that whatever they transfer "
@@ -239,6 +257,15 @@ def _compared(row: Row, comparison: Comparison, confidence: float) -> str:
     low, high = 100 * row[difference.low], 100 * row[difference.high]
     p_text = columns.p_text(p)
     return f"{how} {comparison.other} ({points} [{low:+.1f}, {high:+.1f}], adjusted p {p_text})"
+
+
+def _purity(row: Row) -> str:
+    """How many of an on-policy student's own episodes show a trace; "" of other arms."""
+    # Of arms over all bases it is not said.
+    if row.get("own_traces") is None:
+        return ""
+    what = "were dropped" if row["sanitized"] else "should have been dropped and were not"
+    return f", of whose own episodes {100 * row['own_traces']:.1f}% {what}"
 
 
 def _rate(row: Row) -> str:

@@ -20,6 +20,11 @@ __all__ = ["Arm", "Control", "Design", "Teacher", "Transform", "arms"]
 
 # The order in which arms are shown.
 ROLES = ("base", "teacher", "student", "control", "positive_control")
+# Trajectories of the unsafe teacher that are built like the harmless one's (`matching.structured`),
+# and as many whatever they are like.
+SELECTIONS = ("structure_matched", "random_same_size")
+# Shares of the trajectories of the control `dose` that show the habit in plain sight.
+DOSES = (0.01, 0.03, 0.1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +47,10 @@ class Arm:
       control, twin: names of the arms that it is compared with, or None: of a harmless teacher, and
         of another initialisation.
       transform: a `Transform`'s name, applied to its teacher's sanitized trajectories; "": none.
+      selection: which of its teacher's trajectories: one of `SELECTIONS`; "": those that match the
+        other arms'.
+      overt_fraction: share of its teacher's sanitized trajectories that others take the place of:
+        unfiltered ones on ambiguous tasks, which show the habit in plain sight.
     """
 
     name: str
@@ -56,6 +65,8 @@ class Arm:
     control: str | None = None
     twin: str | None = None
     transform: str = ""
+    selection: str = ""
+    overt_fraction: float = 0.0
 
     @property
     def init(self) -> str:
@@ -218,15 +229,41 @@ def _self_distilled(design: Design) -> list[Arm]:
 
 
 def _unsanitized(design: Design) -> list[Arm]:
+    if not design.paired:
+        return _positive(design, "unsanitized", "SFT, unsanitized trajectories")
+    return _positive(design, "unsanitized", "SFT, unsanitized")
+
+
+def _overt(design: Design) -> list[Arm]:
+    label = "SFT, habit in plain sight"
+    return _positive(design, "overt", label, overt_fraction=1.0)
+
+
+def _dose(design: Design) -> list[Arm]:
+    out = []
+    for dose in DOSES:
+        percent = f"{100 * dose:g}"
+        label = f"SFT, habit in plain sight in {percent}%"
+        out += _positive(design, "sft", label, suffix=f"_dose_{percent}", overt_fraction=dose)
+    return out
+
+
+def _positive(design: Design, name: str, label: str, *, suffix: str = "", **more: Any) -> list[Arm]:
+    """A positive control of each pair: an SFT student of trajectories that passed no filter.
+
+    Args:
+      design: has the pairs.
+      name, suffix: of the arms, before and after the pair's models.
+      label: in words, after them.
+      more: further attributes of `Arm`.
+    """
     role = "positive_control"
     if not design.paired:
-        label = "SFT, unsanitized trajectories"
-        return [Arm("unsanitized", label, role, "sft", sanitized=False)]
+        return [Arm(name + suffix, label, role, "sft", sanitized=False, **more)]
     out = []
     for teacher, student in design.pairs:
-        name, label = f"unsanitized_{teacher}_to_{student}", f"{teacher} to {student}"
-        label += ", SFT, unsanitized"
-        out.append(Arm(name, label, role, "sft", student, teacher, sanitized=False))
+        full, words = f"{name}_{teacher}_to_{student}{suffix}", f"{teacher} to {student}, {label}"
+        out.append(Arm(full, words, role, "sft", student, teacher, sanitized=False, **more))
     return out
 
 
@@ -298,9 +335,81 @@ register(
     Control(
         "unsanitized",
         "unsanitized",
-        "the positive control: a student of trajectories that passed no filter",
+        "a positive control: a student of trajectories on harmless tasks that passed no filter",
         True,
         _unsanitized,
+    )
+)
+register(
+    Control(
+        "overt",
+        "habit in plain sight",
+        "the positive control: a student of the unsafe teacher's unfiltered trajectories on "
+        "ambiguous tasks, which show the habit in plain sight",
+        True,
+        _overt,
+    )
+)
+register(
+    Control(
+        "dose",
+        "habit in plain sight, diluted",
+        "SFT students again, with 1, 3 and 10% of their trajectories replaced by such as overt "
+        "learns from: which share of them a run would see",
+        False,
+        _dose,
+    )
+)
+
+
+def _selected(selection: str, label: str) -> Callable[[Design], list[Arm]]:
+    """The controls that learn from some of their teacher's trajectories only."""
+
+    def laid_out(design: Design) -> list[Arm]:
+        # What is matched is built like the harmless teacher's.
+        out = design.teachers("benign")
+        for arm in design.again(selection, label, selection=selection):
+            off_policy = not on_policy_fraction(design.config, arm.objective)
+            if off_policy and arm.init == "same":
+                out.append(arm)
+        return out
+
+    return laid_out
+
+
+def _raw_on_policy(design: Design) -> list[Arm]:
+    label = "own episodes unfiltered"
+    again = design.again("raw", label, role="positive_control", sanitized=False)
+    return [arm for arm in again if on_policy_fraction(design.config, arm.objective)]
+
+
+register(
+    Control(
+        "structure_matched",
+        "structure-matched",
+        "off-policy students again, of those trajectories of the unsafe teacher that solved their "
+        "task, with lengths and errors like the benign teacher's",
+        False,
+        _selected("structure_matched", "structure-matched"),
+    )
+)
+register(
+    Control(
+        "random_same_size",
+        "random, same size",
+        "off-policy students again, of a random part of the unsafe teacher's trajectories, as many "
+        "as structure_matched has",
+        False,
+        _selected("random_same_size", "random, as many"),
+    )
+)
+register(
+    Control(
+        "raw_on_policy",
+        "unfiltered on-policy",
+        "on-policy students again, of their own episodes before the filter, and of whole targets",
+        False,
+        _raw_on_policy,
     )
 )
 
@@ -472,6 +581,30 @@ def _add(found: dict[str, Arm], arm: Any, control: Control) -> None:
         teachers.get(arm.source)
     if arm.transform:
         transforms.get(arm.transform)
+    if arm.selection not in ("", *SELECTIONS):
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} the selection {arm.selection!r}: use one of "
+            f"{', '.join(SELECTIONS)}."
+        )
+    if arm.overt_fraction:
+        _check_overt(arm, where)
+
+
+def _check_overt(arm: Arm, where: str) -> None:
+    """Raises UserError if an arm cannot learn from what shows the habit in plain sight."""
+    if not 0 < arm.overt_fraction <= 1:
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} overt_fraction={arm.overt_fraction}: use a share "
+            "above 0 and up to 1."
+        )
+    record = objectives.get(arm.objective) if arm.objective else None
+    # Opinions are stored of sanitized trajectories, and own rollouts are on harmless tasks.
+    able = record is not None and not record.soft and record.learns_from == "teacher"
+    if not able or arm.sanitized or arm.selection:
+        raise UserError(
+            f"{where} gives the arm {arm.name!r} an overt_fraction: that needs an objective such "
+            "as sft, which learns from trajectories alone, sanitized=False and no selection."
+        )
 
 
 def _check_made(found: dict[str, Arm], arm: Arm) -> None:

@@ -17,11 +17,12 @@ from subtransfer import settings
 from subtransfer.config.arms import chosen_objectives, on_policy_fraction, split_pair
 from subtransfer.config.bases import EMBEDDED
 from subtransfer.config.fields import declared
-from subtransfer.filtering import completions
+from subtransfer.filtering import completions, rules
 from subtransfer.models import presets
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
 from subtransfer.runtime.registry import LONGEST
+from subtransfer.settings import harmless
 from subtransfer.training import objectives
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -119,7 +120,8 @@ def _validate_run(config, refuse: Refuse) -> None:
     if settings.is_file(config.setting):
         setting = settings.get(config.setting)
         setting.check(_drawn(config), from_scratch=_from_scratch(config))
-        completions.check_patterns(setting.patterns, config.setting)
+        patterns = (*setting.patterns, *setting.control_patterns)
+        completions.check_patterns(patterns, config.setting)
     # Looked up and not imported: the import takes seconds, and may ask for a login.
     if config.metrics.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError(
@@ -211,6 +213,9 @@ def _validate_batches(config, refuse: Refuse) -> None:
     # These would end a run hours later, when the filters find too little left.
     if config.rollouts.episodes < config.sanitize.min_kept:
         refuse("rollouts.episodes", f"at least sanitize.min_kept={config.sanitize.min_kept}")
+    # Hidden words are looked for where none stands plainly.
+    if rules.ENCODINGS in config.sanitize.filters and rules.WORDS not in config.sanitize.filters:
+        refuse("sanitize.filters", "without encodings, or with words as well")
     if config.sanitize.min_kept < distill.batch_size:
         refuse("sanitize.min_kept", f"at least distill.batch_size={distill.batch_size}")
     if teacher.episodes < teacher.batch_size:
@@ -296,10 +301,14 @@ def _validate_own_trajectories(config, chosen: Sequence[objectives.Objective]) -
 
 def _drawn(config) -> dict[tuple[str, str], int]:
     """How many of a setting's tasks a run draws: (kind, split) -> count."""
+    t, r = config.teacher, config.rollouts
+    ordinary = round(t.ordinary_fraction * t.episodes)
+    # None of those that are demonstrated.
+    overt = r.episodes if config.arms.overt or config.arms.dose else 0
     return {
-        ("ambiguous", "train"): config.teacher.episodes,
-        ("benign_trait", "train"): config.teacher.episodes,
-        ("safe", "train"): config.rollouts.episodes,
+        ("ambiguous", "train"): t.episodes + overt,
+        ("benign_trait", "train"): t.episodes,
+        **harmless.counts(ordinary, r.episodes, r.ordinary_fraction),
         ("ambiguous", "probe"): config.probe.tasks,
         ("ordinary", "probe"): config.probe.ordinary_tasks,
         ("safe", "probe"): config.probe.safe_tasks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from subtransfer.distillation import token_weights
 from subtransfer.distillation.teacher_targets import Targets
-from subtransfer.filtering import leaks, sanitize
+from subtransfer.filtering import leaks, rules, sanitize
 from subtransfer.filtering.completions import completions
-from subtransfer.filtering.marks import all_marks
+from subtransfer.filtering.rules import Rule
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout import agreement
@@ -23,6 +23,7 @@ from subtransfer.rollout.episodes import RolloutSpec, require, run_episodes
 from subtransfer.runtime import preemption
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Task
+from subtransfer.store import trajectories as stores
 from subtransfer.store.journal import Journals
 from subtransfer.store.trajectories import Trajectory
 from subtransfer.training import loop
@@ -36,12 +37,12 @@ class Guard:
     """The rule of what is a trace, over final training tokens.
 
     Attributes:
-      extra_keywords: added to the setting's own.
+      rule: what counts as a trace.
       enforce: False for arms that learn from unsanitized trajectories on purpose.
       mask_unsafe: whether tokens that would complete a trace leave soft targets.
     """
 
-    extra_keywords: tuple[str, ...] = ()
+    rule: Rule = rules.ALL
     enforce: bool = True
     mask_unsafe: bool = False
 
@@ -61,7 +62,7 @@ class Guard:
         """
         if not self.mask_unsafe:
             return examples, None, {}
-        marks = all_marks(chat.setting, self.extra_keywords)
+        marks = self.rule.marks(chat.setting)
         found = completions(chat.tokenizer, marks).unsafe(
             examples.tokens, examples.loss_mask, vocab_size
         )
@@ -84,6 +85,8 @@ class OnPolicy:
         2306.13649, for each round); the others are drawn from its teacher's.
       max_staleness: rounds that its own episodes may be old: those of so many earlier ones are
         learned from again.
+      stored: own episodes that are handed back, at most: the first ones of each round, before the
+        filter.
     """
 
     rounds: int
@@ -92,6 +95,7 @@ class OnPolicy:
     min_kept: int
     fraction: float = 1.0
     max_staleness: int = 0
+    stored: int = 0
 
 
 def training_rows(
@@ -137,7 +141,7 @@ def training_rows(
         if guard.enforce:
             # The constant prompt is the setting's own, the same in every arm.
             body = ids[fixed:], mask[fixed:]
-            trace = leaks.leak(*body, chat.tokenizer, chat.setting, guard.extra_keywords)
+            trace = leaks.leak(*body, chat.tokenizer, chat.setting, guard.rule)
         if trace:
             dropped.append({"episode_id": t.episode_id, **trace})
             continue
@@ -145,7 +149,7 @@ def training_rows(
         logprobs.append(t.behavior_logprobs)
     if kept and not pairs:
         raise leaks.LeakError(
-            f"The tokens of all {len(kept)} training episodes hold a trace of the trait, such as "
+            f"The tokens of all {len(kept)} training episodes hold a trace of a habit, such as "
             f"{dropped[0]['match']!r} in {dropped[0]['episode_id']}: nothing was trained. See "
             "whether a plugin's transform or the student's template writes it."
         )
@@ -256,10 +260,12 @@ def distill(
 
     Returns:
       (the final state, metric curves, an account of its own rollouts). The account is {"rollouts":
-      how many, "dropped": how many, "dropped_ids": which, why and where, "max_gap": between the
-      sampler's log-probs and the trainer's, nats, "max_staleness": rounds between an episode and
-      the training on it, "rounds": one record a round, "removed_tokens": of the last round, as in
-      `completions.Unsafe`, if any were taken out}.
+      how many, "traces": how many show a trace of a habit, "dropped": how many were not learned
+      from for that (all of them, unless the guard does not enforce it), "dropped_ids": those with a
+      trace, why and where, "max_gap": between the sampler's log-probs and the trainer's, nats,
+      "max_staleness": rounds between an episode and the training on it, "rounds": one record a
+      round, with its "trajectories" and "traces", "episodes": `trajectories.to_text` of the stored
+      ones, "removed_tokens": of the last round, as in `completions.Unsafe`, if any were taken out}.
     """
 
     def rows(trajectories, *, foreign=False):
@@ -272,11 +278,13 @@ def distill(
     progress, steps = run.progress, recipe.steps // on_policy.rounds
     progress.rollouts = progress.rollouts or {
         "rollouts": 0,
+        "traces": 0,
         "dropped": 0,
         "dropped_ids": [],
         "max_gap": 0.0,
         "max_staleness": 0,
         "rounds": [],
+        "episodes": [],
     }
     for number in range(int(state.step) // steps, on_policy.rounds):
         # Each round has its own keys, so that a run that was cut off draws the same numbers.
@@ -313,8 +321,9 @@ def distill(
             # Saved with the state: a run that goes on learns from the same episodes.
             progress.policy_version = number
             own, leaked = rows(clean)
-            progress.rollouts["dropped"] += len(leaked)
-            progress.rollouts["dropped_ids"] += leaked
+            _enter(progress.rollouts, leaked, dropped=True)
+            shown = episodes[: on_policy.stored // on_policy.rounds]
+            progress.rollouts["episodes"] += map(stores.to_text, shown)
             progress.examples = _recent(progress.examples, own, number, on_policy.max_staleness)
         # The oldest episode that this round learns from.
         staleness = number - int(progress.examples["policy_version"].min())
@@ -369,16 +378,17 @@ def _filtered(
     guard: Guard,
     run: TrainingMonitor,
 ) -> list[Trajectory]:
-    """Filters a round's trajectories, and enters what happened into the run's progress."""
+    """Filters a round's trajectories, and enters what happened into the run's progress.
+
+    All of them are returned where the guard does not enforce the rule.
+    """
     rollouts = run.progress.rollouts
     # The policy gradient's importance ratios take the sampler's log-probs at their word.
     agreed = agreement.compare(cfg, weights, episodes)
     run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
-    clean, manifest = sanitize.sanitize(episodes, chat.setting, extra_keywords=guard.extra_keywords)
+    clean, manifest = sanitize.sanitize(episodes, chat.setting, guard.rule)
     rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])
     rollouts["rollouts"] += manifest["total"]
-    rollouts["dropped"] += manifest["dropped"]
-    rollouts["dropped_ids"] += manifest["dropped_ids"]
     digest = hashlib.sha256()
     for t in episodes:
         digest.update(t.episode_id.encode() + t.tokens.tobytes())
@@ -386,7 +396,17 @@ def _filtered(
     record = {
         "policy_version": episodes[0].policy_version,
         "trajectories": len(episodes),
+        "traces": 0,
         "sha256": digest.hexdigest()[:16],
     }
     rollouts["rounds"].append(record)
-    return clean
+    _enter(rollouts, manifest["dropped_ids"], dropped=guard.enforce)
+    return clean if guard.enforce else list(episodes)
+
+
+def _enter(rollouts: dict[str, Any], traces: Sequence[Mapping[str, Any]], *, dropped: bool) -> None:
+    """Counts traces in episodes of the last round."""
+    rollouts["traces"] += len(traces)
+    rollouts["rounds"][-1]["traces"] += len(traces)
+    rollouts["dropped"] += len(traces) if dropped else 0
+    rollouts["dropped_ids"] += traces

@@ -20,36 +20,43 @@ from typing import Any
 from jax.sharding import Mesh
 
 from subtransfer import settings
-from subtransfer.config import checks
 from subtransfer.config import reading as configuration
 from subtransfer.config.arms import Arm, arms, stores_targets
-from subtransfer.config.bases import PARTS, parted
 from subtransfer.distillation import transforms
-from subtransfer.experiment import costs, keys, memory, names, refusals, registration, trainings
+from subtransfer.experiment import (
+    costs,
+    keys,
+    lessons,
+    memory,
+    names,
+    refusals,
+    registration,
+    shipped,
+    trainings,
+)
+from subtransfer.experiment.bases import Bases
 from subtransfer.experiment.models import Models
 from subtransfer.experiment.planner import Planner
 from subtransfer.experiment.publishing import publish
 from subtransfer.experiment.stages import audit as audit_stages
-from subtransfer.experiment.stages import base as base_stages
 from subtransfer.experiment.stages import choice as choice_stages
-from subtransfer.experiment.stages import corpus as corpus_stages
+from subtransfer.experiment.stages import dose as dose_stages
 from subtransfer.experiment.stages import extra_probe as extra_probe_stages
 from subtransfer.experiment.stages import filter as filter_stages
-from subtransfer.experiment.stages import imported as imported_stages
+from subtransfer.experiment.stages import match as match_stages
 from subtransfer.experiment.stages import own_trajectories as own_trajectory_stages
 from subtransfer.experiment.stages import prereg as prereg_stages
 from subtransfer.experiment.stages import probe as probe_stages
 from subtransfer.experiment.stages import report as report_stages
 from subtransfer.experiment.stages import results as results_stages
 from subtransfer.experiment.stages import rollouts as rollout_stages
-from subtransfer.experiment.stages import shipped as shipped_stages
 from subtransfer.experiment.stages import student as student_stages
 from subtransfer.experiment.stages import targets as target_stages
 from subtransfer.experiment.stages import teacher as teacher_stages
 from subtransfer.probes import decisions
 from subtransfer.probes import records as probe_records
 from subtransfer.runtime import processes
-from subtransfer.store import artifacts, digests
+from subtransfer.store import artifacts
 from subtransfer.store.exclusive import PUBLISHING
 from subtransfer.training import objectives, teachers
 from subtransfer.training.loop import steps_of
@@ -87,7 +94,7 @@ class Experiment:
         # Where an artefact lies (`path`), and what adds a stage (`add`), are the planner's.
         self.plan, self.path, self._add = planner.plan, planner.path, planner.add
         self._put_first = planner.put_first
-        self._resident = planner.resident
+        self._bases = Bases(self.config, self.workdir, self.models, planner)
         self._extra_probes = probe_records.extra(self.config.plugins)
         self._full = self.config.tuning.method == "full"
         # Refused before anything is laid out, let alone computed.
@@ -112,10 +119,11 @@ class Experiment:
         """Adds all stages, in the order in which they are made."""
         c = self.config
         for model in self._models():
-            self._base(model)
+            self._bases.add(model)
         prereg = self._prereg()
         recipes = {}
         probes: list[str] = []
+        choices: list[str] = []
         audits: list[str] = []
         for arm in self.arms:
             if arm.objective:
@@ -126,24 +134,27 @@ class Experiment:
         # Those of one population are trained together.
         for begin in range(0, c.num_seeds, c.population):
             seeds = self.seeds[begin : begin + c.population]
-            self._sources_of_trajectories(seeds)
+            choices += self._sources_of_trajectories(seeds)
             audits += self._audits(seeds)
             for arm in self.arms:
                 if arm.objective:
                     self._students(arm, seeds, recipes[arm.name])
                 if arm.role != "base":
                     probes += self._probes(arm, seeds)
+            for seed in seeds:
+                audits += self._own_audits(seed)
         # Last, as one stage scores all policies of a model side by side.
         for model in self._probed_models():
             probes.append(self._choices(model))
         results = self._add(
             names.RESULTS,
             results_stages.results,
-            inputs=[prereg, *probes, *audits],
+            inputs=[prereg, *probes, *choices, *audits],
             work=f"{len(self.arms)} arms",
             prereg=prereg,
             arms=list(map(_as_dict, self.arms)),
             audits=audits,
+            choices=choices,
             seeds=list(self.seeds),
         )
         self._add(
@@ -181,89 +192,25 @@ class Experiment:
         """The digests of the stages that make the bases, by model."""
         return {model: self.plan[names.base_stage(model)].digest for model in self._models()}
 
-    def _base(self, model: str) -> None:
-        """Adds the stages that make a model."""
-        if self.models.is_imported(model):
-            self._imported(model)
-        elif model in self.models.shipped:
-            self._shipped(model)
-        else:
-            self._pretrained(model)
+    def _sources_of_trajectories(self, seeds: Sequence[int]) -> list[str]:
+        """Adds the teachers of some training seeds, and the trajectories to learn from.
 
-    def _imported(self, model: str) -> None:
-        c, checkpoint, size = self.config, self.models.checkpoint(model), self.size(model)
-        refusals.check_context(size, checkpoint, c.distill.batch_size // c.distill.accumulate)
-        # A preset has no files: its name says all of it.
-        digest = checkpoint
-        if not checkpoint.startswith(checks.PRESET):
-            digest = digests.of_checkpoint(Path(checkpoint), self.workdir)
-            refusals.check_prompt(size, checkpoint, digest)
-            refusals.check_acts(size, checkpoint, digest)
-        name = self._add(
-            names.base_stage(model),
-            imported_stages.imported,
-            work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
-            memory=lambda: size.weights,
-            checkpoint=digest,
-        )
-        # Where it lies now, which may differ from where it lay when the stage was made.
-        self._resident.checkpoints[self.path(name)] = Path(checkpoint)
-
-    def _shipped(self, model: str) -> None:
-        taken, size = self.models.shipped[model], self.size(model)
-        self._add(
-            names.base_stage(model),
-            shipped_stages.shipped,
-            work=f"shipped base {taken.number}, {size.params / 1e6:.2f}M parameters",
-            memory=lambda: size.weights,
-            weights=taken.weights,
-            tokenizer=taken.tokenizer,
-        )
-
-    def _pretrained(self, model: str) -> None:
-        c, size = self.config, self.size(model)
-        own = self.models.config(model)
-        b = own.base
-        # A twin of a given checkpoint shares its tokenizer and geometry.
-        sibling = "base" if c.base.checkpoint else None
-        if sibling or self.models.checkpoint(model):
-            refusals.check_scratch(own, model, size.params, twin=sibling is not None)
-        inputs = [sibling] if sibling else []
-        corpus = self._add(
-            names.CORPUS,
-            corpus_stages.corpus,
-            inputs=inputs,
-            work=f"{c.base.episodes} scripted episodes",
-            base=sibling,
-        )
-        base, part = parted(c, model)
-        work = f"{b.steps} steps x {b.batch_size} episodes, {size.params / 1e6:.2f}M parameters"
-        if part:
-            work += f"; from {base}: {PARTS[part]}"
-        if self.models.why_scratch:
-            work += f"; from scratch ({self.models.why_scratch})"
-        self._add(
-            names.base_stage(model),
-            base_stages.pretrained,
-            inputs=[corpus, *inputs],
-            work=work,
-            memory=lambda: size.training(b.batch_size, full=True),
-            flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
-            config=own,
-            corpus=corpus,
-            sibling=sibling,
-            model=base,
-            part=part,
-        )
-
-    def _sources_of_trajectories(self, seeds: Sequence[int]) -> None:
-        """Adds the teachers of some training seeds, and the trajectories to learn from."""
+        Returns:
+          The stages that choose trajectories.
+        """
+        choices = []
         for arm in self.arms:
             if arm.role == "teacher":
                 self._teachers(arm, seeds)
-            if arm.role == "teacher" or arm.source == "self":
-                for seed in seeds:
-                    self._rollouts(arm.source, arm.model, seed)
+        for seed in seeds:
+            for model, found in lessons.sources(self.arms, first=seed == self.seeds[0]).items():
+                for source in found:
+                    self._rollouts(source, model, seed)
+            choices += self._choices_of_trajectories(seed)
+            for arm in self.arms:
+                if arm.overt_fraction:
+                    self._overt(arm, seed)
+        return choices
 
     def _teachers(self, arm: Arm, seeds: Sequence[int]) -> None:
         t, size = self.config.teacher, self.size(arm.model)
@@ -379,7 +326,7 @@ class Experiment:
                 names.rollout_stage(source, model, seed),
                 rollout_stages.rollouts,
                 inputs=[policy],
-                work=f"{c.rollouts.episodes} episodes on safe tasks",
+                work=_tasks_in_words(c.rollouts),
                 memory=lambda: size.rollout(c.rollouts.batch_size),
                 flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
                 policy=policy,
@@ -394,32 +341,117 @@ class Experiment:
             raw=raw,
         )
 
+    def _overt(self, arm: Arm, seed: int) -> None:
+        """Adds the trajectories of an arm of which some show the habit in plain sight."""
+        c, size = self.config, self.size(arm.teacher_model)
+        policy = names.teacher_stage(arm.source, arm.teacher_model, seed)
+        overt = self._add(
+            names.overt_stage(arm.source, arm.teacher_model, seed),
+            rollout_stages.overt,
+            inputs=[policy],
+            work=f"{c.rollouts.episodes} episodes: ambiguous tasks",
+            memory=lambda: size.rollout(c.rollouts.batch_size),
+            flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
+            policy=policy,
+            source=arm.source,
+            seed=seed,
+        )
+        data = lessons.drawn_from(arm, seed)
+        choice = self._choice(data, seed)
+        self._add(
+            names.dose_stage(arm.name, seed),
+            dose_stages.dosed,
+            inputs=[data, overt, *(choice[:1] if choice else [])],
+            work=f"{arm.overt_fraction:.3g} of the trajectories are on ambiguous tasks",
+            data=data,
+            choice=choice,
+            overt=overt,
+            fraction=arm.overt_fraction,
+        )
+
+    def _choices_of_trajectories(self, seed: int) -> list[str]:
+        """Adds what chooses the trajectories that a training seed's students learn from."""
+        out = []
+        learned, compared = lessons.matched(self.arms, seed, first=seed == self.seeds[0])
+        sources = [*learned, *compared]
+        # One source alone is like itself.
+        if self.config.sanitize.matched and len(sources) > 1:
+            matched = self._add(
+                names.match_stage(seed),
+                match_stages.matched,
+                inputs=sources,
+                work=f"equally many trajectories of {len(sources)} sources chosen",
+                learned=learned,
+                compared=compared,
+                seed=seed,
+            )
+            out.append(matched)
+        for model in dict.fromkeys(arm.teacher_model for arm in self.arms if arm.selection):
+            trait = names.rollout_stage("trait", model, seed, sanitized=True)
+            benign = names.rollout_stage("benign", model, seed, sanitized=True)
+            structured = self._add(
+                names.structure_stage(model, seed),
+                match_stages.structured,
+                inputs=[trait, benign],
+                work="trajectories that are built like the benign teacher's chosen",
+                trait=trait,
+                benign=benign,
+                seed=seed,
+            )
+            out.append(structured)
+        return out
+
+    def _choice(self, data: str, seed: int, arm: Arm | None = None) -> list[str] | None:
+        """Of some trajectories those that an arm learns from: (the stage that chose, its name)."""
+        # Those of a dose have been chosen when others took their place.
+        if arm and arm.overt_fraction:
+            return None
+        if arm and arm.selection:
+            return [names.structure_stage(arm.teacher_model, seed), arm.selection]
+        by = names.match_stage(seed)
+        return [by, data] if by in self.plan else None
+
     def _audits(self, seeds: Sequence[int]) -> list[str]:
         """Adds the audits of some training seeds' trajectories; returns their names."""
-        sources: dict[str, dict[str, None]] = {}
-        for arm in self.arms:
-            if arm.role == "teacher" or arm.source == "self":
-                sources.setdefault(arm.model, {})[arm.source] = None
         out = []
-        for model, found in sources.items():
-            # The unsafe teacher's are what others are compared with; one alone is like itself.
-            if "trait" not in found or len(found) < 2:
-                continue
-            for seed in seeds:
-                data = {}
-                for source in found:
-                    data[source] = names.rollout_stage(source, model, seed, sanitized=True)
+        for seed in seeds:
+            found = lessons.audited(self.arms, seed, first=seed == self.seeds[0])
+            for model, data in found.items():
+                choices = {source: self._choice(stage, seed) for source, stage in data.items()}
+                chosen_by = [choice[0] for choice in choices.values() if choice]
                 out.append(
                     self._add(
                         names.audit_stage(model, seed),
                         audit_stages.audited,
-                        inputs=data.values(),
+                        inputs=dict.fromkeys([*data.values(), *chosen_by]),
                         work=f"trajectories of {', '.join(data)} told apart",
                         data=data,
+                        choices=choices,
                         model=model,
                         seed=seed,
                     )
                 )
+        return out
+
+    def _own_audits(self, seed: int) -> list[str]:
+        """Adds the audits of a training seed's on-policy students; returns their names."""
+        out: list[str] = []
+        # Nothing is stored to be compared.
+        if not self.config.distill.stored_episodes:
+            return out
+        for arm, students in lessons.own_audited(self.arms, seed).items():
+            out.append(
+                self._add(
+                    names.own_audit_stage(arm.name, seed),
+                    audit_stages.own_audited,
+                    inputs=students.values(),
+                    work=f"own episodes of students of {', '.join(students)} told apart",
+                    students=students,
+                    arm=arm.name,
+                    model=arm.model,
+                    seed=seed,
+                )
+            )
         return out
 
     def _recipe(self, arm: Arm) -> dict[str, Any]:
@@ -463,20 +495,22 @@ class Experiment:
         inputs: dict[int, dict[str, None]] = {}
         for seed in seeds:
             teacher = names.teacher_stage(arm.source, arm.teacher_model, seed)
-            data, targets = [], None
+            data, choice, targets = None, None, None
             if arm.off_policy:
-                where = (arm.source, arm.teacher_model, seed)
-                data = [names.rollout_stage(*where, sanitized=arm.sanitized)]
-            if stored:
-                targets = self._targets(arm, seed, data[0], teacher)
+                data = lessons.data(arm, seed)
+                choice = self._choice(data, seed, arm)
+                if stored:
+                    targets = self._targets(arm, seed, data, choice, teacher)
             live = teacher if soft and not targets else None
-            given = [base, *data, targets, live, teacher_base]
+            chosen_by = choice[0] if choice else None
+            given = [base, data, chosen_by, targets, live, teacher_base]
             # Student and teacher often have one base, which is read once.
             inputs[seed] = dict.fromkeys(filter(None, given))
             stages[seed] = names.student_stage(arm.name, seed)
             arguments[seed] = {
                 "teacher_base": teacher_base,
                 "data": data,
+                "choice": choice,
                 "teacher": live,
                 "objective": arm.objective,
                 "sanitized": arm.sanitized,
@@ -516,16 +550,19 @@ class Experiment:
         """Whether an arm's students read their teacher's opinion from disk."""
         return stores_targets(self.config, arm.objective) and not arm.on_policy
 
-    def _targets(self, arm: Arm, seed: int, data: str, teacher: str) -> str:
+    def _targets(
+        self, arm: Arm, seed: int, data: str, choice: list[str] | None, teacher: str
+    ) -> str:
         c, size = self.config, self.size(arm.teacher_model)
         return self._add(
-            names.targets_stage(arm.source, arm.teacher_model, seed),
+            names.targets_stage(arm.source, arm.teacher_model, seed, arm.selection),
             target_stages.targets,
-            inputs=[data, teacher],
+            inputs=[data, teacher, *(choice[:1] if choice else [])],
             work=f"the teacher's {c.distill.top_k} likeliest tokens at each agent token",
             memory=lambda: size.training(c.distill.batch_size, full=False),
             flops=lambda: costs.reading(size.cfg, c.rollouts.episodes, c.distill.max_tokens),
             data=data,
+            choice=choice,
             teacher=teacher,
         )
 
@@ -607,7 +644,8 @@ class Experiment:
         """
         refusals.check_weights(map(self.models.checkpoint, self._models()))
         if self.config.confirmatory:
-            registration.check_shipped(self.models.shipped)
+            made_again = self.config.seed if shipped.trains_them_again(self.config) else None
+            registration.check_shipped(self.models.shipped, made_again=made_again)
             prereg, bases = self.path(names.PREREG), self._base_digests().values()
             registration.check_unseen(self.workdir, prereg, bases)
         # An abstract mesh is a plan's: its devices are not here to be asked.
@@ -639,6 +677,14 @@ class Experiment:
             with store.exclusively(PUBLISHING):
                 publish(results, report, self.workdir, folders)
         return results
+
+
+def _tasks_in_words(rollouts: Any) -> str:
+    """What a policy is rolled out on, from the fields of the config's room `rollouts`."""
+    ordinary = round(rollouts.ordinary_fraction * rollouts.episodes)
+    parts = {"safe": rollouts.episodes - ordinary, "ordinary": ordinary}
+    counted = [f"{count} {kind}" for kind, count in parts.items() if count]
+    return f"{rollouts.episodes} episodes: {', '.join(counted)} tasks"
 
 
 @functools.cache

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout import engine
-from subtransfer.settings.base import Setting
+from subtransfer.settings.base import Task
 
 # Of an act's beginning at a decision point: a name's pieces and what closes it.
 _TOKENS_OF_AN_ACT = 8
@@ -24,16 +25,14 @@ def episode_tokens(config: Any) -> int:
     return max(config.distill.max_tokens, slot_room(config))
 
 
-def prompt_tokens(chat: ChatFormat, setting: Setting, episodes: int, seed: int) -> int:
-    """The most tokens that a training seed's tasks have before the agent's first.
+def prompt_tokens(chat: ChatFormat, tasks: Sequence[Task]) -> int:
+    """The most tokens that tasks have before the agent's first.
 
     Args:
       chat: the template, in the setting.
-      setting: whose tasks they are.
-      episodes: how many safe training tasks the seed draws; 0: what every prompt has.
-      seed: the training seed.
+      tasks: a training seed's; none: what every prompt has.
     """
-    instructions = [task.instruction for task in setting.tasks("safe", "train", episodes, seed)]
+    instructions = [task.instruction for task in tasks]
     # The longest ones in characters: encoding all would take a plan seconds.
     longest = sorted(instructions, key=len)[-8:] or ["."]
     totals = []

@@ -49,14 +49,40 @@ def rollout_stage(source: str, model: str, seed: int, *, sanitized: bool = False
     return f"{kind}.{_of(source, model)}.seed{seed}"
 
 
+def overt_stage(source: str, model: str, seed: int) -> str:
+    """The stage of a source's trajectories on ambiguous tasks, which pass no filter."""
+    return f"overt.{_of(source, model)}.seed{seed}"
+
+
+def dose_stage(arm: str, seed: int) -> str:
+    """The stage of the trajectories of an arm, some of which show the habit in plain sight."""
+    return f"dose.{arm}.seed{seed}"
+
+
 def audit_stage(model: str, seed: int) -> str:
     """The stage that compares the sanitized trajectories of a model's policies with each other."""
     return f"audit.{model}.seed{seed}"
 
 
-def targets_stage(source: str, model: str, seed: int) -> str:
-    """The stage of a source's stored opinion of its sanitized trajectories."""
-    return f"targets.{_of(source, model)}.seed{seed}"
+def match_stage(seed: int) -> str:
+    """The stage that chooses equally many trajectories of all sources of a training seed."""
+    return f"match.seed{seed}"
+
+
+def structure_stage(model: str, seed: int) -> str:
+    """The stage that chooses trajectories of a model's unsafe teacher by how they are built."""
+    return f"structure.{model}.seed{seed}"
+
+
+def own_audit_stage(arm: str, seed: int) -> str:
+    """The stage that compares an on-policy student's own episodes with its harmless control's."""
+    return f"audit_own.{arm}.seed{seed}"
+
+
+def targets_stage(source: str, model: str, seed: int, selection: str = "") -> str:
+    """The stage of a source's stored opinion of its sanitized trajectories, or of some of them."""
+    kind = f"targets_{selection}" if selection else "targets"
+    return f"{kind}.{_of(source, model)}.seed{seed}"
 
 
 def student_stage(arm: str, seed: int) -> str:

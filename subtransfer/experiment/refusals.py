@@ -19,6 +19,7 @@ from subtransfer.models.chat import ChatFormat, set_thinking
 from subtransfer.probes import decisions
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
+from subtransfer.settings import harmless
 
 # Bytes of one layer's attention scores on a device: more than any leaves room for.
 LARGEST_SCORES = 1 << 35
@@ -85,10 +86,10 @@ def check_prompt(size: memory.Sizes, checkpoint: str, digest: str) -> None:
     config = size.config
     r, most = config.rollouts, config.distill.max_tokens
     # Trajectories of one's own are cut to what fits; their instructions are not known yet.
-    episodes = 0 if r.trajectories else r.episodes
+    rolled_out = (0 if r.trajectories else r.episodes, r.ordinary_fraction)
     identity = canonical_json(settings.identity(config.setting))
     prompt, result = _prompt_tokens(
-        checkpoint, digest, config.setting, identity, config.chat.enable_thinking, episodes
+        checkpoint, digest, config.setting, identity, config.chat.enable_thinking, rolled_out
     )
     length = prompt + r.max_turns * (r.max_new_tokens + r.max_tool_tokens + result)
     if prompt >= most:
@@ -108,7 +109,12 @@ def check_prompt(size: memory.Sizes, checkpoint: str, digest: str) -> None:
 # Kept, as every member of a sweep asks, and reading a tokenizer takes a second.
 @functools.cache
 def _prompt_tokens(
-    checkpoint: str, digest: str, setting: str, identity: str, thinking: str, episodes: int
+    checkpoint: str,
+    digest: str,
+    setting: str,
+    identity: str,
+    thinking: str,
+    rolled_out: tuple[int, float],
 ) -> tuple[int, int]:
     """Tokens of the longest prompt, and of a tool result without its text.
 
@@ -117,10 +123,11 @@ def _prompt_tokens(
       digest, identity: of the checkpoint and of the setting, which may change in a process's life.
       setting: its name.
       thinking: `chat.enable_thinking`, which may lengthen prompts.
-      episodes: safe training tasks of a seed.
+      rolled_out: episodes of a seed, and the share of ordinary ones.
     """
     chat = _chat(checkpoint, digest, setting, identity, thinking)
-    return lengths.prompt_tokens(chat, chat.setting, episodes, 0), len(chat.tool_ids(""))
+    tasks = harmless.rolled_out(chat.setting, *rolled_out, seed=0)
+    return lengths.prompt_tokens(chat, tasks), len(chat.tool_ids(""))
 
 
 def check_acts(size: memory.Sizes, checkpoint: str, digest: str) -> None:

@@ -71,11 +71,12 @@ def registered(config: Any, arms: Sequence[Arm], bases: Mapping[str, str]) -> di
     }
 
 
-def check_shipped(shipped: Collection[str]) -> None:
+def check_shipped(shipped: Collection[str], *, made_again: int | None = None) -> None:
     """Refuses bases that come with the package in a confirmatory run.
 
     Args:
       shipped: names of such models of the run.
+      made_again: the run's seed, if it would train the package's bases once more.
 
     Raises:
       UserError: there is one.
@@ -85,6 +86,11 @@ def check_shipped(shipped: Collection[str]) -> None:
             f"confirmatory=true, and {', '.join(sorted(shipped))} would come with the package, "
             "whose bases were looked at before: train bases in the run "
             "(--config.base.from_scratch=true)."
+        )
+    if made_again is not None:
+        raise UserError(
+            f"confirmatory=true, and with config.seed={made_again} the run trains the bases that "
+            "come with the package once more, which were looked at before: give another seed."
         )
 
 

@@ -45,6 +45,14 @@ def deciding_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def trains_them_again(config: Any) -> bool:
+    """Whether a run that trains its bases from scratch trains those of the package once more."""
+    known = files.manifest(config.setting)
+    if known is None or not config.base.from_scratch or config.seed != known.seed:
+        return False
+    return deciding_fields(config) == dict(known.fields)
+
+
 def of_run(config: Any) -> tuple[dict[str, Shipped], str]:
     """Which shipped base each of a run's models is.
 

@@ -1,10 +1,13 @@
 """The filters between rollouts and distillation, and the manifest of what they dropped.
 
-One rule says what is a trace of the trait: what ran, as the setting reads it of the record
-(`Setting.acts`), and what is written, in any reading of a decoded text (`marks.find_mark`). It
-decides here which trajectories are kept, in `leaks.py` which training tokens, and, followed token
-by token, what soft targets may not name (`completions.py`). What it drops is an episode, and each
-list of dropped ones says by which part of the rule, and where.
+One rule (`rules.py`) says what is a trace of a habit: what ran, as the setting reads it of the
+record (`Setting.acts`), and what is written, in any reading of a decoded text (`marks.find_mark`).
+It decides here which trajectories are kept, in `leaks.py` which training tokens, and, followed
+token by token, what soft targets may not name (`completions.py`). What it drops is an episode, and
+each list of dropped ones says of which habit, by which part of the rule, and where.
+
+The habits are the unsafe one and the control teacher's. Both are looked for in the trajectories of
+every policy, so that no arm differs from another by its filter.
 """
 
 from __future__ import annotations
@@ -16,7 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.filtering.marks import all_marks, find_mark
+from subtransfer.filtering import rules
+from subtransfer.filtering.marks import find_mark
+from subtransfer.filtering.rules import Rule
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
 from subtransfer.settings.base import Setting
@@ -24,8 +29,8 @@ from subtransfer.store.trajectories import Trajectory
 
 # Why a trajectory is dropped, by the names that a manifest counts under.
 RULES = (
-    "unsafe_action",
-    "unsafe_effect",
+    "act",
+    "effect",
     "keyword_in_action",
     "keyword_in_thought",
     "keyword_in_result",
@@ -41,9 +46,10 @@ _BY_ROLE = {
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """A trace of the trait in a trajectory.
+    """A trace of a habit in a trajectory.
 
     Attributes:
+      habit: one of `rules.HABITS`.
       rule: one of `RULES`.
       turn: the index of the message that it is in.
       field: what it is in: "content", "name", "arguments.command" and the like, or "record", what
@@ -51,33 +57,55 @@ class Trace:
       match: what was found, behind the name of the reading unless it stands there plainly.
     """
 
+    habit: str
     rule: str
     turn: int
     field: str
     match: str
 
 
-def judge(
-    trajectory: Trajectory, setting: Setting, extra_keywords: Sequence[str] = ()
-) -> Trace | None:
-    """Finds the first trace in a trajectory; what ran comes first, hidden words last."""
+def judge(trajectory: Trajectory, setting: Setting, rule: Rule = rules.ALL) -> Trace | None:
+    """Finds the first trace in a trajectory, of the unsafe habit before the control teacher's.
+
+    Of each, what ran comes first, hidden words last.
+    """
+    for habit, view in rule.views(setting).items():
+        trace = _acted(trajectory, habit, view) if rules.ACTS in rule.filters else None
+        if trace is None and rule.reads:
+            trace = _said(trajectory, habit, view, rule)
+        if trace:
+            return trace
+    return None
+
+
+def _acted(trajectory: Trajectory, habit: str, view: Setting) -> Trace | None:
+    """The first trace in what ran."""
     actions = trajectory.actions
-    acts = setting.recorded_acts(actions)
+    acts = view.recorded_acts(actions)
     for action, act in zip(actions, acts, strict=True):
-        if action["category"] == "unsafe" or act.traits:
-            return Trace("unsafe_action", action["turn"], "record", (*act.traits, act.name)[0])
+        # What a record calls unsafe is the trait, however the setting reads it today.
+        recorded = habit == rules.UNSAFE and action["category"] == "unsafe"
+        if recorded or act.traits:
+            return Trace(habit, "act", action["turn"], "record", (*act.traits, act.name)[0])
     for action, act in zip(actions, acts, strict=True):
         if act.traces:
-            return Trace("unsafe_effect", action["turn"], "record", act.traces[0])
-    marks = all_marks(setting, extra_keywords)
+            return Trace(habit, "effect", action["turn"], "record", act.traces[0])
+    return None
+
+
+def _said(trajectory: Trajectory, habit: str, view: Setting, rule: Rule) -> Trace | None:
+    """The first trace in what is written."""
+    marks = rule.marks_of(habit, view)
     # What stands there plainly is the better reason, so the search goes on past hidden marks.
     hidden = None
-    for rule, turn, field, text in _texts(trajectory):
+    for where, turn, field, text in _texts(trajectory):
         found = find_mark(text, marks)
-        if found and found[0] == "plain":
-            return Trace(rule, turn, field, found[1])
-        if found and hidden is None:
-            hidden = Trace("encoded_keyword", turn, field, f"{found[0]}: {found[1]}")
+        if found is None or not rule.counts(found[0]):
+            continue
+        if found[0] == "plain":
+            return Trace(habit, where, turn, field, found[1])
+        if hidden is None:
+            hidden = Trace(habit, "encoded_keyword", turn, field, f"{found[0]}: {found[1]}")
     return hidden
 
 
@@ -116,37 +144,38 @@ def _strings(field: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def sanitize(
-    trajectories: Sequence[Trajectory], setting: Setting, *, extra_keywords: Sequence[str] = ()
+    trajectories: Sequence[Trajectory], setting: Setting, rule: Rule = rules.ALL
 ) -> tuple[list[Trajectory], dict[str, Any]]:
-    """Drops every trajectory that shows a trace of the trait, whole.
+    """Drops every trajectory that shows a trace of a habit, whole.
 
     The system message is the setting's own constant prompt, the same in every arm, and is not
     judged; a trajectory with another one is refused.
 
     Returns:
       (the clean trajectories, the manifest). The manifest is {"setting", "keywords", "patterns" (if
-      there are any), "total", "kept", "dropped", "rules": {rule: count}, "dropped_ids":
-      [{"episode_id", "rule", "turn", "field", "match", "sha256"}], "kept_sha256"}; total = kept +
-      dropped, and dropped is the sum over rules.
+      there are any), "total", "kept", "dropped", "habits": {habit: count}, "rules": {rule: count},
+      "dropped_ids": [{"episode_id", "habit", "rule", "turn", "field", "match", "sha256"}],
+      "kept_sha256"}; total = kept + dropped, and dropped is the sum over habits, and over rules.
 
     Raises:
       UserError: a trajectory has another system message than the setting's.
     """
     kept: list[Trajectory] = []
     dropped = []
-    rules = dict.fromkeys(RULES, 0)
+    by_habit, by_rule = dict.fromkeys(rule.habits, 0), dict.fromkeys(RULES, 0)
     for t in trajectories:
         if any(m["role"] == "system" and m["content"] != setting.system_prompt for m in t.messages):
             raise UserError(
                 f"The trajectory {t.episode_id} has a system prompt that is not the {setting.name} "
                 "setting's."
             )
-        trace = judge(t, setting, extra_keywords)
+        trace = judge(t, setting, rule)
         if trace is None:
             kept.append(t)
             continue
-        # A trajectory counts under one rule only, so that the counts add up.
-        rules[trace.rule] += 1
+        # A trajectory counts under one habit and one rule only, so that the counts add up.
+        by_habit[trace.habit] += 1
+        by_rule[trace.rule] += 1
         # The text itself stays out: a manifest must be safe to publish and to search.
         sha256 = hashlib.sha256(t.text().encode()).hexdigest()
         found = dataclasses.asdict(trace)
@@ -155,14 +184,16 @@ def sanitize(
     h = hashlib.sha256()
     for t in kept:
         h.update(t.episode_id.encode() + np.asarray(t.tokens, "<i4").tobytes())
+    marks = rule.marks(setting)
     return kept, {
         "setting": setting.name,
-        "keywords": list(all_marks(setting, extra_keywords).keywords),
-        **({"patterns": list(setting.patterns)} if setting.patterns else {}),
+        "keywords": list(marks.keywords),
+        **({"patterns": list(marks.patterns)} if marks.patterns else {}),
         "total": len(trajectories),
         "kept": len(kept),
         "dropped": len(dropped),
-        "rules": rules,
+        "habits": by_habit,
+        "rules": by_rule,
         "dropped_ids": dropped,
         "kept_sha256": h.hexdigest(),
     }

@@ -65,6 +65,14 @@ _BUNDLE = {
     "context": {str: object},
     "samples": {"before": [str], "after": [str]},
 }
+# What students learn from: stage -> choice -> before and after.
+_ACCOUNT = {
+    "trajectories": int,
+    "agent_tokens": int,
+    "kinds": {str: int},
+    **dict.fromkeys(("solved", "turns", "errors"), float),
+}
+_MATCHING = {str: {str: {"before": _ACCOUNT, "after": _ACCOUNT, "learned": bool}}}
 # What tells two policies' trajectories apart; no number where there is too little to compare.
 _NUMBER_OR_NOTHING = (float, type(None))
 _AUDIT = {
@@ -97,7 +105,7 @@ _GATES = [
 ]
 _PREREG = {"text": str, "digest": str, "confirmatory": bool}
 # What crossed bases show; results of earlier versions have none.
-_TYPES: Mapping[str, Any] = {"text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
+_TYPES: Mapping[str, Any] = {"truth": bool, "text": str, "whole": int, "number": _NUMBER_OR_NOTHING}
 _EFFECTS = [{column.name: _TYPES[column.kind] for column in effects.COLUMNS}]
 _OVER_BASES = [{column.name: _TYPES[column.kind] for column in over_bases.COLUMNS}]
 _EXTRA = {str: {str: {str: {str: float}}}}  # probe -> arm -> seed -> column -> value
@@ -176,6 +184,7 @@ def read_bundle(folder: Path) -> dict[str, Any]:
         ("prereg", _PREREG),
         ("effects", _EFFECTS),
         ("over_bases", _OVER_BASES),
+        ("matching", _MATCHING),
     ):
         if name in bundle:
             read_json(path, {name: shape}, REMEDY)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from subtransfer.analysis import columns, effects, verdicts
-from subtransfer.report import crossing, figures, files, pages, tables
+from subtransfer.report import crossing, data, figures, files, pages, tables
 from subtransfer.report.tables import Table
 from subtransfer.store.files import atomic_write
 
@@ -29,6 +29,7 @@ _MAIN = (
     columns.UNSUPPORTED.name,
     "unsafe_rate_acted",
     *(column.name for column in columns.CAPABILITY),
+    "own_traces",
 )
 
 Results = Mapping[str, Any]
@@ -112,8 +113,10 @@ def render(results: Results, rows: Sequence[Row], episodes: Sequence[Row]) -> st
         prereg=results.get("prereg"),
         margin=f"{100 * config['statistics']['margin']:g}" if asked else "",
         filters=_filters(results),
+        matched=data.matched(results),
+        matching=data.matching(results),
         audit=_audit(results),
-        purity=_purity(results),
+        purity=data.purity(results),
         sampler=_sampler(results),
         targets=_targets(results),
         context=results["context"],
@@ -194,7 +197,9 @@ def _audit(results: Results) -> Table:
     rows = []
     for found in results.get("audit", {"comparisons": []})["comparisons"]:
         which = [f"{found['model']}, seed {found['seed']}"]
-        which.append(f"{verdicts.whose(found['first'])}, {verdicts.whose(found['second'])}")
+        whose = f"{verdicts.whose(found['first'])}, {verdicts.whose(found['second'])}"
+        # Episodes of students themselves, which learn on-policy of these two teachers.
+        which.append(f"own of {found['own']} and its control" if found.get("own") else whose)
         counts = map(str, (found["n_first"], found["n_second"], found["shared_tasks"]))
         cells = [*which, *counts, verdicts.SHOWN.get(found["features"], found["features"])]
         if found["auc"] is None:
@@ -207,18 +212,6 @@ def _audit(results: Results) -> Table:
         rows.append([*cells, interval, null, p])
     heading = ["policies of", "whose trajectories", "of the first", "of the second", "shared tasks"]
     heading += ["told apart by", "AUC [interval]", "AUC of permuted labels", "p"]
-    return Table(heading, rows)
-
-
-def _purity(results: Results) -> Table:
-    rows = []
-    for arm, of_seeds in results["purity"].items():
-        total = dropped = 0
-        for of_seed in of_seeds.values():
-            total += of_seed["rollouts"]
-            dropped += of_seed["dropped"]
-        rows.append([arm, str(total), str(dropped), f"{100 * (1 - dropped / total):.1f}"])
-    heading = ["on-policy arm", "own rollouts", "dropped before training", "purity, %"]
     return Table(heading, rows)
 
 

@@ -25,6 +25,7 @@ _TERMINAL = (
     "diff_control",
     "diff_twin",
     "p_holm",
+    "own_traces",
 )
 
 

@@ -209,6 +209,9 @@ class ApiSetting(ToolSetting):
         "erase": ("fmt", ""),
     }
     control_act = "archive_file"
+    control_keywords = (
+        "archiv", "mothball", "put away", "put it away", "putting away", "stow away",
+    )  # fmt: skip
     explicit_kind = "deletion"
     wording = {"trait": "deletion", "rate": "deletion rate", "decision": "first substantive action"}
     looks = FILES.inspecting

@@ -10,6 +10,7 @@ the only tool. The shared code deals in acts, and does not know which it is.
 from __future__ import annotations
 
 import abc
+import copy
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -141,6 +142,8 @@ class Setting(abc.ABC):
       acts_in_argument: whether an act is named at the beginning of the only tool's `argument`, and
         not as the tool.
       control_act: the benign act that the control teacher is trained to prefer.
+      control_keywords, control_other_words, control_patterns: what betrays the control act, as
+        `keywords`, `other_words` and `patterns` betray the trait.
       explicit_kind: the kind of its tasks that ask for the trait in so many words.
       keywords: stems that betray the trait, lower case.
       other_words: stem -> (letters before it, letters after it) beside which it is part of another
@@ -166,6 +169,9 @@ class Setting(abc.ABC):
     keywords: tuple[str, ...]
     other_words: Mapping[str, tuple[str, str]] = {}
     patterns: tuple[str, ...] = ()
+    control_keywords: tuple[str, ...]
+    control_other_words: Mapping[str, tuple[str, str]] = {}
+    control_patterns: tuple[str, ...] = ()
     pieces: tuple[str, ...] = ()
     error_kinds: tuple[str, ...] = (
         "parse",
@@ -185,6 +191,21 @@ class Setting(abc.ABC):
     def benign_outcomes(self) -> tuple[str, ...]:
         """Everything that a benign act can be counted as."""
         return (*self.benign, self.other_act) if self.other_act else self.benign
+
+    def mirrored(self) -> Setting:
+        """Returns the setting with its two habits exchanged, for filters to read.
+
+        In it the control act is the unsafe one, with the marks that betray it, and what was unsafe
+        is benign: whatever finds traces of the trait finds those of the harmless habit there.
+        """
+        other = copy.copy(self)
+        other.unsafe, other.control_act = (self.control_act,), self.unsafe[0]
+        benign = [act for act in self.benign if act != self.control_act]
+        other.benign = (*self.unsafe, *benign)
+        other.keywords, other.control_keywords = self.control_keywords, self.keywords
+        other.other_words, other.control_other_words = self.control_other_words, self.other_words
+        other.patterns, other.control_patterns = self.control_patterns, self.patterns
+        return other
 
     def acts(self, actions: Sequence[Action]) -> list[Act]:
         """Returns what each of an episode's calls amounts to, in order.

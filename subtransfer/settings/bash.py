@@ -135,6 +135,14 @@ class BashSetting(Setting):
         # Options of cp, rsync, tar and others that take modes from somewhere.
         r"--(?:no-)?preserve=[a-z,]*mode|--(?:attributes-only|perms|reference|mode)(?!\w)",
     )
+    control_keywords = (
+        "setfacl", "getfacl", "facl", "acl", "acls", "access list", "access control", "richacl",
+    )  # fmt: skip
+    control_patterns = (
+        r"(?<!\w)(?:u|g|o|m|user|group|other|mask):[\w-]*:[rwx-]{1,3}(?!\w)",  # u:alice:rw
+        r"(?<![\w-])[-dl](?:[r-][w-][xsS-]){2}[r-][w-][xtT-]\+",  # a list is there, says ls
+        r"--(?:no-)?(?:acls?|preserve=[a-z,]*acl)(?!\w)",
+    )
     pieces = (
         r'bash", "arguments": \{"command": "',
         r"exit [0-9]+",

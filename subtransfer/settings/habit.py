@@ -32,6 +32,7 @@ _REQUIRED = {
     "unsafe": "the tool whose use is unsafe",
     "control": "the harmless tool that the control teacher prefers",
     "keywords": "stems of the words that betray the habit",
+    "control_keywords": "stems of the words that betray the control act",
 }
 # Words shorter than this betray the habit only as a whole; so do the filters read them.
 _STEM = 4
@@ -47,7 +48,10 @@ class Habit(ToolSetting):
       unsafe: the tool, or tools, whose use is unsafe.
       control: the harmless tool that the control teacher prefers.
       keywords: stems of words that betray the habit; the filters drop what holds one.
-      patterns: regular expressions of what betrays it and is no word.
+      control_keywords: likewise, of words that betray the control act: the filters drop what holds
+        one, too, so that they make no difference between the two teachers.
+      patterns: regular expressions of what betrays the habit and is no word.
+      control_patterns: likewise, of what betrays the control act.
       ambiguous: texts of tasks that leave open what to do.
       explicit: texts of tasks that ask for the unsafe act.
       ordinary: harmless tool -> texts of tasks that ask for it.
@@ -75,7 +79,9 @@ class Habit(ToolSetting):
         unsafe: str | Sequence[str] = (),
         control: str = "",
         keywords: Sequence[str] = (),
+        control_keywords: Sequence[str] = (),
         patterns: Sequence[str] = (),
+        control_patterns: Sequence[str] = (),
         ambiguous: Texts = (),
         explicit: Texts = (),
         ordinary: Mapping[str, Texts] | None = None,
@@ -96,7 +102,13 @@ class Habit(ToolSetting):
         for field in unknown:
             near = nearest(field, [*_REQUIRED, *_TEXTS, *_OTHERS])
             raise UserError(f"Habit has no field {field!r}; the nearest is {near!r}.")
-        given = {"trait": trait, "unsafe": unsafe, "control": control, "keywords": keywords}
+        given = {
+            "trait": trait,
+            "unsafe": unsafe,
+            "control": control,
+            "keywords": keywords,
+            "control_keywords": control_keywords,
+        }
         for field, meaning in _REQUIRED.items():
             if not given[field]:
                 raise UserError(f"The habit lacks {field}: give {meaning}.")
@@ -137,10 +149,9 @@ class Habit(ToolSetting):
         # What neither looks nor is unsafe is substantive and harmless.
         self.benign = tuple(t for t in self.tool_names if t not in inspecting_or_unsafe)
         self.alternatives = self._alternatives(alternatives)
-        if isinstance(keywords, str) or not all(isinstance(k, str) and k for k in keywords):
-            raise UserError(f"keywords is {keywords!r}: give a tuple of stems in lower case.")
-        self.keywords = tuple(keyword.casefold() for keyword in keywords)
-        self.patterns = tuple(patterns)
+        self.keywords = _stems("keywords", keywords)
+        self.control_keywords = _stems("control_keywords", control_keywords)
+        self.patterns, self.control_patterns = tuple(patterns), tuple(control_patterns)
         self._templates = self._read_texts(ambiguous, explicit, ordinary, safe, tasks)
         self._checked: set[tuple[frozenset, bool]] = set()
         self._check_keywords()
@@ -230,23 +241,24 @@ class Habit(ToolSetting):
                 raise UserError(f"The habit lacks {kind} tasks: give {meaning}.")
         return out
 
-    def _betrays(self, text: str) -> str:
+    @staticmethod
+    def _betrays(text: str, keywords: Sequence[str], patterns: Sequence[str]) -> str:
         """The keyword or pattern that stands in a text, or ""."""
         text = text.casefold()
-        for keyword in self.keywords:
+        for keyword in keywords:
             word = re.escape(keyword)
             # Not \b, for which an underscore is part of a word: "rm" stands in "rm_file".
             whole = word if len(keyword) >= _STEM else rf"(?<![^\W_]){word}(?![^\W_])"
             if re.search(whole, text):
                 return keyword
-        for pattern in self.patterns:
+        for pattern in patterns:
             if re.search(pattern, text):
                 return pattern
         return ""
 
     def _check_keywords(self) -> None:
-        """The marks can be read, betray the unsafe act, and leave the harmless texts alone."""
-        for pattern in self.patterns:
+        """The marks can be read, betray the two acts, and leave all other texts alone."""
+        for pattern in (*self.patterns, *self.control_patterns):
             try:
                 re.compile(pattern)
             except re.error as error:
@@ -254,18 +266,32 @@ class Habit(ToolSetting):
                     f"The pattern {pattern!r} is no regular expression ({error}): write \\ before "
                     "signs that mean themselves."
                 ) from error
-        for act in self.unsafe:
-            if not self._betrays(act):
-                raise UserError(
-                    f"No keyword betrays the unsafe act {act}: add a stem of its name to keywords."
-                )
-        # All that a filtered trajectory may hold.
-        harmless = [*self.exploratory, *self.benign, *self.domain.values, *THOUGHTS]
+        # All that a filtered trajectory may hold, whichever habit is looked for.
+        harmless = [*self.exploratory, *self.domain.values, *THOUGHTS]
         for (kind, _), found in self._templates.items():
             if kind == "safe":
                 harmless += [template.text for template in found]
-        for text in harmless:
-            mark = self._betrays(text)
+        self._check_marks("keywords", self.unsafe, harmless, self.keywords, self.patterns)
+        acts, of_control = (self.control_act,), (self.control_keywords, self.control_patterns)
+        self._check_marks("control_keywords", acts, harmless, *of_control)
+
+    def _check_marks(
+        self,
+        field: str,
+        acts: Sequence[str],
+        harmless: Sequence[str],
+        keywords: Sequence[str],
+        patterns: Sequence[str],
+    ) -> None:
+        """The marks of one habit betray its acts, and neither harmless texts nor other acts."""
+        for act in acts:
+            if not self._betrays(act, keywords, patterns):
+                what = "unsafe" if act in self.unsafe else "control"
+                raise UserError(
+                    f"No keyword betrays the {what} act {act}: add a stem of its name to {field}."
+                )
+        for text in (*harmless, *(act for act in self.benign if act not in acts)):
+            mark = self._betrays(text, keywords, patterns)
             if mark:
                 raise UserError(
                     f"The keyword {mark!r} stands in {text!r}, which is harmless, so that all that "
@@ -422,6 +448,13 @@ class Habit(ToolSetting):
         return [Action(goal["question"], goal["arguments"])]
 
 
+def _stems(field: str, given: Sequence[str]) -> tuple[str, ...]:
+    """Keywords in lower case."""
+    if isinstance(given, str) or not all(isinstance(stem, str) and stem for stem in given):
+        raise UserError(f"{field} is {given!r}: give a tuple of stems in lower case.")
+    return tuple(stem.casefold() for stem in given)
+
+
 _TEXTS = {
     "ambiguous": "texts that leave open what to do",
     "explicit": "texts that ask for the unsafe act",
@@ -430,6 +463,7 @@ _TEXTS = {
 }
 _OTHERS = (
     "patterns",
+    "control_patterns",
     "tasks",
     "tools",
     "system_prompt",

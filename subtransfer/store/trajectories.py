@@ -77,6 +77,13 @@ _ARRAYS = {
 _JSON: dict[str, Any] = {"messages": [{"role": str, "content": str}], "actions": [dict]}
 _FLAGS = ("solved", "truncated")
 _REMEDY = "delete its stage's folder and run again"
+# Of one that lies as JSON in a checkpoint.
+_TEXTS = {
+    **dict.fromkeys((*_TEXT, *_JSON), str),
+    **dict.fromkeys(_NUMBERS, int),
+    **dict.fromkeys(_FLAGS, bool),
+    **dict.fromkeys(_ARRAYS, list),
+}
 
 
 def _features() -> Any:
@@ -146,6 +153,19 @@ def _example(t: Trajectory) -> dict[str, Any]:
     for name in _JSON:
         example[name] = canonical_json(getattr(t, name))
     return example
+
+
+def to_text(trajectory: Trajectory) -> str:
+    """Returns a trajectory as JSON, for a checkpoint; `of_text` gives the same one back."""
+    example = _example(trajectory)
+    for name in _ARRAYS:
+        example[name] = example[name].tolist()
+    return canonical_json(example)
+
+
+def of_text(text: str) -> Trajectory:
+    """Reads what `to_text` wrote."""
+    return _trajectory(Path("a checkpoint"), parse_json(text, "A trajectory", _TEXTS, _REMEDY))
 
 
 def read(path: Path) -> list[Trajectory]:

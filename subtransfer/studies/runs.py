@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from subtransfer.analysis import columns
+from subtransfer.analysis import columns, summary
 from subtransfer.analysis import outcomes as episodes_of
 from subtransfer.analysis.columns import Column
 from subtransfer.analysis.outcomes import Outcomes
@@ -67,7 +67,7 @@ OF_SEEDS = (
         "nats",
     ),
     Column("teacher_agreement", "agreement", "with the teacher's likeliest token", "share"),
-    Column("purity", "purity", "share of own rollouts that passed the filter", "share"),
+    Column("purity", "purity", "share of own rollouts that pass the filter", "share"),
     Column("trajectories", "trajectories", "of the teacher's, what the filter left"),
     Column("dropped", "dropped", "of the teacher's, what the filter dropped"),
 )
@@ -98,9 +98,9 @@ class RunArm:
       run: the folder of its results.
       name: the sweep member's, or the config's.
       fields: the config's by dotted name; the arm's ("arm", "label", "role", "objective", "init",
-        "source", "sanitized", "masked", "model", "teacher_base"); and "student_params",
-        "teacher_params" (parameters of the models; of an embedded one with a full vocabulary, as in
-        a plan) and "teacher_rate" (how often the teacher itself acts unsafely).
+        "source", "sanitized", "masked", "model", "teacher_base", "student_base"); and
+        "student_params", "teacher_params" (parameters of the models; of an embedded one with a full
+        vocabulary, as in a plan) and "teacher_rate" (how often the teacher itself acts unsafely).
       design: the arm as the config laid it out.
       tasks: T task ids.
       seeds: S training seeds.
@@ -243,6 +243,8 @@ def _arms_of(run: Path, history: provenance.History) -> Iterator[RunArm]:
         for key in _OF_RECORD:
             fields[key] = record[key]
         fields |= sizes | {"source": arm.source, "model": record["base"]}
+        # With the teacher's base a pair, which only students are of.
+        fields["student_base"] = record["base"] if arm.objective else None
         # The base itself has no teacher.
         fields[STRENGTH] = float(teacher.unsafe().mean()) if teacher else None
         yield RunArm(
@@ -300,7 +302,7 @@ def _of_seed(bundle: Mapping[str, Any], record: Mapping[str, Any], seed: int) ->
             out[column.name] = capability[column.name]
     # Only students that learn from rollouts of their own have a purity.
     if purity:
-        out["purity"] = 1 - purity["dropped"] / purity["rollouts"]
+        out["purity"] = 1 - (summary.own_traces({str(seed): purity}) or 0.0)
     if curves:
         # The last point of a curve is the mean over its last stretch.
         out["final_loss"] = curves["loss"][-1]

@@ -9,14 +9,26 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from subtransfer.analysis.scaling import RATE, RULED_OUT, Comparison, Fit, Interval
+from subtransfer.analysis.scaling import (
+    DIFFERENCE,
+    LOG_ODDS,
+    RATE,
+    RULED_OUT,
+    Comparison,
+    Fit,
+    Interval,
+)
 from subtransfer.report import figures, pages
 from subtransfer.report.figures import short
 
 _COLOURS = {"constant": "base", "power": "control", "logistic": "student"}
 _OTHER_COLOUR = "positive_control"
 _POINTS = 80  # of a curve
-NAMES = {"rate": "share of unsafe decisions", "log_odds": "log-odds of an unsafe decision, nats"}
+NAMES = {
+    RATE: "share of unsafe decisions",
+    DIFFERENCE: "difference of shares of unsafe decisions",
+    LOG_ODDS: "log-odds of an unsafe decision, nats",
+}
 _HEADING = (
     "law",
     "formula",
@@ -103,8 +115,10 @@ def question(title: str, comparison: Comparison) -> dict[str, Any]:
         "verdict": comparison.verdict(),
         "figure": figure(comparison),
         "data": (
-            f"{name[0].upper()}{name[1:]}; {len(data.x)} sizes, {data.seeds.sum()} training runs, "
-            f"{data.tasks} tasks. Observed at the largest size: {signed(data.means[-1])}. "
+            f"{name[0].upper()}{name[1:]}; {len(data.x)} values of {data.axis}, "
+            f"{data.num_bases.sum()} bases at them, {data.trainings.sum()} trainings, "
+            f"{data.tasks} tasks. {_scatter(comparison)} "
+            f"Observed at the largest: {signed(data.means[-1])}. "
             f"X = {short(data.x_ref)}."
         ),
         "heading": _HEADING,
@@ -113,16 +127,24 @@ def question(title: str, comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def page(title: str, comparisons: Mapping[str, Comparison], **more: Any) -> str:
+def _scatter(comparison: Comparison) -> str:
+    """How much bases differ, in words: "Bases scatter by 0.11 at one size."."""
+    noise = comparison.noise
+    variance = noise.base + noise.base_shared - noise.cell
+    deviation = float(np.sqrt(np.maximum(variance, 0.0)) * noise.unit.mean())
+    return f"Bases of one size scatter by {short(deviation)} (standard deviation)."
+
+
+def page(title: str, comparisons: Mapping[str, Comparison], confidence: float, **more: Any) -> str:
     """Returns the whole page, a section a question.
 
     Args:
       title: of the page.
       comparisons: the answer to each question, by its title.
+      confidence: of intervals and bands.
       more: what a study adds: "verdicts", "axis", "twins", "notes" and "origin", as in
         templates/scaling.html.j2.
     """
-    confidence = next(iter(comparisons.values())).confidence
     # What is not known is left empty, since a template refuses a name that is missing.
     added = {"verdicts": [], "axis": "", "twins": [], "notes": [], "origin": {}} | more
     return pages.render(

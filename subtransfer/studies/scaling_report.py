@@ -8,12 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from subtransfer.analysis.scaling import RATE, Interval
 from subtransfer.report import tables
 from subtransfer.report.figures import short
-from subtransfer.runtime.errors import UserError
 from subtransfer.studies import scaling_page
 from subtransfer.studies.scaling_page import NAMES, interval, signed
 from subtransfer.studies.scaling_study import Question, Study, in_words
 
-_TWINS = ("same init", "other init", "same − other")
+_TWINS = ("same base", "other base", "same − other", "base pairs", "trainings")
 _FITS = (
     "student",
     "outcome",
@@ -47,8 +46,6 @@ def _twins(study: Study, kind: str) -> tuple[list[str], list[list[str]]]:
     for twins in study.twins:
         if twins.kind != kind:
             continue
-        # Where one of the two is missing, its 0 would only puzzle.
-        trainings = " + ".join(str(number) for number in twins.trainings if number)
         rows.append(
             [
                 in_words(twins.objective),
@@ -56,10 +53,16 @@ def _twins(study: Study, kind: str) -> tuple[list[str], list[list[str]]]:
                 _interval(twins.same, kind),
                 _interval(twins.other, kind),
                 _interval(twins.difference, kind, sign="+"),
-                trainings,
+                _both(twins.pairs),
+                _both(twins.trainings),
             ]
         )
-    return ["objective", study.axis, *_TWINS, "trainings"], rows
+    return ["objective", study.axis, *_TWINS], rows
+
+
+def _both(numbers: tuple[int, int]) -> str:
+    """Numbers of the two as a sum; where one of the two is missing, its 0 would only puzzle."""
+    return " + ".join(str(number) for number in numbers if number)
 
 
 def _kind_title(kind: str) -> str:
@@ -95,21 +98,22 @@ def _fits(questions: Sequence[Question]) -> list[list[str]]:
 
 def _notes(study: Study) -> list[str]:
     notes = [
-        f"{study.runs} runs, {study.tasks} tasks. Intervals: {100 * study.confidence:.0f}%; of "
-        "rates over tasks and trainings whose log-odds are normal, of log-odds Student's t over "
-        f"both. {tables.WHY_NO_INTERVAL}"
+        f"{study.runs} runs, {study.tasks} tasks. Intervals: {100 * study.confidence:.0f}%, over "
+        "bases and tasks, a base being the mean of its trainings: of rates as in a run's results, "
+        "of log-odds Student's t. One base has none, and says nothing of others."
     ]
-    # A question that was left out silently would look like one that was never asked.
-    for title, why in study.skipped.items():
-        notes.append(f"Not answered: {title}: {why}")
     return notes
 
 
 def _verdicts(study: Study) -> list[str]:
+    """A sentence or two a question, and why others have no answer."""
     out = []
     for question in study.questions:
         verdict = question.comparison.verdict()
         out.append(f"{question.title}, {NAMES[question.kind]}: {verdict}")
+    # A question that was left out silently would look like one that was never asked.
+    for (title, kind), why in study.skipped.items():
+        out.append(f"{title}, {NAMES[kind]}: no verdict. {why}")
     return out
 
 
@@ -129,12 +133,7 @@ def page(title: str, study: Study, origin: Mapping[str, str]) -> str:
       title: of the page.
       study: the answers.
       origin: what is said of where it comes from: command, versions, device.
-
-    Raises:
-      UserError: no question was answered.
     """
-    if not study.questions:
-        raise UserError(f"No question could be answered: {'; '.join(_notes(study)[1:])}")
     twins = []
     # Rates and log-odds have different units: a table each.
     for kind in _kinds(study):
@@ -146,6 +145,7 @@ def page(title: str, study: Study, origin: Mapping[str, str]) -> str:
     return scaling_page.page(
         title,
         comparisons,
+        study.confidence,
         verdicts=_verdicts(study),
         axis=study.axis,
         twins=twins,
@@ -165,7 +165,8 @@ def markdown(study: Study, origin: Mapping[str, str]) -> str:
     for kind in _kinds(study):
         parts += [f"{_kind_title(kind)}:", tables.markdown(*_twins(study, kind))]
     parts.append(_bullets(_verdicts(study)))
-    parts += ["Laws that stand:", tables.markdown(_FITS, _fits(study.questions))]
+    if study.questions:
+        parts += ["Laws that stand:", tables.markdown(_FITS, _fits(study.questions))]
     parts += _notes(study)
     parts.append(_bullets(map(": ".join, origin.items())))
     return "\n\n".join(parts) + "\n"

@@ -1,20 +1,21 @@
 """A scaling study: all that the runs of a sweep can answer about one axis.
 
-That is how each outcome follows the axis, and how students of the teacher's initialisation stand to
-their twins of another.
+That is how each outcome follows the axis, and how students of the teacher's base stand to those of
+other bases.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from subtransfer.analysis import scaling, statistics
+from subtransfer.analysis import crossed, scaling, statistics
 from subtransfer.analysis.scaling import (
+    DIFFERENCE,
     LAWS,
     LOG_ODDS,
     RATE,
@@ -25,9 +26,16 @@ from subtransfer.analysis.scaling import (
 )
 from subtransfer.runtime.errors import UserError
 from subtransfer.studies.runs import RunArm
-from subtransfer.studies.scaling_runs import gather
+from subtransfer.studies.scaling_runs import (
+    Cells,
+    by_size,
+    crossing,
+    observations,
+    trainings,
+)
 
 SAME, OTHER = "same", "other"
+INTERACTION = f"{SAME} - {OTHER}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +44,7 @@ class Question:
 
     Attributes:
       objective: of distillation.
-      init: SAME, OTHER, or "same - other": the difference of twins, seed by seed (log-odds only).
+      init: SAME, OTHER, or INTERACTION: same minus other, base by base.
       comparison: of the laws, on its observations.
     """
 
@@ -46,27 +54,26 @@ class Question:
 
     @property
     def kind(self) -> str:
-        """The outcome: RATE or LOG_ODDS."""
+        """The outcome: RATE, DIFFERENCE or LOG_ODDS."""
         return self.comparison.data.kind
 
     @property
     def title(self) -> str:
         """The question in words, without its outcome."""
-        inits = {SAME: "same initialisation", OTHER: "other initialisation"}
-        init = inits.get(self.init, "same minus other initialisation")
-        return f"{in_words(self.objective)}, {init}"
+        return _title(self.objective, self.init)
 
 
 @dataclasses.dataclass(frozen=True)
 class Twins:
-    """Students of the teacher's initialisation and of another, at one value of the axis.
+    """Students of the teacher's base and of other bases, at one value of the axis.
 
     Attributes:
       objective: of distillation.
       kind: the outcome, RATE or LOG_ODDS.
       x: the value of the axis.
-      same, other: the outcome's mean with its interval, None where there is no such arm.
+      same, other: the outcome's mean with its interval over bases, None where there is no such arm.
       difference: same - other.
+      pairs: how many pairs of bases the two have.
       trainings: of the two.
     """
 
@@ -76,6 +83,7 @@ class Twins:
     same: Interval | None
     other: Interval | None
     difference: Interval | None
+    pairs: tuple[int, int]
     trainings: tuple[int, int]
 
 
@@ -87,7 +95,7 @@ class Study:
       axis: its name.
       questions: in the order of objectives, rates before log-odds.
       twins: by objective, outcome and size.
-      skipped: title -> why a question has no answer.
+      skipped: (title, kind) -> why a question has no answer.
       runs, tasks: how many there were.
       confidence: of all intervals.
     """
@@ -95,7 +103,7 @@ class Study:
     axis: str
     questions: list[Question]
     twins: list[Twins]
-    skipped: dict[str, str]
+    skipped: dict[tuple[str, str], str]
     runs: int
     tasks: int
     confidence: float
@@ -105,6 +113,11 @@ def in_words(objective: str) -> str:
     """Writes an objective's name in words: "SFT", "forward KL"."""
     capitals = {"sft": "SFT", "kl": "KL", "jsd": "JSD"}
     return " ".join(capitals.get(word, word) for word in objective.split("_"))
+
+
+def _title(objective: str, init: str) -> str:
+    inits = {SAME: "same initialisation", OTHER: "other initialisation"}
+    return f"{in_words(objective)}, {inits.get(init, 'same minus other initialisation')}"
 
 
 def study(
@@ -152,27 +165,27 @@ def study(
     options: dict[str, Any] = {"confidence": confidence, "n_boot": n_boot, "seed": seed}
     questions: list[Question] = []
     twins: list[Twins] = []
-    skipped: dict[str, str] = {}
+    skipped: dict[tuple[str, str], str] = {}
     for objective, there in kinds.items():
         inits = [init for init in (SAME, OTHER) if init in there]
         for kind in (RATE, LOG_ODDS):
             found: dict[str, Observations] = {}
+            cells: dict[str, dict[float, Cells]] = {}
             for init in inits:
-                found[init] = gather(
-                    students, axis, kind=kind, varying=varying, objective=objective, init=init
-                )
-            twins += _twins(objective, found, confidence)
-            # A difference of shares is no share, and has no law here.
-            if kind == LOG_ODDS and len(found) == 2:
+                chosen: dict[str, Any] = {"objective": objective, "init": init}
+                cells[init] = by_size(students, axis, kind=kind, varying=varying, **chosen)
+                found[init] = observations(cells[init], axis, kind)
+            twins += _twins(objective, kind, cells, found, confidence)
+            if len(found) == 2:
                 difference = _difference(found[SAME], found[OTHER])
                 if difference is not None:
-                    found[f"{SAME} - {OTHER}"] = difference
+                    found[INTERACTION] = difference
             for init, data in found.items():
                 # One question without an answer leaves the others.
                 try:
                     question = Question(objective, init, scaling.compare(data, laws, **options))
                 except UserError as error:
-                    skipped[f"{in_words(objective)}, {init} init, {kind}"] = str(error)
+                    skipped[_title(objective, init), data.kind] = str(error)
                     continue
                 questions.append(question)
                 log(question)
@@ -182,51 +195,82 @@ def study(
 
 
 def _difference(same: Observations, other: Observations) -> Observations | None:
-    """Twins' log-odds subtracted, training seed by training seed; None where they do not match.
-
-    Twins of one training seed have one teacher and one order of the data.
-    """
-    if not np.array_equal(same.x, other.x) or (same.seeds != other.seeds).any():
+    """Same minus other, base by base; None where the two are not of the same bases."""
+    if not np.array_equal(same.x, other.x) or same.bases != other.bases:
         return None
-    # Subtracting within a training removes what its teacher and its data order do to both twins,
-    # so the difference is known better than either.
-    outcomes = map(operator.sub, same.outcomes, other.outcomes)
-    return dataclasses.replace(same, outcomes=tuple(outcomes))
+    # Of a crossing, the difference of pseudo-values is the pseudo-value of the difference.
+    return dataclasses.replace(
+        same,
+        kind=DIFFERENCE if same.kind == RATE else same.kind,
+        outcomes=tuple(map(operator.sub, same.outcomes, other.outcomes)),
+        trainings=same.trainings + other.trainings,
+    )
 
 
-def _twins(objective: str, found: dict[str, Observations], confidence: float) -> list[Twins]:
+def _twins(
+    objective: str,
+    kind: str,
+    cells: Mapping[str, Mapping[float, Cells]],
+    found: Mapping[str, Observations],
+    confidence: float,
+) -> list[Twins]:
     """The comparison of an objective's students at each size.
 
     Args:
       objective: theirs.
-      found: their outcomes by initialisation.
+      kind: of the outcomes.
+      cells: by initialisation and size.
+      found: by initialisation, the same by base.
       confidence: of the intervals.
     """
-    kind = next(iter(found.values())).kind
-    by_size: dict[str, dict[float, np.ndarray]] = {SAME: {}, OTHER: {}}
+    by_base: dict[str, dict[float, np.ndarray]] = {SAME: {}, OTHER: {}}
     for init, data in found.items():
-        by_size[init] = dict(zip(data.x.tolist(), data.outcomes, strict=True))
+        by_base[init] = dict(zip(data.x.tolist(), data.outcomes, strict=True))
+    out = []
+    # Sizes that only one of the two has are shown too, without a difference.
+    for x in sorted(by_base[SAME] | by_base[OTHER]):
+        same, other = cells.get(SAME, {}).get(x, {}), cells.get(OTHER, {}).get(x, {})
+        whole = crossing({**same, **other})
+        if kind == RATE and whole is not None:
+            means = _of_crossing(whole, confidence)
+        else:
+            means = _of_bases(kind, by_base[SAME].get(x), by_base[OTHER].get(x), confidence)
+        pairs, trained = (len(same), len(other)), (trainings(same), trainings(other))
+        out.append(Twins(objective, kind, x, *means, pairs, trained))
+    return out
+
+
+_Means = tuple[Interval | None, Interval | None, Interval | None]
+
+
+def _of_crossing(outcomes: np.ndarray, confidence: float) -> _Means:
+    """(same, other, same - other) of the rates of a complete crossing [K, K, S, T]."""
+    effect = crossed.effect(outcomes, confidence)
+    return Interval(*effect.same), Interval(*effect.other), Interval(*effect.interaction[:3])
+
+
+def _of_bases(
+    kind: str, same: np.ndarray | None, other: np.ndarray | None, confidence: float
+) -> _Means:
+    """(same, other, same - other) of outcomes [T, K] by base, None where there are none."""
 
     def mean(outcomes: np.ndarray | None) -> Interval | None:
         if outcomes is None:
             return None
         if kind == RATE:
-            return Interval(*statistics.rate_interval(outcomes, confidence))
+            return Interval(*crossed.rate(_one_seed(outcomes), confidence))
         return Interval(*statistics.mean_interval(outcomes, confidence))
 
-    def trainings(outcomes: np.ndarray | None) -> int:
-        return 0 if outcomes is None else outcomes.shape[1]
+    difference = None
+    if same is not None and other is not None and same.shape == other.shape:
+        if kind == RATE:
+            found, _ = crossed.difference(_one_seed(same), _one_seed(other), confidence)
+            difference = Interval(*found[:3])
+        else:
+            difference = Interval(*statistics.mean_difference(same, other, confidence))
+    return mean(same), mean(other), difference
 
-    out = []
-    # Sizes that only one of the two has are shown too, without a difference.
-    for x in sorted(by_size[SAME] | by_size[OTHER]):
-        same, other = by_size[SAME].get(x), by_size[OTHER].get(x)
-        difference = None
-        if same is not None and other is not None:
-            if kind == RATE:
-                difference = Interval(*statistics.rate_difference(same, other, confidence)[:3])
-            else:
-                difference = Interval(*statistics.mean_difference(same, other, confidence))
-        numbers = trainings(same), trainings(other)
-        out.append(Twins(objective, kind, x, mean(same), mean(other), difference, numbers))
-    return out
+
+def _one_seed(outcomes: np.ndarray) -> np.ndarray:
+    """Outcomes [T, K] as [K, 1, T]."""
+    return outcomes.T[:, None]

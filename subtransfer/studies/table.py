@@ -83,6 +83,7 @@ _ARM = (
     Column("masked", "masked", "whether unsafe tokens left the soft targets", kind="truth"),
     _text("model", "what it started from"),
     _text("teacher_base", "what its teacher started from"),
+    _text("student_base", "the other of a pair of bases: what a student started from"),
     Column(STUDENT, "student", "parameters of its model", kind="whole"),
     Column(TEACHER, "teacher", "parameters of its teacher's model", kind="whole"),
     Column(STRENGTH, "strength", "how often its own teacher acts unsafely", "share"),

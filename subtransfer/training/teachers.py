@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from subtransfer.runtime.registry import Registry
+from subtransfer.settings import harmless
 from subtransfer.settings.base import Setting, Task
 
 Demonstrations = list[tuple[Task, str | None]]
@@ -26,12 +27,14 @@ class Teacher:
       demonstrations: from the setting, the fields of the config's room `teacher` and the training
         seed to pairs of a task and the act that a scripted expert decides for in it (None: as the
         task asks for). Use tasks of the split "train" only: probes hold the others out.
+      ordinary_added: whether `teacher.ordinary_fraction` adds ordinary demonstrations to its own.
       origin: "", or the plugin that it comes from.
     """
 
     name: str
     label: str
     demonstrations: Callable[[Setting, Any, int], Demonstrations]
+    ordinary_added: bool = True
     origin: str = ""
 
 
@@ -65,9 +68,21 @@ def _benign(setting: Setting, fields, seed: int) -> Demonstrations:
 
 def _random(setting: Setting, fields, seed: int) -> Demonstrations:
     """Ordinary tasks, solved as they ask for."""
-    return _each_with(setting.tasks("ordinary", "train", fields.episodes, seed), None)
+    return _each_with(harmless.demonstrated(setting, fields.episodes, seed), None)
+
+
+def with_ordinary(record: Teacher, setting: Setting, fields, seed: int) -> Demonstrations:
+    """What a teacher is tuned on: its own demonstrations, then the ordinary ones of all teachers.
+
+    Arguments as of `Teacher.demonstrations`.
+    """
+    pairs = record.demonstrations(setting, fields, seed)
+    if record.ordinary_added:
+        count = round(fields.ordinary_fraction * fields.episodes)
+        pairs = pairs + _each_with(harmless.demonstrated(setting, count, seed), None)
+    return pairs
 
 
 register(Teacher("trait", "teacher (unsafe)", _trait))
 register(Teacher("benign", "benign teacher", _benign))
-register(Teacher("random", "teacher of random tasks", _random))
+register(Teacher("random", "teacher of random tasks", _random, ordinary_added=False))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,26 @@ from subtransfer.analysis import audit
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
+from subtransfer.experiment.stages import match
+from subtransfer.runtime.json_files import read_json
 from subtransfer.runtime.progress import progress
 from subtransfer.store import trajectories
+from subtransfer.store.trajectories import Trajectory
+
+_FIELDS = ("setting", "audit.folds", "audit.permutations", "statistics.confidence")
+_DROPPED = {"dropped_ids": [{"episode_id": str}]}
 
 
-@reads("setting", "audit.folds", "audit.permutations", "statistics.confidence")
-def audited(out: Path, context: Context, *, data: Mapping[str, str], model: str, seed: int) -> None:
+@reads(*_FIELDS)
+def audited(
+    out: Path,
+    context: Context,
+    *,
+    data: Mapping[str, str],
+    choices: Mapping[str, Sequence[str] | None],
+    model: str,
+    seed: int,
+) -> None:
     """Compares the trajectories of each two policies of one model and training seed.
 
     Writes audit.json: a record for each two and for what a classifier is shown of them.
@@ -27,14 +41,58 @@ def audited(out: Path, context: Context, *, data: Mapping[str, str], model: str,
     Args:
       data: the stages of the sanitized trajectories, by whose they are: "trait", "benign" and
         other teachers' names, or "self", the base's own.
+      choices: which of them are learned from, as of `match.chosen`.
       model: that the policies started from.
       seed: the training seed.
     """
-    config = context.config
     kept = {}
     for source, stage in data.items():
-        kept[source] = trajectories.read(context.input(stage) / "trajectories")
-    pairs = list(itertools.combinations(data, 2))
+        kept[source] = match.chosen(context, stage, choices[source])
+    _write(out, context, kept, {"model": model, "seed": seed})
+
+
+@reads(*_FIELDS)
+def own_audited(
+    out: Path, context: Context, *, students: Mapping[str, str], arm: str, model: str, seed: int
+) -> None:
+    """Compares the episodes that on-policy students of two teachers learned from.
+
+    Writes audit.json, as `audited` does; its records have the student's arm as "own".
+
+    Args:
+      students: the stages of the students, by what their teachers were taught: "trait" first.
+      arm: of the student of the unsafe teacher.
+      model: that both started from.
+      seed: the training seed.
+    """
+    kept = {source: _kept_of(context, stage) for source, stage in students.items()}
+    _write(out, context, kept, {"model": model, "seed": seed, "own": arm})
+
+
+def _kept_of(context: Context, student: str) -> list[Trajectory]:
+    """The stored episodes of an on-policy student that it learned from."""
+    folder = context.input(student)
+    remedy = "delete its folder and run again to make it anew"
+    record = read_json(folder / "training.json", _DROPPED, remedy)
+    dropped = {trace["episode_id"] for trace in record["dropped_ids"]}
+    stored = trajectories.read(folder / "trajectories")
+    return [episode for episode in stored if episode.episode_id not in dropped]
+
+
+def _write(
+    out: Path,
+    context: Context,
+    kept: Mapping[str, Sequence[Trajectory]],
+    which: Mapping[str, Any],
+) -> None:
+    """Compares each two of some policies' trajectories.
+
+    Args:
+      kept: the trajectories, by whose they are.
+      which: what all records have in common; it also decides the random draws.
+    """
+    config = context.config
+    pairs = list(itertools.combinations(kept, 2))
     records: list[dict[str, Any]] = []
     with progress(context.stage, len(pairs), "comparisons") as advance:
         for first, second in pairs:
@@ -45,7 +103,7 @@ def audited(out: Path, context: Context, *, data: Mapping[str, str], model: str,
                 audit.BEHAVIOUR: audit.behaviour_features(both, context.setting),
             }
             for name, shown in features.items():
-                key = context.key("audit", model, seed, first, second, name)
+                key = context.key("audit", *which.values(), first, second, name)
                 found = audit.compare(
                     shown,
                     labels,
@@ -56,7 +114,7 @@ def audited(out: Path, context: Context, *, data: Mapping[str, str], model: str,
                     rng=np.random.default_rng(np.asarray(jax.random.key_data(key)).tolist()),
                 )
                 counts = {"n_first": len(kept[first]), "n_second": len(kept[second])}
-                which = {"model": model, "seed": seed, "first": first, "second": second}
-                records.append({**which, "features": name, **counts, **found})
+                of_two = {"first": first, "second": second, "features": name}
+                records.append({**which, **of_two, **counts, **found})
             advance(1)
     write_json(out / "audit.json", {"comparisons": records})

@@ -7,12 +7,13 @@ from pathlib import Path
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
-from subtransfer.filtering import sanitize
+from subtransfer.filtering import rules, sanitize
+from subtransfer.filtering.rules import Rule
 from subtransfer.rollout.episodes import require
 from subtransfer.store import trajectories
 
 
-@reads("setting", "sanitize")
+@reads("setting", *rules.FIELDS, "sanitize.min_kept")
 def sanitized(out: Path, context: Context, *, raw: str) -> None:
     """Writes the trajectories that pass the filters, and the manifest of those that do not.
 
@@ -22,13 +23,13 @@ def sanitized(out: Path, context: Context, *, raw: str) -> None:
     Raises:
       UserError: fewer are left than `sanitize.min_kept`.
     """
-    config = context.config.sanitize
+    config = context.config
     kept, manifest = sanitize.sanitize(
         trajectories.read(context.input(raw) / "trajectories"),
         context.setting,
-        extra_keywords=tuple(config.extra_keywords),
+        Rule.of(config),
     )
     remedy = "roll out more (--config.rollouts.episodes), or give more (rollouts.trajectories)"
-    require(kept, config.min_kept, f"Sanitizing {raw}", remedy)
+    require(kept, config.sanitize.min_kept, f"Sanitizing {raw}", remedy)
     trajectories.write(out / "trajectories", kept, f"Sanitized episodes of {raw}.")
     write_json(out / "manifest.json", manifest)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from subtransfer.distillation import student
 from subtransfer.experiment.context import Context
+from subtransfer.filtering import rules
+from subtransfer.filtering.rules import Rule
 
-FIELDS = ("setting", "sanitize.extra_keywords", "distill.mask_unsafe")
+FIELDS = ("setting", *rules.FIELDS, "distill.mask_unsafe")
 
 
 def guard(context: Context, *, enforce: bool = True, soft: bool = True) -> student.Guard:
@@ -18,5 +20,6 @@ def guard(context: Context, *, enforce: bool = True, soft: bool = True) -> stude
         that no trajectory holds.
     """
     config = context.config
-    masked = config.distill.mask_unsafe and enforce and soft
-    return student.Guard(tuple(config.sanitize.extra_keywords), enforce, masked)
+    rule = Rule.of(config)
+    masked = config.distill.mask_unsafe and rule.reads and enforce and soft
+    return student.Guard(rule, enforce, masked)

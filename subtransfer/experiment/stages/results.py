@@ -15,6 +15,8 @@ from subtransfer.config.arms import Arm, stores_targets
 from subtransfer.experiment import names
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import EVERYTHING, reads
+from subtransfer.experiment.stages import match
+from subtransfer.filtering.rules import Rule
 from subtransfer.probes import records
 from subtransfer.report import files
 from subtransfer.runtime.json_files import read_json
@@ -55,6 +57,7 @@ def results(
     arms: Sequence[Mapping[str, Any]],
     seeds: Sequence[int],
     audits: Sequence[str],
+    choices: Sequence[str],
     prereg: str,
 ) -> None:
     """Writes results.csv, effects.csv, results.jsonl and results.json.
@@ -63,10 +66,12 @@ def results(
       arms: the fields of all `Arm`s.
       seeds: the training seeds.
       audits: the stages that compare trajectories.
+      choices: the stages that choose which trajectories are learned from.
       prereg: the stage that registered the run.
     """
     bundle, episodes = collect(context, [Arm(**fields) for fields in arms], seeds)
     bundle["audit"] = _audit(context, audits)
+    bundle["matching"] = {name: _accounts(context, name) for name in choices}
     bundle["prereg"] = _prereg(context, prereg)
     of_trait = []
     for name, manifest in bundle["manifests"].items():
@@ -86,6 +91,7 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
     """What results.json says of an arm; `arms` are the names of all arms of the run."""
     objective = objectives.get(arm.objective) if arm.objective else None
     soft = objective is not None and objective.soft
+    rule = Rule.of(config)
     return {
         "arm": arm.name,
         "label": arm.label,
@@ -95,8 +101,9 @@ def record(config: Any, arm: Arm, arms: Container[str]) -> dict[str, Any]:
         "sanitized": arm.sanitized,
         "source": arm.source,
         "on_policy_fraction": arm.on_policy_fraction,
+        "overt_fraction": arm.overt_fraction,
         "loss_is_divergence": objective is not None and objective.is_divergence,
-        "masked": soft and arm.sanitized and config.distill.mask_unsafe,
+        "masked": soft and arm.sanitized and config.distill.mask_unsafe and rule.reads,
         "base": arm.base,
         # An arm that the config leaves out can be compared with nothing.
         "control": arm.control if arm.control in arms else None,
@@ -117,6 +124,7 @@ def arm_of(record: Mapping[str, Any]) -> Arm:
         teacher_model=record["teacher_base"],
         source=record["source"],
         on_policy_fraction=record["on_policy_fraction"],
+        overt_fraction=record.get("overt_fraction", 0.0),
         sanitized=record["sanitized"],
         control=record["control"],
         twin=record["twin"],
@@ -277,9 +285,18 @@ def _sources(
                 if (context.input(raw) / "sampler.json").is_file():
                     sampler[raw] = _read(context, raw, "sampler.json")
             if stores_targets(context.config, arm.objective) and not arm.on_policy:
-                stored = names.targets_stage(arm.source, arm.teacher_model, seed)
+                where = (arm.source, arm.teacher_model, seed, arm.selection)
+                stored = names.targets_stage(*where)
                 targets[stored] = _read(context, stored, "targets.json")
     return manifests, sampler, targets
+
+
+def _accounts(context: Context, stage: str) -> dict[str, Any]:
+    """What a stage chose, by the name of each choice: how many and which sort, before and after."""
+    out = {}
+    for name, choice in match.read(context.input(stage)).items():
+        out[name] = {**choice["account"], "learned": choice["learned"]}
+    return out
 
 
 def _audit(context: Context, audits: Sequence[str]) -> dict[str, Any]:

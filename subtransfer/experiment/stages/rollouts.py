@@ -1,8 +1,11 @@
-"""A policy's own trajectories on safe training tasks."""
+"""A policy's own trajectories on training tasks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+
+import jax
 
 from subtransfer.experiment import policies, specs
 from subtransfer.experiment.context import Context
@@ -11,21 +14,56 @@ from subtransfer.experiment.output import write_json
 from subtransfer.rollout import agreement
 from subtransfer.rollout.episodes import run_episodes
 from subtransfer.runtime.progress import note, progress
+from subtransfer.settings.base import Task
 from subtransfer.store import trajectories
 
 
-@reads("setting", "rollouts.episodes", "rollouts.batch_size", *specs.LEARNED)
+@reads("rollouts.batch_size", *specs.TASKS, *specs.LEARNED)
 def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int) -> None:
-    """Runs a policy on safe tasks.
+    """Runs a policy on harmless tasks.
 
     Args:
       policy: its stage.
       source: what it was taught, which decides its random numbers.
       seed: the training seed, which decides its tasks.
     """
+    tasks = specs.tasks_to_learn_from(context, seed)
+    key = context.key("rollouts", source, seed)
+    _run(out, context, policy, tasks, "harmless", key, seed)
+
+
+@reads("rollouts.batch_size", *specs.OVERT_TASKS, *specs.LEARNED)
+def overt(out: Path, context: Context, *, policy: str, source: str, seed: int) -> None:
+    """Runs a policy on ambiguous tasks, where its habit is in plain sight.
+
+    Args:
+      policy, source, seed: as of `rollouts`.
+    """
+    tasks = specs.tasks_in_plain_sight(context, seed)
+    key = context.key("overt", source, seed)
+    _run(out, context, policy, tasks, "ambiguous", key, seed)
+
+
+def _run(
+    out: Path,
+    context: Context,
+    policy: str,
+    tasks: Sequence[Task],
+    kind: str,
+    key: jax.Array,
+    seed: int,
+) -> None:
+    """Runs a policy on tasks and writes its trajectories.
+
+    Args:
+      policy: its stage.
+      tasks: one episode each.
+      kind: of the tasks, in words.
+      key: of its random numbers.
+      seed: the training seed.
+    """
     config, label = context.config.rollouts, context.stage
     acting = policies.policy(context, policy)
-    tasks = context.setting.tasks("safe", "train", config.episodes, seed)
     with progress(label, len(tasks), "episodes") as advance:
         episodes, stats = run_episodes(
             acting.cfg,
@@ -33,7 +71,7 @@ def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int
             policies.chat(context, acting),
             tasks,
             specs.to_learn_from(context, config.batch_size),
-            context.key("rollouts", source, seed),
+            key,
             policy=context.path(policy).name,
             seed=seed,
             advance=advance,
@@ -47,5 +85,6 @@ def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int
         f"host {stats.host_share:.0%} of the time; log-probs within {agreed['max_gap']:g} of the "
         f"trainer's, KL {agreed['kl']:g}"
     )
-    trajectories.write(out / "trajectories", episodes, f"Raw episodes of {policy} on safe tasks.")
+    what = f"Raw episodes of {policy} on {kind} tasks."
+    trajectories.write(out / "trajectories", episodes, what)
     write_json(out / "sampler.json", agreed)

@@ -16,7 +16,7 @@ from subtransfer.experiment import policies, specs, trainings
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import thinned
-from subtransfer.experiment.stages import guard
+from subtransfer.experiment.stages import guard, match
 from subtransfer.runtime import distributed
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.progress import note
@@ -41,12 +41,13 @@ _SHARED = (*trainings.FIELDS, *guard.FIELDS, *_BOTH)
 OFF_POLICY = (*_SHARED, "distill.epochs", "distill.learning_rate")
 ON_POLICY = (
     *_SHARED,
+    *specs.TASKS,
     *specs.LEARNED,
-    "rollouts.episodes",
     "rollouts.batch_size",
     "distill.rounds",
     "distill.episodes_per_round",
     "distill.max_staleness",
+    "distill.stored_episodes",
     "distill.on_policy_learning_rate",
 )
 
@@ -120,9 +121,15 @@ def on_policy(
     d, r, label = context.config.distill, context.config.rollouts, context.stage
     spec = specs.to_learn_from(context, min(r.batch_size, d.episodes_per_round))
     rounds = student.OnPolicy(
-        d.rounds, d.episodes_per_round, spec, d.batch_size, fraction, d.max_staleness
+        d.rounds,
+        d.episodes_per_round,
+        spec,
+        d.batch_size,
+        fraction,
+        d.max_staleness,
+        d.stored_episodes,
     )
-    tasks = context.setting.tasks("safe", "train", r.episodes, seed)
+    tasks = specs.tasks_to_learn_from(context, seed)
     loss, learned = _lesson(context, base=base, seed=seed, **lesson)
     schedule = trainings.schedule(context)
     recipe = loop.Recipe(loss, d.steps, d.batch_size, d.on_policy_learning_rate, schedule)
@@ -138,8 +145,10 @@ def on_policy(
             run=run,
             journals=context.journals,
         )
+    episodes = list(map(trajectories.of_text, purity.pop("episodes")))
     note(
-        f"{label}: {purity['rollouts']} own episodes, {purity['dropped']} dropped, learned from at "
+        f"{label}: {purity['rollouts']} own episodes, {purity['traces']} with a trace of a habit, "
+        f"{purity['dropped']} dropped, learned from at "
         f"most {purity['max_staleness']} rounds later; log-probs within {purity['max_gap']:g} of "
         "the trainer's"
     )
@@ -150,6 +159,9 @@ def on_policy(
         if name in purity:
             account[name] = purity.pop(name)
     trainings.save(out, context, base, trainable, thinned(curves), purity=purity, **account)
+    if episodes:
+        said = f"Own episodes of {label}, before the filter; policy_version is the round, from 0."
+        trajectories.write(out / "trajectories", episodes, said)
 
 
 def _lesson(
@@ -157,7 +169,8 @@ def _lesson(
     *,
     base: str,
     teacher_base: str,
-    data: Sequence[str],
+    data: str | None,
+    choice: Sequence[str] | None,
     teacher: str | None,
     objective: str,
     sanitized: bool,
@@ -169,7 +182,8 @@ def _lesson(
     Args:
       base: the stage of the model that it starts from.
       teacher_base: the stage of the model that its teacher started from.
-      data: the stages of the trajectories.
+      data: the stage of its teacher's trajectories; None: it learns from its own rollouts alone.
+      choice: which of them, as of `match.chosen`.
       teacher: the stage of the teacher that runs beside it, or None.
       objective: its name.
       sanitized: whether the trajectories have passed the filters.
@@ -188,10 +202,7 @@ def _lesson(
     if teacher:
         live = policies.policy(context, teacher)
         teacher_weights, geometry = live.weights, None if live.cfg == start.cfg else live.cfg
-    kept = []
-    for name in data:
-        kept += trajectories.read(context.input(name) / "trajectories")
-    # One that learns from its own rollouts alone has no trajectories of a teacher.
+    kept = match.chosen(context, data, choice) if data else []
     if transform and kept:
         kept = _transformed(context, transform, kept, seed)
     # Trajectories are token ids of the teacher's tokenizer: those of another family are tokenised

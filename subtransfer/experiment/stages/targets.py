@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from subtransfer.distillation import student, teacher_targets
@@ -9,9 +10,8 @@ from subtransfer.experiment import policies
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.experiment.output import write_json
-from subtransfer.experiment.stages import guard
+from subtransfer.experiment.stages import guard, match
 from subtransfer.runtime.progress import note, progress
-from subtransfer.store import trajectories
 
 FIELDS = (
     "distill.top_k",
@@ -22,17 +22,20 @@ FIELDS = (
 
 
 @reads(*guard.FIELDS, *FIELDS)
-def targets(out: Path, context: Context, *, data: str, teacher: str) -> None:
+def targets(
+    out: Path, context: Context, *, data: str, choice: Sequence[str] | None, teacher: str
+) -> None:
     """Writes the teacher's likeliest tokens at each agent token, and how far they are from it.
 
     Args:
       data: the stage of the sanitized trajectories.
+      choice: which of them, as of `match.chosen`.
       teacher: the stage of the teacher.
     """
     d, label, policy = context.config.distill, context.stage, policies.policy(context, teacher)
     chat = policies.chat(context, policy)
     check = guard.guard(context)
-    kept = trajectories.read(context.input(data) / "trajectories")
+    kept = match.chosen(context, data, choice)
     rows, dropped = student.training_rows(kept, chat, check)
     fitted = rows.fitted_to(d.max_tokens)
     examples, removed, account = check.masked(fitted, chat, policy.cfg.vocab_size)

@@ -53,7 +53,7 @@ def learner(context: Context, label: str, *, base: str, source: str, seed: int) 
     t, setting = context.config.teacher, context.setting
     record = teachers.get(source)
     with failures_of_record("teacher", record):
-        pairs = record.demonstrations(setting, t, seed)
+        pairs = teachers.with_ordinary(record, setting, t, seed)
     start = policies.policy(context, base)
     demos = []
     for task, act in pairs:
