@@ -75,7 +75,10 @@ REFUSED = {
     "confidence": ({"statistics.confidence": "95"}, "below 1"),
     "heads": ({"base.num_heads": "5"}, "divisor of base.width"),
     "kv heads": ({"base.num_heads": "4", "base.num_kv_heads": "3"}, "divisor of base.num_heads"),
-    "rounds": ({"distill.rounds": "7"}, "multiple of distill.rounds"),
+    "rounds": (
+        {"distill.objective": "reverse_kl", "distill.rounds": "7"},
+        "multiple of distill.rounds",
+    ),
     "too few": ({"rollouts.episodes": "10"}, "at least sanitize.min_kept"),
     "batch over data": ({"distill.batch_size": "100"}, "at least distill.batch_size"),
     "missing directory": ({"base.checkpoint": "/no/such"}, "there is no directory /no/such"),
@@ -195,7 +198,7 @@ def test_numbers_of_numpy_and_home_directories(tmp_path, monkeypatch):
     assert (c.distill.learning_rate, c.num_seeds, c.pairs, c.base.width) == (1e-4, 2, (), 32)
     assert type(c.distill.learning_rate) is float and type(c.num_seeds) is int
     assert c.base.checkpoint == str(tmp_path / "model")
-    c = configuration.load(QUICKSTART, {"base.checkpoint": "~/model"})
+    c = configuration.load(QUICKSTART, {"num_bases": "1", "base.checkpoint": "~/model"})
     assert c.base.checkpoint == str(tmp_path / "model")
 
 
@@ -238,15 +241,16 @@ def test_the_head_of_a_config_can_be_read(path):
 
 
 def test_arms_follow_the_config():
-    names = [a.name for a in arms(configuration.load(QUICKSTART, {}))]
+    names = [a.name for a in arms(configuration.load(QUICKSTART, {"num_bases": "1"}))]
     assert names[:4] == ["base", "base_other", "teacher", "teacher_benign"]
-    for objective in ("sft", "forward_kl", "reverse_kl"):
+    for objective in ("sft", "forward_kl"):
         assert {objective, f"{objective}_other", f"{objective}_benign"} <= set(names)
     assert {"self_distilled", "unsanitized", "overt"} <= set(names)
     few = arms(
         configuration.load(
             QUICKSTART,
             {
+                "num_bases": "1",
                 "distill.objective": "reverse_kl",
                 "arms.other_init": "false",
                 "arms.benign_teacher": "0",
@@ -266,6 +270,7 @@ def test_arms_follow_the_config():
 
 def test_the_share_of_own_episodes_decides_what_an_arm_learns_from():
     fields = {
+        "num_bases": "1",
         "distill.objective": "forward_kl,reverse_kl,jsd,policy_gradient",
         "arms.other_init": "0",
         "arms.benign_teacher": "0",

@@ -105,6 +105,7 @@ class Runs:
         self._bundle = {
             "config": configuration.of_results(config),
             "arms": [results.record(config, arm, names) for arm in self._arms],
+            "purity": {},
         }
         self._acts = settings.get(config.setting).benign_outcomes
 
