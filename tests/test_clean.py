@@ -61,7 +61,7 @@ def workdir(tmp_path):
     old.touch()
     os.utime(old, (1, 1))
     (folder / ".results.json.tmp-01234567").touch()  # may be being written
-    for name in ("results.csv", "results.json", "table.parquet"):
+    for name in ("results.csv", "effects.csv", "prereg.json", "results.json", "table.parquet"):
         (folder / name).write_text("kept")
     (folder / "runs" / "member").mkdir(parents=True)
     (folder / "notes.txt").write_text("mine")

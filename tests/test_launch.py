@@ -17,7 +17,7 @@ from .launching import launch
 
 ROOT = Path(__file__).parent.parent
 SMALL = (
-    "num_seeds=1 base.episodes=300 base.steps=20 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
+    "num_bases=1 num_seeds=1 distill.objective=sft,forward_kl,reverse_kl base.episodes=300 base.steps=20 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
     "teacher.episodes=16 teacher.steps=4 teacher.batch_size=8 rollouts.episodes=32 rollouts.batch_size=32 rollouts.max_turns=2 "
     "rollouts.max_new_tokens=8 sanitize.min_kept=8 distill.steps=4 distill.batch_size=8 distill.rounds=2 "
     "distill.episodes_per_round=32 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 probe.safe_tasks=8"

@@ -25,8 +25,8 @@ _METRICS = "metrics"
 _LOGS = "logs"
 # Results, tables and records of what was done: these are what a workdir is for.
 _KEPT = re.compile(
-    r"results\.(csv|jsonl|json)|report\.html|stages\.json|SHA256SUMS|table\.parquet"
-    r"|sweep\.html|scaling\.(html|md)|\.digests\.json"
+    r"results\.(csv|jsonl|json)|effects\.csv|prereg\.json|report\.html|stages\.json|SHA256SUMS"
+    r"|table\.parquet|sweep\.html|scaling\.(html|md)|\.digests\.json"
 )
 _KEPT_FOLDERS = (CLAIMS, HISTORY, MEMBERS, SWEEP)
 _STAGE = re.compile(r"(?P<name>[^/]+)-[0-9a-f]{16}")
