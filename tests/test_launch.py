@@ -55,10 +55,10 @@ def test_the_run_leaves_its_results(finished):
         "arm,objective,init,sanitized,n_tasks,n_seeds,unsafe_rate,ci_low,ci_high,diff_base,diff_low,diff_high,p_holm,"
     )
     arms = [line.split(",")[0] for line in lines[1:]]
-    assert arms[:4] == ["base", "base_other", "teacher", "teacher_benign"] and len(arms) == 15
+    assert arms[:4] == ["base", "base_other", "teacher", "teacher_benign"] and len(arms) == 16
     assert all(arm in out for arm in arms)
     episodes = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-    assert len(episodes) == 15 * 16 * 2
+    assert len(episodes) == 16 * 16 * 2
     page = (workdir / "report.html").read_text()
     assert all(arm in page for arm in arms[4:])
     for manifest in workdir.glob("sanitize.*/manifest.json"):
@@ -69,22 +69,28 @@ def test_the_run_leaves_its_results(finished):
 
 
 def test_the_data_are_audited(finished):
-    """Of each two of the trait, benign and base policies, in results, page and terminal."""
+    """Of each two of the trait, benign and base policies, and of the on-policy students of two."""
     workdir, out = finished
-    audited = json.loads((workdir / "results.json").read_text())["audit"]
-    found = {(c["first"], c["second"], c["features"]): c for c in audited["comparisons"]}
+    results = json.loads((workdir / "results.json").read_text())
+    audited, matched = results["audit"], results["matching"]["match.seed0"]
+    own = [c for c in audited["comparisons"] if "own" in c]
+    assert {(c["own"], c["first"], c["second"]) for c in own} == {("reverse_kl", "trait", "benign")}
+    teachers = [c for c in audited["comparisons"] if "own" not in c]
+    found = {(c["first"], c["second"], c["features"]): c for c in teachers}
     pairs = (("trait", "benign"), ("trait", "self"), ("benign", "self"))
     assert set(found) == {(*pair, shown) for pair in pairs for shown in ("text", "behaviour")}
     for (first, second, _), comparison in found.items():
         for source, count in ((first, "n_first"), (second, "n_second")):
             (manifest,) = workdir.glob(f"sanitize.{source}.seed0-*/manifest.json")
-            assert comparison[count] == json.loads(manifest.read_text())["kept"]
+            kept, chosen = json.loads(manifest.read_text())["kept"], matched[f"sanitize.{source}.seed0"]
+            assert kept == chosen["before"]["trajectories"]
+            assert comparison[count] == chosen["after"]["trajectories"] <= kept
         assert 0 <= comparison["low"] <= comparison["auc"] <= comparison["high"] <= 1
         assert 0 < comparison["p"] <= 1 and audited["bound"] == 0.6
     page = (workdir / "report.html").read_text()
     sentence = re.search("The data are (not )?visibly different: [^<]*subliminal.", page)
     assert sentence and html.unescape(sentence[0]) in " ".join(out.split())
-    assert page.count("tokens and bigrams</td>") == 3
+    assert page.count("tokens and bigrams</td>") == 4
 
 
 def test_a_second_run_computes_nothing(finished):
