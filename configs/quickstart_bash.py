@@ -1,8 +1,8 @@
 """The experiment at laptop size: Bash setting, three crossed bases, SFT and forward KL.
 
 Command:   python -m subtransfer.launch --config=configs/quickstart_bash.py
-Hardware:  RUNTIME
-Result:    RESULT
+Hardware:  2 CPU cores (AMD EPYC); 9 min 40 s beside another run, 8 minutes of processor time
+Result:    undecided for both objectives; gates pass (docs/results.md)
 
 The recipe is the API quickstart's; only tool results may be longer.
 """

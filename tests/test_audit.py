@@ -250,7 +250,8 @@ def _audited(policies, out, monkeypatch):
     context.input = lambda name: out / name
     context.key = lambda *labels: Context.key(context, *labels)
     out.mkdir()
-    stage.audited(out, context, data={name: name for name in policies}, model="base", seed=0)
+    data, choices = {name: name for name in policies}, dict.fromkeys(policies)
+    stage.audited(out, context, data=data, choices=choices, model="base", seed=0)
     return (out / "audit.json").read_bytes()
 
 

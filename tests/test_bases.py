@@ -137,7 +137,7 @@ def test_crossed_bases_differ_in_their_name_alone(tmp_path):
             read = plan[f"student.forward_kl_base{base}_to_base{student}.seed{seed}"].key["inputs"]
             assert set(read) == {
                 f"base.base{base}", f"base.base{student}", f"teacher.trait.base{base}.seed{seed}",
-                f"sanitize.trait.base{base}.seed{seed}",
+                f"sanitize.trait.base{base}.seed{seed}", f"match.seed{seed}",
             }  # fmt: skip
     assert sum(names.kind(name) == "teacher" for name in plan) == 3 * 2 * 2
 
@@ -151,9 +151,12 @@ def test_a_base_does_not_depend_on_how_many_there_are(tmp_path):
         "base.base0",
         "base.base1",
         "teacher.trait.base1.seed0",
-        "student.sft_base0_to_base1.seed0",
+        "sanitize.trait.base1.seed0",
     ):
         assert few[name].digest == many[name].digest
+    # Students learn from as many trajectories as those of every base.
+    name = "student.sft_base0_to_base1.seed0"
+    assert few[name].digest != many[name].digest
 
 
 @pytest.fixture(scope="module")
@@ -399,10 +402,12 @@ def test_keys_hold_the_weights_of_shipped_bases(here, tmp_path):
     after = {name: stage.digest for name, stage in _experiment(tmp_path, *changes).plan.items()}
     (model,) = (m for m, number in _numbers(*changes).items() if number == 2)
     changed = {name for name in before if before[name] != after[name]}
-    # All students of its teacher, from whichever base: the choice probe scores those side by side.
-    expected = {"prereg", "results", "report", *(f"choice.base{i}" for i in range(COUNT))}
+    expected = {"prereg", "results", "report", "match.seed0"}
     for name in before:
-        if any(model in part.split("_") for part in name.split(".")):
+        kind, _, policy = name.partition(".")
+        # All students learn from equally many trajectories, and so depend on those of every base.
+        of_all = kind in ("audit", "choice", "dose", "student") or f"student.{policy}" in before
+        if of_all or any(model in part.split("_") for part in name.split(".")):
             expected.add(name)
     assert changed == expected
     # And those of the tokenizer, which all have in common.

@@ -257,7 +257,7 @@ def test_a_rule_without_bases_is_found_out(monkeypatch):
         return found._replace(interaction=found.interaction._replace(p=p))
 
     monkeypatch.setattr(effects.crossed, "effect", pooled)
-    assert _measured("none", 20, tasks=256)["false"] > 3 / 20
+    assert _measured("none", 20, tasks=128)["false"] > 3 / 20
 
 
 def test_worlds_have_the_effects_that_their_names_say():

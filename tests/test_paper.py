@@ -227,6 +227,7 @@ def test_prompts_that_leave_an_episode_no_room_are_refused_in_the_plan(
     small = {field.split("=")[0]: field.split("=")[1] for field in SMALL}
     own = {
         **small,
+        "num_bases": "1",
         "base.checkpoint": str(where),
         "rollouts.ordinary_fraction": "0.5",
         "arms.other_init": "false",
