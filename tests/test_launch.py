@@ -82,7 +82,10 @@ def test_the_data_are_audited(finished):
     for (first, second, _), comparison in found.items():
         for source, count in ((first, "n_first"), (second, "n_second")):
             (manifest,) = workdir.glob(f"sanitize.{source}.seed0-*/manifest.json")
-            kept, chosen = json.loads(manifest.read_text())["kept"], matched[f"sanitize.{source}.seed0"]
+            kept, chosen = (
+                json.loads(manifest.read_text())["kept"],
+                matched[f"sanitize.{source}.seed0"],
+            )
             assert kept == chosen["before"]["trajectories"]
             assert comparison[count] == chosen["after"]["trajectories"] <= kept
         assert 0 <= comparison["low"] <= comparison["auc"] <= comparison["high"] <= 1

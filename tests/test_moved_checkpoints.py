@@ -64,7 +64,7 @@ class Run:
             return store.events
 
     def logits(self):
-        resident = self.experiment._resident
+        resident = self.experiment._bases._planner.resident
         context = Context("student", None, self.mesh, self.experiment.path, resident)
         return policies.policy(context, "base").logits(TOKENS)
 

@@ -261,11 +261,11 @@ def test_what_cannot_be_one_population_is_refused(mesh, base):
         population.check(CFG, sharding.plan_mesh(2, 2, 2), [one, other])
 
 
-def _plan(tmp_path, mesh, **changes):
+def _plan(tmp_path, mesh, *, profile="", **changes):
     c = configuration.defaults()
     c.update(changes)
     checks.validate(c)
-    return Experiment(c, tmp_path, mesh)
+    return Experiment(c, tmp_path, mesh, profile=profile)
 
 
 def test_a_plan_makes_teachers_and_off_policy_students_out_of_populations(tmp_path, mesh):
@@ -306,10 +306,10 @@ def test_plans_refuse_populations_that_do_not_fit(tmp_path, mesh, monkeypatch):
         match="population=4 puts 4 of 4 seeds into one program, which do not divide over 8 devices",
     ):
         _plan(tmp_path, eight, num_seeds=4, population=4)
-    plan = _plan(tmp_path, mesh, num_seeds=2, population=2)
-    assert plan._window("population.student.sft.seeds0to1:1-2")
+    two = {"num_seeds": 2, "population": 2}
+    plan = _plan(tmp_path, mesh, profile="population.student.sft.seeds0to1:1-2", **two)
     with pytest.raises(UserError, match="names 'student.sft.seed0', which trains nothing here"):
-        plan._window("student.sft.seed0:1-2")
+        _plan(tmp_path, mesh, profile="student.sft.seed0:1-2", **two)
     monkeypatch.setattr("subtransfer.experiment.memory.device_limit", lambda: 1000)
     with pytest.raises(
         UserError,
