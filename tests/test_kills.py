@@ -26,7 +26,8 @@ from .launching import FORKS, run_forked
 ROOT = Path(__file__).parent.parent
 # Few arms, on- and off-policy; stages of several dispatches, each of which is saved.
 TINY = (
-    "num_seeds=1 base.episodes=300 base.steps=60 base.batch_size=8 base.width=16 base.mlp_width=16 base.num_layers=1 "
+    "num_bases=1 num_seeds=1 base.episodes=300 base.steps=60 base.batch_size=8 base.width=16 base.mlp_width=16 "
+    "base.num_layers=1 "
     "teacher.episodes=16 teacher.steps=40 teacher.batch_size=8 rollouts.episodes=32 rollouts.batch_size=32 rollouts.max_turns=2 "
     "rollouts.max_new_tokens=8 sanitize.min_kept=8 distill.steps=80 distill.batch_size=8 distill.rounds=2 "
     "distill.episodes_per_round=32 probe.tasks=16 probe.batch_size=32 probe.ordinary_tasks=8 probe.safe_tasks=8 "
@@ -232,7 +233,9 @@ def nothing_lost(workdir):
     own = json.loads((student / "training.json").read_text())["purity"]
     assert [(r["policy_version"], r["trajectories"]) for r in own["rounds"]] == [(0, 32), (1, 32)]
     assert own["rollouts"] == 64 and len({r["sha256"] for r in own["rounds"]}) == 2
-    (theirs,) = (json.loads(path.read_text()) for path in workdir.glob("sanitize.*/manifest.json"))
+    (theirs,) = (
+        json.loads(path.read_text()) for path in workdir.glob("sanitize.trait*/manifest.json")
+    )
     assert theirs["total"] == 32 == theirs["kept"] + theirs["dropped"]
 
 

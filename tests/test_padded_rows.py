@@ -14,6 +14,7 @@ from subtransfer.config import reading as configuration
 from subtransfer.distillation import teacher_targets
 from subtransfer.distillation.student import Guard
 from subtransfer.experiment.graph import Experiment
+from subtransfer.filtering.rules import Rule
 from subtransfer.models import hf_load
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.forward import forward
@@ -143,7 +144,7 @@ def test_a_grammar_and_the_unsafe_tokens_know_no_row_beyond(chat):
     assert (moves[:, rows + 1 :] < 0).all()
     text = np.array(chat.encode("pur"), np.int32)
     examples = Examples.from_rows([(text, np.ones(len(text), bool))])
-    guard = Guard(("image_soft_token",), mask_unsafe=True)
+    guard = Guard(Rule(("image_soft_token",)), mask_unsafe=True)
     _, removed, _ = guard.masked(examples, ChatFormat(tokenizer, chat.setting), rows)
     assert removed.shape[1] == rows and removed.any()
 
@@ -332,6 +333,7 @@ def test_acts_that_a_tokenizer_cannot_write_are_refused_in_the_plan(tmp_path, ch
     _written(tmp_path / "model", chat.tokenizer, len(chat.tokenizer), geometry="qwen2 gqa tied")
     changes = {
         "base.checkpoint": str(tmp_path / "model"),
+        "num_bases": "1",
         "arms.other_init": "false",
         "distill.max_tokens": "1024",
     }
