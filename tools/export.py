@@ -1,14 +1,15 @@
 """Exports a policy of a run to a Hugging Face directory, or its LoRA adapter to a PEFT directory.
 
-    python tools/export.py --policy=runs/quickstart/student.forward_kl.seed0-HASH --out=exported
+    python tools/export.py --policy=runs/quickstart/student.sft_base0_to_base0.seed0-HASH
+    --out=exported
     python tools/export.py --policy=runs/paper_api/student.sft_llama_8b_to_llama_8b.seed0-HASH
     --format=peft --out=adapter
 
 The first holds config.json, model*.safetensors, the tokenizer and its chat template; `transformers`
-loads it, and `--config.base.checkpoint=exported` runs the experiment from it. LoRA factors are
-merged in. The second holds adapter_config.json and adapter_model.safetensors; `peft` loads it over
-the base that it names (--base, or the checkpoint that the policy was tuned from).
-`subtransfer.load_policy` reads both.
+loads it, and `--config.num_bases=1 --config.base.checkpoint=exported` runs the experiment from it.
+LoRA factors are merged in. The second holds adapter_config.json and adapter_model.safetensors;
+`peft` loads it over the base that it names (--base, or the checkpoint that the policy was tuned
+from). `subtransfer.load_policy` reads both.
 """
 
 from __future__ import annotations
