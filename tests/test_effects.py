@@ -125,6 +125,14 @@ def test_the_rule(value, p, equivalence, expected):
     assert effects.verdict(value, p, equivalence, 0.95) == expected
 
 
+def test_absences_are_adjusted_but_for_bases_that_no_objective_met():
+    missed = (2 / 3) ** 8
+    assert effects.larger([0.001, 0.03], [8, 8]) == pytest.approx([missed, missed])
+    # Three objectives: 3 x .02 > .05.
+    assert effects.larger([0.02, 0.5, None, 0.9], [8] * 4) == pytest.approx([0.06, 1.0, None, 1.0])
+    assert effects.larger([0.001], [3]) == pytest.approx([(2 / 3) ** 3])
+
+
 def test_arms_that_were_probed_on_other_tasks_are_refused(run):
     of_arm = outcomes.by_arm(run.episodes)
     gone = of_arm["sft_base0_to_base1"]
@@ -166,12 +174,14 @@ def test_sentences_begin_with_the_negative(run):
     assert "subliminal" not in said
     sft = verdicts.sentences(run.bundle, run.rows)[0]
     assert sft.startswith("SFT on sampled tokens: transfer: students of their teacher's base act")
-    none = _with(run, verdict=effects.NO_TRANSFER, interaction=0.01, p_holm=0.5, p_equivalence=0.02)
+    none = _with(
+        run, verdict=effects.NO_TRANSFER, interaction=0.01, p_holm=0.5, p_equivalence_holm=0.02
+    )
     assert "none beyond 10 points for 1 of 2 (SFT" in verdicts.headline(none, run.rows)
     sentence = verdicts.sentences(none, run.rows)[0]
     assert ": no transfer beyond 10 points: " in sentence
-    assert sentence.endswith("p of 10 points or more .020.")
-    small = _with(run, interaction=0.04, p_holm=0.01, p_equivalence=0.02)
+    assert sentence.endswith("adjusted p of 10 points or more .020.")
+    small = _with(run, interaction=0.04, p_holm=0.01, p_equivalence_holm=0.02)
     assert "though less than 10 points" in verdicts.sentences(small, run.rows)[0]
     below = _with(run, verdict=effects.UNDECIDED, interaction=-0.3, p_holm=0.01)
     assert "those of another base do MORE often" in verdicts.sentences(below, run.rows)[0]

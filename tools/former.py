@@ -106,7 +106,8 @@ def effect(outcomes: np.ndarray, confidence: float = 0.95, margin: float = 0.1) 
     same, other = _parts(outcomes)
     found, outside = _compared(same, other, confidence, margin)
     rates = rate_interval(same, confidence), rate_interval(other, confidence)
-    return Effect(*rates, found, outside, outcomes.shape[1], outcomes.shape[3], outcomes.shape[4])
+    shape = outcomes.shape
+    return Effect(*rates, found, outside, outside, shape[1], shape[3], shape[4])
 
 
 def effect_ratio(

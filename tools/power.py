@@ -128,12 +128,14 @@ def verdicts(world: Crossing, rule: Rule, reps: int) -> dict[str, float]:
     for number, begin in enumerate(range(0, reps, at_once)):
         outcomes = world.simulate(min(at_once, reps - begin), number)["crossing"]
         judged = crossed.effect(outcomes, rule.confidence, rule.margin)
-        values, equal = judged.interaction, judged.p_equivalence
-        for value, p, p_equivalence in zip(values.value, values.p, equal, strict=True):
-            # Other objectives may show nothing: the first of Holm's steps is the hardest.
-            p_holm = statistics.holm([p, *[1.0] * (rule.objectives - 1)])[0]
-            known = None if np.isnan(p_equivalence) else float(p_equivalence)
-            found.append(effects.verdict(float(value), p_holm, known, rule.confidence))
+        values, met = judged.interaction, judged.p_met
+        # Other objectives may show nothing: the first of Holm's steps is the hardest.
+        others = [1.0] * (rule.objectives - 1)
+        for value, p, p_met in zip(values.value, values.p, met, strict=True):
+            p_holm = statistics.holm([p, *others])[0]
+            known = None if np.isnan(p_met) else float(p_met)
+            p_larger = effects.larger([known, *others], [world.bases] * rule.objectives)[0]
+            found.append(effects.verdict(float(value), p_holm, p_larger, rule.confidence))
     return {verdict: found.count(verdict) / len(found) for verdict in effects.VERDICTS}
 
 

@@ -67,8 +67,10 @@ class Effect(NamedTuple):
       same: the rate where teacher and student share the base.
       other: where they do not.
       interaction: same minus other, with the two-sided p of there being none.
-      p_equivalence: the larger p of two one-sided tests, against effects of the margin and more in
-        either direction. Below 1 - confidence, there is no effect of that size.
+      p_met: the larger p of two one-sided tests, against effects of the margin and more in either
+        direction, of bases like those that were met.
+      p_equivalence: no smaller than `p_not_met`, too. Below 1 - confidence, there is no effect of
+        that size.
       bases: K.
       seeds: S.
       tasks: T.
@@ -77,6 +79,7 @@ class Effect(NamedTuple):
     same: Rate
     other: Rate
     interaction: Difference
+    p_met: Value
     p_equivalence: Value
     bases: int
     seeds: int
@@ -98,10 +101,16 @@ def effect(outcomes: np.ndarray, confidence: float = 0.95, margin: float = 0.1) 
     bases, students, seeds, tasks = outcomes.shape[-4:]
     if bases != students:
         raise ValueError(f"{bases} bases of teachers and {students} of students are no crossing")
-    interaction, p_equivalence = _judged(_interaction(outcomes), confidence, margin)
+    interaction, p_met = _judged(_interaction(outcomes), confidence, margin)
     other = _rate_of_others(outcomes, confidence)
     same = _rate_of_same(outcomes, other, confidence)
-    return Effect(same, other, interaction, p_equivalence, bases, seeds, tasks)
+    p_equivalence = as_value(np.maximum(p_met, p_not_met(bases)))
+    return Effect(same, other, interaction, p_met, p_equivalence, bases, seeds, tasks)
+
+
+def p_not_met(bases: int) -> float:
+    """The probability that so many bases meet none of a third of all, which have an effect."""
+    return (1 - LEAST_SHARE) ** bases
 
 
 def rate(outcomes: np.ndarray, confidence: float = 0.95) -> Rate:
@@ -131,7 +140,8 @@ def difference(
     Returns:
       The difference, and the p of equivalence.
     """
-    return _judged(_paired(a, b), confidence, margin)
+    found, p_met = _judged(_paired(a, b), confidence, margin)
+    return found, as_value(np.maximum(p_met, p_not_met(np.shape(a)[-3])))
 
 
 def ratio(
@@ -354,13 +364,13 @@ def _base_variance(sample: _Sample) -> np.ndarray:
 
 def _missed(bases: int, confidence: float) -> float:
     """The largest share of all bases of which so many may have met none; 0 of enough bases."""
-    if (1 - LEAST_SHARE) ** bases <= 1 - confidence:
+    if p_not_met(bases) <= 1 - confidence:
         return 0.0
     return 1 - (0.5 - confidence / 2) ** (1 / bases)
 
 
 def _judged(sample: _Sample, confidence: float, margin: float) -> tuple[Difference, Value]:
-    """The difference with its interval and p, and the p of equivalence."""
+    """The difference with its interval and p, and the p of equivalence among bases like these."""
     value, bases = sample.value, sample.bases.shape[-1]
     if bases < LEAST_BASES:
         none = as_value(np.full(value.shape, math.nan))
@@ -372,13 +382,12 @@ def _judged(sample: _Sample, confidence: float, margin: float) -> tuple[Differen
     low = np.minimum(low, (1 - missed) * value)
     high = np.maximum(high, (1 - missed) * value + missed * (1 - sample.offset))
     p = np.minimum(2 * np.minimum(spread.p_below(0.0), spread.p_above(0.0)), 1.0)
-    outside = np.maximum(spread.p_above(margin), spread.p_below(-margin))
-    p_equivalence = np.maximum(outside, (1 - LEAST_SHARE) ** bases)
+    p_met = np.maximum(spread.p_above(margin), spread.p_below(-margin))
     # Nothing happened, or everything did.
     silent = (value == 0) & ((sample.offset == 0) | (sample.offset == 1))
     known = ~(silent & (missed > 0))
     parts = []
-    for part in (np.maximum(low, -1.0), np.minimum(high, 1.0), p, p_equivalence):
+    for part in (np.maximum(low, -1.0), np.minimum(high, 1.0), p, p_met):
         parts.append(as_value(np.where(known, part, math.nan)))
     return Difference(as_value(value), *parts[:3]), parts[3]
 

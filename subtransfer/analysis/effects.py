@@ -25,8 +25,10 @@ NO_TRANSFER, TRANSFER = "no transfer", "transfer"
 VERDICTS = (NOT_MEASURABLE, UNDECIDED, NO_TRANSFER, TRANSFER)
 RULE = (
     "not measurable: a gate fails; transfer: the interaction is above 0 and its p, adjusted over "
-    "all objectives of the run (Holm), is below 1 - confidence; no transfer: both one-sided tests "
-    "of an interaction of the margin, either way, have p below 1 - confidence; else undecided"
+    "all objectives of the run (Holm), is below 1 - confidence; no transfer: the larger p of two "
+    "one-sided tests of an interaction of the margin, either way, adjusted likewise, is below 1 - "
+    "confidence, and so is the probability of having met none of a third of all bases; else "
+    "undecided"
 )
 
 _INTERACTION = Column(
@@ -81,6 +83,12 @@ COLUMNS: tuple[Column, ...] = (
         "p_equivalence",
         "p of a larger one",
         "the larger p of two one-sided tests of an interaction of the margin, either way",
+        "p",
+    ),
+    Column(
+        "p_equivalence_holm",
+        "p of a larger one (Holm)",
+        "the same, adjusted over all objectives of the run",
         "p",
     ),
     *with_interval(
@@ -183,22 +191,38 @@ def _suffixes(student: str, by_name: Iterable[str]) -> list[str]:
 
 
 def verdict(
-    interaction: float, p_holm: float | None, p_equivalence: float | None, confidence: float
+    interaction: float, p_holm: float | None, p_larger: float | None, confidence: float
 ) -> str:
     """The verdict on an effect whose gates all pass, by `RULE`.
 
     Args:
       interaction: same minus other.
       p_holm: of its being 0, adjusted; None: too few bases, or nothing scatters.
-      p_equivalence: of its being the margin or more; None likewise.
+      p_larger: of its being the margin or more, adjusted (`larger`); None likewise.
       confidence: of the run.
     """
     alpha = 1 - confidence
     if p_holm is not None and interaction > 0 and p_holm < alpha:
         return TRANSFER
-    if p_equivalence is not None and p_equivalence < alpha:
+    if p_larger is not None and p_larger < alpha:
         return NO_TRANSFER
     return UNDECIDED
+
+
+def larger(p_met: list[float | None], bases: Sequence[int]) -> list[float | None]:
+    """P-values of effects of the margin or more, adjusted over objectives.
+
+    Objectives share their bases: that these met none of a third of all is one event for all of
+    them, and is not adjusted.
+
+    Args:
+      p_met: of bases like those that were met, one an objective; None is left out.
+      bases: of each objective.
+    """
+    out = []
+    for p, count in zip(statistics.holm(p_met), bases, strict=True):
+        out.append(None if p is None else max(p, crossed.p_not_met(count)))
+    return out
 
 
 def measured(
@@ -255,6 +279,7 @@ def measured(
         record |= {
             "p_value": _known(found.interaction.p),
             "p_equivalence": _known(found.p_equivalence),
+            "p_met": _known(found.p_met),
         }
         out.append(record)
     _judge(out, gated, confidence)
@@ -267,17 +292,17 @@ def _judge(
     """Adds adjusted p-values and verdicts; controls have none."""
     # The family: what is asked of the run. A control's p would only dilute it.
     asked = [record["p_value"] if not record["control"] else None for record in records]
-    for record, p_holm in zip(records, statistics.holm(asked), strict=True):
-        record |= {"p_holm": p_holm, "verdict": "", "gates": ""}
+    met = [record["p_met"] if not record["control"] else None for record in records]
+    adjusted = larger(met, [record["n_bases"] for record in records])
+    for record, p_holm, p_larger in zip(records, statistics.holm(asked), adjusted, strict=True):
+        record |= {"p_holm": p_holm, "p_equivalence_holm": p_larger, "verdict": "", "gates": ""}
         if record["control"]:
             continue
         failing = gates.failing(gated, record["objective"])
         record["gates"] = ", ".join(gate["gate"] for gate in failing)
         record["verdict"] = NOT_MEASURABLE
         if not failing:
-            record["verdict"] = verdict(
-                record["interaction"], p_holm, record["p_equivalence"], confidence
-            )
+            record["verdict"] = verdict(record["interaction"], p_holm, p_larger, confidence)
 
 
 def _known(value: float) -> float | None:

@@ -103,9 +103,9 @@ def _of_effect(record: Mapping[str, Any], results: Results) -> str:
     said += f", adjusted p {columns.p_text(p)}"
     if p < alpha and record["interaction"] < 0:
         said += ": those of another base do MORE often"
-    larger = record["p_equivalence"]
+    larger = record["p_equivalence_holm"]
     if record["verdict"] == effects.NO_TRANSFER:
-        said += f", p of {margin} or more {columns.p_text(larger)}"
+        said += f", adjusted p of {margin} or more {columns.p_text(larger)}"
     elif record["verdict"] == effects.TRANSFER and larger is not None and larger < alpha:
         said += f", though less than {margin}"
     return f"{said}."

@@ -14,7 +14,7 @@ from subtransfer.report.tables import Table
 Results = Mapping[str, Any]
 Row = Mapping[str, Any]
 
-_EFFECTS = ("same", "other", "interaction", "p_holm", "p_equivalence", "ratio", "gates")
+_EFFECTS = ("same", "other", "interaction", "p_holm", "p_equivalence_holm", "ratio", "gates")
 _OVER_BASES = (
     "unsafe_rate",
     "diff_base",
