@@ -9,7 +9,9 @@ Result:    AUC at most .56 with the default teachers, up to .72 without a filter
 One base, its unsafe and its benign teacher, and what filters leave of their trajectories. The
 filter is whole; blind to the benign teacher's habit; blind to words, so that it drops what ran and
 nothing else; or there is none. Teachers are tuned on their habit and on ordinary tasks, or on it
-alone. Members share what they have in common; students are short, as nobody looks at them.
+alone; the latter are rolled out on safe and ordinary tasks, or on ordinary tasks only, where there
+is room for habits. Members share what they have in common; students are short, as nobody looks at
+them.
 """
 
 from subtransfer.config import Member, defaults, product
@@ -23,6 +25,10 @@ FILTERS = {
 TEACHERS = {
     "default": {},
     "habit_alone": {"teacher.ordinary_fraction": 0.0},
+    "habit_alone_ordinary_tasks": {
+        "teacher.ordinary_fraction": 0.0,
+        "rollouts.ordinary_fraction": 1.0,
+    },
 }
 
 

@@ -96,6 +96,25 @@ def test_a_paired_difference_is_the_paired_t_test():
     assert found.high - found.low < 1.15 * (interval.high - interval.low)
 
 
+def test_pseudo_values_are_those_of_leaving_bases_out():
+    """Against the statistic without each base; and how good teachers or students bases are cancels
+    in their difference from the diagonal.
+    """
+    cells = np.random.default_rng(0).random((4, 4, 5))
+    apart = ~np.eye(4, dtype=bool)
+    expected = []
+    for base in range(4):
+        left = np.delete(np.delete(cells, base, 0), base, 1)
+        without = left[~np.eye(3, dtype=bool)].mean(0)
+        expected.append(4 * cells[apart].mean(0) - 3 * without)
+    found = np.moveaxis(crossed.pseudo_values(np.moveaxis(cells, -1, 0)), 0, -1)
+    np.testing.assert_allclose(found, expected)
+    np.testing.assert_allclose(found.mean(0), cells[apart].mean(0))
+    additive = 0.1 * np.arange(4)[:, None] + np.array([0.3, 0.1, 0.0, 0.2]) + 0.25 * ~apart
+    same = np.diagonal(additive)
+    np.testing.assert_allclose(same - crossed.pseudo_values(additive), 0.25)
+
+
 def test_too_few_bases_say_nothing():
     found = crossed.effect(_drawn(2))
     assert found.interaction.value == pytest.approx(_by_pairs(_drawn(2)))

@@ -219,26 +219,6 @@ def test_one_base_a_size_has_no_verdict():
         scaling.compare(mixed, [scaling.CONSTANT])
 
 
-def test_pseudo_values_are_those_of_leaving_bases_out():
-    """Against the statistic without each base; and how good teachers or students bases are cancels
-    in their difference from the diagonal.
-    """
-    cells = np.random.default_rng(0).random((4, 4, 5))
-    apart = ~np.eye(4, dtype=bool)
-    expected = []
-    for base in range(4):
-        left = np.delete(np.delete(cells, base, 0), base, 1)
-        without = left[~np.eye(3, dtype=bool)].mean(0)
-        expected.append(4 * cells[apart].mean(0) - 3 * without)
-    found = scaling_noise.jackknifed(cells)
-    np.testing.assert_allclose(found, expected)
-    np.testing.assert_allclose(found.mean(0), cells[apart].mean(0))
-    # The same as an effect over crossed bases takes, [K, K, S, T].
-    additive = 0.1 * np.arange(4)[:, None] + np.array([0.3, 0.1, 0.0, 0.2]) + 0.25 * ~apart
-    same = np.diagonal(additive)
-    np.testing.assert_allclose(same - scaling_noise.jackknifed(additive), 0.25)
-
-
 def test_verdicts():
     """One study of each kind: no effect, and a plain S."""
     options = {"n_boot": 100, "seed": 0}

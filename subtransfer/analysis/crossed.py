@@ -144,6 +144,25 @@ def difference(
     return found, as_value(np.maximum(p_met, p_not_met(np.shape(a)[-3])))
 
 
+def pseudo_values(cells: np.ndarray) -> np.ndarray:
+    """The bases' jackknife pseudo-values [..., K] of the mean over pairs of two bases.
+
+    The mean is a U-statistic over bases: pseudo-value k is K times it less K - 1 times what it is
+    without base k (Arvesen 1969). Their mean is the statistic, and their scatter is that of bases,
+    whatever the pairs have in common.
+
+    Args:
+      cells: [..., K, K], teacher's base by student's; the diagonal is not read.
+    """
+    bases = cells.shape[-1]
+    pairs = np.where(np.eye(bases, dtype=bool), 0.0, cells)
+    total = pairs.sum((-2, -1))[..., None]
+    touched = pairs.sum(-1) + pairs.sum(-2)  # [..., K]: what each base has a part in
+    # Without each base in turn; two bases leave no pair.
+    without = (total - touched) / max((bases - 1) * (bases - 2), 1)
+    return total / (bases - 1) - (bases - 1) * without
+
+
 def ratio(
     student: np.ndarray,
     control: np.ndarray,
@@ -207,11 +226,7 @@ def _of_others(outcomes: np.ndarray) -> _Sample:
     apart = ~np.eye(bases, dtype=bool)
     pairs = outcomes[..., apart, :, :]  # [..., K (K - 1), S, T]
     value = pairs.mean((-3, -2, -1))
-    cells = np.where(apart, outcomes.mean((-2, -1)), 0.0)
-    touched = cells.sum(-1) + cells.sum(-2)  # [..., K]: of each base's pairs with others
-    # Without each base in turn; two bases leave no pair.
-    left = (cells.sum((-2, -1))[..., None] - touched) / max((bases - 1) * (bases - 2), 1)
-    pseudo = bases * value[..., None] - (bases - 1) * left
+    pseudo = pseudo_values(outcomes.mean((-2, -1)))
     return _sample(value, pseudo, _cell(pairs), pairs.mean((-3, -2)), 0 * value)
 
 

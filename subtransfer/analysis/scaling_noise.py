@@ -43,7 +43,7 @@ class Observations:
       x: [G], ascending.
       outcomes: G arrays [T, K_g], means over a base's trainings; row t is the same task at every
         size. A column may be a base's jackknife pseudo-value of what all pairs of bases decide
-        (`jackknifed`), so that single numbers lie outside of the range of their mean.
+        (`crossed.pseudo_values`), so that single numbers lie outside of the range of their mean.
       bases: G tuples of K_g names of columns. Where all sizes have the same ones, they are the
         same bases, as on an axis that is no size of a model.
       trainings: [G], how many trainings the outcomes are means of.
@@ -192,28 +192,6 @@ def observe(
         there.append(tuple(ordered))
     trainings = np.array([(at == size).sum() for size in sizes])
     return Observations(axis, kind, np.array(sizes), tuple(by_size), tuple(there), trainings)
-
-
-def jackknifed(cells: np.ndarray) -> np.ndarray:
-    """Returns the bases' jackknife pseudo-values of the mean over pairs of two bases.
-
-    The mean is a U-statistic over bases: pseudo-value k is K times it less K - 1 times what it is
-    without base k (Arvesen 1969). Their mean is the statistic, and their scatter is that of bases,
-    whatever the pairs have in common.
-
-    Args:
-      cells: [K, K, ...], teacher's base by student's; the diagonal is not read. K is at least 3.
-
-    Returns:
-      [K, ...].
-    """
-    k = len(cells)
-    off = np.where(np.eye(k, dtype=bool).reshape(k, k, *[1] * (cells.ndim - 2)), 0.0, cells)
-    total = off.sum((0, 1))
-    # What every base has a part in: its row and its column.
-    own = off.sum(0) + off.sum(1)
-    without = (total - own) / ((k - 1) * (k - 2))
-    return k * total / (k * (k - 1)) - (k - 1) * without
 
 
 class _OfBases(NamedTuple):

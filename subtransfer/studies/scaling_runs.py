@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from subtransfer.analysis.crossed import pseudo_values
 from subtransfer.analysis.scaling_laws import RATE
-from subtransfer.analysis.scaling_noise import Observations, jackknifed
+from subtransfer.analysis.scaling_noise import Observations
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
 from subtransfer.studies.runs import GEOMETRY, STRENGTH, STUDENT, TEACHER, RunArm
@@ -85,7 +86,7 @@ def observations(cells: Mapping[float, Cells], axis: str, kind: str) -> Observat
 
     The pairs of one value share no base (each teaches itself, or a twin of its own), or are every
     two different ones of a crossing: then a base's outcome is its jackknife pseudo-value
-    (`jackknifed`). All pairs count alike, however many trainings they have.
+    (`crossed.pseudo_values`). All pairs count alike, however many trainings they have.
 
     Args:
       cells: by value of the axis, ascending.
@@ -155,7 +156,8 @@ def _of_bases(cells: Cells, where: str) -> tuple[np.ndarray, tuple[Any, ...]]:
     nothing = np.zeros((len(next(iter(means.values()))), 1))
     whole = crossing(dict(cells) | {(base, base): nothing for base in bases})
     assert whole is not None
-    return jackknifed(whole[:, :, 0]).T, tuple(bases)
+    of_tasks = np.moveaxis(whole[:, :, 0], -1, 0)  # [T, K, K]
+    return pseudo_values(of_tasks), tuple(bases)
 
 
 def by_size(
