@@ -24,7 +24,7 @@ from absl import app, flags
 from scipy import stats
 
 from subtransfer.analysis import scaling
-from subtransfer.analysis.scaling_noise import jackknifed
+from subtransfer.analysis.crossed import pseudo_values
 from subtransfer.runtime.errors import UserError, exit_status
 from subtransfer.store.files import new_file
 
@@ -137,7 +137,7 @@ class World:
         cells[~same] = other_rates.T
         same_rate = _OTHER_RATE + difference
         diagonal = self._trained(rng, task, same_rate, share, place[same]).mean(-1)
-        return diagonal - jackknifed(cells).T
+        return diagonal - pseudo_values(np.moveaxis(cells, -1, 0))
 
     def _trained(
         self,
