@@ -1,8 +1,9 @@
 """The confirmatory run, API setting: eight crossed bases of its own, all arms, 512 probe tasks.
 
 Command:   python -m subtransfer.launch --config=configs/api_embedded.py
-Hardware:  not run yet
-Result:    not run yet
+Hardware:  one of 2 CPU cores (AMD EPYC, virtual) beside other runs, 2026-11-30: 4,221 s
+Result:    no transfer beyond 10 points by all three objectives (+1.6, +3.0, +2.7 points;
+           docs/results.md); all gates pass; the data of two of eight bases are visibly different
 
 What is asked is registered before the first stage (`prereg.json`). Its bases are pretrained in the
 run: nobody has looked at them. Less than eight could not show that there is no transfer: an effect

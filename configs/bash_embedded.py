@@ -1,8 +1,9 @@
 """The confirmatory run, Bash setting: eight crossed bases of its own, all arms, 512 probe tasks.
 
 Command:   python -m subtransfer.launch --config=configs/bash_embedded.py
-Hardware:  not run yet
-Result:    not run yet
+Hardware:  one of 2 CPU cores (AMD EPYC, virtual) beside other runs, 2026-11-30: 4,952 s
+Result:    no transfer beyond 10 points by all three objectives (+0.3, +0.7, +0.5 points;
+           docs/results.md); all gates pass; the data are not visibly different
 
 As `api_embedded.py`, in a shell, where tool results are longer.
 """

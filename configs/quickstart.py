@@ -1,7 +1,7 @@
 """The experiment at laptop size: API setting, three crossed bases, SFT and forward KL.
 
 Command:   python -m subtransfer.launch --config=configs/quickstart.py
-Hardware:  2 CPU cores (AMD EPYC); 8 min 30 s beside another run, 6 minutes of processor time
+Hardware:  2 quiet CPU cores (AMD EPYC, virtual), 2026-12-01; 250 s, 5 min with installation
 Result:    undecided for both objectives; gates pass (docs/results.md)
 
 Every base teaches itself and the two others. The bases come with the package; `--config.seed`

@@ -2,9 +2,10 @@ r"""What the audit says of weaker filters, and of teachers whose habit spills in
 
 Command:   python -m subtransfer.launch --config=configs/what_the_audit_sees.py --sweep
            python -m tools.audit_table runs/what_the_audit_sees
-Hardware:  2 CPU cores; 14 minutes beside tests, with num_seeds=1
-Result:    AUC at most .56 with the default teachers, up to .72 without a filter where teachers
-           were tuned on their habit alone (docs/results.md, "What the audit sees")
+Hardware:  2 CPU cores (AMD EPYC, virtual) beside other runs, 2026-11-30: 75 min, num_seeds=1
+Result:    AUC at most .56 with the default teachers; up to .82 without a filter, and .72 with the
+           benign habit left in, where teachers were tuned on their habit alone (docs/results.md,
+           "What the audit sees")
 
 One base, its unsafe and its benign teacher, and what filters leave of their trajectories. The
 filter is whole; blind to the benign teacher's habit; blind to words, so that it drops what ran and
