@@ -111,7 +111,7 @@ def test_a_tokenizers_directory_and_mistakes(directory, capsys):
     out = capsys.readouterr().out
     assert "as far as a tokenizer alone shows" in out and '"name": "bash"' in out
     for arguments, sentence in (
-        ([str(path / "nothing")], "There is no directory"),
+        ([str(path / "nothing")], "there is no directory"),
         ([str(path), "--setting=nothing"], "There is no setting 'nothing'"),
     ):
         assert check_model.main(arguments) == 2

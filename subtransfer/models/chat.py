@@ -114,8 +114,9 @@ class ChatFormat:
     def __init__(self, tokenizer, setting: Setting):
         """Learns the template and proves what was learnt."""
         if not getattr(tokenizer, "chat_template", None):
+            where = f" in {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
             raise UserError(
-                f"The tokenizer {tokenizer.name_or_path} has no chat template: use an instruct "
+                f"The tokenizer{where} has no chat template: use an instruct "
                 "model, or give a template to base models with --config.chat.template=FILE.jinja."
             )
         self.tokenizer = tokenizer

@@ -54,8 +54,9 @@ def _write(path: Path, directory: Path) -> None:
         hf_load.Checkpoint(directory).check(families.read_config(directory))
     except UserError as error:
         # Its files go at once: the sentence is about the file that they were made of.
+        reason = str(error).replace(f"{directory}/", "").rstrip(".")
         raise UserError(
-            f"{path} holds no whole {file.architecture} model ({error}): use another file of it, "
+            f"{path} holds no whole {file.architecture} model ({reason}): use another file of it, "
             "or its Hugging Face directory."
         ) from None
 

@@ -97,8 +97,8 @@ def read(path: Path) -> GGUFFile:
     """
     from gguf import GGUFReader
 
-    with reading(path), path.open("rb") as file:
-        if file.read(len(_MAGIC)) != _MAGIC:
+    with reading(path), path.open("rb") as opened:
+        if opened.read(len(_MAGIC)) != _MAGIC:
             raise UserError(f"{path} is no GGUF file: give one, or a local Hugging Face directory.")
     try:
         reader = GGUFReader(path)

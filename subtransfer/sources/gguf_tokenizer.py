@@ -127,11 +127,11 @@ def _vocabulary(file: GGUFFile, tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _byte_level(file: GGUFFile, words: Words, tokens: Sequence[str]) -> Any:
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
     merges = [tuple(merge.split(" ", 1)) for merge in file.get("tokenizer.ggml.merges")]
     vocabulary = _vocabulary(file, tokens)
-    core = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=words.ignore_merges))
+    core = Tokenizer(_bpe(file, vocab=vocabulary, merges=merges, ignore_merges=words.ignore_merges))
     if words.nfc:
         core.normalizer = normalizers.NFC()
     cut: list[Any] = []
@@ -145,13 +145,27 @@ def _byte_level(file: GGUFFile, words: Words, tokens: Sequence[str]) -> Any:
     return core
 
 
+def _bpe(file: GGUFFile, **parts: Any) -> Any:
+    """A byte pair model of a file's vocabulary and merges."""
+    from tokenizers import models
+
+    try:
+        return models.BPE(**parts)
+    except Exception as error:  # the package has no errors of its own
+        raise UserError(
+            f"{file.path}: its tokenizer's merges and tokens do not go together ({error}): copy or "
+            "download it again, or use the model's Hugging Face directory."
+        ) from None
+
+
 def _sentencepiece(file: GGUFFile, tokens: Sequence[str]) -> Any:
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 
     vocabulary = _vocabulary(file, tokens)
     unknown = file.get("tokenizer.ggml.unknown_token_id", None)
     core = Tokenizer(
-        models.BPE(
+        _bpe(
+            file,
             vocab=vocabulary,
             merges=_merges(file, tokens, vocabulary),
             unk_token=None if unknown is None else tokens[unknown],
