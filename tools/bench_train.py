@@ -1,9 +1,11 @@
-"""Training speed: this project's step beside that of torch and transformers.
+r"""Training speed: this project's step beside that of torch and transformers.
 
 Weights, batch and objective are the same.
 
     python tools/bench_train.py --json=train.json
     python tools/bench_train.py --objectives=sft,forward_kl,gkd
+    python tools/bench_train.py --geometry=smollm2-135m --tuning=lora --objectives=sft --batch=8 \
+        --length=512 --steps=1 --rounds=3
     python tools/bench_train.py --geometry=llama3.2-1b --dtype=bfloat16 --batch=4 --length=2048
     --attention=cudnn \
         --compiled                                                                          # on an
@@ -44,7 +46,7 @@ from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
-from subtransfer.models import hf_export
+from subtransfer.models import hf_export, lora, peft_adapter
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
@@ -58,6 +60,9 @@ _LENGTH = flags.DEFINE_integer("length", 64, "Tokens of each.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps a turn.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each contender.", lower_bound=1)
 _OBJECTIVES = flags.DEFINE_list("objectives", ["sft", "forward_kl"], "Of sft, forward_kl and gkd.")
+_TUNING = flags.DEFINE_enum(
+    "tuning", "full", ["full", "lora"], "All weights, or rank 16 on q, k, v and o, as peft has it."
+)
 _ATTENTION = flags.DEFINE_string("attention", "xla", "Our base.attention.")
 _COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile of the peer.")
 _CACHE = flags.DEFINE_string(
@@ -69,6 +74,7 @@ _TORCH = flags.DEFINE_string(
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
+LORA = lora.Tuning("lora", rank=16, alpha=32.0)
 
 
 @dataclasses.dataclass(eq=False)
@@ -115,11 +121,27 @@ class Bench:
             else interpreter("train", Path(_CACHE.value).expanduser(), device)
         )
         self.peer = Peer("train", python, device, folder / "peer.log")
+        self.factors: Any = None
+        if _TUNING.value == "lora":
+            self._write_adapter(folder / "adapter")
         self._states: dict[Contender, loop.TrainState] = {}
+        self._frozen: dict[Contender, Any] = {}
+
+    def _write_adapter(self, folder: Path) -> None:
+        """Draws factors, of which none is zero, and gives them to the peer."""
+        drawn = lora.init_factors(jax.random.key(1), self.student.params, LORA.targets, LORA.rank)
+        rng = np.random.default_rng(1)
+        self.factors = jax.tree.map(
+            lambda x: jax.numpy.asarray(rng.normal(0, 0.02, x.shape), "float32"), drawn
+        )
+        adapter = lora.Adapter(self.factors, LORA.rank, LORA.alpha)
+        peft_adapter.save_adapter(folder, adapter, str(self.paths[0]), self.student.tokenizer)
+        self.adapter = str(folder)
 
     def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
-        loss = loop.Loss("forward_kl" if objective == "gkd" else objective)
+        tuning = LORA if _TUNING.value == "lora" else lora.Tuning()
+        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=tuning)
         return loss, None if loss.objective == "sft" else self.teacher.weights
 
     def ask(self, do: str, contender: Contender) -> dict[str, Any]:
@@ -129,6 +151,7 @@ class Bench:
             objective=contender.objective,
             checkpoint=str(self.paths[0]),
             teacher=str(self.paths[1]),
+            adapter=None if self.factors is None else self.adapter,
             dtype=_DTYPE.value,
             device="cuda" if self.device == "gpu" else "cpu",
             threads=contender.width,
@@ -142,18 +165,22 @@ class Bench:
     def gradients(self, objective: str) -> tuple[float, dict[str, float]]:
         """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
         loss, teacher = self._loss(objective)
-        cfg = self.cfg
+        cfg, frozen, trainable = self.cfg, None, self.student.params
+        if self.factors is not None:
+            frozen, trainable = self.student.params, self.factors
 
-        def value(params):
+        def value(trainable, frozen, teacher):
             return loop.loss_fn(
-                cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {}
+                cfg, loss, trainable, frozen, teacher, None, self.tokens, self.mask, None, {}
             )
 
-        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
-        return float(got), {
-            name: float(np.linalg.norm(fetch()))
-            for name, _, fetch in hf_export.to_tensors(cfg, grads)
-        }
+        function = jax.jit(jax.value_and_grad(value, has_aux=True))
+        (got, _), grads = function(trainable, frozen, teacher)
+        if frozen is None:
+            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
+        else:
+            tensors = dict(peft_adapter.to_tensors(grads))
+        return float(got), {name: float(np.linalg.norm(tensor)) for name, tensor in tensors.items()}
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:
         """Seconds a step and the losses of our next steps."""
@@ -161,8 +188,11 @@ class Bench:
         mesh = sharding.make_mesh(devices=jax.devices()[: contender.width])
         if contender not in self._states:
             recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
-            state, _ = loop.init_state(recipe, self.student.params, jax.random.key(0))
+            state, frozen = loop.init_state(recipe, self.student.params, jax.random.key(0))
+            if self.factors is not None:
+                state = state.replace(trainable=jax.tree.map(jax.numpy.array, self.factors))
             self._states[contender] = loop.on_mesh(mesh, state)
+            self._frozen[contender] = jax.device_put(frozen, sharding.replicated(mesh))
         batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
         batch, teacher = jax.block_until_ready(
             (
@@ -174,7 +204,15 @@ class Bench:
         begin = time.perf_counter()
         with jax.set_mesh(mesh):
             self._states[contender], metrics = loop.train_steps(
-                self.cfg, loss, self._states[contender], None, teacher, None, *batch, rates, key
+                self.cfg,
+                loss,
+                self._states[contender],
+                self._frozen[contender],
+                teacher,
+                None,
+                *batch,
+                rates,
+                key,
             )
         losses = jax.device_get(metrics["loss"]).tolist()
         return (time.perf_counter() - begin) / _STEPS.value, losses
@@ -187,7 +225,9 @@ class Bench:
         cfg, tokens = self.cfg, self.tokens.size
         table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
         scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
-        return 2 * tokens * (cfg.num_params - table + scores) * (3 if objective == "sft" else 4)
+        # Under adapters the backward pass has no products for the gradients of weights.
+        passes = 2 if _TUNING.value == "lora" else 3
+        return 2 * tokens * (cfg.num_params - table + scores) * (passes + (objective != "sft"))
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
@@ -250,6 +290,7 @@ def run(folder: Path) -> dict[str, Any]:
             "geometry": _GEOMETRY.value,
             "parameters": bench.cfg.num_params,
             "batch": [_BATCH.value, _LENGTH.value],
+            "tuning": _TUNING.value,
             "dtype": _DTYPE.value,
             "device": jax.devices()[0].device_kind,
             "cores": cores,

@@ -169,6 +169,10 @@ def _validate_models(config, refuse: Refuse) -> None:
             "chat.enable_thinking",
             "template without a checkpoint: the embedded model has no thoughts of its own",
         )
+    if embedded and config.chat.tools != "full":
+        refuse("chat.tools", "full without a checkpoint: the embedded model knows its tools")
+    if embedded and config.agent.steps:
+        refuse("agent.steps", "0 without a checkpoint: the embedded model is pretrained to act")
     for field in ("checkpoint", "other_checkpoint"):
         if base[field]:
             checkpoints.check(base[field], f"base.{field}")
@@ -195,7 +199,7 @@ def _validate_batches(config, refuse: Refuse) -> None:
     """Batches, and whether there is enough to fill them."""
     base, teacher, distill = config.base, config.teacher, config.distill
     # The parts of a batch have one shape, so that one program serves all.
-    for room in ("teacher", "distill"):
+    for room in ("agent", "teacher", "distill"):
         if config[room].batch_size % config[room].accumulate:
             refuse(
                 f"{room}.accumulate", f"a divisor of {room}.batch_size={config[room].batch_size}"
@@ -221,6 +225,9 @@ def _validate_batches(config, refuse: Refuse) -> None:
         refuse("sanitize.min_kept", f"at least distill.batch_size={distill.batch_size}")
     if teacher.episodes < teacher.batch_size:
         refuse("teacher.episodes", f"at least teacher.batch_size={teacher.batch_size}")
+    agent = config.agent
+    if agent.episodes < max(agent.batch_size, 100):
+        refuse("agent.episodes", f"at least 100 and agent.batch_size={agent.batch_size}")
     if base.episodes < max(base.batch_size, 100):
         refuse("base.episodes", f"at least 100 and base.batch_size={base.batch_size}")
 

@@ -19,7 +19,7 @@ from subtransfer import settings
 from subtransfer.config import arms
 from subtransfer.filtering import rules
 from subtransfer.models.attention_kernels import BACKENDS
-from subtransfer.models.chat import THINKING
+from subtransfer.models.chat import THINKING, TOOLS
 from subtransfer.models.decoder import REMAT
 from subtransfer.models.quantise import FORMATS
 from subtransfer.probes import records as probes
@@ -180,12 +180,31 @@ ROOMS = (
                 "does by itself), true, or false (thoughts are shut at once)",
                 choices=THINKING,
             ),
+            "tools": Field(
+                "full",
+                "how the prompt describes tools: full (their schemas) or short (names and "
+                "parameters alone, for models that are tuned to use them)",
+                choices=TOOLS,
+            ),
             "template": Field(
                 "",
                 "a jinja file with the chat template of models that come without one, as base "
                 "models do; others keep their own",
                 path=True,
             ),
+        },
+    ),
+    Room(
+        "agent",
+        "how a checkpoint is tuned to act in the setting before teachers are made of it",
+        {
+            "steps": Field(0, "of tuning on scripted episodes; 0: there is no such stage", low=0),
+            "episodes": Field(
+                2000, "of the script, ordinary, safe, ambiguous and explicit ones", above=0
+            ),
+            "batch_size": Field(16, "episodes a step", above=0),
+            "accumulate": Field(1, "parts of a batch, one after the other", above=0),
+            "learning_rate": Field(1e-3, "its peak", above=0),
         },
     ),
     Room(

@@ -37,6 +37,11 @@ _META = {
     "lora": (dict, _OR_NOTHING),
 }
 _LORA = {"alpha": float, "rank": int, "dropout": float}
+# What can be noted with a tokenizer: its usual value, all values, and what notes it.
+_NOTES = {
+    "thinking": (chat.THINKING[0], chat.THINKING, chat.set_thinking),
+    "tools": (chat.TOOLS[0], chat.TOOLS, chat.set_tools),
+}
 
 
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
@@ -45,7 +50,7 @@ def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     (directory / "tokenizer").mkdir()
     # With the stop tokens of the checkpoint whose tokenizer it may be.
     hf_export.write_tokenizer(directory / "tokenizer", tokenizer)
-    _write(directory, cfg, **_thoughts(tokenizer))
+    _write(directory, cfg, **_noted(tokenizer))
 
 
 def save_imported(
@@ -58,18 +63,18 @@ def save_imported(
       cfg: its geometry.
       checkpoint: where the weights lie now.
       sha256: the digest of the checkpoint's files, by which it is known when it lies elsewhere.
-      tokenizer: the checkpoint's, of which only is kept whether conversations in its template ask
-        for thoughts.
+      tokenizer: the checkpoint's, of which only is kept what was noted of conversations in its
+        template.
     """
     # Resolved, as the next command may run in another folder.
     where = {"directory": str(checkpoint.resolve()), "sha256": sha256}
-    _write(directory, cfg, checkpoint=where, **_thoughts(tokenizer))
+    _write(directory, cfg, checkpoint=where, **_noted(tokenizer))
 
 
-def _thoughts(tokenizer: Any) -> dict[str, str]:
-    """What is written of a tokenizer's thoughts: nothing, unless something was noted."""
-    thinking = chat.thinking(tokenizer)
-    return {} if thinking == "template" else {"thinking": thinking}
+def _noted(tokenizer: Any) -> dict[str, str]:
+    """What was noted with a tokenizer of its conversations, but for what is usual."""
+    noted = {"thinking": chat.thinking(tokenizer), "tools": chat.tools(tokenizer)}
+    return {name: value for name, value in noted.items() if value != _NOTES[name][0]}
 
 
 def save_tuned(
@@ -232,7 +237,7 @@ def load_policy_tokenizer(directory: Path, checkpoint: Path | None = None):
 
 
 def _tokenizer(where: Path, directory: Path, meta: dict[str, Any], cfg: DecoderConfig):
-    """The tokenizer of a base, which knows whether its conversations ask for thoughts.
+    """The tokenizer of a base, which knows how its conversations are written.
 
     Args:
       where: the folder of the tokenizer's files.
@@ -241,13 +246,14 @@ def _tokenizer(where: Path, directory: Path, meta: dict[str, Any], cfg: DecoderC
       cfg: its geometry.
     """
     tokenizer = hf_load.load_tokenizer(where, cfg)
-    thinking = meta.get("thinking", "template")
-    if thinking not in chat.THINKING:
-        raise UserError(
-            f"The policy {directory} is of another version of this package (thinking "
-            f"{thinking!r}): make it again."
-        )
-    chat.set_thinking(tokenizer, thinking)
+    for name, (usual, known, note) in _NOTES.items():
+        value = meta.get(name, usual)
+        if value not in known:
+            raise UserError(
+                f"The policy {directory} is of another version of this package ({name} {value!r}): "
+                "make it again."
+            )
+        note(tokenizer, value)
     return tokenizer
 
 

@@ -3,10 +3,10 @@
 It answers one JSON request a line.
 
 A request is {"do": "gradients" | "train", "objective", "checkpoint", "teacher", "dtype", "device",
-"threads", "tokens": [B, L], "mask": [B, L], "steps", "learning_rate", "compiled"}. "gradients"
-reads the checkpoint again and answers {"loss", "norms": each tensor's gradient norm}; "train"
-answers {"seconds" a step, "losses"} of as many steps of Adam after clipping at 1, from the weights
-that the request before has left.
+"threads", "adapter": a PEFT adapter's folder or null, "tokens": [B, L], "mask": [B, L], "steps",
+"learning_rate", "compiled"}. "gradients" reads the checkpoint again and answers {"loss", "norms":
+each trained tensor's gradient norm}; "train" answers {"seconds" a step, "losses"} of as many steps
+of Adam after clipping at 1, from the weights that the request before has left.
 """
 
 import time
@@ -19,9 +19,12 @@ from serve import serve
 _models = {}
 
 
-def load(checkpoint: str, dtype: str, device: str, compiled: bool):
-    """A checkpoint's model; weights in `dtype`, attention by torch's own fused product."""
-    key = (checkpoint, dtype, device, compiled)
+def load(checkpoint: str, dtype: str, device: str, compiled: bool, adapter: str | None = None):
+    """A checkpoint's model; weights in `dtype`, attention by torch's own fused product.
+
+    With an adapter, its factors alone are trained.
+    """
+    key = (checkpoint, dtype, device, compiled, adapter)
     if key not in _models:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint,
@@ -29,6 +32,10 @@ def load(checkpoint: str, dtype: str, device: str, compiled: bool):
             attn_implementation="sdpa",
             trust_remote_code=False,
         )
+        if adapter:
+            import peft
+
+            model = peft.PeftModel.from_pretrained(model, adapter, is_trainable=True)
         model = model.to(device)
         model.config.use_cache = False
         _models[key] = torch.compile(model) if compiled else model
@@ -62,7 +69,7 @@ def answer(request):
     if request["do"] == "gradients":
         _models.clear()
     where = (request["dtype"], request["device"], request["compiled"])
-    model = load(request["checkpoint"], *where)
+    model = load(request["checkpoint"], *where, request["adapter"])
     teacher = None if request["objective"] == "sft" else load(request["teacher"], *where).eval()
     tokens = torch.tensor(request["tokens"], device=request["device"])
     mask = torch.tensor(request["mask"], device=request["device"])
@@ -71,15 +78,20 @@ def answer(request):
         loss = loss_of(request, model, teacher, tokens, mask)
         loss.backward()
         norms = {
-            name.removeprefix("_orig_mod."): p.grad.float().norm().item()
+            # peft says which adapter it is; its files do not.
+            name.removeprefix("_orig_mod.").replace(".default.", "."): p.grad.float().norm().item()
             for name, p in model.named_parameters()
+            if p.requires_grad
         }
         model.zero_grad()
         return {"loss": loss.item(), "norms": norms}
     if "optimizer" not in _models:
         rate = request["learning_rate"]
         _models["optimizer"] = torch.optim.Adam(
-            model.parameters(), lr=rate, betas=(0.9, 0.98), fused=True
+            [p for p in model.parameters() if p.requires_grad],
+            lr=rate,
+            betas=(0.9, 0.98),
+            fused=True,
         )
     optimizer = _models["optimizer"]
     losses = []
