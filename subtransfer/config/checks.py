@@ -14,7 +14,12 @@ from typing import Any
 import ml_collections
 
 from subtransfer import settings
-from subtransfer.config.arms import chosen_objectives, on_policy_fraction, split_pair
+from subtransfer.config.arms import (
+    chosen_objectives,
+    objectives_of_pair,
+    on_policy_fraction,
+    split_pair,
+)
 from subtransfer.config.bases import EMBEDDED
 from subtransfer.config.fields import declared
 from subtransfer.filtering import completions, rules
@@ -368,9 +373,16 @@ def _validate_pairs(config) -> None:
     # Split first: spaces around the names make no other pair.
     if len(set(map(split_pair, config.pairs))) < len(config.pairs):
         raise UserError("pairs holds the same pair twice: leave one out.")
+    chosen = chosen_objectives(config.distill.objective, config.plugins)
     used: dict[str, None] = {}
     for pair in config.pairs:
         names = split_pair(pair)
+        for objective in objectives_of_pair(pair):
+            if objective not in chosen:
+                raise UserError(
+                    f"pairs holds {pair!r}, but {objective!r} is none of distill.objective's "
+                    f"{', '.join(chosen)}."
+                )
         if not all(name.isidentifier() and name not in EMBEDDED for name in names):
             raise UserError(
                 f"pairs holds {pair!r}, which is not of the form 'TEACHER>STUDENT' with names in "

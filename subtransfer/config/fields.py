@@ -92,7 +92,8 @@ ROOMS = (
             "pairs": Field(
                 (),
                 "for a table of pairs of models instead of one base: 'TEACHER>STUDENT', with the "
-                "names that stand in models.NAME. Such a model is given as base.checkpoint is; "
+                "names that stand in models.NAME; 'TEACHER>STUDENT:sft' has these of the "
+                "objectives alone ('sft+jsd'). Such a model is given as base.checkpoint is; "
                 "embedded:width=32,steps=500, pretrained in the run with these fields of base and "
                 "its own initialisation; or preset:NAME, with which a plan can be made but "
                 "nothing run",

@@ -463,6 +463,10 @@ def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray
 
 # Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
 STEPS_PER_DISPATCH = 20
+# Of models above so many parameters: one step takes longer than a dispatch anywhere, and on a CPU
+# seconds, so that more would show and save nothing for minutes.
+LARGE = 20_000_000
+STEPS_PER_DISPATCH_OF_LARGE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -539,8 +543,9 @@ def run_steps(
     done = steps_done(state) - first
     keys = np.concatenate([np.ravel(jax.random.key_data(order.key)) for order in orders])
     run.enter_order(tuple(keys.tolist()), resumed=done > 0)
-    for begin in range(done, last, STEPS_PER_DISPATCH):
-        steps = min(STEPS_PER_DISPATCH, last - begin)
+    most = STEPS_PER_DISPATCH_OF_LARGE if cfg.num_params > LARGE else STEPS_PER_DISPATCH
+    for begin in range(done, last, most):
+        steps = min(most, last - begin)
         # One that has fallen behind has failed and stays where it is.
         reached = np.ravel(distributed.to_host(state.step)) - first
         left = []
