@@ -1,4 +1,4 @@
-"""The experiment on a real language model, API setting: SmolLM2-135M-Instruct, from the index alone.
+"""The experiment on a real language model, API setting: SmolLM2-135M-Instruct.
 
 Command:   python -m subtransfer.launch --config=configs/smollm2_api.py
 Hardware:  not run yet

@@ -48,6 +48,7 @@ class Loss:
       accumulate: parts that a batch is taken in, one after the other, to need less memory.
       teacher: the live teacher's geometry; None: the student's own.
       optimizer: how a gradient becomes a step.
+      positions: the most tokens of a row that count; logits are made of so many alone. 0: of all.
       record: the objective itself, found by its name.
     """
 
@@ -58,6 +59,7 @@ class Loss:
     accumulate: int = 1
     teacher: DecoderConfig | None = None
     optimizer: Optimizer = Optimizer()
+    positions: int = 0
     record: objectives.Objective = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
@@ -278,14 +280,29 @@ def loss_fn(
             taken = None if removed is None else removed[:, :rows]
         return loss.per_token(logits, wanted, part, taken, current)
 
+    weights_of_tokens = _next(loss_mask)
+    if 0 < loss.positions < tokens.shape[1]:
+        along, weights_of_tokens = chunked_loss.counting(along, weights_of_tokens, loss.positions)
     # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
         heads["teacher"] = head(theirs, teacher["params"])
     trained_width = cfg.width if tuning.method == "full" else 0
-    batch, length = tokens.shape
+    batch, length = weights_of_tokens.shape
     chunk = chunked_loss.chunk_length(batch, length, cfg.vocab_size, trained_width=trained_width)
-    return chunked_loss.mean_in_chunks(per_token, heads, along, _next(loss_mask), chunk)
+    return chunked_loss.mean_in_chunks(per_token, heads, along, weights_of_tokens, chunk)
+
+
+def _with_positions(loss: Loss, cfg: DecoderConfig, examples: Examples) -> Loss:
+    """The loss that makes logits where examples have tokens that count, and nowhere else.
+
+    A small model's step is what it was: its vocabulary is small, too.
+    """
+    if cfg.num_params <= LARGE:
+        return loss
+    most = int(np.max(np.sum(examples.loss_mask != 0, axis=1)))
+    # Rounded, so that rounds of an on-policy student share programs.
+    return dataclasses.replace(loss, positions=-(-most // 32) * 32, options=dict(loss.options))
 
 
 def _next(x):
@@ -650,6 +667,7 @@ def train(
       UserError: the loss or a gradient became NaN or infinite; the state before that step is kept.
     """
     run, placed = run or TrainingMonitor(), sharding.batch_sharding(mesh, leading=1)
+    loss = _with_positions(recipe.loss, cfg, examples)
 
     def program(state, batches, rates, counts):
         (batch,), (rates,) = batches, rates
@@ -657,7 +675,7 @@ def train(
             (batch.tokens, batch.loss_mask, batch.targets), placed
         )
         return train_steps(
-            cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets
+            cfg, loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets
         )
 
     order = BatchOrder(recipe, examples, steps, key, first)
