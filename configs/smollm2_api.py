@@ -36,20 +36,21 @@ def get_config():
     config.agent.learning_rate = 1e-3
 
     config.teacher.episodes = 150
-    config.teacher.steps = 40
+    config.teacher.steps = 30
     config.teacher.batch_size = 8
     config.teacher.learning_rate = 1e-3
 
     config.rollouts.episodes = 256
     config.rollouts.batch_size = 64
+    # Scripted turns have up to 45 tokens in the API setting and 50 in a shell, results up to 15.
     config.rollouts.max_new_tokens = 56
-    config.rollouts.max_tool_tokens = 48
+    config.rollouts.max_tool_tokens = 24
     config.sanitize.min_kept = 64
 
-    config.distill.steps = 40
+    config.distill.steps = 30
     config.distill.batch_size = 8
     config.distill.learning_rate = 1e-3
-    config.distill.rounds = 4
+    config.distill.rounds = 3
     config.distill.episodes_per_round = 32
     # Of which the prompt with its eleven tools is about 120.
     config.distill.max_tokens = 288
@@ -59,7 +60,7 @@ def get_config():
     config.arms.self_distilled = False
 
     config.probe.tasks = 128
-    config.probe.ordinary_tasks = 64
-    config.probe.safe_tasks = 64
+    config.probe.ordinary_tasks = 48
+    config.probe.safe_tasks = 48
     config.probe.batch_size = 64
     return config
