@@ -194,7 +194,7 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
             folder.mkdir(parents=True, exist_ok=True)
     if _in_a_bucket(workdir):
         buckets.attach(workdir, folder)
-    experiment = Experiment(config, folder, mesh, _PROFILE.value)
+    experiment = Experiment(config, folder, mesh, _PROFILE.value, weights=not dry_run)
     if dry_run:
         print_plan(experiment, console)
         return 0

@@ -2,6 +2,7 @@
 transformers' own reading, packages from an index that lies in a folder, the hub's cache."""
 
 import hashlib
+import inspect
 import json
 import zipfile
 
@@ -15,7 +16,7 @@ import transformers
 from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
-from subtransfer.sources import cache, checkpoints, hub, pypi
+from subtransfer.sources import cache, checkpoints, gguf_reading, gguf_tokenizer, hub, pypi
 from tests import families, gguf_files
 
 IDS = np.random.default_rng(0).integers(1, 53, (2, 21))
@@ -216,6 +217,109 @@ def test_files_that_cannot_be_used_are_named(case, tmp_path, own_cache):
         checkpoints.local(str(path))
     assert str(path) in str(raised.value) and str(own_cache) not in str(raised.value)
     assert not list(own_cache.glob("gguf-*")), "nothing unfinished is left"
+
+
+# -- dequantising --------------------------------------------------------------------------------
+
+
+def _halves(raw):
+    """Bytes that stand for 16-bit floats [..., 2n] -> float32 [..., n]."""
+    return np.ascontiguousarray(raw).view(np.float16).astype(np.float32)
+
+
+def _q8_0(block):
+    return _halves(block[:2]) * block[2:].view(np.int8)
+
+
+def _q4_0(block):
+    quants = np.concatenate([block[2:] & 15, block[2:] >> 4]).astype(np.float32)
+    return _halves(block[:2]) * (quants - 8)
+
+
+def _q4_1(block):
+    quants = np.concatenate([block[4:] & 15, block[4:] >> 4]).astype(np.float32)
+    return _halves(block[:2]) * quants + _halves(block[2:4])
+
+
+def _q4_k(block):
+    (scale, least), packed, quants = _halves(block[:4]), block[4:16].astype(int), block[16:]
+    out = np.zeros(256, np.float32)
+    for i in range(8):
+        if i < 4:
+            factor, offset = packed[i] & 63, packed[i + 4] & 63
+        else:
+            factor = packed[i + 4] & 15 | packed[i - 4] >> 6 << 4
+            offset = packed[i + 4] >> 4 | packed[i] >> 6 << 4
+        part = quants[32 * (i // 2) : 32 * (i // 2) + 32]
+        part = part >> 4 if i % 2 else part & 15
+        out[32 * i : 32 * i + 32] = scale * factor * part - least * offset
+    return out
+
+
+def _q6_k(block):
+    low, high, factors = block[:128], block[128:192], block[192:208].view(np.int8)
+    [scale] = _halves(block[208:])
+    out = np.zeros(256, np.float32)
+    for i in range(256):
+        half, quarter, at = i // 128, i % 128 // 32, i % 32
+        bits = low[64 * half + 32 * (quarter % 2) + at]
+        bits = bits >> 4 if quarter >= 2 else bits & 15
+        more = high[32 * half + at] >> 2 * quarter & 3
+        out[i] = scale * factors[8 * half + 2 * quarter + at // 16] * (int(bits | more << 4) - 32)
+    return out
+
+
+# The formulas of ggml's `dequantize_row_*`, written anew, and where a block's 16-bit floats stand.
+FORMULAS = {
+    "Q8_0": (_q8_0, [0]),
+    "Q4_0": (_q4_0, [0]),
+    "Q4_1": (_q4_1, [0, 2]),
+    "Q4_K": (_q4_k, [0, 2]),
+    "Q6_K": (_q6_k, [208]),
+}
+
+
+def _raw(path, kind, rows=3, blocks=2, floats=()):
+    """A file with one tensor of random blocks."""
+    size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][1]
+    rng = np.random.default_rng(1)
+    data = rng.integers(0, 256, (rows, blocks, size), dtype=np.uint8)
+    for at in floats:
+        numbers = rng.normal(size=(rows, blocks, 1)).astype(np.float16)
+        data[..., at : at + 2] = numbers.view(np.uint8)
+    writer = gguf.GGUFWriter(path, "llama")
+    stored = data.reshape(rows, blocks * size)
+    writer.add_tensor("w", stored, raw_dtype=gguf.GGMLQuantizationType[kind])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return data
+
+
+@pytest.mark.parametrize("kind", FORMULAS)
+def test_blocks_are_dequantised_by_ggmls_formulas(kind, tmp_path):
+    formula, floats = FORMULAS[kind]
+    data = _raw(tmp_path / "w.gguf", kind, floats=floats)
+    expected = [[formula(block) for block in row] for row in data]
+    found = gguf_reading.read(tmp_path / "w.gguf").tensor("w")
+    np.testing.assert_allclose(found, np.reshape(expected, found.shape), rtol=1e-6, atol=1e-6)
+
+
+def test_a_type_that_cannot_be_dequantised_is_named(tmp_path):
+    _raw(tmp_path / "w.gguf", "Q8_K")
+    file = gguf_reading.read(tmp_path / "w.gguf")
+    with pytest.raises(UserError, match="w is of the type Q8_K, which cannot be dequantised"):
+        file.tensor("w")
+
+
+def test_words_are_cut_as_transformers_cuts_them():
+    from transformers.convert_slow_tokenizer import TikTokenConverter
+    from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+    llama = inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
+    assert gguf_tokenizer.WORDS["llama-bpe"].pattern == llama
+    assert gguf_tokenizer.WORDS["qwen2"].pattern == PRETOKENIZE_REGEX
 
 
 # -- packages ------------------------------------------------------------------------------------

@@ -71,6 +71,7 @@ class Experiment:
       mesh: where its arrays will lie; an abstract one is enough for a plan.
       profile: "STAGE:FIRST-LAST", steps of a training to be profiled, or "".
       sources: the source files that keys are made of; default: this process's own.
+      weights: as of `Models`; without them, keys of what is made from them are a dry run's only.
 
     Raises:
       UserError: for what can be known not to work.
@@ -83,12 +84,14 @@ class Experiment:
         mesh: Any,
         profile: str = "",
         sources: keys.Sources | None = None,
+        *,
+        weights: bool = True,
     ):
         self.config = configuration.Config.of(config)
         self.workdir = Path(workdir)
         self.arms = arms(self.config)
         self.seeds = range(self.config.num_seeds)
-        self.models = Models(self.config, mesh)
+        self.models = Models(self.config, mesh, weights=weights)
         self._mesh = mesh
         planner = Planner(self.config, self.workdir, mesh, sources or keys.sources())
         # Where an artefact lies (`path`), and what adds a stage (`add`), are the planner's.

