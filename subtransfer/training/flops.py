@@ -9,7 +9,7 @@ def step_flops(
     cfg: DecoderConfig,
     *,
     tokens: int,
-    length: int,
+    length: float,
     full: bool,
     teacher: DecoderConfig | None = None,
     reads_twice: bool = False,
@@ -24,7 +24,7 @@ def step_flops(
     Args:
       cfg: the decoder's geometry.
       tokens: of the batch, padding included.
-      length: of a row, in tokens.
+      length: of a row, in tokens, of which its tokens see half on average.
       full: all weights are trained.
       teacher: the geometry of a live teacher, or None.
       reads_twice: the student's forward is made once more, without dropout.
@@ -37,7 +37,7 @@ def step_flops(
     return tokens * flops_a_token
 
 
-def _forward_flops(cfg: DecoderConfig, length: int) -> float:
+def _forward_flops(cfg: DecoderConfig, length: float) -> float:
     """Operations of a forward pass, a token."""
     # Rows of the embedding are looked up; tied ones are multiplied with at the output.
     embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
