@@ -10,6 +10,7 @@ letters as in `decoder.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal
@@ -23,7 +24,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     splash_attention_mask,
 )
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from subtransfer.models.attention import (
     NEG_INF,
@@ -79,8 +80,7 @@ def causal(
     scale: float,
     windows: tuple[int, ...],
     kind=None,
-    segments: Int[Array, "B L"] | None = None,
-    share_mask: Bool[Array, "B c P"] | None = None,
+    context: AttentionContext | None = None,
 ) -> Float[Array, "B L H Dh"]:
     """Causal attention of whole rows by a kernel.
 
@@ -94,17 +94,17 @@ def causal(
       scale: what scores are multiplied by.
       windows: of each kind of layer, 0 for none.
       kind: int32 [], this layer's kind, where there are two.
-      segments: of packed rows, a token sees those of its own segment only.
-      share_mask: of rows with a share of a prefix, as of `AttentionContext`. Each row's share has
-        another mask, and a kernel's mask is part of its program: shares, a small part of the
-        queries, take the path without one.
+      context: with the segments of packed rows, or the mask of rows' shares of a prefix.
     """
-    if share_mask is not None:
+    segments = None if context is None else context.segments
+    if context is not None and context.share_mask is not None:
         if segments is not None:
             raise ValueError("a kernel takes no packed rows behind a shared prefix")
-        share, prefix = share_mask.shape[1:]
+        # Each row's share has another mask, and a kernel's mask is part of its program: shares, a
+        # small part of the queries, take the path without one.
+        share, prefix = context.share_mask.shape[1:]
         seen = KeyValues(k[:, :prefix].swapaxes(1, 2), v[:, :prefix].swapaxes(1, 2))
-        view = AttentionContext(None, None, share_mask)
+        view = dataclasses.replace(context, mask=context.share_mask)
         of_shares = attention(q[:, :share], seen, view, scale)
         own = causal(backend, q[:, share:], k, v, scale, windows, kind)
         return jnp.concatenate([of_shares, own], axis=1)

@@ -359,15 +359,7 @@ class Block(nn.Module):
         if context.mask is None:
             windows = tuple(window for _, window in cfg.attention_kinds)
             y = attention_kernels.causal(
-                cfg.attention,
-                query,
-                key,
-                value,
-                scale,
-                windows,
-                kind,
-                context.segments,
-                context.share_mask,
+                cfg.attention, query, key, value, scale, windows, kind, context
             )
         else:
             kernel = attention_kernels.cache_attention if self.cache_kernel else None

@@ -13,20 +13,25 @@ shares together again: all keys and values of the prefix before each row's own.
     row 0:  prefix[0:c]    own tokens of row 0
     row 1:  prefix[c:2c]   own tokens of row 1    ...
 
-Shape letters as in `decoder.py`; P is the prefix's tokens, c those of a share, S a row's own tokens;
-L = c + S.
+Shape letters as in `decoder.py`; P is the tokens of the prefix, c those of a share, S those of a
+row itself; L = c + S.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from subtransfer.runtime import sharding
 
+# The fewest tokens that are worth it. The embedded model's prompts have fewer, and are fed whole.
+SHORTEST = 256
+# A prefix has a multiple of so many tokens, so that few programs are compiled.
+STEP = 64
 # A length that is no multiple of 8 costs a third of a training step on a CPU.
 _MULTIPLE = 8
 
@@ -63,9 +68,7 @@ class SharedPrefix:
     def key_positions(self, own: Int[Array, "B S"]) -> Int[Array, "B PS"]:
         """The positions of the keys that `gathered` makes."""
         prefix = jnp.arange(self.length, dtype=own.dtype)
-        return jnp.concatenate(
-            [jnp.broadcast_to(prefix, (self.rows, self.length)), own], axis=1
-        )
+        return jnp.concatenate([jnp.broadcast_to(prefix, (self.rows, self.length)), own], axis=1)
 
     def _of_shares(self) -> Int[Array, "B c"]:
         return jnp.arange(self.rows * self.share).reshape(self.rows, self.share)
@@ -89,9 +92,7 @@ class SharedPrefix:
         everything = jnp.ones((self.rows, self.own, self.length), bool)
         own = jnp.broadcast_to(own, (self.rows, self.own, self.own))
         of_shares = jnp.concatenate([self.seen_by_shares(), nothing], axis=2)
-        return jnp.concatenate(
-            [of_shares, jnp.concatenate([everything, own], axis=2)], axis=1
-        )
+        return jnp.concatenate([of_shares, jnp.concatenate([everything, own], axis=2)], axis=1)
 
     def gathered(self, x: Float[Array, "B L K Dh"]) -> Float[Array, "B PS K Dh"]:
         """Puts the whole prefix's keys, or values, before each row's own."""
@@ -101,3 +102,19 @@ class SharedPrefix:
         # Broadcasting is one copy a layer; the sum over rows is its gradient.
         whole = jnp.broadcast_to(whole, (self.rows, *whole.shape))
         return jnp.concatenate([whole, x[:, self.share :]], axis=1)
+
+
+def common_length(rows: Sequence[np.ndarray]) -> int:
+    """How many tokens all rows have in common, from the first on."""
+    first, shortest = rows[0], min(map(len, rows))
+    for row in rows:
+        different = np.flatnonzero(row[:shortest] != first[:shortest])
+        if len(different):
+            shortest = int(different[0])
+    return shortest
+
+
+def usable(length: int) -> int:
+    """Of so many tokens in common, how many are shared: 0 if they are not worth it."""
+    length -= length % STEP
+    return length if length >= SHORTEST else 0

@@ -11,12 +11,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from subtransfer.models import shared_prefix
 from subtransfer.training.examples import Examples
 
-# The fewest tokens that are worth it. The embedded model's prompts have fewer, and are fed whole.
-SHORTEST = 256
-# A prefix has a multiple of so many tokens, and what is left of rows a multiple of so many.
-PREFIX_STEP = 64
+# What is left of rows has a multiple of so many tokens.
 ROW_STEP = 128
 
 
@@ -46,27 +44,11 @@ class Fed:
     prefix: np.ndarray | None = None
 
 
-def common_length(rows: Sequence[np.ndarray]) -> int:
-    """How many tokens all rows have in common, from the first on."""
-    first, shortest = rows[0], min(map(len, rows))
-    for row in rows:
-        different = np.flatnonzero(row[:shortest] != first[:shortest])
-        if len(different):
-            shortest = int(different[0])
-    return shortest
-
-
-def usable(length: int) -> int:
-    """Of so many tokens in common, how many are shared: 0 if they are not worth it."""
-    length -= length % PREFIX_STEP
-    return length if length >= SHORTEST else 0
-
-
 def cut(trainings: Sequence[Examples], rows: int) -> Cut | None:
     """Finds one cut for trainings that are taken by one program.
 
-    The first token of an episode's rest is predicted from the prefix, where nothing is predicted: so
-    the prefix ends one token before the first that is learned from, or earlier.
+    The first token behind the prefix would be predicted from the prefix, where nothing is: so the
+    prefix ends one token before the first that is learned from, or earlier.
 
     Args:
       trainings: the examples of each; each may have another prefix, of one length.
@@ -77,7 +59,7 @@ def cut(trainings: Sequence[Examples], rows: int) -> Cut | None:
     """
     if rows < 2:
         return None
-    prefix = usable(min(_prefix(examples) for examples in trainings))
+    prefix = shared_prefix.usable(min(_prefix(examples) for examples in trainings))
     if not prefix:
         return None
     longest = 0
@@ -140,4 +122,4 @@ def _prefix(examples: Examples) -> int:
             starts.append(tokens[begin:end])
             counted = np.flatnonzero(mask[begin:end])
             room = min(room, int(counted[0]) - 1 if len(counted) else end - begin)
-    return max(min(common_length(starts), room), 0)
+    return max(min(shared_prefix.common_length(starts), room), 0)
