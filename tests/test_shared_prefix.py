@@ -278,11 +278,11 @@ def test_short_prefixes_single_rows_and_early_losses_are_left_whole(monkeypatch)
     tokens[:, :330] = tokens[0, :330]
     mask = np.zeros(tokens.shape, bool)
     mask[:, 400:480] = True
-    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(320, 256)
+    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(320, 160)
     assert common_prefix.cut([loop.Examples(tokens, mask)], 1) is None
     # The prediction of a token that counts must be of a row's own.
     mask[2, 320] = True
-    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(256, 256)
+    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(256, 224)
     tokens[1, 255] += 1
     assert common_prefix.cut([loop.Examples(tokens, mask)], 4) is None
 

@@ -15,7 +15,7 @@ from subtransfer.models import shared_prefix
 from subtransfer.training.examples import Examples
 
 # What is left of rows has a multiple of so many tokens.
-ROW_STEP = 128
+ROW_STEP = 32
 
 
 @dataclasses.dataclass(frozen=True)

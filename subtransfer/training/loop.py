@@ -30,7 +30,7 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.user_code import failures_of_record
 from subtransfer.training import chunked_loss, common_prefix, objectives
 from subtransfer.training.examples import Examples
-from subtransfer.training.flops import step_flops
+from subtransfer.training.flops import fed_tokens, step_flops
 from subtransfer.training.monitor import TrainingMonitor, steps_done
 from subtransfer.training.optimizer import Optimizer, Schedule
 
@@ -610,15 +610,13 @@ def run_steps(
 def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, float]:
     """The tokens of a step, and its floating-point operations."""
     rows, parts = order.recipe.batch_size, order.recipe.loss.accumulate
-    length, prefix = order.fed.rows.tokens.shape[1], 0 if order.cut is None else order.cut.prefix
-    tokens = rows * length + parts * prefix
+    prefix = 0 if order.cut is None else order.cut.prefix
+    tokens, length = fed_tokens(rows, order.fed.rows.tokens.shape[1], prefix, parts)
     # Without a geometry of its own, a teacher has the student's.
     theirs = None if teacher is None else order.recipe.loss.teacher or cfg
     full, twice = order.recipe.tuning.method == "full", order.recipe.loss.reads_twice
-    # Of a row's own tokens, each sees the prefix; of the prefix's, half of it.
-    seen = (rows * length * (length + 2 * prefix) + parts * prefix**2) / tokens
     flops = step_flops(
-        cfg, tokens=tokens, length=seen, full=full, teacher=theirs, reads_twice=twice
+        cfg, tokens=tokens, length=length, full=full, teacher=theirs, reads_twice=twice
     )
     return tokens, flops
 
