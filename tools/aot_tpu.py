@@ -9,8 +9,9 @@ chips, the prefill (`engine.prefill`), the decoding loop (`engine.decode`), the 
 training step of a student. It prints the memory that each takes on a chip beside what `--dry_run`
 plans, and the time that the compiler expects (see `tpu_time.py`): a step's of the decoding loop, a
 call's of the others. The fraction of the HBM limit counts what a decoding step must read: a chip's
-weights, its slots, full, and the shared prefix. A program that does not fit ends the command with
-exit status 1 and what to change. Nothing is executed.
+weights, its slots, full, and the shared prefix. With `--prefix` the training step is that of rows
+which share their first tokens; tokens/s count whole rows all the same. A program that does not fit
+ends the command with exit status 1 and what to change. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.files import new_file
 from subtransfer.training import loop, objectives
-from subtransfer.training.flops import step_flops
+from subtransfer.training.flops import fed_tokens, step_flops
 from subtransfer.training.optimizer import Optimizer
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -66,6 +67,13 @@ _TOPOLOGY = flags.DEFINE_string(
 _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
 _PROGRAMS = flags.DEFINE_list(
     "programs", ["prefill", "decode", "probe", "train"], "Which programs to compile."
+)
+_PREFIX = flags.DEFINE_integer(
+    "prefix",
+    0,
+    "So many of distill.max_tokens are a prefix that all rows share, which the training step "
+    "computes once; 0: rows are whole.",
+    lower_bound=0,
 )
 
 WHOLE = PartitionSpec()
@@ -141,10 +149,10 @@ class Programs:
     def flops(self) -> float:
         """Of a training step, over all chips; what is computed again does not count."""
         d, full = self.config.distill, self.config.tuning.method == "full"
-        tokens = d.batch_size * d.max_tokens
-        return step_flops(
-            self.cfg, tokens=tokens, length=d.max_tokens, full=full, teacher=self.teacher
-        )
+        prefix = _PREFIX.value
+        sizes = d.batch_size, d.max_tokens - prefix, prefix, d.accumulate
+        tokens, length = fed_tokens(*sizes)
+        return step_flops(self.cfg, tokens=tokens, length=length, full=full, teacher=self.teacher)
 
     def _rows(self, shape, dtype, heads=None):
         return jax.ShapeDtypeStruct(
@@ -251,7 +259,8 @@ class Programs:
             lambda x: self._array((), x.dtype) if x.ndim == 0 else next(placed), opt_state
         )
         state = loop.TrainState(self._array((), jnp.int32), trainable, opt_state)
-        shape = (1, c.distill.batch_size, c.distill.max_tokens)
+        prefix = self._array((_PREFIX.value,), jnp.int32) if _PREFIX.value else None
+        shape = (1, c.distill.batch_size, c.distill.max_tokens - _PREFIX.value)
         rows = PartitionSpec(None, ("data", "fsdp"))
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(
@@ -288,6 +297,7 @@ class Programs:
             self._array((1,), jnp.float32),
             key,
             targets,
+            prefix,
         )
 
 
@@ -406,6 +416,11 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         shape["data"] = max(len(devices) // (shape["fsdp"] * shape["tensor"]), 1)
     mesh = sharding.make_mesh(**shape, devices=devices)
     experiment = Experiment(config, Path("runs") / config.name, sharding.plan_mesh(**shape))
+    if _PREFIX.value >= config.distill.max_tokens:
+        raise UserError(
+            f"--prefix={_PREFIX.value} leaves nothing of rows of {config.distill.max_tokens} "
+            "tokens: raise --config.distill.max_tokens."
+        )
     chip, rows, refusals = CHIPS[kind], [], []
     for name in dict.fromkeys(arm.model for arm in experiment.arms if arm.objective):
         size = experiment.size(name)

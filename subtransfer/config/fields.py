@@ -83,6 +83,14 @@ ROOMS = (
                 "accelerator. Each lies whole on one device. The last bits of numbers depend on it",
                 above=0,
             ),
+            "share_prefix": Field(
+                True,
+                "what all rows of a batch begin with (the system prompt with its tools) is "
+                "computed once for the batch, forward and backward, in the training of teachers "
+                "and students, teacher targets, checks of log-probs and the choice probe; dropout "
+                "then draws one mask for it. Fewer than 256 tokens, and packed rows with "
+                "base.attention=pallas, are taken whole. The last bits of numbers depend on it",
+            ),
             "num_bases": Field(
                 1,
                 "above 1: so many bases of one geometry, base0, base1, ..., which differ in their "
