@@ -342,9 +342,8 @@ def test_an_agent_stands_where_its_checkpoint_stood(tmp_path, no_tokenizer):
         same = {name for name in plan if plan[name].digest == other[name].digest}
         assert same == (set() if field.startswith("chat") else {"checkpoint.base"}), field
     # Without an agent, its other fields change nothing that is made.
-    assert _changed(_digests(_config(given)), _digests(_config(given, "agent.episodes=300"))) == {
-        "prereg"
-    }
+    unused = _digests(_config(given, "agent.episodes=300"))
+    assert _changed(_digests(_config(given)), unused) == {"prereg", *LAST}
     for refused in ("agent.steps=5", "chat.tools=short"):
         with pytest.raises(UserError, match="without a checkpoint"):
             _config(refused)
