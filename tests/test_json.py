@@ -228,8 +228,8 @@ CASES = {
             f / "generation_config.json", types.SimpleNamespace(eos_token_id=None)), ("{}",)),
     "subtransfer/models/hf_load.py: __init__": (
         None, hf_load.INDEX, hf_load.Checkpoint, ()),
-    "subtransfer/sources/checkpoints.py: _with_template": (
-        None, "tokenizer_config.json", lambda f: checkpoints.local(str(f), template="any"), ()),
+    "subtransfer/sources/checkpoints.py: _has_template": (
+        None, "tokenizer_config.json", checkpoints._has_template, ("{}",)),
     "subtransfer/models/stop_tokens.py: remember": (
         None, stop_tokens.FILES[0], lambda f: stop_tokens.remember(types.SimpleNamespace(), f), ("{}",)),
     "subtransfer/rollout/saved_policy.py: _meta": (

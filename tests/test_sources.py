@@ -17,7 +17,7 @@ from subtransfer.models.chat import ChatFormat
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError
 from subtransfer.sources import cache, checkpoints, gguf_reading, gguf_tokenizer, hub, pypi
-from tests import families, gguf_files
+from tests import families, gguf_files, hub_server
 
 IDS = np.random.default_rng(0).integers(1, 53, (2, 21))
 
@@ -443,6 +443,40 @@ def test_what_the_hubs_cache_holds_needs_no_network(hub_cache):
             checkpoints.local(text)
 
 
+def test_weights_are_fetched_for_a_run_and_not_for_a_plan(tmp_path, monkeypatch, capsys):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    model = families.reference("llama mha tied")
+    model.save_pretrained(tmp_path / "there")
+    (tmp_path / "there" / "pytorch_model.bin").write_bytes(b"never fetched")
+    with hub_server.serving(tmp_path / "there") as (address, asked):
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        plan = checkpoints.local("some/model", weights=False)
+        assert "some/model: a run will fetch 0.00 GB of weights" in capsys.readouterr().err
+        assert sorted(asked) == ["config.json", "generation_config.json"]
+        run = checkpoints.local("some/model")
+        assert "some/model: fetching 0.00 GB of weights" in capsys.readouterr().err
+        assert asked[2:] == ["model.safetensors"] and plan == run
+        assert run.name == hub_server.COMMIT
+        stored = run / "model.safetensors"
+        assert stored.read_bytes() == (tmp_path / "there" / "model.safetensors").read_bytes()
+        checkpoints.local.cache_clear()
+        assert checkpoints.local("some/model@main") == run and len(asked) == 3
+        for text, reason in (
+            ("some/gated", "its terms must be accepted first; accept them there and log in"),
+            ("some/other", "there is no such model, or it is private; check the name"),
+            ("some/model@v2", "it has no revision v2; give another one"),
+        ):
+            with pytest.raises(UserError, match=reason):
+                checkpoints.local(text)
+    # The hub is gone: what it gave is there.
+    checkpoints.local.cache_clear()
+    assert checkpoints.local("some/model") == run
+    with pytest.raises(UserError, match="some/third cannot .* the hub cannot be reached"):
+        checkpoints.local("some/third")
+
+
 def test_ids_and_paths_are_told_apart(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "models").mkdir()
@@ -491,3 +525,7 @@ def test_a_base_model_scores_and_with_a_template_acts(tmp_path, setting, chat):
     own = tmp_path / "own"
     chat.tokenizer.save_pretrained(own)
     assert checkpoints.local(str(own), "x", str(template)) == own
+    template.write_bytes(b"\xff")
+    for given, message in ((template, "is no text in UTF-8"), (own / "no", "There is no file")):
+        with pytest.raises(UserError, match=message):
+            checkpoints.local(str(tmp_path / "plain"), "y", str(given))

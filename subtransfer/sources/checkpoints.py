@@ -80,14 +80,26 @@ def local(
     return _with_template(directory, Path(template)) if template else directory
 
 
+def _has_template(directory: Path) -> bool:
+    stored = directory / "tokenizer_config.json"
+    if (directory / _TEMPLATE).is_file():
+        return True
+    return stored.is_file() and bool(read_json(stored).get("chat_template"))
+
+
 def _with_template(directory: Path, template: Path) -> Path:
     """A directory of links to a directory's files, and the template; itself if it has one."""
-    stored = directory / "tokenizer_config.json"
-    own = directory / _TEMPLATE
-    if own.is_file() or (stored.is_file() and "chat_template" in read_json(stored)):
+    if not template.is_file():
+        raise UserError(f"There is no file {template}: give one with a chat template (jinja).")
+    if _has_template(directory):
         return directory
-    with reading(template):
-        text = template.read_text(encoding="utf-8")
+    try:
+        with reading(template):
+            text = template.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise UserError(
+            f"{template} is no text in UTF-8: give a file with a chat template (jinja)."
+        ) from None
 
     def write(folder: Path) -> None:
         for file in directory.iterdir():
