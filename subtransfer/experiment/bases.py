@@ -84,6 +84,7 @@ class Bases:
             flops=lambda: costs.training(
                 size.cfg, a.steps, a.batch_size, c.distill.max_tokens, full=full
             ),
+            worked_by=model,
             checkpoint=checkpoint,
             model=model,
         )
@@ -128,6 +129,7 @@ class Bases:
             work=work,
             memory=lambda: size.training(b.batch_size, full=True),
             flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
+            worked_by=model,
             config=own,
             corpus=corpus,
             sibling=sibling,

@@ -78,4 +78,6 @@ class Models:
             return dataclasses.replace(preset, **how), 2
         stored = families.read_json(Path(checkpoint) / "config.json")
         half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
-        return families.read_config(checkpoint, **how), 2 if half else 4
+        # An agent's weights are float32, whatever those that it was tuned from are.
+        kept = half and not self._config.agent.steps
+        return families.read_config(checkpoint, **how), 2 if kept else 4
