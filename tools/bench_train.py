@@ -8,6 +8,8 @@ Weights, batch and objective are the same.
     --attention=cudnn \
         --compiled                                                                          # on an
         accelerator
+    python tools/bench_train.py --model=DIR --lora_rank=16 --objectives=sft --batch=8 --length=512 \
+        --steps=1 --rounds=3
 
 One run: random weights (made on the spot as Hugging Face directories), one batch, Adam after
 clipping the gradient's norm at 1. Soft targets come from a live teacher, whose forward is part of
@@ -15,7 +17,8 @@ the step. Before anything is timed, the loss, the norm of every tensor's gradien
 the first steps must agree. Then contenders take turns, so that noise falls on all of them; a turn
 is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD
 loss at beta 0, the reference of forward KL. The peer's environment is installed below --cache,
-unless --torch_python names one.
+unless --torch_python names one. With --lora_rank, both train adapters of all projections of a
+layer (the peer by PEFT), from the same factors.
 
 On a CPU we train twice: with all cores as one device, and with a device a core and rows divided
 over them (as a run does with JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The
@@ -39,18 +42,26 @@ os.environ.setdefault(
 )  # a waiting contender's threads must not turn in the other's time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
+from safetensors.numpy import load_file
 
-from subtransfer.models import hf_export
+from subtransfer.models import hf_export, lora, peft_adapter
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 
 _GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "A Hugging Face directory, instead of random weights; it teaches itself."
+)
+_LORA = flags.DEFINE_integer(
+    "lora_rank", 0, "The rank of LoRA adapters; 0 trains all weights.", lower_bound=0
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation.")
 _DEVICE = flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where all contenders run.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Episodes a step.", lower_bound=1)
@@ -69,6 +80,8 @@ _TORCH = flags.DEFINE_string(
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
+# The projections that adapters are trained for.
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(eq=False)
@@ -96,11 +109,24 @@ class Bench:
 
     def __init__(self, folder: Path, device: str):
         self.device = device
-        self.paths = [
-            models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
-            for i in (0, 1)
-        ]
-        self.student, self.teacher = (load_policy(path, dtype=_DTYPE.value) for path in self.paths)
+        self.folder = folder
+        if _MODEL.value:
+            self.paths = [Path(_MODEL.value)] * 2
+        else:
+            self.paths = [
+                models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
+                for i in (0, 1)
+            ]
+        loaded: dict[Path, Any] = {}
+        self.student, self.teacher = (
+            load_policy(path, dtype=_DTYPE.value, resident=loaded) for path in self.paths
+        )
+        self.tuning = lora.Tuning()
+        self.adapter: lora.Adapter | None = None
+        if _LORA.value:
+            self.tuning = lora.Tuning("lora", _LORA.value, 2.0 * _LORA.value, targets=TARGETS)
+            self.adapter = self._adapter()
+            self._save("adapter", self.adapter.factors)
         self.cfg = dataclasses.replace(self.student.cfg, attention=_ATTENTION.value)
         rng = np.random.default_rng(0)
         shape = (
@@ -116,10 +142,29 @@ class Bench:
         )
         self.peer = Peer("train", python, device, folder / "peer.log")
         self._states: dict[Contender, loop.TrainState] = {}
+        # The base under adapters, by the number of devices that it lies on.
+        self._frozen: dict[int, Any] = {}
+
+    def _adapter(self) -> lora.Adapter:
+        """Random factors; of a second one that is 0, the first would have no gradient."""
+        key = jax.random.key(0)
+        factors = lora.init_factors(key, self.student.params, TARGETS, _LORA.value)
+        for number, pair in enumerate(factors["layers"].values()):
+            drawn = jax.random.normal(jax.random.fold_in(key, number), pair["b"].shape)
+            pair["b"] = 0.01 * drawn
+        return lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
+
+    def _save(self, name: str, factors: Any) -> Path:
+        """Writes a tree of factors as an adapter of PEFT; returns the file of its tensors."""
+        adapter = lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
+        peft_adapter.save_adapter(
+            self.folder / name, adapter, str(self.paths[0]), self.student.tokenizer
+        )
+        return self.folder / name / "adapter_model.safetensors"
 
     def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
-        loss = loop.Loss("forward_kl" if objective == "gkd" else objective)
+        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=self.tuning)
         return loss, None if loss.objective == "sft" else self.teacher.weights
 
     def ask(self, do: str, contender: Contender) -> dict[str, Any]:
@@ -129,6 +174,7 @@ class Bench:
             objective=contender.objective,
             checkpoint=str(self.paths[0]),
             teacher=str(self.paths[1]),
+            adapter=str(self.folder / "adapter") if self.adapter else None,
             dtype=_DTYPE.value,
             device="cuda" if self.device == "gpu" else "cpu",
             threads=contender.width,
@@ -143,17 +189,21 @@ class Bench:
         """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
         loss, teacher = self._loss(objective)
         cfg = self.cfg
+        trained, frozen = self.student.params, None
+        if self.adapter:
+            trained, frozen = self.adapter.factors, self.student.params
 
-        def value(params):
+        def value(trained, frozen):
             return loop.loss_fn(
-                cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {}
+                cfg, loss, trained, frozen, teacher, None, self.tokens, self.mask, None, {}
             )
 
-        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
-        return float(got), {
-            name: float(np.linalg.norm(fetch()))
-            for name, _, fetch in hf_export.to_tensors(cfg, grads)
-        }
+        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(trained, frozen)
+        if self.adapter:
+            tensors = load_file(self._save(f"gradients-{objective}", grads))
+        else:
+            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
+        return float(got), {name: float(np.linalg.norm(x)) for name, x in tensors.items()}
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:
         """Seconds a step and the losses of our next steps."""
@@ -161,8 +211,13 @@ class Bench:
         mesh = sharding.make_mesh(devices=jax.devices()[: contender.width])
         if contender not in self._states:
             recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
-            state, _ = loop.init_state(recipe, self.student.params, jax.random.key(0))
+            state, frozen = loop.init_state(recipe, self.student.params, jax.random.key(0))
+            if self.adapter:
+                # Copies, as a step gives its state away.
+                factors = jax.tree.map(jnp.copy, self.adapter.factors)
+                state = state.replace(trainable=factors)
             self._states[contender] = loop.on_mesh(mesh, state)
+            self._frozen[contender.width] = jax.device_put(frozen, sharding.replicated(mesh))
         batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
         batch, teacher = jax.block_until_ready(
             (
@@ -174,7 +229,15 @@ class Bench:
         begin = time.perf_counter()
         with jax.set_mesh(mesh):
             self._states[contender], metrics = loop.train_steps(
-                self.cfg, loss, self._states[contender], None, teacher, None, *batch, rates, key
+                self.cfg,
+                loss,
+                self._states[contender],
+                self._frozen[contender.width],
+                teacher,
+                None,
+                *batch,
+                rates,
+                key,
             )
         losses = jax.device_get(metrics["loss"]).tolist()
         return (time.perf_counter() - begin) / _STEPS.value, losses
@@ -182,12 +245,14 @@ class Bench:
     def flops(self, objective: str) -> float:
         """Floating-point operations of the products of one step.
 
-        Backward is twice forward; scores are counted whole, the embedding is no product.
+        Backward is twice forward, or once under adapters, whose own products are not counted;
+        scores are counted whole, the embedding is no product.
         """
         cfg, tokens = self.cfg, self.tokens.size
         table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
         scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
-        return 2 * tokens * (cfg.num_params - table + scores) * (3 if objective == "sft" else 4)
+        passes = (2 if self.adapter else 3) + (objective != "sft")
+        return 2 * tokens * (cfg.num_params - table + scores) * passes
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
@@ -247,7 +312,8 @@ def run(folder: Path) -> dict[str, Any]:
     bench = Bench(folder, device)
     try:
         results: dict[str, Any] = {
-            "geometry": _GEOMETRY.value,
+            "geometry": _MODEL.value or _GEOMETRY.value,
+            "lora_rank": _LORA.value,
             "parameters": bench.cfg.num_params,
             "batch": [_BATCH.value, _LENGTH.value],
             "dtype": _DTYPE.value,

@@ -94,11 +94,8 @@ def layout(
     one_cpu = divided is None and platform == "cpu"
     threads = _usable_cores() if one_cpu else 1
     if not lanes:
-        if one_cpu and num_params > CACHED_PARAMS:
-            lanes = 1
-        else:
-            # Two at least: the device works on one while the host reads the other.
-            lanes = max(threads, 2)
+        # Two at least of a small model: the device works on one while the host reads the other.
+        lanes = 1 if one_cpu and num_params > CACHED_PARAMS else max(threads, 2)
     rows = -(-slots // lanes)
     if one_cpu:
         rows = min(rows, CPU_ROWS)

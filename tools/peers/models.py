@@ -18,6 +18,7 @@ from subtransfer.training import pretrain
 GEOMETRIES = {
     "0.2m": DecoderConfig(197, 64, 256, 3, 4, 4, 16, tied_embeddings=False),
     "10m": DecoderConfig(197, 320, 1280, 6, 5, 5, 64, tied_embeddings=False),
+    "smollm2-135m": DecoderConfig(49_152, 576, 1536, 30, 9, 3, 64),
 }
 
 
