@@ -1,15 +1,15 @@
-r"""Training speed: this project's step beside that of torch and transformers.
+"""Training speed: this project's step beside that of torch and transformers.
 
 Weights, batch and objective are the same.
 
     python tools/bench_train.py --json=train.json
     python tools/bench_train.py --objectives=sft,forward_kl,gkd
-    python tools/bench_train.py --geometry=smollm2-135m --tuning=lora --objectives=sft --batch=8 \
-        --length=512 --steps=1 --rounds=3
     python tools/bench_train.py --geometry=llama3.2-1b --dtype=bfloat16 --batch=4 --length=2048
     --attention=cudnn \
         --compiled                                                                          # on an
         accelerator
+    python tools/bench_train.py --model=DIR --lora_rank=16 --objectives=sft --batch=8 --length=512 \
+        --steps=1 --rounds=3
 
 One run: random weights (made on the spot as Hugging Face directories), one batch, Adam after
 clipping the gradient's norm at 1. Soft targets come from a live teacher, whose forward is part of
@@ -17,7 +17,8 @@ the step. Before anything is timed, the loss, the norm of every tensor's gradien
 the first steps must agree. Then contenders take turns, so that noise falls on all of them; a turn
 is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD
 loss at beta 0, the reference of forward KL. The peer's environment is installed below --cache,
-unless --torch_python names one.
+unless --torch_python names one. With --lora_rank, both train adapters of all projections of a
+layer (the peer by PEFT), from the same factors.
 
 On a CPU we train twice: with all cores as one device, and with a device a core and rows divided
 over them (as a run does with JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The
@@ -41,10 +42,12 @@ os.environ.setdefault(
 )  # a waiting contender's threads must not turn in the other's time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
+from safetensors.numpy import load_file
 
 from subtransfer.models import hf_export, lora, peft_adapter
 from subtransfer.rollout.saved_policy import load_policy
@@ -53,6 +56,12 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
 
 _GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "A Hugging Face directory, instead of random weights; it teaches itself."
+)
+_LORA = flags.DEFINE_integer(
+    "lora_rank", 0, "The rank of LoRA adapters; 0 trains all weights.", lower_bound=0
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation.")
 _DEVICE = flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where all contenders run.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Episodes a step.", lower_bound=1)
@@ -60,9 +69,6 @@ _LENGTH = flags.DEFINE_integer("length", 64, "Tokens of each.", lower_bound=2)
 _STEPS = flags.DEFINE_integer("steps", 10, "Steps a turn.", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "Turns of each contender.", lower_bound=1)
 _OBJECTIVES = flags.DEFINE_list("objectives", ["sft", "forward_kl"], "Of sft, forward_kl and gkd.")
-_TUNING = flags.DEFINE_enum(
-    "tuning", "full", ["full", "lora"], "All weights, or rank 16 on q, k, v and o, as peft has it."
-)
 _ATTENTION = flags.DEFINE_string("attention", "xla", "Our base.attention.")
 _COMPILED = flags.DEFINE_bool("compiled", False, "torch.compile of the peer.")
 _CACHE = flags.DEFINE_string(
@@ -74,7 +80,8 @@ _TORCH = flags.DEFINE_string(
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
-LORA = lora.Tuning("lora", rank=16, alpha=32.0)
+# The projections that adapters are trained for.
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(eq=False)
@@ -102,11 +109,24 @@ class Bench:
 
     def __init__(self, folder: Path, device: str):
         self.device = device
-        self.paths = [
-            models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
-            for i in (0, 1)
-        ]
-        self.student, self.teacher = (load_policy(path, dtype=_DTYPE.value) for path in self.paths)
+        self.folder = folder
+        if _MODEL.value:
+            self.paths = [Path(_MODEL.value)] * 2
+        else:
+            self.paths = [
+                models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
+                for i in (0, 1)
+            ]
+        loaded: dict[Path, Any] = {}
+        self.student, self.teacher = (
+            load_policy(path, dtype=_DTYPE.value, resident=loaded) for path in self.paths
+        )
+        self.tuning = lora.Tuning()
+        self.adapter: lora.Adapter | None = None
+        if _LORA.value:
+            self.tuning = lora.Tuning("lora", _LORA.value, 2.0 * _LORA.value, targets=TARGETS)
+            self.adapter = self._adapter()
+            self._save("adapter", self.adapter.factors)
         self.cfg = dataclasses.replace(self.student.cfg, attention=_ATTENTION.value)
         rng = np.random.default_rng(0)
         shape = (
@@ -121,27 +141,30 @@ class Bench:
             else interpreter("train", Path(_CACHE.value).expanduser(), device)
         )
         self.peer = Peer("train", python, device, folder / "peer.log")
-        self.factors: Any = None
-        if _TUNING.value == "lora":
-            self._write_adapter(folder / "adapter")
         self._states: dict[Contender, loop.TrainState] = {}
-        self._frozen: dict[Contender, Any] = {}
+        # The base under adapters, by the number of devices that it lies on.
+        self._frozen: dict[int, Any] = {}
 
-    def _write_adapter(self, folder: Path) -> None:
-        """Draws factors, of which none is zero, and gives them to the peer."""
-        drawn = lora.init_factors(jax.random.key(1), self.student.params, LORA.targets, LORA.rank)
-        rng = np.random.default_rng(1)
-        self.factors = jax.tree.map(
-            lambda x: jax.numpy.asarray(rng.normal(0, 0.02, x.shape), "float32"), drawn
+    def _adapter(self) -> lora.Adapter:
+        """Random factors; of a second one that is 0, the first would have no gradient."""
+        key = jax.random.key(0)
+        factors = lora.init_factors(key, self.student.params, TARGETS, _LORA.value)
+        for number, pair in enumerate(factors["layers"].values()):
+            drawn = jax.random.normal(jax.random.fold_in(key, number), pair["b"].shape)
+            pair["b"] = 0.01 * drawn
+        return lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
+
+    def _save(self, name: str, factors: Any) -> Path:
+        """Writes a tree of factors as an adapter of PEFT; returns the file of its tensors."""
+        adapter = lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
+        peft_adapter.save_adapter(
+            self.folder / name, adapter, str(self.paths[0]), self.student.tokenizer
         )
-        adapter = lora.Adapter(self.factors, LORA.rank, LORA.alpha)
-        peft_adapter.save_adapter(folder, adapter, str(self.paths[0]), self.student.tokenizer)
-        self.adapter = str(folder)
+        return self.folder / name / "adapter_model.safetensors"
 
     def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
-        tuning = LORA if _TUNING.value == "lora" else lora.Tuning()
-        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=tuning)
+        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=self.tuning)
         return loss, None if loss.objective == "sft" else self.teacher.weights
 
     def ask(self, do: str, contender: Contender) -> dict[str, Any]:
@@ -151,7 +174,7 @@ class Bench:
             objective=contender.objective,
             checkpoint=str(self.paths[0]),
             teacher=str(self.paths[1]),
-            adapter=None if self.factors is None else self.adapter,
+            adapter=str(self.folder / "adapter") if self.adapter else None,
             dtype=_DTYPE.value,
             device="cuda" if self.device == "gpu" else "cpu",
             threads=contender.width,
@@ -165,22 +188,22 @@ class Bench:
     def gradients(self, objective: str) -> tuple[float, dict[str, float]]:
         """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
         loss, teacher = self._loss(objective)
-        cfg, frozen, trainable = self.cfg, None, self.student.params
-        if self.factors is not None:
-            frozen, trainable = self.student.params, self.factors
+        cfg = self.cfg
+        trained, frozen = self.student.params, None
+        if self.adapter:
+            trained, frozen = self.adapter.factors, self.student.params
 
-        def value(trainable, frozen, teacher):
+        def value(trained, frozen):
             return loop.loss_fn(
-                cfg, loss, trainable, frozen, teacher, None, self.tokens, self.mask, None, {}
+                cfg, loss, trained, frozen, teacher, None, self.tokens, self.mask, None, {}
             )
 
-        function = jax.jit(jax.value_and_grad(value, has_aux=True))
-        (got, _), grads = function(trainable, frozen, teacher)
-        if frozen is None:
-            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
+        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(trained, frozen)
+        if self.adapter:
+            tensors = load_file(self._save(f"gradients-{objective}", grads))
         else:
-            tensors = dict(peft_adapter.to_tensors(grads))
-        return float(got), {name: float(np.linalg.norm(tensor)) for name, tensor in tensors.items()}
+            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
+        return float(got), {name: float(np.linalg.norm(x)) for name, x in tensors.items()}
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:
         """Seconds a step and the losses of our next steps."""
@@ -189,10 +212,12 @@ class Bench:
         if contender not in self._states:
             recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
             state, frozen = loop.init_state(recipe, self.student.params, jax.random.key(0))
-            if self.factors is not None:
-                state = state.replace(trainable=jax.tree.map(jax.numpy.array, self.factors))
+            if self.adapter:
+                # Copies, as a step gives its state away.
+                factors = jax.tree.map(jnp.copy, self.adapter.factors)
+                state = state.replace(trainable=factors)
             self._states[contender] = loop.on_mesh(mesh, state)
-            self._frozen[contender] = jax.device_put(frozen, sharding.replicated(mesh))
+            self._frozen[contender.width] = jax.device_put(frozen, sharding.replicated(mesh))
         batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
         batch, teacher = jax.block_until_ready(
             (
@@ -207,7 +232,7 @@ class Bench:
                 self.cfg,
                 loss,
                 self._states[contender],
-                self._frozen[contender],
+                self._frozen[contender.width],
                 teacher,
                 None,
                 *batch,
@@ -220,14 +245,14 @@ class Bench:
     def flops(self, objective: str) -> float:
         """Floating-point operations of the products of one step.
 
-        Backward is twice forward; scores are counted whole, the embedding is no product.
+        Backward is twice forward, or once under adapters, whose own products are not counted;
+        scores are counted whole, the embedding is no product.
         """
         cfg, tokens = self.cfg, self.tokens.size
         table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
         scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
-        # Under adapters the backward pass has no products for the gradients of weights.
-        passes = 2 if _TUNING.value == "lora" else 3
-        return 2 * tokens * (cfg.num_params - table + scores) * (passes + (objective != "sft"))
+        passes = (2 if self.adapter else 3) + (objective != "sft")
+        return 2 * tokens * (cfg.num_params - table + scores) * passes
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
@@ -287,10 +312,10 @@ def run(folder: Path) -> dict[str, Any]:
     bench = Bench(folder, device)
     try:
         results: dict[str, Any] = {
-            "geometry": _GEOMETRY.value,
+            "geometry": _MODEL.value or _GEOMETRY.value,
+            "lora_rank": _LORA.value,
             "parameters": bench.cfg.num_params,
             "batch": [_BATCH.value, _LENGTH.value],
-            "tuning": _TUNING.value,
             "dtype": _DTYPE.value,
             "device": jax.devices()[0].device_kind,
             "cores": cores,

@@ -539,13 +539,24 @@ def extend(
         kind = cfg.layer_kinds[i]
         # The kernel over a cache has no window.
         kernel = cfg.attention == "pallas" and not cfg.attention_kinds[kind][1]
-        block = Block(cfg, cache_kernel=kernel, parent=None)
-        x, key_values = block.apply(layer, x, None, (contexts[kind],), earlier, part)
-        made.append(key_values)  # type: ignore[arg-type]  # Flax's `apply` has no type of its own
+        run = _extend_layer if cfg.num_params < UNROLLED else _extend_layer_traced_once
+        x, key_values = run(cfg, kernel, layer, x, contexts[kind], earlier, part)
+        made.append(key_values)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
     x = RMSNorm(cfg, parent=None).apply({"params": params["final_norm"]}, x)
     return unembed(cfg, params, x), tuple(made)
+
+
+def _extend_layer(cfg: DecoderConfig, cache_kernel: bool, layer, x, context, caches, buffer):
+    """One layer of `extend`: (x after it, its keys and values)."""
+    block: Any = Block(cfg, cache_kernel=cache_kernel, parent=None)
+    return block.apply(layer, x, None, (context,), caches, buffer)
+
+
+# Layers of one kind are the same program, which tracing goes through once a call of `extend`, not
+# once a layer. A compiler sees the same operations.
+_extend_layer_traced_once = jax.jit(_extend_layer, static_argnums=(0, 1))
 
 
 def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:

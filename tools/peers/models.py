@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from subtransfer.models import hf_export
-from subtransfer.models.decoder import DecoderConfig, Rope
+from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
@@ -18,10 +18,6 @@ from subtransfer.training import pretrain
 GEOMETRIES = {
     "0.2m": DecoderConfig(197, 64, 256, 3, 4, 4, 16, tied_embeddings=False),
     "10m": DecoderConfig(197, 320, 1280, 6, 5, 5, 64, tied_embeddings=False),
-    # As HuggingFaceTB/SmolLM2-135M-Instruct's config.json says.
-    "smollm2-135m": DecoderConfig(
-        49_152, 576, 1536, 30, 9, 3, 64, rope=Rope(100_000.0), max_positions=8192
-    ),
 }
 
 
