@@ -248,7 +248,10 @@ def test_log_probs_are_checked_behind_a_shared_prefix(tmp_path, short, lengths):
     assert found["max_gap"] == found["mean_gap"] == 0.25
 
 
-def test_the_choice_probe_behind_a_shared_prefix(short, cfg, weights, chat, setting):
+def test_the_choice_probe_behind_a_shared_prefix(monkeypatch, cfg, weights, chat, setting):
+    # The embedded template has no system prompt, and its contexts a few tokens in common.
+    monkeypatch.setattr(shared_prefix, "SHORTEST", 2)
+    monkeypatch.setattr(shared_prefix, "STEP", 1)
     tasks = setting.tasks("ambiguous", "probe", 5, 0)
     shared = choice.build(tasks, chat, share_prefix=True)
     assert shared.prefix is not None and shared.seen == choice.build(tasks, chat).length

@@ -397,7 +397,7 @@ class Decoder(nn.Module):
         at: Int[Array, "B P"] | None = None,
         segments: Int[Array, "B L"] | None = None,
         hidden: bool = False,
-        prefix: Int[Array, " P"] | None = None,
+        prefix: Int[Array, " prefix"] | None = None,
     ):
         """Returns logits float32 [B, L, V], or [B, P, V] of some positions.
 

@@ -96,12 +96,15 @@ def fed(examples: Examples, at: Cut | None) -> Fed:
 
 
 def _episodes(examples: Examples) -> list[list[tuple[int, int]]]:
-    """Of each row, where its episodes begin and where their last token that counts ends."""
+    """Of each row, where its episodes begin and where their last token that counts ends.
+
+    A row of which nothing counts, as weights of one's own may have it, is a whole episode.
+    """
     found = []
     for row, mask in enumerate(examples.loss_mask):
         counted = np.flatnonzero(mask)
         if examples.segments is None:
-            found.append([(0, int(counted[-1]) + 1)])
+            found.append([(0, int(counted[-1]) + 1 if len(counted) else len(mask))])
             continue
         segments, parts = examples.segments[row], []
         for number in range(1, segments.max() + 1):
