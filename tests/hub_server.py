@@ -51,6 +51,8 @@ def _handler(folder):
                 about = {"id": "some/model", "sha": COMMIT, "siblings": []}
                 return self._answer(json.dumps(about).encode(), Content_Type="application/json")
             name = path.rpartition("/")[2]
+            if name not in files:
+                return self._answer(b"{}", 404)
             if self.command == "GET":
                 asked.append(name)
             about = {"X_Repo_Commit": COMMIT, "ETag": f'"{digests[name]}"'}

@@ -446,12 +446,16 @@ def test_what_the_hubs_cache_holds_needs_no_network(hub_cache):
 def test_weights_are_fetched_for_a_run_and_not_for_a_plan(tmp_path, monkeypatch, capsys):
     import huggingface_hub.constants
 
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     model = families.reference("llama mha tied")
     model.save_pretrained(tmp_path / "there")
     (tmp_path / "there" / "pytorch_model.bin").write_bytes(b"never fetched")
     with hub_server.serving(tmp_path / "there") as (address, asked):
+        # Both are made of the environment when the package is imported.
+        urls = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", urls)
         plan = checkpoints.local("some/model", weights=False)
         assert "some/model: a run will fetch 0.00 GB of weights" in capsys.readouterr().err
         assert sorted(asked) == ["config.json", "generation_config.json"]
