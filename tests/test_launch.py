@@ -331,4 +331,5 @@ def test_the_plan_does_no_work(tmp_path):
         and "to do" in done.stdout
         and "MiB" in done.stdout
     )
+    assert re.search(r"To do: about [\d.]+ (s|min|h) on this machine .*; at most \d", done.stdout)
     assert not (tmp_path / "w").exists()

@@ -29,8 +29,9 @@ def _forward(cfg, length):
     return 2 * cfg.num_params + 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
 
 
-def test_time_is_operations_over_the_rate_that_is_reached(tmp_path):
-    config, experiment = _planned(tmp_path)
+@pytest.mark.parametrize(("method", "passes"), [("full", 4), ("lora", 3)])
+def test_time_is_operations_over_the_rate_that_is_reached(tmp_path, method, passes):
+    config, experiment = _planned(tmp_path, {"tuning.method": method})
     cfg, takes = experiment.size("base").cfg, timing.seconds(experiment, RATE)
     share = timing.OF_SMALL
     room = 64 + config.rollouts.max_turns * (
@@ -47,9 +48,10 @@ def test_time_is_operations_over_the_rate_that_is_reached(tmp_path):
     assert takes["probe.base.seed0"] == pytest.approx(probed * episode)
     rolled_out = config.rollouts.episodes * episode
     assert takes["rollouts.trait.seed0"] == pytest.approx(rolled_out)
-    # A live teacher's forward pass comes on top, and the student's own episodes.
+    # A live teacher's forward pass comes on top, and the student's own episodes; the backward pass
+    # of adapters makes no gradients of the weights.
     own = d.rounds * d.episodes_per_round * episode
-    student = d.steps * d.batch_size * training * 4 / 3 + own
+    student = d.steps * d.batch_size * training * passes / 3 + own
     assert takes["student.reverse_kl.seed0"] == pytest.approx(student)
     # What does no such work is not in the sum.
     assert "sanitize.trait.seed0" not in takes and "results" not in takes
