@@ -47,7 +47,7 @@ def first_token(policy: Policy) -> None:
     policy.sample(prompts, Sampling(1.0), max_new_tokens=_MORE.value, stop_ids=every_id)
 
 
-def start(folder: Path, model: Path) -> float:
+def start(folder: Path, model: Path | str) -> float:
     """Seconds of one start."""
     begin = time.perf_counter()
     arguments = ["--child", f"--model={model}"]
