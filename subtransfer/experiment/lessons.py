@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from subtransfer.config.arms import Arm
 from subtransfer.experiment import names
