@@ -96,7 +96,9 @@ def _contenders() -> list[Contender]:
         batch = (fed.rows.tokens[None], fed.rows.loss_mask[None], rates)
         given = (frozen, None, None, *batch, jax.random.key(2), None, fed.prefix)
         program = loop.train_steps.lower(cfg, loss, state, *given).compile()
-        gib = program.memory_analysis().temp_size_in_bytes / 2**30
+        sizes = program.memory_analysis()
+        assert sizes is not None, "CPUs, GPUs and TPUs give an account"
+        gib = sizes.temp_size_in_bytes / 2**30
         made.append(Contender(who, program, state, given, gib))
     return made
 
@@ -112,7 +114,7 @@ def run() -> dict[str, Any]:
             one, two = (contender.losses[0] for contender in contenders)
             if not abs(two / one - 1) < TOLERANCE[_DTYPE.value]:
                 raise UserError(f"The losses {one} and {two} differ: no speed counts before.")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for contender in contenders:
         rows.append(
             {
