@@ -135,6 +135,15 @@ def test_one_pass_places_what_rows_write_one_by_one(dtype):
     chex.assert_trees_all_equal(held.write(new, at), held.write_by_matmul(new, at))
 
 
+def test_picked_rows_are_those_that_numpy_indexes():
+    slots = np.random.default_rng(0).standard_normal((5, 2, 12, 4), np.float32)
+    held = KeyValues(jnp.asarray(slots), jnp.asarray(-slots)).quantised()
+    found = held.picked(jnp.array([4, 0, 2]), 7)
+    chex.assert_trees_all_equal(
+        found, jax.tree.map(lambda x: np.asarray(x)[[4, 0, 2], :, :7], held)
+    )
+
+
 SLOTS_KERNEL = functools.partial(attention_kernels.cache_attention, interpret=True)
 
 

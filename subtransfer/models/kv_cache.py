@@ -34,6 +34,17 @@ class KeyValues:
         """The first `size` slots."""
         return jax.tree.map(lambda x: x[:, :, :size], self)
 
+    def picked(self, rows: Int[Array, " R"], size: int) -> KeyValues:
+        """The first `size` slots of some rows, [R, K, size, Dh]."""
+
+        def one(x):
+            shape = (1, x.shape[1], size, x.shape[3])
+            # One copy a row: to index the rows first would copy all their slots.
+            copy = jax.vmap(lambda row: jax.lax.dynamic_slice(x, (row, 0, 0, 0), shape)[0])
+            return copy(rows)
+
+        return jax.tree.map(one, self)
+
     def write(self, new: KeyValues, at: Int[Array, ""] | Int[Array, " b"]) -> KeyValues:
         """Returns the same entries with `new` from slot `at` on.
 

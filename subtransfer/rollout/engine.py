@@ -297,8 +297,6 @@ def prefill(
       lengths: how many of them count in each row.
     """
     whole = len(rows) == shape.rows
-    # A few rows are gathered; all of them are read where they lie.
-    layers = slots.layers if whole else jax.tree.map(lambda x: x[rows], slots.layers)
     first = _prefix_length(prefix)
     columns = jnp.arange(shape.prefill_tokens, dtype=jnp.int32)[None]
     present = columns < lengths[:, None]
@@ -307,6 +305,8 @@ def prefill(
     last = jnp.maximum(lengths - 1, 0)[:, None]
 
     def run(size):
+        # A few rows are copied, and no more of them than is read; all are read where they lie.
+        layers = slots.layers if whole else tuple(x.picked(rows, size) for x in slots.layers)
         caches = (*prefix, _slot_cache(layers, starts, size, first))
         logits, new = extend(cfg, weights, tokens, positions, causal_mask(present), caches, at=last)
         return logits[:, 0], new
