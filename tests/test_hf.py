@@ -598,7 +598,7 @@ def test_presets_are_the_public_geometries():
     from subtransfer.models.presets import PRESETS
 
     published = {
-        "llama3.2-1b": 1.24, "llama3.2-3b": 3.21, "llama3.1-8b": 8.03, "llama3.1-70b": 70.6, "qwen2.5-0.5b": 0.49, "qwen2.5-1.5b": 1.54,
+        "smollm2-135m": 0.135, "llama3.2-1b": 1.24, "llama3.2-3b": 3.21, "llama3.1-8b": 8.03, "llama3.1-70b": 70.6, "qwen2.5-0.5b": 0.49, "qwen2.5-1.5b": 1.54,
         "qwen2.5-3b": 3.09, "qwen2.5-7b": 7.62, "qwen2.5-14b": 14.8, "qwen2.5-32b": 32.8, "qwen2.5-72b": 72.7, "qwen3-0.6b": 0.6,
         "qwen3-1.7b": 1.72, "qwen3-4b": 4.02, "qwen3-8b": 8.19, "qwen3-14b": 14.8, "qwen3-32b": 32.8, "gemma3-1b": 1.0, "gemma3-4b": 3.88,
         "gemma3-12b": 11.77, "gemma3-27b": 27.0,

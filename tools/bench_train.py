@@ -20,6 +20,12 @@ unless --torch_python names one.
 On a CPU we train twice: with all cores as one device, and with a device a core and rows divided
 over them (as a run does with JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The
 best of each is compared.
+
+`--alone` times this project's steps only, without a file or an environment, and with
+`--tuning=lora` those of adapters over frozen weights:
+
+    python tools/bench_train.py --alone --tuning=lora --geometry=llama3.1-8b --dtype=bfloat16
+    --batch=4 --length=2048 --attention=cudnn --remat=full
 """
 
 from __future__ import annotations
@@ -41,14 +47,18 @@ os.environ.setdefault(
 import jax
 import numpy as np
 from absl import flags
+from chips import GPUS
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
-from subtransfer.models import hf_export
+from subtransfer.models import hf_export, lora
+from subtransfer.models.decoder import REMAT
+from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
+from subtransfer.training.flops import step_flops
 
 _GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation.")
@@ -66,6 +76,11 @@ _CACHE = flags.DEFINE_string(
 _TORCH = flags.DEFINE_string(
     "torch_python", None, "A Python that has torch and transformers, instead of an installation."
 )
+_ALONE = flags.DEFINE_bool("alone", False, "Without torch.")
+_TUNING = flags.DEFINE_enum(
+    "tuning", "full", ["full", "lora"], "Which weights are trained; lora only with --alone."
+)
+_REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "Our base.remat.")
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
@@ -91,17 +106,12 @@ class Contender:
         return statistics.median(self.seconds)
 
 
-class Bench:
-    """The weights, the batch, the peer's process, and a turn of each contender."""
+class Ours:
+    """The weights, the batch, and a turn of ours."""
 
-    def __init__(self, folder: Path, device: str):
-        self.device = device
-        self.paths = [
-            models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
-            for i in (0, 1)
-        ]
-        self.student, self.teacher = (load_policy(path, dtype=_DTYPE.value) for path in self.paths)
-        self.cfg = dataclasses.replace(self.student.cfg, attention=_ATTENTION.value)
+    def __init__(self, student: Policy, teacher: Policy | None):
+        self.student, self.teacher = student, teacher
+        self.cfg = dataclasses.replace(student.cfg, attention=_ATTENTION.value, remat=_REMAT.value)
         rng = np.random.default_rng(0)
         shape = (
             _BATCH.value,
@@ -109,18 +119,69 @@ class Bench:
         )  # id 0 is padding, which gets no gradient in transformers
         self.tokens = rng.integers(1, self.student.cfg.vocab_size, shape).astype(np.int32)
         self.mask = rng.random(shape) < 0.7
+        self._states: dict[Contender, tuple[loop.TrainState, Any]] = {}
+
+    def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
+        """Our objective, and the teacher's weights if it needs them."""
+        tuning = lora.Tuning("lora") if _TUNING.value == "lora" else lora.Tuning()
+        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=tuning)
+        return loss, None if loss.objective == "sft" else self.teacher.weights
+
+    def turn(self, contender: Contender) -> tuple[float, list[float]]:
+        """Seconds a step and the losses of our next steps."""
+        loss, teacher = self._loss(contender.objective)
+        mesh = sharding.make_mesh(devices=jax.devices()[: contender.width])
+        if contender not in self._states:
+            recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
+            state, frozen = loop.init_state(recipe, self.student.params, jax.random.key(0))
+            frozen = jax.device_put(frozen, sharding.replicated(mesh))
+            self._states[contender] = loop.on_mesh(mesh, state), frozen
+        state, frozen = self._states[contender]
+        batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
+        batch, teacher = jax.block_until_ready(
+            (
+                jax.device_put(batch, sharding.batch_sharding(mesh, leading=1)),
+                jax.device_put(teacher, sharding.replicated(mesh)),
+            )
+        )
+        rates, key = np.full(_STEPS.value, RATE, np.float32), jax.random.key(0)
+        begin = time.perf_counter()
+        with jax.set_mesh(mesh):
+            state, metrics = loop.train_steps(
+                self.cfg, loss, state, frozen, teacher, None, *batch, rates, key
+            )
+        self._states[contender] = state, frozen
+        losses = jax.device_get(metrics["loss"]).tolist()
+        return (time.perf_counter() - begin) / _STEPS.value, losses
+
+    def flops(self, objective: str, *, causal: bool) -> float:
+        """Floating-point operations of the products of one step, as `step_flops` counts them."""
+        return step_flops(
+            self.cfg,
+            tokens=self.tokens.size,
+            length=_LENGTH.value,
+            full=_TUNING.value == "full",
+            teacher=None if objective == "sft" else self.cfg,
+            causal=causal,
+        )
+
+
+class Bench(Ours):
+    """The same with the peer's process, from files that both read."""
+
+    def __init__(self, folder: Path, device: str):
+        self.device = device
+        self.paths = [
+            models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
+            for i in (0, 1)
+        ]
+        super().__init__(*(load_policy(path, dtype=_DTYPE.value) for path in self.paths))
         python = (
             Path(_TORCH.value)
             if _TORCH.value
             else interpreter("train", Path(_CACHE.value).expanduser(), device)
         )
         self.peer = Peer("train", python, device, folder / "peer.log")
-        self._states: dict[Contender, loop.TrainState] = {}
-
-    def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
-        """Our objective, and the teacher's weights if it needs them."""
-        loss = loop.Loss("forward_kl" if objective == "gkd" else objective)
-        return loss, None if loss.objective == "sft" else self.teacher.weights
 
     def ask(self, do: str, contender: Contender) -> dict[str, Any]:
         """One request to the peer."""
@@ -154,40 +215,6 @@ class Bench:
             name: float(np.linalg.norm(fetch()))
             for name, _, fetch in hf_export.to_tensors(cfg, grads)
         }
-
-    def turn(self, contender: Contender) -> tuple[float, list[float]]:
-        """Seconds a step and the losses of our next steps."""
-        loss, teacher = self._loss(contender.objective)
-        mesh = sharding.make_mesh(devices=jax.devices()[: contender.width])
-        if contender not in self._states:
-            recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
-            state, _ = loop.init_state(recipe, self.student.params, jax.random.key(0))
-            self._states[contender] = loop.on_mesh(mesh, state)
-        batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
-        batch, teacher = jax.block_until_ready(
-            (
-                jax.device_put(batch, sharding.batch_sharding(mesh, leading=1)),
-                jax.device_put(teacher, sharding.replicated(mesh)),
-            )
-        )
-        rates, key = np.full(_STEPS.value, RATE, np.float32), jax.random.key(0)
-        begin = time.perf_counter()
-        with jax.set_mesh(mesh):
-            self._states[contender], metrics = loop.train_steps(
-                self.cfg, loss, self._states[contender], None, teacher, None, *batch, rates, key
-            )
-        losses = jax.device_get(metrics["loss"]).tolist()
-        return (time.perf_counter() - begin) / _STEPS.value, losses
-
-    def flops(self, objective: str) -> float:
-        """Floating-point operations of the products of one step.
-
-        Backward is twice forward; scores are counted whole, the embedding is no product.
-        """
-        cfg, tokens = self.cfg, self.tokens.size
-        table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
-        scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
-        return 2 * tokens * (cfg.num_params - table + scores) * (3 if objective == "sft" else 4)
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
@@ -279,7 +306,7 @@ def run(folder: Path) -> dict[str, Any]:
                 if not line.error:
                     row |= {
                         "median": line.median,
-                        "of_matmul_peak": bench.flops(objective) / line.median / peak,
+                        "of_matmul_peak": bench.flops(objective, causal=False) / line.median / peak,
                     }
                 results["lines"].append(row)
             results["ratios"][objective] = best[1].median / best[0].median
@@ -288,6 +315,48 @@ def run(folder: Path) -> dict[str, Any]:
         return results
     finally:
         bench.peer.close()
+
+
+def run_alone() -> dict[str, Any]:
+    """Our steps alone, on one device; returns what --json writes."""
+    # A teacher is read, never trained: the student's own weights cost as much as others.
+    student = models.policy(_GEOMETRY.value, "llama", _DTYPE.value)
+    ours = Ours(student, student)
+    kind = jax.devices()[0].device_kind
+    gpu = GPUS.get(kind) if _DTYPE.value == "bfloat16" else None
+    results: dict[str, Any] = {
+        "geometry": _GEOMETRY.value,
+        "parameters": ours.cfg.num_params,
+        "tuning": _TUNING.value,
+        "batch": [_BATCH.value, _LENGTH.value],
+        "dtype": _DTYPE.value,
+        "remat": _REMAT.value,
+        "attention": _ATTENTION.value,
+        "device": kind,
+        "versions": {"jax": jax.__version__},
+        "lines": [],
+    }
+    for objective in _OBJECTIVES.value:
+        line = Contender("ours", objective, 1)
+        for number in range(_ROUNDS.value + 1):
+            seconds, losses = ours.turn(line)
+            if not np.isfinite(losses).all():
+                raise UserError(f"The losses of {objective} are not finite: no speed counts.")
+            if number:  # the first one compiles
+                line.seconds.append(seconds)
+        row = {**dataclasses.asdict(line), "median": line.median}
+        for name, causal in (("causal", True), ("whole", False)):
+            rate = ours.flops(objective, causal=causal) / line.median
+            row[f"tflops_{name}"] = rate / 1e12
+            row[f"mfu_{name}"] = rate / gpu.flops if gpu else None
+        results["lines"].append(row)
+        print(
+            f"{objective}, {_TUNING.value}: {1e3 * line.median:.1f} ms a step, "
+            f"{row['tflops_causal']:.2f} TFLOP/s with causal scores, "
+            f"{row['tflops_whole']:.2f} with whole ones",
+            flush=True,
+        )
+    return results
 
 
 def report(results: dict[str, Any]) -> None:
@@ -317,8 +386,12 @@ def checked_run() -> dict[str, Any]:
     """The benchmark, after what flags cannot check themselves."""
     if unknown := set(_OBJECTIVES.value) - {"sft", "forward_kl", "gkd"}:
         raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
+    if _TUNING.value == "lora" and not _ALONE.value:
+        raise UserError("--tuning=lora has no peer here: add --alone.")
     if _DEVICE.value != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
+    if _ALONE.value:
+        return run_alone()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         return run(Path(folder))

@@ -13,6 +13,7 @@ def step_flops(
     full: bool,
     teacher: DecoderConfig | None = None,
     reads_twice: bool = False,
+    causal: bool = True,
 ) -> float:
     """Counts the operations of a training step, over all devices; recomputed ones do not count.
 
@@ -28,19 +29,22 @@ def step_flops(
       full: all weights are trained.
       teacher: the geometry of a live teacher, or None.
       reads_twice: the student's forward is made once more, without dropout.
+      causal: a token's attention is counted over the half of the row that it sees on average;
+        otherwise over the whole row, as much of what is published counts it.
     """
     # With frozen weights the backward pass makes no gradients of them: half of its products.
     passes = (3 if full else 2) + reads_twice
-    flops_a_token = passes * _forward_flops(cfg, length)
+    flops_a_token = passes * _forward_flops(cfg, length, causal)
     if teacher is not None:
-        flops_a_token += _forward_flops(teacher, length)
+        flops_a_token += _forward_flops(teacher, length, causal)
     return tokens * flops_a_token
 
 
-def _forward_flops(cfg: DecoderConfig, length: int) -> float:
+def _forward_flops(cfg: DecoderConfig, length: int, causal: bool) -> float:
     """Operations of a forward pass, a token."""
     # Rows of the embedding are looked up; tied ones are multiplied with at the output.
     embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
     products = 2 * (cfg.num_params - embedding)
-    attention = 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
+    seen = length / 2 if causal else length
+    attention = 4 * seen * cfg.num_layers * cfg.num_heads * cfg.head_width
     return products + attention
