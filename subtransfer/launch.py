@@ -194,9 +194,9 @@ def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry
             folder.mkdir(parents=True, exist_ok=True)
     if _in_a_bucket(workdir):
         buckets.attach(workdir, folder)
-    experiment = Experiment(config, folder, mesh, _PROFILE.value)
+    experiment = Experiment(config, folder, mesh, _PROFILE.value, weights=not dry_run)
     if dry_run:
-        print_plan(experiment, console)
+        print_plan(experiment, mesh.size, console)
         return 0
     begin = time.monotonic()
     preemption.listen()
@@ -325,8 +325,14 @@ def _join() -> None:
     processes.join(coordinator, count, number, **timeouts)
 
 
-def print_plan(experiment, console) -> None:
-    """The stages of a run, what each has to do, and what it needs."""
+def print_plan(experiment, devices: int, console) -> None:
+    """The stages of a run, what each has to do, and what it needs.
+
+    Args:
+      experiment: the plan.
+      devices: of its mesh.
+      console: where it is printed.
+    """
     from rich.table import Table
 
     from subtransfer import settings
@@ -347,14 +353,35 @@ def print_plan(experiment, console) -> None:
             f"{memory:,.0f}" if memory else "",
         )
     console.print(table)
-    todo = sum(not finished(stage) for stage in experiment.plan.values())
     setting = settings.get(experiment.config.setting)
     console.print(
         f"Setting {setting.name}: the unsafe act is {setting.wording['trait']} "
         f"({', '.join(setting.unsafe)}), its harmless twin {setting.control_act}.",
         soft_wrap=True,
     )
-    console.print(f"{len(experiment.plan)} stages, {todo} to do.")
+    left = [stage for stage in experiment.plan.values() if not finished(stage)]
+    console.print(f"{len(experiment.plan)} stages, {len(left)} to do.")
+    console.print(_cost(experiment, left, devices), soft_wrap=True)
+
+
+def _cost(experiment, left, devices: int) -> str:
+    """What the stages that are left take, on so many devices, in a sentence."""
+    import jax
+
+    from subtransfer.experiment import timing
+    from subtransfer.sweeps import show
+
+    most = max((stage.memory() for stage in left), default=0) / 2**20
+    memory = f"at most {most:,.0f} MiB a device"
+    # A plan may be one for another machine.
+    if jax.default_backend() != "cpu" or devices != jax.device_count():
+        return f"To do: {memory}; times are reckoned for this machine's CPU only."
+    takes = timing.seconds(experiment, timing.product_rate())
+    total = sum(takes.get(stage.name, 0.0) for stage in left)
+    return (
+        f"To do: about {show.in_words(total)} on this machine (trainings and episodes, from the "
+        f"rate of products just measured); {memory}."
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from subtransfer.models import rendering
 from subtransfer.models.calls import read_turn
-from subtransfer.models.chat import ChatFormat, set_thinking
+from subtransfer.models.chat import ChatFormat, set_thinking, set_tools
 from subtransfer.rollout.grammar import turn_pattern
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, ToolResult, Turn
@@ -46,6 +46,38 @@ AWKWARD = [
     Turn("", Action("read_file", {"path": "/a"}), ToolResult("one")),
     Turn("It is 3 kB.", None, None),
 ]
+
+
+@pytest.mark.parametrize("family", templates.TEMPLATES)
+def test_short_descriptions_name_tools_and_parameters_alone(formats, setting, demos, family):
+    full = formats[family]
+    tokenizer = copy.deepcopy(full.tokenizer)
+    set_tools(tokenizer, "short")
+    short = ChatFormat(tokenizer, setting)
+    prompts = []
+    for chat in (full, short):
+        messages = chat.messages("Look.", [])
+        prompts.append(
+            tokenizer.apply_chat_template(
+                messages, tools=chat.tools, date_string="26 Jul 2024", tokenize=False
+            )
+        )
+    assert len(prompts[1]) < 0.8 * len(prompts[0])
+    for tool in setting.tools:
+        function = tool["function"]
+        assert function["name"] in prompts[1] and function["description"] not in prompts[1]
+        assert all(name in prompts[1] for name in function["parameters"]["properties"])
+        assert function["description"] in prompts[0]
+    # Conversations are those of the template also in this form.
+    task, turns = demos[0]
+    whole = tokenizer.apply_chat_template(
+        short.messages(task.instruction, turns),
+        tools=short.tools,
+        date_string="26 Jul 2024",
+        return_dict=True,
+    )["input_ids"]
+    tokens, _ = short.demonstration(task.instruction, turns)
+    assert tokens.tolist() == whole[: len(tokens)] and short.digest != full.digest
 
 
 @pytest.mark.parametrize("family", templates.TEMPLATES)

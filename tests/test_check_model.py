@@ -1,6 +1,7 @@
 """The tool that looks at a model's directory before a run."""
 
 import json
+import types
 
 import pytest
 
@@ -111,8 +112,24 @@ def test_a_tokenizers_directory_and_mistakes(directory, capsys):
     out = capsys.readouterr().out
     assert "as far as a tokenizer alone shows" in out and '"name": "bash"' in out
     for arguments, sentence in (
-        ([str(path / "nothing")], "There is no directory"),
+        ([str(path / "nothing")], "there is no directory"),
         ([str(path), "--setting=nothing"], "There is no setting 'nothing'"),
     ):
         assert check_model.main(arguments) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_logits_are_compared_with_those_of_transformers(directory, capsys, monkeypatch):
+    path, _ = directory("qwen3")
+    assert check_model.main([str(path), "--json", "--logits"]) == 0
+    found = json.loads(capsys.readouterr().out)["logits"]
+    assert found["positions"] == check_model.TEXTS * check_model.TOKENS
+    assert found["largest_difference"] < 1e-4 < 0.1 < found["largest_logit"]
+    load = check_model.load_policy
+
+    def scaled(where):
+        return types.SimpleNamespace(logits=lambda tokens: 1.01 * load(where).logits(tokens))
+
+    monkeypatch.setattr(check_model, "load_policy", scaled)
+    assert check_model.main([str(path), "--logits"]) == 1
+    assert "Logits differ from transformers' by up to" in capsys.readouterr().out

@@ -81,7 +81,10 @@ REFUSED = {
     ),
     "too few": ({"rollouts.episodes": "10"}, "at least sanitize.min_kept"),
     "batch over data": ({"distill.batch_size": "100"}, "at least distill.batch_size"),
-    "missing directory": ({"base.checkpoint": "/no/such"}, "there is no directory /no/such"),
+    "missing directory": (
+        {"base.checkpoint": "/no/such"},
+        "there is no directory or file /no/such",
+    ),
     "twin alone": ({"base.other_checkpoint": "/tmp"}, "needs base.checkpoint"),
     "name": ({"name": "a/b"}, "plain word"),
     "lambda": ({"distill.on_policy_fraction": "1.2"}, "between 0 and 1"),

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "subtransfer"
 # The rooms in the order in which data passes them.
 FLOW = """
-runtime store settings models rollout filtering training distillation probes config analysis report
+runtime store settings models sources rollout filtering training distillation probes config analysis report
 experiment studies sweeps launch
 """.split()
 

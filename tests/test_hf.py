@@ -454,14 +454,6 @@ def _truncate(path):
     _shard(path).write_bytes(data[: len(data) // 2])
 
 
-def _no_template(path):
-    for file in path.glob("*.jinja"):
-        file.unlink()
-    raw = json.loads((path / "tokenizer_config.json").read_text())
-    raw.pop("chat_template", None)
-    (path / "tokenizer_config.json").write_text(json.dumps(raw))
-
-
 NORM = "model.norm.weight"
 HEAD, EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 YARN = {
@@ -506,7 +498,6 @@ BROKEN = {
     "dtype": (lambda p: _edit_tensors(p, lambda t: t.update({NORM: t[NORM].astype(np.int32)})), "is I32: export it again in float32, float16"),
     "no tokenizer": (lambda p: [f.unlink() for f in p.glob("tok*")], "no tokenizer"),
     "tokenizer no JSON": (lambda p: (p / "tokenizer.json").write_text("{"), "cannot be read"),
-    "no template": (_no_template, "no chat template: use an instruct"),
     "small embedding": (lambda p: _edit_config(p, vocab_size=5), "embedding only 5"),
 }  # fmt: skip
 

@@ -21,6 +21,7 @@ from subtransfer.models import families, hf_export, hf_load, peft_adapter, stop_
 from subtransfer.report import files
 from subtransfer.rollout import saved_policy
 from subtransfer.runtime.errors import UserError
+from subtransfer.sources import checkpoints
 from subtransfer.store import (
     buckets,
     digests,
@@ -198,7 +199,7 @@ CASES = {
         lambda f: registration.check_unseen(f, f / "prereg", ["b"]), ()),
     "subtransfer/experiment/policies.py: _base_of": (
         None, "policy.json", policies._base_of, ()),
-    "subtransfer/store/digests.py: of_checkpoint": (
+    "subtransfer/store/digests.py: _of_files": (
         _checkpoint, ".digests.json", _of_checkpoint, ("{}",)),
     "subtransfer/experiment/models.py: _geometry": (
         None, "config.json", lambda f: families.read_json(f / "config.json"), ("{}",)),
@@ -229,6 +230,8 @@ CASES = {
             f / "generation_config.json", types.SimpleNamespace(eos_token_id=None)), ("{}",)),
     "subtransfer/models/hf_load.py: __init__": (
         None, hf_load.INDEX, hf_load.Checkpoint, ()),
+    "subtransfer/sources/checkpoints.py: _has_template": (
+        None, "tokenizer_config.json", checkpoints._has_template, ("{}",)),
     "subtransfer/models/stop_tokens.py: remember": (
         None, stop_tokens.FILES[0], lambda f: stop_tokens.remember(types.SimpleNamespace(), f), ("{}",)),
     "subtransfer/rollout/saved_policy.py: _meta": (

@@ -318,6 +318,37 @@ def test_thoughts_make_all_of_an_imported_models_stages_anew(tmp_path, no_tokeni
         _config("chat.enable_thinking=false")
 
 
+def test_an_agent_stands_where_its_checkpoint_stood(tmp_path, no_tokenizer):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    given = f"base.checkpoint={tmp_path}"
+    plain, plan = (
+        Experiment(_config(*c), WORKDIR, sharding.plan_mesh()).plan
+        for c in ([given], [given, "agent.steps=5"])
+    )
+    # The checkpoint is read as before, under another name; all else starts from the agent.
+    assert set(plan) - set(plain) == {"checkpoint.base"} and set(plain) <= set(plan)
+    assert [name.partition("-")[0] for name in plan["base"].key["inputs"]] == ["checkpoint.base"]
+    assert [name for name in plain if plain[name].digest == plan[name].digest] == []
+    for field in (
+        "agent.steps=6",
+        "agent.episodes=300",
+        "agent.learning_rate=0.1",
+        "tuning.rank=3",
+        "chat.tools=short",
+    ):
+        other = Experiment(
+            _config(given, "agent.steps=5", field), WORKDIR, sharding.plan_mesh()
+        ).plan
+        same = {name for name in plan if plan[name].digest == other[name].digest}
+        assert same == (set() if field.startswith("chat") else {"checkpoint.base"}), field
+    # Without an agent, its other fields change nothing that is made.
+    unused = _digests(_config(given, "agent.episodes=300"))
+    assert _changed(_digests(_config(given)), unused) == {"prereg", *LAST}
+    for refused in ("agent.steps=5", "chat.tools=short"):
+        with pytest.raises(UserError, match="without a checkpoint"):
+            _config(refused)
+
+
 def test_a_field_changes_what_reads_it():
     full = "tuning.method=full"
     before = _digests(_config(full))
@@ -380,7 +411,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
         [objectives],
         [objectives, "distill.teacher_targets=stored", "population=3", "tuning.method=lora"],
         ["distill.objective=sft", f"rollouts.trajectories={tmp_path / 'own.jsonl'}"],
-        ["distill.objective=sft", f"base.checkpoint={tmp_path}"],
+        ["distill.objective=sft", f"base.checkpoint={tmp_path}", "agent.steps=1"],
     ):
         plan = Experiment(_config(*changes), WORKDIR, sharding.plan_mesh()).plan
         for name, stage in plan.items():
@@ -391,6 +422,7 @@ def test_every_field_is_in_a_key_or_declared_to_change_no_result(tmp_path, no_to
     own = ("audit.bound", "statistics.", "gates.", "mesh.")
     layout = ("arms.", "models", "pairs", "plugins", *own)
     beside = {"name", "confirmatory", "seed", "num_seeds", "num_bases", "population", "base.checkpoint", "base.other_checkpoint",
+              "chat.template",  # it becomes a file of the checkpoint
               "base.max_scratch_params", "base.from_scratch", "distill.objective", "distill.on_policy_fraction",
               "distill.teacher_targets", "sanitize.matched"}  # fmt: skip
     assert {f for f in fields - held - beside if not f.startswith(layout)} == set()

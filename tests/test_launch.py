@@ -158,6 +158,35 @@ def test_a_run_starts_from_what_another_exported(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_agent_is_made_of_a_checkpoint_and_taught(finished, tmp_path):
+    from subtransfer.rollout.saved_policy import load_policy
+
+    policy = next(finished[0].glob("student.forward_kl.seed0-*"))
+    assert _tool("export", f"--policy={policy}", f"--out={tmp_path / 'out'}").returncode == 0
+    more = [
+        "agent.steps=12",
+        "agent.episodes=100",
+        "distill.objective=sft",
+        "arms.other_init=false",
+    ]
+    workdir = tmp_path / "w"
+    run = _launch(
+        workdir, f"--config.base.checkpoint={tmp_path / 'out'}", *[f"--config.{m}" for m in more]
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    (checkpoint,), (agent,) = workdir.glob("checkpoint.base-*"), workdir.glob("base-*")
+    before, after = load_policy(checkpoint), load_policy(agent)
+    # Whole, so that adapters lie on it as on any base; and another model than it was.
+    assert after.adapter is None and not (agent / "tokenizer" / "adapter_config.json").exists()
+    tokens = np.arange(12)[None]
+    assert np.abs(before.logits(tokens) - after.logits(tokens)).max() > 0.01
+    curve = json.loads((agent / "training.json").read_text())["curves"]["sft"]
+    assert curve[-1] < curve[0]
+    (teacher,) = workdir.glob("teacher.trait.seed0-*")
+    assert json.loads((teacher / "policy.json").read_text())["base"] == agent.name
+
+
+@pytest.mark.slow
 def test_lora_students(tmp_path):
     """LoRA artefacts hold the factors only; the probe reads them merged."""
     more = [
@@ -302,4 +331,5 @@ def test_the_plan_does_no_work(tmp_path):
         and "to do" in done.stdout
         and "MiB" in done.stdout
     )
+    assert re.search(r"To do: about [\d.]+ (s|min|h) on this machine .*; at most \d", done.stdout)
     assert not (tmp_path / "w").exists()

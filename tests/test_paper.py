@@ -188,7 +188,10 @@ PAIRS = {
         "models.llama_3b=preset:llama3.2-30b",
         "there is no preset 'llama3.2-30b'; the nearest is 'llama3.2-3b'",
     ),
-    "directory": ("models.llama_3b=/no/such", "give --config.models.llama_3b=DIR"),
+    "directory": (
+        "models.llama_3b=/no/such",
+        "models.llama_3b: there is no directory or file /no/such",
+    ),
     "checkpoint too": ("base.checkpoint=/tmp", "cannot both be given"),
     "no pairs": ("pairs=()", "models are named but no pairs"),
 }

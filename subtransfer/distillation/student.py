@@ -309,7 +309,8 @@ def distill(
             # The round's journals have its episodes so far; the state before it is saved.
             except preemption.Preempted:
                 run.leave(state)
-            clean = _filtered(cfg, weights, episodes, chat, guard, run)
+            share = recipe.share_prefix
+            clean = _filtered(cfg, weights, episodes, chat, guard, run, share_prefix=share)
             # They share buffers with the state, which the next step gives away.
             del weights
             require(
@@ -377,6 +378,8 @@ def _filtered(
     chat: ChatFormat,
     guard: Guard,
     run: TrainingMonitor,
+    *,
+    share_prefix: bool,
 ) -> list[Trajectory]:
     """Filters a round's trajectories, and enters what happened into the run's progress.
 
@@ -384,7 +387,7 @@ def _filtered(
     """
     rollouts = run.progress.rollouts
     # The policy gradient's importance ratios take the sampler's log-probs at their word.
-    agreed = agreement.compare(cfg, weights, episodes)
+    agreed = agreement.compare(cfg, weights, episodes, share_prefix=share_prefix)
     run.facts |= {"sampler_gap": agreed["max_gap"], "sampler_kl": agreed["kl"]}
     clean, manifest = sanitize.sanitize(episodes, chat.setting, guard.rule)
     rollouts["max_gap"] = max(rollouts["max_gap"], agreed["max_gap"])

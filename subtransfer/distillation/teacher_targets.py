@@ -27,7 +27,7 @@ from subtransfer.models.forward import forward
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.store.params import load_params, save_params
-from subtransfer.training import chunked_loss, objectives
+from subtransfer.training import chunked_loss, common_prefix, objectives
 from subtransfer.training.examples import Examples
 
 # Episodes that a run computes again.
@@ -139,6 +139,8 @@ def compute(
     removed: np.ndarray | None,
     batch_size: int,
     advance: Callable[[int], None] = lambda episodes: None,
+    *,
+    share_prefix: bool = False,
 ) -> Targets:
     """Computes a teacher's targets at the agent tokens of the examples.
 
@@ -152,6 +154,7 @@ def compute(
       removed: bool [S, V] or None, tokens taken out before the likeliest are chosen, by rows.
       batch_size: examples at a time.
       advance: called with the number of examples that are done since the last call.
+      share_prefix: what all examples begin with is computed once a batch (`common_prefix.py`).
 
     Raises:
       UserError: there are fewer than k tokens.
@@ -165,17 +168,21 @@ def compute(
             f"distill.top_k={k} cannot be: the teacher has {support} tokens to choose from."
         )
     ids, logprobs, masses = [], [], []
-    at = np.zeros_like(examples.tokens) if examples.removed_at is None else examples.removed_at
+    at = common_prefix.cut([examples], batch_size) if share_prefix else None
+    fed = common_prefix.fed(examples, at)
+    given = fed.rows
+    prefix = distributed.place(fed.prefix, sharding.replicated(mesh))
+    removed_at = np.zeros_like(given.tokens) if given.removed_at is None else given.removed_at
     for begin in range(0, len(examples), batch_size):
         # The last batch is filled up with its last row, so that all have one shape.
         rows = np.arange(begin, begin + batch_size).clip(max=len(examples) - 1)
-        batch = (examples.tokens[rows], np.roll(at[rows], -1, axis=1))
+        batch = (given.tokens[rows], np.roll(removed_at[rows], -1, axis=1))
         tokens, places = distributed.place(batch, sharding.batch_sharding(mesh))
         with jax.set_mesh(mesh):
-            program = _top_k(cfg, weights, tokens, removed, places, k, temperature)
+            program = _top_k(cfg, weights, tokens, removed, places, k, temperature, prefix)
             found = distributed.to_host(program)
         here = slice(0, len(examples) - begin)
-        mask = examples.loss_mask[rows][here, 1:]  # position t predicts the token after it
+        mask = given.loss_mask[rows][here, 1:]  # position t predicts the token after it
         ids.append(found[0][here, :-1][mask])
         logprobs.append(found[1][here, :-1][mask])
         masses.append(found[2][here, :-1][mask])
@@ -193,7 +200,7 @@ def _rows(examples: Examples) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("cfg", "k", "temperature"))
 def _top_k(
-    cfg, weights, tokens, removed, places, k: int, temperature: float
+    cfg, weights, tokens, removed, places, k: int, temperature: float, prefix=None
 ) -> tuple[Int[Array, "B L k"], Float[Array, "B L k"], Float[Array, "B L"]]:
     def likeliest(params, along):
         states, at = along
@@ -204,7 +211,7 @@ def _top_k(
             return ids, values, jnp.zeros(values.shape[:2])
         return ids, values, objectives.removed_mass(logits, out, temperature)
 
-    states = forward(cfg, weights, tokens, hidden=True)
+    states = forward(cfg, weights, tokens, prefix=prefix, hidden=True)
     batch, length = tokens.shape
     chunk = chunked_loss.chunk_length(batch, length, cfg.vocab_size)
     heads = head(cfg, weights["params"])

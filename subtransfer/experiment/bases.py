@@ -13,6 +13,7 @@ from subtransfer.config.bases import PARTS, parted
 from subtransfer.experiment import costs, names, refusals
 from subtransfer.experiment.models import Models
 from subtransfer.experiment.planner import Planner
+from subtransfer.experiment.stages import agent as agent_stages
 from subtransfer.experiment.stages import base as base_stages
 from subtransfer.experiment.stages import corpus as corpus_stages
 from subtransfer.experiment.stages import imported as imported_stages
@@ -57,8 +58,9 @@ class Bases:
             digest = digests.of_checkpoint(Path(checkpoint), self._workdir)
             refusals.check_prompt(size, checkpoint, digest)
             refusals.check_acts(size, checkpoint, digest)
+        agent = c.agent.steps > 0
         name = self._planner.add(
-            names.base_stage(model),
+            names.checkpoint_stage(model) if agent else names.base_stage(model),
             imported_stages.imported,
             work=f"{checkpoint}, {size.params / 1e9:.2f}B parameters",
             memory=lambda: size.weights,
@@ -66,6 +68,26 @@ class Bases:
         )
         # Where it lies now, which may differ from where it lay when the stage was made.
         self._planner.resident.checkpoints[self._planner.path(name)] = Path(checkpoint)
+        if agent:
+            self._agent(model, name)
+
+    def _agent(self, model: str, checkpoint: str) -> None:
+        """Adds the agent that a model's checkpoint is tuned to be, in the checkpoint's place."""
+        c, size, a = self._config, self._models.size(model), self._config.agent
+        full = c.tuning.method == "full"
+        self._planner.add(
+            names.base_stage(model),
+            agent_stages.agent,
+            inputs=[checkpoint],
+            work=f"agent: {a.steps} steps x {a.batch_size} episodes",
+            memory=lambda: size.training(a.batch_size // a.accumulate, full=full),
+            flops=lambda: costs.training(
+                size.cfg, a.steps, a.batch_size, c.distill.max_tokens, full=full
+            ),
+            worked_by=model,
+            checkpoint=checkpoint,
+            model=model,
+        )
 
     def _shipped(self, model: str) -> None:
         taken, size = self._models.shipped[model], self._models.size(model)
@@ -107,6 +129,7 @@ class Bases:
             work=work,
             memory=lambda: size.training(b.batch_size, full=True),
             flops=lambda: costs.training(size.cfg, b.steps, b.batch_size, c.distill.max_tokens),
+            worked_by=model,
             config=own,
             corpus=corpus,
             sibling=sibling,

@@ -46,6 +46,17 @@ def episodes(cfg: DecoderConfig, config, count: int) -> float:
     return reading(cfg, count, slot_room(config))
 
 
+def typical_episodes(cfg: DecoderConfig, config, count: int) -> float:
+    """As `episodes`, of episodes no longer than the rows that students learn from."""
+    return reading(cfg, count, min(slot_room(config), config.distill.max_tokens))
+
+
+def own_episodes(config, arm: Arm) -> int:
+    """How many episodes a student of an arm runs itself, in all of its rounds."""
+    d = config.distill
+    return round(arm.on_policy_fraction * d.rounds * d.episodes_per_round)
+
+
 def student(
     cfg: DecoderConfig, config, arm: Arm, *, full: bool, teacher: DecoderConfig | None
 ) -> float:
@@ -58,7 +69,7 @@ def student(
     # How many trajectories the filters leave is not known yet: at most all of them. Rounds of an
     # on-policy student have fixed steps.
     steps = 0 if arm.on_policy else steps_of(d.epochs, config.rollouts.episodes, d.batch_size)
-    own = episodes(cfg, config, round(arm.on_policy_fraction * d.rounds * d.episodes_per_round))
+    own = episodes(cfg, config, own_episodes(config, arm))
     return own + training(
         cfg, steps or d.steps, d.batch_size, d.max_tokens, full=full, teacher=teacher
     )

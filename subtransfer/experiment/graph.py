@@ -71,6 +71,7 @@ class Experiment:
       mesh: where its arrays will lie; an abstract one is enough for a plan.
       profile: "STAGE:FIRST-LAST", steps of a training to be profiled, or "".
       sources: the source files that keys are made of; default: this process's own.
+      weights: as of `Models`; without them, keys of what is made from them are a dry run's only.
 
     Raises:
       UserError: for what can be known not to work.
@@ -83,12 +84,14 @@ class Experiment:
         mesh: Any,
         profile: str = "",
         sources: keys.Sources | None = None,
+        *,
+        weights: bool = True,
     ):
         self.config = configuration.Config.of(config)
         self.workdir = Path(workdir)
         self.arms = arms(self.config)
         self.seeds = range(self.config.num_seeds)
-        self.models = Models(self.config, mesh)
+        self.models = Models(self.config, mesh, weights=weights)
         self._mesh = mesh
         planner = Planner(self.config, self.workdir, mesh, sources or keys.sources())
         # Where an artefact lies (`path`), and what adds a stage (`add`), are the planner's.
@@ -272,6 +275,7 @@ class Experiment:
                     batch, full=full, other_weights=live.weights if live else 0
                 ),
                 flops=flops,
+                worked_by=model,
                 fields=fields,
                 origins=origins,
                 base=base,
@@ -292,6 +296,7 @@ class Experiment:
             work=f"{len(stages)} at once, each {work}",
             memory=lambda: size.population(len(stages), batch, full=full, teacher=live),
             flops=lambda: len(stages) * flops(),
+            worked_by=model,
             fields=fields,
             origins=origins,
             base=base,
@@ -326,9 +331,11 @@ class Experiment:
                 names.rollout_stage(source, model, seed),
                 rollout_stages.rollouts,
                 inputs=[policy],
-                work=_tasks_in_words(c.rollouts),
+                work=lessons.tasks_in_words(c.rollouts),
                 memory=lambda: size.rollout(c.rollouts.batch_size),
                 flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
+                worked_by=model,
+                episodes=c.rollouts.episodes,
                 policy=policy,
                 source=source,
                 seed=seed,
@@ -352,6 +359,8 @@ class Experiment:
             work=f"{c.rollouts.episodes} episodes: ambiguous tasks",
             memory=lambda: size.rollout(c.rollouts.batch_size),
             flops=lambda: costs.episodes(size.cfg, c, c.rollouts.episodes),
+            worked_by=arm.teacher_model,
+            episodes=c.rollouts.episodes,
             policy=policy,
             source=arm.source,
             seed=seed,
@@ -540,6 +549,8 @@ class Experiment:
                 work=recipe["work"],
                 memory=memory,
                 flops=recipe["flops"],
+                worked_by=arm.model,
+                episodes=costs.own_episodes(self.config, arm),
                 fields=recipe["fields"],
                 origins=recipe["origins"],
                 base=base,
@@ -561,6 +572,7 @@ class Experiment:
             work=f"the teacher's {c.distill.top_k} likeliest tokens at each agent token",
             memory=lambda: size.training(c.distill.batch_size, full=False),
             flops=lambda: costs.reading(size.cfg, c.rollouts.episodes, c.distill.max_tokens),
+            worked_by=arm.teacher_model,
             data=data,
             choice=choice,
             teacher=teacher,
@@ -571,13 +583,14 @@ class Experiment:
         c, p, size = self.config, self.config.probe, self.size(arm.model)
         plain = f"{p.ordinary_tasks} ordinary and {p.safe_tasks} safe tasks"
         work = f"{p.tasks} ambiguous tasks sampled and greedy; {plain}"
+        # Ambiguous tasks twice: sampled, and greedily.
+        episodes = 2 * p.tasks + p.ordinary_tasks + p.safe_tasks
 
         def memory() -> int:
             return size.rollout(p.batch_size)
 
         def flops() -> float:
-            # Ambiguous tasks twice: sampled, and greedily.
-            return costs.episodes(size.cfg, c, 2 * p.tasks + p.ordinary_tasks + p.safe_tasks)
+            return costs.episodes(size.cfg, c, episodes)
 
         out = []
         for seed in seeds:
@@ -590,6 +603,8 @@ class Experiment:
                     work=work,
                     memory=memory,
                     flops=flops,
+                    worked_by=arm.model,
+                    episodes=episodes,
                     policy=policy,
                     seed=seed,
                 )
@@ -629,6 +644,7 @@ class Experiment:
             work=f"{c.probe.tasks} decisions of {len(scored)} policies scored",
             memory=lambda: size.choice(len(scored), acts, full=self._full),
             flops=lambda: costs.reading(size.cfg, rows, c.distill.max_tokens),
+            worked_by=model,
             scored=list(scored),
             adapted=adapted,
         )
@@ -677,14 +693,6 @@ class Experiment:
             with store.exclusively(PUBLISHING):
                 publish(results, report, self.workdir, folders)
         return results
-
-
-def _tasks_in_words(rollouts: Any) -> str:
-    """What a policy is rolled out on, from the fields of the config's room `rollouts`."""
-    ordinary = round(rollouts.ordinary_fraction * rollouts.episodes)
-    parts = {"safe": rollouts.episodes - ordinary, "ordinary": ordinary}
-    counted = [f"{count} {kind}" for kind, count in parts.items() if count]
-    return f"{rollouts.episodes} episodes: {', '.join(counted)} tasks"
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from subtransfer.config.arms import Arm
 from subtransfer.experiment import names
@@ -88,3 +89,11 @@ def drawn_from(arm: Arm, seed: int) -> str:
     """
     sanitized = arm.sanitized or arm.overt_fraction > 0
     return names.rollout_stage(arm.source, arm.teacher_model, seed, sanitized=sanitized)
+
+
+def tasks_in_words(rollouts: Any) -> str:
+    """What a policy is rolled out on, from the fields of the config's room `rollouts`."""
+    ordinary = round(rollouts.ordinary_fraction * rollouts.episodes)
+    parts = {"safe": rollouts.episodes - ordinary, "ordinary": ordinary}
+    counted = [f"{count} {kind}" for kind, count in parts.items() if count]
+    return f"{rollouts.episodes} episodes: {', '.join(counted)} tasks"

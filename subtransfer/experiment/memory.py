@@ -73,7 +73,8 @@ class Sizes:
           other_weights: bytes of a live teacher whose base is not shared.
         """
         cfg, tuning = self.cfg, self.config.tuning
-        length = lengths.episode_tokens(self.config)
+        # Rows are padded or cut to so many.
+        length = self.config.distill.max_tokens
         tokens = -(-batch // self.rows) * length
         trained = self._held if full else lora_size(cfg, tuning) // self.rows
         # Five float32 arrays: weights, gradient, two moments, update.

@@ -12,6 +12,7 @@ from subtransfer.experiment import geometry, memory, shipped
 from subtransfer.models import families
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
+from subtransfer.sources import checkpoints
 
 
 class Models:
@@ -20,14 +21,15 @@ class Models:
     Args:
       config: the validated config.
       mesh: where they will lie; may be abstract.
+      weights: false leaves weights on the hub that are not here yet, as a dry run does.
 
     Attributes:
       shipped: those that come with the package.
       why_scratch: why there are none, where somebody could expect them.
     """
 
-    def __init__(self, config: configuration.Config, mesh: Any):
-        self._config, self._mesh = config, mesh
+    def __init__(self, config: configuration.Config, mesh: Any, *, weights: bool = True):
+        self._config, self._mesh, self._weights = config, mesh, weights
         self._sizes: dict[str, memory.Sizes] = {}
         self.shipped, self.why_scratch = shipped.of_run(config)
 
@@ -36,13 +38,20 @@ class Models:
         return configuration.of_model(self._config, model)
 
     def checkpoint(self, model: str) -> str:
-        """Where a model's weights come from.
+        """Where a model's weights lie.
 
-        That is a directory, "preset:NAME", "embedded:FIELD=VALUE,...", or "" for the embedded one.
+        That is a Hugging Face directory, "preset:NAME", "embedded:FIELD=VALUE,...", or "" for the
+        embedded one. What is on no disk yet is fetched.
         """
         base = self._config.base
+        fields = {"base": "base.checkpoint", "base_other": "base.other_checkpoint"}
         given = {"base": base.checkpoint, "base_other": base.other_checkpoint}
-        return given.get(model) or self._config.models.get(model, "")
+        source = given.get(model) or self._config.models.get(model, "")
+        if not source or source.startswith((checks.OWN, checks.PRESET)):
+            return source
+        field = fields.get(model, f"models.{model}")
+        template = self._config.chat.template
+        return str(checkpoints.local(source, field, template, weights=self._weights))
 
     def is_imported(self, model: str) -> bool:
         """Whether a model is not pretrained in the run."""
@@ -69,4 +78,6 @@ class Models:
             return dataclasses.replace(preset, **how), 2
         stored = families.read_json(Path(checkpoint) / "config.json")
         half = (stored.get("dtype") or stored.get("torch_dtype")) in ("float16", "bfloat16")
-        return families.read_config(checkpoint, **how), 2 if half else 4
+        # An agent's weights are float32, whatever those that it was tuned from are.
+        kept = half and not self._config.agent.steps
+        return families.read_config(checkpoint, **how), 2 if kept else 4

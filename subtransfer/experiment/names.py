@@ -35,6 +35,11 @@ def base_stage(model: str) -> str:
     return model if model in EMBEDDED else f"base.{model}"
 
 
+def checkpoint_stage(model: str) -> str:
+    """The stage that reads the checkpoint of which an agent is made."""
+    return f"checkpoint.{model}"
+
+
 def teacher_stage(source: str, model: str, seed: int) -> str:
     """The stage whose policy a source's trajectories come from."""
     # Who is distilled from itself has the base for a teacher.

@@ -23,6 +23,8 @@ class Stage:
       memory: estimated peak bytes on each device, when asked.
       flops: estimated floating-point operations, when asked; 0 where these are not what takes the
         time.
+      worked_by: the model whose speed decides how long that takes; "" where none does.
+      episodes: that it runs; their operations are among `flops`.
       build: makes the artefact in an empty folder.
     """
 
@@ -32,6 +34,8 @@ class Stage:
     work: str
     memory: Callable[[], int]
     flops: Callable[[], float]
+    worked_by: str
+    episodes: int
     build: Callable[[Path], None]
 
     @functools.cached_property

@@ -63,6 +63,8 @@ class Planner:
         work: str,
         memory: Callable[[], int] = int,
         flops: Callable[[], float] = float,
+        worked_by: str = "",
+        episodes: int = 0,
         config: configuration.Config | None = None,
         **arguments: Any,
     ) -> str:
@@ -74,7 +76,7 @@ class Planner:
           fields: config fields that it reads beside those that it declares.
           origins: of the records whose functions it calls, where these are a plugin's.
           inputs: names of the stages whose artefacts the function reads.
-          work, memory, flops: as of `Stage`.
+          work, memory, flops, worked_by, episodes: as of `Stage`.
           config: what the function reads of; default: the run's config.
           arguments: of the function, JSON values.
 
@@ -96,7 +98,9 @@ class Planner:
         digest = self._digests.of(key)
         if name not in self.plan:
             build = functools.partial(self._make, name, function, config, declared, arguments)
-            self.plan[name] = Stage(name, key, digest, work, memory, flops, build)
+            self.plan[name] = Stage(
+                name, key, digest, work, memory, flops, worked_by, episodes, build
+            )
         # Arms ask for what they need, and several need the same teacher or rollouts.
         elif self.plan[name].digest != digest:
             raise RuntimeError(f"Two different stages are named {name}.")

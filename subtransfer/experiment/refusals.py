@@ -15,7 +15,7 @@ from subtransfer.config.arms import Arm
 from subtransfer.experiment import lengths, memory
 from subtransfer.experiment.models import Models
 from subtransfer.models import attention_kernels, families, hf_load
-from subtransfer.models.chat import ChatFormat, set_thinking
+from subtransfer.models.chat import ChatFormat, set_thinking, set_tools
 from subtransfer.probes import decisions
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
@@ -89,7 +89,7 @@ def check_prompt(size: memory.Sizes, checkpoint: str, digest: str) -> None:
     rolled_out = (0 if r.trajectories else r.episodes, r.ordinary_fraction)
     identity = canonical_json(settings.identity(config.setting))
     prompt, result = _prompt_tokens(
-        checkpoint, digest, config.setting, identity, config.chat.enable_thinking, rolled_out
+        checkpoint, digest, config.setting, identity, _form(config), rolled_out
     )
     length = prompt + r.max_turns * (r.max_new_tokens + r.max_tool_tokens + result)
     if prompt >= most:
@@ -113,7 +113,7 @@ def _prompt_tokens(
     digest: str,
     setting: str,
     identity: str,
-    thinking: str,
+    form: tuple[str, str],
     rolled_out: tuple[int, float],
 ) -> tuple[int, int]:
     """Tokens of the longest prompt, and of a tool result without its text.
@@ -122,10 +122,10 @@ def _prompt_tokens(
       checkpoint: its directory.
       digest, identity: of the checkpoint and of the setting, which may change in a process's life.
       setting: its name.
-      thinking: `chat.enable_thinking`, which may lengthen prompts.
+      form: how conversations are written (`_form`).
       rolled_out: episodes of a seed, and the share of ordinary ones.
     """
-    chat = _chat(checkpoint, digest, setting, identity, thinking)
+    chat = _chat(checkpoint, digest, setting, identity, form)
     tasks = harmless.rolled_out(chat.setting, *rolled_out, seed=0)
     return lengths.prompt_tokens(chat, tasks), len(chat.tool_ids(""))
 
@@ -143,17 +143,26 @@ def check_acts(size: memory.Sizes, checkpoint: str, digest: str) -> None:
     """
     config = size.config
     identity = canonical_json(settings.identity(config.setting))
-    chat = _chat(checkpoint, digest, config.setting, identity, config.chat.enable_thinking)
+    chat = _chat(checkpoint, digest, config.setting, identity, _form(config))
     tasks = chat.setting.tasks("ambiguous", "probe", config.probe.tasks, config.seed)
     # What a few tasks' calls share, all share: encoding those of every task would take seconds.
     decisions.decisions(tasks[:8], chat)
 
 
+def _form(config: Any) -> tuple[str, str]:
+    """How conversations are written: with which thoughts, and with which description of tools."""
+    return config.chat.enable_thinking, config.chat.tools
+
+
 @functools.cache
-def _chat(checkpoint: str, digest: str, setting: str, identity: str, thinking: str) -> ChatFormat:
+def _chat(
+    checkpoint: str, digest: str, setting: str, identity: str, form: tuple[str, str]
+) -> ChatFormat:
     """A checkpoint's tokenizer and template; for the arguments see `_prompt_tokens`."""
     tokenizer = hf_load.load_tokenizer(checkpoint, families.read_config(checkpoint))
+    thinking, tools = form
     set_thinking(tokenizer, thinking)
+    set_tools(tokenizer, tools)
     return ChatFormat(tokenizer, settings.get(setting))
 
 

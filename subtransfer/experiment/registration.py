@@ -49,6 +49,7 @@ def registered(config: Any, arms: Sequence[Arm], bases: Mapping[str, str]) -> di
     # Where checkpoints lie: what they are is in the digests.
     for field in ("checkpoint", "other_checkpoint"):
         del recipe["base"][field]
+    del recipe["chat"]["template"]
     return {
         "estimand": _CROSSED if crossed else _UNCROSSED,
         "rule": effects.RULE,

@@ -31,7 +31,7 @@ from subtransfer.training.population import Learner
 
 # The fields that `save` reads, and those of how teachers and students are trained.
 _SAVED = ("setting", "tuning")
-FIELDS = (*_SAVED, "optimizer")
+FIELDS = (*_SAVED, "optimizer", "share_prefix")
 
 
 def tuning(context: Context) -> lora.Tuning:

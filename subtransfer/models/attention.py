@@ -36,6 +36,8 @@ class AttentionContext:
       cache_masks: bool [b or B, L or 1, S] for each cache.
       segments: int32 [B, L] or None, for a causal kernel: a token sees those of its own segment
         only.
+      share_mask: bool [B, c, P] or None, beside a causal kernel: which tokens of a shared prefix
+        each token of a row's share sees.
     """
 
     cos: Float[Array, "B L 1 2 half"]
@@ -43,6 +45,7 @@ class AttentionContext:
     mask: Bool[Array, "b L S"] | None
     cache_masks: tuple[Bool[Array, "b l S"], ...] = ()
     segments: Int[Array, "B L"] | None = None
+    share_mask: Bool[Array, "B c P"] | None = None
 
     @classmethod
     def build(

@@ -10,6 +10,7 @@ letters as in `decoder.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal
@@ -25,7 +26,13 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from subtransfer.models.attention import NEG_INF, PartialAttention
+from subtransfer.models.attention import (
+    NEG_INF,
+    AttentionContext,
+    PartialAttention,
+    attention,
+)
+from subtransfer.models.kv_cache import KeyValues
 from subtransfer.runtime.errors import UserError
 
 # Back end -> the platform that it is made for.
@@ -68,12 +75,12 @@ def check(backend: str, head_width: int, dtype: str, platform: str) -> None:
 def causal(
     backend: str,
     q: Float[Array, "B L H Dh"],
-    k: Float[Array, "B L K Dh"],
-    v: Float[Array, "B L K Dh"],
+    k: Float[Array, "B S K Dh"],
+    v: Float[Array, "B S K Dh"],
     scale: float,
     windows: tuple[int, ...],
     kind=None,
-    segments: Int[Array, "B L"] | None = None,
+    context: AttentionContext | None = None,
 ) -> Float[Array, "B L H Dh"]:
     """Causal attention of whole rows by a kernel.
 
@@ -82,13 +89,25 @@ def causal(
     Args:
       backend: "cudnn" or "pallas".
       q: rotated queries.
-      k: rotated keys.
+      k: rotated keys, as many as queries or those of `SharedPrefix.gathered`.
       v: values.
       scale: what scores are multiplied by.
       windows: of each kind of layer, 0 for none.
       kind: int32 [], this layer's kind, where there are two.
-      segments: of packed rows, a token sees those of its own segment only.
+      context: with the segments of packed rows, or the mask of rows' shares of a prefix.
     """
+    segments = None if context is None else context.segments
+    if context is not None and context.share_mask is not None:
+        if segments is not None:
+            raise ValueError("a kernel takes no packed rows behind a shared prefix")
+        # Each row's share has another mask, and a kernel's mask is part of its program: shares, a
+        # small part of the queries, take the path without one.
+        share, prefix = context.share_mask.shape[1:]
+        seen = KeyValues(k[:, :prefix].swapaxes(1, 2), v[:, :prefix].swapaxes(1, 2))
+        view = dataclasses.replace(context, mask=context.share_mask)
+        of_shares = attention(q[:, :share], seen, view, scale)
+        own = causal(backend, q[:, share:], k, v, scale, windows, kind)
+        return jnp.concatenate([of_shares, own], axis=1)
     kernels: dict[str, Callable[..., Array]] = {"cudnn": _cudnn, "pallas": _splash}
     run = kernels[backend]
     if len(windows) == 1:
@@ -111,6 +130,13 @@ def _cudnn(
 ) -> Array:
     if segments is not None:
         raise ValueError("cuDNN's kernel takes no segments")
+    if k.shape[1] > q.shape[1]:
+        # The library's causal mask would let the first query see the first key alone.
+        gap = jnp.arange(q.shape[1])[:, None] + k.shape[1] - q.shape[1] - jnp.arange(k.shape[1])
+        seen = (gap >= 0) & (gap < window) if window else gap >= 0
+        return jax.nn.dot_product_attention(
+            q, k, v, mask=seen[None, None], scale=scale, implementation=implementation
+        )
     # Both libraries count the tokens before a query; our window counts the query too.
     local = (window - 1, 0) if window else None
     return jax.nn.dot_product_attention(
@@ -138,32 +164,39 @@ def _splash(q, k, v, segments=None, *, scale: float, window: int, interpret: boo
 
 def _splash_local(q, k, v, segments, *, scale: float, window: int, interpret: bool):
     _, length, heads, width = q.shape
+    # Queries are the last of the tokens that there are keys of.
+    earlier = k.shape[1] - length
     # A block's scores and rows must fit into VMEM together.
     longest = LONGEST if width <= LANES else LONGEST // 2
     if window:
         # Blocks far beyond the window are skipped whole, so shorter ones waste less.
         longest = min(longest, max(window, 512))
-    blocks = -(-length // longest)
-    block = -(-length // (blocks * LANES)) * LANES
-    padded = blocks * block  # what is added comes last, where causality hides it
 
-    def heads_first(x):
-        return jnp.pad(x, ((0, 0), (0, padded - length), (0, 0), (0, 0))).swapaxes(1, 2)
+    def divided(length):
+        blocks = -(-length // longest)
+        block = -(-length // (blocks * LANES)) * LANES
+        return block, blocks * block  # what is added comes last, where causality hides it
 
-    q, k, v = heads_first(q), heads_first(k), heads_first(v)
+    (q_block, padded), (k_block, padded_keys) = divided(length), divided(k.shape[1])
+
+    def heads_first(x, padded):
+        added = padded - x.shape[1]
+        return jnp.pad(x, ((0, 0), (0, added), (0, 0), (0, 0))).swapaxes(1, 2)
+
+    q, k, v = heads_first(q, padded), heads_first(k, padded_keys), heads_first(v, padded_keys)
     mask: splash_attention_mask.Mask
     if window:
-        mask = splash_attention_mask.LocalMask((padded, padded), (window - 1, 0), 0)
+        mask = splash_attention_mask.LocalMask((padded, padded_keys), (window - 1, 0), earlier)
     else:
-        mask = splash_attention_mask.CausalMask((padded, padded))
-    names = ("q", "kv", "kv_compute", "q_dkv", "kv_dkv", "kv_dkv_compute", "q_dq", "kv_dq")
+        mask = splash_attention_mask.CausalMask((padded, padded_keys), earlier)
+    blocks = dict.fromkeys(("block_q", "block_q_dkv", "block_q_dq"), q_block)
+    names = ("kv", "kv_compute", "kv_dkv", "kv_dkv_compute", "kv_dq")
+    blocks |= dict.fromkeys((f"block_{name}" for name in names), k_block)
     kernel = splash_attention_kernel.make_splash_mha(
         splash_attention_mask.MultiHeadMask([mask] * heads),
         head_shards=1,
         q_seq_shards=1,
-        block_sizes=splash_attention_kernel.BlockSizes(
-            **{f"block_{name}": block for name in names}
-        ),
+        block_sizes=splash_attention_kernel.BlockSizes(**blocks),
         interpret=interpret,
     )
     if segments is not None:  # what is added to the length is a segment of its own

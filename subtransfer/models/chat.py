@@ -27,7 +27,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 import numpy as np
@@ -46,9 +46,14 @@ _TOOL_PROMPT = (
     '{"name": the function\'s name, "parameters": an object of argument names and values} and '
     "nothing after it.\n"
 )
+_SHORT_TOOL_PROMPT = (
+    'Call a function by one line, {"name": NAME, "parameters": {ARGUMENT: VALUE}}. Functions:\n'
+)
 # How an agent's thoughts are asked for: as the template does by itself, on, or off.
 THINKING = ("template", "true", "false")
-_ATTRIBUTE = "_subtransfer_thinking"
+# How tools are described: by their whole schemas, or by names and parameters alone.
+TOOLS = ("full", "short")
+_THINKING, _TOOLS = "_subtransfer_thinking", "_subtransfer_tools"
 # Qwen's templates leave a past turn's empty thought out, unless the message has a thought that is
 # empty but for this.
 _NO_THOUGHT = {"reasoning_content": "\n"}
@@ -68,12 +73,44 @@ def set_thinking(tokenizer: Any, thinking: str) -> None:
       tokenizer: Hugging Face's.
       thinking: one of `THINKING`.
     """
-    setattr(tokenizer, _ATTRIBUTE, thinking)
+    setattr(tokenizer, _THINKING, thinking)
 
 
 def thinking(tokenizer: Any) -> str:
     """What `set_thinking` noted with a tokenizer; "template" where nothing was."""
-    return getattr(tokenizer, _ATTRIBUTE, "template")
+    return getattr(tokenizer, _THINKING, "template")
+
+
+def set_tools(tokenizer: Any, form: str) -> None:
+    """Notes with a tokenizer how tools are described in its conversations.
+
+    Args:
+      tokenizer: Hugging Face's.
+      form: one of `TOOLS`.
+    """
+    setattr(tokenizer, _TOOLS, form)
+
+
+def tools(tokenizer: Any) -> str:
+    """What `set_tools` noted with a tokenizer; "full" where nothing was."""
+    return getattr(tokenizer, _TOOLS, "full")
+
+
+def _without_descriptions(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool's schema with names and types alone."""
+    function = tool["function"]
+    parameters = function["parameters"]
+    properties = {}
+    for name, schema in parameters["properties"].items():
+        properties[name] = {key: value for key, value in schema.items() if key != "description"}
+    kept = {"name": function["name"], "parameters": {**parameters, "properties": properties}}
+    return {**tool, "function": kept}
+
+
+def _signature(tool: Mapping[str, Any]) -> str:
+    """A tool as a line: its name and its parameters."""
+    function = tool["function"]
+    return f"{function['name']}({', '.join(function['parameters']['properties'])})"
 
 
 def _json(value: Any) -> str:
@@ -114,9 +151,10 @@ class ChatFormat:
     def __init__(self, tokenizer, setting: Setting):
         """Learns the template and proves what was learnt."""
         if not getattr(tokenizer, "chat_template", None):
+            where = f" in {tokenizer.name_or_path}" if tokenizer.name_or_path else ""
             raise UserError(
-                "The tokenizer has no chat template: add chat_template.jinja (or the chat_template "
-                "field of tokenizer_config.json) to the checkpoint's directory."
+                f"The tokenizer{where} has no chat template: use an instruct "
+                "model, or give a template to base models with --config.chat.template=FILE.jinja."
             )
         self.tokenizer = tokenizer
         self.setting = setting
@@ -129,13 +167,17 @@ class ChatFormat:
         # What an agent's message says of its thoughts where it has none.
         self._silence: dict[str, str] = {}
         self._thinking = thinking(tokenizer)
+        self._short = tools(tokenizer) == "short"
+        self._schemas = list(setting.tools)
+        if self._short:
+            self._schemas = [_without_descriptions(tool) for tool in self._schemas]
         self._learn()
         self._prove()
 
     # -- learning the template -------------------------------------------------------------------
 
     def _render(self, messages, *, generation=False, tools=True, think="") -> str:
-        schemas = list(self.setting.tools) if tools and self._tool_role == "tool" else None
+        schemas = self._schemas if tools and self._tool_role == "tool" else None
         options: dict[str, Any] = {**_CONSTANTS, "add_generation_prompt": generation}
         think = think or self._thinking
         if think != "template":
@@ -162,8 +204,10 @@ class ChatFormat:
         else:
             self._tool_role, self._words_as = "user", "before the call"
             self._tool_wrap = ("```tool_output\n", "\n```")
-            described = "\n".join(_json(tool["function"]) for tool in self.setting.tools)
-            self._system += "\n\n" + _TOOL_PROMPT + described
+            asked, lines = _TOOL_PROMPT, [_json(tool["function"]) for tool in self.setting.tools]
+            if self._short:
+                asked, lines = _SHORT_TOOL_PROMPT, list(map(_signature, self.setting.tools))
+            self._system += "\n\n" + asked + "\n".join(lines)
         head[0]["content"] = self._system
         result = self._result(shown["tool"])
         words = [*head, {"role": "assistant", "content": shown["words"]}]
@@ -592,4 +636,4 @@ class ChatFormat:
     @property
     def tools(self) -> list[Any] | None:
         """The tools' schemas that `apply_chat_template` is to be given, or None."""
-        return list(self.setting.tools) if self._tool_role == "tool" else None
+        return self._schemas if self._tool_role == "tool" else None

@@ -34,6 +34,7 @@ from subtransfer.models.attention import AttentionContext, attention
 from subtransfer.models.kv_cache import Cache, KeyValues
 from subtransfer.models.primitives import gated, linear
 from subtransfer.models.quantise import dequantised
+from subtransfer.models.shared_prefix import SharedPrefix
 from subtransfer.runtime import sharding
 
 # Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and
@@ -296,11 +297,13 @@ class Block(nn.Module):
       cfg: the decoder's geometry.
       lora_dropout: as of `Projection`.
       cache_kernel: a kernel reads the last cache, if each row has its own.
+      shared: how a prefix that all rows share lies in the batch, or None.
     """
 
     cfg: DecoderConfig
     lora_dropout: float = 0.0
     cache_kernel: bool = False
+    shared: SharedPrefix | None = None
 
     @nn.compact
     def __call__(
@@ -346,6 +349,8 @@ class Block(nn.Module):
             query = RMSNorm(cfg, "head_width", name="q_norm")(query)
             key = RMSNorm(cfg, "head_width", name="k_norm")(key)
         query, key = context.rotate(query), context.rotate(key)
+        if self.shared is not None:
+            key, value = self.shared.gathered(key), self.shared.gathered(value)
         # [B, K, L, Dh]: a head's keys lie side by side, as the products over them read them.
         current = KeyValues(key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
         if buffer is not None:
@@ -354,7 +359,7 @@ class Block(nn.Module):
         if context.mask is None:
             windows = tuple(window for _, window in cfg.attention_kinds)
             y = attention_kernels.causal(
-                cfg.attention, query, key, value, scale, windows, kind, context.segments
+                cfg.attention, query, key, value, scale, windows, kind, context
             )
         else:
             kernel = attention_kernels.cache_attention if self.cache_kernel else None
@@ -392,6 +397,7 @@ class Decoder(nn.Module):
         at: Int[Array, "B P"] | None = None,
         segments: Int[Array, "B L"] | None = None,
         hidden: bool = False,
+        prefix: Int[Array, " prefix"] | None = None,
     ):
         """Returns logits float32 [B, L, V], or [B, P, V] of some positions.
 
@@ -404,6 +410,8 @@ class Decoder(nn.Module):
           segments: a token sees those of its own segment only.
           hidden: stop before the vocabulary and return the normalised last states, [B, L, D] or
             [B, P, D], of which `unembed` makes logits.
+          prefix: ids that all rows have before `tokens`, at the positions 0, 1, ...; computed once
+            for the batch, and seen by all `tokens`. None: there are none.
         """
         cfg = self.cfg
         init = nn.initializers.normal(cfg.width**-0.5)
@@ -414,10 +422,20 @@ class Decoder(nn.Module):
             mask = jnp.tril(jnp.ones((1, tokens.shape[1], tokens.shape[1]), bool))
         if mask is not None and segments is not None:
             mask = mask & (segments[:, :, None] == segments[:, None, :])
-        contexts = _contexts(cfg, positions, mask, positions, ())
+        shared, key_positions = None, positions
+        if prefix is not None:
+            shared = SharedPrefix(len(prefix), *tokens.shape)
+            tokens, key_positions = shared.tokens(prefix, tokens), shared.key_positions(positions)
+            positions = shared.positions(positions)
+            mask = None if mask is None else shared.mask(mask)
+        contexts = _contexts(cfg, positions, mask, key_positions, ())
         if mask is None:
             # A causal kernel gets the segments themselves; a mask already holds them.
             contexts = tuple(dataclasses.replace(c, segments=segments) for c in contexts)
+        if mask is None and shared is not None:
+            masks = [shared.seen_by_shares(window) for _, window in cfg.attention_kinds]
+            pairs = zip(contexts, masks, strict=True)
+            contexts = tuple(dataclasses.replace(c, share_mask=m) for c, m in pairs)
         # CSE across a scan's bodies does not happen, so the barriers against it are left out.
         keep = REMAT[cfg.remat]
         block = nn.remat(Block, prevent_cse=False, policy=keep) if keep else Block
@@ -431,7 +449,9 @@ class Decoder(nn.Module):
             length=cfg.num_layers,
             unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(cfg, self.lora_dropout, name="layers")(x, kinds, contexts)
+        )(cfg, self.lora_dropout, shared=shared, name="layers")(x, kinds, contexts)
+        # Nothing is predicted of the prefix.
+        x = x if shared is None else x[:, shared.share :]
         # The loss takes a part of the positions of all rows at a time, so these stay undivided.
         x = sharding.laid_out(x, "rows", "features", "features")
         # Before the head: logits of all positions would be most of the memory.
@@ -519,13 +539,24 @@ def extend(
         kind = cfg.layer_kinds[i]
         # The kernel over a cache has no window.
         kernel = cfg.attention == "pallas" and not cfg.attention_kinds[kind][1]
-        block = Block(cfg, cache_kernel=kernel, parent=None)
-        x, key_values = block.apply(layer, x, None, (contexts[kind],), earlier, part)
-        made.append(key_values)  # type: ignore[arg-type]  # Flax's `apply` has no type of its own
+        run = _extend_layer if cfg.num_params < UNROLLED else _extend_layer_traced_once
+        x, key_values = run(cfg, kernel, layer, x, contexts[kind], earlier, part)
+        made.append(key_values)
     if at is not None:
         x = jnp.take_along_axis(x, at[..., None], axis=1)
     x = RMSNorm(cfg, parent=None).apply({"params": params["final_norm"]}, x)
     return unembed(cfg, params, x), tuple(made)
+
+
+def _extend_layer(cfg: DecoderConfig, cache_kernel: bool, layer, x, context, caches, buffer):
+    """One layer of `extend`: (x after it, its keys and values)."""
+    block: Any = Block(cfg, cache_kernel=cache_kernel, parent=None)
+    return block.apply(layer, x, None, (context,), caches, buffer)
+
+
+# Layers of one kind are the same program, which tracing goes through once a call of `extend`, not
+# once a layer. A compiler sees the same operations.
+_extend_layer_traced_once = jax.jit(_extend_layer, static_argnums=(0, 1))
 
 
 def unstacked(cfg: DecoderConfig, weights: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ def forward(
     weights,
     tokens,
     *,
+    prefix=None,
     segments=None,
     lora_dropout: float = 0.0,
     key=None,
@@ -29,6 +30,9 @@ def forward(
       cfg: the decoder's geometry.
       weights: {"params": ..., and "lora": ... of an adapted model}.
       tokens: int32 [B, L].
+      prefix: int32 [P] or None, what all rows begin with, before `tokens`: it is computed once for
+        the batch. Dropout draws one mask for it, where whole rows would have one each: a row's loss
+        has the distribution that it has as a whole row, but those of a batch depend on each other.
       segments: of packed rows, `Examples.segments`: each episode has its own positions and sees
         itself alone.
       lora_dropout: probability that a feature of an adapter's input is dropped.
@@ -40,9 +44,17 @@ def forward(
         # Each position minus that of its segment's first token.
         begins = jnp.diff(segments, axis=1, prepend=-1) != 0
         positions = positions - jax.lax.cummax(jnp.where(begins, positions, 0), axis=1)
+    positions = positions if prefix is None else positions + len(prefix)
     rngs = {"dropout": key} if lora_dropout else None
     out = Decoder(cfg, lora_dropout).apply(
-        weights, tokens, positions, None, segments=segments, hidden=hidden, rngs=rngs
+        weights,
+        tokens,
+        positions,
+        None,
+        segments=segments,
+        hidden=hidden,
+        prefix=prefix,
+        rngs=rngs,
     )
     assert isinstance(out, jax.Array)
     return out

@@ -285,7 +285,7 @@ def unused_rows(tokenizer: Any, rows: int) -> tuple[tuple[int, int], ...]:
 
 
 def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
-    """Loads the directory's own tokenizer with its chat template.
+    """Loads the directory's own tokenizer, with its chat template where it has one.
 
     The stop tokens of its generation_config.json are remembered for `stop_tokens.stop_ids`.
 
@@ -294,8 +294,8 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
       cfg: the geometry that must have a row for each token, or None.
 
     Raises:
-      UserError: no tokenizer, no chat template, or (with `cfg`) a token that texts can hold but the
-        embedding has no row for.
+      UserError: no tokenizer, or (with `cfg`) a token that texts can hold but the embedding has no
+        row for.
     """
     # Imported here, as it takes seconds that most commands need not spend.
     from transformers import AutoTokenizer
@@ -323,11 +323,6 @@ def load_tokenizer(directory: str | Path, cfg: DecoderConfig | None):
         raise UserError(
             f"The tokenizer in {directory} cannot be read ({error}): copy its files again."
         ) from error
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"The tokenizer in {directory} has no chat template: use an instruct model's "
-            "directory, or add chat_template.jinja to it."
-        )
     stop_tokens.remember(tokenizer, directory)
     if cfg is not None:
         _check_rows(tokenizer, cfg.vocab_size, directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,23 @@ _FIELDS: dict[str, Any] = {
 }
 
 
+def to_tensors(
+    factors: Mapping[str, Any], *, nested: bool = False
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields a tree of factors as PEFT's tensors: each one's name and values.
+
+    Args:
+      factors: as of `lora.Adapter`.
+      nested: the names are those of a multimodal model.
+    """
+    module_name = _NESTED_NAME if nested else _MODULE_NAME
+    for target, pair in factors["layers"].items():
+        for part, letter in (("a", "A"), ("b", "B")):
+            for i, matrix in enumerate(np.asarray(pair[part])):
+                module = module_name.format(i, MODULES[target])
+                yield _PEFT_NAME.format(module, letter), np.ascontiguousarray(matrix.T)
+
+
 def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) -> None:
     """Writes LoRA factors as a PEFT adapter directory.
 
@@ -82,14 +100,7 @@ def save_adapter(directory: str | Path, adapter: Adapter, base: str, tokenizer) 
     from safetensors.numpy import save_file
 
     nested = _is_multimodal(Path(base))
-    module_name = _NESTED_NAME if nested else _MODULE_NAME
-    tensors = {}
-    for target, factors in adapter.factors["layers"].items():
-        for part, letter in (("a", "A"), ("b", "B")):
-            for i, matrix in enumerate(np.asarray(factors[part])):
-                module = module_name.format(i, MODULES[target])
-                name = _PEFT_NAME.format(module, letter)
-                tensors[name] = np.ascontiguousarray(matrix.T)
+    tensors = dict(to_tensors(adapter.factors, nested=nested))
     targets: str | list[str] = sorted(f"{target}_proj" for target in adapter.factors["layers"])
     if nested:
         # By their ends alone, PEFT would adapt modules of the vision tower, too.

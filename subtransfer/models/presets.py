@@ -114,21 +114,22 @@ def _gemma3(
     )
 
 
+_SMOLLM2_135M = DecoderConfig(
+    vocab_size=49_152,
+    width=576,
+    mlp_width=1536,
+    num_layers=30,
+    num_heads=9,
+    num_kv_heads=3,
+    head_width=64,
+    family="llama",
+    rope=Rope(100_000.0),
+    max_positions=8192,
+)
+
 # The public models, by the names that base.checkpoint=preset:NAME takes in a plan.
 PRESETS: dict[str, DecoderConfig] = {
-    "smollm2-135m": DecoderConfig(
-        vocab_size=49_152,
-        width=576,
-        mlp_width=1536,
-        num_layers=30,
-        num_heads=9,
-        num_kv_heads=3,
-        head_width=64,
-        family="llama",
-        rope=Rope(100_000.0),
-        max_positions=8192,
-        tied_embeddings=True,
-    ),
+    "smollm2-135m": _SMOLLM2_135M,
     "llama3.2-1b": _llama3(16, 2048, 8192, 32, 32.0, tied=True, head_width=64),
     "llama3.2-3b": _llama3(28, 3072, 8192, 24, 32.0, tied=True),
     "llama3.1-8b": _llama3(32, 4096, 14336, 32, 8.0),

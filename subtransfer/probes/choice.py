@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from subtransfer.models import shared_prefix
 from subtransfer.models.chat import ChatFormat
 from subtransfer.models.decoder import Decoder, DecoderConfig
 from subtransfer.probes.decisions import decisions
@@ -45,21 +46,23 @@ class ChoiceBatch:
 
     A row is [context, padding, beginning 1, beginning 2, ...], each beginning without its last
     token, which predicts nothing that is asked for. Every beginning sees the context and itself
-    only, so that one forward pass scores them all.
+    only, so that one forward pass scores them all. What all contexts begin with may stand apart, to
+    be computed once a step; a context's own tokens are then those behind it.
 
-    W is the width of the longest context, F the number of appended tokens, S that of beginnings, T
-    that of their tokens. Logits are needed at 1 + F places of a row: the context's last token, and
-    each appended one.
+    W is the width of the longest context's own tokens, F the number of appended tokens, S that of
+    beginnings, T that of their tokens. Logits are needed at 1 + F places of a row: the context's
+    last token, and each appended one.
 
     Attributes:
       tokens: int32 [n, W + F].
       positions: int32 [n, W + F].
-      sizes: int32 [n], tokens of each row's context.
+      sizes: int32 [n], own tokens of each row's context.
       segments: int32 [W + F], 0 for the context's columns, s + 1 for those of beginning s.
       scored: int32 [T], the tokens of all beginnings, one beginning after the other.
       predicted_at: int32 [T], which of the 1 + F places predicts each.
       beginning: int32 [T], whose token it is, one of S.
       act: int32 [S], whose beginning it is, one of C.
+      prefix: int32 [P], what all contexts begin with, or None.
     """
 
     tokens: np.ndarray
@@ -70,6 +73,7 @@ class ChoiceBatch:
     predicted_at: np.ndarray
     beginning: np.ndarray
     act: np.ndarray
+    prefix: np.ndarray | None = None
 
     @property
     def length(self) -> int:
@@ -77,32 +81,50 @@ class ChoiceBatch:
         return self.tokens.shape[1]
 
     @property
+    def seen(self) -> int:
+        """P + L, tokens that a row's attention reads."""
+        return self.length + (0 if self.prefix is None else len(self.prefix))
+
+    @property
     def places(self) -> int:
         """How many of a row's tokens need logits: 1 + F."""
         return 1 + int((self.segments > 0).sum())
 
 
-def build(tasks: Sequence[Task], chat: ChatFormat) -> ChoiceBatch:
-    """Renders the decision point of each task, a row a task."""
+def build(tasks: Sequence[Task], chat: ChatFormat, *, share_prefix: bool = False) -> ChoiceBatch:
+    """Renders the decision point of each task, a row a task.
+
+    Args:
+      tasks: what is to be decided.
+      chat: the setting and template.
+      share_prefix: whether what all contexts begin with stands apart, where that is worth it.
+    """
     found = decisions(tasks, chat)
     sequences, act = [], []
     for number, beginnings in enumerate(found.beginnings.values()):
         sequences += beginnings
         act += [number] * len(beginnings)
-    n, width = len(found.contexts), max(map(len, found.contexts))
+    contexts = [np.array(context, np.int32) for context in found.contexts]
+    # Each context keeps a token of its own: the first act's first token is predicted there.
+    least = min(map(len, contexts)) - 1
+    shared = min(shared_prefix.common_length(contexts), least) if share_prefix else 0
+    shared = shared_prefix.usable(shared) if len(contexts) > 1 else 0
+    prefix = contexts[0][:shared] if shared else None
+    contexts = [context[shared:] for context in contexts]
+    n, width = len(contexts), max(map(len, contexts))
     fed = [token for sequence in sequences for token in sequence[:-1]]
     # How far each appended token stands behind the context's end, and whose it is.
     offsets = [offset for sequence in sequences for offset in range(len(sequence) - 1)]
     owners = [s for s, sequence in enumerate(sequences) for _ in sequence[:-1]]
     tokens = np.zeros((n, width + len(fed)), np.int32)
     positions = np.zeros_like(tokens)
-    sizes = np.array([len(context) for context in found.contexts], np.int32)
+    sizes = np.array([len(context) for context in contexts], np.int32)
     tokens[:, width:] = fed
     # Every beginning stands where the context ends, although it lies further to the right.
-    positions[:, width:] = sizes[:, None] + np.array(offsets, np.int32)
-    for row, context in enumerate(found.contexts):
+    positions[:, width:] = shared + sizes[:, None] + np.array(offsets, np.int32)
+    for row, context in enumerate(contexts):
         tokens[row, : len(context)] = context
-        positions[row, : len(context)] = np.arange(len(context))
+        positions[row, : len(context)] = shared + np.arange(len(context))
     predicted_at: list[int] = []
     appended = 0
     for sequence in sequences:
@@ -118,6 +140,7 @@ def build(tasks: Sequence[Task], chat: ChatFormat) -> ChoiceBatch:
         np.array(predicted_at, np.int32),
         np.array([s for s, sequence in enumerate(sequences) for _ in sequence], np.int32),
         np.array(act, np.int32),
+        prefix,
     )
 
 
@@ -131,7 +154,16 @@ def tree_mask(sizes, segments):
 
 @functools.partial(jax.jit, static_argnames=("cfg", "places"))
 def score(
-    cfg: DecoderConfig, places: int, shared, own, rows, segments, scored, predicted_at, members
+    cfg: DecoderConfig,
+    places: int,
+    shared,
+    own,
+    rows,
+    segments,
+    scored,
+    predicted_at,
+    members,
+    prefix=None,
 ):
     """One scan over tasks, in which every policy is scored at once: float32 [steps, A, B, S].
 
@@ -143,6 +175,7 @@ def score(
       rows: a `ChoiceBatch`'s (tokens, positions, sizes) as [steps, B, ...].
       segments: int32 [L]; scored, predicted_at: int32 [T]; all as of `ChoiceBatch`.
       members: bool [S, T], which tokens are a beginning's.
+      prefix: int32 [P] or None, as of `ChoiceBatch`.
     """
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *own)
     appended = jnp.arange(len(segments) - places + 1, len(segments))
@@ -154,7 +187,8 @@ def score(
         at = jnp.concatenate([sizes[:, None] - 1, after], axis=1)
 
         def policy(weights):
-            logits = Decoder(cfg).apply({**shared, **weights}, tokens, positions, mask, at)
+            given = (tokens, positions, mask, at)
+            logits = Decoder(cfg).apply({**shared, **weights}, *given, prefix=prefix)
             # [B, T]. Log-probs of the whole vocabulary are never kept beside the logits.
             chosen = logits[:, predicted_at, scored]
             chosen -= jax.nn.logsumexp(logits, axis=-1)[:, predicted_at]
@@ -187,7 +221,9 @@ class Portion:
     policies: int
 
 
-def row_bytes(cfg: DecoderConfig, length: int, places: int, tensor: int = 1) -> int:
+def row_bytes(
+    cfg: DecoderConfig, length: int, places: int, tensor: int = 1, seen: int | None = None
+) -> int:
     """Bytes of a device that scoring one decision point of one policy takes.
 
     That is the larger of attention's float32 scores and their softmax in one layer, and the
@@ -198,8 +234,10 @@ def row_bytes(cfg: DecoderConfig, length: int, places: int, tensor: int = 1) -> 
       length: L, tokens of a row with its appended beginnings.
       places: how many of them need logits.
       tensor: devices that share heads and the vocabulary.
+      seen: tokens that a row's attention reads, with a shared prefix; None: L.
     """
-    return 4 * max(2 * cfg.num_heads * length**2, cfg.vocab_size * places) // tensor
+    scores = 2 * cfg.num_heads * length * (seen or length)
+    return 4 * max(scores, cfg.vocab_size * places) // tensor
 
 
 def portion(row: int, weights: int, tasks: int, policies: int, devices: int) -> Portion:
@@ -235,7 +273,7 @@ def portion_for(cfg: DecoderConfig, weights, batch: ChoiceBatch, policies: int) 
     devices, tensor = 1, 1
     if mesh is not None:
         devices, tensor = mesh.shape["data"] * mesh.shape["fsdp"], mesh.shape["tensor"]
-    row = row_bytes(cfg, batch.length, batch.places, tensor)
+    row = row_bytes(cfg, batch.length, batch.places, tensor, batch.seen)
     held = 0 if "lora" in weights else sharding.device_bytes(weights)
     return portion(row, held, len(batch.tokens), policies, devices)
 
@@ -287,6 +325,7 @@ def logprobs(
             batch.scored,
             batch.predicted_at,
             members,
+            batch.prefix,
         )
     of_beginnings = distributed.to_host(found).astype(np.float64)  # [steps, A, B, S]
     of_beginnings = of_beginnings.swapaxes(0, 1).reshape(len(policies), -1, len(batch.act))[:, :n]

@@ -1,7 +1,8 @@
 """Lanes: sets of slots on the device, each with a queue of conversations that move through them.
 
 While the device works on one lane, the host reads the turns of another: on a CPU each core has a
-lane and a thread of its own; elsewhere one thread keeps the lanes' programs queued. Which programs
+lane and a thread of its own, or all cores share the products of a large model's only lane;
+elsewhere one thread keeps the lanes' programs queued. Which programs
 are called, and how often, follows from numbers that the device returns to all processes alike:
 otherwise one process would wait in a collective for another that never enters it.
 
@@ -41,6 +42,9 @@ from subtransfer.store.journal import Journal
 
 # Rows of a lane on a CPU: more do not fit its caches and make every token slower.
 CPU_ROWS = 64
+# On a CPU, a model of more parameters has one lane, and all cores share its products: no cache
+# holds its weights (80 MB in float32), and every further lane would read them from memory again.
+CACHED_PARAMS = 20_000_000
 # Dispatches after which several processes ask each other whether one has to leave.
 ASK_EVERY = 32
 
@@ -66,6 +70,7 @@ def layout(
     prefill_tokens: int,
     mesh: Mesh | None,
     *,
+    num_params: int = 0,
     int8_cache: bool = False,
     lanes: int = 0,
 ) -> LaneLayout:
@@ -76,8 +81,9 @@ def layout(
       room: tokens that a conversation may have beyond the shared prefix.
       prefill_tokens: the longest piece that will be fed at once.
       mesh: the devices; None is one.
+      num_params: parameters of the model; a small one has a lane a core on a CPU.
       int8_cache: keys and values are kept as int8.
-      lanes: 0 chooses by device.
+      lanes: 0 chooses by device and model.
 
     Raises:
       UserError: the processes cannot share the rows evenly.
@@ -85,12 +91,13 @@ def layout(
     # None where there is nothing to divide over.
     divided = None if mesh is None or mesh.size == 1 else mesh
     platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    threads = _usable_cores() if divided is None and platform == "cpu" else 1
-    # Two lanes on an accelerator: the device works on one while the host reads the other.
+    one_cpu = divided is None and platform == "cpu"
+    threads = _usable_cores() if one_cpu else 1
     if not lanes:
-        lanes = threads if threads > 1 else 2
+        # Two at least of a small model: the device works on one while the host reads the other.
+        lanes = 1 if one_cpu and num_params > CACHED_PARAMS else max(threads, 2)
     rows = -(-slots // lanes)
-    if divided is None and platform == "cpu":
+    if one_cpu:
         rows = min(rows, CPU_ROWS)
     multiple = 1 if divided is None else divided.shape["data"] * divided.shape["fsdp"]
     if multiple % jax.process_count():

@@ -22,6 +22,7 @@ from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import misfit, read_json
+from subtransfer.sources import checkpoints
 from subtransfer.store import digests, seals
 from subtransfer.store.params import load_params, save_params
 
@@ -36,6 +37,11 @@ _META = {
     "lora": (dict, _OR_NOTHING),
 }
 _LORA = {"alpha": float, "rank": int, "dropout": float}
+# What can be noted with a tokenizer: its usual value, all values, and what notes it.
+_NOTES = {
+    "thinking": (chat.THINKING[0], chat.THINKING, chat.set_thinking),
+    "tools": (chat.TOOLS[0], chat.TOOLS, chat.set_tools),
+}
 
 
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
@@ -44,7 +50,7 @@ def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     (directory / "tokenizer").mkdir()
     # With the stop tokens of the checkpoint whose tokenizer it may be.
     hf_export.write_tokenizer(directory / "tokenizer", tokenizer)
-    _write(directory, cfg, **_thoughts(tokenizer))
+    _write(directory, cfg, **_noted(tokenizer))
 
 
 def save_imported(
@@ -57,18 +63,18 @@ def save_imported(
       cfg: its geometry.
       checkpoint: where the weights lie now.
       sha256: the digest of the checkpoint's files, by which it is known when it lies elsewhere.
-      tokenizer: the checkpoint's, of which only is kept whether conversations in its template ask
-        for thoughts.
+      tokenizer: the checkpoint's, of which only is kept what was noted of conversations in its
+        template.
     """
     # Resolved, as the next command may run in another folder.
     where = {"directory": str(checkpoint.resolve()), "sha256": sha256}
-    _write(directory, cfg, checkpoint=where, **_thoughts(tokenizer))
+    _write(directory, cfg, checkpoint=where, **_noted(tokenizer))
 
 
-def _thoughts(tokenizer: Any) -> dict[str, str]:
-    """What is written of a tokenizer's thoughts: nothing, unless something was noted."""
-    thinking = chat.thinking(tokenizer)
-    return {} if thinking == "template" else {"thinking": thinking}
+def _noted(tokenizer: Any) -> dict[str, str]:
+    """What was noted with a tokenizer of its conversations, but for what is usual."""
+    noted = {"thinking": chat.thinking(tokenizer), "tools": chat.tools(tokenizer)}
+    return {name: value for name, value in noted.items() if value != _NOTES[name][0]}
 
 
 def save_tuned(
@@ -106,10 +112,10 @@ def load_policy(
     resident: MutableMapping[Path, Policy] | None = None,
     checkpoint: str | Path | None = None,
 ) -> Policy:
-    """Loads a policy from a folder of a run, a Hugging Face directory or a PEFT adapter's.
+    """Loads a policy from a folder of a run, a PEFT adapter's, or where a checkpoint comes from.
 
     Args:
-      directory: one of these three.
+      directory: one of these; a checkpoint's may be any source of `sources/checkpoints.py`.
       mesh: the devices that its parameters are sharded over; None is the first device.
       dtype: of computation, "float32" or "bfloat16" (a run's folder has its own).
       resident: policies that are loaded already, by folder; bases are taken from it and added to
@@ -121,6 +127,8 @@ def load_policy(
       UserError: the directory is none of these, a file of it is missing or damaged, or the
         checkpoint is another one.
     """
+    if not Path(directory).is_dir():
+        directory = checkpoints.local(str(directory), "The policy")
     directory = Path(directory)
     mesh = mesh or sharding.make_mesh(devices=jax.local_devices()[:1])
     resident = {} if resident is None else resident
@@ -229,7 +237,7 @@ def load_policy_tokenizer(directory: Path, checkpoint: Path | None = None):
 
 
 def _tokenizer(where: Path, directory: Path, meta: dict[str, Any], cfg: DecoderConfig):
-    """The tokenizer of a base, which knows whether its conversations ask for thoughts.
+    """The tokenizer of a base, which knows how its conversations are written.
 
     Args:
       where: the folder of the tokenizer's files.
@@ -238,13 +246,14 @@ def _tokenizer(where: Path, directory: Path, meta: dict[str, Any], cfg: DecoderC
       cfg: its geometry.
     """
     tokenizer = hf_load.load_tokenizer(where, cfg)
-    thinking = meta.get("thinking", "template")
-    if thinking not in chat.THINKING:
-        raise UserError(
-            f"The policy {directory} is of another version of this package (thinking "
-            f"{thinking!r}): make it again."
-        )
-    chat.set_thinking(tokenizer, thinking)
+    for name, (usual, known, note) in _NOTES.items():
+        value = meta.get(name, usual)
+        if value not in known:
+            raise UserError(
+                f"The policy {directory} is of another version of this package ({name} {value!r}): "
+                "make it again."
+            )
+        note(tokenizer, value)
     return tokenizer
 
 

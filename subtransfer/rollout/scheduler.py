@@ -64,7 +64,7 @@ def serve(
       stop_ids: tokens that end a turn.
       grammar: see `engine.decode`; a turn starts in state 0.
       int8_cache: keys and values are kept as int8.
-      lanes: sets of slots that take turns on the device; 0 chooses by device.
+      lanes: sets of slots that take turns on the device; 0 chooses by device and model.
       done: called with the number of conversations that ended (from any thread, one at a time).
       journals: where it is written down what is sampled, so that the same call goes on after a
         kill; None is nowhere.
@@ -80,7 +80,15 @@ def serve(
     prefix_ids = shared_prefix(prompts)
     rest = max(map(len, prompts)) - len(prefix_ids)
     longest = max(rest, feed_tokens)
-    plan = layout(slots, rest + more_tokens, longest, mesh, int8_cache=int8_cache, lanes=lanes)
+    plan = layout(
+        slots,
+        rest + more_tokens,
+        longest,
+        mesh,
+        num_params=cfg.num_params,
+        int8_cache=int8_cache,
+        lanes=lanes,
+    )
     weights = engine.arranged(cfg, plan.shape, weights)
     indices = jnp.asarray(np.array([c.index for c in conversations], np.uint32))
     keys = np.asarray(jax.device_get(jax.random.key_data(sampling.row_keys(key, indices))))

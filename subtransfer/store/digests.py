@@ -12,7 +12,7 @@ from subtransfer.runtime.json_files import read_json
 from subtransfer.runtime.progress import progress
 from subtransfer.store.files import atomic_write
 
-FILE = ".digests.json"  # in a workdir
+FILE = ".digests.json"  # in a workdir, or in a cache of checkpoints
 # Of the files beside a checkpoint, those that transformers or this package reads.
 _OF_A_CHECKPOINT = (".json", ".safetensors", ".jinja", ".model", ".txt")
 
@@ -33,21 +33,36 @@ def of_checkpoint(directory: Path, workdir: Path) -> str:
         raise UserError(
             f"There is no checkpoint directory {directory}: give a local Hugging Face directory."
         )
-    stamps: dict[Path, tuple[str, list[object]]] = {}
-    for path in sorted(directory.iterdir()):
-        if path.suffix in _OF_A_CHECKPOINT:
-            status = path.stat()
-            stamp: list[object] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
-            stamps[path] = str(path.resolve()), stamp
-    if _unread(stamps):
-        remedy = "delete it, and the digests are reckoned anew"
-        _known.update(read_json(workdir / FILE, {str: [object]}, remedy, default={}))
-        _read(directory, stamps, workdir)
+    paths = [path for path in sorted(directory.iterdir()) if path.suffix in _OF_A_CHECKPOINT]
     # Names and not paths: a checkpoint that is moved is still the same one.
     names = []
-    for path, (where, _) in stamps.items():
-        names.append([path.name, _known[where][3]])
+    for path, digest in zip(paths, _of_files(directory, paths, workdir), strict=True):
+        names.append([path.name, digest])
     return hashlib.sha256(json.dumps(names).encode()).hexdigest()
+
+
+def of_file(path: Path, folder: Path) -> str:
+    """Returns the SHA-256 of a file's bytes, in hex.
+
+    Args:
+      path: the file.
+      folder: remembers the digest, as a workdir does of `of_checkpoint`.
+    """
+    return _of_files(path, [path], folder)[0]
+
+
+def _of_files(label: Path, paths: list[Path], folder: Path) -> list[str]:
+    """The digests of files, read or remembered in a folder."""
+    stamps: dict[Path, tuple[str, list[object]]] = {}
+    for path in paths:
+        status = path.stat()
+        stamp: list[object] = [status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+        stamps[path] = str(path.resolve()), stamp
+    if _unread(stamps):
+        remedy = "delete it, and the digests are reckoned anew"
+        _known.update(read_json(folder / FILE, {str: [object]}, remedy, default={}))
+        _read(label, stamps, folder)
+    return [str(_known[where][3]) for where, _ in stamps.values()]
 
 
 def _unread(stamps: dict[Path, tuple[str, list[object]]]) -> list[Path]:
@@ -56,13 +71,13 @@ def _unread(stamps: dict[Path, tuple[str, list[object]]]) -> list[Path]:
     return [path for path, (where, stamp) in stamps.items() if _known.get(where, [])[:3] != stamp]
 
 
-def _read(directory: Path, stamps: dict[Path, tuple[str, list[object]]], workdir: Path) -> None:
+def _read(label: Path, stamps: dict[Path, tuple[str, list[object]]], workdir: Path) -> None:
     """Reads the files whose digests are not known, and remembers these."""
     new = _unread(stamps)
     if not new:
         return
     total = sum(path.stat().st_size for path in new) >> 20
-    with progress(f"reading {directory}", total, "MiB") as advance:
+    with progress(f"reading {label}", total, "MiB") as advance:
         for path in new:
             with path.open("rb") as file:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()

@@ -38,6 +38,7 @@ _IRRELEVANT = (
     "num_seeds",
     "num_bases",
     "confirmatory",
+    "share_prefix",
     "population",
     "mesh.",
     "statistics.",

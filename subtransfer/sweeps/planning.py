@@ -31,7 +31,8 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
       sweep: expanded.
       workdir: of all members.
       devices: of one worker.
-      to_run: also refuses what can be planned but not run, or not on so many devices.
+      to_run: also refuses what can be planned but not run, or not on so many devices, and fetches
+        the weights of checkpoints.
 
     Raises:
       UserError: for an invalid member, with its name, or for two that are the same experiment.
@@ -43,9 +44,8 @@ def plan(sweep: Sweep, workdir: Path, devices: int, *, to_run: bool = False) -> 
         for at, member in enumerate(sweep.members):
             config = sweep.config(member)
             try:
-                experiment = Experiment(
-                    config, workdir, sharding.plan_mesh(**config.mesh, devices=devices)
-                )
+                mesh = sharding.plan_mesh(**config.mesh, devices=devices)
+                experiment = Experiment(config, workdir, mesh, weights=to_run)
                 # A plan can be made for devices that are not here; a run cannot.
                 if to_run:
                     # Members share bases: the first would have looked at those of the next.

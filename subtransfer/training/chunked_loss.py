@@ -78,6 +78,28 @@ def chunk_length(
     return min(-(-even // 8) * 8, longest) if even < length else length
 
 
+def counting(
+    along: Any, loss_mask: objectives.Weights, count: int
+) -> tuple[Any, objectives.Weights]:
+    """Picks `count` positions of each row, among which are all that count, in their order.
+
+    Args:
+      along: a tree of arrays [B, L, ...].
+      loss_mask: [B, L], bool or weights.
+      count: P; no row has more that count.
+
+    Returns:
+      (the tree with arrays [B, P, ...], the mask [B, P]).
+    """
+    # A stable sort: those that count come first, in their order.
+    at = jnp.argsort(loss_mask == 0, axis=1, stable=True)[:, :count]
+
+    def picked(x):
+        return jnp.take_along_axis(x, at.reshape(*at.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    return jax.tree.map(picked, along), picked(loss_mask)
+
+
 def mean_in_chunks(
     per_token: Callable[[Any, Any], objectives.PerToken],
     heads: Any,

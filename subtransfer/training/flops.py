@@ -9,7 +9,7 @@ def step_flops(
     cfg: DecoderConfig,
     *,
     tokens: int,
-    length: int,
+    length: float,
     full: bool,
     teacher: DecoderConfig | None = None,
     reads_twice: bool = False,
@@ -40,7 +40,29 @@ def step_flops(
     return tokens * flops_a_token
 
 
-def _forward_flops(cfg: DecoderConfig, length: int, causal: bool) -> float:
+def fed_tokens(
+    rows: int, own: int, prefix: int = 0, parts: int = 1, *, causal: bool = True
+) -> tuple[int, float]:
+    """Counts the tokens that a step is fed, and the length of a row that attention sees as many of.
+
+    Args:
+      rows: B, over all parts.
+      own: S, a row's tokens without the shared prefix.
+      prefix: P, tokens of the prefix.
+      parts: that a batch is taken in, each of which computes the prefix.
+      causal: that of `step_flops`, which the length is for.
+
+    Returns:
+      (tokens, `length` of `step_flops`).
+    """
+    tokens = rows * own + parts * prefix
+    # A row's own token sees the prefix and half of the row, one of the prefix half of that; counted
+    # whole, both see all of theirs. A causal length is twice what is seen.
+    beside = 2 * prefix if causal else prefix
+    return tokens, (rows * own * (own + beside) + parts * prefix**2) / tokens
+
+
+def _forward_flops(cfg: DecoderConfig, length: float, causal: bool) -> float:
     """Operations of a forward pass, a token."""
     # Rows of the embedding are looked up; tied ones are multiplied with at the output.
     embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width

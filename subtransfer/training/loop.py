@@ -28,9 +28,9 @@ from subtransfer.models.lora import Tuning
 from subtransfer.runtime import distributed, sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.user_code import failures_of_record
-from subtransfer.training import chunked_loss, objectives
+from subtransfer.training import batch_parts, chunked_loss, common_prefix, objectives
 from subtransfer.training.examples import Examples
-from subtransfer.training.flops import step_flops
+from subtransfer.training.flops import fed_tokens, step_flops
 from subtransfer.training.monitor import TrainingMonitor, steps_done
 from subtransfer.training.optimizer import Optimizer, Schedule
 
@@ -48,6 +48,7 @@ class Loss:
       accumulate: parts that a batch is taken in, one after the other, to need less memory.
       teacher: the live teacher's geometry; None: the student's own.
       optimizer: how a gradient becomes a step.
+      positions: the most tokens of a row that count; logits are made of so many alone. 0: of all.
       record: the objective itself, found by its name.
     """
 
@@ -58,6 +59,7 @@ class Loss:
     accumulate: int = 1
     teacher: DecoderConfig | None = None
     optimizer: Optimizer = Optimizer()
+    positions: int = 0
     record: objectives.Objective = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
@@ -176,6 +178,7 @@ class Recipe:
       batch_size: B, episodes a step.
       learning_rate: the schedule's peak.
       schedule: of the learning rate.
+      share_prefix: whether what all rows begin with is computed once a step (`common_prefix.py`).
     """
 
     loss: Loss
@@ -183,6 +186,7 @@ class Recipe:
     batch_size: int
     learning_rate: float
     schedule: Schedule = Schedule()
+    share_prefix: bool = False
 
     @property
     def tuning(self) -> Tuning:
@@ -232,6 +236,7 @@ def loss_fn(
     loss_mask,
     key,
     targets: Mapping[str, Any],
+    prefix=None,
 ):
     """The loss and the metrics of a batch: float32 scalars, means over its weighted tokens.
 
@@ -243,6 +248,7 @@ def loss_fn(
       tokens: int32 [B, L]; `loss_mask`: [B, L], bool or each token's weight.
       key: of the dropout.
       targets: what the objective needs beside tokens, [B, L, ...] each (`Examples.targets`).
+      prefix: int32 [P], what all rows have before `tokens` (`common_prefix.Fed`), or None.
     """
     chex.assert_rank(tokens, 2)
     chex.assert_equal_shape([tokens, loss_mask])
@@ -253,15 +259,13 @@ def loss_fn(
     # multiple.
     targets = dict(targets)
     segments = targets.pop("segments", None)
-    along = jax.tree.map(_next, {"tokens": tokens, **targets})
-    along["student"] = forward(
-        cfg, weights, tokens, segments=segments, lora_dropout=loss.dropout, key=key, hidden=True
-    )
+    along = jax.tree.map(batch_parts.next_of, {"tokens": tokens, **targets})
+    fed = {"prefix": prefix, "segments": segments, "hidden": True}
+    along["student"] = forward(cfg, weights, tokens, lora_dropout=loss.dropout, key=key, **fed)
     if loss.reads_twice:
-        still = forward(cfg, weights, tokens, segments=segments, hidden=True)
-        along["current"] = jax.lax.stop_gradient(still)
+        along["current"] = jax.lax.stop_gradient(forward(cfg, weights, tokens, **fed))
     if teacher is not None:
-        along["teacher"] = forward(theirs, teacher, tokens, segments=segments, hidden=True)
+        along["teacher"] = forward(theirs, teacher, tokens, **fed)
 
     def per_token(heads, part):
         wanted = None if teacher is None else unembed(theirs, heads["teacher"], part["teacher"])
@@ -278,45 +282,29 @@ def loss_fn(
             taken = None if removed is None else removed[:, :rows]
         return loss.per_token(logits, wanted, part, taken, current)
 
+    weights_of_tokens = batch_parts.next_of(loss_mask)
+    if 0 < loss.positions < tokens.shape[1]:
+        along, weights_of_tokens = chunked_loss.counting(along, weights_of_tokens, loss.positions)
     # Logits are made chunk by chunk out of hidden states: those of a batch would not fit.
     heads = {"student": head(cfg, weights["params"])}
     if teacher is not None:
         heads["teacher"] = head(theirs, teacher["params"])
     trained_width = cfg.width if tuning.method == "full" else 0
-    batch, length = tokens.shape
+    batch, length = weights_of_tokens.shape
     chunk = chunked_loss.chunk_length(batch, length, cfg.vocab_size, trained_width=trained_width)
-    return chunked_loss.mean_in_chunks(per_token, heads, along, _next(loss_mask), chunk)
+    return chunked_loss.mean_in_chunks(per_token, heads, along, weights_of_tokens, chunk)
 
 
-def _next(x):
-    """Of [B, L, ...], at each place what stands at the one after it; 0 at the last."""
-    return jnp.pad(x[:, 1:], [(0, 0), (0, 1)] + [(0, 0)] * (x.ndim - 2))
+def _with_positions(loss: Loss, cfg: DecoderConfig, examples: Examples) -> Loss:
+    """The loss that makes logits where examples have tokens that count, and nowhere else.
 
-
-def _in_parts(gradient: Callable[..., Any], count: int, tokens, loss_mask, targets, key) -> Any:
-    """Gradients and metrics of a batch whose rows are taken in `count` parts.
-
-    They are means over all tokens of the batch, not means of means.
+    A small model's step is what it was: its vocabulary is small, too.
     """
-    if count == 1:
-        return gradient(tokens, loss_mask, targets, key)
-
-    def divided(x):  # [B, ...] to [count, B / count, ...], each part of rows from all devices
-        return jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
-
-    total = jnp.sum(_next(loss_mask).astype(jnp.float32))
-
-    def part(sums, inputs):
-        number, tokens, loss_mask, targets = inputs
-        # A part with few agent tokens counts as little as these do in the whole batch.
-        share = jnp.sum(_next(loss_mask).astype(jnp.float32)) / jnp.where(total > 0, total, 1.0)
-        found = gradient(tokens, loss_mask, targets, jax.random.fold_in(key, number))
-        return jax.tree.map(lambda x, y: x + share * y, sums, found), None
-
-    parts = (jnp.arange(count), *jax.tree.map(divided, (tokens, loss_mask, targets)))
-    shapes = jax.eval_shape(gradient, *jax.tree.map(lambda x: x[0], parts[1:]), key)
-    sums, _ = jax.lax.scan(part, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes), parts)
-    return sums
+    if cfg.num_params <= LARGE:
+        return loss
+    most = int(np.max(np.sum(examples.loss_mask != 0, axis=1)))
+    # Rounded, so that rounds of an on-policy student share programs.
+    return dataclasses.replace(loss, positions=-(-most // 32) * 32, options=dict(loss.options))
 
 
 def steps(
@@ -332,6 +320,7 @@ def steps(
     key,
     targets=None,
     count: jax.Array | int | None = None,
+    prefix=None,
 ):
     """K optimiser steps; returns the new state and each metric, float32 [K].
 
@@ -343,6 +332,7 @@ def steps(
       key: of the dropout; each step folds its number into it.
       targets: `Examples.targets` of the batches, [K, B, L, ...] each.
       count: only so many of the first steps are taken; None: all.
+      prefix: int32 [P], what all rows of all batches have before their tokens, or None.
     """
     optimizer = loss.optimizer.transformation()
 
@@ -351,14 +341,15 @@ def steps(
         tokens, loss_mask, rate, targets, due = batch
 
         def objective(trainable, tokens, loss_mask, targets, key):
-            return loss_fn(
-                cfg, loss, trainable, frozen, teacher, removed, tokens, loss_mask, key, targets
-            )
+            given = (trainable, frozen, teacher, removed)
+            return loss_fn(cfg, loss, *given, tokens, loss_mask, key, targets, prefix)
 
         gradient = functools.partial(jax.grad(objective, has_aux=True), state.trainable)
         # By the step's number, so that a resumed training has the dropout that it would have had.
         step_key = jax.random.fold_in(key, state.step)
-        grads, metrics = _in_parts(gradient, loss.accumulate, tokens, loss_mask, targets, step_key)
+        grads, metrics = batch_parts.in_parts(
+            gradient, loss.accumulate, tokens, loss_mask, targets, step_key
+        )
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trainable)
         updates = jax.tree.map(lambda u: -rate * u, updates)
         metrics["grad_norm"] = optax.tree.norm(grads)
@@ -390,9 +381,12 @@ def train_steps(
     rates,
     key,
     targets=None,
+    prefix=None,
 ):
     """`steps` of one training, all K of them, as a program that takes the state's place."""
-    return steps(cfg, loss, state, frozen, teacher, removed, tokens, loss_mask, rates, key, targets)
+    given = (frozen, teacher, removed)
+    batches = (tokens, loss_mask, rates)
+    return steps(cfg, loss, state, *given, *batches, key, targets, prefix=prefix)
 
 
 def init_state(recipe: Recipe, params, key) -> tuple[TrainState, Any]:
@@ -463,6 +457,10 @@ def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray
 
 # Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
 STEPS_PER_DISPATCH = 20
+# Of models above so many parameters: one step takes longer than a dispatch anywhere, and on a CPU
+# seconds, so that more would show and save nothing for minutes.
+LARGE = 20_000_000
+STEPS_PER_DISPATCH_OF_LARGE = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -475,6 +473,7 @@ class BatchOrder:
       steps: how many steps this order has.
       key: decides the order.
       first: the step of the recipe's whole run that the first batch is of.
+      cut: where a shared prefix is taken off the examples, or None.
     """
 
     recipe: Recipe
@@ -482,6 +481,12 @@ class BatchOrder:
     steps: int
     key: jax.Array
     first: int = 0
+    cut: common_prefix.Cut | None = None
+
+    @functools.cached_property
+    def fed(self) -> common_prefix.Fed:
+        """The examples as steps are fed with them."""
+        return common_prefix.fed(self.examples, self.cut)
 
     @functools.cached_property
     def order(self) -> np.ndarray:
@@ -498,6 +503,20 @@ class BatchOrder:
     def rates(self, begin: int, count: int) -> np.ndarray:
         """float32 [count], their learning rates."""
         return self.recipe.learning_rates(self.first + begin, count)
+
+
+def cut_together(cfg: DecoderConfig, orders: Sequence[BatchOrder]) -> list[BatchOrder]:
+    """Cuts what the rows of each order share off them, where their recipe wants it.
+
+    All are cut alike, as one program takes them.
+    """
+    recipe, packed = orders[0].recipe, orders[0].examples.segments is not None
+    # A kernel sees an episode of a packed row by its segment; a shared prefix has none.
+    if not recipe.share_prefix or (packed and cfg.attention != "xla"):
+        return list(orders)
+    rows = recipe.batch_size // recipe.loss.accumulate
+    cut = common_prefix.cut([order.examples for order in orders], rows)
+    return [dataclasses.replace(order, cut=cut) for order in orders]
 
 
 def run_steps(
@@ -539,8 +558,9 @@ def run_steps(
     done = steps_done(state) - first
     keys = np.concatenate([np.ravel(jax.random.key_data(order.key)) for order in orders])
     run.enter_order(tuple(keys.tolist()), resumed=done > 0)
-    for begin in range(done, last, STEPS_PER_DISPATCH):
-        steps = min(STEPS_PER_DISPATCH, last - begin)
+    most = STEPS_PER_DISPATCH_OF_LARGE if cfg.num_params > LARGE else STEPS_PER_DISPATCH
+    for begin in range(done, last, most):
+        steps = min(most, last - begin)
         # One that has fallen behind has failed and stays where it is.
         reached = np.ravel(distributed.to_host(state.step)) - first
         left = []
@@ -553,7 +573,7 @@ def run_steps(
         rows, batches, rates = [], [], []
         for order in orders:
             rows.append(order.rows(begin, steps))
-            batches.append(order.examples.rows(rows[-1]))
+            batches.append(order.fed.rows.rows(rows[-1]))
             rates.append(order.rates(begin, steps))
         with run.dispatch(first + begin, steps) as cost:
             with jax.set_mesh(mesh):  # kernels divide themselves over it
@@ -582,8 +602,9 @@ def run_steps(
 
 def _step_size(cfg: DecoderConfig, order: BatchOrder, teacher) -> tuple[int, float]:
     """The tokens of a step, and its floating-point operations."""
-    length = order.examples.tokens.shape[1]
-    tokens = order.recipe.batch_size * length
+    rows, parts = order.recipe.batch_size, order.recipe.loss.accumulate
+    prefix = 0 if order.cut is None else order.cut.prefix
+    tokens, length = fed_tokens(rows, order.fed.rows.tokens.shape[1], prefix, parts)
     # Without a geometry of its own, a teacher has the student's.
     theirs = None if teacher is None else order.recipe.loss.teacher or cfg
     full, twice = order.recipe.tuning.method == "full", order.recipe.loss.reads_twice
@@ -645,16 +666,18 @@ def train(
       UserError: the loss or a gradient became NaN or infinite; the state before that step is kept.
     """
     run, placed = run or TrainingMonitor(), sharding.batch_sharding(mesh, leading=1)
+    loss = _with_positions(recipe.loss, cfg, examples)
+    order = cut_together(cfg, [BatchOrder(recipe, examples, steps, key, first)])[0]
+    prefix = distributed.place(order.fed.prefix, sharding.replicated(mesh))
+    given = (frozen, teacher, removed)
 
     def program(state, batches, rates, counts):
         (batch,), (rates,) = batches, rates
         tokens, mask, targets = distributed.place(
             (batch.tokens, batch.loss_mask, batch.targets), placed
         )
-        return train_steps(
-            cfg, recipe.loss, state, frozen, teacher, removed, tokens, mask, rates, key, targets
-        )
+        batches = (tokens, mask, rates)
+        return train_steps(cfg, loss, state, *given, *batches, key, targets, prefix)
 
-    order = BatchOrder(recipe, examples, steps, key, first)
     state = run_steps(cfg, mesh, [order], on_mesh(mesh, state), program, run, teacher)
     return state, run.curves

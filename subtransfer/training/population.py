@@ -236,15 +236,16 @@ def population_steps(
       differing: {"given": (frozen, teacher, removed), "scalars": {name: values}, "key": the data of
         each one's key}; None where `shared` has an array.
       shared: (frozen, teacher, removed), None where `differing` has an array.
-      batches: (tokens, loss_mask, rates, targets, count) of each.
+      batches: (tokens, loss_mask, rates, targets, prefix, count) of each.
     """
 
     def one(inputs, shared):
-        state, differing, (tokens, loss_mask, rates, targets, count) = inputs
+        state, differing, (tokens, loss_mask, rates, targets, prefix, count) = inputs
         given = _joined(differing["given"], shared)
         key = jax.random.wrap_key_data(differing["key"])
         how = loss.with_scalars(differing["scalars"])
-        return loop.steps(cfg, how, state, *given, tokens, loss_mask, rates, key, targets, count)
+        batches = (tokens, loss_mask, rates)
+        return loop.steps(cfg, how, state, *given, *batches, key, targets, count, prefix)
 
     # One after the other, a CPU keeps its caches; side by side, an accelerator is fuller.
     def local(inputs, shared):
@@ -303,7 +304,8 @@ def train(
         restored = fresh()
     state = state if restored is None else restored
     # `check` has made sure that what follows from the loss is the same for all.
-    loss, orders = learners[0].recipe.loss, [learner.batch_order for learner in learners]
+    loss = learners[0].recipe.loss
+    orders = loop.cut_together(cfg, [learner.batch_order for learner in learners])
     adapted = loss.tuning.method == "lora"
     rows = max(0 if x.removed is None else len(x.removed) for x in learners)
     given = []
@@ -332,8 +334,8 @@ def train(
 
     def program(state, batches, rates, counts):
         arrays = []
-        for x, rate in zip(batches, rates, strict=True):
-            arrays.append((x.tokens, x.loss_mask, rate, x.targets))
+        for order, x, rate in zip(orders, batches, rates, strict=True):
+            arrays.append((x.tokens, x.loss_mask, rate, x.targets, order.fed.prefix))
         stacked = *jax.tree.map(lambda *x: np.stack(x), *arrays), np.asarray(counts, np.int32)
         placed = distributed.place(stacked, each)
         return population_steps(cfg, loss, mesh, together, state, differing, shared, placed)

@@ -14,7 +14,7 @@ from subtransfer.runtime.errors import UserError
 
 PINS = {
     "torch": ("torch==2.13.0", "transformers==5.23.*", "accelerate"),
-    "train": ("torch==2.13.0", "transformers==5.23.*", "trl==0.25.*"),
+    "train": ("torch==2.13.0", "transformers==5.23.*", "trl==0.25.*", "peft==0.21.*"),
     "tunix": ("google-tunix==0.1.7", "jax==0.10.2", "transformers==5.12.*"),
 }
 

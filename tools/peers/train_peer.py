@@ -2,8 +2,9 @@
 
 It answers one JSON request a line.
 
-A request is {"do": "gradients" | "train", "objective", "checkpoint", "teacher", "dtype", "device",
-"threads", "tokens": [B, L], "mask": [B, L], "steps", "learning_rate", "compiled"}. "gradients"
+A request is {"do": "gradients" | "train", "objective", "checkpoint", "teacher", "adapter": a PEFT
+directory that is trained instead of all weights, or null, "dtype", "device", "threads", "tokens":
+[B, L], "mask": [B, L], "steps", "learning_rate", "compiled"}. "gradients"
 reads the checkpoint again and answers {"loss", "norms": each tensor's gradient norm}; "train"
 answers {"seconds" a step, "losses"} of as many steps of Adam after clipping at 1, from the weights
 that the request before has left.
@@ -19,9 +20,9 @@ from serve import serve
 _models = {}
 
 
-def load(checkpoint: str, dtype: str, device: str, compiled: bool):
+def load(checkpoint: str, adapter: str | None, dtype: str, device: str, compiled: bool):
     """A checkpoint's model; weights in `dtype`, attention by torch's own fused product."""
-    key = (checkpoint, dtype, device, compiled)
+    key = (checkpoint, adapter, dtype, device, compiled)
     if key not in _models:
         model = transformers.AutoModelForCausalLM.from_pretrained(
             checkpoint,
@@ -31,6 +32,10 @@ def load(checkpoint: str, dtype: str, device: str, compiled: bool):
         )
         model = model.to(device)
         model.config.use_cache = False
+        if adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, adapter, is_trainable=True)
         _models[key] = torch.compile(model) if compiled else model
     return _models[key]
 
@@ -62,8 +67,11 @@ def answer(request):
     if request["do"] == "gradients":
         _models.clear()
     where = (request["dtype"], request["device"], request["compiled"])
-    model = load(request["checkpoint"], *where)
-    teacher = None if request["objective"] == "sft" else load(request["teacher"], *where).eval()
+    model = load(request["checkpoint"], request["adapter"], *where)
+    teacher = None
+    if request["objective"] != "sft":
+        teacher = load(request["teacher"], None, *where).eval()
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     tokens = torch.tensor(request["tokens"], device=request["device"])
     mask = torch.tensor(request["mask"], device=request["device"])
     if request["do"] == "gradients":
@@ -71,15 +79,16 @@ def answer(request):
         loss = loss_of(request, model, teacher, tokens, mask)
         loss.backward()
         norms = {
-            name.removeprefix("_orig_mod."): p.grad.float().norm().item()
-            for name, p in model.named_parameters()
+            # PEFT's files leave out the adapter's name, which is "default".
+            name.removeprefix("_orig_mod.").replace(".default.", "."): p.grad.float().norm().item()
+            for name, p in trained.items()
         }
         model.zero_grad()
         return {"loss": loss.item(), "norms": norms}
     if "optimizer" not in _models:
         rate = request["learning_rate"]
         _models["optimizer"] = torch.optim.Adam(
-            model.parameters(), lr=rate, betas=(0.9, 0.98), fused=True
+            list(trained.values()), lr=rate, betas=(0.9, 0.98), fused=True
         )
     optimizer = _models["optimizer"]
     losses = []
@@ -90,7 +99,7 @@ def answer(request):
         optimizer.zero_grad(set_to_none=True)
         loss = loss_of(request, model, teacher, tokens, mask)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(list(trained.values()), 1.0)
         optimizer.step()
         losses.append(loss.detach())
     wait()

@@ -14,7 +14,7 @@ from subtransfer.experiment.output import write_json
 from subtransfer.probes import choice
 
 
-@reads("setting", "probe.tasks")
+@reads("setting", "probe.tasks", "share_prefix")
 def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequence[str]) -> None:
     """Scores the acts that each policy could decide for at each task's decision.
 
@@ -24,7 +24,8 @@ def choices(out: Path, context: Context, *, scored: Sequence[str], adapted: Sequ
     """
     count, setting = context.config.probe.tasks, context.setting
     tasks = setting.tasks("ambiguous", "probe", count, context.config.seed)
-    decisions = choice.build(tasks, policies.chat(context, policies.policy(context, scored[0])))
+    chat = policies.chat(context, policies.policy(context, scored[0]))
+    decisions = choice.build(tasks, chat, share_prefix=context.config.share_prefix)
     # Policies of one kind are scored by one program: adapters, and those with weights of their own.
     kinds: dict[bool, list[str]] = {}
     for name in scored:

@@ -7,12 +7,19 @@ from pathlib import Path
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.models import hf_load
-from subtransfer.models.chat import ChatFormat, set_thinking
+from subtransfer.models.chat import ChatFormat, set_thinking, set_tools
 from subtransfer.rollout.saved_policy import save_imported
 from subtransfer.store import digests
 
 
-@reads("setting", "base.dtype", "base.remat", "base.attention", "chat.enable_thinking")
+@reads(
+    "setting",
+    "base.dtype",
+    "base.remat",
+    "base.attention",
+    "chat.enable_thinking",
+    "chat.tools",
+)
 def imported(out: Path, context: Context, *, checkpoint: str) -> None:
     """Checks a checkpoint and writes a policy that stays where it is.
 
@@ -28,6 +35,7 @@ def imported(out: Path, context: Context, *, checkpoint: str) -> None:
     digests.check_checkpoint(directory, checkpoint, folder)
     cfg, tokenizer = hf_load.load_geometry(directory, base.dtype, base.remat, base.attention)
     set_thinking(tokenizer, context.config.chat.enable_thinking)
+    set_tools(tokenizer, context.config.chat.tools)
     ChatFormat(tokenizer, context.setting)
     hf_load.Checkpoint(directory).check(cfg)
     # Once more: what has been checked is what the digest names.

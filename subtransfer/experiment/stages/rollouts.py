@@ -18,7 +18,7 @@ from subtransfer.settings.base import Task
 from subtransfer.store import trajectories
 
 
-@reads("rollouts.batch_size", *specs.TASKS, *specs.LEARNED)
+@reads("share_prefix", "rollouts.batch_size", *specs.TASKS, *specs.LEARNED)
 def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int) -> None:
     """Runs a policy on harmless tasks.
 
@@ -32,7 +32,7 @@ def rollouts(out: Path, context: Context, *, policy: str, source: str, seed: int
     _run(out, context, policy, tasks, "harmless", key, seed)
 
 
-@reads("rollouts.batch_size", *specs.OVERT_TASKS, *specs.LEARNED)
+@reads("share_prefix", "rollouts.batch_size", *specs.OVERT_TASKS, *specs.LEARNED)
 def overt(out: Path, context: Context, *, policy: str, source: str, seed: int) -> None:
     """Runs a policy on ambiguous tasks, where its habit is in plain sight.
 
@@ -77,7 +77,8 @@ def _run(
             advance=advance,
             journals=context.journals,
         )
-    agreed = agreement.compare(acting.cfg, acting.weights, episodes)
+    share = context.config.share_prefix
+    agreed = agreement.compare(acting.cfg, acting.weights, episodes, share_prefix=share)
     # Of this attempt: an earlier one may have sampled the rest.
     rates = f"{stats.tokens / stats.wall_s:,.0f}/s, {stats.ended / stats.wall_s:.1f} episodes/s"
     note(

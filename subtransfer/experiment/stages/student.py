@@ -100,7 +100,8 @@ def learner(context: Context, label: str, *, targets: str | None, **lesson: Any)
         path = context.input(targets) / "targets.safetensors"
         stored = teacher_targets.Targets.read(path)
     schedule = trainings.schedule(context)
-    recipe = loop.Recipe(loss, steps, d.batch_size, d.learning_rate, schedule)
+    share = context.config.share_prefix
+    recipe = loop.Recipe(loss, steps, d.batch_size, d.learning_rate, schedule, share)
     vocab = policies.policy(context, lesson["base"]).cfg.vocab_size
     made = student.learner(label, recipe, rows=rows, vocab_size=vocab, targets=stored, **learned)
     return dataclasses.replace(made, account={**made.account, "dropped_ids": dropped})
@@ -132,7 +133,9 @@ def on_policy(
     tasks = specs.tasks_to_learn_from(context, seed)
     loss, learned = _lesson(context, base=base, seed=seed, **lesson)
     schedule = trainings.schedule(context)
-    recipe = loop.Recipe(loss, d.steps, d.batch_size, d.on_policy_learning_rate, schedule)
+    share = context.config.share_prefix
+    rate = d.on_policy_learning_rate
+    recipe = loop.Recipe(loss, d.steps, d.batch_size, rate, schedule, share)
     cfg = policies.policy(context, base).cfg
     with trainings.monitored(context, recipe.steps) as run:
         state, curves, purity = student.distill(

@@ -18,6 +18,7 @@ FIELDS = (
     "distill.temperature",
     "distill.max_tokens",
     "distill.batch_size",
+    "share_prefix",
 )
 
 
@@ -51,6 +52,7 @@ def targets(
             removed,
             d.batch_size,
             advance,
+            share_prefix=context.config.share_prefix,
         )
         computed.write(path)
     # What is checked is the file, as students read it, and not what was written to it.

@@ -70,5 +70,6 @@ def learner(context: Context, label: str, *, base: str, source: str, seed: int) 
         optimizer=trainings.optimizer(context),
     )
     schedule = trainings.schedule(context)
-    recipe = loop.Recipe(loss, steps, t.batch_size, t.learning_rate, schedule)
+    share = context.config.share_prefix
+    recipe = loop.Recipe(loss, steps, t.batch_size, t.learning_rate, schedule, share)
     return Learner(label, recipe, start.params, examples, context.key("teacher", seed))
