@@ -34,6 +34,7 @@ from subtransfer.store import (
 from subtransfer.studies import runs
 from subtransfer.training import metrics
 from tests import studies
+from tools import gpu_report
 
 pytestmark = pytest.mark.quick
 
@@ -57,6 +58,7 @@ APART = {
     "subtransfer/store/messages.py: _call": "people's files, with their lines: test_messages",
     "subtransfer/store/messages.py: _tool_names": "people's files, with their lines: test_messages",
     "subtransfer/runtime/processes.py: agree": "what this program's own first process tells",
+    "tools/gpu_report.py: measure": "what this program's own benchmark has written",
     "tools/check_export.py: read": "what this program's own script has written",
     "launch/inside/slurm_jobs.py: read": "in an environment without this package: tested below",
     "tools/peers/environment.py: _read": "what this program's own peers tell",
@@ -234,6 +236,8 @@ CASES = {
         None, stop_tokens.FILES[0], lambda f: stop_tokens.remember(types.SimpleNamespace(), f), ("{}",)),
     "subtransfer/rollout/saved_policy.py: _meta": (
         _policy, "policy.json", saved_policy.load_policy, ()),
+    "tools/gpu_report.py: kept": (
+        None, "population_64.json", lambda f: gpu_report.kept(f / "population_64.json", "cpu"), ()),
 }  # fmt: skip
 # With a helper, but to no user's eyes.
 ELSEWHERE = {

@@ -16,7 +16,7 @@ from subtransfer.store.files import os_errors
 from subtransfer.store.workdir import steps_folder
 from subtransfer.training import loop, metrics
 from subtransfer.training.checkpoints import Checkpoints, CheckpointSchedule
-from subtransfer.training.flops import step_flops
+from subtransfer.training.flops import fed_tokens, step_flops
 from subtransfer.training.monitor import ProfiledSteps, open_monitor
 
 KEY = jax.random.key(3)
@@ -116,6 +116,24 @@ def test_operations_of_a_step():
     assert count(summed_logits) == pytest.approx(whole / 3, rel=0.08) and adapted == pytest.approx(
         whole
     )
+    # XLA's own attention makes all scores, of which causality hides half.
+    row = np.zeros((1, 1024), np.int32)
+    scores, half = (
+        step_flops(cfg, tokens=1024, length=1024, full=True, causal=x) for x in (False, True)
+    )
+    made = count(lambda params: forward(cfg, {"params": params}, row).sum())
+    assert made == pytest.approx(scores / 3, rel=0.08) and half < 0.9 * scores
+
+
+def test_what_rows_after_a_shared_prefix_see():
+    """Against masks: 2 rows of 400 tokens in one part, after a prefix of 600."""
+    row, prefix = np.tri(1000)[600:], np.tri(600)
+    for causal, seen in (
+        (True, 2 * (2 * row.sum() + prefix.sum())),
+        (False, 2 * row.size + prefix.size),
+    ):
+        tokens, length = fed_tokens(2, 400, 600, causal=causal)
+        assert tokens == 1400 and length == pytest.approx(seen / tokens, rel=0.01)
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import flags
+from chips import CHIPS, Chip
 from jax.sharding import NamedSharding, PartitionSpec
-from tpu_time import CHIPS, REMEDIES, Chip, Program, refusal
+from tpu_time import REMEDIES, Program, refusal
 
 from subtransfer import settings
 from subtransfer.config import reading as configuration
@@ -145,14 +146,17 @@ class Programs:
             return 0
         return sharding.device_bytes(self.weights()["params"])
 
-    @property
-    def flops(self) -> float:
-        """Of a training step, over all chips; what is computed again does not count."""
+    def flops(self, *, causal: bool) -> float:
+        """Of a training step, over all chips; what is computed again does not count.
+
+        `causal` is `step_flops`'s.
+        """
         d, full = self.config.distill, self.config.tuning.method == "full"
-        prefix = _PREFIX.value
-        sizes = d.batch_size, d.max_tokens - prefix, prefix, d.accumulate
-        tokens, length = fed_tokens(*sizes)
-        return step_flops(self.cfg, tokens=tokens, length=length, full=full, teacher=self.teacher)
+        sizes = d.batch_size, d.max_tokens - _PREFIX.value, _PREFIX.value, d.accumulate
+        tokens, length = fed_tokens(*sizes, causal=causal)
+        return step_flops(
+            self.cfg, tokens=tokens, length=length, full=full, teacher=self.teacher, causal=causal
+        )
 
     def _rows(self, shape, dtype, heads=None):
         return jax.ShapeDtypeStruct(
@@ -357,7 +361,10 @@ def measure(programs: Programs, program: str, chip: Chip) -> dict[str, Any]:
     if program == "decode":
         out["of_bandwidth_limit"] = steps * read / chip.hbm / seconds
     if program == "train":
-        out["mfu"] = programs.flops / (seconds * chip.flops * programs.mesh.size)
+        peak = seconds * chip.flops * programs.mesh.size
+        out["length"] = programs.config.distill.max_tokens
+        out["mfu"] = programs.flops(causal=True) / peak
+        out["mfu_whole"] = programs.flops(causal=False) / peak
     return out
 
 
@@ -467,7 +474,9 @@ def show(rows: list[dict[str, Any]], title: str) -> None:
         "waiting_ms": ("waited for", ".2f"),
         "tokens_per_s": ("tokens/s", ",.0f"),
         "of_bandwidth_limit": ("of HBM limit", ".0%"),
-        "mfu": ("MFU", ".0%"),
+        "length": ("row", ",.0f"),
+        "mfu": ("MFU, causal", ".1%"),
+        "mfu_whole": ("MFU, whole", ".1%"),
         "compile_s": ("compiled in s", ".0f"),
     }
     table = Table(

@@ -15,6 +15,9 @@ turns, so that noise falls on all of them; rates are medians over --repeats roun
 compared on a Qwen2 of the same geometry. With --model, all load that Hugging Face directory
 instead. First of all, greedy tokens must be the same as `generate`'s, on 64 prompts of different
 lengths.
+
+`--peers=` measures this project alone, without a file or an environment. On a GPU that
+`chips.GPUS` knows, the share of its published bandwidth stands beside that of the measured one.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from chips import GPUS
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 
@@ -106,6 +110,10 @@ class Bench:
             self.policies[policy.cfg.family] = policy
         else:
             families = ["qwen2"] if _GEOMETRY.value.startswith("qwen") else ["llama", "qwen2"]
+            if not any(_PEERS.value):
+                alone = families[0]
+                self.policies[alone] = models.policy(_GEOMETRY.value, alone, _DTYPE.value)
+                families = []
             for family in families:
                 made = models.write(folder / family, _GEOMETRY.value, family, _DTYPE.value)
                 self.checkpoints[family] = made
@@ -182,7 +190,7 @@ def _prompts(lengths, vocabulary: int, seed: int) -> list[list[int]]:
 def contenders(bench: Bench) -> list[Contender]:
     """Every line of the table, in the order of the rounds."""
     lines = []
-    main_family = next(iter(bench.checkpoints))
+    main_family = next(iter(bench.policies))
     threads = sorted({1, os.cpu_count() or 1}) if bench.device == "cpu" else [1]
     first = int(_BATCHES.value[0])
     for batch in map(int, _BATCHES.value):
@@ -269,6 +277,7 @@ def side_by_side(lines: list[Contender], peer: str) -> list[dict[str, Any]]:
 def fractions(bench: Bench, lines: list[Contender]) -> dict[str, Any]:
     """Limits measured now, and the share of them that our rates are."""
     flops, bandwidth = limits.matmul_flops(_DTYPE.value), limits.copy_bandwidth()
+    gpu = GPUS.get(jax.devices()[0].device_kind)
     shares = []
     for line in lines:
         if line.who == "ours":
@@ -282,6 +291,7 @@ def fractions(bench: Bench, lines: list[Contender]) -> dict[str, Any]:
                     "batch": line.batch,
                     "matmul": line.rate * 2 * cfg.num_params / flops,
                     "bandwidth": line.rate / line.batch * read / bandwidth,
+                    "published": line.rate / line.batch * read / gpu.hbm if gpu else None,
                 }
             )
     return {"matmul_gflops": flops / 1e9, "copy_gb_s": bandwidth / 1e9, "ours": shares}
@@ -315,6 +325,8 @@ def report(results: dict[str, Any], lines: list[Contender]) -> None:
             f"ours, {row['family']}, {row['batch']}: {row['matmul']:.1%} of the matmul limit, "
             f"{row['bandwidth']:.1%} of the memory's"
         )
+        if row["published"]:
+            print(f"which is {row['published']:.1%} of the bandwidth that is published")
 
 
 def run(folder: Path) -> dict[str, Any]:

@@ -23,6 +23,11 @@ layer (the peer by PEFT), from the same factors.
 On a CPU we train twice: with all cores as one device, and with a device a core and rows divided
 over them (as a run does with JAX_NUM_CPU_DEVICES=N); torch with one thread and with one a core. The
 best of each is compared.
+
+`--alone` times this project's steps only, without a file or an environment:
+
+    python tools/bench_train.py --alone --lora_rank=16 --geometry=llama3.1-8b --dtype=bfloat16
+    --batch=4 --length=2048 --attention=cudnn --remat=full
 """
 
 from __future__ import annotations
@@ -45,15 +50,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from chips import GPUS
 from peers import command, limits, models
 from peers.environment import Peer, interpreter
 from safetensors.numpy import load_file
 
 from subtransfer.models import hf_export, lora, peft_adapter
+from subtransfer.models.decoder import REMAT
+from subtransfer.rollout.policy import Policy
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import loop
+from subtransfer.training.flops import step_flops
 
 _GEOMETRY = flags.DEFINE_string("geometry", "0.2m", "0.2m, 10m, or a Llama of models/presets.py.")
 _MODEL = flags.DEFINE_string(
@@ -77,6 +86,8 @@ _CACHE = flags.DEFINE_string(
 _TORCH = flags.DEFINE_string(
     "torch_python", None, "A Python that has torch and transformers, instead of an installation."
 )
+_ALONE = flags.DEFINE_bool("alone", False, "Without torch.")
+_REMAT = flags.DEFINE_enum("remat", "none", list(REMAT), "Our base.remat.")
 flags.DEFINE_string("json", None, "A file for the results.")
 
 RATE = 1e-3
@@ -104,30 +115,17 @@ class Contender:
         return statistics.median(self.seconds)
 
 
-class Bench:
-    """The weights, the batch, the peer's process, and a turn of each contender."""
+class Ours:
+    """The weights, the batch, and a turn of ours."""
 
-    def __init__(self, folder: Path, device: str):
-        self.device = device
-        self.folder = folder
-        if _MODEL.value:
-            self.paths = [Path(_MODEL.value)] * 2
-        else:
-            self.paths = [
-                models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
-                for i in (0, 1)
-            ]
-        loaded: dict[Path, Any] = {}
-        self.student, self.teacher = (
-            load_policy(path, dtype=_DTYPE.value, resident=loaded) for path in self.paths
-        )
+    def __init__(self, student: Policy, teacher: Policy):
+        self.student, self.teacher = student, teacher
         self.tuning = lora.Tuning()
         self.adapter: lora.Adapter | None = None
         if _LORA.value:
             self.tuning = lora.Tuning("lora", _LORA.value, 2.0 * _LORA.value, targets=TARGETS)
             self.adapter = self._adapter()
-            self._save("adapter", self.adapter.factors)
-        self.cfg = dataclasses.replace(self.student.cfg, attention=_ATTENTION.value)
+        self.cfg = dataclasses.replace(student.cfg, attention=_ATTENTION.value, remat=_REMAT.value)
         rng = np.random.default_rng(0)
         shape = (
             _BATCH.value,
@@ -135,12 +133,6 @@ class Bench:
         )  # id 0 is padding, which gets no gradient in transformers
         self.tokens = rng.integers(1, self.student.cfg.vocab_size, shape).astype(np.int32)
         self.mask = rng.random(shape) < 0.7
-        python = (
-            Path(_TORCH.value)
-            if _TORCH.value
-            else interpreter("train", Path(_CACHE.value).expanduser(), device)
-        )
-        self.peer = Peer("train", python, device, folder / "peer.log")
         self._states: dict[Contender, loop.TrainState] = {}
         # The base under adapters, by the number of devices that it lies on.
         self._frozen: dict[int, Any] = {}
@@ -154,56 +146,10 @@ class Bench:
             pair["b"] = 0.01 * drawn
         return lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
 
-    def _save(self, name: str, factors: Any) -> Path:
-        """Writes a tree of factors as an adapter of PEFT; returns the file of its tensors."""
-        adapter = lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
-        peft_adapter.save_adapter(
-            self.folder / name, adapter, str(self.paths[0]), self.student.tokenizer
-        )
-        return self.folder / name / "adapter_model.safetensors"
-
     def _loss(self, objective: str) -> tuple[loop.Loss, Any]:
         """Our objective, and the teacher's weights if it needs them."""
         loss = loop.Loss("forward_kl" if objective == "gkd" else objective, tuning=self.tuning)
         return loss, None if loss.objective == "sft" else self.teacher.weights
-
-    def ask(self, do: str, contender: Contender) -> dict[str, Any]:
-        """One request to the peer."""
-        return self.peer.ask(
-            do=do,
-            objective=contender.objective,
-            checkpoint=str(self.paths[0]),
-            teacher=str(self.paths[1]),
-            adapter=str(self.folder / "adapter") if self.adapter else None,
-            dtype=_DTYPE.value,
-            device="cuda" if self.device == "gpu" else "cpu",
-            threads=contender.width,
-            tokens=self.tokens.tolist(),
-            mask=self.mask.tolist(),
-            steps=_STEPS.value,
-            learning_rate=RATE,
-            compiled=_COMPILED.value,
-        )
-
-    def gradients(self, objective: str) -> tuple[float, dict[str, float]]:
-        """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
-        loss, teacher = self._loss(objective)
-        cfg = self.cfg
-        trained, frozen = self.student.params, None
-        if self.adapter:
-            trained, frozen = self.adapter.factors, self.student.params
-
-        def value(trained, frozen):
-            return loop.loss_fn(
-                cfg, loss, trained, frozen, teacher, None, self.tokens, self.mask, None, {}
-            )
-
-        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(trained, frozen)
-        if self.adapter:
-            tensors = load_file(self._save(f"gradients-{objective}", grads))
-        else:
-            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
-        return float(got), {name: float(np.linalg.norm(x)) for name, x in tensors.items()}
 
     def turn(self, contender: Contender) -> tuple[float, list[float]]:
         """Seconds a step and the losses of our next steps."""
@@ -242,17 +188,89 @@ class Bench:
         losses = jax.device_get(metrics["loss"]).tolist()
         return (time.perf_counter() - begin) / _STEPS.value, losses
 
-    def flops(self, objective: str) -> float:
-        """Floating-point operations of the products of one step.
+    def flops(self, objective: str, *, causal: bool) -> float:
+        """Floating-point operations of the products of one step, as `step_flops` counts them."""
+        return step_flops(
+            self.cfg,
+            tokens=self.tokens.size,
+            length=_LENGTH.value,
+            full=self.adapter is None,
+            teacher=None if objective == "sft" else self.cfg,
+            causal=causal,
+        )
 
-        Backward is twice forward, or once under adapters, whose own products are not counted;
-        scores are counted whole, the embedding is no product.
-        """
-        cfg, tokens = self.cfg, self.tokens.size
-        table = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
-        scores = 2 * cfg.num_layers * cfg.num_heads * cfg.head_width * _LENGTH.value
-        passes = (2 if self.adapter else 3) + (objective != "sft")
-        return 2 * tokens * (cfg.num_params - table + scores) * passes
+
+class Bench(Ours):
+    """The same with the peer's process, from files that both read."""
+
+    def __init__(self, folder: Path, device: str):
+        self.device = device
+        self.folder = folder
+        if _MODEL.value:
+            self.paths = [Path(_MODEL.value)] * 2
+        else:
+            self.paths = [
+                models.write(folder / f"model{i}", _GEOMETRY.value, "llama", _DTYPE.value, i)
+                for i in (0, 1)
+            ]
+        loaded: dict[Path, Any] = {}
+        super().__init__(
+            *(load_policy(path, dtype=_DTYPE.value, resident=loaded) for path in self.paths)
+        )
+        if self.adapter:
+            self._save("adapter", self.adapter.factors)
+        python = (
+            Path(_TORCH.value)
+            if _TORCH.value
+            else interpreter("train", Path(_CACHE.value).expanduser(), device)
+        )
+        self.peer = Peer("train", python, device, folder / "peer.log")
+
+    def _save(self, name: str, factors: Any) -> Path:
+        """Writes a tree of factors as an adapter of PEFT; returns the file of its tensors."""
+        adapter = lora.Adapter(factors, self.tuning.rank, self.tuning.alpha)
+        peft_adapter.save_adapter(
+            self.folder / name, adapter, str(self.paths[0]), self.student.tokenizer
+        )
+        return self.folder / name / "adapter_model.safetensors"
+
+    def ask(self, do: str, contender: Contender) -> dict[str, Any]:
+        """One request to the peer."""
+        return self.peer.ask(
+            do=do,
+            objective=contender.objective,
+            checkpoint=str(self.paths[0]),
+            teacher=str(self.paths[1]),
+            adapter=str(self.folder / "adapter") if self.adapter else None,
+            dtype=_DTYPE.value,
+            device="cuda" if self.device == "gpu" else "cpu",
+            threads=contender.width,
+            tokens=self.tokens.tolist(),
+            mask=self.mask.tolist(),
+            steps=_STEPS.value,
+            learning_rate=RATE,
+            compiled=_COMPILED.value,
+        )
+
+    def gradients(self, objective: str) -> tuple[float, dict[str, float]]:
+        """Our loss and the norm of each tensor's gradient, by the names of Hugging Face's files."""
+        loss, teacher = self._loss(objective)
+        cfg = self.cfg
+        trained, frozen = self.student.params, None
+        if self.adapter:
+            trained, frozen = self.adapter.factors, self.student.params
+
+        def value(trained, frozen):
+            return loop.loss_fn(
+                cfg, loss, trained, frozen, teacher, None, self.tokens, self.mask, None, {}
+            )
+
+        (got, _), grads = jax.jit(jax.value_and_grad(value, has_aux=True))(trained, frozen)
+        if self.adapter:
+            tensors = load_file(self._save(f"gradients-{objective}", grads))
+        else:
+            tensors = {name: fetch() for name, _, fetch in hf_export.to_tensors(cfg, grads)}
+        return float(got), {name: float(np.linalg.norm(x)) for name, x in tensors.items()}
 
 
 def agreement(bench: Bench, ours: Contender, contender: Contender) -> dict[str, float]:
@@ -345,7 +363,7 @@ def run(folder: Path) -> dict[str, Any]:
                 if not line.error:
                     row |= {
                         "median": line.median,
-                        "of_matmul_peak": bench.flops(objective) / line.median / peak,
+                        "of_matmul_peak": bench.flops(objective, causal=False) / line.median / peak,
                     }
                 results["lines"].append(row)
             results["ratios"][objective] = best[1].median / best[0].median
@@ -354,6 +372,51 @@ def run(folder: Path) -> dict[str, Any]:
         return results
     finally:
         bench.peer.close()
+
+
+def run_alone() -> dict[str, Any]:
+    """Our steps alone, on one device; returns what --json writes."""
+    # A teacher is read, never trained: the student's own weights cost as much as others.
+    if _MODEL.value:
+        student = load_policy(_MODEL.value, dtype=_DTYPE.value)
+    else:
+        student = models.policy(_GEOMETRY.value, "llama", _DTYPE.value)
+    ours = Ours(student, student)
+    kind = jax.devices()[0].device_kind
+    gpu = GPUS.get(kind) if _DTYPE.value == "bfloat16" else None
+    results: dict[str, Any] = {
+        "geometry": _MODEL.value or _GEOMETRY.value,
+        "parameters": ours.cfg.num_params,
+        "lora_rank": _LORA.value,
+        "batch": [_BATCH.value, _LENGTH.value],
+        "dtype": _DTYPE.value,
+        "remat": _REMAT.value,
+        "attention": _ATTENTION.value,
+        "device": kind,
+        "versions": {"jax": jax.__version__},
+        "lines": [],
+    }
+    for objective in _OBJECTIVES.value:
+        line = Contender("ours", objective, 1)
+        for number in range(_ROUNDS.value + 1):
+            seconds, losses = ours.turn(line)
+            if not np.isfinite(losses).all():
+                raise UserError(f"The losses of {objective} are not finite: no speed counts.")
+            if number:  # the first one compiles
+                line.seconds.append(seconds)
+        row = {**dataclasses.asdict(line), "median": line.median}
+        for name, causal in (("causal", True), ("whole", False)):
+            rate = ours.flops(objective, causal=causal) / line.median
+            row[f"tflops_{name}"] = rate / 1e12
+            row[f"mfu_{name}"] = rate / gpu.flops if gpu else None
+        results["lines"].append(row)
+        print(
+            f"{objective}: {1e3 * line.median:.1f} ms a step, "
+            f"{row['tflops_causal']:.2f} TFLOP/s with causal scores, "
+            f"{row['tflops_whole']:.2f} with whole ones",
+            flush=True,
+        )
+    return results
 
 
 def report(results: dict[str, Any]) -> None:
@@ -385,6 +448,8 @@ def checked_run() -> dict[str, Any]:
         raise UserError(f"Unknown objectives {sorted(unknown)}: choose among sft, forward_kl, gkd.")
     if _DEVICE.value != "auto":
         jax.config.update("jax_platforms", {"cpu": "cpu", "gpu": "cuda"}[_DEVICE.value])
+    if _ALONE.value:
+        return run_alone()
     jax.config.update("jax_num_cpu_devices", len(os.sched_getaffinity(0)))
     with tempfile.TemporaryDirectory() as folder:
         return run(Path(folder))

@@ -29,6 +29,8 @@ import math
 import re
 from typing import Any
 
+from chips import CHIPS, Chip
+
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
 _OPERATION = re.compile(r"^\s*(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+)\[([\d,]*)\]")
@@ -40,43 +42,6 @@ _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "col
 # Products over the scores that a kernel makes: scores and values; scores, d(values), d(scores) to
 # dq; and so on.
 _SPLASH = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """Published figures of one chip, from the vendor's system architecture pages.
-
-    Attributes:
-      gib: HBM.
-      hbm: its bandwidth, bytes/s.
-      flops: peak in bfloat16, 1/s.
-      clock: Hz, what turns cycles into seconds: peak / (2 x 128 x 128 x number of matrix units), of
-        v6e 256 x 256.
-      ici: bytes/s that a chip sends over all its links.
-      links: to other chips.
-      dcn: bytes/s that are a chip's share of its host's network.
-      splash: share of the peak at which splash attention makes products over the causal half of the
-        scores: from the instruction bundles of its loops in libtpu's dumps
-          (`--xla_jf_dump_llo_text`), forward and backward together, at 2,304
-        tokens, blocks of 768 and a head width of 128.
-    """
-
-    gib: float
-    hbm: float
-    flops: float
-    clock: float
-    ici: float
-    links: int
-    dcn: float
-    splash: float
-
-
-CHIPS = {
-    "v4": Chip(32, 1228e9, 275e12, 1.05e9, 2400e9 / 8, 6, 50e9 / 8, 0.6),
-    "v5e": Chip(16, 819e9, 197e12, 1.5e9, 1600e9 / 8, 4, 25e9 / 8, 0.6),
-    "v5p": Chip(95, 2765e9, 459e12, 1.75e9, 4800e9 / 8, 6, 50e9 / 8, 0.6),
-    "v6e": Chip(32, 1640e9, 918e12, 1.75e9, 3584e9 / 8, 4, 100e9 / 8, 0.21),
-}
 
 
 # What lowers the memory of a program, by the config's fields.

@@ -13,6 +13,7 @@ def step_flops(
     full: bool,
     teacher: DecoderConfig | None = None,
     reads_twice: bool = False,
+    causal: bool = True,
 ) -> float:
     """Counts the operations of a training step, over all devices; recomputed ones do not count.
 
@@ -24,20 +25,24 @@ def step_flops(
     Args:
       cfg: the decoder's geometry.
       tokens: of the batch, padding included.
-      length: of a row, in tokens, of which its tokens see half on average.
+      length: of a row, in tokens.
       full: all weights are trained.
       teacher: the geometry of a live teacher, or None.
       reads_twice: the student's forward is made once more, without dropout.
+      causal: a token's attention is counted over the half of the row that it sees on average;
+        otherwise over the whole row, as much of what is published counts it.
     """
     # With frozen weights the backward pass makes no gradients of them: half of its products.
     passes = (3 if full else 2) + reads_twice
-    flops_a_token = passes * _forward_flops(cfg, length)
+    flops_a_token = passes * _forward_flops(cfg, length, causal)
     if teacher is not None:
-        flops_a_token += _forward_flops(teacher, length)
+        flops_a_token += _forward_flops(teacher, length, causal)
     return tokens * flops_a_token
 
 
-def fed_tokens(rows: int, own: int, prefix: int = 0, parts: int = 1) -> tuple[int, float]:
+def fed_tokens(
+    rows: int, own: int, prefix: int = 0, parts: int = 1, *, causal: bool = True
+) -> tuple[int, float]:
     """Counts the tokens that a step is fed, and the length of a row that attention sees as many of.
 
     Args:
@@ -45,19 +50,23 @@ def fed_tokens(rows: int, own: int, prefix: int = 0, parts: int = 1) -> tuple[in
       own: S, a row's tokens without the shared prefix.
       prefix: P, tokens of the prefix.
       parts: that a batch is taken in, each of which computes the prefix.
+      causal: that of `step_flops`, which the length is for.
 
     Returns:
       (tokens, `length` of `step_flops`).
     """
     tokens = rows * own + parts * prefix
-    # A row's own token sees the prefix and half of the row, one of the prefix half of that.
-    return tokens, (rows * own * (own + 2 * prefix) + parts * prefix**2) / tokens
+    # A row's own token sees the prefix and half of the row, one of the prefix half of that; counted
+    # whole, both see all of theirs. A causal length is twice what is seen.
+    beside = 2 * prefix if causal else prefix
+    return tokens, (rows * own * (own + beside) + parts * prefix**2) / tokens
 
 
-def _forward_flops(cfg: DecoderConfig, length: float) -> float:
+def _forward_flops(cfg: DecoderConfig, length: float, causal: bool) -> float:
     """Operations of a forward pass, a token."""
     # Rows of the embedding are looked up; tied ones are multiplied with at the output.
     embedding = 0 if cfg.tied_embeddings else cfg.vocab_size * cfg.width
     products = 2 * (cfg.num_params - embedding)
-    attention = 2 * length * cfg.num_layers * cfg.num_heads * cfg.head_width
+    seen = length / 2 if causal else length
+    attention = 4 * seen * cfg.num_layers * cfg.num_heads * cfg.head_width
     return products + attention

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from subtransfer.models import hf_export
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.models.presets import PRESETS
+from subtransfer.rollout.policy import Policy
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
 from subtransfer.training import pretrain
@@ -39,6 +40,13 @@ def geometry(name: str, family: str, dtype: str) -> DecoderConfig:
 
 def write(directory: Path, name: str, family: str, dtype: str, seed: int = 0) -> Path:
     """Writes a checkpoint: a Hugging Face directory whose tokenizer has one word for each id."""
+    made = policy(name, family, dtype, seed)
+    hf_export.save_checkpoint(directory, made.cfg, made.params, made.tokenizer)
+    return directory
+
+
+def policy(name: str, family: str, dtype: str, seed: int = 0) -> Policy:
+    """The same as a policy in memory, for geometries whose files would take minutes to write."""
     import tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -55,5 +63,4 @@ def write(directory: Path, name: str, family: str, dtype: str, seed: int = 0) ->
         eos_token="t0",
         chat_template=template,
     )
-    hf_export.save_checkpoint(directory, cfg, params, tokenizer)
-    return directory
+    return Policy(cfg, params, tokenizer)
