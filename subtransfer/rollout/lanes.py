@@ -109,18 +109,13 @@ def layout(
     rows = -(-rows // multiple) * multiple
     # Rows were rounded up, so that fewer lanes may be enough.
     lanes = max(min(lanes, -(-slots // rows)), 1)
-    served, patience = 8, rows // 8
-    if platform == "cpu":
-        # Each call of `decode` copies its bucket here, so it has to sample more to be worth that.
-        # It ends with as many turns as a call of `prefill` serves: one more costs a second call.
-        served, patience = max(rows // 4, 8), max(rows // 4 - 1, 0)
     shape = Shape(
         rows=rows,
         room=room,
         # Sharded slots are served where they lie; elsewhere few rows wait at a time.
-        prefill_rows=min(rows, served) if divided is None else rows,
+        prefill_rows=min(rows, 8) if divided is None else rows,
         prefill_tokens=min(-(-prefill_tokens // 8) * 8, engine.CHUNK),
-        patience=patience,
+        patience=rows // 8,
         int8_cache=int8_cache,
         copies=platform == "cpu",
     )
