@@ -88,7 +88,7 @@ ROOMS = (
                 "what all rows of a batch begin with (the system prompt with its tools) is "
                 "computed once for the batch, forward and backward, in the training of teachers "
                 "and students, teacher targets, checks of log-probs and the choice probe; dropout "
-                "then draws one mask for it. Fewer than 256 tokens, and packed rows with "
+                "then draws one mask for it. Fewer than 96 tokens, and packed rows with "
                 "base.attention=pallas, are taken whole. The last bits of numbers depend on it",
             ),
             "num_bases": Field(
