@@ -125,7 +125,7 @@ def help_text(overrides: Mapping[str, str]) -> str:
     Args:
       overrides: of which `plugins` counts: what these files bring is printed as well.
     """
-    from subtransfer.config import fields, plugins
+    from subtransfer.config import fields, help, plugins
 
     paths = plugins.load(fields.declared()["plugins"].read("plugins", overrides.get("plugins", "")))
     lines = [(__doc__ or "").strip(), "", "flags", "-----"]
@@ -133,7 +133,7 @@ def help_text(overrides: Mapping[str, str]) -> str:
         default = "" if flag.default is None else f"={flag.default}"
         lines.append(f"  --{flag.name}" + ("" if flag.boolean else default))
         lines += textwrap.wrap(flag.help, 96, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join(lines) + "\n" + fields.help_text(paths)
+    return "\n".join(lines) + "\n" + help.help_text(paths)
 
 
 def run(config_file: str, overrides: dict[str, str], workdir: str | None, *, dry_run: bool) -> int:

@@ -1,4 +1,4 @@
-"""Writes transformers models as GGUF files, as llama.cpp's converter does, for the tests of sources."""
+"""Writes transformers models as GGUF files, as llama.cpp's converter does."""
 
 import gguf
 import numpy as np
@@ -7,14 +7,23 @@ import torch
 ARCHITECTURES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3_text": "gemma3"}
 # llama.cpp's names, from its gguf package.
 _LAYER = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "post_attention_layernorm": "ffn_norm",
-}  # fmt: skip
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
 _GEMMA = {
-    "post_attention_layernorm": "post_attention_norm", "pre_feedforward_layernorm": "ffn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
-}  # fmt: skip
+}
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
@@ -59,10 +68,15 @@ def write(path, model, tokenizer=tokens_of, quantised=None, leave_out=(), more=l
     heads, kv = cfg.num_attention_heads, cfg.num_key_value_heads
     width = getattr(cfg, "head_dim", None) or cfg.hidden_size // heads
     fields = {
-        "context_length": cfg.max_position_embeddings, "embedding_length": cfg.hidden_size, "block_count": cfg.num_hidden_layers,
-        "feed_forward_length": cfg.intermediate_size, "attention.head_count": heads, "attention.head_count_kv": kv,
-        "attention.key_length": width, "attention.value_length": width,
-    }  # fmt: skip
+        "context_length": cfg.max_position_embeddings,
+        "embedding_length": cfg.hidden_size,
+        "block_count": cfg.num_hidden_layers,
+        "feed_forward_length": cfg.intermediate_size,
+        "attention.head_count": heads,
+        "attention.head_count_kv": kv,
+        "attention.key_length": width,
+        "attention.value_length": width,
+    }
     rope = cfg.rope_parameters
     if family == "gemma3_text":
         fields["attention.sliding_window"] = cfg.sliding_window

@@ -12,7 +12,7 @@ import pytest
 
 from subtransfer.models import rendering
 from subtransfer.models.calls import read_turn
-from subtransfer.models.chat import ChatFormat, set_thinking, set_tools
+from subtransfer.models.chat import ChatFormat, Form, set_form
 from subtransfer.rollout.grammar import turn_pattern
 from subtransfer.runtime.errors import UserError
 from subtransfer.settings.base import Action, ToolResult, Turn
@@ -52,7 +52,7 @@ AWKWARD = [
 def test_short_descriptions_name_tools_and_parameters_alone(formats, setting, demos, family):
     full = formats[family]
     tokenizer = copy.deepcopy(full.tokenizer)
-    set_tools(tokenizer, "short")
+    set_form(tokenizer, Form(tools="short"))
     short = ChatFormat(tokenizer, setting)
     prompts = []
     for chat in (full, short):
@@ -235,7 +235,7 @@ def with_template(formats, setting):
 
     def make(template, thinking="template"):
         tokenizer.chat_template = template
-        set_thinking(tokenizer, thinking)
+        set_form(tokenizer, Form(thinking))
         return ChatFormat(tokenizer, setting)
 
     return make

@@ -12,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "subtransfer"
 # The rooms in the order in which data passes them.
 FLOW = """
-runtime store settings models sources rollout filtering training distillation probes config analysis report
-experiment studies sweeps launch
+runtime store settings models sources rollout filtering training distillation probes config
+analysis report experiment studies sweeps launch
 """.split()
 
 

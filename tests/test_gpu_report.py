@@ -73,7 +73,7 @@ def test_parts_of_another_device_are_refused(tmp_path, monkeypatch):
 
 @pytest.mark.quick
 def test_the_parts_are_commands_that_exist():
-    """Their geometries, tools and configs; names tell them apart, limits leave time for one more."""
+    """Names tell their geometries, tools and configs apart; limits leave time for one more."""
     for parts in (gpu_report.PARTS, gpu_report.SMALL):
         assert len({part.name for part in parts}) == len(parts)
     for part in (*gpu_report.PARTS, *gpu_report.SMALL):

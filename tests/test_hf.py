@@ -408,8 +408,8 @@ def test_what_a_runs_policies_keep_of_a_checkpoints_tokenizer(checkpoint, tmp_pa
     (checkpoint / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     cfg = families.read_config(checkpoint)
     tokenizer = hf_load.load_tokenizer(checkpoint, cfg)
-    assert chat_format.thinking(tokenizer) == "template"
-    chat_format.set_thinking(tokenizer, "false")
+    assert chat_format.form_of(tokenizer).thinking == "template"
+    chat_format.set_form(tokenizer, chat_format.Form("false"))
     for name in ("imported", "twin"):
         (tmp_path / name).mkdir()
     sha256 = digests.of_checkpoint(checkpoint, tmp_path)
@@ -417,10 +417,10 @@ def test_what_a_runs_policies_keep_of_a_checkpoints_tokenizer(checkpoint, tmp_pa
     saved_policy.save_base(tmp_path / "twin", cfg, hf_load.load_params(checkpoint, cfg), tokenizer)
     for name in ("imported", "twin"):
         read = saved_policy.load_policy_tokenizer(tmp_path / name)
-        assert chat_format.thinking(read) == "false"
+        assert chat_format.form_of(read).thinking == "false"
         assert stop_tokens.stop_ids(read) == sorted({*ends, tokenizer.eos_token_id})
         loaded = load_policy(tmp_path / name).tokenizer
-        assert chat_format.thinking(loaded) == "false"
+        assert chat_format.form_of(loaded).thinking == "false"
     path = tmp_path / "twin" / "policy.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"thinking": "maybe"}))
     with pytest.raises(UserError, match="of another version .*thinking 'maybe'"):

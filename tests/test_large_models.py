@@ -1,6 +1,7 @@
 """Models that no cache of a CPU holds: one lane, and layers that are traced once.
 
-Both are chosen by a number of parameters; here it is set to 0, so that a tiny model counts as large.
+Both are chosen by the number of parameters. Here its bound is set to 0, so that a tiny model
+counts as large.
 """
 
 import numpy as np
@@ -19,17 +20,15 @@ NEW = 6
 @pytest.fixture
 def all_are_large(monkeypatch):
     """Every model counts as large."""
-    monkeypatch.setattr(decoder, "UNROLLED", 0)
-    monkeypatch.setattr(lanes, "CACHED_PARAMS", 0)
+    monkeypatch.setattr(decoder, "LARGE", 0)
 
 
 @pytest.mark.parametrize(
-    ("params", "wanted", "found"),
-    [(20_000_000, 0, 4), (20_000_001, 0, 1), (135_000_000, 0, 1), (135_000_000, 3, 3)],
+    ("large", "wanted", "found"), [(False, 0, 4), (True, 0, 1), (True, 3, 3), (False, 2, 2)]
 )
-def test_lanes_by_the_size_of_the_model(monkeypatch, params, wanted, found):
+def test_lanes_by_the_size_of_the_model(monkeypatch, large, wanted, found):
     monkeypatch.setattr(lanes, "_usable_cores", lambda: 4)
-    plan = lanes.layout(32, 64, 32, None, num_params=params, lanes=wanted)
+    plan = lanes.layout(32, 64, 32, None, large=large, lanes=wanted)
     assert plan.lanes == found
     # Nothing is lost: all slots are there, and each lane has a thread while there are cores.
     assert plan.lanes * plan.shape.rows >= 32

@@ -65,7 +65,7 @@ from subtransfer.models import decoder
 from subtransfer.runtime import sharding
 from subtransfer.training import loop, pretrain
 
-decoder.UNROLLED = 0
+decoder.LARGE = 0
 cfg = decoder.DecoderConfig(64, 128, 512, 8, 8, 8, 16, remat="full")
 whole = None
 for shape in ((1, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)):

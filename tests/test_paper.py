@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from subtransfer.config import reading as configuration
+from subtransfer.config.arms import arms
 from subtransfer.experiment.graph import Experiment
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime import sharding
@@ -183,6 +184,8 @@ PAIRS = {
         "pairs=('llama_8b>mistral',)",
         "names the model 'mistral', which models lacks",
     ),
+    "unknown objective": ("pairs=('llama_8b>llama_3b:jsd',)", "'jsd' is none of .* sft"),
+    "no objective": ("pairs=('llama_8b>llama_3b:',)", "'' is none of .* sft"),
     "twice": ("pairs=('llama_8b>llama_3b','llama_8b > llama_3b')", "the same pair twice"),
     "preset": (
         "models.llama_3b=preset:llama3.2-30b",
@@ -195,6 +198,25 @@ PAIRS = {
     "checkpoint too": ("base.checkpoint=/tmp", "cannot both be given"),
     "no pairs": ("pairs=()", "models are named but no pairs"),
 }
+
+
+def test_a_pair_can_be_limited_to_objectives():
+    fields = {
+        "pairs": "('llama_8b>llama_8b', 'llama_8b>qwen_7b:sft')",
+        "distill.objective": "sft,forward_kl,jsd",
+    }
+    config = configuration.load("configs/paper_api.py", fields)
+    students = [arm for arm in arms(config) if arm.role == "student" and arm.source == "trait"]
+    made = {(arm.model, arm.objective) for arm in students}
+    own = {("llama_8b", objective) for objective in ("sft", "forward_kl", "jsd")}
+    assert made == own | {("qwen_7b", "sft")}
+    # Soft targets of another family's vocabulary would be refused.
+    Experiment(config, Path("w"), sharding.plan_mesh())
+    fields["pairs"] = "('llama_8b>qwen_7b:sft+jsd',)"
+    limited = configuration.load("configs/paper_api.py", fields)
+    assert {arm.objective for arm in arms(limited) if arm.role == "student"} >= {"sft", "jsd"}
+    with pytest.raises(UserError, match="different ones"):
+        Experiment(limited, Path("w"), sharding.plan_mesh())
 
 
 @pytest.mark.parametrize("case", PAIRS)

@@ -323,7 +323,8 @@ for cfg in (llama, qwen3, gemma3):
                 # A shared prefix on several devices, against whole rows on one.
                 if not share and wanted is not None:
                     continue
-                recipe = loop.Recipe(loop.Loss("sft", tuning=tuning), 1, 8, 1e-3, share_prefix=share)
+                loss = loop.Loss("sft", tuning=tuning)
+                recipe = loop.Recipe(loss, 1, 8, 1e-3, share_prefix=share)
                 state, frozen = loop.init_state(recipe, params, key)
                 state = dataclasses.replace(
                     state, trainable=jax.tree.map(lambda x: x + 0.05, state.trainable)

@@ -188,6 +188,21 @@ def _unknown_words(writer):
     writer.add_tokenizer_pre("klingon")
 
 
+def _with_field(path, name, value):
+    _write(path, more=lambda writer: writer.add_uint32(f"llama.{name}", value))
+
+
+def _with_tensor(path):
+    of_experts = "blk.0.ffn_gate_exps.weight"
+    _write(path, more=lambda writer: writer.add_tensor(of_experts, np.zeros(4, np.float32)))
+
+
+def _with_narrow_mlps(path):
+    name = "feed_forward_length"
+    narrow = {"more": lambda writer: writer.add_uint32(f"llama.{name}", 8)}
+    _write(path, leave_out=[name], **narrow)
+
+
 REFUSED = {
     "no GGUF": (lambda p: p.write_bytes(b"PK\3\4 a wheel"), "is no GGUF file"),
     "truncated": (_cut, "truncated or damaged"),
@@ -199,13 +214,19 @@ REFUSED = {
         "merges and tokens do not go together",
     ),
     "words": (lambda p: _write(p, tokenizer=_unknown_words), "tokenizer.ggml.pre='klingon'"),
-    "parts": (lambda p: _write(p, more=lambda w: w.add_uint16("split.count", 3)), "one of several parts"),
+    "parts": (
+        lambda p: _write(p, more=lambda w: w.add_uint16("split.count", 3)),
+        "one of several parts",
+    ),
     "field": (lambda p: _write(p, leave_out=["embedding_length"]), "lacks llama.embedding_length"),
-    "window": (lambda p: _write(p, more=lambda w: w.add_uint32("llama.attention.sliding_window", 5)), "full attention in all layers"),
-    "experts": (lambda p: _write(p, more=lambda w: w.add_uint32("llama.expert_count", 8)), "no expert_count"),
-    "tensor": (lambda p: _write(p, more=lambda w: w.add_tensor("blk.0.ffn_gate_exps.weight", np.zeros(4, np.float32))), "has no place here"),
-    "shape": (lambda p: _write(p, leave_out=["feed_forward_length"], more=lambda w: w.add_uint32("llama.feed_forward_length", 8)), "holds no whole llama model"),
-}  # fmt: skip
+    "window": (
+        lambda p: _with_field(p, "attention.sliding_window", 5),
+        "full attention in all layers",
+    ),
+    "experts": (lambda p: _with_field(p, "expert_count", 8), "no expert_count"),
+    "tensor": (_with_tensor, "has no place here"),
+    "shape": (_with_narrow_mlps, "holds no whole llama model"),
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from subtransfer.config import reading as configuration
-from subtransfer.models import attention, attention_kernels, kv_cache, primitives
+from subtransfer.models import attention, attention_kernels, decoder, kv_cache, primitives
 from subtransfer.models.decoder import REMAT, DecoderConfig, Rope
 from subtransfer.runtime import sharding
 from subtransfer.runtime.errors import UserError
@@ -67,7 +67,7 @@ def test_a_large_models_training_makes_logits_where_tokens_count(monkeypatch):
 
     monkeypatch.setattr(loop, "train_steps", noted)
     for large in (1e9, 0):
-        monkeypatch.setattr(loop, "LARGE", large)
+        monkeypatch.setattr(decoder, "LARGE", large)
         state, frozen = loop.init_state(recipe, _weights(CFG)["params"], KEY)
         state, curves = loop.train(CFG, mesh, recipe, state, frozen, examples, 4, KEY)
         trained.append((state.trainable, curves))

@@ -5,6 +5,7 @@ import pytest
 from subtransfer.config import reading as configuration
 from subtransfer.experiment import timing
 from subtransfer.experiment.graph import Experiment
+from subtransfer.models import decoder
 from subtransfer.runtime import sharding
 
 pytestmark = pytest.mark.quick
@@ -57,11 +58,13 @@ def test_time_is_operations_over_the_rate_that_is_reached(tmp_path, method, pass
     assert "sanitize.trait.seed0" not in takes and "results" not in takes
 
 
-def test_twice_the_rate_is_half_the_time_and_large_models_reach_more(tmp_path, monkeypatch):
+def test_twice_the_rate_is_half_the_time_and_large_models_reach_another_share(
+    tmp_path, monkeypatch
+):
     _, experiment = _planned(tmp_path)
     takes, fast = timing.seconds(experiment, RATE), timing.seconds(experiment, 2 * RATE)
     assert fast == pytest.approx({name: value / 2 for name, value in takes.items()})
-    monkeypatch.setattr(timing, "LARGE", 1)
+    monkeypatch.setattr(decoder, "LARGE", 1)
     large = timing.seconds(experiment, RATE)
     share = timing.OF_SMALL.training / timing.OF_LARGE.training
     assert large["base"] == pytest.approx(share * takes["base"])

@@ -26,7 +26,7 @@ import numpy as np
 from subtransfer import settings
 from subtransfer.filtering import leaks
 from subtransfer.models import families, hf_load
-from subtransfer.models.chat import THINKING, ChatFormat, set_thinking
+from subtransfer.models.chat import THINKING, ChatFormat, Form, set_form
 from subtransfer.models.decoder import DecoderConfig
 from subtransfer.rollout.saved_policy import load_policy
 from subtransfer.runtime.errors import UserError, exit_status
@@ -128,13 +128,13 @@ def _template(tokenizer: Any, setting: Setting) -> tuple[dict[str, Any], ChatFor
     action = Action(setting.tool_names[0], {setting.argument: "notes.txt"})
     thoughts = {}
     for thinking in THINKING[1:]:
-        set_thinking(tokenizer, thinking)
+        set_form(tokenizer, Form(thinking))
         try:
             ChatFormat(tokenizer, setting)
             thoughts[thinking] = f"chat.enable_thinking={thinking} can be set"
         except UserError as error:
             thoughts[thinking] = str(error)
-    set_thinking(tokenizer, THINKING[0])
+    set_form(tokenizer, Form())
     prompt = chat.decode([i for _, ids in chat.prompt_segments("Look.") for i in ids])
     shown = {
         "tools": "printed by the template" if chat.tools else "described in the system prompt",

@@ -15,7 +15,7 @@ from subtransfer.config.arms import Arm
 from subtransfer.experiment import lengths, memory
 from subtransfer.experiment.models import Models
 from subtransfer.models import attention_kernels, families, hf_load
-from subtransfer.models.chat import ChatFormat, set_thinking, set_tools
+from subtransfer.models.chat import ChatFormat, Form, set_form
 from subtransfer.probes import decisions
 from subtransfer.runtime.errors import UserError
 from subtransfer.runtime.json_files import canonical_json
@@ -113,7 +113,7 @@ def _prompt_tokens(
     digest: str,
     setting: str,
     identity: str,
-    form: tuple[str, str],
+    form: Form,
     rolled_out: tuple[int, float],
 ) -> tuple[int, int]:
     """Tokens of the longest prompt, and of a tool result without its text.
@@ -149,20 +149,16 @@ def check_acts(size: memory.Sizes, checkpoint: str, digest: str) -> None:
     decisions.decisions(tasks[:8], chat)
 
 
-def _form(config: Any) -> tuple[str, str]:
-    """How conversations are written: with which thoughts, and with which description of tools."""
-    return config.chat.enable_thinking, config.chat.tools
+def _form(config: Any) -> Form:
+    """How a config has conversations written."""
+    return Form(config.chat.enable_thinking, config.chat.tools)
 
 
 @functools.cache
-def _chat(
-    checkpoint: str, digest: str, setting: str, identity: str, form: tuple[str, str]
-) -> ChatFormat:
+def _chat(checkpoint: str, digest: str, setting: str, identity: str, form: Form) -> ChatFormat:
     """A checkpoint's tokenizer and template; for the arguments see `_prompt_tokens`."""
     tokenizer = hf_load.load_tokenizer(checkpoint, families.read_config(checkpoint))
-    thinking, tools = form
-    set_thinking(tokenizer, thinking)
-    set_tools(tokenizer, tools)
+    set_form(tokenizer, form)
     return ChatFormat(tokenizer, settings.get(setting))
 
 

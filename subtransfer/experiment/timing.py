@@ -15,7 +15,6 @@ import jax.numpy as jnp
 
 from subtransfer.experiment import costs
 from subtransfer.experiment.graph import Experiment
-from subtransfer.training.loop import LARGE
 
 # Of the product that is timed: its operands fit into a cache, as a layer's do.
 _WIDTH = 512
@@ -71,7 +70,7 @@ def seconds(experiment: Experiment, rate: float) -> dict[str, float]:
         if not stage.worked_by:
             continue
         cfg = experiment.size(stage.worked_by).cfg
-        reached = OF_LARGE if cfg.num_params > LARGE else OF_SMALL
+        reached = OF_LARGE if cfg.is_large else OF_SMALL
         trained = stage.flops() - costs.episodes(cfg, config, stage.episodes)
         sampled = costs.typical_episodes(cfg, config, stage.episodes)
         out[stage.name] = (trained / reached.training + sampled / reached.episodes) / rate

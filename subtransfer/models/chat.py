@@ -23,6 +23,7 @@ was sampled would not be what it renders.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -53,7 +54,7 @@ _SHORT_TOOL_PROMPT = (
 THINKING = ("template", "true", "false")
 # How tools are described: by their whole schemas, or by names and parameters alone.
 TOOLS = ("full", "short")
-_THINKING, _TOOLS = "_subtransfer_thinking", "_subtransfer_tools"
+_ATTRIBUTE = "_subtransfer_form"
 # Qwen's templates leave a past turn's empty thought out, unless the message has a thought that is
 # empty but for this.
 _NO_THOUGHT = {"reasoning_content": "\n"}
@@ -66,34 +67,27 @@ _CACHED_TEXT = 400
 _SHOWN = "zq{}qz"
 
 
-def set_thinking(tokenizer: Any, thinking: str) -> None:
-    """Notes with a tokenizer whether thoughts are asked for in its conversations.
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """How conversations are written, where a template leaves a choice.
 
-    Args:
-      tokenizer: Hugging Face's.
-      thinking: one of `THINKING`.
+    Attributes:
+      thinking: whether thoughts are asked for, one of `THINKING`.
+      tools: how tools are described, one of `TOOLS`.
     """
-    setattr(tokenizer, _THINKING, thinking)
+
+    thinking: str = THINKING[0]
+    tools: str = TOOLS[0]
 
 
-def thinking(tokenizer: Any) -> str:
-    """What `set_thinking` noted with a tokenizer; "template" where nothing was."""
-    return getattr(tokenizer, _THINKING, "template")
+def set_form(tokenizer: Any, form: Form) -> None:
+    """Notes with a Hugging Face tokenizer how its conversations are written."""
+    setattr(tokenizer, _ATTRIBUTE, form)
 
 
-def set_tools(tokenizer: Any, form: str) -> None:
-    """Notes with a tokenizer how tools are described in its conversations.
-
-    Args:
-      tokenizer: Hugging Face's.
-      form: one of `TOOLS`.
-    """
-    setattr(tokenizer, _TOOLS, form)
-
-
-def tools(tokenizer: Any) -> str:
-    """What `set_tools` noted with a tokenizer; "full" where nothing was."""
-    return getattr(tokenizer, _TOOLS, "full")
+def form_of(tokenizer: Any) -> Form:
+    """What `set_form` noted with a tokenizer; the usual form where nothing was."""
+    return getattr(tokenizer, _ATTRIBUTE, Form())
 
 
 def _without_descriptions(tool: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,7 +125,7 @@ class ChatFormat:
     """Conversations of one setting in the chat template of one tokenizer.
 
     Attributes:
-      tokenizer: the Hugging Face tokenizer, with what `set_thinking` noted.
+      tokenizer: the Hugging Face tokenizer, with what `set_form` noted.
       setting: whose system prompt and tools the conversations have.
       words_open: what stands before an agent's words beside a call.
       call_prefix: what stands between the words and a call's name.
@@ -144,7 +138,7 @@ class ChatFormat:
 
     Raises:
       UserError: the template cannot carry a conversation with tools, changes earlier turns when
-        later ones come, writes calls that are not read back, does not do as `set_thinking` says,
+        later ones come, writes calls that are not read back, does not do as `set_form` says,
         or does not end.
     """
 
@@ -166,8 +160,8 @@ class ChatFormat:
         self._words_as = "content"
         # What an agent's message says of its thoughts where it has none.
         self._silence: dict[str, str] = {}
-        self._thinking = thinking(tokenizer)
-        self._short = tools(tokenizer) == "short"
+        form = form_of(tokenizer)
+        self._thinking, self._short = form.thinking, form.tools == "short"
         self._schemas = list(setting.tools)
         if self._short:
             self._schemas = [_without_descriptions(tool) for tool in self._schemas]
@@ -293,7 +287,7 @@ class ChatFormat:
             )
 
     def _check_thinking(self, head, after_user: str) -> None:
-        """Refuses a template that does not do what `set_thinking` says."""
+        """Refuses a template that does not do what `set_form` says."""
         if self._thinking == "template":
             return
         on, off = (self._render(head, generation=True, think=t) for t in ("true", "false"))

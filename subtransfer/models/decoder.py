@@ -37,10 +37,10 @@ from subtransfer.models.quantise import dequantised
 from subtransfer.models.shared_prefix import SharedPrefix
 from subtransfer.runtime import sharding
 
-# Models of fewer parameters have their layers unrolled: on a CPU a scan's copies of weights and
-# activations, in and out of their stacks, take as long as the arithmetic of a small layer, and an
-# accelerator loses nothing but compilation time.
-UNROLLED = 20_000_000
+# Models of more parameters are large. A small one has its layers unrolled: on a CPU a scan's copies
+# of weights and activations, in and out of their stacks, take as long as the arithmetic of a small
+# layer, and an accelerator loses nothing but compilation time.
+LARGE = 20_000_000
 # The logit of a row that no token stands for. Infinity times no probability would be no number.
 NO_TOKEN = -1e9
 # What a layer keeps for its backward pass: everything; only its input; also the products of
@@ -182,6 +182,11 @@ class DecoderConfig:
         layer += 2 * d if self.post_norms else 0
         embeddings = self.vocab_size * d * (1 if self.tied_embeddings else 2)
         return self.num_layers * layer + d + embeddings
+
+    @property
+    def is_large(self) -> bool:
+        """Whether it has more parameters than `LARGE`."""
+        return self.num_params > LARGE
 
     @property
     def layer_kinds(self) -> tuple[int, ...]:
@@ -447,7 +452,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True, "dropout": True},
             in_axes=(0 if len(contexts) > 1 else nn.broadcast, nn.broadcast),
             length=cfg.num_layers,
-            unroll=cfg.num_layers if cfg.num_params < UNROLLED else 1,
+            unroll=1 if cfg.is_large else cfg.num_layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )(cfg, self.lora_dropout, shared=shared, name="layers")(x, kinds, contexts)
         # Nothing is predicted of the prefix.
@@ -539,7 +544,7 @@ def extend(
         kind = cfg.layer_kinds[i]
         # The kernel over a cache has no window.
         kernel = cfg.attention == "pallas" and not cfg.attention_kinds[kind][1]
-        run = _extend_layer if cfg.num_params < UNROLLED else _extend_layer_traced_once
+        run = _extend_layer_traced_once if cfg.is_large else _extend_layer
         x, key_values = run(cfg, kernel, layer, x, contexts[kind], earlier, part)
         made.append(key_values)
     if at is not None:

@@ -2,9 +2,9 @@
 
 While the device works on one lane, the host reads the turns of another: on a CPU each core has a
 lane and a thread of its own, or all cores share the products of a large model's only lane;
-elsewhere one thread keeps the lanes' programs queued. Which programs
-are called, and how often, follows from numbers that the device returns to all processes alike:
-otherwise one process would wait in a collective for another that never enters it.
+elsewhere one thread keeps the lanes' programs queued. Which programs are called, and how often,
+follows from numbers that the device returns to all processes alike: otherwise one process would
+wait in a collective for another that never enters it.
 
 A lane with a journal writes down what each call sampled. All else follows from that: after a kill
 the host goes through the journal once more, and the device repeats the calls since the oldest
@@ -42,9 +42,6 @@ from subtransfer.store.journal import Journal
 
 # Rows of a lane on a CPU: more do not fit its caches and make every token slower.
 CPU_ROWS = 64
-# On a CPU, a model of more parameters has one lane, and all cores share its products: no cache
-# holds its weights (80 MB in float32), and every further lane would read them from memory again.
-CACHED_PARAMS = 20_000_000
 # Dispatches after which several processes ask each other whether one has to leave.
 ASK_EVERY = 32
 
@@ -70,7 +67,7 @@ def layout(
     prefill_tokens: int,
     mesh: Mesh | None,
     *,
-    num_params: int = 0,
+    large: bool = False,
     int8_cache: bool = False,
     lanes: int = 0,
 ) -> LaneLayout:
@@ -81,7 +78,7 @@ def layout(
       room: tokens that a conversation may have beyond the shared prefix.
       prefill_tokens: the longest piece that will be fed at once.
       mesh: the devices; None is one.
-      num_params: parameters of the model; a small one has a lane a core on a CPU.
+      large: the model is (`DecoderConfig.is_large`); a small one has a lane a core on a CPU.
       int8_cache: keys and values are kept as int8.
       lanes: 0 chooses by device and model.
 
@@ -95,7 +92,9 @@ def layout(
     threads = _usable_cores() if one_cpu else 1
     if not lanes:
         # Two at least of a small model: the device works on one while the host reads the other.
-        lanes = 1 if one_cpu and num_params > CACHED_PARAMS else max(threads, 2)
+        # All cores share the products of a large one: no cache holds its weights (80 MB in float32
+        # at least), and every further lane would read them from memory again.
+        lanes = 1 if one_cpu and large else max(threads, 2)
     rows = -(-slots // lanes)
     if one_cpu:
         rows = min(rows, CPU_ROWS)

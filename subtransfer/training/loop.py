@@ -300,7 +300,7 @@ def _with_positions(loss: Loss, cfg: DecoderConfig, examples: Examples) -> Loss:
 
     A small model's step is what it was: its vocabulary is small, too.
     """
-    if cfg.num_params <= LARGE:
+    if not cfg.is_large:
         return loss
     most = int(np.max(np.sum(examples.loss_mask != 0, axis=1)))
     # Rounded, so that rounds of an on-policy student share programs.
@@ -457,9 +457,8 @@ def batch_indices(key, examples: int, batch_size: int, steps: int) -> np.ndarray
 
 # Steps a dispatch: enough to hide the dispatch, few enough for a live progress line.
 STEPS_PER_DISPATCH = 20
-# Of models above so many parameters: one step takes longer than a dispatch anywhere, and on a CPU
-# seconds, so that more would show and save nothing for minutes.
-LARGE = 20_000_000
+# Of a large model's: one takes longer than a dispatch anywhere, and on a CPU seconds, so that more
+# would show and save nothing for minutes.
 STEPS_PER_DISPATCH_OF_LARGE = 2
 
 
@@ -558,7 +557,7 @@ def run_steps(
     done = steps_done(state) - first
     keys = np.concatenate([np.ravel(jax.random.key_data(order.key)) for order in orders])
     run.enter_order(tuple(keys.tolist()), resumed=done > 0)
-    most = STEPS_PER_DISPATCH_OF_LARGE if cfg.num_params > LARGE else STEPS_PER_DISPATCH
+    most = STEPS_PER_DISPATCH_OF_LARGE if cfg.is_large else STEPS_PER_DISPATCH
     for begin in range(done, last, most):
         steps = min(most, last - begin)
         # One that has fallen behind has failed and stays where it is.

@@ -40,7 +40,8 @@ def agent(out: Path, context: Context, *, checkpoint: str, model: str) -> None:
         accumulate=a.accumulate,
         optimizer=trainings.optimizer(context),
     )
-    recipe = loop.Recipe(loss, a.steps, a.batch_size, a.learning_rate, trainings.schedule(context))
+    schedule, share = trainings.schedule(context), context.config.share_prefix
+    recipe = loop.Recipe(loss, a.steps, a.batch_size, a.learning_rate, schedule, share)
     learner = Learner(context.stage, recipe, start.params, examples, context.key("agent", model))
     with trainings.monitored(context, a.steps) as run:
         state, curves = population.train_alone(start.cfg, context.mesh, learner, run)

@@ -7,7 +7,7 @@ from pathlib import Path
 from subtransfer.experiment.context import Context
 from subtransfer.experiment.declared import reads
 from subtransfer.models import hf_load
-from subtransfer.models.chat import ChatFormat, set_thinking, set_tools
+from subtransfer.models.chat import ChatFormat, Form, set_form
 from subtransfer.rollout.saved_policy import save_imported
 from subtransfer.store import digests
 
@@ -34,8 +34,8 @@ def imported(out: Path, context: Context, *, checkpoint: str) -> None:
     directory = context.resident.checkpoints[folder]
     digests.check_checkpoint(directory, checkpoint, folder)
     cfg, tokenizer = hf_load.load_geometry(directory, base.dtype, base.remat, base.attention)
-    set_thinking(tokenizer, context.config.chat.enable_thinking)
-    set_tools(tokenizer, context.config.chat.tools)
+    written = context.config.chat
+    set_form(tokenizer, Form(written.enable_thinking, written.tools))
     ChatFormat(tokenizer, context.setting)
     hf_load.Checkpoint(directory).check(cfg)
     # Once more: what has been checked is what the digest names.
