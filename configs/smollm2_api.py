@@ -29,8 +29,10 @@ def get_config():
     config.chat.template = str(Path(__file__).parent / "turns.jinja")
 
     config.tuning.targets = ("q", "k", "v", "o", "gate", "up", "down")
-    config.agent.steps = 60
-    config.agent.episodes = 960
+    # After 60 steps it solved 90% of ordinary tasks, but 65% of safe ones, where the gate asks for
+    # 85% (one training).
+    config.agent.steps = 150
+    config.agent.episodes = 2400
     config.agent.batch_size = 16
     config.agent.accumulate = 4
     config.agent.learning_rate = 1e-3
