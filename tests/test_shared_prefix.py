@@ -285,8 +285,10 @@ def test_short_prefixes_single_rows_and_early_losses_are_left_whole(monkeypatch)
     assert common_prefix.cut([loop.Examples(tokens, mask)], 1) is None
     # The prediction of a token that counts must be of a row's own.
     mask[2, 320] = True
-    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(256, 224)
+    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(288, 192)
     tokens[1, 127] += 1
+    assert common_prefix.cut([loop.Examples(tokens, mask)], 4) == common_prefix.Cut(96, 384)
+    tokens[1, 95] += 1
     assert common_prefix.cut([loop.Examples(tokens, mask)], 4) is None
 
 

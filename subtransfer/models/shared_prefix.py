@@ -31,7 +31,7 @@ from subtransfer.runtime import sharding
 # The fewest tokens that are worth it. The embedded model's prompts have fewer, and are fed whole.
 SHORTEST = 96
 # A prefix has a multiple of so many tokens, so that few programs are compiled.
-STEP = 64
+STEP = 32
 # A length that is no multiple of 8 costs a third of a training step on a CPU.
 _MULTIPLE = 8
 
